@@ -1,0 +1,58 @@
+# Two commands: `make demo` tunes ResNet-50 on this machine, `make test` runs the tests. Both set everything up first.
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= cpu,openvino,test
+# torch goes in first and by itself, so that a build of your choice (with or without CUDA) is kept by what follows.
+TORCH ?= torch==2.13.0
+DEMO_STUDY ?= studies/resnet50/study.yaml
+DEMO_BATCH ?= 1
+DEMO_BUDGET ?= 3m
+DEMO_DB ?= sqlite:///.demo/autotune.db
+
+BIN := $(VENV)/bin
+comma := ,
+STAMP := $(VENV)/.autotune-$(subst $(comma),-,$(EXTRAS))
+
+.PHONY: help setup links demo test check lint types clean
+help:
+	@echo "make demo    tune $(DEMO_STUDY) at batch $(DEMO_BATCH) on this machine ($(DEMO_BUDGET) of search)"
+	@echo "make test    run the tests"
+	@echo "make check   lint, strict types and the tests"
+	@echo "make setup   make $(VENV) with everything that the above need"
+	@echo "make clean   remove what was built, and the demo's database"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt | links
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed; name one with: make setup PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt "setuptools>=77" "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[$(EXTRAS)]"
+	@command -v g++ >/dev/null || echo "note: no g++ here, so the inductor backend takes no part (Debian: apt-get install g++)" >&2
+	@touch $@
+
+# Git-ignored links, so that type checkers and editors see the two top-level folders where they are imported from.
+links:
+	@test -e autotune/backends || ln -s ../backends autotune/backends
+	@test -e autotune/search_spaces || ln -s ../search_spaces autotune/search_spaces
+
+demo: setup
+	@mkdir -p .demo
+	$(BIN)/autotune tune $(DEMO_STUDY) --batch $(DEMO_BATCH) --budget $(DEMO_BUDGET) --db $(DEMO_DB)
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+# The import directions are checked by tests/test_imports.py.
+check: lint types test
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,36 @@
+"""autotune finds, proves and remembers the fastest way to run a model on a device.
+
+``import autotune`` loads nothing heavy; each name below is imported when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autotune.deploy.api import load, optimize, tune
+    from autotune.deploy.model import OptimizedModel
+    from autotune.objective import Metric, Objective
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "autotune.deploy.api",
+    "optimize": "autotune.deploy.api",
+    "tune": "autotune.deploy.api",
+    "OptimizedModel": "autotune.deploy.model",
+    "Metric": "autotune.objective",
+    "Objective": "autotune.objective",
+}
+
+__all__ = ["Metric", "Objective", "OptimizedModel", "__version__", "load", "optimize", "tune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autotune' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,264 @@
+"""The accuracy gate: what a candidate answers, held against the reference on inputs kept apart from everything else.
+
+The error of a floating output is relative to how much the reference varies between inputs, not to its size: two inputs
+through an untrained network give nearly the same answer, so an error relative to the size would pass a candidate that
+ignores its input. Everything is computed in float64 on the CPU.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autotune.errors import ReferenceRefusedError, RequestError
+from autotune.objective import Metric, Objective
+from autotune.trial import Failure, FailureKind
+
+if TYPE_CHECKING:
+    import torch
+
+    Answers = Sequence[tuple[torch.Tensor, ...]]
+
+LEAST_INPUTS = 8
+"""The reference needs at least this many distinct inputs."""
+
+LEAST_SPREAD = 1e-4
+"""Least ‖ref − mean(ref)‖ / ‖ref‖ of every input: rounding alone makes deep fp32 networks differ by about 1e-6 of ‖ref‖
+between correct implementations, so below this line a limit of 2e-2 of the signal is no longer far above the noise."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether a candidate passes, with every figure that was computed.
+
+    ``figures`` holds (output, signal error) of floating and (output, share of equal elements) of other outputs, in the
+    order of the outputs; ``signal_error`` is the worst of the former, ``metrics`` the user's own. All are empty where
+    the answers could not be compared: wrong number, shape or dtype, or a value that is not finite.
+    """
+
+    accepted: bool
+    signal_error: float | None = None
+    figures: tuple[tuple[str, float], ...] = ()
+    metrics: tuple[tuple[str, float], ...] = ()
+    failure: Failure | None = None
+
+    def __post_init__(self) -> None:
+        if self.accepted == (self.failure is not None):
+            raise ValueError("a verdict either accepts or has a failure")
+
+
+def signal_errors(outputs: "Answers", references: "Answers") -> tuple[float, ...]:
+    """Return one figure an output: the signal error if it is floating, else the share of equal elements.
+
+    The signal error is ‖y − ref‖ / ‖ref − mean(ref)‖, mean over the inputs; it is NaN or infinite where an answer is,
+    or where the reference does not vary. Both arguments have one tuple of tensors an input, of matching shapes.
+    """
+    return tuple(
+        _signal_error([answer[i] for answer in outputs], [reference[i] for reference in references])
+        if _is_floating(references[0][i])
+        else _agreement([answer[i] for answer in outputs], [reference[i] for reference in references])
+        for i in range(len(references[0]))
+    )
+
+
+def spreads(references: "Answers") -> tuple[float | None, ...]:
+    """Return ‖ref − mean(ref)‖ / ‖ref‖ of every floating output, the least over the inputs; ``None`` for the others."""
+    found: list[float | None] = []
+    for i, first in enumerate(references[0]):
+        if not _is_floating(first):
+            found.append(None)
+            continue
+        stack = _stack([reference[i] for reference in references])
+        signal, size = (stack - stack.mean(dim=0)).norm(dim=1), stack.norm(dim=1)
+        found.append(float((signal / size.clamp_min(1e-300)).min()))
+    return tuple(found)
+
+
+def check_reference(references: "Answers", names: Sequence[str]) -> None:
+    """Raise ReferenceRefusedError, naming the output, where the reference cannot tell wrong candidates from right ones.
+
+    It needs eight inputs or more, finite values, and floating outputs that all vary between inputs: a constant one (a
+    table of positions, say) has no signal that an error could be relative to. Outputs of integers may be constant, as
+    they are compared element by element, but at least one output must vary.
+    """
+    if len(references) < LEAST_INPUTS:
+        raise ReferenceRefusedError(
+            "the reference is judged on held-out inputs",
+            found=f"{len(references)} inputs",
+            expected=f"at least {LEAST_INPUTS} distinct ones",
+        )
+    for i, name in enumerate(names):
+        if not all(_is_finite(reference[i]) for reference in references):
+            raise ReferenceRefusedError(
+                f"the reference (the model in fp32) is not finite in output {name}",
+                found="NaN or infinity for at least one held-out input",
+                expected="finite values for every input of the study",
+                run="the model on the study's inputs; check its weights and the ranges of the inputs",
+            )
+    for name, spread in zip(names, spreads(references), strict=True):
+        if spread is not None and not spread >= LEAST_SPREAD:
+            raise ReferenceRefusedError(
+                f"output {name} of the reference does not vary between inputs, so no candidate can be judged by it",
+                found=f"‖ref − mean(ref)‖ / ‖ref‖ = {spread:.1e} for at least one of {len(references)} held-out inputs",
+                expected=f"at least {LEAST_SPREAD:.0e} for each input, so no output that is constant",
+                run="the study with a model that leaves this output out, or with inputs that it depends on",
+            )
+    if not any(_varies([reference[i] for reference in references]) for i in range(len(names))):
+        raise ReferenceRefusedError(
+            "no output of the reference varies between inputs, so a candidate that ignores its input would pass",
+            found=f"equal values of {', '.join(names)} for all {len(references)} held-out inputs",
+            expected="at least one output that depends on the input",
+            run="the study with inputs that differ",
+        )
+
+
+def judge(
+    outputs: "Answers",
+    references: "Answers",
+    names: Sequence[str],
+    objective: Objective,
+    metrics: Sequence[tuple[Metric, Callable[[Any, Any], Any]]] = (),
+) -> Verdict:
+    """Hold a candidate's answers against references that :func:`check_reference` let pass.
+
+    Refused are, in this order: another number, shape or dtype of outputs; NaN or infinity; an output beyond its limit;
+    a metric beyond its bound. ``metrics`` pairs each metric of the objective with its resolved function.
+    """
+    if len(outputs) != len(references) or any(len(reference) != len(names) for reference in references):
+        raise ValueError(f"{len(outputs)} answers, {len(references)} references, {len(names)} names do not match")
+    mismatch = _mismatch(outputs, references, names)
+    if mismatch:
+        return _refused("inaccurate", mismatch)
+    for i, name in enumerate(names):
+        bad = sum(not _is_finite(answer[i]) for answer in outputs)
+        if bad:
+            return _refused("non_finite", f"output {name} has NaN or infinity for {bad} of {len(outputs)} inputs")
+    figures = tuple(zip(names, signal_errors(outputs, references), strict=True))
+    floating = [_is_floating(tensor) for tensor in references[0]]
+    errors = [figure for (_, figure), is_floating in zip(figures, floating, strict=True) if is_floating]
+    worst = max(errors, key=_badness, default=None)
+    measured = _measure(metrics, outputs, references, names)
+    excesses = _excesses(figures, floating, objective) + _metric_excesses(measured, metrics)
+    failure = None
+    if excesses:
+        detail = "; ".join(sentence for _, _, sentence in sorted(excesses, key=lambda entry: -entry[0]))
+        figure = max(excesses, key=lambda entry: entry[0])[1]
+        failure = Failure(stage="check", kind="inaccurate", detail=detail, figure=figure)
+    return Verdict(accepted=failure is None, signal_error=worst, figures=figures, metrics=measured, failure=failure)
+
+
+def _refused(kind: FailureKind, detail: str) -> Verdict:
+    return Verdict(accepted=False, failure=Failure(stage="check", kind=kind, detail=detail))
+
+
+def _mismatch(outputs: "Answers", references: "Answers", names: Sequence[str]) -> str:
+    """Say where number, shapes or dtypes of the answers are not the reference's; empty where all are."""
+    for number, (answer, reference) in enumerate(zip(outputs, references, strict=True), start=1):
+        if len(answer) != len(reference):
+            return f"input {number} is answered by {len(answer)} outputs, the reference has {len(reference)}"
+        for name, found, expected in zip(names, answer, reference, strict=True):
+            if found.shape != expected.shape or found.dtype != expected.dtype:
+                return f"output {name} is {_kind_of(found)}, the reference {_kind_of(expected)}, at input {number}"
+    return ""
+
+
+def _excesses(
+    figures: Sequence[tuple[str, float]], floating: Sequence[bool], objective: Objective
+) -> list[tuple[float, float, str]]:
+    """Return (how bad, figure, sentence) for each output beyond its limit; NaN is beyond every limit."""
+    found = []
+    for (name, figure), is_floating in zip(figures, floating, strict=True):
+        if is_floating:
+            limit = objective.limit_of(name)
+            if not figure <= limit:
+                sentence = f"output {name} has a signal error of {figure:.3g}, the limit is {limit:g}"
+                found.append((_badness(figure / limit), figure, sentence))
+        elif not figure >= objective.integer_agreement:
+            least = objective.integer_agreement
+            found.append(
+                (1.0, figure, f"output {name} agrees in {figure:.4%} of its elements, the least is {least:.4%}")
+            )
+    return found
+
+
+def _measure(
+    metrics: Sequence[tuple[Metric, Callable[[Any, Any], Any]]],
+    outputs: "Answers",
+    references: "Answers",
+    names: Sequence[str],
+) -> tuple[tuple[str, float], ...]:
+    """Call the user's metrics; RequestError where one does not return a number."""
+    if not metrics:
+        return ()
+    named = [dict(zip(names, answer, strict=True)) for answer in outputs]
+    named_references = [dict(zip(names, reference, strict=True)) for reference in references]
+    measured = []
+    for metric, function in metrics:
+        value = function(named, named_references)
+        try:
+            measured.append((metric.function, float(value)))
+        except (TypeError, ValueError) as error:
+            raise RequestError(
+                f"metric {metric.function} was called on outputs and references",
+                found=f"{type(value).__name__} {value!r}",
+                expected="one number",
+            ) from error
+    return tuple(measured)
+
+
+def _metric_excesses(
+    measured: Sequence[tuple[str, float]], metrics: Sequence[tuple[Metric, Any]]
+) -> list[tuple[float, float, str]]:
+    """Return (how bad, figure, sentence) for each metric beyond its bound; NaN is beyond every bound."""
+    found = []
+    for (name, value), (metric, _) in zip(measured, metrics, strict=True):
+        if metric.at_most is not None and not value <= metric.at_most:
+            found.append((1.0, value, f"metric {name} is {value:.4g}, at most {metric.at_most:g} is allowed"))
+        if metric.at_least is not None and not value >= metric.at_least:
+            found.append((1.0, value, f"metric {name} is {value:.4g}, at least {metric.at_least:g} is asked"))
+    return found
+
+
+def _signal_error(answers: "Sequence[torch.Tensor]", references: "Sequence[torch.Tensor]") -> float:
+    reference = _stack(references)
+    if reference.shape[1] == 0:
+        return 0.0
+    error = (_stack(answers) - reference).norm(dim=1)
+    return float((error / (reference - reference.mean(dim=0)).norm(dim=1)).mean())
+
+
+def _agreement(answers: "Sequence[torch.Tensor]", references: "Sequence[torch.Tensor]") -> float:
+    equal = sum(int((a.cpu() == r.cpu()).sum()) for a, r in zip(answers, references, strict=True))
+    total = sum(reference.numel() for reference in references)
+    return equal / total if total else 1.0
+
+
+def _stack(tensors: "Sequence[torch.Tensor]") -> "torch.Tensor":
+    """One float64 row an input, complex numbers as two."""
+    import torch
+
+    parts = [torch.view_as_real(t) if t.is_complex() else t for t in (tensor.detach() for tensor in tensors)]
+    return torch.stack([part.to("cpu", torch.float64).flatten() for part in parts])
+
+
+def _is_floating(tensor: "torch.Tensor") -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _is_finite(tensor: "torch.Tensor") -> bool:
+    import torch
+
+    return not _is_floating(tensor) or bool(torch.isfinite(tensor.detach()).all())
+
+
+def _varies(tensors: "Sequence[torch.Tensor]") -> bool:
+    return any(not bool((tensor == tensors[0]).all()) for tensor in tensors[1:])
+
+
+def _kind_of(tensor: "torch.Tensor") -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {list(tensor.shape)}"
+
+
+def _badness(figure: float) -> float:
+    """Return a figure to sort by; NaN is the worst."""
+    return math.inf if math.isnan(figure) else figure

@@ -1,0 +1,88 @@
+"""The command ``autotune``: its subcommands, and what becomes of errors.
+
+Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
+"""
+
+import logging
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from autotune.cli import compare, db, doctor, plan, trials, tune
+from autotune.errors import AutotuneError
+
+INTERRUPTED = 130
+
+
+class Commands(typer.core.TyperGroup):
+    """The subcommands; an error that autotune raises on purpose becomes its message and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a subcommand."""
+        try:
+            return super().invoke(ctx)
+        except AutotuneError as error:
+            sys.stderr.write(f"error: {error}\n")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            sys.stderr.write("interrupted; what was finished is kept, and the same command goes on where it was\n")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    name="autotune",
+    cls=Commands,
+    help="Find, prove and remember the fastest way to run a model on a device.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("tune")(tune.tune)
+app.add_typer(plan.app, name="plan")
+app.command("trials")(trials.trials)
+app.command("compare")(compare.compare)
+app.add_typer(db.app, name="db")
+app.command("doctor")(doctor.doctor)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(version("autotune-inference"))
+        except PackageNotFoundError:
+            typer.echo("a checkout that is not installed")
+        raise typer.Exit()
+
+
+@app.callback()
+def options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what the library logs.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find, prove and remember the fastest way to run a model on a device."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(name)s: %(message)s" if verbose else "%(levelname)s: %(message)s",
+        force=True,
+    )
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    app(prog_name="autotune")
+
+
+if __name__ == "__main__":
+    main()

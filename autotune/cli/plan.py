@@ -1,0 +1,69 @@
+"""``autotune plan list`` and ``autotune plan show``."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autotune.cli.output import Batch, Db, DeviceOption, Json, device_class, open_store, print_json, show
+
+if TYPE_CHECKING:
+    from autotune.database.store import Store
+    from autotune.plan import Plan
+
+app = typer.Typer(help="Stored plans.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_plans(batch: Batch = None, device: DeviceOption = None, db: Db = None, json: Json = False) -> None:
+    """List the stored plans, one row for each model, batch and device class."""
+    with open_store(db) as store:
+        plans = store.plans(batch=batch, device=device_class(device))
+        if json:
+            print_json([{key: value for key, value in plan.as_dict().items() if key != "evidence"} for plan in plans])
+            return
+        from autotune.report.plans import plans_table
+
+        show(plans_table(plans, store.location))
+
+
+@app.command("show")
+def show_plan(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of the study.")],
+    batch: Batch = None,
+    device: DeviceOption = None,
+    db: Db = None,
+    json: Json = False,
+) -> None:
+    """Show a plan with its device, toolchain, artifact and evidence; without --batch, that of every batch.
+
+    With --json one plan is one object; several are a list of them.
+    """
+    with open_store(db) as store:
+        plans = find_plans(store, model, batch, device_class(device))
+        if json:
+            documents = [plan.as_dict() for plan in plans]
+            print_json(documents[0] if len(documents) == 1 else documents)
+            return
+        from autotune.report.plans import plan_view
+
+        for plan in plans:
+            here = plan.artifact is not None and store.artifacts.has(plan.artifact)
+            show(plan_view(plan, store.location, artifact_here=here))
+
+
+def find_plans(store: "Store", model: str, batch: int | None, device: str | None) -> "list[Plan]":
+    """Return the plans asked for; PlanNotFoundError says which there are instead."""
+    plans = store.plans(name=model, batch=batch, device=device)
+    if plans:
+        return plans
+    from autotune.errors import PlanNotFoundError
+
+    others = sorted({f"{plan.name} at batch {plan.batch} on {plan.device.sku}" for plan in store.plans()})
+    named = [other for other in others if other.startswith(f"{model} at ")] or others
+    where = f" on {device}" if device else ""
+    raise PlanNotFoundError(
+        f"no plan for {model}{f' at batch {batch}' if batch else ''}{where} in {store.location}",
+        found=", ".join(named[:12]) or "no plan at all",
+        expected="the name of a study that was tuned",
+        run=f"autotune tune studies/{model}/study.yaml" if not others else "autotune plan list",
+    )

@@ -1,0 +1,123 @@
+"""``autotune tune``."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autotune.cli.output import Batch, Db, Json, errors, nothing_on_stdout, open_store, print_json, show
+from autotune.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import RenderableType
+
+    from autotune.study_file import StudyFile
+    from autotune.study_request import StudyOutcome, StudyRequest
+
+
+def tune(
+    study: Annotated[Path, typer.Argument(metavar="STUDY_FILE", help="Such as studies/resnet50/study.yaml.")],
+    batch: Batch = None,
+    db: Db = None,
+    device: Annotated[
+        str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; else the file's.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", metavar="N", help="Distinct builds, over all runs of the study.")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="TIME", help="Time of active search over all runs: 90s, 3m, 1h.")
+    ] = None,
+    results: Annotated[
+        Path | None, typer.Option("--results", metavar="DIR", help="Also write DIR/<sku>-b<batch>.json.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Find the fastest way to run a study's model on a device, and keep it as its plan.
+
+    A study that was stopped goes on where it was; one that is finished prints its plan and measures nothing.
+    """
+    from autotune.study_file import read_study
+
+    requests = study_requests(read_study(study), batch=batch, device=device, trials=trials, budget=budget)
+    if results is not None and results.exists() and not results.is_dir():
+        raise RequestError(f"cannot write results to {results}", found="a file", expected="a folder, or none yet")
+    if not json:
+        _run(requests, db, results, show)
+        return
+    with nothing_on_stdout():
+        outcomes = _run(requests, db, results, lambda view: errors().print(view))
+    print_json({"studies": [outcome.as_dict() for outcome in outcomes]})
+
+
+def _run(
+    requests: "Sequence[StudyRequest]", db: str | None, results: Path | None, tell: "Callable[[RenderableType], None]"
+) -> "list[StudyOutcome]":
+    """Run one study after the other, telling each one's outcome as soon as it is there."""
+    from autotune.cli.progress import TuneProgress
+    from autotune.report.outcome import outcome_view
+    from autotune.report.results import write_results
+    from autotune.study import run_study
+
+    outcomes = []
+    with open_store(db, create=True) as store:
+        for request in requests:
+            with TuneProgress(errors(), request) as progress:
+                outcome = run_study(request, store, progress)
+            tell(outcome_view(outcome, store.location))
+            if results is not None:
+                path = write_results(outcome, results, command=shlex.join(["autotune", *sys.argv[1:]]))
+                errors().print(f"wrote {path}")
+            outcomes.append(outcome)
+    return outcomes
+
+
+def study_requests(
+    file: "StudyFile", *, batch: int | None, device: str | None, trials: int | None, budget: str | None
+) -> "list[StudyRequest]":
+    """Make one request a batch from a study file and the options that override it."""
+    from autotune import registry
+    from autotune.runtime import discovery
+    from autotune.study_file import parse_duration
+    from autotune.study_request import StudyRequest
+
+    if batch is not None and batch not in file.batch:
+        raise RequestError(
+            f"study {file.name} at batch {batch}",
+            found=f"a study file with batch {', '.join(map(str, file.batch))}",
+            expected="one of these, or another batch written into the file",
+        )
+    try:
+        budget_s = file.search.budget if budget is None else parse_duration(budget)
+    except ValueError as error:
+        raise RequestError(f"--budget {budget}", found=str(error), expected="such as 90s, 3m or 1h30m") from None
+    unknown = sorted(set(file.space.backends or ()) - set(registry.names()))
+    if unknown:
+        raise RequestError(
+            f"study {file.name} asks for backend {', '.join(unknown)}",
+            found="no backend of that name",
+            expected=f"some of {', '.join(registry.names())}",
+            run="autotune doctor",
+        )
+    where = discovery.find(device or file.device)
+    return [
+        StudyRequest(
+            name=file.name,
+            batch=size,
+            device=where,
+            objective=file.objective_record(),
+            factory=file.factory,
+            inputs=file.input_specs(),
+            serve_as=file.serve_as,
+            backends=file.space.backends,
+            precisions=file.space.precision,
+            trials=file.search.trials if trials is None else trials,
+            budget_s=budget_s,
+            seed=file.search.seed,
+        )
+        for size in ([batch] if batch is not None else file.batch)
+    ]

@@ -1,0 +1,236 @@
+"""Where the tuning database is, and an engine that is ready for it.
+
+SQLite runs with a write-ahead log, synchronous FULL and ``BEGIN IMMEDIATE`` for writes; on PostgreSQL a write takes an
+advisory lock. On both there is therefore one writer at a time, and what a transaction has read stays true in it.
+"""
+
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+
+from autotune import environment
+from autotune.database.schema import REVISIONS, VERSION_TABLE
+from autotune.device import slug
+from autotune.errors import DatabaseError
+
+BUSY_TIMEOUT_S = 30.0
+WRITE = "autotune_write"
+_ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"autotune").digest()[:8], "big", signed=True)
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "lustre", "ceph", "beegfs", "gpfs"}
+_NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs"}
+_FORMS = "a path, sqlite:///PATH or postgresql://USER@HOST/NAME"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Location:
+    """A tuning database: its URL, how it is shown (never with a password), and the folder of its artifacts."""
+
+    url: URL
+    shown: str
+    artifacts: Path
+
+    @property
+    def file(self) -> Path | None:
+        """The file of a SQLite database."""
+        return Path(str(self.url.database)) if self.url.get_backend_name() == "sqlite" else None
+
+
+def locate(url: str | None = None) -> Location:
+    """Give the database asked for, else ``AUTOTUNE_DB``, else ``autotune.db`` in the user's data folder."""
+    asked = url or environment.database_url() or str(environment.data_folder() / "autotune.db")
+    if "://" not in asked:
+        return _sqlite(Path(asked))
+    try:
+        parsed = make_url(asked)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, ValueError):
+        raise DatabaseError("The URL of the tuning database cannot be read", expected=_FORMS) from None
+    if backend == "sqlite" and parsed.database and not parsed.database.startswith((":", "file:")):
+        return _sqlite(Path(parsed.database))
+    if backend not in ("postgresql", "postgres") or not parsed.database:
+        raise DatabaseError(
+            "This is no place for a tuning database", found=f"a {backend} URL, or one without a name", expected=_FORMS
+        )
+    hidden = parsed.query.get("password")  # libpq takes a password there too, where a URL does not hide it
+    if hidden is not None:
+        parsed = parsed.set(password=str(hidden)).difference_update_query(["password"])
+    host, database = f"{parsed.host or 'local'}:{parsed.port or 5432}", parsed.database
+    key = hashlib.sha256(f"{host}/{database}".encode()).hexdigest()[:8]
+    return Location(
+        url=parsed.set(drivername="postgresql+psycopg"),
+        shown=URL.create("postgresql", parsed.username, None, parsed.host, parsed.port, database).render_as_string(),
+        artifacts=environment.data_folder() / f"{slug(database)}-{key}-artifacts",
+    )
+
+
+def _sqlite(path: Path) -> Location:
+    file = Path(os.path.abspath(path.expanduser()))
+    return Location(
+        url=URL.create("sqlite", database=str(file)), shown=str(file), artifacts=file.parent / f"{file.stem}-artifacts"
+    )
+
+
+@contextmanager
+def database_errors(location: Location) -> Iterator[None]:
+    """Turn what the database raises into DatabaseError, with the reason and without a password."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        reason = str(error.orig if isinstance(error, DBAPIError) and error.orig else error).strip().split("\n")[0]
+        if location.url.password:
+            reason = reason.replace(str(location.url.password), "***")
+        raise DatabaseError(
+            f"The tuning database {location.shown} cannot be used",
+            found=reason,
+            expected="a tuning database, or an empty one, that this user can read and write",
+            run="the same command with --db PATH, or set AUTOTUNE_DB",
+        ) from (error if not location.url.password else None)
+
+
+def open_engine(url: str | None = None, create: bool = True) -> Engine:
+    """Give an engine on the database at ``url`` (see :func:`locate`) with the newest schema."""
+    return engine_at(locate(url), create=create)
+
+
+def engine_at(location: Location, *, create: bool = True) -> Engine:
+    """Give an engine with the newest schema; Alembic is imported only where the schema is absent or old.
+
+    Raises DatabaseError where the database is absent (and ``create`` is false), newer than this version, or unusable.
+    """
+    if location.file is not None:
+        _check_file(location.file, create=create)
+    with database_errors(location):
+        engine = _connected(location)
+        try:
+            with engine.connect() as connection:
+                version = schema_version(connection)
+            if version != REVISIONS[-1]:
+                _bring_up_to_date(engine, location, create=create)
+        except BaseException:
+            engine.dispose()
+            raise
+    return engine
+
+
+def _check_file(file: Path, *, create: bool) -> None:
+    asked = f"The tuning database {file} cannot be opened"
+    if not create and not file.exists():
+        raise DatabaseError(asked, found="no such file", run="autotune tune STUDY, which makes it")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseError(
+            asked,
+            found=f"{error.strerror} ({error.filename})",
+            expected="a folder that this user can write",
+            run="the same command with --db PATH, or set AUTOTUNE_DB",
+        ) from error
+    if file.exists() and not file.is_file():
+        raise DatabaseError(asked, found="something that is not a file", expected="a SQLite file, or none yet")
+    kind = _file_system(file)
+    if kind in _NETWORK:
+        raise DatabaseError(
+            asked,
+            found=f"a network file system ({kind}), where SQLite's locks do not hold",
+            expected="a local disk, or a PostgreSQL database for several machines",
+        )
+
+
+def _file_system(file: Path) -> str:
+    """Give the type of the file system a file lies on, as the kernel lists it; empty where there is no such list."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text(errors="replace")
+    except OSError:
+        return ""
+    real = Path(os.path.realpath(file))
+    best, kind = -1, ""
+    for line in mounts.splitlines():
+        _, point, found, *_ = line.split(" ")
+        place = Path(point.replace("\\040", " "))
+        if real.is_relative_to(place) and len(place.parts) >= best:  # of two on one point the later one is seen
+            best, kind = len(place.parts), found
+    return kind
+
+
+def _connected(location: Location) -> Engine:
+    if location.file is None:
+        try:
+            engine = create_engine(
+                location.url, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": 10}
+            )
+        except ModuleNotFoundError as error:
+            raise DatabaseError(
+                f"The tuning database {location.shown} cannot be opened",
+                found=f"the package {error.name} is not installed",
+                run="pip install 'autotune-inference[postgres]'",
+            ) from None
+        event.listen(engine, "begin", _begin_postgresql)
+        return engine
+    engine = create_engine(location.url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_S})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver begins no transaction of its own: _begin_sqlite does
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:  # several processes may switch at once, and for this SQLite does not wait
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if connection.get_execution_options().get(WRITE) else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    if connection.get_execution_options().get(WRITE):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+
+
+def schema_version(connection: Connection) -> str | None:
+    """Give the revision of the schema, by one plain SELECT; ``None`` where there is no schema."""
+    try:
+        return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+    except DBAPIError:
+        connection.rollback()
+        if inspect(connection).has_table(VERSION_TABLE):
+            raise
+        return None
+
+
+def _bring_up_to_date(engine: Engine, location: Location, *, create: bool) -> None:
+    """Apply what is missing in one write transaction; of several processes the first does it, the others wait."""
+    with engine.execution_options(**{WRITE: True}).begin() as connection:
+        found = inspect(connection).has_table(VERSION_TABLE)
+        version = schema_version(connection) if found else None
+        if version == REVISIONS[-1]:
+            return
+        if version is not None and version not in REVISIONS:
+            raise DatabaseError(
+                f"The tuning database {location.shown} was written by a newer version of autotune",
+                found=f"schema {version}",
+                expected=f"schema {REVISIONS[-1]} or older",
+                run="pip install --upgrade autotune-inference",
+            )
+        if version is None and not create:
+            raise DatabaseError(f"{location.shown} is no tuning database", found="a database without its tables")
+        from autotune.database import migrate
+
+        migrate.upgrade(connection)

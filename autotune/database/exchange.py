@@ -1,0 +1,362 @@
+"""Studies, trials, measurements and plans between databases, in one zip file.
+
+``records.json`` holds the records, ``artifacts/<digest>/<name>`` the files of the plans' artifacts, uncompressed. A
+file is checked from end to end before a row or an artifact is written; what it may unpack to is bounded by its own size
+and by the sizes that its records declare.
+"""
+
+import contextlib
+import hashlib
+import os
+import struct
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from autotune.database import plans, trials
+from autotune.database.artifacts import CHUNK_BYTES, ArtifactFile
+from autotune.database.parcel import Parcel, TravellingMeasurement, TravellingTrial, from_json, to_json
+from autotune.database.rows import (
+    measurement_uid,
+    objective_content,
+    parse_instant,
+    plan_of,
+    study_identity,
+    study_record,
+    trial_record,
+    trial_values,
+)
+from autotune.database.schema import DeviceTable, MeasurementTable, PlanTable, StudyTable, TrialTable, WorkloadTable
+from autotune.database.store import Store, put_device, put_workload
+from autotune.device import Device
+from autotune.errors import ArtifactError, DatabaseError
+from autotune.plan import Plan
+from autotune.trial import Measurement
+from autotune.workload import Workload
+
+RECORDS = "records.json"
+RECORDS_LIMIT_BYTES = 512 << 20
+_UNSOUND = (ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile)
+KINDS = ("studies", "trials", "measurements", "plans", "artifacts")
+Counts = dict[str, dict[str, int]]
+
+
+def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: bool = True) -> dict[str, int]:
+    """Write the finished trials, measurements and plans of studies (by name, all their batches) into a file.
+
+    Gives how many of each it wrote. ``artifacts`` takes the plans' artifacts along, as far as the store has them. The
+    file appears only when it is complete. Raises DatabaseError for an unknown study, or where ``out`` cannot be
+    written.
+    """
+    parcel = _packed(store, studies, artifacts)
+    content = to_json(parcel)
+    if len(content) > RECORDS_LIMIT_BYTES:
+        raise DatabaseError(
+            f"{out} cannot be written",
+            found=f"{len(content) >> 20} MiB of records",
+            expected="fewer studies in one file",
+        )
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                _write_zip(store, parcel, content, stream)
+                os.fchmod(stream.fileno(), 0o644)
+            os.replace(temporary, out)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise DatabaseError(
+            f"{out} cannot be written",
+            found=str(error.strerror),
+            expected="a file in a folder that this user can write",
+        ) from error
+    return {kind: len(getattr(parcel, kind)) for kind in KINDS}
+
+
+def _write_zip(store: Store, parcel: Parcel, content: bytes, stream: BinaryIO) -> None:
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        archive.writestr(zipfile.ZipInfo(RECORDS), content, zipfile.ZIP_DEFLATED)
+        for digest, files in parcel.artifacts.items():
+            folder = store.artifacts.open(digest)
+            for file in files:
+                entry = zipfile.ZipInfo(_member(digest, file))
+                entry.file_size = file.size_bytes
+                with open(folder / file.name, "rb") as source, archive.open(entry, "w") as target:
+                    while chunk := source.read(CHUNK_BYTES):
+                        target.write(chunk)
+
+
+def _member(digest: str, file: ArtifactFile) -> str:
+    return f"artifacts/{digest}/{file.name}"
+
+
+def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
+    with store.reading() as session:
+        studies = session.scalars(select(StudyTable).where(StudyTable.name.in_(names)).order_by(StudyTable.uid)).all()
+        unknown = sorted(set(names) - {study.name for study in studies})
+        if unknown or not names:
+            known = session.scalars(select(StudyTable.name).distinct().order_by(StudyTable.name)).all()
+            raise DatabaseError(
+                f"{store.location} has no study {', '.join(unknown) or 'without a name'}",
+                expected=", ".join(known) or "a study, but there is none yet",
+            )
+        promoted = [plan_of(row) for row in session.scalars(select(PlanTable).where(PlanTable.name.in_(names)))]
+        digests = sorted({plan.artifact for plan in promoted if artifacts and plan.artifact is not None})
+        parcel_trials = list(_travelling(session, studies))
+        return Parcel(
+            workloads=tuple(
+                Workload.from_dict(session.get_one(WorkloadTable, key).record)
+                for key in sorted({(study.structure, study.weights) for study in studies})
+            ),
+            devices=tuple(
+                Device.from_dict(session.get_one(DeviceTable, key).record)
+                for key in sorted({study.device_class for study in studies})
+            ),
+            studies=tuple(study_record(study) for study in studies),
+            trials=tuple(parcel_trials),
+            measurements=tuple(_measurements(session, parcel_trials)),
+            plans=tuple(promoted),
+            artifacts={each: store.artifacts.files(each) for each in digests if store.artifacts.has(each)},
+        )
+
+
+def _travelling(session: Session, studies: Sequence[StudyTable]) -> Iterator[TravellingTrial]:
+    for study in studies:
+        query = select(TrialTable).where(TrialTable.study == study.uid, TrialTable.state != "running")
+        for row in session.scalars(query.order_by(TrialTable.number)):
+            yield TravellingTrial(
+                study=study.uid, trial=trial_record(row), created=row.created, finished=row.finished or row.created
+            )
+
+
+def _measurements(session: Session, trials_: Sequence[TravellingTrial]) -> Iterator[TravellingMeasurement]:
+    for each in trials_:
+        query = select(MeasurementTable).where(MeasurementTable.trial == each.trial.uid)
+        for row in session.scalars(query.order_by(MeasurementTable.uid)):
+            yield TravellingMeasurement(
+                trial=row.trial,
+                role="finals" if row.role == "finals" else "screening",
+                measurement=Measurement.from_dict(row.record),
+                created=row.created,
+            )
+
+
+def merge_file(store: Store, path: Path) -> Counts:
+    """Take in what :func:`export_studies` wrote; gives how many of each kind were ``added`` and ``known`` already.
+
+    A study with the same identity is one study here too; a trial counts once, by its uid; of two plans with one key the
+    newer stays. Raises DatabaseError for a file that is not sound, and then nothing was written.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            parcel = _opened(archive)
+            added = _store_artifacts(store, archive, parcel)
+    except _UNSOUND as error:
+        raise DatabaseError(
+            f"{path} cannot be merged", found=str(error), expected="a file that autotune db export wrote"
+        ) from error
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be read", found=str(error.strerror or error)) from error
+    try:
+        with store.writing() as session:
+            counts = _merged(session, store, parcel)
+            store.discard(trials.unneeded(session, set(added)))  # those of plans that are older than what is here
+    except BaseException:
+        _discard(store, added)
+        raise
+    new = sum(store.artifacts.has(digest) for digest in added)
+    counts["artifacts"] = {"added": new, "known": len(parcel.artifacts) - new}
+    return counts
+
+
+def _opened(archive: zipfile.ZipFile) -> Parcel:
+    """Read and check everything; raises ``ValueError`` with the first thing that is wrong."""
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    if RECORDS not in entries:
+        raise ValueError(f"no {RECORDS}")
+    if len(entries) != len(archive.infolist()):
+        raise ValueError("two entries of one name")
+    if entries[RECORDS].file_size > RECORDS_LIMIT_BYTES:
+        raise ValueError(f"{RECORDS} declares more than {RECORDS_LIMIT_BYTES >> 20} MiB")
+    with archive.open(RECORDS) as stream:
+        content = stream.read(RECORDS_LIMIT_BYTES + 1)
+    if len(content) != entries[RECORDS].file_size:
+        raise ValueError(f"{RECORDS} does not have the size it declares")
+    parcel = from_json(content)
+    declared = {_member(digest, file): file for digest, files in parcel.artifacts.items() for file in files}
+    stray = sorted(set(entries) ^ (set(declared) | {RECORDS}))
+    if stray:
+        raise ValueError(f"{stray[0][:200]!r} is declared and absent, or there and not declared")
+    for name, file in declared.items():
+        entry = entries[name]
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != file.size_bytes:
+            raise ValueError(f"{name} does not have the form and size that are declared")
+    if sum(file.size_bytes for file in declared.values()) > os.path.getsize(str(archive.filename)):
+        raise ValueError("its entries overlap")
+    for name, file in declared.items():
+        _copy(archive, name, file)
+    return parcel
+
+
+def _copy(archive: zipfile.ZipFile, name: str, file: ArtifactFile, target: BinaryIO | None = None) -> None:
+    """Read one file, no further than its declared size, and compare its SHA-256."""
+    digest, left = hashlib.sha256(), file.size_bytes
+    with archive.open(name) as source:
+        while chunk := source.read(min(CHUNK_BYTES, left + 1)):
+            left -= len(chunk)
+            digest.update(chunk)
+            if left < 0:
+                break
+            if target is not None:
+                target.write(chunk)
+    if left != 0 or digest.hexdigest() != file.sha256:
+        raise ValueError(f"{name} does not match its SHA-256")
+
+
+def _store_artifacts(store: Store, archive: zipfile.ZipFile, parcel: Parcel) -> list[str]:
+    """Add the artifacts that the store lacks, all or none; gives their digests."""
+    added: list[str] = []
+    try:
+        for digest, files in parcel.artifacts.items():
+            if store.artifacts.has(digest):
+                continue
+            with store.artifacts.scratch() as folder:
+                for file in files:
+                    path = folder / file.name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with open(path, "xb") as target:
+                        _copy(archive, _member(digest, file), file, target)
+                added.append(store.artifacts.add(folder))
+            if added[-1] != digest:
+                raise ValueError(f"artifact {digest} changed while it was being read")
+    except BaseException:
+        _discard(store, added)
+        raise
+    return added
+
+
+def _discard(store: Store, digests: Sequence[str]) -> None:
+    with contextlib.suppress(DatabaseError, ArtifactError), store.writing() as session:
+        store.discard(trials.unneeded(session, set(digests)))
+
+
+def _merged(session: Session, store: Store, parcel: Parcel) -> Counts:
+    counts: Counts = {kind: {"added": 0, "known": 0} for kind in KINDS}
+
+    def count(kind: str, new: bool) -> None:
+        counts[kind]["added" if new else "known"] += 1
+
+    for workload in parcel.workloads:
+        put_workload(session, workload)
+    for device in parcel.devices:
+        put_device(session, device)
+    here: dict[str, StudyTable] = {}
+    for uid in sorted(study.uid for study in parcel.studies):
+        here[uid], new = _put_study(session, parcel, uid)
+        count("studies", new)
+    kept = {digest for digest in parcel.artifacts if store.artifacts.has(digest)}
+    free = {each.trial.uid for each in parcel.trials if _is_free(session, here[each.study], each.trial.number)}
+    for each in sorted(parcel.trials, key=lambda each: each.trial.uid not in free):  # those keep their numbers
+        count("trials", _put_trial(session, here[each.study], each, kept))
+    for item in parcel.measurements:
+        new = session.get(MeasurementTable, measurement_uid(item.trial, item.role, item.measurement)) is None
+        trials.add_measurement(session, item.trial, item.role, item.measurement, item.created)
+        count("measurements", new)
+    replaced: set[str] = set()
+    for plan in parcel.plans:
+        count("plans", _put_plan(session, plan, replaced))
+    store.discard(trials.unneeded(session, replaced))
+    return counts
+
+
+def _put_study(session: Session, parcel: Parcel, uid: str) -> tuple[StudyTable, bool]:
+    """Give the row of the study with this one's identity, made where there is none, and whether it is new."""
+    study = next(each for each in parcel.studies if each.uid == uid)
+    key = (study.structure, study.weights)
+    workload = next(each for each in parcel.workloads if (each.structure, each.weights) == key)
+    identity = study_identity(
+        workload, study.device_class, study.objective, study.serve_as, study.space_digest, study.seed
+    )
+    row = session.scalars(select(StudyTable).where(StudyTable.identity == identity)).first()
+    if row is not None:
+        if study.active_s > row.active_s:
+            row.active_s, row.timings = study.active_s, dict(study.timings)
+        row.state = "finished" if "finished" in (row.state, study.state) else "running"
+        row.created = min(row.created, study.created)
+        return row, False
+    _refuse_known(session.get(StudyTable, uid) is not None, f"study {uid}")
+    names = set(StudyTable.__table__.columns.keys()) - {"identity", "objective"}
+    row = StudyTable(
+        identity=identity,
+        objective=objective_content(study.objective),
+        **{name: getattr(study, name) for name in names},
+    )
+    session.add(row)
+    session.flush()
+    return row, True
+
+
+def _is_free(session: Session, study: StudyTable, number: int) -> bool:
+    taken = select(TrialTable.uid).where(TrialTable.study == study.uid, TrialTable.number == number)
+    return session.scalar(taken) is None
+
+
+def _put_trial(session: Session, study: StudyTable, each: TravellingTrial, kept: set[str]) -> bool:
+    """Add a trial under its number, or under the study's next one where that is taken; whether it is new."""
+    trial = each.trial
+    known = session.get(TrialTable, trial.uid)
+    if known is not None:
+        other = known.study != study.uid or known.configuration_digest != trial.configuration.digest
+        _refuse_known(other, f"trial {trial.uid}")
+        return False
+    number = trial.number if _is_free(session, study, trial.number) else trials.next_number(session, study.uid)
+    values = trial_values(trial) | {"artifact": trial.artifact if trial.artifact in kept else None}
+    session.add(
+        TrialTable(
+            uid=trial.uid,
+            study=study.uid,
+            number=number,
+            attempt=trial.attempt,
+            backend=trial.configuration.backend,
+            configuration=trial.configuration.as_dict(),
+            configuration_digest=trial.configuration.digest,
+            structure=study.structure,
+            weights=study.weights,
+            device_class=study.device_class,
+            toolchain=trial.toolchain,
+            merged=True,
+            created=each.created,
+            finished=each.finished,
+            **values,
+        )
+    )
+    session.flush()
+    return True
+
+
+def _put_plan(session: Session, plan: Plan, replaced: set[str]) -> bool:
+    """Keep the newer of two plans with one key (as old: the one with the greater uid); whether it is this one."""
+    former = plans.same_key(session, plan)
+    named = session.get(PlanTable, plan.uid)
+    _refuse_known(named is not None and (former is None or former.uid != plan.uid), f"plan {plan.uid}")
+    if former is not None and (parse_instant(plan.created), plan.uid) <= (former.created, former.uid):
+        return False
+    replaced |= plans.put(session, plan)
+    return True
+
+
+def _refuse_known(clashes: bool, what: str) -> None:
+    if clashes:
+        raise DatabaseError(
+            "The file cannot be merged",
+            found=f"{what}, which is something else in this database",
+            expected="one uid for one thing",
+        )

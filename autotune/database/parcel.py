@@ -1,0 +1,277 @@
+"""What travels between databases: records, checked one by one before anything is written."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autotune.configuration import Configuration
+from autotune.database.artifacts import ArtifactFile, digest_of
+from autotune.database.rows import (
+    Role,
+    StudyRow,
+    failure_dict,
+    failure_record,
+    objective_content,
+    parse_instant,
+    plan_values,
+    trial_values,
+)
+from autotune.database.schema import REVISIONS, canonical
+from autotune.device import Device
+from autotune.objective import Objective
+from autotune.plan import Plan
+from autotune.trial import Measurement, Trial
+from autotune.workload import Workload
+
+FORMAT = "autotune exchange 1"
+
+Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
+Uid = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+Positive = Annotated[float, Field(gt=0, lt=1e300)]
+NotNegative = Annotated[float, Field(ge=0, lt=1e300)]
+Json = dict[str, Any]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StudyEntry(_Entry):
+    """A study as it travels; its identity is worked out again from these fields."""
+
+    uid: Uid
+    name: Text
+    batch: Annotated[int, Field(ge=1, lt=2**31)]
+    structure: Digest
+    weights: Digest
+    device_class: Text
+    objective: Json
+    serve_as: Text
+    space_digest: Text
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    settings: Json
+    state: Literal["running", "finished"]
+    active_s: NotNegative
+    timings: Json
+    created: Text
+
+
+class TrialEntry(_Entry):
+    """A finished trial as it travels."""
+
+    uid: Uid
+    study: Uid
+    number: Count
+    attempt: Annotated[int, Field(ge=1, lt=2**31)]
+    configuration: dict[Text, bool | int | float | Text]
+    toolchain: Text
+    state: Literal["complete", "pruned", "infeasible", "failed"]
+    latency_ms: Positive | None
+    signal_error: float | None
+    build_s: NotNegative | None
+    artifact: Digest | None
+    failure: Json | None
+    reused: bool
+    created: Text
+    finished: Text
+
+
+class MeasurementEntry(_Entry):
+    """A measurement as it travels."""
+
+    trial: Uid
+    role: Literal["screening", "finals"]
+    created: Text
+    record: Json
+
+
+class FileEntry(_Entry):
+    """One file of an artifact."""
+
+    name: str
+    size_bytes: int
+    sha256: Digest
+
+
+class Document(_Entry):
+    """The whole of ``records.json``."""
+
+    format: str
+    schema_revision: str
+    workloads: list[Json]
+    devices: list[Json]
+    studies: list[StudyEntry]
+    trials: list[TrialEntry]
+    measurements: list[MeasurementEntry]
+    plans: list[Json]
+    artifacts: dict[Digest, list[FileEntry]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TravellingTrial:
+    """A finished trial, the uid of its study where it comes from, and when it began and ended."""
+
+    study: str
+    trial: Trial
+    created: str
+    finished: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TravellingMeasurement:
+    """A measurement with its trial, its role and when it was written."""
+
+    trial: str
+    role: Role
+    measurement: Measurement
+    created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """Records that refer to one another and to nothing outside, except a plan to an artifact that stayed behind."""
+
+    workloads: tuple[Workload, ...]
+    devices: tuple[Device, ...]
+    studies: tuple[StudyRow, ...]
+    trials: tuple[TravellingTrial, ...]
+    measurements: tuple[TravellingMeasurement, ...]
+    plans: tuple[Plan, ...]
+    artifacts: Mapping[str, tuple[ArtifactFile, ...]]
+
+    def __post_init__(self) -> None:
+        uids = {study.uid for study in self.studies}
+        trials = {each.trial.uid for each in self.trials}
+        models = {(workload.structure, workload.weights) for workload in self.workloads}
+        classes = {device.device_class for device in self.devices}
+        if len(uids) != len(self.studies) or len(trials) != len(self.trials):
+            raise ValueError("two studies or two trials have the same uid")
+        for study in self.studies:
+            if (study.structure, study.weights) not in models or study.device_class not in classes:
+                raise ValueError(f"study {study.uid} comes without its workload or its device")
+        for each in self.trials:
+            if each.study not in uids:
+                raise ValueError(f"trial {each.trial.uid} comes without its study")
+        for item in self.measurements:
+            if item.trial not in trials:
+                raise ValueError(f"a measurement comes without its trial {item.trial}")
+        for digest, files in self.artifacts.items():
+            if digest_of(files) != digest:
+                raise ValueError(f"the files listed for artifact {digest} are those of {digest_of(files)}")
+
+
+def to_json(parcel: Parcel) -> bytes:
+    """``records.json`` of a parcel, in canonical JSON."""
+    return canonical(
+        {
+            "format": FORMAT,
+            "schema_revision": REVISIONS[-1],
+            "workloads": [workload.as_dict() for workload in parcel.workloads],
+            "devices": [device.as_dict() for device in parcel.devices],
+            "studies": [_study_data(study) for study in parcel.studies],
+            "trials": [_trial_data(each) for each in parcel.trials],
+            "measurements": [
+                {"trial": m.trial, "role": m.role, "created": m.created, "record": m.measurement.as_dict()}
+                for m in parcel.measurements
+            ],
+            "plans": [plan.as_dict() for plan in parcel.plans],
+            "artifacts": {digest: [file.as_dict() for file in files] for digest, files in parcel.artifacts.items()},
+        }
+    ).encode()
+
+
+def _study_data(study: StudyRow) -> dict[str, Any]:
+    data = {name: getattr(study, name) for name in StudyEntry.model_fields}
+    data["objective"] = objective_content(study.objective)
+    return data
+
+
+def _trial_data(each: TravellingTrial) -> dict[str, Any]:
+    own = {"study": each.study, "created": each.created, "finished": each.finished}
+    data = own | {name: getattr(each.trial, name) for name in TrialEntry.model_fields if name not in own}
+    data["configuration"] = each.trial.configuration.as_dict()
+    data["failure"] = failure_dict(each.trial.failure)
+    return data
+
+
+def from_json(content: bytes) -> Parcel:
+    """Read ``records.json``; every record is made again and so validated. Raises ``ValueError`` with the reason."""
+    try:
+        document = Document.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where or 'records.json'}: {first['msg']}") from None
+    if document.format != FORMAT:
+        raise ValueError(f"format {document.format[:80]!r}, expected {FORMAT!r}")
+    if document.schema_revision not in REVISIONS:
+        raise ValueError(f"schema {document.schema_revision[:80]!r} of a newer version, expected {REVISIONS[-1]!r}")
+    try:
+        return Parcel(
+            workloads=tuple(Workload.from_dict(data) for data in map(_checked, document.workloads)),
+            devices=tuple(Device.from_dict(data) for data in map(_checked, document.devices)),
+            studies=tuple(_study(entry) for entry in document.studies),
+            trials=tuple(_trial(entry) for entry in document.trials),
+            measurements=tuple(_measurement(entry) for entry in document.measurements),
+            plans=tuple(_plan(data) for data in document.plans),
+            artifacts={
+                digest: tuple(ArtifactFile(**file.model_dump()) for file in files)
+                for digest, files in document.artifacts.items()
+            },
+        )
+    except (TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"a record is malformed: {type(error).__name__}: {error}") from error
+
+
+def _checked(data: Json) -> Json:
+    canonical(data)  # refuses NaN and infinity anywhere inside
+    return data
+
+
+def _study(entry: StudyEntry) -> StudyRow:
+    data = {name: getattr(entry, name) for name in StudyEntry.model_fields}
+    canonical([entry.settings, entry.timings])
+    data |= {"objective": Objective.from_dict(_checked(entry.objective)), "created": parse_instant(entry.created)}
+    return StudyRow(**data)
+
+
+def _trial(entry: TrialEntry) -> TravellingTrial:
+    names = set(TrialEntry.model_fields) - {"study", "created", "finished", "configuration", "failure"}
+    trial = Trial(
+        **{name: getattr(entry, name) for name in names},
+        configuration=Configuration.from_dict(entry.configuration),
+        failure=failure_record(entry.failure),
+    )
+    canonical([trial_values(trial), trial.configuration.as_dict()])
+    return TravellingTrial(
+        study=entry.study,
+        trial=trial,
+        created=parse_instant(entry.created),
+        finished=parse_instant(entry.finished),
+    )
+
+
+def _measurement(entry: MeasurementEntry) -> TravellingMeasurement:
+    measurement = Measurement.from_dict(_checked(entry.record))
+    return TravellingMeasurement(
+        trial=entry.trial, role=entry.role, measurement=measurement, created=parse_instant(entry.created)
+    )
+
+
+def _plan(data: Json) -> Plan:
+    plan = Plan.from_dict(_checked(data))
+    for name in ("structure", "weights"):
+        if len(getattr(plan, name)) != 64:
+            raise ValueError(f"plan {plan.uid}: {name} is no SHA-256 in hexadecimal")
+    for name in ("uid", "name", "serve_as"):
+        value = getattr(plan, name)
+        if not isinstance(value, str) or "\x00" in value or not value:
+            raise ValueError(f"plan {plan.uid!r}: {name} is no text, found {value!r}")
+    if type(plan.batch) is not int or not 1 <= plan.batch < 2**31:
+        raise ValueError(f"plan {plan.uid}: batch must be at least 1, found {plan.batch!r}")
+    plan_values(plan)
+    return replace(plan, evidence=dict(plan.evidence))

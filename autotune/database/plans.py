@@ -1,0 +1,76 @@
+"""Queries on plans; each runs in the transaction it gets."""
+
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.orm import Session
+
+from autotune.database.rows import plan_of, plan_record, plan_values
+from autotune.database.schema import PlanTable
+from autotune.device import slug
+from autotune.errors import DeviceError
+from autotune.objective import Objective
+from autotune.plan import Plan
+
+
+def find(
+    connection: Connection, structure: str, device_class: str, objective: Objective, serve_as: str, weights: str | None
+) -> Plan | None:
+    """See :meth:`autotune.database.store.Store.find_plan`."""
+    rows = connection.execute(
+        select(PlanTable.uid, PlanTable.weights, PlanTable.objective, PlanTable.latency_ms, PlanTable.serve_as)
+        .where(PlanTable.structure == structure, PlanTable.device_class == device_class)
+        .order_by(PlanTable.latency_ms, PlanTable.uid)
+    ).all()
+    serving = [
+        row
+        for row in rows
+        if serve_as in ("any", row.serve_as) and Objective.from_dict(row.objective).serves(objective)
+    ]
+    if not serving:
+        return None
+    best = min(serving, key=lambda row: weights is not None and row.weights != weights)  # the first, so the fastest
+    found = connection.execute(select(PlanTable.record, PlanTable.evidence).where(PlanTable.uid == best.uid)).one()
+    return plan_record(found.record, found.evidence)
+
+
+def listed(session: Session, name: str | None, batch: int | None, device: str | None) -> list[Plan]:
+    """See :meth:`autotune.database.store.Store.plans`."""
+    query = select(PlanTable).order_by(PlanTable.name, PlanTable.batch, PlanTable.device_class, PlanTable.latency_ms)
+    if name is not None:
+        query = query.where(PlanTable.name == name)
+    if batch is not None:
+        query = query.where(PlanTable.batch == batch)
+    if device is not None:
+        classes = session.scalars(select(PlanTable.device_class).distinct()).all()
+        query = query.where(PlanTable.device_class.in_(_classes(list(classes), device)))
+    return [plan_of(row) for row in session.scalars(query)]
+
+
+def _classes(known: list[str], device: str) -> list[str]:
+    """Give the device classes meant by a part of a SKU; raises DeviceError where the part fits several SKUs."""
+    part = device if "/" in device else slug(device)
+    sku = {each: each.split("/", 1)[0] for each in known}
+    exact = [each for each in known if part in (each, sku[each])]
+    found = exact or [each for each in known if part and part in sku[each]]
+    skus = sorted({sku[each] for each in found})
+    if len(skus) > 1:
+        raise DeviceError(
+            f"Device {device!r} could be several", found=", ".join(skus), expected="a part of one name alone"
+        )
+    return found
+
+
+def put(session: Session, plan: Plan) -> set[str]:
+    """Write a plan in place of the one with its key; gives the artifacts that were replaced."""
+    values = plan_values(plan)
+    former = [row for row in (same_key(session, plan), session.get(PlanTable, plan.uid)) if row is not None]
+    session.execute(delete(PlanTable).where(PlanTable.uid.in_([row.uid for row in former])))
+    session.add(PlanTable(**values))
+    session.flush()
+    return {row.artifact for row in former if row.artifact is not None}
+
+
+def same_key(session: Session, plan: Plan) -> PlanTable | None:
+    """Give the row that a plan would replace."""
+    values = plan_values(plan)
+    keys = ("structure", "weights", "device_class", "serve_as", "objective_digest")
+    return session.scalars(select(PlanTable).where(*(getattr(PlanTable, key) == values[key] for key in keys))).first()

@@ -1,0 +1,248 @@
+"""Between the rows of the tuning database and the records of autotune."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Literal
+
+from autotune.configuration import Configuration
+from autotune.database.artifacts import is_digest
+from autotune.database.schema import PlanTable, StudyTable, TrialTable, canonical
+from autotune.objective import Objective
+from autotune.plan import Plan
+from autotune.trial import Failure, Measurement, Trial
+from autotune.workload import Workload
+
+Role = Literal["screening", "finals"]
+StudyState = Literal["running", "finished"]
+
+
+def sha256(value: Any) -> str:
+    """SHA-256 of a value's canonical JSON, in hexadecimal."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()
+
+
+def instant(moment: datetime) -> str:
+    """Give a moment as the database keeps it: ISO 8601 in UTC with microseconds, which sorts as text."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds")
+
+
+def parse_instant(stamp: str) -> str:
+    """Any ISO 8601 text with a time zone as :func:`instant` writes it; raises ``ValueError`` for anything else."""
+    moment = datetime.fromisoformat(stamp[:-1] + "+00:00" if stamp.endswith("Z") else stamp)
+    if moment.tzinfo is None:
+        raise ValueError(f"{stamp!r} has no time zone")
+    return instant(moment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRow:
+    """A study as the database knows it.
+
+    ``active_s`` is the search time already spent over all its runs, ``timings`` how the time was split when it was
+    finished last, ``created`` ISO 8601 in UTC.
+    """
+
+    uid: str
+    name: str
+    batch: int
+    structure: str
+    weights: str
+    device_class: str
+    objective: Objective
+    serve_as: str
+    space_digest: str
+    seed: int
+    settings: Mapping[str, Any]
+    state: StudyState
+    active_s: float
+    timings: Mapping[str, Any]
+    created: str
+
+
+class StoredJson(Mapping[str, Any]):
+    """A mapping that is parsed when it is first looked into: a plan's evidence is large, and a look-up skips it."""
+
+    __slots__ = ("_parsed", "_text")
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._parsed: dict[str, Any] | None = None
+
+    def _content(self) -> dict[str, Any]:
+        if self._parsed is None:
+            self._parsed = json.loads(self._text)
+        return self._parsed
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content())
+
+    def __len__(self) -> int:
+        return len(self._content())
+
+    def __repr__(self) -> str:
+        return repr(self._content())
+
+
+def objective_content(objective: Objective) -> dict[str, Any]:
+    """Give an objective such that equal demands have equal canonical JSON: numbers as floats, metrics sorted."""
+
+    def floats(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: floats(item) for key, item in value.items()}
+        return float(value) if isinstance(value, int) else value
+
+    content: dict[str, Any] = floats({key: value for key, value in objective.as_dict().items() if key != "metrics"})
+    content["metrics"] = sorted((floats(metric) for metric in objective.as_dict()["metrics"]), key=canonical)
+    return content
+
+
+def study_identity(
+    workload: Workload, device_class: str, objective: Objective, serve_as: str, space_digest: str, seed: int
+) -> str:
+    """Give the digest of what makes a study: what is tuned, where, for what, among which candidates, which seed."""
+    return sha256(
+        [
+            workload.structure,
+            workload.weights,
+            device_class,
+            objective_content(objective),
+            serve_as,
+            space_digest,
+            seed,
+        ]
+    )
+
+
+def study_record(row: StudyTable) -> StudyRow:
+    """Give the record of a study's row."""
+    return StudyRow(
+        uid=row.uid,
+        name=row.name,
+        batch=row.batch,
+        structure=row.structure,
+        weights=row.weights,
+        device_class=row.device_class,
+        objective=Objective.from_dict(row.objective),
+        serve_as=row.serve_as,
+        space_digest=row.space_digest,
+        seed=row.seed,
+        settings=row.settings,
+        state="finished" if row.state == "finished" else "running",
+        active_s=row.active_s,
+        timings=row.timings,
+        created=row.created,
+    )
+
+
+def trial_values(trial: Trial) -> dict[str, Any]:
+    """Give the columns of what a trial came to; raises ``ValueError`` for figures that cannot be true.
+
+    The signal error of a candidate that was refused may be infinite or not a number; its failure tells that, and the
+    column stays empty.
+    """
+    for name in ("latency_ms", "build_s"):
+        value = getattr(trial, name)
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"trial {trial.number}: {name} is a number that is not negative, found {value!r}")
+    if trial.latency_ms == 0:
+        raise ValueError(f"trial {trial.number}: a latency is a positive number of milliseconds, found 0")
+    finite = trial.signal_error is not None and math.isfinite(trial.signal_error)
+    if trial.state == "complete" and trial.signal_error is not None and not finite:
+        raise ValueError(f"complete trial {trial.number} has a signal error of {trial.signal_error!r}")
+    if trial.artifact is not None and not is_digest(trial.artifact):
+        raise ValueError(f"trial {trial.number}: {trial.artifact!r} names no artifact")
+    return {
+        "state": trial.state,
+        "latency_ms": trial.latency_ms,
+        "signal_error": trial.signal_error if finite else None,
+        "build_s": trial.build_s,
+        "artifact": trial.artifact,
+        "failure": failure_dict(trial.failure),
+        "reused": trial.reused,
+    }
+
+
+def failure_dict(failure: Failure | None) -> dict[str, Any] | None:
+    """Give a failure for canonical JSON: a figure that is infinite or not a number becomes text."""
+    if failure is None:
+        return None
+    data = failure.as_dict()
+    if failure.figure is not None and not math.isfinite(failure.figure):
+        data["figure"] = repr(float(failure.figure))
+    return data
+
+
+def failure_record(data: Mapping[str, Any] | None) -> Failure | None:
+    """Read what :func:`failure_dict` wrote."""
+    if data is None:
+        return None
+    figure = data.get("figure")
+    return Failure(**{**data, "figure": None if figure is None else float(figure)})
+
+
+def trial_record(row: TrialTable) -> Trial:
+    """Give the record of a trial's row."""
+    return Trial(
+        uid=row.uid,
+        number=row.number,
+        configuration=Configuration.from_dict(row.configuration),
+        state=row.state,  # type: ignore[arg-type]  # the record checks it
+        attempt=row.attempt,
+        latency_ms=row.latency_ms,
+        signal_error=row.signal_error,
+        build_s=row.build_s,
+        artifact=row.artifact,
+        toolchain=row.toolchain,
+        failure=failure_record(row.failure),
+        reused=row.reused,
+    )
+
+
+def measurement_uid(trial_uid: str, role: str, measurement: Measurement) -> str:
+    """Give the digest that makes a measurement the same wherever it travels, and writing it twice writing it once."""
+    return sha256([trial_uid, role, measurement.as_dict()])
+
+
+def plan_values(plan: Plan) -> dict[str, Any]:
+    """Give the columns of a plan; raises ``ValueError`` where it names no artifact properly or has no proper date."""
+    if plan.artifact is not None and not is_digest(plan.artifact):
+        raise ValueError(f"plan {plan.name}: {plan.artifact!r} names no artifact")
+    if not 0 < len(plan.uid) <= 64:
+        raise ValueError(f"plan {plan.name}: a uid has 1 to 64 characters, found {plan.uid!r}")
+    record = plan.as_dict()
+    evidence = record.pop("evidence")
+    return {
+        "uid": plan.uid,
+        "name": plan.name,
+        "batch": plan.batch,
+        "structure": plan.structure,
+        "weights": plan.weights,
+        "device_class": plan.device.device_class,
+        "objective_name": plan.objective.name,
+        "objective": objective_content(plan.objective),
+        "objective_digest": sha256(objective_content(plan.objective)),
+        "serve_as": plan.serve_as,
+        "toolchain": plan.toolchain.digest,
+        "artifact": plan.artifact,
+        "latency_ms": plan.latency_ms,
+        "created": parse_instant(plan.created),
+        "record": record,
+        "evidence": canonical(evidence),
+    }
+
+
+def plan_record(record: Mapping[str, Any], evidence: str) -> Plan:
+    """Give the plan of a row's two JSON columns."""
+    return Plan.from_dict({**record, "evidence": StoredJson(evidence)})
+
+
+def plan_of(row: PlanTable) -> Plan:
+    """Give the record of a plan's row."""
+    return plan_record(row.record, row.evidence)

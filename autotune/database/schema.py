@@ -1,0 +1,220 @@
+"""The tables of the tuning database.
+
+Every row that travels between databases is named by a ``uid`` that is the same everywhere. Only these modules see them;
+:class:`autotune.database.store.Store` takes and gives records.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Dialect,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+REVISIONS = ("0001",)
+"""The revisions this version knows, oldest first; the last is the schema below."""
+VERSION_TABLE = "autotune_version"
+
+POSITIVE = "{0} > 0 AND {0} < 1e300"  # also refuses infinity, and on PostgreSQL NaN; SQLite turns NaN into NULL
+
+
+def canonical(value: Any) -> str:
+    """Canonical JSON: sorted keys, no white space, ASCII; raises ``ValueError`` for NaN and infinity."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, Mapping):
+            return dict(item)
+        raise ValueError(f"{type(item).__name__} is no JSON: {item!r}")
+
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=plain)
+
+
+class CanonicalJson(TypeDecorator[Any]):
+    """JSON kept as canonical text, so that equal values are equal text in every database."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        """To the database."""
+        return None if value is None else canonical(value)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        """From the database."""
+        return None if value is None else json.loads(value)
+
+
+Digest = String(64)
+Uid = String(64)
+Instant = String(32)  # ISO 8601 in UTC with microseconds: sorts as text
+
+
+class Base(DeclarativeBase):
+    """The base of all tables; names of constraints are fixed so that a migration can name them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "fk": "fk_%(table_name)s_%(referred_table_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        }
+    )
+
+
+class WorkloadTable(Base):
+    """A model and the shapes it is called with."""
+
+    __tablename__ = "workload"
+
+    structure: Mapped[str] = mapped_column(Digest, primary_key=True)
+    weights: Mapped[str] = mapped_column(Digest, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    batch: Mapped[int]
+    record: Mapped[Any] = mapped_column(CanonicalJson)
+
+
+class DeviceTable(Base):
+    """One device of each class, the first that was seen."""
+
+    __tablename__ = "device"
+
+    device_class: Mapped[str] = mapped_column(Text, primary_key=True)
+    record: Mapped[Any] = mapped_column(CanonicalJson)
+
+
+class StudyTable(Base):
+    """A search; ``identity`` is the digest of what makes it this one, ``active_s`` the time it has searched."""
+
+    __tablename__ = "study"
+    __table_args__ = (
+        ForeignKeyConstraint(["structure", "weights"], ["workload.structure", "workload.weights"]),
+        CheckConstraint("state IN ('running', 'finished')", name="state"),
+        CheckConstraint("active_s >= 0 AND active_s < 1e300", name="active_s"),
+        Index(None, "name", "batch"),
+    )
+
+    uid: Mapped[str] = mapped_column(Uid, primary_key=True)
+    identity: Mapped[str] = mapped_column(Digest, unique=True)
+    name: Mapped[str] = mapped_column(Text)
+    batch: Mapped[int]
+    structure: Mapped[str] = mapped_column(Digest)
+    weights: Mapped[str] = mapped_column(Digest)
+    device_class: Mapped[str] = mapped_column(ForeignKey("device.device_class"))
+    objective: Mapped[Any] = mapped_column(CanonicalJson)
+    serve_as: Mapped[str] = mapped_column(Text)
+    space_digest: Mapped[str] = mapped_column(Text)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    settings: Mapped[Any] = mapped_column(CanonicalJson)
+    state: Mapped[str] = mapped_column(Text)
+    active_s: Mapped[float]
+    timings: Mapped[Any] = mapped_column(CanonicalJson)
+    created: Mapped[str] = mapped_column(Instant)
+
+
+class TrialTable(Base):
+    """One configuration built, checked and timed; ``merged`` where it ran in another database.
+
+    Two machines may both have tried a configuration of one study: here it was tried once, there it counts as theirs.
+    """
+
+    __tablename__ = "trial"
+    __table_args__ = (
+        UniqueConstraint("study", "number"),
+        Index(
+            "uq_trial_tried_once",
+            "study",
+            "configuration_digest",
+            "toolchain",
+            "weights",
+            unique=True,
+            sqlite_where=text("merged = 0"),
+            postgresql_where=text("NOT merged"),
+        ),
+        Index("ix_trial_seen_before", "structure", "weights", "device_class", "toolchain", "configuration_digest"),
+        Index(None, "artifact"),
+        CheckConstraint("number >= 0 AND attempt >= 1", name="counts"),
+        CheckConstraint("state IN ('running', 'complete', 'pruned', 'infeasible', 'failed')", name="state"),
+        CheckConstraint(f"latency_ms IS NULL OR ({POSITIVE.format('latency_ms')})", name="latency_ms"),
+        CheckConstraint("state <> 'complete' OR latency_ms IS NOT NULL", name="complete"),
+        CheckConstraint("build_s IS NULL OR (build_s >= 0 AND build_s < 1e300)", name="build_s"),
+        CheckConstraint("(failure IS NOT NULL) = (state IN ('failed', 'infeasible'))", name="failure"),
+    )
+
+    uid: Mapped[str] = mapped_column(Uid, primary_key=True)
+    study: Mapped[str] = mapped_column(ForeignKey("study.uid"))
+    number: Mapped[int]
+    attempt: Mapped[int]
+    backend: Mapped[str] = mapped_column(Text)
+    configuration: Mapped[Any] = mapped_column(CanonicalJson)
+    configuration_digest: Mapped[str] = mapped_column(Digest)
+    structure: Mapped[str] = mapped_column(Digest)
+    weights: Mapped[str] = mapped_column(Digest)
+    device_class: Mapped[str] = mapped_column(Text)
+    toolchain: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    latency_ms: Mapped[float | None]
+    signal_error: Mapped[float | None]
+    build_s: Mapped[float | None]
+    artifact: Mapped[str | None] = mapped_column(Digest)
+    failure: Mapped[Any | None] = mapped_column(CanonicalJson)
+    reused: Mapped[bool]
+    merged: Mapped[bool]
+    created: Mapped[str] = mapped_column(Instant)
+    finished: Mapped[str | None] = mapped_column(Instant)
+
+
+class MeasurementTable(Base):
+    """Raw samples of one trial in one role; ``uid`` is the digest of all three."""
+
+    __tablename__ = "measurement"
+    __table_args__ = (CheckConstraint("role IN ('screening', 'finals')", name="role"),)
+
+    uid: Mapped[str] = mapped_column(Uid, primary_key=True)
+    trial: Mapped[str] = mapped_column(ForeignKey("trial.uid"), index=True)
+    role: Mapped[str] = mapped_column(Text)
+    created: Mapped[str] = mapped_column(Instant)
+    record: Mapped[Any] = mapped_column(CanonicalJson)
+
+
+class PlanTable(Base):
+    """A promoted winner; ``record`` lacks the evidence, which is large and seldom read, so that a look-up is quick."""
+
+    __tablename__ = "plan"
+    __table_args__ = (
+        UniqueConstraint("structure", "device_class", "weights", "serve_as", "objective_digest", name="uq_plan_key"),
+        CheckConstraint(POSITIVE.format("latency_ms"), name="latency_ms"),
+        Index(None, "name", "batch"),
+        Index(None, "artifact"),
+    )
+
+    uid: Mapped[str] = mapped_column(Uid, primary_key=True)
+    name: Mapped[str] = mapped_column(Text)
+    batch: Mapped[int]
+    structure: Mapped[str] = mapped_column(Digest)
+    weights: Mapped[str] = mapped_column(Digest)
+    device_class: Mapped[str] = mapped_column(Text)
+    objective_name: Mapped[str] = mapped_column(Text)
+    objective: Mapped[Any] = mapped_column(CanonicalJson)
+    objective_digest: Mapped[str] = mapped_column(Digest)
+    serve_as: Mapped[str] = mapped_column(Text)
+    toolchain: Mapped[str] = mapped_column(Digest)
+    artifact: Mapped[str | None] = mapped_column(Digest)
+    latency_ms: Mapped[float]
+    created: Mapped[str] = mapped_column(Instant)
+    record: Mapped[Any] = mapped_column(CanonicalJson)
+    evidence: Mapped[str] = mapped_column(Text)

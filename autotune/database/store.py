@@ -1,0 +1,378 @@
+"""The tuning database as the rest of autotune sees it: records in, records out."""
+
+import dataclasses
+import logging
+import math
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from autotune.configuration import Configuration
+from autotune.database import plans, trials
+from autotune.database.artifacts import ArtifactStore, is_digest
+from autotune.database.engine import WRITE, Location, database_errors, engine_at, locate
+from autotune.database.rows import (
+    Role,
+    StudyRow,
+    instant,
+    objective_content,
+    plan_of,
+    study_identity,
+    study_record,
+    trial_record,
+)
+from autotune.database.schema import DeviceTable, MeasurementTable, PlanTable, StudyTable, TrialTable, WorkloadTable
+from autotune.device import Device, Toolchain
+from autotune.objective import Objective
+from autotune.plan import Plan
+from autotune.trial import Measurement, Trial
+from autotune.workload import Workload
+
+_log = logging.getLogger(__name__)
+
+
+def utc_now() -> datetime:
+    """Give the clock a store uses unless it is given another."""
+    return datetime.now(timezone.utc)
+
+
+class Store:
+    """The tuning database and its artifacts; close it, or use it as a context manager.
+
+    Safe to use from several threads and processes: one writes at a time. Every method may raise DatabaseError, and
+    ``ValueError`` where it is given what cannot be true; nothing is half-written then.
+    """
+
+    def __init__(self, engine: Engine, location: Location, clock: Callable[[], datetime] = utc_now) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(**{WRITE: True})
+        self._location = location
+        self._clock = clock
+        self.artifacts = ArtifactStore(location.artifacts)
+
+    @classmethod
+    def open(
+        cls, url: str | None = None, *, create: bool = True, clock: Callable[[], datetime] = utc_now
+    ) -> "Store":
+        """Open the database at a path or URL, else at ``AUTOTUNE_DB``, else in the user's data folder.
+
+        Raises DatabaseError where there is none and ``create`` is false, or where it cannot be used.
+        """
+        location = locate(url)
+        return cls(engine_at(location, create=create), location, clock)
+
+    @property
+    def location(self) -> str:
+        """Where the database is, without a password."""
+        return self._location.shown
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._engine.dispose()
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @contextmanager
+    def _session(self, engine: Engine) -> Iterator[Session]:
+        with database_errors(self._location), Session(engine) as session, session.begin():
+            yield session
+
+    def reading(self) -> AbstractContextManager[Session]:
+        """One read transaction, for the modules of this package; what it sees does not change."""
+        return self._session(self._engine)
+
+    def writing(self) -> AbstractContextManager[Session]:
+        """One write transaction; for the modules of this package."""
+        return self._session(self._writer)
+
+    def now(self) -> str:
+        """Give the store's clock, as the database keeps it."""
+        return instant(self._clock())
+
+    # Studies
+
+    def begin_study(
+        self,
+        name: str,
+        workload: Workload,
+        device: Device,
+        objective: Objective,
+        serve_as: str,
+        space_digest: str,
+        seed: int,
+        settings: Mapping[str, Any],
+    ) -> StudyRow:
+        """Give the study of a workload, device class, objective, serving format, search space and seed; new or known.
+
+        A known one keeps its name and takes the settings. Its state stays what it is: see :meth:`reopen_study`.
+        """
+        identity = study_identity(workload, device.device_class, objective, serve_as, space_digest, seed)
+        with self.writing() as session:
+            row = session.scalars(select(StudyTable).where(StudyTable.identity == identity)).first()
+            if row is None:
+                put_workload(session, workload)
+                put_device(session, device)
+                row = StudyTable(
+                    uid=uuid.uuid4().hex,
+                    identity=identity,
+                    name=name,
+                    batch=workload.batch,
+                    structure=workload.structure,
+                    weights=workload.weights,
+                    device_class=device.device_class,
+                    objective=objective_content(objective),
+                    serve_as=serve_as,
+                    space_digest=space_digest,
+                    seed=seed,
+                    settings=dict(settings),
+                    state="running",
+                    active_s=0.0,
+                    timings={},
+                    created=self.now(),
+                )
+                session.add(row)
+                session.flush()
+            else:
+                row.settings = dict(settings)
+            return study_record(row)
+
+    def study(self, uid: str) -> StudyRow:
+        """Give the study with this uid; raises ``ValueError`` where there is none."""
+        with self.reading() as session:
+            return study_record(trials.study_row(session, uid))
+
+    def studies(self, name: str | None = None, batch: int | None = None) -> list[StudyRow]:
+        """Studies by name and batch, in the order they were begun."""
+        query = select(StudyTable).order_by(StudyTable.created, StudyTable.uid)
+        if name is not None:
+            query = query.where(StudyTable.name == name)
+        if batch is not None:
+            query = query.where(StudyTable.batch == batch)
+        with self.reading() as session:
+            return [study_record(row) for row in session.scalars(query)]
+
+    def workload(self, study_uid: str) -> Workload:
+        """Give the workload of a study."""
+        with self.reading() as session:
+            study = trials.study_row(session, study_uid)
+            return Workload.from_dict(session.get_one(WorkloadTable, (study.structure, study.weights)).record)
+
+    def device(self, device_class: str) -> Device:
+        """Give the first device of a class that was seen; raises ``ValueError`` where there was none."""
+        with self.reading() as session:
+            row = session.get(DeviceTable, device_class)
+            if row is None:
+                raise ValueError(f"the database has no device of class {device_class!r}")
+            return Device.from_dict(row.record)
+
+    def add_active_time(self, study_uid: str, seconds: float) -> None:
+        """Add to the search time that a study has spent."""
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"search time is a number of seconds that is not negative, found {seconds!r}")
+        with self.writing() as session:
+            trials.study_row(session, study_uid).active_s += seconds
+
+    def finish_study(self, uid: str, timings: Mapping[str, Any]) -> None:
+        """Set a study to finished, with the split of its time."""
+        with self.writing() as session:
+            row = trials.study_row(session, uid)
+            row.state, row.timings = "finished", dict(timings)
+
+    def reopen_study(self, uid: str) -> None:
+        """Set a study to running again; its trials, time and timings stay."""
+        with self.writing() as session:
+            trials.study_row(session, uid).state = "running"
+
+    # Trials
+
+    def claim_trial(self, study_uid: str, configuration: Configuration, toolchain_digest: str) -> Trial:
+        """Write the row of a trial, in state running, before its build.
+
+        One that was cut off by the death of its coordinator is taken over under its number, with the next attempt.
+        Raises ``ValueError`` where the study has finished this configuration: ask :meth:`trial_of` first.
+        """
+        with self.writing() as session:
+            study = trials.study_row(session, study_uid)
+            return trials.claim(session, study, configuration, toolchain_digest, self.now())
+
+    def trial_of(self, study_uid: str, configuration: Configuration, toolchain_digest: str) -> Trial | None:
+        """Give the study's trial of a configuration under a toolchain, in whatever state."""
+        with self.reading() as session:
+            row = trials.find(session, trials.study_row(session, study_uid), configuration, toolchain_digest)
+            return None if row is None else trial_record(row)
+
+    def earlier_trial(
+        self, structure: str, weights: str, device_class: str, toolchain_digest: str, configuration: Configuration
+    ) -> Trial | None:
+        """Give what any study found for a configuration: complete or, if there is none, failed.
+
+        Time-outs and broken protocols do not count: they may come from the circumstances.
+        """
+        with self.reading() as session:
+            return trials.earlier(session, structure, weights, device_class, toolchain_digest, configuration)
+
+    def finish_trial(self, trial: Trial, measurements: Mapping[Role, Measurement] | None = None) -> None:
+        """Write what a claimed trial came to, and its measurements, in one transaction.
+
+        Doing it twice is doing it once; later measurements of a finished trial may be added. Raises ``ValueError``
+        where the trial was taken over since, or is finished with another result.
+        """
+        with self.writing() as session:
+            trials.finish(session, trial, measurements or {}, self.now())
+
+    def add_measurement(self, trial_uid: str, role: Role, measurement: Measurement) -> None:
+        """Keep one more measurement of a trial, such as that of the finals; the same one is kept once."""
+        with self.writing() as session:
+            trials.trial_row(session, trial_uid)
+            trials.add_measurement(session, trial_uid, role, measurement, self.now())
+
+    def trial(self, uid: str) -> Trial:
+        """Give the trial with this uid; raises ``ValueError`` where there is none."""
+        with self.reading() as session:
+            return trial_record(trials.trial_row(session, uid))
+
+    def trials(self, study_uid: str, failed: bool = False) -> list[Trial]:
+        """Give the trials of a study by number, all or the failed ones."""
+        return self._trials(study_uid, "failed" if failed else None)
+
+    def running_trials(self, study_uid: str) -> list[Trial]:
+        """Give the trials of a study that were begun and have not ended."""
+        return self._trials(study_uid, "running")
+
+    def _trials(self, study_uid: str, state: str | None) -> list[Trial]:
+        query = select(TrialTable).where(TrialTable.study == study_uid).order_by(TrialTable.number)
+        if state is not None:
+            query = query.where(TrialTable.state == state)
+        with self.reading() as session:
+            return [trial_record(row) for row in session.scalars(query)]
+
+    def measurements(self, trial_uid: str, role: Role | None = None) -> list[Measurement]:
+        """Give the measurements of a trial in the order they were written, in one role or in all."""
+        query = select(MeasurementTable).where(MeasurementTable.trial == trial_uid)
+        if role is not None:
+            query = query.where(MeasurementTable.role == role)
+        with self.reading() as session:
+            rows = session.scalars(query.order_by(MeasurementTable.created, MeasurementTable.uid))
+            return [Measurement.from_dict(row.record) for row in rows]
+
+    # Artifacts
+
+    def keep_artifact(self, trial_uid: str, digest: str) -> None:
+        """Name the artifact of a trial that was built again."""
+        if not is_digest(digest):
+            raise ValueError(f"{digest!r} names no artifact")
+        with self.writing() as session:
+            trials.trial_row(session, trial_uid).artifact = digest
+
+    def drop_artifact(self, trial_uid: str) -> None:
+        """Set a trial's artifact to null; the bytes go unless another trial or a plan needs them."""
+        with self.writing() as session:
+            self.discard(trials.release(session, TrialTable.uid == trial_uid))
+
+    def drop_losers(self, study_uid: str, keep: set[str]) -> None:
+        """Drop the artifacts of a study's trials except those whose uid is in ``keep``; the rows stay."""
+        with self.writing() as session:
+            rows = TrialTable.uid.not_in(sorted(keep))
+            self.discard(trials.release(session, TrialTable.study == study_uid, rows))
+
+    def discard(self, digests: set[str]) -> None:
+        """Delete artifacts; inside the transaction that found them unneeded, so that no other comes to need them."""
+        for digest in sorted(digests):
+            self.artifacts.remove(digest)
+        if digests:
+            _log.info("dropped %d artifacts", len(digests))
+
+    # Plans
+
+    def promote(self, plan: Plan) -> None:
+        """Keep a plan in place of the one of its structure, weights, device class, objective and serving format."""
+        if not plan.created:
+            plan = dataclasses.replace(plan, created=self.now())
+        with self.writing() as session:
+            self.discard(trials.unneeded(session, plans.put(session, plan)))
+
+    def find_plan(
+        self,
+        structure: str,
+        device_class: str,
+        objective: Objective,
+        serve_as: str = "any",
+        weights: str | None = None,
+    ) -> Plan | None:
+        """Give the fastest plan that serves: one for these weights, else one for other weights of the same structure.
+
+        A plan found under looser constraints never serves; ``any`` is served by plans of every format. Whether its
+        artifact fits the weights and the toolchain at hand is for the caller to see.
+        """
+        with database_errors(self._location), self._engine.connect() as connection:
+            return plans.find(connection, structure, device_class, objective, serve_as, weights)
+
+    def plans(self, name: str | None = None, batch: int | None = None, device: str | None = None) -> list[Plan]:
+        """Plans by name, batch and device, which is any part of a SKU that fits one SKU only (else DeviceError)."""
+        with self.reading() as session:
+            return plans.listed(session, name, batch, device)
+
+    def plan(self, uid: str) -> Plan:
+        """Give the plan with this uid; raises ``ValueError`` where there is none."""
+        with self.reading() as session:
+            return self._plan(session, uid)
+
+    @staticmethod
+    def _plan(session: Session, uid: str) -> Plan:
+        row = session.get(PlanTable, uid)
+        if row is None:
+            raise ValueError(f"the database has no plan {uid!r}")
+        return plan_of(row)
+
+    def replace_plan_artifact(self, plan_uid: str, digest: str, weights: str, toolchain: Toolchain) -> Plan:
+        """Give a plan the artifact that was rebuilt from its configuration and passed the gate again.
+
+        With the plan's own weights it is changed in place. With other weights of the same structure a second plan is
+        kept beside it, so that two models of one structure do not take each other's artifact away.
+        """
+        with self.writing() as session:
+            plan = self._plan(session, plan_uid)
+            uid = plan.uid if weights == plan.weights else uuid.uuid4().hex
+            plan = dataclasses.replace(plan, uid=uid, artifact=digest, weights=weights, toolchain=toolchain)
+            self.discard(trials.unneeded(session, plans.put(session, plan) - {digest}))
+            return plan
+
+    @property
+    def artifact_folder(self) -> Path:
+        """The folder of the artifact store, beside the database."""
+        return self._location.artifacts
+
+
+def put_workload(session: Session, workload: Workload) -> None:
+    """Keep a workload unless it is known."""
+    if session.get(WorkloadTable, (workload.structure, workload.weights)) is None:
+        session.add(
+            WorkloadTable(
+                structure=workload.structure,
+                weights=workload.weights,
+                name=workload.name,
+                batch=workload.batch,
+                record=workload.as_dict(),
+            )
+        )
+        session.flush()
+
+
+def put_device(session: Session, device: Device) -> None:
+    """Keep a device unless one of its class is known."""
+    if session.get(DeviceTable, device.device_class) is None:
+        session.add(DeviceTable(device_class=device.device_class, record=device.as_dict()))
+        session.flush()

@@ -1,0 +1,159 @@
+"""Queries on studies and trials; each runs in the transaction of the session it gets."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from autotune.configuration import Configuration
+from autotune.database.rows import Role, failure_record, measurement_uid, trial_record, trial_values
+from autotune.database.schema import MeasurementTable, PlanTable, StudyTable, TrialTable
+from autotune.trial import Measurement, Trial
+
+_AGAIN = ("timeout", "protocol")  # kinds of failure that another study should try for itself
+
+
+def study_row(session: Session, uid: str) -> StudyTable:
+    """Give the row of a study; raises ``ValueError`` where there is none."""
+    row = session.get(StudyTable, uid)
+    if row is None:
+        raise ValueError(f"the database has no study {uid!r}")
+    return row
+
+
+def trial_row(session: Session, uid: str) -> TrialTable:
+    """Give the row of a trial; raises ``ValueError`` where there is none."""
+    row = session.get(TrialTable, uid)
+    if row is None:
+        raise ValueError(f"the database has no trial {uid!r}")
+    return row
+
+
+def next_number(session: Session, study_uid: str) -> int:
+    """Give the number of a study's next trial; only right inside a write transaction."""
+    last = session.scalar(select(func.max(TrialTable.number)).where(TrialTable.study == study_uid))
+    return 0 if last is None else last + 1
+
+
+def find(session: Session, study: StudyTable, configuration: Configuration, toolchain: str) -> TrialTable | None:
+    """Give the trial of a configuration in a study under a toolchain; its own first, then complete ones."""
+    return session.scalars(
+        select(TrialTable)
+        .where(
+            TrialTable.study == study.uid,
+            TrialTable.configuration_digest == configuration.digest,
+            TrialTable.toolchain == toolchain,
+            TrialTable.weights == study.weights,
+        )
+        .order_by(TrialTable.merged, TrialTable.state != "complete", TrialTable.number)
+    ).first()
+
+
+def claim(session: Session, study: StudyTable, configuration: Configuration, toolchain: str, now: str) -> Trial:
+    """See :meth:`autotune.database.store.Store.claim_trial`."""
+    seen = find(session, study, configuration, toolchain)
+    if seen is not None and seen.state != "running":
+        raise ValueError(f"study {study.name} has tried {configuration} already, as trial {seen.number}")
+    cut_off = seen or session.scalars(
+        select(TrialTable).where(
+            TrialTable.study == study.uid,
+            TrialTable.configuration_digest == configuration.digest,
+            TrialTable.state == "running",
+        )
+    ).first()
+    if cut_off is not None:
+        cut_off.attempt += 1
+        cut_off.toolchain = toolchain
+        return trial_record(cut_off)
+    row = TrialTable(
+        uid=uuid.uuid4().hex,
+        study=study.uid,
+        number=next_number(session, study.uid),
+        attempt=1,
+        backend=configuration.backend,
+        configuration=configuration.as_dict(),
+        configuration_digest=configuration.digest,
+        structure=study.structure,
+        weights=study.weights,
+        device_class=study.device_class,
+        toolchain=toolchain,
+        state="running",
+        reused=False,
+        merged=False,
+        created=now,
+    )
+    session.add(row)
+    session.flush()
+    return trial_record(row)
+
+
+def earlier(
+    session: Session, structure: str, weights: str, device_class: str, toolchain: str, configuration: Configuration
+) -> Trial | None:
+    """See :meth:`autotune.database.store.Store.earlier_trial`."""
+    rows = session.scalars(
+        select(TrialTable)
+        .where(
+            TrialTable.structure == structure,
+            TrialTable.weights == weights,
+            TrialTable.device_class == device_class,
+            TrialTable.toolchain == toolchain,
+            TrialTable.configuration_digest == configuration.digest,
+            TrialTable.state.in_(("complete", "failed")),
+        )
+        .order_by(TrialTable.state != "complete", TrialTable.reused, TrialTable.finished.desc(), TrialTable.uid)
+    )
+    for row in rows:
+        failure = failure_record(row.failure)
+        if failure is None or failure.kind not in _AGAIN:
+            return trial_record(row)
+    return None
+
+
+def finish(session: Session, trial: Trial, measurements: Mapping[Role, Measurement], now: str) -> None:
+    """See :meth:`autotune.database.store.Store.finish_trial`."""
+    if trial.state == "running":
+        raise ValueError(f"trial {trial.number} is still running")
+    row, values = trial_row(session, trial.uid), trial_values(trial)
+    if (row.number, row.configuration_digest) != (trial.number, trial.configuration.digest):
+        raise ValueError(f"trial {trial.uid} is {row.configuration} under number {row.number}, not what was given")
+    if row.attempt != trial.attempt:
+        raise ValueError(f"trial {trial.number} was taken over: attempt {trial.attempt} is over, {row.attempt} goes on")
+    if row.state == "running":
+        for name, value in values.items():
+            setattr(row, name, value)
+        row.finished = now
+        session.flush()
+    elif any(getattr(row, name) != value for name, value in values.items() if name != "artifact"):
+        raise ValueError(f"trial {trial.number} is finished as {row.state} and keeps what it came to")
+    for role, measurement in measurements.items():
+        add_measurement(session, trial.uid, role, measurement, now)
+
+
+def add_measurement(session: Session, trial_uid: str, role: Role, measurement: Measurement, now: str) -> bool:
+    """Keep a measurement of a trial; whether it is new."""
+    uid = measurement_uid(trial_uid, role, measurement)
+    if session.get(MeasurementTable, uid) is not None:
+        return False
+    session.add(
+        MeasurementTable(uid=uid, trial=trial_uid, role=role, created=now, record=measurement.as_dict())
+    )
+    session.flush()
+    return True
+
+
+def unneeded(session: Session, digests: set[str]) -> set[str]:
+    """Those artifacts that neither a trial nor a plan names."""
+    session.flush()
+    for column in (TrialTable.artifact, PlanTable.artifact):
+        digests = digests - set(session.scalars(select(column).where(column.in_(sorted(digests))).distinct()))
+    return digests
+
+
+def release(session: Session, *conditions: Any) -> set[str]:
+    """Set the artifact of the trials under these conditions to null; gives the artifacts that nobody needs any more."""
+    held = set(session.scalars(select(TrialTable.artifact).where(TrialTable.artifact.is_not(None), *conditions)))
+    session.execute(update(TrialTable).where(*conditions).values(artifact=None))
+    return unneeded(session, {digest for digest in held if digest is not None})

@@ -1,0 +1,57 @@
+"""The one place that reads environment variables."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+def database_url() -> str | None:
+    """Give the tuning database that ``AUTOTUNE_DB`` names: a path or a URL; ``None`` where it is unset or empty."""
+    return os.environ.get("AUTOTUNE_DB", "").strip() or None
+
+
+def data_folder() -> Path:
+    """Give the folder for this user's data: ``$XDG_DATA_HOME/autotune``, else ``~/.local/share/autotune``.
+
+    A relative ``XDG_DATA_HOME`` is ignored, as the XDG base directory specification asks.
+    """
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".local" / "share") / "autotune"
+
+
+def visible_cuda_devices() -> str | None:
+    """Give what ``CUDA_VISIBLE_DEVICES`` says: ``None`` where it is unset, an empty string where it hides every GPU."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def cxx_compiler() -> str | None:
+    """Give the C++ compiler command that ``CXX`` names; ``None`` where it is unset or empty."""
+    return os.environ.get("CXX", "").strip() or None
+
+
+def cache_folder() -> Path:
+    """Give the folder for what can be made again: ``$XDG_CACHE_HOME/autotune``, else ``~/.cache/autotune``."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (base if base.is_absolute() else Path.home() / ".cache") / "autotune"
+
+
+def compiler() -> str | None:
+    """Give the full path of the C++ compiler that ``CXX`` names, else of ``g++``; ``None`` where it is not there."""
+    return shutil.which(cxx_compiler() or "g++")
+
+
+@contextlib.contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that a library reads, and put back what was there."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,87 @@
+"""Every exception that autotune raises on purpose.
+
+::
+
+    AutotuneError
+    ├── RequestError           the request was wrong; the command line exits with 2
+    │   ├── StudyFileError     a study file cannot be understood
+    │   ├── ModelError         a model cannot be made, captured or run on its inputs
+    │   ├── DeviceError        the device asked for is not there
+    │   ├── SpaceError         a search space leaves no candidate
+    │   ├── DatabaseError      the tuning database cannot be opened or written
+    │   └── PlanNotFoundError  no stored plan answers the request
+    └── WorkError              work had begun and failed; the command line exits with 1
+        ├── ReferenceRefusedError   the reference cannot judge any candidate
+        ├── ArtifactError      an artifact is missing, damaged or does not load
+        ├── WorkerError        a worker process could not be started or broke its protocol
+        └── StudyInterruptedError   a study was stopped from outside and can go on
+
+What a trial is expected to run into is not an exception but data: :class:`autotune.trial.Failure`.
+"""
+
+
+class AutotuneError(Exception):
+    """One clear message: what was asked, what was found, what was expected, what to run next."""
+
+    exit_code = 1
+
+    def __init__(self, asked: str, *, found: str = "", expected: str = "", run: str = "") -> None:
+        parts = [asked.rstrip(".")]
+        if found:
+            parts.append(f"found: {found}")
+        if expected:
+            parts.append(f"expected: {expected}")
+        if run:
+            parts.append(f"run next: {run}")
+        super().__init__("\n  ".join(parts))
+        self.asked, self.found, self.expected, self.run = asked, found, expected, run
+
+
+class RequestError(AutotuneError):
+    """The request was wrong; nothing was begun and nothing was written."""
+
+    exit_code = 2
+
+
+class StudyFileError(RequestError):
+    """A study file has an unknown key, a wrong type or a value out of range."""
+
+
+class ModelError(RequestError):
+    """A model cannot be made, captured or run on the inputs it was given."""
+
+
+class DeviceError(RequestError):
+    """The device asked for is not on this machine."""
+
+
+class SpaceError(RequestError):
+    """A search space leaves no candidate."""
+
+
+class DatabaseError(RequestError):
+    """The tuning database cannot be opened, read or written."""
+
+
+class PlanNotFoundError(RequestError):
+    """No stored plan answers the request."""
+
+
+class WorkError(AutotuneError):
+    """Work had begun and failed; what was finished before is kept."""
+
+
+class ReferenceRefusedError(WorkError):
+    """The reference is not finite or does not vary between inputs, so no candidate can be judged."""
+
+
+class ArtifactError(WorkError):
+    """An artifact is missing, damaged or does not load."""
+
+
+class WorkerError(WorkError):
+    """A worker process could not be started, or broke its protocol."""
+
+
+class StudyInterruptedError(WorkError):
+    """A study was stopped from outside; the same command goes on where it was."""

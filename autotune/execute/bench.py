@@ -1,0 +1,126 @@
+"""One captured model on one device: prepare it, build configurations of it, and measure what was built."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.errors import ReferenceRefusedError, WorkError
+from autotune.execute.server import StepResult, WorkerServer
+from autotune.execute.timing import TimeSplit
+from autotune.objective import Objective
+from autotune.trial import Failure
+from autotune.workload import Workload
+
+PRELOAD = ["torch", "numpy", "safetensors.torch"]
+PRELOAD_BUILDERS = ["torch._inductor.compile_fx", "torch.onnx", "onnxscript", "torch.onnx._internal.exporter._core"]
+PREPARE_TIMEOUT_S, BUILD_TIMEOUT_S, MEASURE_TIMEOUT_S = 900.0, 900.0, 180.0
+SCREENING_LIMIT_S = 2.0
+
+
+class Bench:
+    """Runs steps for one study and adds up where their time went.
+
+    ``folder`` holds the captured model and every artifact until the store has it; it is the caller's to delete.
+    """
+
+    def __init__(self, server: WorkerServer, folder: Path, device: Device, split: TimeSplit) -> None:
+        self.server, self.folder, self.device, self.split = server, folder, device, split
+        self.model = folder / "model"
+        self._measure_timeout_s = MEASURE_TIMEOUT_S
+        server.preload(PRELOAD)
+
+    def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> dict[str, Any]:
+        """Make, capture and write the model; raises what the step raised."""
+        request = {
+            "folder": str(self.model),
+            "name": name,
+            "batch": batch,
+            "factory": factory,
+            "inputs": [asdict(spec) for spec in inputs],
+            "seed": seed,
+        }
+        answer = self._must(self._step("prepare", request, PREPARE_TIMEOUT_S), f"{name} could not be captured")
+        self.server.preload([*PRELOAD_BUILDERS, *answer["imported"]])
+        return answer
+
+    def reference(self) -> None:
+        """Compute the answers that candidates are judged by; raises ReferenceRefusedError where they cannot judge."""
+        request = {"folder": str(self.model), "device": self.device.as_dict()}
+        result = self._step("reference", request, PREPARE_TIMEOUT_S)
+        self._must(result, "the reference could not be computed")
+        checking_s = sum(end - begin for stage, begin, end in result.spans if stage == "check")
+        self._measure_timeout_s = MEASURE_TIMEOUT_S + 20 * checking_s
+
+    def build(self, configurations: Sequence[Configuration], workers: int) -> list[tuple[StepResult, Path]]:
+        """Build configurations, so many at a time, each in a process and a folder of its own."""
+
+        def one(configuration: Configuration) -> tuple[StepResult, Path]:
+            target = Path(tempfile.mkdtemp(dir=self.folder, prefix="artifact-"))
+            request = {
+                "folder": str(self.model),
+                "target": str(target),
+                "configuration": configuration.as_dict(),
+                "device": self.device.as_dict(),
+            }
+            return self._step("build", request, BUILD_TIMEOUT_S), target
+
+        if workers == 1:
+            return [one(configuration) for configuration in configurations]
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(one, configurations))
+
+    def measure(
+        self, artifact: Path, objective: Objective, seed: int, *, abandon_ms: float | None = None,
+        check_only: bool = False,
+    ) -> StepResult:
+        """Check and time an artifact in a process of its own; a gate that refuses it is a failure of the result."""
+        request = {
+            "folder": str(self.model),
+            "artifact": str(artifact),
+            "device": self.device.as_dict(),
+            "objective": objective.as_dict(),
+            "limit_s": SCREENING_LIMIT_S,
+            "abandon_ms": abandon_ms,
+            "check_only": check_only,
+            "seed": seed,
+        }  # fmt: skip
+        result = self._step("measure", request, self._measure_timeout_s)
+        refused = (result.value or {}).get("failure")
+        if refused is None:
+            return result
+        return StepResult(
+            value=result.value, failure=Failure(**refused), spans=result.spans, seconds=result.seconds
+        )
+
+    def workload(self) -> Workload:
+        """The workload of the prepared model."""
+        import json
+
+        return Workload.from_dict(json.loads((self.model / "model.json").read_text())["workload"])
+
+    def discard(self, folder: Path) -> None:
+        """Delete what a build left."""
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _step(self, name: str, request: dict[str, Any], timeout_s: float) -> StepResult:
+        stage = "build" if name != "measure" else "load"
+        result = self.server.run(name, request, timeout_s=timeout_s, stage=stage)  # type: ignore[arg-type]
+        self.split.add(result.spans)
+        return result
+
+    @staticmethod
+    def _must(result: StepResult, what: str) -> dict[str, Any]:
+        """The step's answer; raises the project's own error that it raised, or says how it died."""
+        if result.raised is not None:
+            raise result.raised
+        if result.failure is not None:
+            kind = ReferenceRefusedError if "reference" in what else WorkError
+            tail = result.failure.log_tail.strip().splitlines()[-8:]
+            raise kind(what, found="\n    ".join([str(result.failure), *tail]), run="autotune doctor")
+        return result.value or {}

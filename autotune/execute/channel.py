@@ -1,0 +1,82 @@
+"""Messages between a coordinator and a worker: one JSON document a message over a private socket."""
+
+import json
+import select
+import socket
+import struct
+import time
+from typing import Any
+
+from autotune.errors import WorkerError
+
+MESSAGE_LIMIT_BYTES = 256 * 1024 * 1024
+
+
+class ChannelClosed(WorkerError):
+    """The other end is gone."""
+
+
+class Channel:
+    """One end of a socket pair; each message is a length and that many bytes of JSON."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._buffer = bytearray()
+
+    @classmethod
+    def from_fd(cls, fd: int) -> "Channel":
+        """Take over an inherited descriptor."""
+        return cls(socket.socket(fileno=fd))
+
+    def fileno(self) -> int:
+        """The descriptor, for select."""
+        return self._end.fileno()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one message; raises ChannelClosed where nobody reads it."""
+        data = json.dumps(message).encode()
+        try:
+            self._end.sendall(struct.pack("!I", len(data)) + data)
+        except OSError as error:
+            raise ChannelClosed("the other end of a worker's channel is closed", found=str(error)) from error
+
+    def receive(self, timeout_s: float | None = None) -> dict[str, Any] | None:
+        """The next message, or ``None`` after ``timeout_s`` seconds; raises ChannelClosed at the end."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while (message := self._complete()) is None:
+            wait = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not select.select([self._end], [], [], wait)[0]:
+                return None
+            self._read()
+        return message
+
+    def close(self) -> None:
+        """Close this end."""
+        self._end.close()
+
+    def _read(self) -> None:
+        try:
+            data = self._end.recv(1 << 20)
+        except OSError as error:
+            raise ChannelClosed("a worker's channel broke", found=str(error)) from error
+        if not data:
+            raise ChannelClosed("a worker's channel ended")
+        self._buffer += data
+
+    def _complete(self) -> dict[str, Any] | None:
+        if len(self._buffer) < 4:
+            return None
+        (length,) = struct.unpack("!I", self._buffer[:4])
+        if length > MESSAGE_LIMIT_BYTES:
+            raise ChannelClosed("a worker sent no message of ours", found=f"a length of {length} bytes")
+        if len(self._buffer) < 4 + length:
+            return None
+        data = bytes(self._buffer[4 : 4 + length])
+        del self._buffer[: 4 + length]
+        try:
+            message = json.loads(data)
+        except ValueError as error:
+            raise ChannelClosed("a worker sent no message of ours", found=str(error)) from error
+        if not isinstance(message, dict):
+            raise ChannelClosed("a worker sent no message of ours", found=type(message).__name__)
+        return message

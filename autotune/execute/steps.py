@@ -1,0 +1,252 @@
+"""The steps that a worker runs: prepare, reference, build, measure, finals, prove.
+
+Each takes a request of plain data and a channel on which it tells the stage it is in, and returns plain data. Folders
+hold everything larger. This module composes model, runtime, accuracy and measure; it never touches the database.
+"""
+
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.execute.channel import Channel
+from autotune.objective import Objective
+
+TIMING, HELD_OUT, REFERENCE = "timing.safetensors", "heldout.safetensors", "reference.safetensors"
+TIMING_SETS = 4
+HELD_OUT_SETS = 8
+
+
+def prepare(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Make the module by its factory, draw the study's inputs, capture it, and write all of it into a folder.
+
+    Answers with the workload, the third-party modules that the factory imported (so that later steps need not pay for
+    them) and the user's own source files with their digests (so that an unchanged model is known without making it).
+    """
+    from autotune.model import capture, factory, inputs, source
+
+    _enter(channel, "build")
+    before = set(sys.modules)
+    folder, seed, batch = Path(request["folder"]), request["seed"], request["batch"]
+    module = factory.make_module(request["factory"], seed)
+    specs = [inputs.InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in request["inputs"]]
+    example = inputs.generate(specs, batch, seed, 1, "example")[0]
+    captured = capture.capture(request["name"], batch, module, example)
+    source.write(folder, captured, example, factory=request["factory"], seed=seed, module=module)
+    write_sets(folder / TIMING, inputs.generate(specs, batch, seed, TIMING_SETS, "timing"))
+    write_sets(folder / HELD_OUT, inputs.generate(specs, batch, seed, HELD_OUT_SETS, "heldout"))
+    loaded = set(sys.modules) - before
+    return {
+        "workload": captured.workload.as_dict(),
+        "imported": sorted(name for name in loaded if _is_third_party(name)),
+        "sources": _own_sources(loaded),
+    }
+
+
+def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Answer the held-out inputs by the fp32 eager graph on the device with TF32 off; refuse what cannot judge."""
+    import torch
+
+    from autotune import accuracy
+    from autotune.model import source
+    from autotune.model.precision import flat_module
+    from autotune.runtime.switches import Switches
+
+    _enter(channel, "check")
+    Switches(tf32="off", threads=None).apply()
+    folder, device = Path(request["folder"]), Device.from_dict(request["device"])
+    model = source.CapturedModel(folder)
+    module = flat_module(model.program("fp32", device))
+    with torch.inference_mode():
+        answers = [module(*_to(device, inputs)) for inputs in read_sets(folder / HELD_OUT, model)]
+    references = [tuple(tensor.cpu() for tensor in answer) for answer in answers]
+    names = [spec.name for spec in model.workload.outputs]
+    accuracy.check_reference(references, names)
+    write_sets(folder / REFERENCE, [dict(zip(names, answer, strict=True)) for answer in references])
+    return {}
+
+
+def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Build a configuration into a folder, under the device's shared lock where the build uses the device."""
+    import contextlib
+
+    from autotune import registry
+    from autotune.measure.lock import device_lock
+    from autotune.model.source import CapturedModel
+    from autotune.runtime import artifact
+
+    configuration = Configuration.from_dict(request["configuration"])
+    device = Device.from_dict(request["device"])
+    backend = registry.backend(configuration.backend)
+    model = CapturedModel(Path(request["folder"]))
+    target = Path(request["target"])
+    shared = device.kind == "cuda" and backend.build_uses_device
+    with device_lock(device.uuid, exclusive=False) if shared else contextlib.nullcontext():
+        _enter(channel, "build")
+        begin = time.monotonic()
+        backend.build(model, configuration, device, target)
+        artifact.describe(target, configuration, model.workload, model.output_schema)
+        return {"build_s": time.monotonic() - begin}
+
+
+def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Load an artifact as a deployment does, judge it on the held-out inputs, and time it; alone on the device."""
+    from autotune.measure.clock import SystemClock
+    from autotune.measure.lock import device_lock
+    from autotune.measure.screening import screen
+    from autotune.model.source import CapturedModel
+    from autotune.runtime.artifact import load_runner
+
+    device = Device.from_dict(request["device"])
+    folder, target = Path(request["folder"]), Path(request["artifact"])
+    model = CapturedModel(folder)
+    with device_lock(device.uuid, exclusive=True):
+        _enter(channel, "load")
+        runner = load_runner(target, device)
+        _enter(channel, "check")
+        verdict = _judge(runner, model, folder, device, Objective.from_dict(request["objective"]))
+        checked = {"signal_error": verdict.signal_error}
+        if verdict.failure is not None:
+            return {**checked, "failure": verdict.failure.as_dict()}
+        if request.get("check_only"):
+            return checked
+        sets = [_to(device, inputs) for inputs in read_sets(folder / TIMING, model)]
+        _enter(channel, "measure")
+        clock = SystemClock()
+        screening = screen(
+            runner, sets, _timer(device, clock), clock=clock, limit_s=request["limit_s"],
+            abandon_ms=request.get("abandon_ms"), conditions={"seed": request["seed"]},
+        )  # fmt: skip
+    return {**checked, "measurement": screening.measurement.as_dict(), "pruned": screening.pruned}
+
+
+def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Hold all finalists and run rounds on demand until told to stop; one of several fresh processes.
+
+    After loading it sends ``ready``; each ``{"rounds": n, "frozen": [...]}`` is answered with that many rounds.
+    """
+    from autotune.measure.clock import SystemClock
+    from autotune.measure.finals import run_rounds
+    from autotune.measure.lock import device_lock
+    from autotune.model.source import CapturedModel
+    from autotune.runtime.artifact import load_runner
+
+    device = Device.from_dict(request["device"])
+    model = CapturedModel(Path(request["folder"]))
+    _enter(channel, "load")
+    finalists = {}
+    for name, folder in request["artifacts"].items():
+        channel.send({"turn": name})
+        finalists[name] = _Finalist(load_runner(Path(folder), device))
+    sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
+    rng, clock = random.Random(request["seed"]), SystemClock()
+    timer = _timer(device, clock)
+    channel.send({"ready": True})
+    while (order := channel.receive()) is not None and "rounds" in order:
+        with device_lock(device.uuid, exclusive=True):
+            _enter(channel, "measure")
+            rounds = run_rounds(
+                finalists, sets, timer, rng, order["rounds"], clock=clock, frozen=order["frozen"],
+                limit_s=order["limit_s"], announce=lambda name: channel.send({"turn": name}),
+            )  # fmt: skip
+            _enter(channel, "load")
+        channel.send({"rounds": [{name: block.as_dict() for name, block in one.items()} for one in rounds]})
+    return {}
+
+
+def prove(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Build a toy model by one backend, load it, run it and compare, each stage told."""
+    from autotune.execute.proof import prove_backend
+
+    return prove_backend(request, lambda stage: _enter(channel, stage))
+
+
+def write_sets(path: Path, sets: list[dict[str, Any]]) -> None:
+    """Write several sets of named tensors into one file."""
+    from autotune.model.source import save_tensors
+
+    save_tensors(path, {f"{index}/{name}": tensor for index, one in enumerate(sets) for name, tensor in one.items()})
+
+
+def read_sets(path: Path, model: Any, *, outputs: bool = False) -> list[tuple[Any, ...]]:
+    """Read what :func:`write_sets` wrote, each set in the order of the workload's inputs (or outputs)."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(path))
+    names = [spec.name for spec in (model.workload.outputs if outputs else model.workload.inputs)]
+    count = 1 + max(int(key.partition("/")[0]) for key in tensors)
+    return [tuple(tensors[f"{index}/{name}"] for name in names) for index in range(count)]
+
+
+class _Finalist:
+    """A runner sets its own switches in every call, so there is nothing to prepare."""
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    def prepare(self) -> None:
+        """Do nothing; see above."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self._runner(*inputs)
+
+
+def _timer(device: Device, clock: Any) -> Any:
+    from autotune.measure.timer import CpuTimer, CudaTimer
+
+    return CpuTimer(clock) if device.kind == "cpu" else CudaTimer(clock, device.torch_name)
+
+
+def _judge(runner: Any, model: Any, folder: Path, device: Device, objective: Objective) -> Any:
+    from autotune import accuracy
+    from autotune.model.factory import resolve
+
+    outputs = [
+        tuple(tensor.cpu() for tensor in runner(*_to(device, inputs))) for inputs in read_sets(folder / HELD_OUT, model)
+    ]
+    references = read_sets(folder / REFERENCE, model, outputs=True)
+    names = [spec.name for spec in model.workload.outputs]
+    metrics = [(metric, resolve(metric.function)) for metric in objective.metrics]
+    return accuracy.judge(outputs, references, names, objective, metrics)
+
+
+def _enter(channel: Channel, stage: str) -> None:
+    channel.send({"stage": stage, "at": time.monotonic()})
+
+
+def _to(device: Device, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(tensor.to(device.torch_name) for tensor in tensors)
+
+
+def _is_third_party(name: str) -> bool:
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return "site-packages" in file and "__main__" not in name
+
+
+def _own_sources(names: set[str]) -> dict[str, str]:
+    """Digests of the source files that the factory brought in and that belong to no installed package."""
+    import hashlib
+    import sysconfig
+
+    library = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
+    package = str(Path(__file__).resolve().parents[1])
+    files = {getattr(sys.modules.get(name), "__file__", None) or "" for name in names}
+    own = {
+        file for file in files
+        if file.endswith(".py") and not str(Path(file).resolve()).startswith((*library, package))
+    }  # fmt: skip
+    return {str(Path(file).resolve()): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(own)}
+
+
+STEPS: dict[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {
+    "prepare": prepare,
+    "reference": reference,
+    "build": build,
+    "measure": measure,
+    "finals": finals,
+    "prove": prove,
+}

@@ -1,0 +1,46 @@
+"""Where the time of a study went."""
+
+from collections.abc import Sequence
+
+KINDS = ("sampling", "checking", "building")
+_STAGES = {"measure": "sampling", "check": "checking", "build": "building"}
+
+
+class TimeSplit:
+    """Collects the stages of all steps and splits a stretch of time among them.
+
+    Steps overlap where builds run in parallel; a moment counts once, as sampling before checking before building, and
+    as other where none of the three went on.
+    """
+
+    def __init__(self) -> None:
+        self._spans: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+
+    def add(self, spans: Sequence[tuple[str, float, float]]) -> None:
+        """Add the stages of one step: name, begin and end in monotonic seconds."""
+        for stage, begin, end in spans:
+            if stage in _STAGES:
+                self._spans[_STAGES[stage]].append((begin, end))
+
+    def seconds(self, begin: float, end: float) -> dict[str, float]:
+        """Seconds of building, checking, sampling and other between two moments; they add up to the whole."""
+        covered: list[tuple[float, float]] = []
+        split: dict[str, float] = {}
+        before = 0.0
+        for kind in KINDS:
+            covered = _union([*covered, *((max(b, begin), min(e, end)) for b, e in self._spans[kind])])
+            total = sum(e - b for b, e in covered)
+            split[kind] = total - before
+            before = total
+        split["other"] = max(0.0, end - begin - before)
+        return {kind: split[kind] for kind in ("building", "checking", "sampling", "other")}
+
+
+def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    merged: list[tuple[float, float]] = []
+    for begin, end in sorted(span for span in spans if span[1] > span[0]):
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((begin, end))
+    return merged

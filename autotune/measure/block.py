@@ -1,0 +1,118 @@
+"""Consecutive samples of one callable with what was true around each: Block."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from autotune.measure.clock import Clock
+from autotune.measure.statistics import checked, median
+from autotune.measure.timer import SINGLE, Function, Grouping, Sample, Timer
+
+InputSets = Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Samples in the order they were taken, with their conditions; all tuples are as long as ``samples_ms``.
+
+    ``device_samples_ms`` is empty where the device has no clock of its own. ``cpu_ms`` is CPU time of the whole process
+    for one call, ``switches`` its involuntary context switches during the sample, ``input_sets`` which set of inputs
+    was used. ``position`` is the block's place in its round.
+    """
+
+    samples_ms: tuple[float, ...]
+    device_samples_ms: tuple[float, ...] = ()
+    cpu_ms: tuple[float, ...] = ()
+    switches: tuple[int, ...] = ()
+    input_sets: tuple[int, ...] = ()
+    grouped: int = 1
+    unrolled: int = 1
+    position: int = 0
+
+    def __post_init__(self) -> None:
+        checked(self.samples_ms)
+        if self.device_samples_ms:
+            checked(self.device_samples_ms)
+        for name in ("device_samples_ms", "cpu_ms", "switches", "input_sets"):
+            if len(getattr(self, name)) not in (0, len(self.samples_ms)):
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.samples_ms)} samples")
+
+    @property
+    def latency_ms(self) -> float:
+        """The median of the block."""
+        return median(self.samples_ms)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Block":
+        """Read what :meth:`as_dict` wrote."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        return cls(**values)
+
+
+class BlockRecorder:
+    """Takes samples of one callable, rotating its inputs, until :meth:`block` closes it."""
+
+    def __init__(
+        self, timer: Timer, clock: Clock, input_sets: InputSets, grouping: Grouping, *, first: int = 0
+    ) -> None:
+        if not input_sets:
+            raise ValueError("at least one set of inputs is needed, found none")
+        self._timer = timer
+        self._clock = clock
+        self._input_sets = input_sets
+        self._grouping = grouping
+        self._next = first
+        self._samples: list[Sample] = []
+        self._cpu_ms: list[float] = []
+        self._switches: list[int] = []
+        self._used: list[int] = []
+
+    def take(self, function: Function) -> Sample:
+        """Take one sample on the next set of inputs."""
+        chosen = self._next % len(self._input_sets)
+        calls = self._grouping.grouped
+        switches, cpu_ns = self._clock.switches(), self._clock.cpu_ns()
+        sample = self._timer.time_call(function, self._input_sets[chosen], self._grouping)
+        self._cpu_ms.append((self._clock.cpu_ns() - cpu_ns) / 1e6 / calls)
+        self._switches.append(self._clock.switches() - switches)
+        self._samples.append(sample)
+        self._used.append(chosen)
+        self._next += 1
+        return sample
+
+    def block(self, *, position: int = 0) -> Block:
+        """Return what was taken so far; ``ValueError`` if nothing was."""
+        device_ms = tuple(sample.device_ms for sample in self._samples if sample.device_ms is not None)
+        return Block(
+            samples_ms=tuple(sample.wall_ms for sample in self._samples),
+            device_samples_ms=device_ms,
+            cpu_ms=tuple(self._cpu_ms),
+            switches=tuple(self._switches),
+            input_sets=tuple(self._used),
+            grouped=self._grouping.grouped,
+            unrolled=self._grouping.unrolled,
+            position=position,
+        )
+
+
+def protocol_of(name: str, timer_kind: str, sets: int, *, grouping: Grouping = SINGLE) -> dict[str, Any]:
+    """Name the rules of a measurement; whole models run in steady state with rotated inputs.
+
+    All entries but ``grouped`` and ``unrolled`` identify the measurement: it compares with no other. Those two say how
+    a single call's time was obtained.
+    """
+    return {
+        "name": name,
+        "device": timer_kind,
+        "inputs": "rotated",
+        "sets": sets,
+        "l2": "steady",
+        "grouped": grouping.grouped,
+        "unrolled": grouping.unrolled,
+    }

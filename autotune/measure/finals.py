@@ -1,0 +1,158 @@
+"""The coordinator's half of the finals: collect rounds from fresh processes, look, decide: Finals.
+
+Search-time numbers are biased towards the lucky, so the best few are measured again beside the baseline, interleaved.
+The worker's half is :func:`run_rounds`.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from autotune.measure.block import Block
+from autotune.measure.rounds import Finalist, run_rounds
+from autotune.measure.verdict import RoundMedians, TieKeys, Verdict, verdict_from_samples
+from autotune.trial import Measurement
+
+__all__ = ["LOOKS", "Finalist", "Finals", "run_rounds"]
+
+LOOKS = (20, 40, 60, 80, 100)
+"""After so many rounds the finals may be decided; five looks, each at Pocock's bound."""
+
+
+class Finals:
+    """Collects rounds, says how many the next process should run and who may stop, and decides.
+
+    Ask :meth:`next_rounds`, run that many in a fresh process without the :meth:`freeze` d finalists, :meth:`add` them,
+    :meth:`look`; repeat until there is a verdict. When the time is up, :meth:`conclude`.
+    """
+
+    def __init__(
+        self,
+        names: Collection[str],
+        *,
+        baselines: Collection[str],
+        tie_keys: TieKeys | None = None,
+        processes: int = 3,
+    ) -> None:
+        if not baselines or not set(baselines) <= set(names):
+            raise ValueError(f"finals need baselines among {sorted(names)}, found {sorted(baselines)}")
+        if tie_keys is not None and not set(names) <= set(tie_keys):
+            raise ValueError(f"finalists without a tie key: {sorted(set(names) - set(tie_keys))}")
+        if not 1 <= processes <= LOOKS[0]:
+            raise ValueError(f"finals run in 1 to {LOOKS[0]} processes before the first look, found {processes}")
+        self._blocks: dict[str, list[Block | None]] = {name: [] for name in sorted(names)}
+        self._baselines = frozenset(baselines)
+        self._tie_keys = tie_keys
+        self._needed = processes
+        self._processes: list[int] = []
+        self._frozen: frozenset[str] = frozenset()
+        self._looked = 0
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds were added."""
+        return len(self._processes)
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The finalists that the next round runs, sorted."""
+        return tuple(name for name in self._blocks if name not in self._frozen)
+
+    def next_rounds(self) -> int:
+        """Return how many rounds the next process should run to reach the next look; 0 after the last look.
+
+        The way to the first look is divided evenly among the processes that must have contributed by then.
+        """
+        target = next((look for look in LOOKS if look > max(self._looked, self.rounds)), None)
+        if target is None:
+            return 0
+        missing = target - self.rounds
+        still_needed = self._needed - len(set(self._processes))
+        return -(-missing // still_needed) if still_needed > 1 else missing
+
+    def add(self, process: int, rounds: Collection[Mapping[str, Block]]) -> None:
+        """Take the rounds of one process, named by an index of its own; every running finalist is in each of them.
+
+        Raises ``ValueError``, and takes nothing, if a round holds other finalists than those.
+        """
+        for blocks in rounds:
+            if set(blocks) != set(self.running):
+                raise ValueError(f"a round has blocks of {sorted(blocks)}, expected {list(self.running)}")
+        for blocks in rounds:
+            for name, collected in self._blocks.items():
+                collected.append(blocks.get(name))
+            self._processes.append(process)
+
+    def freeze(self) -> frozenset[str]:
+        """Return all finalists that need no more rounds, including those found so far behind just now.
+
+        That is, after at least 8 rounds, more than 10% slower than the best in each of them. The fastest baseline is
+        never frozen; another baseline only if it is that far behind the fastest.
+        """
+        if self.rounds:
+            self._frozen |= RoundMedians(self.samples()).far_behind(self._baselines)
+        return self._frozen
+
+    def drop(self, name: str) -> None:
+        """Forget a finalist that failed; ``ValueError`` if it is unknown or the last baseline."""
+        if name not in self._blocks or self._baselines == {name}:
+            raise ValueError(f"finalist {name!r} cannot be dropped: it is unknown or the only baseline")
+        del self._blocks[name]
+        self._baselines -= {name}
+        self._frozen -= {name}
+
+    def look(self) -> Verdict | None:
+        """Decide if a look is due and the outcome is settled, or at the last look whatever the outcome.
+
+        A look is due once at each of 20, 40, 60, 80 and 100 rounds, if enough processes have contributed.
+        """
+        due = [look for look in LOOKS if self._looked < look <= self.rounds]
+        if not due or len(set(self._processes)) < self._needed:
+            return None
+        self._looked = due[-1]
+        verdict = self.conclude()
+        return verdict if verdict.settled or self._looked == LOOKS[-1] else None
+
+    def conclude(self) -> Verdict:
+        """Decide with the rounds there are; fewer than seven are never enough to beat anything.
+
+        Call it once: it counts as the next look. Raises ``ValueError`` without a single round.
+        """
+        return verdict_from_samples(self.samples(), baselines=self._baselines, tie_keys=self._tie_keys)
+
+    def samples(self) -> dict[str, list[list[float] | None]]:
+        """Return the raw samples in milliseconds, from which :func:`verdict_from_samples` gives the same verdict."""
+        return {
+            name: [None if block is None else list(block.samples_ms) for block in blocks]
+            for name, blocks in self._blocks.items()
+        }
+
+    def measurement(
+        self, name: str, protocol: Mapping[str, Any], conditions: Mapping[str, Any] | None = None
+    ) -> Measurement:
+        """Return what was measured of one finalist, with the round, process and place of each block.
+
+        ``protocol`` comes from :func:`autotune.measure.block.protocol_of`, its grouping is that of the largest block;
+        ``conditions`` hold seed and versions. Raises ``ValueError`` for a finalist that no round was run with.
+        """
+        taken = [(index, block) for index, block in enumerate(self._blocks[name]) if block is not None]
+        around = {
+            **(conditions or {}),
+            "rounds": [index for index, _ in taken],
+            "processes": [self._processes[index] for index, _ in taken],
+            "positions": [block.position for _, block in taken],
+            "cpu_ms": [list(block.cpu_ms) for _, block in taken],
+            "switches": [list(block.switches) for _, block in taken],
+            "input_sets": [list(block.input_sets) for _, block in taken],
+            "grouped": [block.grouped for _, block in taken],
+            "unrolled": [block.unrolled for _, block in taken],
+        }
+        return Measurement(
+            samples_ms=tuple(block.samples_ms for _, block in taken),
+            device_samples_ms=tuple(block.device_samples_ms for _, block in taken if block.device_samples_ms),
+            conditions=around,
+            protocol={
+                **protocol,
+                "grouped": max(block.grouped for _, block in taken),
+                "unrolled": max(block.unrolled for _, block in taken),
+            },
+        )

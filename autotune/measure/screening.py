@@ -1,0 +1,137 @@
+"""The first measurement of a candidate: warm up, sample until it is known well enough, give up on a hopeless one."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.measure.block import BlockRecorder, InputSets, protocol_of
+from autotune.measure.clock import Clock
+from autotune.measure.statistics import median
+from autotune.measure.stopping import FirstOf, Hopeless, IntervalReached, NoiseSettled, StoppingRule, TimeLimit
+from autotune.measure.timer import SINGLE, Function, Grouping, Sample, Timer
+from autotune.trial import Measurement
+
+WINDOW_MS = 20.0
+"""A warm-up window is as many calls as this takes, at least one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WarmUp:
+    """How a warm-up went: ``settled`` says that five windows agreed, ``typical`` is the median of the last window."""
+
+    calls: int
+    elapsed_ms: float
+    settled: bool
+    typical: Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Screening:
+    """A screening measurement and why it ended; ``pruned`` if the candidate was given up."""
+
+    measurement: Measurement
+    pruned: bool
+    reason: str
+
+
+def warm_up(
+    function: Function,
+    input_sets: InputSets,
+    timer: Timer,
+    *,
+    clock: Clock,
+    min_ms: float = 200.0,
+    limit_s: float = 1.0,
+    agreement: float = 0.01,
+) -> WarmUp:
+    """Call until five window medians in a row lie within ``agreement`` of one another, or the limit.
+
+    At least three calls and ``min_ms`` of work; a single call where it alone takes longer than the limit.
+    """
+    recorder = BlockRecorder(timer, clock, input_sets, SINGLE)
+    started_ns = clock.now_ns()
+    medians: list[float] = []
+    window: list[Sample] = []
+    typical: Sample | None = None
+    calls, worked_ms, settled = 0, 0.0, False
+    while True:
+        window.append(recorder.take(function))
+        calls += 1
+        worked_ms += window[-1].wall_ms
+        if sum(sample.wall_ms for sample in window) >= WINDOW_MS:
+            typical, window = _typical(window), []
+            medians.append(typical.wall_ms)
+            settled = _agree(medians[-5:], agreement)
+        elapsed_ms = (clock.now_ns() - started_ns) / 1e6
+        too_slow = calls == 1 and elapsed_ms > limit_s * 1e3
+        done = (settled and worked_ms >= min_ms) or elapsed_ms >= limit_s * 1e3
+        if too_slow or (done and calls >= 3):
+            return WarmUp(calls=calls, elapsed_ms=elapsed_ms, settled=settled, typical=typical or _typical(window))
+
+
+def _agree(medians: list[float], agreement: float) -> bool:
+    return len(medians) == 5 and max(medians) - min(medians) <= agreement * min(medians)
+
+
+def _typical(window: list[Sample]) -> Sample:
+    device_ms = [sample.device_ms for sample in window if sample.device_ms is not None]
+    return Sample(
+        wall_ms=median(sample.wall_ms for sample in window), device_ms=median(device_ms) if device_ms else None
+    )
+
+
+def screening_rule(clock: Clock, limit_s: float, grouping: Grouping) -> StoppingRule:
+    """30 samples, 100 ms and a median known to 1%; or settled noise; or the time limit, after at least 3 samples."""
+    calls = grouping.grouped
+    return FirstOf([IntervalReached(calls=calls), NoiseSettled(calls=calls), TimeLimit(clock, limit_s)])
+
+
+def screen(
+    function: Function,
+    input_sets: InputSets,
+    timer: Timer,
+    *,
+    clock: Clock,
+    limit_s: float = 2.0,
+    abandon_ms: float | None = None,
+    rule: StoppingRule | None = None,
+    conditions: Mapping[str, Any] | None = None,
+) -> Screening:
+    """Warm up, then sample until the rule (default :func:`screening_rule`) says stop; inputs take turns.
+
+    If after 5 samples even the fastest is slower than ``abandon_ms`` the candidate is pruned. ``conditions`` (seed,
+    threads, versions) are stored along with what is recorded here. Whatever the function raises passes through.
+    """
+    warm = warm_up(function, input_sets, timer, clock=clock)
+    grouping = timer.grouping(warm.typical)
+    recorder = BlockRecorder(timer, clock, input_sets, grouping)
+    enough = rule if rule is not None else screening_rule(clock, limit_s, grouping)
+    hopeless = Hopeless(abandon_ms) if abandon_ms is not None else None
+    reason, pruned = None, False
+    while reason is None:
+        sample = recorder.take(function)
+        enough.observe(sample.wall_ms)
+        reason = enough.finished()
+        if hopeless is not None:
+            hopeless.observe(sample.wall_ms)
+            given_up = hopeless.finished()
+            if given_up is not None:
+                reason, pruned = given_up, True
+    block = recorder.block()
+    around = {
+        **(conditions or {}),
+        "process": os.getpid(),
+        "warm_up": {"calls": warm.calls, "elapsed_ms": warm.elapsed_ms, "settled": warm.settled},
+        "cpu_ms": list(block.cpu_ms),
+        "switches": list(block.switches),
+        "input_sets": list(block.input_sets),
+        "stopped": reason,
+    }
+    measurement = Measurement(
+        samples_ms=(block.samples_ms,),
+        device_samples_ms=(block.device_samples_ms,) if block.device_samples_ms else (),
+        conditions=around,
+        protocol=protocol_of("screening", timer.kind, len(input_sets), grouping=grouping),
+    )
+    return Screening(measurement=measurement, pruned=pruned, reason=reason)

@@ -1,0 +1,150 @@
+"""What samples say, and how sure they are: medians, intervals, percentiles, paired tests.
+
+Every function refuses an empty sample, NaN, infinity, zero and negative times with ``ValueError``. SciPy is imported
+only by :func:`paired_test`, so that a process that merely samples does not pay for it.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+
+def checked(samples: Iterable[float]) -> list[float]:
+    """Return the samples as a list; raises ``ValueError`` unless there are some and all are positive and finite."""
+    values = list(samples)
+    if not values:
+        raise ValueError("at least one sample is needed, found none")
+    for value in values:
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"a sample is a positive finite number, found {value!r}")
+    return values
+
+
+def median(samples: Iterable[float]) -> float:
+    """Return the middle sample, or the mean of the two middle ones."""
+    return middle(sorted(checked(samples)))
+
+
+def middle(ordered: Sequence[float]) -> float:
+    """Return the median of sorted numbers of either sign; :func:`median` is the one for samples."""
+    half = len(ordered) // 2
+    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def median_interval(samples: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Two of the samples that enclose the true median with at least the given confidence, whatever the distribution.
+
+    Exact binomial ranks (David and Nagaraja, Order Statistics, 7.1). Below the size that can reach the confidence (6
+    samples for 95%) it is the smallest and the largest sample, which hold less.
+    """
+    ordered = sorted(checked(samples))
+    rank = interval_rank(len(ordered), confidence)
+    return ordered[rank - 1], ordered[-rank]
+
+
+def relative_half_width(ordered: Sequence[float], confidence: float = 0.95) -> float:
+    """Half the width of the median's interval over the median; the samples are positive and come sorted."""
+    rank = interval_rank(len(ordered), confidence)
+    return (ordered[-rank] - ordered[rank - 1]) / 2 / middle(ordered)
+
+
+@lru_cache(maxsize=4096)
+def interval_rank(size: int, confidence: float) -> int:
+    """Find the largest k with P(Binomial(size, 1/2) < k) <= (1 - confidence) / 2, at least 1.
+
+    The k-th smallest and k-th largest of ``size`` samples enclose the median. The sum begins ten standard deviations
+    below the mean; what lies before is below 1e-23 of the whole.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence lies between 0 and 1, found {confidence!r}")
+    if size < 1:
+        raise ValueError("an interval needs at least one sample")
+    tail = (1 - confidence) / 2
+    k = max(0, math.floor(size / 2 - 5 * math.sqrt(size)))
+    mass = math.exp(math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) - size * math.log(2))
+    below = 0.0
+    while below + mass <= tail:
+        below += mass
+        mass *= (size - k) / (k + 1)
+        k += 1
+    return max(1, k)
+
+
+def samples_needed(q: float, confidence: float = 0.99) -> int:
+    """Count the samples that back the quantile ``q``: 64 for 0.9, 662 for 0.99, 6,636 for 0.999.
+
+    MLPerf Inference's early-stopping rule: with the given confidence at least two samples lie above the true quantile.
+    """
+    high = 2
+    while not _backed(high, q, confidence):
+        high *= 2
+    low = high // 2
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _backed(middle, q, confidence) else (middle, high)
+    return high
+
+
+def _backed(size: int, q: float, confidence: float) -> bool:
+    if not 0 < q < 1:
+        raise ValueError(f"a quantile lies between 0 and 1, found {q!r}")
+    fewer_than_two_above = q**size + size * (1 - q) * q ** (size - 1)
+    return fewer_than_two_above <= 1 - confidence
+
+
+def backed_percentile(samples: Iterable[float], q: float) -> float | None:
+    """Return the quantile ``q`` (0.9: the 90th percentile), or ``None`` where the samples are too few to back it.
+
+    Between two samples it is interpolated, so that ``q=0.5`` is the median.
+    """
+    ordered = sorted(checked(samples))
+    if not _backed(len(ordered), q, 0.99):
+        return None
+    position = q * (len(ordered) - 1)
+    floor = math.floor(position)
+    upper = ordered[min(floor + 1, len(ordered) - 1)]
+    return ordered[floor] + (upper - ordered[floor]) * (position - floor)
+
+
+def paired_test(log_ratios: Iterable[float]) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test that the log-ratios lie evenly about zero.
+
+    Exact up to 50 pairs without ties, a normal approximation above. Pairs that are equal say nothing and are left out;
+    where nothing is left p is 1.
+    """
+    values = list(log_ratios)
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError("a log-ratio is a finite number")
+    told = [value for value in values if value != 0.0]
+    if not told:
+        return 1.0
+    from scipy.stats import wilcoxon  # type: ignore[import-untyped, unused-ignore]
+
+    return float(wilcoxon(told).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: the p-values, in their order, as if each had been the only test."""
+    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
+    adjusted = [0.0] * len(p_values)
+    reached = 0.0
+    for step, index in enumerate(order):
+        reached = max(reached, min(1.0, p_values[index] * (len(p_values) - step)))
+        adjusted[index] = reached
+    return adjusted
+
+
+def detectable_effect(log_ratios: Sequence[float]) -> float:
+    """Return the log-ratio that as many pairs would find in 80% of repeats at 5%: 2.8 * s_d / sqrt(n).
+
+    s_d is 1.4826 times the median absolute deviation, which equals the standard deviation for normal noise and, as the
+    rank test does, bears outliers. With one round in twenty slowed down at random, finals over 60 simulated repeats
+    found a candidate that was 5% faster in 60, and in 19 with the plain standard deviation; without outliers the two
+    found equally many. Infinite for fewer than two pairs.
+    """
+    size = len(log_ratios)
+    if size < 2:
+        return math.inf
+    centre = middle(sorted(log_ratios))
+    deviation = 1.4826 * middle(sorted(abs(value - centre) for value in log_ratios))
+    return 2.8 * deviation / math.sqrt(size)

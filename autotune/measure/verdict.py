@@ -1,0 +1,255 @@
+"""Who won the finals, from their raw samples alone: Verdict.
+
+A finalist beats another when Wilcoxon's test on the log-ratios of their common rounds, Holm-adjusted, gives less than
+:data:`ALPHA`, its median is the lower one, and the median ratio is at least :data:`MIN_EFFECT` and the detectable
+effect 2.8 * s_d / sqrt(n). Everything else is a tie.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from autotune.measure.statistics import detectable_effect, holm, median, median_interval, middle, paired_test
+
+ALPHA = 0.0158
+"""Pocock's bound for each of five looks, which together keep the chance of a false positive at 5%."""
+
+MIN_EFFECT = math.log(1.005)
+"""No smaller log-ratio than half a percent makes a winner."""
+
+FREEZE_MARGIN = math.log(1.10)
+FREEZE_ROUNDS = 8
+
+RawSamples = Mapping[str, Sequence[Sequence[float] | None]]
+"""For each finalist one block of milliseconds a round, ``None`` in the rounds it took no part in."""
+
+TieKeys = Mapping[str, tuple[Any, ...]]
+"""For each finalist what decides a tie, smallest first: memory in bytes, rank of its backend, digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalistResult:
+    """What the finals say about one finalist.
+
+    ``latency_ms`` is the median of its per-round medians and ``interval_ms`` their 95% interval. ``p_value``
+    (Holm-adjusted) and ``detectable_effect`` (a log-ratio) compare it with the winner; they are ``None`` for the winner
+    itself, and for a finalist that was ``frozen``, that is, took no part in the last round. ``speedup`` is the
+    baseline's latency over its own.
+    """
+
+    name: str
+    latency_ms: float
+    interval_ms: tuple[float, float]
+    rounds: int
+    speedup: float
+    p_value: float | None
+    detectable_effect: float | None
+    frozen: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The outcome of the finals; ``finalists`` are ordered by latency.
+
+    ``status`` is ``promoted`` (the winner beats everyone), ``tie`` (it beats the baseline, not everyone) or
+    ``baseline`` (nothing beats the baseline, which is then the winner). ``tied_with`` are the others that nobody could
+    tell from the best. ``settled`` says that more rounds would not change the outcome: what is not beaten is known to
+    be equal within half a percent.
+    """
+
+    winner: str
+    baseline: str
+    status: Literal["promoted", "tie", "baseline"]
+    tied_with: tuple[str, ...]
+    settled: bool
+    rounds: int
+    finalists: tuple[FinalistResult, ...]
+
+    def of(self, name: str) -> FinalistResult:
+        """Return the result of one finalist; ``KeyError`` if it is none."""
+        for result in self.finalists:
+            if result.name == name:
+                return result
+        raise KeyError(f"{name!r} is not a finalist; there are {[result.name for result in self.finalists]}")
+
+    @property
+    def speedup(self) -> float:
+        """Baseline over winner, exactly 1.0 when the baseline won."""
+        return self.of(self.winner).speedup
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        data = asdict(self)
+        data["tied_with"] = list(self.tied_with)
+        data["finalists"] = [{**result, "interval_ms": list(result["interval_ms"])} for result in data["finalists"]]
+        return data
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Comparison:
+    """One finalist against a reference: ``log_ratio`` is positive where the finalist is the slower one."""
+
+    log_ratio: float
+    p_value: float
+    detectable: float
+
+    @property
+    def margin(self) -> float:
+        return max(MIN_EFFECT, self.detectable)
+
+    def differs(self, sign: int) -> bool:
+        """Whether the finalist is certainly slower (``sign=1``) or faster (``sign=-1``) than the reference."""
+        return self.p_value < ALPHA and sign * self.log_ratio >= self.margin
+
+    @property
+    def equal(self) -> bool:
+        """Whether the two are known to differ by less than half a percent."""
+        return self.detectable <= MIN_EFFECT and abs(self.log_ratio) < MIN_EFFECT
+
+
+class RoundMedians:
+    """The per-round medians of every finalist, and what follows from them."""
+
+    def __init__(self, samples: RawSamples) -> None:
+        lengths = {len(blocks) for blocks in samples.values()}
+        if len(lengths) != 1 or 0 in lengths:
+            raise ValueError(f"every finalist needs the same number of rounds, at least one; found {sorted(lengths)}")
+        self.rounds = lengths.pop()
+        self._medians = {
+            name: [None if block is None else median(block) for block in blocks] for name, blocks in samples.items()
+        }
+        self._pairs: dict[tuple[str, str], _Comparison] = {}
+        for name, values in self._medians.items():
+            if all(value is None for value in values):
+                raise ValueError(f"finalist {name!r} has no samples")
+        self.names = sorted(self._medians, key=lambda name: (self.latency_ms(name), name))
+        self.running = [name for name in self.names if self._medians[name][-1] is not None]
+
+    def of(self, name: str) -> list[float]:
+        """Return the medians of the rounds that a finalist took part in."""
+        return [value for value in self._medians[name] if value is not None]
+
+    def latency_ms(self, name: str) -> float:
+        """Return the median of a finalist's medians."""
+        return median(self.of(name))
+
+    def log_ratios(self, name: str, reference: str) -> list[float]:
+        """Return log(name / reference) for each round that both took part in."""
+        pairs = zip(self._medians[name], self._medians[reference], strict=True)
+        return [math.log(mine / theirs) for mine, theirs in pairs if mine is not None and theirs is not None]
+
+    def against(self, reference: str, others: Collection[str]) -> dict[str, _Comparison]:
+        """Compare each of the others with the reference, p-values adjusted among them."""
+        single = {name: self._compared(name, reference) for name in others}
+        adjusted = holm([comparison.p_value for comparison in single.values()])
+        return {
+            name: replace(comparison, p_value=p_value)
+            for (name, comparison), p_value in zip(single.items(), adjusted, strict=True)
+        }
+
+    def _compared(self, name: str, reference: str) -> _Comparison:
+        """Compare two finalists without adjustment; a pair is tested once, whichever of the two is the reference."""
+        first, second = sorted((name, reference))
+        if (first, second) not in self._pairs:
+            ratios = self.log_ratios(first, second)
+            self._pairs[first, second] = _Comparison(
+                log_ratio=middle(sorted(ratios)), p_value=paired_test(ratios), detectable=detectable_effect(ratios)
+            )
+        found = self._pairs[first, second]
+        return found if name == first else replace(found, log_ratio=-found.log_ratio)
+
+    def fastest(self, names: Collection[str]) -> str:
+        """Return the first of the names in order of latency among those still running; ``ValueError`` if none is."""
+        for name in self.running:
+            if name in names:
+                return name
+        raise ValueError(f"none of {sorted(names)} took part in the last round")
+
+    def far_behind(self, baselines: Collection[str]) -> frozenset[str]:
+        """Name those that may stop: at least 8 rounds, each more than 10% slower than the best.
+
+        A baseline may stop only if it is that far behind the fastest baseline, which never stops.
+        """
+        best, baseline = self.running[0], self.fastest(baselines)
+        return frozenset(
+            name
+            for name in self.running
+            if name not in (best, baseline) and self._far_behind(name, baseline if name in baselines else best)
+        )
+
+    def _far_behind(self, name: str, reference: str) -> bool:
+        ratios = self.log_ratios(name, reference)
+        return len(ratios) >= FREEZE_ROUNDS and min(ratios) > FREEZE_MARGIN
+
+
+def verdict_from_samples(
+    samples: RawSamples, *, baselines: Collection[str], tie_keys: TieKeys | None = None
+) -> Verdict:
+    """Decide the finals from raw samples; the order of the finalists does not matter.
+
+    The baseline is the fastest of ``baselines``. The leader is the fastest finalist that beats it; it is promoted if it
+    beats all others too. Otherwise the smallest tie key wins among the leader and those that also beat the baseline and
+    lie within the detectable effect of the leader; without keys, the leader. Raises ``ValueError`` for samples that are
+    not positive, unequal numbers of rounds, and baselines that took no part in the last round.
+    """
+    medians = RoundMedians(samples)
+    unknown = set(baselines) - set(samples)
+    if unknown:
+        raise ValueError(f"baselines {sorted(unknown)} are not among the finalists {sorted(samples)}")
+    baseline = medians.fastest(baselines)
+    candidates = [name for name in medians.running if name not in baselines]
+    against_baseline = medians.against(baseline, candidates)
+    better = [name for name in candidates if _faster(medians, name, baseline, against_baseline[name])]
+    if not better:
+        tied = [name for name in candidates if not against_baseline[name].differs(1)]
+        settled = all(against_baseline[name].equal for name in tied)
+        return _verdict(medians, baseline, baseline, "baseline", tied, settled)
+    leader = better[0]
+    rivals = medians.against(leader, [name for name in candidates if name != leader])
+    tied = [name for name, rival in rivals.items() if not _faster(medians, leader, name, rival, sign=1)]
+    if not tied:
+        return _verdict(medians, baseline, leader, "promoted", [], True)
+    near = [name for name in tied if name in better and abs(rivals[name].log_ratio) < rivals[name].margin]
+    winner = min((leader, *near), key=lambda name: (*tie_keys[name], name)) if tie_keys is not None else leader
+    settled = all(rivals[name].equal for name in tied)
+    return _verdict(medians, baseline, winner, "tie", [name for name in (leader, *tied) if name != winner], settled)
+
+
+def _faster(medians: RoundMedians, fast: str, slow: str, comparison: _Comparison, *, sign: int = -1) -> bool:
+    """Whether ``fast`` beats ``slow``; ``sign`` is -1 where ``slow`` is the comparison's reference, else 1."""
+    return comparison.differs(sign) and medians.latency_ms(fast) < medians.latency_ms(slow)
+
+
+def _verdict(
+    medians: RoundMedians,
+    baseline: str,
+    winner: str,
+    status: Literal["promoted", "tie", "baseline"],
+    tied_with: Sequence[str],
+    settled: bool,
+) -> Verdict:
+    against = medians.against(winner, [name for name in medians.running if name != winner])
+    baseline_ms = medians.latency_ms(baseline)
+    results = tuple(
+        FinalistResult(
+            name=name,
+            latency_ms=medians.latency_ms(name),
+            interval_ms=median_interval(medians.of(name)),
+            rounds=len(medians.of(name)),
+            speedup=baseline_ms / medians.latency_ms(name),
+            p_value=against[name].p_value if name in against else None,
+            detectable_effect=against[name].detectable if name in against else None,
+            frozen=name not in medians.running,
+        )
+        for name in medians.names
+    )
+    return Verdict(
+        winner=winner,
+        baseline=baseline,
+        status=status,
+        tied_with=tuple(sorted(tied_with)),
+        settled=settled,
+        rounds=medians.rounds,
+        finalists=results,
+    )

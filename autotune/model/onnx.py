@@ -1,0 +1,66 @@
+"""The captured graph as an ONNX file, made once for each precision and shared by the builds that need it."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autotune.device import Device
+from autotune.model.source import CapturedModel
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+FILE = "model.onnx"
+Rewrite = Callable[["ExportedProgram", tuple[Any, ...]], "ExportedProgram"]
+
+# The exporter warns of optional packages that are absent. Its constant folding calls ONNX's reference operators and
+# warns where one refuses, such as Expand written as a reshape; it then leaves the node in the graph, which is harmless.
+_NOISY = ("torch.onnx", "onnxscript.optimizer._constant_folding")
+
+
+def exported(model: CapturedModel, precision: str, *, variant: str = "", rewrite: Rewrite | None = None) -> Path:
+    """Folder with ``model.onnx`` (weights beside it as external data), inputs and outputs named as the workload's.
+
+    The graph computes in ``precision``; tf32 is a matter of the provider and exports as fp32. ``rewrite`` changes the
+    captured graph before the export (it gets example inputs as well); ``variant`` names what it makes.
+    """
+    import torch
+
+    name = "-".join(filter(None, ("onnx", precision if precision in ("bf16", "fp16") else "fp32", variant)))
+    if model.shared(name).is_dir():
+        return model.shared(name)
+    cpu = Device(kind="cpu", name="host", uuid="cpu-host")
+    made = model.scratch()
+    with _quiet(), torch.no_grad():
+        program = model.program(precision, cpu)
+        if rewrite is not None:
+            program = rewrite(program, model.example_inputs(cpu))
+        torch.onnx.export(
+            program,
+            (),
+            str(made / FILE),
+            input_names=[spec.name for spec in model.workload.inputs],
+            output_names=[spec.name for spec in model.workload.outputs],
+            dynamo=True,
+            external_data=True,
+            verbose=False,
+        )
+    return model.publish(name, made)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says of its own affairs, and put the levels of its loggers back."""
+    levels = {name: logging.getLogger(name).level for name in _NOISY}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,134 @@
+"""The captured graph in another precision and on another device, with the dtypes of its inputs and outputs unchanged."""
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+
+REDUCED = {"bf16": "bfloat16", "fp16": "float16"}
+
+
+def flat_module(program: "ExportedProgram") -> "torch.nn.Module":
+    """The captured graph as a module: flat tensors in, a tuple of flat tensors out."""
+    options = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
+    module: torch.nn.Module = program.module(**options)
+    return module
+
+
+def in_precision(program: "ExportedProgram", inputs: tuple[Any, ...], precision: str) -> "ExportedProgram":
+    """The graph with weights and arithmetic in ``precision``; fp32, tf32 and default leave the graph as it is.
+
+    Floating inputs and outputs are cast at the border. Constants that the narrower type cannot hold, such as the most
+    negative float32 in an attention mask, become its own largest or smallest value.
+    """
+    import torch
+
+    if precision not in REDUCED:
+        return program
+    dtype: torch.dtype = getattr(torch, REDUCED[precision])
+    module = flat_module(program)
+    _narrow_graph(module, dtype)
+    module = module.to(dtype)
+    with torch.no_grad():
+        return torch.export.export(border(module, dtype, _output_dtypes(program)), inputs)
+
+
+def on_device(program: "ExportedProgram", device: str) -> "ExportedProgram":
+    """The graph with its weights, and every node that names a device, on ``device``."""
+    if device == "cpu":
+        return program
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(program, device)
+
+
+def border(module: "torch.nn.Module", dtype: "torch.dtype", outputs: "tuple[torch.dtype, ...]") -> "torch.nn.Module":
+    """Wrap a flat module that computes in ``dtype`` so that its callers see the original dtypes."""
+    import torch
+
+    class Border(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            answers = self.inner(*(t.to(dtype) if t.is_floating_point() else t for t in tensors))
+            return tuple(answer.to(original) for answer, original in zip(answers, outputs, strict=True))
+
+    wrapped = Border()
+    wrapped.training = False  # a captured graph refuses eval()
+    return wrapped
+
+
+def _output_dtypes(program: "ExportedProgram") -> "tuple[torch.dtype, ...]":
+    values = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    return tuple(value.meta["val"].dtype for value in values)
+
+
+def _narrow_graph(module: Any, dtype: "torch.dtype") -> None:
+    import torch
+
+    limits = torch.finfo(dtype)
+
+    def narrow(value: Any) -> Any:
+        if value in (torch.float32, torch.float64) and isinstance(value, torch.dtype):
+            return dtype
+        if isinstance(value, float) and value == value and abs(value) != float("inf"):
+            return max(limits.min, min(limits.max, value))
+        return value
+
+    for node in list(module.graph.nodes):
+        if "_assert_tensor_metadata" in str(node.target):
+            module.graph.erase_node(node)  # it asserts the dtypes of the wider graph
+        elif node.op == "get_attr":
+            _narrow_attribute(module, node.target, dtype)
+        elif node.op == "call_function":
+            node.args = _map(node.args, narrow)
+            node.kwargs = _map(node.kwargs, narrow)
+            if _makes_floats(node):
+                with module.graph.inserting_after(node):
+                    cast = module.graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
+                cast.meta["val"] = node.meta["val"]
+                node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
+    module.recompile()
+
+
+def _makes_floats(node: Any) -> bool:
+    """Whether a node makes floating values out of none, in the framework's default dtype: a mask, a table of zeros."""
+    import torch
+
+    def floating(value: Any) -> bool:
+        return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+    sources = (source.meta.get("val") for source in node.all_input_nodes)
+    return floating(node.meta.get("val")) and not any(map(floating, sources))
+
+
+def _map(value: Any, function: Any) -> Any:
+    if isinstance(value, tuple | list):
+        mapped = [_map(item, function) for item in value]
+        return tuple(mapped) if isinstance(value, tuple) else mapped
+    if isinstance(value, dict):
+        return {key: _map(item, function) for key, item in value.items()}
+    return function(value)
+
+
+def _narrow_attribute(module: Any, path: str, dtype: "torch.dtype") -> None:
+    """Cast a tensor that is a plain attribute; parameters and buffers are cast with the module."""
+    import torch
+
+    owner, _, name = path.rpartition(".")
+    holder = module.get_submodule(owner) if owner else module
+    tensor = getattr(holder, name)
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        return
+    limits = torch.finfo(dtype)
+    narrowed = tensor.detach().clamp(limits.min, limits.max)
+    if name in holder._parameters:
+        tensor.data = narrowed
+    elif name in holder._buffers:
+        holder._buffers[name] = narrowed
+    else:
+        setattr(holder, name, narrowed.to(dtype))

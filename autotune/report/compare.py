@@ -1,0 +1,75 @@
+"""Device classes side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autotune.configuration import Configuration
+from autotune.plan import Plan
+from autotune.report import words
+
+
+def rows_by_device(plans: Sequence[Plan]) -> list[dict[str, Any]]:
+    """Make one row for each model, batch, objective and device class: that of the newest plan.
+
+    Sorted by model and batch, then by latency.
+    """
+    newest: dict[tuple[str, int, str, str], Plan] = {}
+    for plan in plans:
+        key = (plan.name, plan.batch, plan.objective.name, plan.device.device_class)
+        if key not in newest or (plan.created, plan.uid) > (newest[key].created, newest[key].uid):
+            newest[key] = plan
+    rows = [_row(plan) for plan in newest.values()]
+    return sorted(rows, key=lambda row: (row["name"], row["batch"], row["objective"], row["plan"]["latency_ms"]))
+
+
+def compare_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
+    """One table a model and batch, one row a device class."""
+    if not rows:
+        return Text("no plan to compare; make one with: autotune tune STUDY_FILE")
+    tables: list[RenderableType] = []
+    for name, batch, objective in dict.fromkeys((row["name"], row["batch"], row["objective"]) for row in rows):
+        table = Table(title=f"{name}, batch {batch}, {objective}", title_justify="left")
+        table.add_column("device class", overflow="fold")
+        table.add_column("baseline ms", justify="right", no_wrap=True)
+        table.add_column("plan", overflow="fold")
+        table.add_column("plan ms [95% interval]", justify="right", no_wrap=True)
+        table.add_column("speedup", justify="right", no_wrap=True)
+        for row in rows:
+            if (row["name"], row["batch"], row["objective"]) != (name, batch, objective):
+                continue
+            plan = row["plan"]
+            configuration = Configuration.from_dict(plan["configuration"])
+            table.add_row(
+                row["device_class"],
+                words.milliseconds(row["baseline_latency_ms"]),
+                f"{configuration.backend}: {words.knobs(configuration)}",
+                words.latency(plan["latency_ms"], plan["interval_ms"]),
+                words.speedup(plan["speedup"]),
+            )
+        tables.append(table)
+    return Group(*tables)
+
+
+def _row(plan: Plan) -> dict[str, Any]:
+    return {
+        "name": plan.name,
+        "batch": plan.batch,
+        "objective": plan.objective.name,
+        "device": plan.device.sku,
+        "device_class": plan.device.device_class,
+        "baseline_latency_ms": plan.baseline_latency_ms,
+        "plan": {
+            "backend": plan.configuration.backend,
+            "configuration": plan.configuration.as_dict(),
+            "latency_ms": plan.latency_ms,
+            "interval_ms": list(plan.interval_ms),
+            "speedup": plan.speedup,
+            "signal_error": plan.signal_error,
+            "status": plan.status,
+        },
+        "created": plan.created,
+    }

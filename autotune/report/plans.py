@@ -1,0 +1,96 @@
+"""Stored plans for people to read."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autotune.configuration import Configuration
+from autotune.plan import Plan
+from autotune.report import words
+
+
+def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
+    """One row a plan."""
+    if not plans:
+        return Text(f"no plan yet in {location}; make one with: autotune tune STUDY_FILE")
+    table = Table(title=f"Plans in {location}", title_justify="left")
+    for column in ("model", "batch", "device", "plan", "status"):
+        table.add_column(column, overflow="fold", justify="right" if column == "batch" else "left")
+    for column in ("baseline ms", "plan ms", "speedup", "signal error"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for plan in plans:
+        table.add_row(
+            plan.name,
+            str(plan.batch),
+            plan.device.device_class,
+            f"{plan.configuration.backend}: {words.knobs(plan.configuration)}",
+            plan.status,
+            words.milliseconds(plan.baseline_latency_ms),
+            words.milliseconds(plan.latency_ms),
+            words.speedup(plan.speedup),
+            words.signal_error(plan.signal_error),
+        )
+    return table
+
+
+def plan_view(plan: Plan, location: str, *, artifact_here: bool) -> RenderableType:
+    """Everything about one plan: what it is valid for, what proves it, and its finals."""
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    limits = plan.objective
+    artifact = plan.artifact or "none: the baseline needs no artifact"
+    left_behind = plan.artifact is not None and not artifact_here
+    rows = [
+        ("plan", f"{plan.configuration.backend}: {words.knobs(plan.configuration)}"),
+        ("status", _status(plan)),
+        ("latency", f"{words.latency(plan.latency_ms, plan.interval_ms)} ms"),
+        ("baseline", f"{words.milliseconds(plan.baseline_latency_ms)} ms; speedup {words.speedup(plan.speedup)}"),
+        ("signal error", f"{words.signal_error(plan.signal_error)} (limit {limits.signal_error:g})"),
+        ("objective", f"{limits.name}, served as {plan.serve_as}"),
+        ("device", f"{plan.device.name} ({plan.device.device_class})"),
+        ("toolchain", ", ".join(f"{name} {version}" for name, version in plan.toolchain.versions)),
+        ("structure", plan.structure),
+        ("weights", plan.weights),
+        ("artifact", artifact + (" (not here: it is rebuilt when the plan is loaded)" if left_behind else "")),
+        ("created", plan.created or "unknown"),
+        ("stored in", location),
+    ]
+    for name, value in rows:
+        facts.add_row(name, value)
+    parts: list[RenderableType] = [Text(f"{plan.name}, batch {plan.batch}", style="bold underline"), facts]
+    finals = finals_table(plan)
+    return Group(*parts, *([finals] if finals else []), Text(""))
+
+
+def finals_table(plan: Plan) -> RenderableType | None:
+    """List the finalists that the evidence holds, in order of latency; ``None`` where it holds none."""
+    finalists = plan.evidence.get("finalists") or ()
+    if not finalists:
+        return None
+    table = Table(title="Finals", title_justify="left")
+    table.add_column("configuration", overflow="fold")
+    for column in ("latency ms [95% interval]", "signal error", "build s", "samples"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for finalist in sorted(finalists, key=lambda entry: float(entry["latency_ms"])):
+        configuration = Configuration.from_dict(finalist["configuration"])
+        build_s = finalist.get("build_s")
+        table.add_row(
+            f"{configuration.backend}: {words.knobs(configuration)}",
+            words.latency(finalist["latency_ms"], finalist["interval_ms"]),
+            words.signal_error(finalist.get("signal_error")),
+            "–" if build_s is None else f"{build_s:.1f}",
+            str(sum(len(block) for block in finalist.get("samples_ms", ()) if block)),
+        )
+    return table
+
+
+def _status(plan: Plan) -> str:
+    meaning = {
+        "promoted": "promoted: significantly faster than the baseline and every other finalist",
+        "tie": "tie: significantly faster than the baseline, and level with another finalist",
+        "baseline": "baseline: nothing was significantly faster than the model as it runs today",
+    }
+    return meaning[plan.status]

@@ -1,0 +1,180 @@
+"""The results file of one study on one device: figures with the raw samples they follow from.
+
+A file holds the environment, the exact command, the baseline, the plan, the best finalist of each backend, and the
+finals with every raw sample. :func:`verify_results` recomputes all figures from those samples.
+"""
+
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from autotune.configuration import Configuration
+from autotune.errors import WorkError
+from autotune.plan import Plan
+from autotune.report.outcome import baseline_of, best_of_backends
+from autotune.study_request import StudyOutcome
+from autotune.study_space import is_baseline
+
+SCHEMA = 1
+TOLERANCE = 1e-6
+"""Samples are kept to the nanosecond, so a figure may differ by so much (relative) from the one in the database."""
+_FIGURES = ("latency_ms", "interval_ms", "signal_error", "build_s")
+
+
+def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
+    """Make the content of a results file; WorkError where the plan's evidence holds no finals.
+
+    The seconds and their split are those of this run, and absent where the plan was only looked up.
+    """
+    plan = outcome.plan
+    finalists = [_finalist(entry) for entry in plan.evidence.get("finalists", ())]
+    if not finalists or not all(entry["samples_ms"] for entry in finalists):
+        raise WorkError(
+            f"no results can be written for {plan.name} at batch {plan.batch}",
+            found="a plan without the raw samples of its finals",
+            expected="a plan of this version",
+            run="autotune tune with another --db",
+        )
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": plan.name,
+        "batch": plan.batch,
+        "objective": plan.objective.as_dict(),
+        "serve_as": plan.serve_as,
+        "command": command,
+        "measured": plan.created,
+        "device": {**plan.device.as_dict(), "sku": plan.device.sku, "device_class": plan.device.device_class},
+        "environment": _environment(plan),
+        "baseline": _figures(baseline_of(finalists), plan.batch),
+        "plan": {
+            "backend": plan.configuration.backend,
+            "batch": plan.batch,
+            "configuration": plan.configuration.as_dict(),
+            "latency_ms": plan.latency_ms,
+            "interval_ms": list(plan.interval_ms),
+            "baseline_latency_ms": plan.baseline_latency_ms,
+            "speedup": plan.speedup,
+            "signal_error": plan.signal_error,
+            "status": plan.status,
+        },
+        "backends": [_figures(entry, plan.batch) for entry in best_of_backends(finalists)],
+        "trials": dict(outcome.trials),
+    }
+    if not outcome.cached:
+        document |= {"seconds": outcome.seconds, "split_s": dict(outcome.split)}
+    rounds = {"rounds": plan.evidence.get("rounds"), "process_of_round": list(plan.evidence.get("processes", ()))}
+    return {**document, **rounds, "finals": finalists}
+
+
+def write_results(outcome: StudyOutcome, folder: Path, *, command: str) -> Path:
+    """Write ``<sku>-b<batch>.json`` into a folder, whole or not at all; WorkError where it cannot be written."""
+    path = folder / f"{outcome.plan.device.sku}-b{outcome.plan.batch}.json"
+    text = json.dumps(results_document(outcome, command), indent=1, allow_nan=False)
+    text = re.sub(r"\[\s*([-+0-9.eE,\s]+?)\s*\]", lambda match: "[" + re.sub(r"\s+", "", match[1]) + "]", text)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise WorkError(
+            f"results cannot be written to {path}", found=error.strerror or str(error), expected="a folder to write in"
+        ) from error
+    return path
+
+
+def verify_results(document: Mapping[str, Any]) -> list[str]:
+    """Recompute every figure from the raw samples; gives what does not follow from them, so nothing where all does."""
+    from autotune.measure.verdict import verdict_from_samples
+
+    finals = document["finals"]
+    names = [str(index) for index in range(len(finals))]
+    baselines = [name for name, entry in zip(names, finals, strict=True) if entry["could_be_baseline"]]
+    samples = {name: entry["samples_ms"] for name, entry in zip(names, finals, strict=True)}
+    verdict = verdict_from_samples(samples, baselines=baselines)
+    wrong: list[str] = []
+
+    def expect(what: str, stated: Any, computed: Any) -> None:
+        if not _same(stated, computed):
+            wrong.append(f"{what}: the file says {stated}, the samples say {computed}")
+
+    for name, entry in zip(names, finals, strict=True):
+        result = verdict.of(name)
+        expect(f"finals {entry['configuration']} latency_ms", entry["latency_ms"], result.latency_ms)
+        expect(f"finals {entry['configuration']} interval_ms", entry["interval_ms"], list(result.interval_ms))
+    plan = document["plan"]
+    winners = [verdict.winner, *(verdict.tied_with if verdict.status == "tie" else ())]
+    won = [name for name in winners if finals[int(name)]["configuration"] == plan["configuration"]]
+    if not won:
+        wrong.append(f"plan: the file says {plan['configuration']}, the samples say another finalist won")
+        return wrong
+    result, baseline = verdict.of(won[0]), verdict.of(verdict.baseline)
+    expect("plan status", plan["status"], verdict.status)
+    expect("plan latency_ms", plan["latency_ms"], result.latency_ms)
+    expect("plan interval_ms", plan["interval_ms"], list(result.interval_ms))
+    expect("plan baseline_latency_ms", plan["baseline_latency_ms"], baseline.latency_ms)
+    expect("plan speedup", plan["speedup"], result.speedup)
+    batch = document["batch"]
+    expect("baseline", document["baseline"], _figures(finals[int(verdict.baseline)], batch))
+    expect("backends", document["backends"], [_figures(entry, batch) for entry in best_of_backends(finals)])
+    return wrong
+
+
+def _finalist(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Take what a results file keeps of a finalist; samples to the nanosecond, ``None`` where it sat a round out.
+
+    The baseline is the fastest of those that could be it: on a CPU the same model at several thread counts.
+    """
+    blocks: Sequence[Sequence[float] | None] = entry.get("samples_ms") or ()
+    return {
+        "backend": entry["backend"],
+        "configuration": dict(entry["configuration"]),
+        "is_baseline": bool(entry.get("is_baseline")),
+        "could_be_baseline": is_baseline(Configuration.from_dict(entry["configuration"])),
+        "is_default": bool(entry.get("is_default")),
+        **{name: entry.get(name) for name in _FIGURES},
+        "samples_ms": [None if block is None else [round(value, 6) for value in block] for block in blocks],
+    }
+
+
+def _figures(entry: Mapping[str, Any], batch: int) -> dict[str, Any]:
+    configuration = Configuration.from_dict(entry["configuration"])
+    figures = {name: entry.get(name) for name in _FIGURES}
+    return {
+        "backend": configuration.backend,
+        "batch": batch,
+        "configuration": configuration.as_dict(),
+        **figures,
+        "interval_ms": list(entry["interval_ms"]),
+    }
+
+
+def _environment(plan: Plan) -> dict[str, Any]:
+    try:
+        autotune = version("autotune-inference")
+    except PackageNotFoundError:
+        autotune = "a checkout"
+    return {
+        "autotune": autotune,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "toolchain": dict(plan.evidence.get("toolchain", plan.toolchain.as_dict())),
+    }
+
+
+def _same(stated: Any, computed: Any) -> bool:
+    """Whether two values agree, numbers within the tolerance."""
+    if isinstance(stated, Mapping) and isinstance(computed, Mapping):
+        return stated.keys() == computed.keys() and all(_same(stated[key], computed[key]) for key in stated)
+    if isinstance(stated, list) and isinstance(computed, list):
+        return len(stated) == len(computed) and all(map(_same, stated, computed))
+    if isinstance(stated, float) and isinstance(computed, float | int):
+        return math.isclose(stated, computed, rel_tol=TOLERANCE)
+    return bool(stated == computed)

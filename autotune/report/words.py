@@ -1,0 +1,61 @@
+"""How figures and configurations are written for people."""
+
+from autotune.configuration import Configuration
+
+REDUCED = ("tf32", "bf16", "fp16")
+"""Precisions that compute with fewer bits than the fp32 baseline."""
+
+
+def milliseconds(value: float) -> str:
+    """Four significant digits, never in powers of ten: ``0.4451``, ``28.93``, ``2300``."""
+    digits = 4
+    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+    if 0 < abs(value) < 0.1:
+        digits = 5
+    return f"{value:.{max(0, digits - whole)}f}"
+
+
+def interval(bounds: "tuple[float, float] | list[float]") -> str:
+    """Both ends of an interval."""
+    return f"{milliseconds(bounds[0])} – {milliseconds(bounds[1])}"
+
+
+def latency(value: float, bounds: "tuple[float, float] | list[float]") -> str:
+    """A latency with its interval."""
+    return f"{milliseconds(value)} [{interval(bounds)}]"
+
+
+def speedup(value: float) -> str:
+    """How many times faster than the baseline."""
+    return f"{value:.2f}×"
+
+
+def seconds(value: float) -> str:
+    """Seconds below two minutes, then minutes and seconds."""
+    return f"{value:.1f} s" if value < 120 else f"{int(value // 60)} min {int(value % 60)} s"
+
+
+def signal_error(value: float | None) -> str:
+    """A signal error in two digits; a dash where there is none."""
+    return "–" if value is None else "0" if value == 0 else f"{value:.1e}"
+
+
+def precision_of(configuration: Configuration) -> str:
+    """What a configuration computes in."""
+    return str(configuration.get("precision", "fp32"))
+
+
+def is_reduced(configuration: Configuration) -> bool:
+    """Whether a configuration computes in fewer bits than the baseline."""
+    return precision_of(configuration) in REDUCED
+
+
+def knobs(configuration: Configuration) -> str:
+    """Write the values of a configuration, precision first, without the backend's name."""
+    values = dict(configuration.values)
+    first = [str(values.pop("precision"))] if "precision" in values else []
+    return ", ".join([*first, *(f"{name}={_plain(value)}" for name, value in values.items())]) or "as it comes"
+
+
+def _plain(value: object) -> str:
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)

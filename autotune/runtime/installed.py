@@ -1,0 +1,48 @@
+"""Whether torch is here and fits a device, found without importing it."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from autotune.backend import Availability
+from autotune.device import Device
+
+OLDEST_TORCH = (2, 11)
+WORKS = Availability(works=True)
+
+
+def install_command(extra: str) -> str:
+    """Give the command that installs what an extra of this distribution names."""
+    return f"pip install 'autotune-inference[{extra}]'"
+
+
+def torch_availability(device: Device) -> Availability:
+    """Whether torch is installed, new enough and, for a GPU, built with CUDA."""
+    from importlib import metadata  # here because it takes longer to import than the rest of this module
+
+    extra = "gpu" if device.kind == "cuda" else "cpu"
+    spec = importlib.util.find_spec("torch")
+    if spec is None:
+        return Availability(works=False, reason="torch is not installed", remedy=install_command(extra))
+    version = metadata.version("torch")
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    if numbers < OLDEST_TORCH:
+        wanted = ".".join(map(str, OLDEST_TORCH))
+        return Availability(
+            works=False,
+            reason=f"torch {version} is older than {wanted}",
+            remedy=f"pip install --upgrade 'torch>={wanted}'",
+        )
+    if device.kind == "cuda" and not _built_with_cuda(Path(spec.origin or "").parent):
+        return Availability(
+            works=False,
+            reason=f"torch {version} is built without CUDA",
+            remedy="pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130",
+        )
+    return WORKS
+
+
+def _built_with_cuda(package: Path) -> bool:
+    """Read what the build wrote into ``torch/version.py``, such as ``cuda: Optional[str] = '13.0'``."""
+    version = package / "version.py"
+    return version.is_file() and re.search(r"^cuda\b[^=]*=\s*['\"]\d", version.read_text(), re.MULTILINE) is not None

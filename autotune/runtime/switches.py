@@ -1,0 +1,197 @@
+"""The global switches of torch that a configuration decides: TF32, cuDNN's algorithm search, threads, autocast.
+
+A worker calls :meth:`Switches.apply` before each candidate, so that nothing leaks from one into the next. In the user's
+process a runner holds an :class:`Overlay` for the length of a call: it sets only what differs and puts it back.
+
+TF32 is set through the older interface (``float32_matmul_precision``, ``cudnn.allow_tf32``) on purpose: inductor reads
+that one, and torch refuses to read it after the newer ``fp32_precision`` was set. What a user has set through the newer
+one is read and restored by it.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autotune.configuration import Configuration
+
+TF32 = Literal["default", "on", "off"]
+Shared = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switches:
+    """What a configuration wants of torch's global state.
+
+    ``tf32``: ``default`` is the framework's own choice (on for convolutions, off for matrix products); ``threads`` is
+    ``None`` on a GPU, where it is left alone.
+    """
+
+    tf32: TF32 = "default"
+    threads: int | None = None
+    cudnn_benchmark: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tf32 not in ("default", "on", "off"):
+            raise ValueError(f"tf32 must be default, on or off, found {self.tf32!r}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"threads must be at least 1, found {self.threads}")
+
+    @classmethod
+    def of(cls, configuration: Configuration) -> "Switches":
+        """Read them from a configuration of any backend; a backend without a parameter leaves the framework's value."""
+        threads = int(configuration.get("threads", 0))
+        return cls(
+            tf32=tf32_of(str(configuration.get("precision", "default"))),
+            threads=threads or None,
+            cudnn_benchmark=bool(configuration.get("cudnn_benchmark", False)),
+        )
+
+    @property
+    def device_kind(self) -> str:
+        """``cpu`` where threads are set, else ``cuda``; autocast is a switch of its own for each."""
+        return "cuda" if self.threads is None else "cpu"
+
+    def apply(self) -> None:
+        """Set every switch, also those that no configuration varies, to what this configuration means."""
+        import torch
+
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.enabled = True
+        torch.backends.cudnn.deterministic = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = True
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
+        torch.backends.cuda.matmul.allow_fp16_accumulation = False
+        torch.set_default_dtype(torch.float32)
+        torch.set_flush_denormal(False)
+        for device in ("cpu", "cuda"):
+            torch.set_autocast_enabled(device, False)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        _set_shared(self.shared)
+
+    def overlay(self) -> "Overlay":
+        """Make the context manager that a runner holds during a call."""
+        return Overlay(self)
+
+    @property
+    def shared(self) -> Shared:
+        """The wanted state of what belongs to the process, in the form in which it is read."""
+        return (self.cudnn_benchmark, ("high" if self.tf32 == "on" else "highest", self.tf32 != "off"))
+
+
+def tf32_of(precision: str) -> TF32:
+    """Say what a precision means for TF32: ``default`` is the framework's flags, ``tf32`` is on, all others are off."""
+    if precision == "default":
+        return "default"
+    return "on" if precision == "tf32" else "off"
+
+
+class Overlay:
+    """Holds switches for the length of a ``with`` block; can be entered again and from several threads.
+
+    TF32 and cuDNN's search belong to the process, so calls that want the same switches share them, and a call that
+    wants others waits until those have ended. A call inside another one, on the same thread, does not wait. Where
+    nothing differs, entering and leaving cost about 3 µs (measured on a loaded server).
+    """
+
+    __slots__ = ("_device", "_shared", "_switches", "_threads")
+
+    def __init__(self, switches: Switches) -> None:
+        self._switches = switches
+        self._threads = switches.threads
+        self._device = switches.device_kind
+        self._shared = switches.shared
+
+    def __enter__(self) -> None:
+        import torch
+
+        frames = _frames()
+        own = (torch.get_num_threads(), torch.is_autocast_enabled(self._device))
+        with _free:
+            while _held.calls and not frames and _held.switches != self._switches:
+                _free.wait()
+            before = _read_shared()
+            if before != self._shared:
+                _set_shared(self._shared)
+            if not _held.calls:
+                _held.switches, _held.before = self._switches, before
+            _held.calls += 1
+        frames.append((own, before))
+        if self._threads is not None and self._threads != own[0]:
+            torch.set_num_threads(self._threads)
+        if own[1]:
+            torch.set_autocast_enabled(self._device, False)
+
+    def __exit__(self, *error: object) -> None:
+        import torch
+
+        frames = _frames()
+        own, before = frames.pop()
+        if self._threads is not None and self._threads != own[0]:
+            torch.set_num_threads(own[0])
+        if own[1]:
+            torch.set_autocast_enabled(self._device, True)
+        with _free:
+            _held.calls -= 1
+            if not frames and not _held.calls:
+                # The last one out restores what the first one in found, whichever threads they were on.
+                before = _held.before
+                _free.notify_all()
+            elif not frames:
+                return
+            if before != self._shared:
+                _set_shared(before)
+
+
+class _Held:
+    """Who holds the switches of the process now: how many calls, which switches, and what was there before them."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.switches: Switches | None = None
+        self.before: Shared = ()
+
+
+_held = _Held()
+_free = threading.Condition(threading.Lock())
+_local = threading.local()
+
+
+def _frames() -> list[tuple[tuple[int, bool], Shared]]:
+    """List the calls that are under way on this thread, outermost first."""
+    try:
+        frames: list[tuple[tuple[int, bool], Shared]] = _local.frames
+    except AttributeError:
+        frames = _local.frames = []
+    return frames
+
+
+def _read_shared() -> Shared:
+    """Whether cuDNN searches, and fp32 as a pair (older interface) or, where that refuses, as four values (newer)."""
+    import torch
+
+    # torch.backends' own properties cost 1 to 2 µs each, these 0.2 µs.
+    benchmark = torch._C._get_cudnn_benchmark()
+    try:
+        return (benchmark, (torch.get_float32_matmul_precision(), torch._C._get_cudnn_allow_tf32()))
+    except RuntimeError:
+        return (benchmark, tuple(owner.fp32_precision for owner in _owners()))
+
+
+def _set_shared(shared: Shared) -> None:
+    import torch
+
+    torch.backends.cudnn.benchmark, fp32 = shared
+    if len(fp32) == 2:
+        torch.set_float32_matmul_precision(fp32[0])
+        torch.backends.cudnn.allow_tf32 = fp32[1]
+    else:
+        for owner, value in zip(_owners(), fp32, strict=True):
+            owner.fp32_precision = value
+
+
+def _owners() -> tuple[Any, ...]:
+    import torch
+
+    backends: Any = torch.backends
+    return (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)

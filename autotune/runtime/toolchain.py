@@ -1,0 +1,84 @@
+"""The versions that decide what gets built, read from package metadata: no library is imported."""
+
+import functools
+import importlib.metadata
+import platform
+import re
+import shlex
+import subprocess
+from collections.abc import Iterable
+
+from autotune import environment
+from autotune.device import Device, Toolchain
+from autotune.runtime.discovery import nvml_session
+
+EVERYWHERE = {
+    "torch": ("torch",),
+    "onnx": ("onnx",),
+    "onnxscript": ("onnxscript",),
+    "onnxruntime": ("onnxruntime-gpu", "onnxruntime"),
+    "openvino": ("openvino",),
+}
+"""Entries of every device's toolchain, each with the distributions that may provide it, best first."""
+
+ON_GPUS = {
+    "triton": ("triton",),
+    "tensorrt": ("tensorrt", "tensorrt-cu{cuda}"),
+    "cutlass": ("nvidia-cutlass",),
+    "cudnn": ("nvidia-cudnn-cu{cuda}",),
+    "cuda": ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu{cuda}"),
+}
+"""Entries of a GPU's toolchain alone: a new cuDNN must not outdate what was built for a CPU."""
+
+CUDA_MAJORS = ("13", "12")
+
+
+def current(device: Device) -> Toolchain:
+    """Read the toolchain that a build for this device would use now; what is not installed has no entry."""
+    found: dict[str, str | None] = {name: _installed(names) for name, names in EVERYWHERE.items()}
+    found["python"] = ".".join(platform.python_version_tuple()[:2])
+    found["compiler"] = _first_line(environment.cxx_compiler())
+    if device.kind == "cuda":
+        cuda = _cuda_of(found["torch"])
+        majors = (cuda.split(".")[0],) if cuda else CUDA_MAJORS
+        for name, patterns in ON_GPUS.items():
+            found[name] = _installed(dict.fromkeys(p.format(cuda=major) for p in patterns for major in majors))
+        found["cuda"] = found["cuda"] or cuda
+        found["driver"] = _driver()
+    return Toolchain.of({name: version for name, version in found.items() if version})
+
+
+def _installed(distributions: Iterable[str]) -> str | None:
+    for distribution in distributions:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _cuda_of(torch: str | None) -> str | None:
+    """Read the CUDA version that torch's local version names: ``2.11.0+cu130`` gives ``13.0``."""
+    match = re.search(r"\+cu(\d+)(\d)$", torch or "")
+    return f"{match[1]}.{match[2]}" if match else None
+
+
+def _driver() -> str | None:
+    try:
+        with nvml_session() as nvml:
+            return str(nvml.nvmlSystemGetDriverVersion())
+    except OSError:
+        return None
+
+
+@functools.cache
+def _first_line(asked: str | None) -> str | None:
+    """Return the first line that the C++ compiler says of itself; without ``CXX`` that of ``g++``, else ``c++``."""
+    for command in [shlex.split(asked)] if asked else [["g++"], ["c++"]]:
+        try:
+            said = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if said.stdout.strip():
+            return said.stdout.strip().splitlines()[0]
+    return None

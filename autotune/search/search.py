@@ -1,0 +1,84 @@
+"""The search over several backends: their defaults, then hints, then an allocator over one sampler a backend."""
+
+import itertools
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from autotune.configuration import Configuration
+from autotune.errors import SpaceError
+from autotune.search.allocator import Allocator
+from autotune.search.history import Outcome
+from autotune.search.sampler import BackendSampler
+from autotune.space import SearchSpace
+
+log = logging.getLogger(__name__)
+
+
+class Search:
+    """Proposes what to try next, never the same configuration twice.
+
+    A proposal is a function of the spaces, the seed, the set of outcomes and what is running. The search itself
+    remembers outcomes only, so whoever takes a proposal names it in ``running`` until its outcome is observed. Defaults
+    come first, every backend's first before any backend's second; then ``hints`` in their order, where they are in a
+    space; then the allocator chooses a backend and its sampler a configuration. Not thread-safe.
+
+    Raises :class:`~autotune.errors.SpaceError` where no space is given, or two of one backend.
+    """
+
+    def __init__(self, spaces: Sequence[SearchSpace], seed: int, hints: Sequence[Configuration] = ()) -> None:
+        backends = [space.backend for space in spaces]
+        if not backends:
+            raise SpaceError("a search over no backend", expected="at least one backend with a space")
+        if len(set(backends)) != len(backends):
+            raise SpaceError("a search needs one space a backend", found=", ".join(backends))
+        self._samplers = {space.backend: BackendSampler(space, seed) for space in spaces}
+        self._allocator = Allocator(backends)
+        self._first = (*_round_robin([space.defaults for space in spaces]), *self._fitting(hints))
+        self._seen: set[str] = set()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every legal configuration of every backend has an outcome."""
+        return all(sampler.exhausted for sampler in self._samplers.values())
+
+    def observe(self, outcome: Outcome) -> None:
+        """Take in the outcome of a trial, of this run or of an earlier one; a repeated configuration counts once."""
+        configuration = outcome.configuration
+        if configuration.digest in self._seen:
+            log.debug("a second outcome of %s is left out", configuration)
+            return
+        self._seen.add(configuration.digest)
+        sampler = self._samplers.get(configuration.backend)
+        if sampler is None or sampler.space.refusal(configuration):
+            log.debug("%s is in no space of this search and teaches it nothing", configuration)
+            return
+        sampler.observe(outcome)
+        self._allocator.observe(outcome)
+
+    def propose(self, running: Sequence[Configuration] = ()) -> Configuration | None:
+        """Return what to try next; ``None`` where everything has an outcome or is running."""
+        taken = self._seen | {configuration.digest for configuration in running}
+        for configuration in self._first:
+            if configuration.digest not in taken:
+                return configuration
+        under_way = Counter(c.backend for c in running if c.digest not in self._seen)
+        for backend in self._allocator.ranked(under_way):
+            if proposal := self._samplers[backend].propose(taken):
+                return proposal
+        return None
+
+    def _fitting(self, hints: Sequence[Configuration]) -> Iterator[Configuration]:
+        for hint in hints:
+            sampler = self._samplers.get(hint.backend)
+            why = sampler.space.refusal(hint) if sampler else f"backend {hint.backend} takes no part"
+            if why is None:
+                yield hint
+            else:
+                log.info("hint %s is left out: %s", hint, why)
+
+
+def _round_robin(groups: Sequence[Sequence[Configuration]]) -> Iterator[Configuration]:
+    """Yield the first of every group, then the second of every group, and so on."""
+    for row in itertools.zip_longest(*groups):
+        yield from (configuration for configuration in row if configuration is not None)

@@ -1,0 +1,81 @@
+"""What a backend lets us vary, and what is legal."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from autotune.configuration import Configuration, Scalar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A knob with its choices; the first choice is the backend's own default."""
+
+    name: str
+    choices: tuple[Scalar, ...]
+
+    def __post_init__(self) -> None:
+        if not self.choices or len(set(map(repr, self.choices))) != len(self.choices):
+            raise ValueError(f"parameter {self.name} needs distinct choices, found {self.choices}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraint:
+    """What a legal combination of values satisfies, and why."""
+
+    reason: str
+    holds: Callable[[Mapping[str, Scalar]], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSpace:
+    """The legal configurations of one backend on one device.
+
+    ``defaults`` are what a user has off the shelf: they are tried first and always enter the finals.
+    """
+
+    backend: str
+    parameters: tuple[Parameter, ...]
+    constraints: tuple[Constraint, ...] = ()
+    defaults: tuple[Configuration, ...] = ()
+
+    def __post_init__(self) -> None:
+        for configuration in self.defaults:
+            why = self.refusal(configuration)
+            if why:
+                raise ValueError(f"default {configuration} is not in its own space: {why}")
+
+    def refusal(self, configuration: Configuration) -> str | None:
+        """Why a configuration is not in this space, or ``None`` where it is."""
+        if configuration.backend != self.backend:
+            return f"backend is {configuration.backend}, expected {self.backend}"
+        values = dict(configuration.values)
+        expected = {parameter.name for parameter in self.parameters}
+        if set(values) != expected:
+            return f"parameters are {sorted(values)}, expected {sorted(expected)}"
+        for parameter in self.parameters:
+            if not any(
+                values[parameter.name] == choice and type(values[parameter.name]) is type(choice)
+                for choice in parameter.choices
+            ):
+                return f"{parameter.name} = {values[parameter.name]!r}, expected one of {list(parameter.choices)}"
+        return next((c.reason for c in self.constraints if not c.holds(values)), None)
+
+    def __iter__(self) -> Iterator[Configuration]:
+        names = [parameter.name for parameter in self.parameters]
+        for values in itertools.product(*(parameter.choices for parameter in self.parameters)):
+            point = dict(zip(names, values, strict=True))
+            if all(constraint.holds(point) for constraint in self.constraints):
+                yield Configuration.of(self.backend, point)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over parameters, choices and the reasons of the constraints; part of a study's identity."""
+        content = {
+            "backend": self.backend,
+            "parameters": {p.name: [repr(choice) for choice in p.choices] for p in self.parameters},
+            "constraints": sorted(c.reason for c in self.constraints),
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

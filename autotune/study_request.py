@@ -1,0 +1,113 @@
+"""What a study is asked, what it answers, and how it tells what it is doing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from autotune.device import Device
+from autotune.errors import RequestError
+from autotune.objective import Objective
+from autotune.plan import Plan
+
+if TYPE_CHECKING:
+    from autotune.model.inputs import InputSpec
+
+DEFAULT_TRIALS = 60
+DEFAULT_BUDGET_S = 180.0
+
+SERVING = {"torchscript": ("torchscript",), "onnx": ("onnxruntime",), "aoti": ("inductor",)}
+"""Which backends yield a format that a server asks for; ``any`` admits all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRequest:
+    """One search: a model at one batch on one device.
+
+    The model comes as a ``factory`` with ``inputs``, or ``prepared``: a folder that a process holding the module has
+    written. ``trials`` counts distinct builds, ``budget_s`` seconds of active search (builds included, finals not);
+    both count over all runs of the study. ``backends`` and ``precisions`` of ``None`` mean all.
+    """
+
+    name: str
+    batch: int
+    device: Device
+    objective: Objective = field(default_factory=Objective)
+    factory: str | None = None
+    inputs: "tuple[InputSpec, ...]" = ()
+    prepared: Path | None = None
+    serve_as: str = "any"
+    backends: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    trials: int = DEFAULT_TRIALS
+    budget_s: float = DEFAULT_BUDGET_S
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.factory is None) == (self.prepared is None):
+            raise RequestError("a study needs a model", expected="either a factory or a prepared folder")
+        if self.trials < 1:
+            raise RequestError("trials must be at least 1", found=str(self.trials), expected="a positive number")
+        if not self.budget_s > 0:
+            raise RequestError("budget must be positive", found=f"{self.budget_s:g} s", expected="a duration like 3m")
+        if self.batch < 1:
+            raise RequestError("batch must be at least 1", found=str(self.batch), expected="a positive number")
+        if self.serve_as != "any" and self.serve_as not in SERVING:
+            accepted = ", ".join(["any", *SERVING])
+            raise RequestError(f"serve_as {self.serve_as!r} is not a format", expected=f"one of {accepted}")
+
+
+class Progress(Protocol):
+    """Told of every step; the library itself prints nothing."""
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Kinds: capture, captured, trial_started, trial_finished, finals_started, finals_round, finished, message."""
+        ...
+
+
+class Silent:
+    """A progress that nobody watches."""
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Ignore the event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyOutcome:
+    """What a study found: its plan, how its trials ended, and where the time went.
+
+    ``split`` holds seconds of building, checking, sampling and other (imports, loading, starting, database, waiting);
+    ``finalists`` one entry a finalist in order of latency.
+    """
+
+    plan: Plan
+    cached: bool
+    trials: Mapping[str, int]
+    seconds: float
+    split: Mapping[str, float] = field(default_factory=dict)
+    finalists: tuple[Mapping[str, Any], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """One entry of what ``autotune tune --json`` prints under ``studies``."""
+        plan = self.plan
+        return {
+            "name": plan.name,
+            "batch": plan.batch,
+            "device": plan.device.sku,
+            "objective": plan.objective.name,
+            "baseline_latency_ms": plan.baseline_latency_ms,
+            "plan": {
+                "backend": plan.configuration.backend,
+                "configuration": plan.configuration.as_dict(),
+                "latency_ms": plan.latency_ms,
+                "interval_ms": list(plan.interval_ms),
+                "speedup": plan.speedup,
+                "signal_error": plan.signal_error,
+                "status": plan.status,
+                "cached": self.cached,
+            },
+            "trials": {state: self.trials.get(state, 0) for state in ("complete", "pruned", "infeasible", "failed")},
+            "seconds": self.seconds,
+            "split_s": dict(self.split),
+            "finalists": [dict(finalist) for finalist in self.finalists],
+        }

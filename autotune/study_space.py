@@ -1,0 +1,115 @@
+"""Which candidates a study admits, and which of its trials enter the finals."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from autotune import registry
+from autotune.configuration import Configuration, Scalar
+from autotune.errors import RequestError, SpaceError
+from autotune.space import Constraint, SearchSpace
+from autotune.study_request import SERVING, StudyRequest
+from autotune.trial import Trial
+from autotune.workload import Workload
+
+log = logging.getLogger(__name__)
+
+FINALISTS = 8
+
+
+def is_baseline(configuration: Configuration) -> bool:
+    """Whether a configuration is the model as its user runs it today (on a CPU: at some thread count)."""
+    check = getattr(registry.backend(configuration.backend), "is_baseline", None)
+    return bool(check is not None and check(configuration))
+
+
+def search_spaces(request: StudyRequest, workload: Workload | None) -> list[SearchSpace]:
+    """The spaces of the backends that take part, cut down to what the study admits; the baseline always stays.
+
+    Raises RequestError for a backend that was asked for and does not work here, SpaceError where nothing but the
+    baseline is left.
+    """
+    admitted = _admitted_backends(request)
+    spaces = []
+    for name in registry.names():
+        backend = registry.backend(name)
+        availability = backend.probe(request.device)
+        if not availability.works:
+            if request.backends is not None and name in request.backends:
+                raise RequestError(
+                    f"backend {name} was asked for and does not work on {request.device.name}",
+                    found=availability.reason, expected="an installed backend", run=availability.remedy,
+                )  # fmt: skip
+            log.info("backend %s takes no part: %s", name, availability.reason)
+            continue
+        space = backend.space(request.device, workload, has_factory=request.factory is not None)
+        space = _narrow(space, request, whole=name in admitted)
+        if space.defaults or any(True for _ in space):
+            spaces.append(space)
+    if not any(not is_baseline(configuration) for space in spaces for configuration in space):
+        precision = "any precision" if request.precisions is None else f"precision {', '.join(request.precisions)}"
+        raise SpaceError(
+            f"the search space of {request.name} leaves no candidate on {request.device.name}",
+            found=f"backends {', '.join(sorted(admitted))}; {precision}; serve_as {request.serve_as}",
+            expected="at least one candidate besides the baseline",
+            run="autotune doctor, to see which backends work here, then widen space: in the study file",
+        )
+    return spaces
+
+
+def choose_finalists(
+    complete: Sequence[Trial], baselines: Iterable[str], defaults: Sequence[Configuration]
+) -> list[Trial]:
+    """Baselines, every backend's defaults, the best of every backend, the best in full precision, and the best overall.
+
+    The best overall fill up to eight finalists besides the baselines; what must enter may make them more.
+    """
+    ranked = sorted((t for t in complete if t.latency_ms is not None), key=lambda t: (t.latency_ms, t.uid))
+    default_digests = {configuration.digest for configuration in defaults}
+    base = set(baselines)
+    must = {t.uid for t in ranked if t.uid in base or t.configuration.digest in default_digests}
+    for precision in (None, "fp32"):
+        seen: set[str] = set()
+        for trial in ranked:
+            fits = precision is None or trial.configuration.get("precision", "") == precision
+            if fits and trial.configuration.backend not in seen:
+                seen.add(trial.configuration.backend)
+                if precision is None or len(seen) == 1:
+                    must.add(trial.uid)
+    for trial in ranked:
+        if len(must - base) >= FINALISTS:
+            break
+        must.add(trial.uid)
+    return [trial for trial in ranked if trial.uid in must]
+
+
+def _admitted_backends(request: StudyRequest) -> set[str]:
+    known = set(registry.names())
+    asked = known if request.backends is None else set(request.backends)
+    if asked - known:
+        raise RequestError(
+            f"unknown backend {', '.join(sorted(asked - known))}", expected=f"one of {', '.join(sorted(known))}"
+        )
+    return asked if request.serve_as == "any" else asked & set(SERVING[request.serve_as])
+
+
+def _narrow(space: SearchSpace, request: StudyRequest, *, whole: bool) -> SearchSpace:
+    """Keep the baseline and, where ``whole``, the precisions that the study admits."""
+    backend = space.backend
+
+    def baseline(values: Mapping[str, Scalar]) -> bool:
+        return is_baseline(Configuration.of(backend, values))
+
+    constraints = list(space.constraints)
+    if not whole:
+        constraints.append(Constraint(reason=f"{backend} takes part as the baseline only", holds=baseline))
+    elif request.precisions is not None:
+        accepted = frozenset(request.precisions)
+        constraints.append(
+            Constraint(
+                reason=f"precision is limited to {', '.join(sorted(accepted))}",
+                holds=lambda values: values["precision"] in accepted or baseline(values),
+            )
+        )
+    narrowed = replace(space, constraints=tuple(constraints), defaults=())
+    return replace(narrowed, defaults=tuple(c for c in space.defaults if narrowed.refusal(c) is None))

@@ -1,0 +1,144 @@
+"""Fakes of autotune's seams, for its tests and for those who build on it; imports nothing heavy."""
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+from autotune.backend import Availability, SourceModel
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.space import Parameter, SearchSpace
+from autotune.workload import Workload
+
+
+class FakeClock:
+    """A clock that stands still until it is advanced; fits :class:`autotune.measure.clock.Clock`."""
+
+    def __init__(self) -> None:
+        self._now_ns = 0
+        self._cpu_ns = 0
+        self._switches = 0
+
+    def now_ns(self) -> int:
+        """Wall time in nanoseconds since the clock was made."""
+        return self._now_ns
+
+    def cpu_ns(self) -> int:
+        """CPU time in nanoseconds."""
+        return self._cpu_ns
+
+    def switches(self) -> int:
+        """Involuntary context switches."""
+        return self._switches
+
+    def advance(self, wall_ms: float, *, cpu_ms: float | None = None, switches: int = 0) -> None:
+        """Let time pass; CPU time passes along with wall time unless told otherwise, and may not go backwards."""
+        self._now_ns += round(wall_ms * 1e6)
+        self._cpu_ns += round((wall_ms if cpu_ms is None else cpu_ms) * 1e6)
+        self._switches += switches
+
+    def sleep(self, seconds: float) -> None:
+        """Stand in for ``time.sleep``: wall time passes, CPU time does not."""
+        self.advance(seconds * 1e3, cpu_ms=0.0)
+
+
+class FakeCall:
+    """A callable that takes the given durations in turn, over and over; it returns its inputs and keeps them.
+
+    It also has ``prepare`` and ``close``, so that it serves as a runner and as a finalist.
+    """
+
+    def __init__(self, clock: FakeClock, *durations_ms: float, endless: Iterable[float] | None = None) -> None:
+        self._clock = clock
+        self._durations: Iterator[float] = iter(endless) if endless is not None else cycle(durations_ms)
+        self.calls: list[tuple[Any, ...]] = []
+        self.prepared = 0
+
+    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+        """Let the next duration pass on the clock."""
+        self.calls.append(inputs)
+        self._clock.advance(next(self._durations))
+        return inputs
+
+    def prepare(self) -> None:
+        """Count that it was prepared."""
+        self.prepared += 1
+
+    def close(self) -> None:
+        """Hold nothing, give nothing back."""
+
+
+FAULTS = ("none", "error", "segfault", "hang", "exit", "memory", "inaccurate", "constant", "load_segfault")
+"""What the misbehaving backend can do: nothing wrong, or one wrong thing in its build, its load or its answers."""
+
+
+class MisbehavingBackend:
+    """A backend whose parameter ``fault`` says how it goes wrong; its artifact is the captured graph run eagerly.
+
+    Offer it in a test by an entry point ``misbehaving = autotune.testing:MISBEHAVING`` of group ``autotune.backends``.
+    """
+
+    name = "misbehaving"
+    toolchain: tuple[str, ...] = ("torch",)
+    build_uses_device = False
+
+    def probe(self, device: Device) -> Availability:
+        """It works everywhere, in its way."""
+        return Availability(works=True)
+
+    def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
+        """One point a fault, the harmless one first."""
+        parameters = (Parameter(name="fault", choices=FAULTS), Parameter(name="precision", choices=("fp32",)))
+        default = Configuration.of(self.name, {"fault": "none", "precision": "fp32"})
+        return SearchSpace(backend=self.name, parameters=parameters, defaults=(default,))
+
+    def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
+        """Go wrong as told, or write the captured graph."""
+        import torch
+
+        fault = str(configuration["fault"])
+        print(f"building with fault {fault}")
+        if fault == "error":
+            raise RuntimeError("this build fails on purpose")
+        if fault == "segfault":
+            _segfault()
+        if fault == "hang":
+            signal.pause()
+        if fault == "exit":
+            os._exit(3)
+        if fault == "memory":
+            raise MemoryError("this build wants more memory than there is, on purpose")
+        torch.export.save(model.program("fp32", device), str(folder / "program.pt2"))
+        (folder / "fault").write_text(fault)
+
+    def load(self, folder: Path, device: Device) -> Any:
+        """A runner of the graph, possibly with wrong answers."""
+        import torch
+
+        fault = (folder / "fault").read_text()
+        if fault == "load_segfault":
+            _segfault()
+        module: Any = torch.export.load(str(folder / "program.pt2")).module()
+
+        class GraphRunner:
+            def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+                with torch.no_grad():
+                    answers = module(*inputs)
+                if fault == "inaccurate":
+                    return tuple(answer * 1.1 for answer in answers)
+                return tuple(torch.ones_like(answer) for answer in answers) if fault == "constant" else answers
+
+            def close(self) -> None:
+                return None
+
+        return GraphRunner()
+
+
+def _segfault() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+MISBEHAVING = MisbehavingBackend()

@@ -1,0 +1,68 @@
+"""A model's graph plus an input signature."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """Name, shape and dtype (as torch writes it without its prefix: ``float32``, ``int64``) of one input or output."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ValueError("a tensor needs a name")
+        if any(size < 0 for size in self.shape):
+            raise ValueError(f"tensor {self.name}: no size may be negative, found {self.shape}")
+
+    @property
+    def is_floating(self) -> bool:
+        """Whether its values are floating-point numbers."""
+        return "float" in self.dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """A model and the shapes it is called with.
+
+    ``structure`` is the fingerprint of the graph with all node arguments except devices, and of shapes and dtypes: it
+    decides speed. ``weights`` is the fingerprint of the parameter values: it decides whether an artifact can be reused.
+    ``features`` name what the graph contains: ``convolution``, ``attention``, ``gemm``, ``norm``.
+    """
+
+    name: str
+    batch: int
+    structure: str
+    weights: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    features: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("structure", "weights"):
+            value = getattr(self, field)
+            if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
+                raise ValueError(f"{field} must be a SHA-256 in hexadecimal, found {value!r}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, found {self.batch}")
+        if not self.name or not self.inputs or not self.outputs:
+            raise ValueError("a workload needs a name, an input and an output")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Workload":
+        """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
+        values = dict(data)
+        for field in ("inputs", "outputs"):
+            values[field] = tuple(
+                TensorSpec(name=spec["name"], shape=tuple(spec["shape"]), dtype=spec["dtype"]) for spec in values[field]
+            )
+        values["features"] = tuple(values.get("features", ()))
+        return cls(**values)

@@ -1,0 +1,172 @@
+"""AOTInductor: the captured graph compiled into a package that loads without a compiler."""
+
+import contextlib
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from autotune import environment
+from autotune.backend import Availability, Runner, SourceModel
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.runtime.elf import needed_libraries
+from autotune.runtime.installed import install_command, torch_availability
+from autotune.runtime.settings import Settings
+from autotune.search_spaces.inductor import inductor_space
+from autotune.space import SearchSpace
+from autotune.workload import Workload
+
+PACKAGE = "model.pt2"
+STANDARD_LIBRARY = "libstdc++.so.6"
+"""torch's own C++ library; a package that brings a second one dies at load with std::bad_cast or a segfault."""
+
+
+class InductorBackend:
+    """Compiles with ``torch._inductor.aoti_compile_and_package``.
+
+    A build on a GPU times Triton kernels there, so builds take the device. Needs a C++ compiler, on a GPU Triton too.
+    """
+
+    name = "inductor"
+    toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "compiler")
+    build_uses_device = True
+
+    def probe(self, device: Device) -> Availability:
+        """Whether torch, a C++ compiler and on a GPU Triton are here."""
+        found = torch_availability(device)
+        if not found.works:
+            return found
+        if environment.compiler() is None:
+            asked = environment.cxx_compiler()
+            reason = f"the C++ compiler that CXX names is not there: {asked}" if asked else "there is no C++ compiler"
+            return Availability(works=False, reason=reason, remedy="apt-get install g++ (or name a compiler in CXX)")
+        if device.kind == "cuda" and not _has_triton():
+            return Availability(works=False, reason="triton is not installed", remedy=install_command("gpu"))
+        return found
+
+    def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
+        """Precision, freezing, fusions, layout, max-autotune; CUDA graph on a GPU, threads on a CPU."""
+        return inductor_space(device, workload)
+
+    def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
+        """Compile the captured graph; raises RuntimeError where the compiler makes a library that cannot load."""
+        import torch
+        import torch._inductor
+
+        settings = Settings.of(configuration, model.workload)
+        program = model.program(settings.precision, device)
+        package = folder / PACKAGE
+        on_device = torch.cuda.device(device.index) if device.kind == "cuda" else contextlib.nullcontext()
+        # Inductor reads TF32 and threads from the global switches while it compiles.
+        with settings.switches.overlay(), torch.no_grad(), on_device, _own_cache():
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(package), inductor_configs=options(configuration)
+            )
+        refuse_second_standard_library(package)
+        settings.write(folder)
+
+    def load(self, folder: Path, device: Device) -> Runner:
+        """Load the package onto the device."""
+        import torch._inductor
+
+        from autotune.runtime.torch_runner import torch_runner
+
+        settings = Settings.read(folder)
+        model: Any = torch._inductor.aoti_load_package(
+            str(folder / PACKAGE),
+            run_single_threaded=settings.cuda_graph,  # its own synchronisation cannot be captured
+            device_index=device.index if device.kind == "cuda" else -1,
+        )
+
+        def call(*inputs: Any) -> Any:
+            return model(*map(_as_compiled_for, inputs))
+
+        return torch_runner(call, settings, device)
+
+
+def options(configuration: Configuration) -> dict[str, Any]:
+    """Every inductor option that decides what is compiled, so that no environment variable does."""
+    import torch._inductor.config as config
+
+    wanted: dict[str, Any] = {
+        "freezing": configuration["freezing"],
+        "layout_optimization": configuration.get("layout_optimization", True),
+        "force_layout_optimization": False,
+        "epilogue_fusion": configuration["epilogue_fusion"],
+        "prologue_fusion": True,
+        "pattern_matcher": configuration["pattern_matcher"],
+        "max_autotune": configuration["max_autotune"],
+        "max_autotune_gemm": False,
+        "max_autotune_pointwise": False,
+        "max_autotune_gemm_backends": "ATEN,TRITON,CPP",
+        "max_autotune_conv_backends": "ATEN,TRITON",
+        "coordinate_descent_tuning": False,
+        "conv_1x1_as_mm": False,
+        "triton.cudagraphs": False,
+        "cpp.threads": int(configuration.get("threads", 0)) or -1,
+        "cpp.dynamic_threads": False,
+        "cpp.weight_prepack": True,
+        "cpp.cxx": (None, environment.cxx_compiler() or "g++"),
+        # torch hashes the headers by openssl, and fails where that is missing.
+        "aot_inductor.precompile_headers": shutil.which("openssl") is not None,
+    }
+    known = config.get_config_copy()
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def refuse_second_standard_library(package: Path) -> None:
+    """Refuse a package whose library brings its own C++ standard library; raises RuntimeError."""
+    with zipfile.ZipFile(package) as archive:
+        for name in archive.namelist():
+            if not name.endswith(".so"):
+                continue
+            with archive.open(name) as library:
+                needed = needed_libraries(library)  # type: ignore[arg-type]
+            if STANDARD_LIBRARY not in needed:
+                raise RuntimeError(
+                    f"AOTInductor's library would not load: {_compiler()} linked it without {STANDARD_LIBRARY}\n"
+                    f"  found: {', '.join(needed) or 'no shared library'}\n"
+                    f"  expected: {STANDARD_LIBRARY}, which torch uses, linked as a shared library\n"
+                    "  run next: export CXX=g++ (or another compiler that links it shared), then autotune doctor"
+                )
+
+
+@contextlib.contextmanager
+def _own_cache() -> Iterator[None]:
+    """Give the build a cache of its own, removed afterwards.
+
+    Two builds whose options lead to the same code would write the same library in a shared one, one of them while the
+    other is packing it; a library made by another compiler would be taken for this one's; and weights would pile up.
+    Precompiled headers stay shared (torch keys them by compiler), and so do Triton's kernels, which it keys by content.
+    """
+    from torch._inductor.utils import fresh_cache
+
+    shared = {"TRITON_CACHE_DIR": str(environment.cache_folder() / "triton")}
+    with (
+        tempfile.TemporaryDirectory(prefix="autotune-inductor-") as scratch,
+        fresh_cache(dir=scratch),
+        environment.variables(shared),
+    ):
+        yield
+
+
+def _as_compiled_for(tensor: Any) -> Any:
+    """Lay a tensor out as the kernels take it for granted: contiguous, on a 16-byte border."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
+def _compiler() -> str:
+    return environment.compiler() or "the C++ compiler"
+
+
+def _has_triton() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("triton") is not None
+
+
+BACKEND = InductorBackend()

@@ -1,0 +1,196 @@
+"""Attention as ONNX Runtime's own fused operators.
+
+torch.onnx writes ``scaled_dot_product_attention`` as two matrix products, a softmax and a guard against NaN, a pattern
+that no fusion of ONNX Runtime recognises. Here the captured graph is rewritten before the export, while the operator is
+still one node: where query, key and value are projections of the same input it becomes ``com.microsoft.Attention`` with
+the three weights packed into one matrix, otherwise ``com.microsoft.MultiHeadAttention``.
+
+Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autotune.model.precision import flat_module
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
+
+# What ONNX Runtime itself adds to the scores of masked keys. A row with every key masked attends to all of them alike,
+# where torch answers 0; no tokenizer makes such a row.
+MASKED = -10000.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Projection:
+    """One of query, key, value as heads [batch, heads, length, size] of ``linear(source, weight, bias)``."""
+
+    source: "Node"
+    weight: "torch.Tensor"
+    bias: "torch.Tensor"
+
+
+def fuse_attention(program: "ExportedProgram", inputs: tuple[Any, ...]) -> "ExportedProgram":
+    """The graph with fused attention, good for an ONNX export only; unchanged where it has none that can be fused."""
+    import torch
+
+    module: Any = flat_module(program)
+    nodes = [node for node in module.graph.nodes if _is(node, torch.ops.aten.scaled_dot_product_attention.default)]
+    fused = sum([_fuse(module, node, index) for index, node in enumerate(nodes)])
+    if not fused:
+        return program
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    with torch.no_grad():
+        return torch.export.export(module, inputs)
+
+
+def _fuse(module: "GraphModule", node: "Node", index: int) -> bool:
+    query, key, value = (argument.meta["val"] for argument in node.args[:3])  # type: ignore[union-attr]
+    mask, dropout, causal = (_argument(node, *at) for at in ((3, "attn_mask"), (4, "dropout_p"), (5, "is_causal")))
+    same_heads = query.dim() == 4 and query.shape[1] == key.shape[1] == value.shape[1]
+    if not same_heads or dropout or (causal and query.shape[2] != key.shape[2]):
+        return False
+    scale = _argument(node, 6, "scale")
+    attributes: dict[str, int | float] = {"num_heads": query.shape[1]}
+    attributes["scale"] = float(scale) if scale is not None else query.shape[3] ** -0.5
+    if causal:
+        attributes["unidirectional"] = 1
+    bias = _bias(module, node, mask, query.dtype)
+    packed = _pack(module, node, index) if key.shape == value.shape == query.shape else None
+    with module.graph.inserting_before(node):
+        if packed is not None:
+            function = _attention(attributes, tuple(query.shape), query.dtype)
+            new = module.graph.call_function(function, (*packed, bias))
+        else:
+            function = _multi_head_attention(attributes, query.dtype)
+            new = module.graph.call_function(function, (*node.args[:3], bias))
+    node.replace_all_uses_with(new)
+    module.graph.erase_node(node)
+    return True
+
+
+def _attention(attributes: dict[str, Any], shape: tuple[int, ...], dtype: "torch.dtype") -> Callable[..., Any]:
+    batch, heads, length, size = shape
+
+    def attention(source: Any, weight: Any, bias: Any, attention_bias: Any) -> Any:
+        import torch
+
+        inputs = [source, weight, bias] + ([None, None, attention_bias] if attention_bias is not None else [])
+        answer = torch.onnx.ops.symbolic(
+            "com.microsoft::Attention", inputs, attributes, dtype=dtype, shape=(batch, length, heads * size), version=1
+        )
+        return answer.view(batch, length, heads, size).transpose(1, 2)
+
+    return attention
+
+
+def _multi_head_attention(attributes: dict[str, Any], dtype: "torch.dtype") -> Callable[..., Any]:
+    def multi_head_attention(query: Any, key: Any, value: Any, attention_bias: Any) -> Any:
+        import torch
+
+        batch, heads, length, _ = query.shape
+        flat = [tensor.transpose(1, 2).flatten(2) for tensor in (query, key, value)]
+        inputs = flat + ([None, None, attention_bias] if attention_bias is not None else [])
+        answer = torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            inputs,
+            attributes,
+            dtype=dtype,
+            shape=(batch, length, heads * value.shape[3]),
+            version=1,
+        )
+        return answer.view(batch, length, heads, value.shape[3]).transpose(1, 2)
+
+    return multi_head_attention
+
+
+def _bias(module: "GraphModule", node: "Node", mask: "Node | None", dtype: "torch.dtype") -> "Node | None":
+    """What is added to the scores [1 or batch, 1 or heads, queries, keys]; None where the mask lets everything pass."""
+    import torch
+
+    if mask is None:
+        return None
+    queries, keys = (argument.meta["val"].shape[2] for argument in node.args[:2])  # type: ignore[union-attr]
+    constant = _constant(module, mask, {})
+    boolean = mask.meta["val"].dtype == torch.bool
+    if constant is not None and bool(constant.all() if boolean else not constant.any()):
+        return None
+
+    def additive(values: Any) -> Any:
+        values = torch.where(values, 0.0, MASKED).to(dtype) if boolean else values.to(dtype)
+        values = values[(None,) * (4 - values.dim())]
+        return values.expand(values.shape[0], values.shape[1], queries, keys)
+
+    with module.graph.inserting_before(node):
+        return module.graph.call_function(additive, (mask,))
+
+
+def _pack(module: "GraphModule", node: "Node", index: int) -> "tuple[Node, Node, Node] | None":
+    """Source, packed weight and packed bias, where query, key and value are projections of the same input."""
+    import torch
+
+    found = [_projection(module, argument) for argument in node.args[:3]]
+    parts = [part for part in found if part is not None]
+    if len(parts) < 3 or any(part.source is not parts[0].source for part in parts):
+        return None
+    tensors = {
+        f"packed_weight_{index}": torch.cat([part.weight for part in parts]).t().contiguous(),
+        f"packed_bias_{index}": torch.cat([part.bias for part in parts]),
+    }
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor.detach())
+    with module.graph.inserting_before(node):
+        weight, bias = (module.graph.get_attr(name) for name in tensors)
+    return parts[0].source, weight, bias
+
+
+def _projection(module: "GraphModule", node: Any) -> _Projection | None:
+    """Read ``linear(source).view(batch, length, heads, size).transpose(1, 2)`` backwards."""
+    import torch
+
+    aten = torch.ops.aten
+    if not _is(node, aten.transpose.int) or set(node.args[1:]) not in ({1, 2}, {-2, -3}):
+        return None
+    view = node.args[0]
+    linear = view.args[0] if _is(view, aten.view.default, aten.reshape.default) else None
+    if not _is(linear, aten.linear.default) or linear.args[0].meta["val"].dim() != 3:
+        return None
+    if view.meta["val"].shape[:2] != linear.meta["val"].shape[:2]:
+        return None
+    weight = _constant(module, linear.args[1], {})
+    bias = _constant(module, linear.args[2], {}) if len(linear.args) > 2 and linear.args[2] is not None else None
+    if weight is None:
+        return None
+    return _Projection(
+        source=linear.args[0], weight=weight, bias=weight.new_zeros(weight.shape[0]) if bias is None else bias
+    )
+
+
+def _constant(module: "GraphModule", node: "Node", known: "dict[Node, Any]") -> Any:
+    """The value of a node that depends on no input, else None."""
+    from torch.fx import Node, map_arg
+
+    if node not in known:
+        known[node] = None
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            known[node] = getattr(module.get_submodule(owner), name)
+        elif node.op == "call_function" and callable(node.target):
+            values: dict[Node, Any] = {operand: _constant(module, operand, known) for operand in node.all_input_nodes}
+            if all(value is not None for value in values.values()):
+                arguments, options = map_arg((node.args, node.kwargs), values.__getitem__)
+                known[node] = node.target(*arguments, **options)
+    return known[node]
+
+
+def _argument(node: "Node", position: int, name: str) -> Any:
+    """An argument of the operator, wherever it was given."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name)
+
+
+def _is(node: Any, *operators: Any) -> bool:
+    return getattr(node, "op", "") == "call_function" and node.target in operators

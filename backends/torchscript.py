@@ -1,0 +1,81 @@
+"""TorchScript: trace, freeze, optimise."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from autotune.backend import Availability, Runner, SourceModel
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.runtime.installed import torch_availability
+from autotune.runtime.settings import Settings
+from autotune.search_spaces.torchscript import torchscript_space
+from autotune.space import SearchSpace
+from autotune.workload import Workload
+
+MODEL = "model.ts"
+
+
+class TorchScriptBackend:
+    """Traces the captured graph and freezes it; ``optimize`` adds ``torch.jit.optimize_for_inference`` at load.
+
+    That pass rewrites the graph for the processor at hand (oneDNN weights on a CPU, fused convolutions on a GPU), which
+    torch cannot read back once saved. It compiles nothing. Tracing runs the model once, on a GPU too, so a build takes
+    the device.
+    """
+
+    name = "torchscript"
+    toolchain: tuple[str, ...] = ("torch", "cudnn")
+    build_uses_device = True
+
+    def probe(self, device: Device) -> Availability:
+        """Whether torch is here and built for the device."""
+        return torch_availability(device)
+
+    def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
+        """Precision, optimisation, layout; CUDA graph and cuDNN's search on a GPU, threads on a CPU."""
+        return torchscript_space(device, workload)
+
+    def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
+        """Trace and freeze the captured graph in its precision and layout, and save it."""
+        import torch
+
+        from autotune.model.precision import flat_module
+
+        settings = Settings.of(configuration, model.workload)
+        module = flat_module(model.program(settings.precision, device))
+        if settings.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for part in module.modules():
+            part.training = False  # a captured graph refuses eval(), and freezing refuses a module in training
+        with settings.switches.overlay(), torch.no_grad(), _quiet():
+            traced: Any = torch.jit.trace(module, model.example_inputs(device), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+            torch.jit.save(torch.jit.freeze(traced), str(folder / MODEL))
+        settings.write(folder)
+
+    def load(self, folder: Path, device: Device) -> Runner:
+        """Load the graph, optimise it where asked, and let it profile itself."""
+        import torch
+
+        from autotune.runtime.torch_runner import torch_runner
+
+        settings = Settings.read(folder)
+        with settings.switches.overlay(), torch.no_grad(), _quiet():
+            module: Any = torch.jit.load(str(folder / MODEL), map_location=device.torch_name)  # type: ignore[no-untyped-call]
+            if settings.optimize:
+                module = torch.jit.optimize_for_inference(module)
+        return torch_runner(module, settings, device)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what torch says of every use of TorchScript: that it is deprecated, and which values tracing bakes in."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", message="Converting a tensor to a Python", category=Warning)
+        yield
+
+
+BACKEND = TorchScriptBackend()

@@ -1,0 +1,62 @@
+"""What AOTInductor lets us vary."""
+
+from collections.abc import Mapping
+
+from autotune.configuration import Configuration, Scalar
+from autotune.device import Device
+from autotune.search_spaces.precision import precisions, threads
+from autotune.space import Constraint, Parameter, SearchSpace
+from autotune.workload import Workload
+
+
+def inductor_space(device: Device, workload: Workload | None) -> SearchSpace:
+    """Describe a compiled package; every first choice is inductor's own default.
+
+    ``max_autotune`` times kernels while it builds: minutes for a large model.
+    """
+    on_gpu = device.kind == "cuda"
+    convolves = workload is None or "convolution" in workload.features
+    parameters = [
+        Parameter(name="precision", choices=precisions(device, "inductor")),
+        Parameter(name="freezing", choices=(False, True)),
+        Parameter(name="epilogue_fusion", choices=(True, False)),
+        Parameter(name="pattern_matcher", choices=(True, False)),
+        Parameter(name="max_autotune", choices=(False, True)),
+    ]
+    if convolves:
+        parameters.append(Parameter(name="layout_optimization", choices=(True, False)))
+    if on_gpu:
+        parameters.append(Parameter(name="cuda_graph", choices=(False, True)))
+        if convolves:
+            parameters.append(Parameter(name="cudnn_benchmark", choices=(False, True)))
+    else:
+        parameters.append(Parameter(name="threads", choices=threads(device)))
+    return SearchSpace(
+        backend="inductor",
+        parameters=tuple(parameters),
+        constraints=() if on_gpu else (_TEMPLATES_NEED_CONSTANTS,),
+        defaults=_defaults(device, tuple(parameters)),
+    )
+
+
+def _has_constants(values: Mapping[str, Scalar]) -> bool:
+    return not values["max_autotune"] or bool(values["freezing"])
+
+
+_TEMPLATES_NEED_CONSTANTS = Constraint(
+    reason="on a CPU max_autotune chooses among templates that pack constant weights, so it needs freezing",
+    holds=_has_constants,
+)
+
+
+def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
+    """List off the shelf and with freezing (on a CPU at each thread count); on a GPU also fp16, frozen, in a CUDA graph."""
+    first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
+    if device.kind == "cpu":
+        counts = threads(device)  # all cores come first, both ways
+        variants = [{**first, "threads": count, "freezing": frozen} for count in counts for frozen in (False, True)]
+    else:
+        variants = [first, {**first, "freezing": True}]
+        if "fp16" in precisions(device, "inductor"):
+            variants.append({**first, "precision": "fp16", "freezing": True, "cuda_graph": True})
+    return tuple(Configuration.of("inductor", values) for values in variants)

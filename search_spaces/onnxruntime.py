@@ -1,0 +1,77 @@
+"""What ONNX Runtime lets us vary.
+
+Session options and CUDA provider options: https://onnxruntime.ai/docs/performance/tune-performance and
+https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
+"""
+
+from autotune.configuration import Configuration, Scalar
+from autotune.device import Device
+from autotune.search_spaces.precision import precisions, threads
+from autotune.space import Constraint, Parameter, SearchSpace
+from autotune.workload import Workload
+
+NAME = "onnxruntime"
+
+
+def space(device: Device, workload: Workload | None) -> SearchSpace:
+    """The legal configurations on a device; ``defaults`` are what a session without options does, and fp16 on a GPU."""
+    features = set(workload.features) if workload is not None else {"attention", "convolution"}
+    parameters = [
+        Parameter(name="precision", choices=precisions(device, NAME)),
+        Parameter(name="graph_optimization", choices=("all", "extended", "basic", "disabled")),
+    ]
+    if "attention" in features:
+        parameters.append(Parameter(name="transformer_fusions", choices=(False, True)))
+    parameters += _on_cpu(device) if device.kind == "cpu" else _on_cuda(features)
+    return SearchSpace(
+        backend=NAME,
+        parameters=tuple(parameters),
+        constraints=_constraints(features, device),
+        defaults=_defaults(device, {parameter.name: parameter.choices[0] for parameter in parameters}),
+    )
+
+
+def _on_cpu(device: Device) -> list[Parameter]:
+    return [
+        Parameter(name="threads", choices=threads(device)),
+        Parameter(name="spinning", choices=(True, False)),
+    ]
+
+
+def _on_cuda(features: set[str]) -> list[Parameter]:
+    parameters = [Parameter(name="cuda_graph", choices=(False, True))]
+    if "convolution" in features:
+        parameters.append(Parameter(name="conv_algo_search", choices=("EXHAUSTIVE", "HEURISTIC", "DEFAULT")))
+        parameters.append(Parameter(name="nhwc", choices=(False, True)))
+    return parameters
+
+
+def _constraints(features: set[str], device: Device) -> tuple[Constraint, ...]:
+    found = []
+    if "attention" in features:
+        found.append(
+            Constraint(
+                reason="the fused operators are of the extended level, so fusing them needs that level or all",
+                holds=lambda v: not v["transformer_fusions"] or v["graph_optimization"] in ("all", "extended"),
+            )
+        )
+    if device.kind == "cpu":
+        found.append(
+            Constraint(
+                reason="spinning is how threads wait for one another, so one thread has nothing to choose",
+                holds=lambda v: v["threads"] != 1 or v["spinning"] is True,
+            )
+        )
+    return tuple(found)
+
+
+def _defaults(device: Device, first: dict[str, Scalar]) -> tuple[Configuration, ...]:
+    if device.kind == "cpu":
+        counts = threads(device)
+        return tuple(Configuration.of(NAME, {**first, "threads": n}) for n in dict.fromkeys((counts[0], counts[-1])))
+    found = precisions(device, NAME)
+    # The CUDA provider takes TF32 where the GPU has it, unless told otherwise.
+    points = [{"precision": precision} for precision in ("tf32", "fp32", "fp16") if precision in found]
+    if "fp16" in found:
+        points.append({"precision": "fp16", "cuda_graph": True})
+    return tuple(Configuration.of(NAME, {**first, **point}) for point in points)

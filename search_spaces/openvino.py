@@ -1,0 +1,34 @@
+"""What OpenVINO lets us vary on a CPU.
+
+Properties: https://docs.openvino.ai/2026/openvino-workflow/running-inference/inference-devices-and-modes/cpu-device.html
+With one stream and a thread count of our own, the performance hints have nothing left to decide, so they are no
+parameter.
+"""
+
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.search_spaces.precision import precisions, threads
+from autotune.space import Parameter, SearchSpace
+from autotune.workload import Workload
+
+NAME = "openvino"
+
+
+def space(device: Device, workload: Workload | None) -> SearchSpace:
+    """The legal configurations; ``defaults`` are every precision at all cores, and fp32 at one core.
+
+    Off the shelf OpenVINO takes the narrowest precision that the processor computes in, so that one is a default too.
+    """
+    found = precisions(device, NAME)
+    counts = threads(device) or (1,)
+    parameters = (
+        Parameter(name="precision", choices=found),
+        Parameter(name="threads", choices=counts),
+        Parameter(name="pinning", choices=(True, False)),
+    )
+    points = dict.fromkeys([*((precision, counts[0]) for precision in found), ("fp32", counts[-1])])
+    defaults = tuple(
+        Configuration.of(NAME, {"precision": precision, "threads": count, "pinning": True})
+        for precision, count in points
+    )
+    return SearchSpace(backend=NAME, parameters=parameters, defaults=defaults)

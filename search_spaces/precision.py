@@ -1,0 +1,44 @@
+"""What a device and a backend really compute in, and the thread counts worth trying."""
+
+from autotune.device import Device
+
+# Backends whose CPU kernels take the reduced precisions where the processor has the instructions. ONNX Runtime's CPU
+# provider has hardly any: it casts to fp32 and back around each node, which is fp32 with a rounding on top.
+_REDUCED_ON_CPU = ("eager", "inductor", "openvino", "torchscript")
+# ONNX Runtime's CUDA provider has no bf16 convolution, and its fused attention and norm kernels are fp16 and fp32.
+_BF16_ON_CUDA = ("eager", "inductor", "torchscript")
+_BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
+_FP16_INSTRUCTIONS = {"avx512_fp16", "amx_fp16"}
+
+
+def precisions(device: Device, backend: str) -> tuple[str, ...]:
+    """Precisions that ``backend`` computes in on ``device``, out of fp32, tf32, bf16 and fp16; fp32 comes first."""
+    if device.kind == "cpu":
+        return ("fp32", *_reduced_on_cpu(device, backend))
+    if device.capability is None:
+        return ("fp32",)
+    found = ["fp32"]
+    if device.capability >= (8, 0):
+        found.append("tf32")
+    if device.capability >= (8, 0) and backend in _BF16_ON_CUDA:
+        found.append("bf16")
+    if device.capability >= (7, 0):
+        found.append("fp16")
+    return tuple(found)
+
+
+def threads(device: Device) -> tuple[int, ...]:
+    """Thread counts of a CPU device: all its cores, then the powers of two below; empty on a GPU (no such parameter)."""
+    if device.kind != "cpu":
+        return ()
+    powers = [1 << exponent for exponent in reversed(range(device.cores.bit_length()))]
+    return (device.cores, *(power for power in powers if power < device.cores))
+
+
+def _reduced_on_cpu(device: Device, backend: str) -> tuple[str, ...]:
+    if backend not in _REDUCED_ON_CPU:
+        return ()
+    instructions = set(device.isa)
+    bf16 = ("bf16",) if instructions & _BF16_INSTRUCTIONS else ()
+    fp16 = ("fp16",) if instructions & _FP16_INSTRUCTIONS else ()
+    return bf16 + fp16

@@ -1,0 +1,39 @@
+"""What TorchScript lets us vary."""
+
+from autotune.configuration import Configuration, Scalar
+from autotune.device import Device
+from autotune.search_spaces.precision import precisions, threads
+from autotune.space import Parameter, SearchSpace
+from autotune.workload import Workload
+
+
+def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
+    """Describe a traced and frozen graph; ``optimize`` is ``torch.jit.optimize_for_inference``."""
+    on_gpu = device.kind == "cuda"
+    convolves = workload is None or "convolution" in workload.features
+    parameters = [
+        Parameter(name="precision", choices=precisions(device, "torchscript")),
+        Parameter(name="optimize", choices=(True, False)),
+    ]
+    if convolves:
+        parameters.append(Parameter(name="channels_last", choices=(False, True)))
+    if on_gpu:
+        parameters.append(Parameter(name="cuda_graph", choices=(False, True)))
+        if convolves:
+            parameters.append(Parameter(name="cudnn_benchmark", choices=(False, True)))
+    else:
+        parameters.append(Parameter(name="threads", choices=threads(device)))
+    return SearchSpace(
+        backend="torchscript", parameters=tuple(parameters), defaults=_defaults(device, tuple(parameters))
+    )
+
+
+def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
+    """List traced, frozen and optimised in fp32 (on a CPU at each thread count); on a GPU also in fp16."""
+    first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
+    if device.kind == "cpu":
+        return tuple(Configuration.of("torchscript", {**first, "threads": count}) for count in threads(device))
+    variants = [first]
+    if "fp16" in precisions(device, "torchscript"):
+        variants.append({**first, "precision": "fp16"})
+    return tuple(Configuration.of("torchscript", values) for values in variants)

@@ -1,0 +1,339 @@
+"""What every backend and every runner promises; a backend's test inherits both classes and gives ``backend``."""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autotune.backend import Availability, Backend, Runner
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.model.capture import capture
+from autotune.model.source import CapturedModel, write
+
+CORES = len(os.sched_getaffinity(0))
+CPU = Device(kind="cpu", name="Test CPU", uuid="cpu-test", cores=CORES)
+ROOT = Path(__file__).resolve().parents[2]
+SEED = 7
+
+
+class Convolutional(nn.Module):
+    """Convolution, batch norm, ReLU, pooling and a linear head: an image to one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 5)
+        self.norm.running_mean = torch.empty(16).uniform_(-0.5, 0.5)
+        self.norm.running_var = torch.empty(16).uniform_(0.5, 2.0)
+
+    def forward(self, image: Tensor) -> Tensor:
+        pooled = torch.relu(self.norm(self.convolution(image))).mean(dim=(2, 3))
+        return torch.nn.functional.linear(pooled, self.head.weight, self.head.bias)
+
+
+class Tokens(nn.Module):
+    """Integer inputs, a mask, and a dict of a floating and an integer output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32, 16)
+        self.mix = nn.Linear(16, 16)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        hidden = torch.nn.functional.gelu(self.mix(self.embedding(ids))) * mask.unsqueeze(-1)
+        return {"pooled": hidden.sum(dim=1), "best": hidden.sum(dim=1).argmax(dim=-1)}
+
+
+class Mixed(nn.Module):
+    """Both of them in one, for a backend whose builds take long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolutional = Convolutional()
+        self.tokens = Tokens()
+
+    def forward(self, image: Tensor, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        return {"image": self.convolutional(image), **self.tokens(ids, mask)}
+
+
+def toy_inputs(name: str, seed: int = 0) -> dict[str, Tensor]:
+    """Inputs of a toy by name, drawn under the seed; batch 2."""
+    if name == "mixed":
+        return {**toy_inputs("convolutional", seed), **toy_inputs("tokens", seed)}
+    generator = torch.Generator().manual_seed(seed)
+    if name == "convolutional":
+        return {"image": torch.randn(2, 3, 16, 16, generator=generator)}
+    ids = torch.randint(0, 32, (2, 6), generator=generator)
+    return {"ids": ids, "mask": (ids % 5 != 0).float()}
+
+
+TOYS: Mapping[str, type[nn.Module]] = {"convolutional": Convolutional, "tokens": Tokens, "mixed": Mixed}
+USUAL = ("convolutional", "tokens")
+
+
+def toy_module(name: str) -> nn.Module:
+    """A toy with the weights that its captured form has."""
+    torch.manual_seed(SEED)
+    return TOYS[name]().eval()
+
+
+def toy_source(name: str, folder: Path, *, factory: bool = False) -> CapturedModel:
+    """Capture a toy into ``folder`` as a build worker gets it, with its factory where asked."""
+    module, inputs = toy_module(name), toy_inputs(name)
+    captured = capture(name, 2, module, inputs)
+    spec = f"{__file__}:{TOYS[name].__name__}" if factory else None
+    write(folder, captured, inputs, factory=spec, seed=SEED, module=module if factory else None)
+    return CapturedModel(folder)
+
+
+def expected(name: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The flat answer of the toy itself."""
+    with torch.no_grad():
+        answer = toy_module(name)(**inputs)
+    return tuple(answer.values()) if isinstance(answer, dict) else (answer,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """An artifact of a toy, and the name of that toy."""
+
+    toy: str
+    folder: Path
+    configuration: Configuration
+
+
+def plain_configuration(backend: Backend, device: Device, source: CapturedModel) -> Configuration:
+    """The first default of the backend that computes in fp32, as a model without a factory gets it."""
+    space = backend.space(device, source.workload, has_factory=False)
+    return next(c for c in space.defaults if c["precision"] in ("fp32", "default"))
+
+
+def build_toy(backend: Backend, device: Device, toy: str, folder: Path, *, factory: bool = False,
+              configuration: Configuration | None = None) -> Built:
+    """Capture and build a toy below ``folder``."""
+    source = toy_source(toy, folder / "source", factory=factory)
+    artifact = folder / "artifact"
+    artifact.mkdir()
+    chosen = configuration or plain_configuration(backend, device, source)
+    backend.build(source, chosen, device, artifact)
+    return Built(toy=toy, folder=artifact, configuration=chosen)
+
+
+class BackendConformance:
+    """Contract of :class:`autotune.backend.Backend`; a subclass gives ``backend`` and its import path ``module``."""
+
+    backend: Backend
+    module: str
+    device: Device = CPU
+
+    def test_is_named_and_declares_its_toolchain(self) -> None:
+        assert self.backend.name.isidentifier()
+        assert self.module.rpartition(".")[2] == self.backend.name
+        assert self.backend.toolchain and len(set(self.backend.toolchain)) == len(self.backend.toolchain)
+        assert isinstance(self.backend.build_uses_device, bool)
+
+    def test_works_here(self) -> None:
+        assert self.backend.probe(self.device) == Availability(works=True)
+
+    def test_import_probe_and_space_load_nothing_heavy(self) -> None:
+        script = (
+            f"import sys; from {self.module} import BACKEND; from autotune.device import Device\n"
+            f"device = Device.from_dict({self.device.as_dict()!r})\n"
+            "BACKEND.probe(device); next(iter(BACKEND.space(device, None, has_factory=True)))\n"
+            "print(sorted({'torch', 'onnxruntime', 'openvino', 'onnx', 'numpy'} & set(sys.modules)))"
+        )
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+    @pytest.mark.parametrize("has_factory", [True, False])
+    @pytest.mark.parametrize("toy", [None, *USUAL])
+    def test_every_space_has_candidates_and_defaults(
+        self, toy: str | None, has_factory: bool, tmp_path: Path
+    ) -> None:
+        workload = toy_source(toy, tmp_path).workload if toy else None
+        space = self.backend.space(self.device, workload, has_factory=has_factory)
+        assert space.backend == self.backend.name
+        assert space.defaults and len(set(space.defaults)) == len(space.defaults)
+        assert [space.refusal(default) for default in space.defaults] == [None] * len(space.defaults)
+        some = list(itertools.islice(space, 2000))
+        assert some and len(set(some)) == len(some)
+        for configuration in some:
+            assert isinstance(configuration["precision"], str)
+            if self.device.kind == "cpu":
+                assert type(configuration["threads"]) is int
+
+    def test_space_does_not_depend_on_when_it_is_asked(self) -> None:
+        first, second = (self.backend.space(self.device, None, has_factory=True) for _ in range(2))
+        assert first.digest == second.digest and first.defaults == second.defaults
+
+    def test_default_threads_cover_one_core_and_all(self) -> None:
+        if self.device.kind != "cpu":
+            pytest.skip("threads are a parameter of CPU configurations")
+        defaults = self.backend.space(self.device, None, has_factory=True).defaults
+        assert {c["threads"] for c in defaults} >= {1, self.device.cores}
+
+
+class RunnerConformance:
+    """Contract of :class:`autotune.backend.Runner`, on artifacts of ``backend`` in fp32, one for each of ``toys``."""
+
+    backend: Backend
+    device: Device = CPU
+    tolerance = 1e-4
+
+    toys: tuple[str, ...] = USUAL
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        """Run what needs an artifact on each of ``toys``."""
+        if "built" in metafunc.fixturenames:
+            metafunc.parametrize("built", self.toys, indirect=True, scope="class")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def built(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+        return build_toy(cls.backend, cls.device, request.param, tmp_path_factory.mktemp(request.param))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def runner(cls, built: Built) -> Iterator[Runner]:
+        runner = cls.backend.load(built.folder, cls.device)
+        yield runner
+        runner.close()
+
+    def inputs(self, built: Built, seed: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+        named = toy_inputs(built.toy, seed)
+        return named, [tensor.to(self.device.torch_name) for tensor in named.values()]
+
+    def assert_answers(self, built: Built, answers: tuple[Any, ...], named: Mapping[str, Tensor]) -> None:
+        references = expected(built.toy, named)
+        assert len(answers) == len(references)
+        for answer, reference in zip(answers, references, strict=True):
+            assert answer.dtype == reference.dtype and answer.shape == reference.shape
+            assert str(answer.device) == self.device.torch_name
+            torch.testing.assert_close(answer.cpu(), reference, rtol=self.tolerance, atol=self.tolerance)
+
+    def test_is_a_runner(self, runner: Runner) -> None:
+        assert isinstance(runner, Runner)
+
+    @pytest.mark.parametrize("seed", [0, 1, 2])
+    def test_answers_as_the_model(self, built: Built, runner: Runner, seed: int) -> None:
+        named, inputs = self.inputs(built, seed)
+        answers = runner(*inputs)
+        assert isinstance(answers, tuple)
+        self.assert_answers(built, answers, named)
+
+    def test_leaves_its_inputs_alone(self, built: Built, runner: Runner) -> None:
+        named, inputs = self.inputs(built, 3)
+        runner(*inputs)
+        assert all(torch.equal(tensor.cpu(), named[name]) for name, tensor in zip(named, inputs, strict=True))
+
+    def test_outputs_are_fresh(self, built: Built, runner: Runner) -> None:
+        named, inputs = self.inputs(built, 4)
+        first = runner(*inputs)
+        other_named, other = self.inputs(built, 5)
+        second = runner(*other)
+        self.assert_answers(built, first, named)
+        self.assert_answers(built, second, other_named)
+        for answer in second:
+            answer.zero_()
+        self.assert_answers(built, runner(*other), other_named)
+        self.assert_answers(built, first, named)
+
+    def test_accepts_inputs_of_any_layout(self, built: Built, runner: Runner) -> None:
+        named, inputs = self.inputs(built, 6)
+        strided = [tensor.transpose(0, -1).contiguous().transpose(0, -1) for tensor in inputs]
+        assert any(not tensor.is_contiguous() for tensor in strided)
+        self.assert_answers(built, runner(*strided), named)
+
+    def test_is_safe_from_several_threads(self, built: Built, runner: Runner) -> None:
+        cases = [self.inputs(built, seed) for seed in range(4)]
+
+        def ask(case: tuple[dict[str, Tensor], list[Tensor]]) -> list[tuple[Any, ...]]:
+            return [runner(*case[1]) for _ in range(5)]
+
+        with ThreadPoolExecutor(4) as pool:
+            for (named, _), answers in zip(cases, pool.map(ask, cases), strict=True):
+                for answer in answers:
+                    self.assert_answers(built, answer, named)
+
+    def test_loads_twice_and_closes_alone(self, built: Built, runner: Runner) -> None:
+        named, inputs = self.inputs(built, 8)
+        second = self.backend.load(built.folder, self.device)
+        self.assert_answers(built, second(*inputs), named)
+        second.close()
+        second.close()
+        self.assert_answers(built, runner(*inputs), named)
+
+    @pytest.mark.parametrize("threads", [1, CORES])
+    def test_a_call_leaves_the_global_switches_alone(self, built: Built, runner: Runner, threads: int) -> None:
+        named, inputs = self.inputs(built, 9)
+        before = global_state()
+        try:
+            torch.set_num_threads(threads)
+            torch.backends.cuda.matmul.allow_tf32 = True
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cudnn.benchmark = True
+            mine = global_state()
+            self.assert_answers(built, runner(*inputs), named)
+            assert global_state() == mine
+        finally:
+            restore_global_state(before)
+
+    def test_answers_under_the_users_grad_mode(self, built: Built, runner: Runner) -> None:
+        named, inputs = self.inputs(built, 10)
+        with torch.enable_grad():
+            answers = runner(*inputs)
+            assert torch.is_grad_enabled()
+        assert not any(answer.requires_grad for answer in answers)
+        self.assert_answers(built, answers, named)
+
+    def test_loads_without_compiler_or_model_code(self, built: Built, tmp_path: Path) -> None:
+        named, inputs = self.inputs(built, 11)
+        torch.save(inputs, tmp_path / "inputs.pt")
+        script = (
+            "import sys, torch; from pathlib import Path\n"
+            f"sys.path.insert(0, {str(ROOT)!r})\n"
+            f"from {type(self.backend).__module__} import BACKEND; from autotune.device import Device\n"
+            f"device = Device.from_dict({self.device.as_dict()!r})\n"
+            f"runner = BACKEND.load(Path({str(built.folder)!r}), device)\n"
+            "torch.save(list(runner(*torch.load('inputs.pt'))), 'answers.pt'); runner.close()\n"
+            "assert not any(name.startswith(('tests', 'transformers')) for name in sys.modules)"
+        )
+        environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "PYTHONPATH")}
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, env={**environment, "PATH": str(tmp_path)},
+            capture_output=True, text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        self.assert_answers(built, tuple(torch.load(tmp_path / "answers.pt")), named)
+
+
+def global_state() -> tuple[Any, ...]:
+    """The global switches of torch that a runner may touch."""
+    return (
+        torch.get_num_threads(),
+        torch.backends.cuda.matmul.allow_tf32,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.benchmark,
+        torch.get_float32_matmul_precision(),
+    )
+
+
+def restore_global_state(state: tuple[Any, ...]) -> None:
+    """Set what :func:`global_state` read."""
+    threads, matmul, cudnn, benchmark, precision = state
+    torch.set_num_threads(threads)
+    torch.backends.cuda.matmul.allow_tf32 = matmul
+    torch.backends.cudnn.allow_tf32 = cudnn
+    torch.backends.cudnn.benchmark = benchmark
+    torch.set_float32_matmul_precision(precision)

@@ -1,0 +1,78 @@
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from autotune.backends.torchscript import BACKEND
+from autotune.configuration import Configuration
+from autotune.device import Device
+from tests.backends.conformance import CPU, BackendConformance, RunnerConformance, build_toy, expected, toy_inputs
+
+GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
+
+
+class TestTorchScriptBackend(BackendConformance):
+    backend = BACKEND
+    module = "autotune.backends.torchscript"
+
+
+class TestTorchScriptRunner(RunnerConformance):
+    backend = BACKEND
+
+
+def configuration(**values: str | int | bool) -> Configuration:
+    usual: dict[str, str | int | bool] = {"precision": "fp32", "optimize": True, "channels_last": False, "threads": 1}
+    return Configuration.of("torchscript", {**usual, **values})
+
+
+@pytest.mark.parametrize("optimize", [True, False])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_every_knob_keeps_the_answer(optimize: bool, channels_last: bool, tmp_path: Path) -> None:
+    chosen = configuration(optimize=optimize, channels_last=channels_last)
+    built = build_toy(BACKEND, CPU, "convolutional", tmp_path, configuration=chosen)
+    assert {path.name for path in built.folder.iterdir()} == {"model.ts", "settings.json"}
+    named = toy_inputs("convolutional", 3)
+    answers = BACKEND.load(built.folder, CPU)(*named.values())
+    torch.testing.assert_close(answers, expected("convolutional", named), rtol=1e-4, atol=1e-5)
+
+
+def test_optimising_changes_the_graph_that_runs(tmp_path: Path) -> None:
+    built = build_toy(BACKEND, CPU, "convolutional", tmp_path, configuration=configuration())
+    saved = str(torch.jit.load(str(built.folder / "model.ts")).graph)
+    assert "batch_norm" not in saved and "mkldnn_convolution" not in saved
+    runner = BACKEND.load(built.folder, CPU)
+    assert "mkldnn_convolution" in str(runner._call.graph)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_reduced_precision_is_computed_in_and_hidden_from_the_caller(precision: str, tmp_path: Path) -> None:
+    built = build_toy(BACKEND, CPU, "tokens", tmp_path, configuration=configuration(precision=precision))
+    named = toy_inputs("tokens", 3)
+    pooled, best = BACKEND.load(built.folder, CPU)(*named.values())
+    reference, _ = expected("tokens", named)
+    assert pooled.dtype is torch.float32 and best.dtype is torch.int64
+    assert 1e-5 < float((pooled - reference).norm() / reference.norm()) < 3e-2
+
+
+def test_says_nothing_of_deprecation(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg")
+        built = build_toy(BACKEND, CPU, "tokens", tmp_path, configuration=configuration())
+        BACKEND.load(built.folder, CPU)(*toy_inputs("tokens").values())
+
+
+def test_a_gpu_has_a_cuda_graph_and_half_precision_off_the_shelf() -> None:
+    space = BACKEND.space(GPU, None, has_factory=True)
+    assert {"cuda_graph", "cudnn_benchmark", "channels_last"} < {p.name for p in space.parameters}
+    assert [c["precision"] for c in space.defaults] == ["fp32", "fp16"]
+    assert "threads" not in {p.name for p in space.parameters}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+class TestTorchScriptRunnerOnGpu(RunnerConformance):
+    backend = BACKEND
+    tolerance = 5e-3
+    device = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))

@@ -1,0 +1,99 @@
+"""Records that the tests of the tuning database share."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autotune.configuration import Configuration
+from autotune.database.rows import StudyRow
+from autotune.database.store import Store
+from autotune.device import Device, Toolchain
+from autotune.objective import Objective
+from autotune.plan import Plan
+from autotune.trial import Failure, Measurement, Trial
+from autotune.workload import TensorSpec, Workload
+
+TOOLCHAIN = Toolchain.of({"torch": "2.13.0"})
+DEVICE = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0), power_limit_w=700)
+OBJECTIVE = Objective()
+SAMPLES = Measurement(samples_ms=((1.0, 1.1, 1.2),), protocol={"name": "trial"}, conditions={"threads": 2})
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def workload(name: str = "resnet50", batch: int = 1, weights: str = "w") -> Workload:
+    spec = TensorSpec(name="x", shape=(batch, 3), dtype="float32")
+    return Workload(
+        name=name, batch=batch, structure=digest(f"{name}/{batch}"), weights=digest(weights), inputs=(spec,), outputs=(spec,)
+    )
+
+
+def configuration(level: int = 0, backend: str = "inductor") -> Configuration:
+    return Configuration.of(backend, {"level": level, "freezing": True})
+
+
+def begin(store: Store, name: str = "resnet50", **changes: Any) -> StudyRow:
+    values: dict[str, Any] = {
+        "workload": workload(name),
+        "device": DEVICE,
+        "objective": OBJECTIVE,
+        "serve_as": "any",
+        "space_digest": digest("space"),
+        "seed": 0,
+        "settings": {"trials": 60},
+    }
+    return store.begin_study(name, **(values | changes))
+
+
+def complete(trial: Trial, latency_ms: float = 1.1, artifact: str | None = None) -> Trial:
+    return replace(
+        trial, state="complete", latency_ms=latency_ms, signal_error=1e-3, build_s=2.0, artifact=artifact
+    )
+
+
+def failed(trial: Trial, **changes: Any) -> Trial:
+    failure = Failure(**({"stage": "build", "kind": "crash", "detail": "signal 11", "log_tail": "\x00 tail"} | changes))
+    return replace(trial, state="failed", failure=failure)
+
+
+def tried(store: Store, study: StudyRow, level: int = 0, **changes: Any) -> Trial:
+    trial = complete(store.claim_trial(study.uid, configuration(level), TOOLCHAIN.digest), **changes)
+    store.finish_trial(trial, {"screening": SAMPLES})
+    return trial
+
+
+def plan(uid: str = "p1", model: Workload | None = None, **changes: Any) -> Plan:
+    model = model or workload()
+    values: dict[str, Any] = {
+        "uid": uid,
+        "name": model.name,
+        "batch": model.batch,
+        "structure": model.structure,
+        "weights": model.weights,
+        "device": DEVICE,
+        "toolchain": TOOLCHAIN,
+        "objective": OBJECTIVE,
+        "serve_as": "any",
+        "configuration": configuration(),
+        "status": "promoted",
+        "artifact": None,
+        "latency_ms": 1.0,
+        "interval_ms": (0.9, 1.1),
+        "baseline_latency_ms": 2.0,
+        "speedup": 2.0,
+        "signal_error": 1e-3,
+        "evidence": {"finals": [{"samples_ms": [1.0, 1.1]}]},
+        "created": "2026-01-01T00:00:00+00:00",
+    }
+    return Plan(**(values | changes))
+
+
+def folder_with(path: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        target = path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return path

@@ -1,0 +1,198 @@
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autotune.database.artifacts import ArtifactFile, ArtifactStore, digest_of, is_digest, manifest_files, manifest_json
+from autotune.errors import ArtifactError
+from tests.database.records import digest, folder_with
+
+names = st.lists(st.text(alphabet="abAB.-_ é", min_size=1, max_size=6), min_size=1, max_size=3).map("/".join)
+contents = st.dictionaries(names, st.binary(max_size=40), min_size=1, max_size=5)
+
+
+def storable(files: dict[str, bytes]) -> bool:
+    folders = {"/".join(name.split("/")[:depth]) for name in files for depth in range(1, name.count("/") + 1)}
+    return not folders & set(files) and not any(part in (".", "..") for name in files for part in name.split("/"))
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def stored(tmp_path: Path, files: dict[str, bytes]) -> tuple[ArtifactStore, str]:
+    store = ArtifactStore(tmp_path / "store")
+    return store, store.add(folder_with(tmp_path / "built", files))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(contents.filter(storable), min_size=1, max_size=3))
+def test_what_goes_in_comes_out_and_shared_files_are_kept_once(artifacts: list[dict[str, bytes]]) -> None:
+    with tempfile.TemporaryDirectory() as text:
+        root = Path(text)
+        store = ArtifactStore(root / "store")
+        digests = [store.add(folder_with(root / str(i), files)) for i, files in enumerate(artifacts)]
+        assert store.digests() == sorted(set(digests))
+        for files, each in zip(artifacts, digests, strict=True):
+            assert read(store.open(each)) == files
+            assert store.size_bytes(each) == sum(map(len, set(files.values())))
+        different = {content for files in artifacts for content in files.values()}
+        assert sum(1 for path in (store.root / "blobs").rglob("*") if path.is_file()) == len(different)
+        assert store.size_bytes() == sum(map(len, different))
+        store.remove(digests[0])
+        for files, each in zip(artifacts, digests, strict=True):
+            if each == digests[0]:
+                assert not store.has(each)
+            else:
+                assert read(store.open(each)) == files
+        for each in digests:
+            store.remove(each)
+        assert [path for path in (store.root / "blobs").rglob("*") if path.is_file()] == []
+        assert store.digests() == os.listdir(store.root / "temporary") == os.listdir(store.root / "folders") == []
+
+
+def test_the_digest_depends_on_names_and_bytes_only(tmp_path: Path) -> None:
+    store, first = stored(tmp_path, {"a": b"1", "b/c": b"2"})
+    assert is_digest(first)
+    again = folder_with(tmp_path / "again", {"b/c": b"2", "a": b"1"})
+    (again / "empty").mkdir()
+    assert store.add(again) == first == digest_of(store.files(first))
+    assert store.add(folder_with(tmp_path / "other", {"a": b"1", "b/d": b"2"})) != first
+
+
+@pytest.mark.parametrize("damage", [b"", b"tampereD", b"tamper", b"tampered and longer"])
+def test_a_damaged_file_is_refused_and_adding_it_again_heals(tmp_path: Path, damage: bytes) -> None:
+    store, found = stored(tmp_path, {"model.so": b"tampered"})
+    folder = store.open(found)
+    blob = store._blob(store.files(found)[0].sha256)
+    blob.chmod(0o600)
+    blob.write_bytes(damage)
+    with pytest.raises(ArtifactError, match="damaged"):
+        store.open(found)
+    assert store.add(tmp_path / "built") == found
+    assert read(store.open(found)) == {"model.so": b"tampered"}
+    assert store.open(found) == folder
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    store, found = stored(tmp_path, {"model.so": b"x"})
+    store._blob(store.files(found)[0].sha256).unlink()
+    with pytest.raises(ArtifactError, match="damaged"):
+        store.open(found)
+
+
+def test_an_opened_folder_that_was_changed_is_made_anew(tmp_path: Path) -> None:
+    store, found = stored(tmp_path, {"model.so": b"x", "data/w": b"y"})
+    folder = store.open(found)
+    inode = (folder / "model.so").stat().st_ino
+    assert store.open(found) == folder and (folder / "model.so").stat().st_ino == inode
+    (folder / "evil.py").write_text("import os")
+    assert read(store.open(found)) == {"model.so": b"x", "data/w": b"y"}
+    (folder / "data/w").unlink()
+    (folder / "data/w").symlink_to("/etc/hostname")
+    assert read(store.open(found)) == {"model.so": b"x", "data/w": b"y"}
+    assert not (folder / "data/w").is_symlink()
+
+
+def test_the_manifest_cannot_name_another_artifacts_files(tmp_path: Path) -> None:
+    store, found = stored(tmp_path, {"model.so": b"x"})
+    other = store.add(folder_with(tmp_path / "other", {"model.so": b"y"}))
+    manifest = store._manifest(found)
+    manifest.chmod(0o600)
+    manifest.write_bytes(store._manifest(other).read_bytes())
+    with pytest.raises(ArtifactError, match="damaged"):
+        store.open(found)
+
+
+@pytest.mark.parametrize("name", ["../x", "x" * 64, "", digest("a").upper(), digest("a") + "/..", digest("a")[:-1]])
+def test_what_is_no_digest_names_nothing(tmp_path: Path, name: str) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    for method in (store.open, store.has, store.remove, store.files):
+        with pytest.raises(ArtifactError, match="names no artifact"):
+            method(name)
+
+
+def test_links_and_special_files_are_not_stored(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    folder = folder_with(tmp_path / "built", {"a": b"1"})
+    for make in (
+        lambda: (folder / "link").symlink_to("/etc/hostname"),
+        lambda: (folder / "link").symlink_to(tmp_path, target_is_directory=True),
+        lambda: os.mkfifo(folder / "link"),
+    ):
+        make()
+        with pytest.raises(ArtifactError, match="link or a special file"):
+            store.add(folder)
+        (folder / "link").unlink()
+    (tmp_path / "linked").symlink_to(folder)
+    for refused in (tmp_path / "linked", tmp_path / "absent", folder / "a"):
+        with pytest.raises(ArtifactError):
+            store.add(refused)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ArtifactError, match="holds no file"):
+        store.add(tmp_path / "empty")
+    assert store.digests() == []
+
+
+@pytest.mark.parametrize("name", ["", "/a", "../a", "a/../b", "a//b", "./a", "a\\b", "a\nb", "a\x00", "a/" + "b" * 300])
+def test_names_that_leave_the_folder_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name|printable|character"):
+        ArtifactFile(name=name, size_bytes=0, sha256=digest(""))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"name":"a"}]', "[" * 100_000])
+def test_a_manifest_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011
+        manifest_json(manifest_files(text))
+
+
+def test_a_file_cannot_lie_below_a_file() -> None:
+    files = [ArtifactFile(name=name, size_bytes=0, sha256=digest("")) for name in ("a", "a/b")]
+    with pytest.raises(ValueError, match="same name"):
+        manifest_json(files)
+
+
+def test_a_store_that_others_could_write_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "file").write_text("")
+    for name, found in (("open", "every user can write"), ("link", "symbolic link"), ("file", "a file")):
+        with pytest.raises(ArtifactError, match=found):
+            ArtifactStore(tmp_path / name)
+
+
+def test_a_store_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = ArtifactStore(tmp_path / "file" / "store")
+    assert store.digests() == []
+    with pytest.raises(ArtifactError, match="cannot be used"):
+        store.add(folder_with(tmp_path / "built", {"a": b"1"}))
+
+
+def test_threads_that_open_and_add_and_remove_at_once_do_not_disturb_one_another(tmp_path: Path) -> None:
+    store, found = stored(tmp_path, {"model.so": b"x" * 1000, "weights": b"w" * 1000})
+    errors: list[BaseException] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(5):
+                own = folder_with(tmp_path / f"{number}-{turn}", {"weights": b"w" * 1000, "own": f"{number}".encode()})
+                mine = store.add(own)
+                assert read(store.open(mine))["weights"] == b"w" * 1000
+                assert read(store.open(found)) == {"model.so": b"x" * 1000, "weights": b"w" * 1000}
+                store.remove(mine)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert store.digests() == [found]

@@ -1,0 +1,27 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.execute.timing import TimeSplit
+
+SPANS = st.lists(
+    st.tuples(
+        st.sampled_from(["build", "check", "measure", "load", "starting"]),
+        st.floats(0, 100),
+        st.floats(0, 100),
+    )
+)
+
+
+def test_a_moment_counts_once_and_sampling_comes_first():
+    split = TimeSplit()
+    split.add([("build", 0.0, 10.0), ("measure", 5.0, 8.0), ("check", 4.0, 6.0), ("load", 10.0, 12.0)])
+    assert split.seconds(0.0, 14.0) == {"building": 6.0, "checking": 1.0, "sampling": 3.0, "other": 4.0}
+
+
+@given(SPANS)
+def test_the_parts_add_up_to_the_whole(spans):
+    split = TimeSplit()
+    split.add([(name, min(a, b), max(a, b)) for name, a, b in spans])
+    seconds = split.seconds(0.0, 100.0)
+    assert all(value >= 0 for value in seconds.values())
+    assert abs(sum(seconds.values()) - 100.0) < 1e-6

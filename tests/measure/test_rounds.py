@@ -1,0 +1,92 @@
+import json
+import random
+
+import pytest
+
+from autotune.measure.block import Block
+from autotune.measure.finals import run_rounds
+from autotune.measure.timer import CpuTimer
+from autotune.testing import FakeCall, FakeClock
+
+SETS = [("a",), ("b",), ("c",)]
+
+
+def race(durations_ms, rounds, **options):
+    clock = FakeClock()
+    finalists = {name: FakeCall(clock, *durations) for name, durations in durations_ms.items()}
+    done = run_rounds(finalists, SETS, CpuTimer(clock), random.Random(1), rounds, clock=clock, **options)
+    return done, finalists, clock
+
+
+def test_every_finalist_runs_once_a_round_in_changing_order():
+    turns = []
+    done, finalists, _ = race({"a": [2.0], "b": [3.0], "c": [4.0]}, 12, announce=turns.append)
+    assert [set(blocks) for blocks in done] == [{"a", "b", "c"}] * 12
+    orders = [tuple(sorted(blocks, key=lambda name: blocks[name].position)) for blocks in done]
+    assert len(set(orders)) > 1
+    assert turns == [name for order in orders for name in order]
+    assert all(finalist.prepared == 12 for finalist in finalists.values())
+
+
+@pytest.mark.parametrize(
+    ("call_ms", "samples", "grouped"),
+    [(0.1, 5, 11), (0.5, 4, 3), (1.0, 5, 1), (1.7, 3, 1), (100.0, 3, 1), (999.0, 3, 1), (1000.0, 1, 1)],
+)
+def test_a_block_lasts_5_ms_from_3_to_30_samples(call_ms, samples, grouped):
+    done, _, _ = race({"a": [call_ms]}, 1)
+    block = done[0]["a"]
+    assert block.samples_ms == pytest.approx([call_ms] * samples)
+    assert block.grouped == grouped
+
+
+def test_the_warm_call_is_not_kept():
+    done, finalists, _ = race({"a": [500.0, 10.0, 11.0, 12.0]}, 2)
+    assert [blocks["a"].samples_ms for blocks in done] == [(10.0, 11.0, 12.0)] * 2
+    assert len(finalists["a"].calls) == 8
+    assert done[0]["a"].latency_ms == 11.0
+
+
+def test_inputs_rotate_on_from_round_to_round():
+    done, _, _ = race({"a": [10.0]}, 3)
+    assert [blocks["a"].input_sets for blocks in done] == [(1, 2, 0), (2, 0, 1), (0, 1, 2)]
+
+
+def test_frozen_finalists_sit_out():
+    done, finalists, _ = race({"a": [2.0], "b": [3.0]}, 2, frozen=["b"])
+    assert [set(blocks) for blocks in done] == [{"a"}] * 2
+    assert finalists["b"].calls == []
+    with pytest.raises(ValueError, match="frozen"):
+        race({"a": [2.0]}, 1, frozen={"a"})
+
+
+def test_no_round_is_begun_that_would_end_too_late():
+    done, _, clock = race({"a": [100.0], "b": [150.0]}, 50, limit_s=3.5)
+    assert len(done) == 3 and clock.now_ns() == 3000 * 10**6
+    assert len(race({"a": [5000.0]}, 50, limit_s=1.0)[0]) == 1
+
+
+def test_a_failing_finalist_was_announced():
+    turns = []
+
+    class Broken:
+        def prepare(self):
+            pass
+
+        def __call__(self, *_):
+            raise RuntimeError("no")
+
+    clock = FakeClock()
+    with pytest.raises(RuntimeError, match="no"):
+        run_rounds({"b": Broken()}, SETS, CpuTimer(clock), random.Random(0), 1, clock=clock, announce=turns.append)
+    assert turns == ["b"]
+
+
+def test_a_block_survives_json_and_refuses_what_does_not_fit():
+    block = race({"a": [10.0]}, 1)[0][0]["a"]
+    assert Block.from_dict(json.loads(json.dumps(block.as_dict()))) == block
+    with pytest.raises(ValueError, match="cpu_ms"):
+        Block(samples_ms=(1.0, 2.0), cpu_ms=(1.0,))
+    with pytest.raises(ValueError):
+        Block(samples_ms=(0.0,))
+    with pytest.raises(ValueError):
+        Block(samples_ms=())

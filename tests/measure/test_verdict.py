@@ -1,0 +1,213 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autotune.measure.statistics import detectable_effect, holm, median, median_interval, paired_test
+from autotune.measure.verdict import ALPHA, verdict_from_samples
+
+
+def simulate(rng, latencies_ms, rounds, noise=0.01, drift=0.0):
+    """One block of three samples a round for each finalist, with independent noise and a drift they share."""
+    return {
+        name: [
+            [latency * math.exp(drift * index / rounds + rng.normal(0, noise)) for _ in range(3)]
+            for index in range(rounds)
+        ]
+        for name, latency in latencies_ms.items()
+    }
+
+
+def test_a_clear_winner_is_promoted():
+    samples = simulate(np.random.default_rng(0), {"eager": 10.0, "fast": 5.0, "slow": 8.0}, 20)
+    verdict = verdict_from_samples(samples, baselines=["eager"])
+    assert (verdict.winner, verdict.baseline, verdict.status, verdict.tied_with) == ("fast", "eager", "promoted", ())
+    assert [result.name for result in verdict.finalists] == ["fast", "slow", "eager"]
+    assert verdict.speedup == pytest.approx(2.0, rel=0.02)
+    assert verdict.of("eager").speedup == 1.0
+    assert verdict.of("fast").p_value is None and verdict.of("slow").p_value < ALPHA
+
+
+def test_every_figure_is_recomputed_from_the_samples():
+    samples = simulate(np.random.default_rng(1), {"eager": 10.0, "a": 7.0, "b": 6.0}, 24)
+    verdict = verdict_from_samples(samples, baselines=["eager"])
+    medians = {name: [median(block) for block in blocks] for name, blocks in samples.items()}
+    others = ["a", "eager"]
+    ratios = {name: [math.log(x / y) for x, y in zip(medians[name], medians["b"], strict=True)] for name in others}
+    adjusted = dict(zip(others, holm([paired_test(ratios[name]) for name in others]), strict=True))
+    for result in verdict.finalists:
+        assert result.latency_ms == median(medians[result.name])
+        assert result.interval_ms == median_interval(medians[result.name])
+        assert result.speedup == median(medians["eager"]) / result.latency_ms
+        assert result.rounds == 24
+    for name in others:
+        assert verdict.of(name).p_value == pytest.approx(adjusted[name])
+        assert verdict.of(name).detectable_effect == pytest.approx(detectable_effect(ratios[name]))
+    again = verdict_from_samples(json.loads(json.dumps(samples)), baselines=["eager"])
+    assert again == verdict
+    assert json.loads(json.dumps(verdict.as_dict()))["winner"] == "b"
+
+
+def test_an_injected_2_percent_is_found():
+    found = 0
+    for seed in range(40):
+        samples = simulate(np.random.default_rng(seed), {"eager": 10.0, "fast": 9.8}, 20, noise=0.01, drift=0.1)
+        found += verdict_from_samples(samples, baselines=["eager"]).status == "promoted"
+    assert found >= 38
+
+
+def test_less_than_half_a_percent_is_no_win_however_sure():
+    samples = simulate(np.random.default_rng(2), {"eager": 10.0, "fast": 9.97}, 60, noise=1e-4)
+    verdict = verdict_from_samples(samples, baselines=["eager"])
+    assert (verdict.winner, verdict.status, verdict.tied_with) == ("eager", "baseline", ("fast",))
+    assert verdict.of("fast").p_value < ALPHA and verdict.settled and verdict.speedup == 1.0
+
+
+@pytest.mark.parametrize("kind", ["normal", "drift", "bimodal", "spikes"])
+def test_equals_are_told_apart_no_more_often_than_allowed(kind):
+    rng, promoted = np.random.default_rng(23), 0
+    for _ in range(100):
+        common = np.linspace(0, 0.1, 20) if kind == "drift" else np.zeros(20)
+        noise = rng.normal(0, 0.01, (3, 20)) + common
+        if kind == "bimodal":
+            noise += 0.1 * (rng.random((3, 20)) < 0.4)
+        if kind == "spikes":
+            noise += rng.exponential(1.0, (3, 20)) * (rng.random((3, 20)) < 0.1)
+        values = 10 * np.exp(noise)
+        samples = {name: [[float(x)] for x in row] for name, row in zip(("eager", "a", "b"), values, strict=True)}
+        promoted += verdict_from_samples(samples, baselines=["eager"]).status != "baseline"
+    # One look at 0.0158: 1.6 expected of 100, 6 with a probability below half a percent.
+    assert promoted <= 5
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 6])
+def test_too_few_rounds_beat_nothing(rounds):
+    samples = {"eager": [[10.0 + 0.01 * index] for index in range(rounds)], "fast": [[1.0]] * rounds}
+    verdict = verdict_from_samples(samples, baselines=["eager"])
+    assert (verdict.winner, verdict.status, verdict.tied_with) == ("eager", "baseline", ("fast",))
+
+
+def test_seven_rounds_can_be_enough_for_one_candidate():
+    samples = {"eager": [[10.0 + 0.01 * index] for index in range(7)], "fast": [[1.0]] * 7}
+    assert verdict_from_samples(samples, baselines=["eager"]).status == "promoted"
+
+
+def test_a_tie_is_broken_by_its_key_and_names_the_others():
+    samples = simulate(np.random.default_rng(3), {"eager": 10.0, "a": 5.0, "b": 5.001, "c": 7.0}, 40)
+    keys = {"eager": (9, 0), "a": (5, 1), "b": (5, 0), "c": (1, 0)}
+    verdict = verdict_from_samples(samples, baselines=["eager"], tie_keys=keys)
+    assert (verdict.winner, verdict.status, verdict.tied_with) == ("b", "tie", ("a",))
+    assert verdict.of("a").p_value >= ALPHA or abs(verdict.of("a").latency_ms / verdict.of("b").latency_ms - 1) < 0.005
+    fastest = verdict_from_samples(samples, baselines=["eager"])
+    assert fastest.status == "tie" and fastest.winner == fastest.finalists[0].name
+
+
+def test_a_tie_is_not_won_by_one_that_does_not_beat_the_baseline():
+    rng = np.random.default_rng(4)
+    samples = simulate(rng, {"eager": 10.0, "a": 9.0}, 20, noise=0.001)
+    samples["erratic"] = [[5.0 if index % 2 else 18.0] for index in range(20)]
+    keys = {"eager": (9,), "a": (5,), "erratic": (0,)}
+    verdict = verdict_from_samples(samples, baselines=["eager"], tie_keys=keys)
+    assert (verdict.winner, verdict.status, verdict.tied_with) == ("a", "tie", ("erratic",))
+
+
+def test_a_tie_is_not_won_by_one_that_merely_lacks_rounds_to_be_told_apart():
+    samples = {"eager": [[100.0 + index] for index in range(9)]}
+    samples |= {f"c{number}": [[10.0 * (1 + number) + 0.01 * index] for index in range(9)] for number in range(4)}
+    verdict = verdict_from_samples(samples, baselines=["eager"], tie_keys={name: (name,) for name in samples})
+    assert verdict.status == "promoted" or verdict.winner == "c0"
+    reverse = {"eager": (0,), **{f"c{number}": (9 - number,) for number in range(4)}}
+    assert verdict_from_samples(samples, baselines=["eager"], tie_keys=reverse).winner == "c0"
+
+
+def test_the_baseline_is_the_fastest_of_several():
+    samples = simulate(np.random.default_rng(5), {"eager-1": 10.0, "eager-2": 6.0, "other": 8.0}, 20)
+    verdict = verdict_from_samples(samples, baselines=["eager-1", "eager-2"])
+    assert (verdict.winner, verdict.baseline, verdict.status) == ("eager-2", "eager-2", "baseline")
+    assert verdict.speedup == 1.0 and verdict.settled
+
+
+def test_one_that_left_cannot_win():
+    samples = simulate(np.random.default_rng(6), {"eager": 10.0, "a": 8.0, "gone": 4.0}, 20)
+    samples["gone"][10:] = [None] * 10
+    verdict = verdict_from_samples(samples, baselines=["eager"])
+    assert (verdict.winner, verdict.status) == ("a", "promoted")
+    assert verdict.of("gone").frozen and verdict.of("gone").rounds == 10 and verdict.of("gone").p_value is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "baselines"),
+    [
+        ({}, []),
+        ({"eager": []}, ["eager"]),
+        ({"eager": [[1.0]], "a": [[1.0], [1.0]]}, ["eager"]),
+        ({"eager": [[1.0]], "a": [[0.0]]}, ["eager"]),
+        ({"eager": [[1.0]], "a": [[math.nan]]}, ["eager"]),
+        ({"eager": [[1.0]], "a": [[]]}, ["eager"]),
+        ({"eager": [[1.0]], "a": [None]}, ["eager"]),
+        ({"eager": [[1.0], None], "a": [[1.0], [1.0]]}, ["eager"]),
+        ({"eager": [[1.0]]}, []),
+        ({"eager": [[1.0]]}, ["eager", "absent"]),
+    ],
+)
+def test_samples_that_decide_nothing_are_refused(samples, baselines):
+    with pytest.raises(ValueError):
+        verdict_from_samples(samples, baselines=baselines)
+
+
+@st.composite
+def races(draw):
+    """Finals of two to five finalists, one or two of them baselines, some nearly equal."""
+    names = [f"f{index}" for index in range(draw(st.integers(2, 5)))]
+    rounds = draw(st.integers(1, 24))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    latencies = {name: draw(st.sampled_from([4.0, 5.0, 5.01, 5.1, 8.0])) for name in names}
+    samples = simulate(rng, latencies, rounds, noise=draw(st.sampled_from([1e-4, 0.002, 0.02, 0.3])))
+    return samples, names[: draw(st.integers(1, min(2, len(names) - 1)))]
+
+
+@settings(max_examples=25, deadline=None)
+@given(races(), st.randoms())
+def test_the_order_of_finalists_does_not_matter(race, random):
+    samples, baselines = race
+    keys = {name: (int(name[1:]) % 2,) for name in samples}
+    names, reversed_baselines = list(samples), baselines[::-1]
+    random.shuffle(names)
+    shuffled = {name: samples[name] for name in names}
+    expected = verdict_from_samples(samples, baselines=baselines, tie_keys=keys)
+    assert verdict_from_samples(shuffled, baselines=reversed_baselines, tie_keys=keys) == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(races(), st.integers(-8, 8))
+def test_scaling_all_samples_scales_latencies_only(race, power):
+    samples, baselines = race
+    factor = 2.0**power
+    scaled = {name: [[factor * x for x in block] for block in blocks] for name, blocks in samples.items()}
+    before = verdict_from_samples(samples, baselines=baselines).as_dict()
+    after = verdict_from_samples(scaled, baselines=baselines).as_dict()
+    for result in before["finalists"]:
+        result["latency_ms"] *= factor
+        result["interval_ms"] = [factor * end for end in result["interval_ms"]]
+    assert after == before
+
+
+@settings(max_examples=40, deadline=None)
+@given(races())
+def test_a_plan_is_never_slower_than_the_baseline(race):
+    samples, baselines = race
+    verdict = verdict_from_samples(samples, baselines=baselines)
+    winner, baseline = verdict.of(verdict.winner), verdict.of(verdict.baseline)
+    assert verdict.baseline in baselines
+    assert all(baseline.latency_ms <= verdict.of(name).latency_ms for name in baselines)
+    if verdict.status == "baseline":
+        assert winner == baseline and verdict.speedup == 1.0
+    else:
+        assert winner.name not in baselines
+        assert winner.latency_ms < baseline.latency_ms and verdict.speedup > 1.0
+        assert verdict.of(verdict.baseline).p_value is not None
+    assert (verdict.status == "tie") <= bool(verdict.tied_with)
+    assert verdict.winner not in verdict.tied_with

@@ -1,0 +1,30 @@
+import math
+
+import pytest
+
+from autotune.configuration import Configuration
+from autotune.search.history import Outcome
+
+POINT = Configuration.of("eager", {"threads": 2})
+
+
+def test_a_complete_outcome_needs_a_latency() -> None:
+    with pytest.raises(ValueError, match="needs a latency"):
+        Outcome(configuration=POINT, state="complete")
+
+
+@pytest.mark.parametrize("latency_ms", [math.inf, math.nan, 0.0, -1.0])
+def test_a_latency_that_is_no_positive_number_is_refused(latency_ms: float) -> None:
+    with pytest.raises(ValueError, match="positive and finite"):
+        Outcome(configuration=POINT, state="complete", latency_ms=latency_ms)
+
+
+@pytest.mark.parametrize("build_s", [math.inf, math.nan, -1.0])
+def test_a_build_time_that_is_no_duration_is_refused(build_s: float) -> None:
+    with pytest.raises(ValueError, match="build time"):
+        Outcome(configuration=POINT, state="failed", build_s=build_s)
+
+
+def test_a_trial_under_way_is_no_outcome() -> None:
+    with pytest.raises(ValueError, match="running"):
+        Outcome(configuration=POINT, state="running")  # type: ignore[arg-type]

@@ -1,0 +1,108 @@
+import random
+
+import pytest
+
+from autotune.configuration import Configuration
+from autotune.errors import SpaceError
+from autotune.search.history import Outcome
+from autotune.search.search import Search
+from autotune.space import Parameter, SearchSpace
+
+
+def space(backend: str, sizes: tuple[int, ...], defaults: int = 1) -> SearchSpace:
+    names = [f"p{number}" for number in range(len(sizes))]
+    parameters = tuple(
+        Parameter(name=n, choices=tuple("abcdefgh"[:size])) for n, size in zip(names, sizes, strict=True)
+    )
+    off_the_shelf = [Configuration.of(backend, dict.fromkeys(names, "a") | {"p0": "abc"[n]}) for n in range(defaults)]
+    return SearchSpace(backend=backend, parameters=parameters, defaults=tuple(off_the_shelf))
+
+
+SPACES = (
+    space("eager", (3,), defaults=1),
+    space("inductor", (3, 2, 2), defaults=3),
+    space("openvino", (2, 2), defaults=2),
+)
+TOTAL = 3 + 12 + 4
+
+
+def complete(point: Configuration) -> Outcome:
+    latency_ms = 1 + int(point.digest[:4], 16) / 2**16
+    return Outcome(configuration=point, state="complete", latency_ms=latency_ms, build_s=float(len(point.backend)))
+
+
+def drawn(search: Search, count: int) -> list[Configuration]:
+    points = []
+    for _ in range(count):
+        point = search.propose()
+        assert point is not None
+        search.observe(complete(point))
+        points.append(point)
+    return points
+
+
+def test_defaults_come_first_one_backend_after_the_other() -> None:
+    first = drawn(Search(SPACES, 0), 6)
+    assert [point.backend for point in first] == ["eager", "inductor", "openvino", "inductor", "openvino", "inductor"]
+    assert first == [
+        *(SPACES[0].defaults[0], SPACES[1].defaults[0], SPACES[2].defaults[0]),
+        *(SPACES[1].defaults[1], SPACES[2].defaults[1], SPACES[1].defaults[2]),
+    ]
+
+
+def test_hints_follow_the_defaults_where_they_are_legal() -> None:
+    good = Configuration.of("openvino", {"p0": "b", "p1": "b"})
+    hints = [
+        Configuration.of("tensorrt", {"p0": "a"}),
+        Configuration.of("openvino", {"p0": "z", "p1": "b"}),
+        SPACES[0].defaults[0],
+        good,
+    ]
+    assert drawn(Search(SPACES, 0, hints), 7)[6] == good
+
+
+def test_every_configuration_once_then_none() -> None:
+    search = Search(SPACES, 3)
+    assert len({point.digest for point in drawn(search, TOTAL)}) == TOTAL
+    assert search.propose() is None
+    assert search.exhausted
+
+
+def test_running_trials_are_never_proposed_and_do_not_exhaust() -> None:
+    search = Search(SPACES, 3)
+    running: list[Configuration] = []
+    while (point := search.propose(running)) is not None:
+        running.append(point)
+    assert len({point.digest for point in running}) == TOTAL
+    assert not search.exhausted
+    for point in running:
+        search.observe(complete(point))
+    assert search.exhausted
+
+
+def test_a_resumed_search_goes_on_as_the_first_would_have() -> None:
+    uninterrupted = Search(SPACES, 5)
+    points = drawn(uninterrupted, 10)
+    resumed = Search(SPACES, 5)
+    random.Random(0).shuffle(points)
+    for point in points:
+        resumed.observe(complete(point))
+    assert drawn(resumed, 6) == drawn(uninterrupted, 6)
+
+
+def test_outcomes_of_other_spaces_and_second_outcomes_change_nothing() -> None:
+    search, plain = Search(SPACES, 1), Search(SPACES, 1)
+    points = drawn(plain, 8)
+    for point in points:
+        search.observe(complete(point))
+        search.observe(Outcome(configuration=point, state="failed"))
+    search.observe(complete(Configuration.of("tensorrt", {"p0": "a"})))
+    search.observe(complete(Configuration.of("eager", {"p0": "z"})))
+    assert search.propose() == plain.propose()
+
+
+def test_a_search_needs_one_space_a_backend() -> None:
+    with pytest.raises(SpaceError, match="no backend"):
+        Search([], 0)
+    with pytest.raises(SpaceError, match="one space a backend"):
+        Search([SPACES[0], SPACES[0]], 0)
