@@ -32,13 +32,14 @@ from autotune.space import SearchSpace
 from autotune.study_memory import as_outcome, artifact_fits, asks_more, known_outcome, outcome, package_versions, request_digest
 from autotune.study_request import Progress, Silent, StudyOutcome, StudyRequest
 from autotune.study_space import choose_finalists, is_baseline, search_spaces
-from autotune.trial import Measurement, Trial
+from autotune.trial import Measurement, Trial, TrialState
 from autotune.workload import Workload
 
 log = logging.getLogger(__name__)
 
 ABANDON_FACTOR = 4.0
-"""A candidate whose fastest call takes longer than so many times the best median so far is not timed to the end."""
+"""A candidate whose fastest call takes longer than so many times the best median so far is not timed to the end;
+what always enters the finals, the baseline and the defaults, is."""
 
 
 def run_study(request: StudyRequest, store: Store, progress: Progress | None = None) -> StudyOutcome:
@@ -76,16 +77,21 @@ class Study:
         self.bench = Bench(server, folder, self.device, self.split)
         self.toolchain = versions.current(self.device)
         self.server, self.folder = server, folder
-        self.signal_errors: dict[str, float] = {}
         self._build_s: dict[str, float] = {}
+        self._best_ms: float | None = None
+        self._defaults: set[str] = set()
 
     def run(self, begin: float) -> StudyOutcome:
         """The whole road; ``begin`` is when the caller began to wait."""
         workload, sources = self._capture()
         spaces = search_spaces(self.request, workload)
+        self._defaults = {configuration.digest for space in spaces for configuration in space.defaults}
         row = self._begin(workload, spaces, sources)
         if plan := self._finished_plan(row, workload):
-            return outcome(plan, self.store.trials(row.uid), cached=True, seconds=time.monotonic() - begin)
+            asked = {"trials": self.request.trials, "budget_s": self.request.budget_s}
+            self.store.finish_study(row.uid, {**row.timings, "asked": {**row.timings.get("asked", {}), **asked}})
+            found = self.store.trials(plan.evidence.get("study", row.uid))
+            return outcome(plan, found, cached=True, seconds=time.monotonic() - begin)
         search = self._search(row, workload, spaces)
         self._check_stop()
         result, trials = self._finals(row, spaces)
@@ -133,7 +139,7 @@ class Study:
         plan = self.store.find_plan(
             workload.structure, row.device_class, self.request.objective, self.request.serve_as, workload.weights
         )
-        if plan is not None and any(other.uid == plan.evidence.get("study") for other in rows):
+        if plan is not None and plan.evidence.get("study") in {other.uid for other in rows}:
             if artifact_fits(plan, workload.weights, self.toolchain, self.store):
                 return plan
             self.progress.event("message", text=f"{plan.name}: rebuilding the stored plan {plan.configuration}")
@@ -212,8 +218,10 @@ class Study:
 
     @property
     def parallel(self) -> int:
-        """How many builds run at once."""
-        return 1 if self.device.kind == "cpu" else max(1, self.device.cores // 2)
+        """How many builds run at once: the defaults, most of them cheap, take every core, later ones two each."""
+        if self.device.kind == "cpu":
+            return 1
+        return self.device.cores if self._best_ms is None else max(1, self.device.cores // 2)
 
     def _generation(self, row: StudyRow, workload: Workload, batch: list[Configuration]) -> list[Trial]:
         """Build configurations together, then check and time them one after the other."""
@@ -239,7 +247,7 @@ class Study:
             self._build_s[done.configuration.backend] = max(
                 self._build_s.get(done.configuration.backend, 0.0), done.build_s or 0.0
             )
-            self.progress.event("trial_finished", trial=done, best_ms=self._best(row))
+            self.progress.event("trial_finished", trial=done, best_ms=self._best_ms)
         return finished
 
     def _finish(self, trial: Trial, built: StepResult, target: Path) -> tuple[Trial, Measurement | None]:
@@ -249,7 +257,7 @@ class Study:
         build_s = float((built.value or {})["build_s"])
         digest = self.store.artifacts.add(target)
         self.bench.discard(target)
-        best = self._best_ms
+        best = None if trial.configuration.digest in self._defaults else self._best_ms
         measured = self.bench.measure(
             self.store.artifacts.open(digest), self.request.objective, self.request.seed,
             abandon_ms=None if best is None else ABANDON_FACTOR * best,
@@ -263,14 +271,9 @@ class Study:
             return dataclasses.replace(trial, state="failed", failure=measured.failure, **common), None
         measurement = Measurement.from_dict(value["measurement"])
         latency_ms = median(measurement.flat_ms)
-        state = "pruned" if value["pruned"] else "complete"
+        state: TrialState = "pruned" if value["pruned"] else "complete"
         self._best_ms = latency_ms if self._best_ms is None else min(self._best_ms, latency_ms)
         return dataclasses.replace(trial, state=state, latency_ms=latency_ms, **common), measurement
-
-    _best_ms: float | None = None
-
-    def _best(self, row: StudyRow) -> float | None:
-        return self._best_ms
 
     def _earlier(self, row: StudyRow, workload: Workload, configuration: Configuration) -> Trial | None:
         """The result of the same configuration in another study of this workload, taken over without a build."""
@@ -289,7 +292,7 @@ class Study:
         )
         measurements = self.store.measurements(found.uid, "screening")
         self.store.finish_trial(taken, {"screening": measurements[0]} if measurements else {})
-        self.progress.event("trial_finished", trial=taken, best_ms=self._best(row))
+        self.progress.event("trial_finished", trial=taken, best_ms=self._best_ms)
         return taken
 
     # Finals and promotion
@@ -299,9 +302,9 @@ class Study:
             trial for trial in self.store.trials(row.uid)
             if trial.state == "complete" and trial.toolchain == self._toolchain_of(trial)
         ]  # fmt: skip
-        baselines = {trial.uid for trial in complete if is_baseline(trial.configuration)}
+        baselines = {trial.uid for trial in complete if is_baseline(trial.configuration, self.request)}
         if not baselines:
-            failed = [trial for trial in self.store.trials(row.uid, failed=True) if is_baseline(trial.configuration)]
+            failed = [trial for trial in self.store.trials(row.uid, failed=True) if is_baseline(trial.configuration, self.request)]
             why = str(failed[0].failure) if failed else "it was not tried"
             raise WorkError(
                 f"{row.name}: the baseline gave no time, so nothing can be compared with it", found=why,
@@ -341,11 +344,12 @@ class Study:
         return False
 
     def _tie_key(self, trial: Trial) -> tuple[Any, ...]:
-        """Among equals: the smaller artifact, then the simpler backend, then the configuration's digest."""
+        """Among equals: the smaller artifact, the simpler backend, fewer threads, then the configuration's digest."""
         names = registry.names()
         backend = trial.configuration.backend
         size = self.store.artifacts.size_bytes(trial.artifact) if trial.artifact else 0
-        return (size, names.index(backend) if backend in names else len(names), trial.configuration.digest)
+        threads = trial.configuration.get("threads", 0)
+        return (size, names.index(backend) if backend in names else len(names), threads, trial.configuration.digest)
 
     def _promote(self, row: StudyRow, workload: Workload, result: FinalsResult, trials: Mapping[str, Trial]) -> Plan:
         verdict = result.verdict
@@ -363,6 +367,7 @@ class Study:
                 "signal_error": trials[one.name].signal_error,
                 "build_s": trials[one.name].build_s,
                 "is_baseline": one.name == verdict.baseline,
+                "could_be_baseline": is_baseline(trials[one.name].configuration, self.request),
                 "is_default": trials[one.name].configuration.digest in self._defaults,
                 "samples_ms": result.samples_ms[one.name],
             }
@@ -412,12 +417,6 @@ class Study:
             raise StudyInterruptedError(
                 f"{self.request.name} was stopped; what was finished is kept", run="the same command to go on"
             )
-
-    @property
-    def _defaults(self) -> set[str]:
-        spaces = search_spaces(self.request, self.bench.workload())
-        return {configuration.digest for space in spaces for configuration in space.defaults}
-
 
 @contextlib.contextmanager
 def _stoppable(server: WorkerServer) -> Iterator[threading.Event]:

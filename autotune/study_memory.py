@@ -50,19 +50,18 @@ def known_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
         if row.settings.get("request") != digest:
             continue
         plan = store.find_plan(row.structure, row.device_class, row.objective, row.serve_as, row.weights)
-        if plan is None or plan.evidence.get("study") != row.uid:
+        if plan is None or not _is_of(plan, row, store):
             continue
         if artifact_fits(plan, row.weights, versions.current(request.device), store):
-            return outcome(plan, store.trials(row.uid), cached=True, seconds=0.0)
+            return outcome(plan, store.trials(plan.evidence["study"]), cached=True, seconds=0.0)
     return None
 
 
 def asks_more(request: StudyRequest, row: StudyRow) -> bool:
     """Whether a request has more trials or time to spend than a finished study was given, and something is left."""
     asked = row.timings.get("asked", {})
-    if asked.get("exhausted"):
-        return False
-    return request.trials > asked.get("trials", 0) or request.budget_s > asked.get("budget_s", 0.0)
+    more = request.trials > asked.get("trials", 0) or request.budget_s > asked.get("budget_s", 0.0)
+    return more and not asked.get("exhausted", False)
 
 
 def artifact_fits(plan: Plan, weights: str, toolchain: Toolchain, store: Store) -> bool:
@@ -109,6 +108,12 @@ def package_versions(modules: Iterable[str]) -> dict[str, str]:
     tops = {name.partition(".")[0] for name in modules}
     names = {owner for top in tops for owner in owners.get(top, ())}
     return {name: importlib.metadata.version(name) for name in sorted(names)}
+
+
+def _is_of(plan: Plan, row: StudyRow, store: Store) -> bool:
+    """Whether a plan was found by this study, or by the same study for other weights."""
+    found = {study.uid: study.space_digest for study in store.studies(row.name, row.batch)}
+    return found.get(plan.evidence.get("study", "")) == row.space_digest
 
 
 def _unchanged(sources: Mapping[str, Any]) -> bool:

@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 FINALISTS = 8
 
 
-def is_baseline(configuration: Configuration) -> bool:
+def is_baseline(configuration: Configuration, request: StudyRequest) -> bool:
     """Whether a configuration is the model as its user runs it today (on a CPU: at some thread count)."""
     check = getattr(registry.backend(configuration.backend), "is_baseline", None)
-    return bool(check is not None and check(configuration))
+    return bool(check is not None and check(configuration, has_factory=request.factory is not None))
 
 
 def search_spaces(request: StudyRequest, workload: Workload | None) -> list[SearchSpace]:
@@ -46,7 +46,7 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
         space = _narrow(space, request, whole=name in admitted)
         if space.defaults or any(True for _ in space):
             spaces.append(space)
-    if not any(not is_baseline(configuration) for space in spaces for configuration in space):
+    if not any(not is_baseline(configuration, request) for space in spaces for configuration in space):
         precision = "any precision" if request.precisions is None else f"precision {', '.join(request.precisions)}"
         raise SpaceError(
             f"the search space of {request.name} leaves no candidate on {request.device.name}",
@@ -98,7 +98,7 @@ def _narrow(space: SearchSpace, request: StudyRequest, *, whole: bool) -> Search
     backend = space.backend
 
     def baseline(values: Mapping[str, Scalar]) -> bool:
-        return is_baseline(Configuration.of(backend, values))
+        return is_baseline(Configuration.of(backend, values), request)
 
     constraints = list(space.constraints)
     if not whole:

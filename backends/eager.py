@@ -35,9 +35,9 @@ class EagerBackend:
         """Precision, form, layout; CUDA graph and cuDNN's search on a GPU, threads on a CPU."""
         return spaces.eager_space(device, workload, has_factory=has_factory)
 
-    def is_baseline(self, configuration: Configuration) -> bool:
+    def is_baseline(self, configuration: Configuration, *, has_factory: bool) -> bool:
         """Whether it is the model as its user runs it today."""
-        return spaces.is_baseline(configuration)
+        return spaces.is_baseline(configuration, has_factory=has_factory)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
         """Write the factory and the weights, or the captured graph in its precision."""

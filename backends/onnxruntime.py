@@ -1,8 +1,9 @@
 """ONNX Runtime: the graph exported by torch.onnx, run by the CPU provider or the CUDA provider.
 
 On a CPU a build runs ONNX Runtime's graph optimisation and stores its result, so that loading neither optimises nor
-repacks (ResNet-50: 0.05 s of CPU time instead of 0.2 s, answers equal bit by bit). What the CUDA provider makes of a graph depends on
-provider options and cannot all be stored; there a build stores the exported graph, and the session optimises at load.
+repacks (ResNet-50: 0.05 s of CPU time instead of 0.2 s, answers equal bit by bit). What the CUDA provider makes of a
+graph depends on provider options and cannot all be stored; there a build needs no GPU and stores the exported graph,
+and the session optimises at load.
 """
 
 import json
@@ -55,7 +56,7 @@ class OnnxRuntimeBackend:
         return Availability(works=True)
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-        """What may be varied; the same with and without a factory."""
+        """Tell what may be varied; the same with and without a factory."""
         return options.space(device, workload)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
@@ -102,8 +103,9 @@ class CpuRunner:
     """A session on the CPU provider; reads the caller's tensors in place, and answers with fresh ones."""
 
     def __init__(self, session: "onnxruntime.InferenceSession", inputs: list[str], outputs: list[str]) -> None:
-        self._session = session
-        self._inputs = inputs
+        self._session: Any = session
+        taken = {argument.name for argument in session.get_inputs()}
+        self._inputs = [(name, name in taken) for name in inputs]  # a fusion drops an input that nothing reads
         self._outputs = outputs
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
@@ -111,7 +113,9 @@ class CpuRunner:
         import torch
 
         feeds = {
-            name: tensor.detach().contiguous().numpy() for name, tensor in zip(self._inputs, inputs, strict=True)
+            name: tensor.detach().contiguous().numpy()
+            for (name, taken), tensor in zip(self._inputs, inputs, strict=True)
+            if taken
         }
         return tuple(torch.from_numpy(answer) for answer in self._session.run(self._outputs, feeds))
 
@@ -176,7 +180,7 @@ def _load_on_cuda(path: Path, configuration: Configuration, device: Device, sett
     stream = torch.cuda.current_stream(device.index)
     if stream.cuda_stream == 0:
         # The provider takes 0 for "none given" and would make a stream that is not ordered with torch's.
-        stream = torch.cuda.Stream(device.index)
+        stream = torch.cuda.Stream(device.index)  # type: ignore[no-untyped-call]
     provider = {
         "device_id": str(device.index),
         "user_compute_stream": str(stream.cuda_stream),

@@ -34,7 +34,7 @@ class _Projection:
 
 
 def fuse_attention(program: "ExportedProgram", inputs: tuple[Any, ...]) -> "ExportedProgram":
-    """The graph with fused attention, good for an ONNX export only; unchanged where it has none that can be fused."""
+    """Rewrite the graph with fused attention, for an ONNX export only; without any, it comes back unchanged."""
     import torch
 
     module: Any = flat_module(program)
@@ -109,13 +109,13 @@ def _multi_head_attention(attributes: dict[str, Any], dtype: "torch.dtype") -> C
 
 
 def _bias(module: "GraphModule", node: "Node", mask: "Node | None", dtype: "torch.dtype") -> "Node | None":
-    """What is added to the scores [1 or batch, 1 or heads, queries, keys]; None where the mask lets everything pass."""
+    """Make what is added to the scores [1 or batch, 1 or heads, queries, keys]; None where the mask hides nothing."""
     import torch
 
     if mask is None:
         return None
     queries, keys = (argument.meta["val"].shape[2] for argument in node.args[:2])  # type: ignore[union-attr]
-    constant = _constant(module, mask, {})
+    constant = _constant(module, mask)
     boolean = mask.meta["val"].dtype == torch.bool
     if constant is not None and bool(constant.all() if boolean else not constant.any()):
         return None
@@ -155,14 +155,14 @@ def _projection(module: "GraphModule", node: Any) -> _Projection | None:
     aten = torch.ops.aten
     if not _is(node, aten.transpose.int) or set(node.args[1:]) not in ({1, 2}, {-2, -3}):
         return None
-    view = node.args[0]
-    linear = view.args[0] if _is(view, aten.view.default, aten.reshape.default) else None
+    view: Any = node.args[0]
+    linear: Any = view.args[0] if _is(view, aten.view.default, aten.reshape.default) else None
     if not _is(linear, aten.linear.default) or linear.args[0].meta["val"].dim() != 3:
         return None
     if view.meta["val"].shape[:2] != linear.meta["val"].shape[:2]:
         return None
-    weight = _constant(module, linear.args[1], {})
-    bias = _constant(module, linear.args[2], {}) if len(linear.args) > 2 and linear.args[2] is not None else None
+    weight = _constant(module, linear.args[1])
+    bias = _constant(module, linear.args[2]) if len(linear.args) > 2 and linear.args[2] is not None else None
     if weight is None:
         return None
     return _Projection(
@@ -170,25 +170,32 @@ def _projection(module: "GraphModule", node: Any) -> _Projection | None:
     )
 
 
-def _constant(module: "GraphModule", node: "Node", known: "dict[Node, Any]") -> Any:
-    """The value of a node that depends on no input, else None."""
+def _constant(module: "GraphModule", node: "Node") -> Any:
+    """Compute a node that depends on no input; None where it depends on one."""
     from torch.fx import Node, map_arg
 
-    if node not in known:
-        known[node] = None
-        if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            known[node] = getattr(module.get_submodule(owner), name)
-        elif node.op == "call_function" and callable(node.target):
-            values: dict[Node, Any] = {operand: _constant(module, operand, known) for operand in node.all_input_nodes}
-            if all(value is not None for value in values.values()):
-                arguments, options = map_arg((node.args, node.kwargs), values.__getitem__)
-                known[node] = node.target(*arguments, **options)
-    return known[node]
+    needed: set[Node] = set()
+    pending = [node]
+    while pending:
+        operand = pending.pop()
+        if operand.op not in ("get_attr", "call_function"):
+            return None
+        if operand not in needed:
+            needed.add(operand)
+            pending += operand.all_input_nodes
+    values: dict[Node, Any] = {}
+    for operand in module.graph.nodes:
+        if operand in needed and operand.op == "get_attr":
+            owner, _, name = str(operand.target).rpartition(".")
+            values[operand] = getattr(module.get_submodule(owner), name)
+        elif operand in needed:
+            arguments, options = map_arg((operand.args, operand.kwargs), values.__getitem__)
+            values[operand] = operand.target(*arguments, **options)
+    return values[node]
 
 
 def _argument(node: "Node", position: int, name: str) -> Any:
-    """An argument of the operator, wherever it was given."""
+    """Read an argument of the operator, wherever it was given."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 

@@ -1,7 +1,8 @@
 """Runners on ONNX Runtime's CUDA provider: torch's own memory bound to the session, ordered by torch's streams.
 
 The session computes on one stream, which the runner gives it. A call on another stream waits for that one's work
-before and is waited for after, on the device and not on the host, so that a caller sees the order of any torch operator.
+before and is waited for after, on the device and not on the host, so that a caller sees the order of any operator of
+torch.
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 """
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 # Kernels read up to 16 bytes at once; a slice of a tensor may start anywhere.
 ALIGNMENT = 16
-# ONNX's numbers for torch's dtypes (onnx.TensorProto.DataType); IO binding takes them also where NumPy has no such type.
+# ONNX's numbers for torch's dtypes (onnx.TensorProto.DataType); IO binding takes them where NumPy has no such type too.
 ONNX_TYPES = {
     "float32": 1,
     "uint8": 2,
@@ -63,7 +64,7 @@ class CudaRunner:
         import onnxruntime
         import torch
 
-        self._session = session
+        self._session: Any = session
         self._stream = stream
         self._device = torch.device(device.torch_name)
         self._lock = threading.Lock()
@@ -147,7 +148,7 @@ class CudaGraphRunner(CudaRunner):
             for spec in inputs
         ]
         self._fixed_outputs = self._empty_outputs()
-        self._binding = self._bind(self._fixed_inputs, self._fixed_outputs)
+        self._binding: Any = self._bind(self._fixed_inputs, self._fixed_outputs)
         with self._lock, self._ordered():
             self._session.run_with_iobinding(self._binding, self._options)  # runs, captures and replays once
         stream.synchronize()

@@ -50,7 +50,7 @@ _TEMPLATES_NEED_CONSTANTS = Constraint(
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List off the shelf and with freezing (on a CPU at each thread count); on a GPU also fp16, frozen, in a CUDA graph."""
+    """List off the shelf and frozen (on a CPU at each thread count); on a GPU also frozen fp16 in a CUDA graph."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
     if device.kind == "cpu":
         counts = threads(device)  # all cores come first, both ways

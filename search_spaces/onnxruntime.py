@@ -14,7 +14,7 @@ NAME = "onnxruntime"
 
 
 def space(device: Device, workload: Workload | None) -> SearchSpace:
-    """The legal configurations on a device; ``defaults`` are what a session without options does, and fp16 on a GPU."""
+    """List the legal configurations; the defaults are a session without options, and on a GPU fp16 as well."""
     features = set(workload.features) if workload is not None else {"attention", "convolution"}
     parameters = [
         Parameter(name="precision", choices=precisions(device, NAME)),
@@ -71,7 +71,8 @@ def _defaults(device: Device, first: dict[str, Scalar]) -> tuple[Configuration, 
         return tuple(Configuration.of(NAME, {**first, "threads": n}) for n in dict.fromkeys((counts[0], counts[-1])))
     found = precisions(device, NAME)
     # The CUDA provider takes TF32 where the GPU has it, unless told otherwise.
-    points = [{"precision": precision} for precision in ("tf32", "fp32", "fp16") if precision in found]
+    order = [precision for precision in ("tf32", "fp32", "fp16") if precision in found]
+    points: list[dict[str, Scalar]] = [{"precision": precision} for precision in order]
     if "fp16" in found:
         points.append({"precision": "fp16", "cuda_graph": True})
     return tuple(Configuration.of(NAME, {**first, **point}) for point in points)

@@ -15,7 +15,7 @@ NAME = "openvino"
 
 
 def space(device: Device, workload: Workload | None) -> SearchSpace:
-    """The legal configurations; ``defaults`` are every precision at all cores, and fp32 at one core.
+    """List the legal configurations; the defaults are every precision at all cores, and fp32 at one core.
 
     Off the shelf OpenVINO takes the narrowest precision that the processor computes in, so that one is a default too.
     """

@@ -12,7 +12,7 @@ _FP16_INSTRUCTIONS = {"avx512_fp16", "amx_fp16"}
 
 
 def precisions(device: Device, backend: str) -> tuple[str, ...]:
-    """Precisions that ``backend`` computes in on ``device``, out of fp32, tf32, bf16 and fp16; fp32 comes first."""
+    """List what ``backend`` computes in on ``device``, out of fp32, tf32, bf16 and fp16; fp32 comes first."""
     if device.kind == "cpu":
         return ("fp32", *_reduced_on_cpu(device, backend))
     if device.capability is None:
@@ -28,7 +28,7 @@ def precisions(device: Device, backend: str) -> tuple[str, ...]:
 
 
 def threads(device: Device) -> tuple[int, ...]:
-    """Thread counts of a CPU device: all its cores, then the powers of two below; empty on a GPU (no such parameter)."""
+    """List thread counts of a CPU: all its cores, then the powers of two below; none on a GPU (no such parameter)."""
     if device.kind != "cpu":
         return ()
     powers = [1 << exponent for exponent in reversed(range(device.cores.bit_length()))]

@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,28 @@ def no_user_data(monkeypatch, tmp_path_factory):
     """No test reads or writes the database of whoever runs it."""
     monkeypatch.delenv("AUTOTUNE_DB", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))
+
+
+@pytest.fixture(scope="session")
+def cpu():
+    """This host's CPU."""
+    from autotune.runtime import discovery
+
+    return discovery.cpu()
+
+
+@pytest.fixture(scope="session")
+def misbehaving(tmp_path_factory):
+    """The misbehaving backend, installed as a plug-in is: by an entry point on sys.path."""
+    from autotune import registry
+
+    site = tmp_path_factory.mktemp("site")
+    info = site / "misbehaving-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: misbehaving\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[autotune.backends]\nmisbehaving = autotune.testing:MISBEHAVING\n")
+    sys.path.insert(0, str(site))
+    registry.refresh()
+    yield "misbehaving"
+    sys.path.remove(str(site))
+    registry.refresh()

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+import autotune
+
 ROOT = Path(__file__).parents[1]
-RECORDS = "workload device configuration objective trial plan".split()
+RECORDS = ["workload", "device", "configuration", "objective", "trial", "plan"]
 
 # What each layer may import of autotune, itself included. The members of a brace do not import one another.
-MIDDLE = "model runtime measure accuracy search database".split()
+MIDDLE = ["model", "runtime", "measure", "accuracy", "search", "database"]
 BASE = ["errors", "environment", *RECORDS, "space", "backend", "registry"]
-STUDY = "study study_request study_space study_memory study_file study_values yaml_document".split()
+STUDY = ["study", "study_request", "study_space", "study_memory", "study_file", "study_values", "yaml_document"]
 ABOVE = {
     **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment")},
     "space": ["errors", "environment", *RECORDS, "space"],
@@ -60,7 +62,7 @@ def test_imports_run_one_way():
             continue
         assert part in ABOVE, f"{path}: say in this test which layer {part} belongs to"
         for name in imported(path):
-            parts = name.split(".")
+            parts = [part for part in name.split(".") if part != "__version__"]
             if parts[0] == "autotune" and len(parts) > 1 and parts[1] not in ABOVE[part]:
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, "\n".join(wrong)
@@ -86,7 +88,9 @@ def test_only_reports_and_commands_print():
 
 def test_every_package_is_in_the_distribution():
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    settings = project["tool"]["setuptools"]
+    assert project["project"]["version"] == autotune.__version__
     there = set()
     for top in ("autotune", "backends", "search_spaces"):
         for init in (ROOT / top).rglob("__init__.py"):
@@ -109,7 +113,19 @@ def loaded_by(code, *arguments):
 def test_import_autotune_loads_nothing_heavy():
     loaded = loaded_by("import autotune")
     assert "autotune" in loaded
-    heavy = "torch optuna sqlalchemy alembic pydantic onnxruntime openvino scipy rich typer numpy".split()
+    heavy = [
+        "torch",
+        "optuna",
+        "sqlalchemy",
+        "alembic",
+        "pydantic",
+        "onnxruntime",
+        "openvino",
+        "scipy",
+        "rich",
+        "typer",
+        "numpy",
+    ]
     assert not loaded & set(heavy)
 
 

@@ -152,16 +152,20 @@ def test_reading_a_file(tmp_path):
         with pytest.raises(StudyFileError, match="study file"):
             read_study(path)
     for missing in (tmp_path / "absent.yaml", tmp_path):
-        with pytest.raises(StudyFileError, match="found: (No such file|Is a directory)"):
+        with pytest.raises(StudyFileError, match=r"found: (No such file|Is a directory)"):
             read_study(missing)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("3m", 180), ("1h30m", 5400), ("1.5m", 90), ("1h1m1s", 3661)])
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("3m", 180), ("1h30m", 5400), ("1.5m", 90), ("1h1m1s", 3661)]
+)
 def test_durations(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0s", "3", "m", "-3m", "3m1h", "1e3s", "3 m", "31d", "9999h", "9" * 50 + "s", "٣m"])
+@pytest.mark.parametrize(
+    "text", ["", "0s", "3", "m", "-3m", "3m1h", "1e3s", "3 m", "31d", "9999h", "9" * 50 + "s", "٣m"]
+)
 def test_what_is_no_duration(text):
     with pytest.raises(ValueError, match="duration"):
         parse_duration(text)
@@ -175,10 +179,32 @@ def test_numbers_and_words_follow_yaml_1_2():
     }
 
 
-KEYS = "name model inputs batch device objective constraints serve_as space search factory shape dtype low".split()
+KEYS = [
+    "name",
+    "model",
+    "inputs",
+    "batch",
+    "device",
+    "objective",
+    "constraints",
+    "serve_as",
+    "space",
+    "search",
+    "factory",
+    "shape",
+    "dtype",
+    "low",
+]
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["toy", "x.py:f", "3m"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["toy", "x.py:f", "3m"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 import typer.core
 
+from autotune import __version__
 from autotune.cli import compare, db, doctor, plan, trials, tune
 from autotune.errors import AutotuneError
 
@@ -54,12 +55,7 @@ app.command("doctor")(doctor.doctor)
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(version("autotune-inference"))
-        except PackageNotFoundError:
-            typer.echo("a checkout that is not installed")
+        typer.echo(__version__)
         raise typer.Exit()
 
 

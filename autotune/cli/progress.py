@@ -92,6 +92,8 @@ def _trial_line(trial: "Trial") -> str:
         known = ", known from an earlier study" if trial.reused else ""
         error = words.signal_error(trial.signal_error)
         return f"{what}: {words.milliseconds(trial.latency_ms)} ms, signal error {error}{built}{known}"
+    if trial.state == "pruned" and trial.latency_ms is not None:
+        return f"{what}: about {words.milliseconds(trial.latency_ms)} ms, far behind the best, so not timed to the end"
     if trial.failure is not None:
         return f"{what}: {trial.state}: {trial.failure}"
     return f"{what}: {trial.state}"

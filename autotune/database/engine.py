@@ -56,14 +56,15 @@ def locate(url: str | None = None) -> Location:
         raise DatabaseError("The URL of the tuning database cannot be read", expected=_FORMS) from None
     if backend == "sqlite" and parsed.database and not parsed.database.startswith((":", "file:")):
         return _sqlite(Path(parsed.database))
-    if backend not in ("postgresql", "postgres") or not parsed.database:
+    database = parsed.database
+    if backend not in ("postgresql", "postgres") or not database:
         raise DatabaseError(
             "This is no place for a tuning database", found=f"a {backend} URL, or one without a name", expected=_FORMS
         )
     hidden = parsed.query.get("password")  # libpq takes a password there too, where a URL does not hide it
     if hidden is not None:
         parsed = parsed.set(password=str(hidden)).difference_update_query(["password"])
-    host, database = f"{parsed.host or 'local'}:{parsed.port or 5432}", parsed.database
+    host = f"{parsed.host or 'local'}:{parsed.port or 5432}"
     key = hashlib.sha256(f"{host}/{database}".encode()).hexdigest()[:8]
     return Location(
         url=parsed.set(drivername="postgresql+psycopg"),
@@ -123,10 +124,11 @@ def engine_at(location: Location, *, create: bool = True) -> Engine:
 
 def _check_file(file: Path, *, create: bool) -> None:
     asked = f"The tuning database {file} cannot be opened"
-    if not create and not file.exists():
+    if not create and not os.path.exists(file):
         raise DatabaseError(asked, found="no such file", run="autotune tune STUDY, which makes it")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        is_other = file.exists() and not file.is_file()
     except OSError as error:
         raise DatabaseError(
             asked,
@@ -134,7 +136,7 @@ def _check_file(file: Path, *, create: bool) -> None:
             expected="a folder that this user can write",
             run="the same command with --db PATH, or set AUTOTUNE_DB",
         ) from error
-    if file.exists() and not file.is_file():
+    if is_other:
         raise DatabaseError(asked, found="something that is not a file", expected="a SQLite file, or none yet")
     kind = _file_system(file)
     if kind in _NETWORK:

@@ -283,7 +283,7 @@ def _put_study(session: Session, parcel: Parcel, uid: str) -> tuple[StudyTable, 
     key = (study.structure, study.weights)
     workload = next(each for each in parcel.workloads if (each.structure, each.weights) == key)
     identity = study_identity(
-        workload, study.device_class, study.objective, study.serve_as, study.space_digest, study.seed
+        study.name, workload, study.device_class, study.objective, study.serve_as, study.space_digest, study.seed
     )
     row = session.scalars(select(StudyTable).where(StudyTable.identity == identity)).first()
     if row is not None:
@@ -332,7 +332,7 @@ def _put_trial(session: Session, study: StudyTable, each: TravellingTrial, kept:
             weights=study.weights,
             device_class=study.device_class,
             toolchain=trial.toolchain,
-            merged=True,
+            tried_here=None,
             created=each.created,
             finished=each.finished,
             **values,

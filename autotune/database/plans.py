@@ -1,6 +1,6 @@
 """Queries on plans; each runs in the transaction it gets."""
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.orm import Session
 
 from autotune.database.rows import plan_of, plan_record, plan_values
@@ -10,16 +10,19 @@ from autotune.errors import DeviceError
 from autotune.objective import Objective
 from autotune.plan import Plan
 
+# Built once: most of what a look-up costs is making and compiling its statement.
+_CANDIDATES = (
+    select(PlanTable.weights, PlanTable.objective, PlanTable.serve_as, PlanTable.record, PlanTable.evidence)
+    .where(PlanTable.structure == bindparam("structure"), PlanTable.device_class == bindparam("device_class"))
+    .order_by(PlanTable.latency_ms, PlanTable.uid)
+)
+
 
 def find(
     connection: Connection, structure: str, device_class: str, objective: Objective, serve_as: str, weights: str | None
 ) -> Plan | None:
     """See :meth:`autotune.database.store.Store.find_plan`."""
-    rows = connection.execute(
-        select(PlanTable.uid, PlanTable.weights, PlanTable.objective, PlanTable.latency_ms, PlanTable.serve_as)
-        .where(PlanTable.structure == structure, PlanTable.device_class == device_class)
-        .order_by(PlanTable.latency_ms, PlanTable.uid)
-    ).all()
+    rows = connection.execute(_CANDIDATES, {"structure": structure, "device_class": device_class})
     serving = [
         row
         for row in rows
@@ -28,8 +31,7 @@ def find(
     if not serving:
         return None
     best = min(serving, key=lambda row: weights is not None and row.weights != weights)  # the first, so the fastest
-    found = connection.execute(select(PlanTable.record, PlanTable.evidence).where(PlanTable.uid == best.uid)).one()
-    return plan_record(found.record, found.evidence)
+    return plan_record(best.record, best.evidence)
 
 
 def listed(session: Session, name: str | None, batch: int | None, device: str | None) -> list[Plan]:

@@ -104,11 +104,12 @@ def objective_content(objective: Objective) -> dict[str, Any]:
 
 
 def study_identity(
-    workload: Workload, device_class: str, objective: Objective, serve_as: str, space_digest: str, seed: int
+    name: str, workload: Workload, device_class: str, objective: Objective, serve_as: str, space_digest: str, seed: int
 ) -> str:
     """Give the digest of what makes a study: what is tuned, where, for what, among which candidates, which seed."""
     return sha256(
         [
+            name,
             workload.structure,
             workload.weights,
             device_class,

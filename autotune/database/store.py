@@ -119,7 +119,7 @@ class Store:
 
         A known one keeps its name and takes the settings. Its state stays what it is: see :meth:`reopen_study`.
         """
-        identity = study_identity(workload, device.device_class, objective, serve_as, space_digest, seed)
+        identity = study_identity(name, workload, device.device_class, objective, serve_as, space_digest, seed)
         with self.writing() as session:
             row = session.scalars(select(StudyTable).where(StudyTable.identity == identity)).first()
             if row is None:

@@ -47,7 +47,7 @@ def find(session: Session, study: StudyTable, configuration: Configuration, tool
             TrialTable.toolchain == toolchain,
             TrialTable.weights == study.weights,
         )
-        .order_by(TrialTable.merged, TrialTable.state != "complete", TrialTable.number)
+        .order_by(TrialTable.tried_here.is_(None), TrialTable.state != "complete", TrialTable.number)
     ).first()
 
 
@@ -81,7 +81,7 @@ def claim(session: Session, study: StudyTable, configuration: Configuration, too
         toolchain=toolchain,
         state="running",
         reused=False,
-        merged=False,
+        tried_here=True,
         created=now,
     )
     session.add(row)

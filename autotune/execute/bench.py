@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +14,7 @@ from autotune.errors import ReferenceRefusedError, WorkError
 from autotune.execute.server import StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.objective import Objective
-from autotune.trial import Failure
+from autotune.trial import Failure, Stage
 from autotune.workload import Workload
 
 PRELOAD = ["torch", "numpy", "safetensors.torch"]
@@ -33,6 +33,7 @@ class Bench:
         self.server, self.folder, self.device, self.split = server, folder, device, split
         self.model = folder / "model"
         self._measure_timeout_s = MEASURE_TIMEOUT_S
+        self._imported: list[str] = []
         server.preload(PRELOAD)
 
     def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> dict[str, Any]:
@@ -46,13 +47,14 @@ class Bench:
             "seed": seed,
         }
         answer = self._must(self._step("prepare", request, PREPARE_TIMEOUT_S), f"{name} could not be captured")
-        self.server.preload([*PRELOAD_BUILDERS, *answer["imported"]])
+        self._imported = answer["imported"]
         return answer
 
     def reference(self) -> None:
         """Compute the answers that candidates are judged by; raises ReferenceRefusedError where they cannot judge."""
         request = {"folder": str(self.model), "device": self.device.as_dict()}
-        result = self._step("reference", request, PREPARE_TIMEOUT_S)
+        preload = [*PRELOAD_BUILDERS, *self._imported]
+        result = self._step("reference", request, PREPARE_TIMEOUT_S, lambda: self.server.preload(preload))
         self._must(result, "the reference could not be computed")
         checking_s = sum(end - begin for stage, begin, end in result.spans if stage == "check")
         self._measure_timeout_s = MEASURE_TIMEOUT_S + 20 * checking_s
@@ -108,9 +110,11 @@ class Bench:
         """Delete what a build left."""
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _step(self, name: str, request: dict[str, Any], timeout_s: float) -> StepResult:
-        stage = "build" if name != "measure" else "load"
-        result = self.server.run(name, request, timeout_s=timeout_s, stage=stage)  # type: ignore[arg-type]
+    def _step(
+        self, name: str, request: dict[str, Any], timeout_s: float, meanwhile: Callable[[], None] | None = None
+    ) -> StepResult:
+        stage: Stage = "build" if name != "measure" else "load"
+        result = self.server.run(name, request, timeout_s=timeout_s, stage=stage, meanwhile=meanwhile)
         self.split.add(result.spans)
         return result
 

@@ -100,8 +100,9 @@ def run_finals(
                 current = _next_process(drive, current, process)
                 process += 1
             share_s = max(0.0, left_s) / max(1, PROCESSES - process)
+            asked = drive.finals.next_rounds()
             try:
-                _run(drive, current, process, share_s)
+                done = _run(drive, current, process, share_s)
             except ChannelClosed:
                 crashes += 1
                 _drop_culprit(drive, current, crashes)
@@ -109,6 +110,8 @@ def run_finals(
                 continue
             on_rounds(drive.finals.rounds, time.monotonic() - begin)
             verdict = drive.finals.look()
+            if done < asked and process >= PROCESSES - 1:
+                break  # the time is up
     finally:
         for session in ([current] if current is not None else []) + drive.waiting:
             drive.finish(session)
@@ -123,8 +126,8 @@ def _next_process(drive: _Drive, current: Session | None, process: int) -> Sessi
     return drive.waiting.pop(0) if drive.waiting else drive.start()
 
 
-def _run(drive: _Drive, session: Session, process: int, limit_s: float) -> None:
-    """Let a process run its rounds; raises ChannelClosed where it died, with the culprit in ``session.turn``."""
+def _run(drive: _Drive, session: Session, process: int, limit_s: float) -> int:
+    """Let a process run its rounds and return how many it finished in time; raises ChannelClosed where it died, with the culprit in ``session.turn``."""
     patience_s = 300.0 + 2 * limit_s
     if not session.ready:
         while "ready" not in (message := session.receive(patience_s)):
@@ -137,6 +140,7 @@ def _run(drive: _Drive, session: Session, process: int, limit_s: float) -> None:
     rounds = [{name: Block.from_dict(block) for name, block in one.items()} for one in message["rounds"]]
     drive.finals.add(process, rounds)
     drive.process_of_round += [process] * len(rounds)
+    return len(rounds)
 
 
 def _note(session: Session, message: Mapping[str, Any]) -> None:

@@ -61,8 +61,8 @@ def prove_backend(request: Mapping[str, Any], enter: Callable[[str], None]) -> d
     device, folder = Device.from_dict(request["device"]), Path(request["folder"])
     torch.manual_seed(0)
     module = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(4),
-        torch.nn.Flatten(), torch.nn.Linear(128, 16),
+        torch.nn.Conv2d(3, 8, 3, stride=2), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(), torch.nn.Linear(8, 16),
     ).eval()  # fmt: skip
     inputs = [torch.randn(1, 3, 32, 32) for _ in range(8)]
     captured = capture.capture("toy", 1, module, {"input": inputs[0]})

@@ -158,9 +158,11 @@ class WorkerServer:
         threading.Thread(target=self._listen, daemon=True, name="autotune-workers").start()
 
     def preload(self, modules: list[str]) -> None:
-        """Let the server import modules that later steps need."""
+        """Let the server import modules that later steps need; a message must stay below 64 KiB."""
         with self._lock, contextlib.suppress(OSError):
-            self._control.send(json.dumps({"op": "preload", "modules": modules}).encode())
+            for first in range(0, len(modules), 200):
+                order = {"op": "preload", "modules": modules[first : first + 200]}
+                self._control.send(json.dumps(order).encode())
 
     def start(self, step: str, request: dict[str, Any], stage: Stage = "build") -> Session:
         """Begin a step in a process of its own; raises WorkerError where the server is gone."""
@@ -182,10 +184,12 @@ class WorkerServer:
 
     def run(
         self, step: str, request: dict[str, Any], *, timeout_s: float, stage: Stage = "build",
-        on_message: Callable[[dict[str, Any]], None] | None = None,
+        meanwhile: Callable[[], None] | None = None,
     ) -> StepResult:
-        """Run a step to its end; whatever becomes of it is a value."""
+        """Run a step to its end; whatever becomes of it is a value. ``meanwhile`` is called once it has begun."""
         session = self.start(step, request, stage)
+        if meanwhile is not None:
+            meanwhile()
         value: dict[str, Any] | None = None
         failure: Failure | None = None
         raised: AutotuneError | None = None
@@ -200,8 +204,6 @@ class WorkerServer:
                     failure = Failure(
                         stage=session.stage, kind=error["kind"], detail=error["detail"], log_tail=session.log_tail()
                     )
-                elif on_message is not None:
-                    on_message(message)
             session.finish()
         except ChannelClosed:
             session.finish()
@@ -280,4 +282,5 @@ def _raised(error: dict[str, Any]) -> AutotuneError | None:
         return None
     name, asked, found, expected, run = error["raised"]
     kind = getattr(errors, name, AutotuneError)
-    return kind(asked, found=found, expected=expected, run=run)  # type: ignore[no-any-return]
+    made: AutotuneError = kind(asked, found=found, expected=expected, run=run)
+    return made

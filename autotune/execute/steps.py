@@ -42,7 +42,7 @@ def prepare(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     loaded = set(sys.modules) - before
     return {
         "workload": captured.workload.as_dict(),
-        "imported": sorted(name for name in loaded if _is_third_party(name)),
+        "imported": [name for name in sys.modules if name in loaded and _is_third_party(name)],
         "sources": _own_sources(loaded),
     }
 
@@ -78,6 +78,7 @@ def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     from autotune.measure.lock import device_lock
     from autotune.model.source import CapturedModel
     from autotune.runtime import artifact
+    from autotune.runtime.switches import Switches
 
     configuration = Configuration.from_dict(request["configuration"])
     device = Device.from_dict(request["device"])
@@ -87,6 +88,7 @@ def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     shared = device.kind == "cuda" and backend.build_uses_device
     with device_lock(device.uuid, exclusive=False) if shared else contextlib.nullcontext():
         _enter(channel, "build")
+        Switches.of(configuration).apply()
         begin = time.monotonic()
         backend.build(model, configuration, device, target)
         artifact.describe(target, configuration, model.workload, model.output_schema)
@@ -99,14 +101,13 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     from autotune.measure.lock import device_lock
     from autotune.measure.screening import screen
     from autotune.model.source import CapturedModel
-    from autotune.runtime.artifact import load_runner
 
     device = Device.from_dict(request["device"])
     folder, target = Path(request["folder"]), Path(request["artifact"])
     model = CapturedModel(folder)
     with device_lock(device.uuid, exclusive=True):
         _enter(channel, "load")
-        runner = load_runner(target, device)
+        runner = _Candidate(target, device)
         _enter(channel, "check")
         verdict = _judge(runner, model, folder, device, Objective.from_dict(request["objective"]))
         checked = {"signal_error": verdict.signal_error}
@@ -133,7 +134,6 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     from autotune.measure.finals import run_rounds
     from autotune.measure.lock import device_lock
     from autotune.model.source import CapturedModel
-    from autotune.runtime.artifact import load_runner
 
     device = Device.from_dict(request["device"])
     model = CapturedModel(Path(request["folder"]))
@@ -141,7 +141,7 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     finalists = {}
     for name, folder in request["artifacts"].items():
         channel.send({"turn": name})
-        finalists[name] = _Finalist(load_runner(Path(folder), device))
+        finalists[name] = _Candidate(Path(folder), device)
     sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
     rng, clock = random.Random(request["seed"]), SystemClock()
     timer = _timer(device, clock)
@@ -182,14 +182,20 @@ def read_sets(path: Path, model: Any, *, outputs: bool = False) -> list[tuple[An
     return [tuple(tensors[f"{index}/{name}"] for name in names) for index in range(count)]
 
 
-class _Finalist:
-    """A runner sets its own switches in every call, so there is nothing to prepare."""
+class _Candidate:
+    """A runner with the global switches of its configuration; what it sets by itself in every call then costs little."""
 
-    def __init__(self, runner: Any) -> None:
-        self._runner = runner
+    def __init__(self, folder: Path, device: Device) -> None:
+        from autotune.runtime.artifact import load_runner, read_record
+        from autotune.runtime.switches import Switches
+
+        self._switches = Switches.of(read_record(folder).configuration)
+        self._switches.apply()
+        self._runner = load_runner(folder, device)
 
     def prepare(self) -> None:
-        """Do nothing; see above."""
+        """Set every global switch, so that nothing leaks from one finalist into the next."""
+        self._switches.apply()
 
     def __call__(self, *inputs: Any) -> Any:
         return self._runner(*inputs)

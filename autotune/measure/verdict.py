@@ -175,7 +175,7 @@ class RoundMedians:
         return frozenset(
             name
             for name in self.running
-            if name not in (best, baseline) and self._far_behind(name, baseline if name in baselines else best)
+            if name != best and self._far_behind(name, baseline if name in baselines else best)
         )
 
     def _far_behind(self, name: str, reference: str) -> bool:

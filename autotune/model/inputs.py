@@ -184,6 +184,9 @@ def photographs(count: int, channels: int, height: int, width: int, generator: "
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
+    def even(*shape: int) -> torch.Tensor:
+        return 2 * torch.rand(shape, generator=generator) - 1
+
     texture = torch.zeros(count, channels, height, width)
     cells = 2
     while cells <= max(2, min(height, width) // 4):
@@ -192,8 +195,9 @@ def photographs(count: int, channels: int, height: int, width: int, generator: "
         roughness = (1.5 / cells) ** (0.7 + 0.6 * torch.rand((count, 1, 1, 1), generator=generator))
         texture += roughness * functional.interpolate(field, (height, width), mode="bilinear", align_corners=False)
         cells *= 2
-    contrast = torch.exp(0.5 * normal(count, 1, 1, 1))
-    brightness = 0.6 * normal(count, 1, 1, 1) + 0.4 * normal(count, channels, 1, 1)
+    texture = (texture - texture.mean(dim=(1, 2, 3), keepdim=True)) / texture.std(dim=(1, 2, 3), keepdim=True)
+    contrast = 0.8 * torch.exp(0.5 * even(count, 1, 1, 1))
+    brightness = 0.7 * even(count, 1, 1, 1) + 0.4 * even(count, channels, 1, 1)
     return (contrast * texture + brightness).clamp(-2.2, 2.7)
 
 

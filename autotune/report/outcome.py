@@ -32,12 +32,17 @@ def baseline_of(finalists: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def best_of_backends(finalists: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The baseline first, then the best finalist of each backend by latency."""
+    """The baseline first, then the best finalist of each backend by latency.
+
+    The baseline's own backend comes again only with something faster.
+    """
+    baseline = baseline_of(finalists)
     best: dict[str, Mapping[str, Any]] = {}
     for finalist in sorted(finalists, key=lambda entry: float(entry["latency_ms"])):
-        if not finalist.get("is_baseline"):
+        behind = finalist["backend"] == baseline["backend"] and finalist["latency_ms"] >= baseline["latency_ms"]
+        if not behind:
             best.setdefault(finalist["backend"], finalist)
-    return [baseline_of(finalists), *best.values()]
+    return [baseline, *best.values()]
 
 
 def best_fp32(finalists: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -10,20 +10,19 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from autotune import __version__
 from autotune.configuration import Configuration
 from autotune.errors import WorkError
 from autotune.plan import Plan
 from autotune.report.outcome import baseline_of, best_of_backends
 from autotune.study_request import StudyOutcome
-from autotune.study_space import is_baseline
 
 SCHEMA = 1
 TOLERANCE = 1e-6
-"""Samples are kept to the nanosecond, so a figure may differ by so much (relative) from the one in the database."""
+"""Samples are kept to nine digits, so a figure may differ by so much (relative) from the one in the database."""
 _FIGURES = ("latency_ms", "interval_ms", "signal_error", "build_s")
 
 
@@ -128,7 +127,7 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
 
 
 def _finalist(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Take what a results file keeps of a finalist; samples to the nanosecond, ``None`` where it sat a round out.
+    """Take what a results file keeps of a finalist; samples to nine digits, ``None`` where it sat a round out.
 
     The baseline is the fastest of those that could be it: on a CPU the same model at several thread counts.
     """
@@ -137,10 +136,10 @@ def _finalist(entry: Mapping[str, Any]) -> dict[str, Any]:
         "backend": entry["backend"],
         "configuration": dict(entry["configuration"]),
         "is_baseline": bool(entry.get("is_baseline")),
-        "could_be_baseline": is_baseline(Configuration.from_dict(entry["configuration"])),
+        "could_be_baseline": bool(entry.get("could_be_baseline", entry.get("is_baseline"))),
         "is_default": bool(entry.get("is_default")),
         **{name: entry.get(name) for name in _FIGURES},
-        "samples_ms": [None if block is None else [round(value, 6) for value in block] for block in blocks],
+        "samples_ms": [None if block is None else [float(f"{value:.9g}") for value in block] for block in blocks],
     }
 
 
@@ -157,12 +156,8 @@ def _figures(entry: Mapping[str, Any], batch: int) -> dict[str, Any]:
 
 
 def _environment(plan: Plan) -> dict[str, Any]:
-    try:
-        autotune = version("autotune-inference")
-    except PackageNotFoundError:
-        autotune = "a checkout"
     return {
-        "autotune": autotune,
+        "autotune": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "toolchain": dict(plan.evidence.get("toolchain", plan.toolchain.as_dict())),

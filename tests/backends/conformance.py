@@ -1,9 +1,11 @@
 """What every backend and every runner promises; a backend's test inherits both classes and gives ``backend``."""
 
+import functools
 import itertools
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.model.capture import capture
 from autotune.model.source import CapturedModel, write
+from autotune.workload import Workload
 
 CORES = len(os.sched_getaffinity(0))
 CPU = Device(kind="cpu", name="Test CPU", uuid="cpu-test", cores=CORES)
@@ -104,6 +107,13 @@ def expected(name: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     return tuple(answer.values()) if isinstance(answer, dict) else (answer,)
 
 
+@functools.cache
+def toy_workload(name: str) -> Workload:
+    """The workload of a toy."""
+    with tempfile.TemporaryDirectory() as folder:
+        return toy_source(name, Path(folder)).workload
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
     """An artifact of a toy, and the name of that toy."""
@@ -158,10 +168,8 @@ class BackendConformance:
 
     @pytest.mark.parametrize("has_factory", [True, False])
     @pytest.mark.parametrize("toy", [None, *USUAL])
-    def test_every_space_has_candidates_and_defaults(
-        self, toy: str | None, has_factory: bool, tmp_path: Path
-    ) -> None:
-        workload = toy_source(toy, tmp_path).workload if toy else None
+    def test_every_space_has_candidates_and_defaults(self, toy: str | None, has_factory: bool) -> None:
+        workload = toy_workload(toy) if toy else None
         space = self.backend.space(self.device, workload, has_factory=has_factory)
         assert space.backend == self.backend.name
         assert space.defaults and len(set(space.defaults)) == len(space.defaults)
@@ -298,6 +306,8 @@ class RunnerConformance:
         self.assert_answers(built, answers, named)
 
     def test_loads_without_compiler_or_model_code(self, built: Built, tmp_path: Path) -> None:
+        if built.toy != self.toys[-1]:
+            pytest.skip("a fresh process takes seconds: one toy is enough")
         named, inputs = self.inputs(built, 11)
         torch.save(inputs, tmp_path / "inputs.pt")
         script = (

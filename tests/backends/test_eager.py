@@ -1,6 +1,7 @@
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.backends.conformance import (
     build_toy,
     expected,
     toy_inputs,
-    toy_source,
+    toy_workload,
 )
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
@@ -69,23 +70,22 @@ def test_channels_last_gives_the_same_answer(form: str, tmp_path: Path) -> None:
     seen: list[bool] = []
     runner = BACKEND.load(built.folder, CPU)
     named = toy_inputs("convolutional", 3)
-    original = torch.nn.functional.conv2d
+    original: Any = torch.nn.functional.conv2d
     torch.testing.assert_close(runner(*named.values()), expected("convolutional", named), rtol=1e-4, atol=1e-5)
     if form == "module":
         with pytest.MonkeyPatch.context() as patch:
 
-            def watched(image: torch.Tensor, weight: torch.Tensor, *rest: object) -> torch.Tensor:
+            def watched(image: torch.Tensor, weight: torch.Tensor, *rest: Any) -> Any:
                 seen.extend(t.is_contiguous(memory_format=torch.channels_last) for t in (image, weight))
-                return original(image, weight, *rest)  # type: ignore[arg-type]
+                return original(image, weight, *rest)
 
             patch.setattr(torch.nn.functional, "conv2d", watched)
             runner(*named.values())
         assert seen == [True, True]
 
 
-def test_only_what_needs_a_convolution_asks_for_one(tmp_path: Path) -> None:
-    convolutional = toy_source("convolutional", tmp_path / "a").workload
-    tokens = toy_source("tokens", tmp_path / "b").workload
+def test_only_what_needs_a_convolution_asks_for_one() -> None:
+    convolutional, tokens = toy_workload("convolutional"), toy_workload("tokens")
     for device in (CPU, GPU):
         with_it = {p.name for p in BACKEND.space(device, convolutional, has_factory=True).parameters}
         without = {p.name for p in BACKEND.space(device, tokens, has_factory=True).parameters}
@@ -102,35 +102,37 @@ def test_baselines_on_a_cpu_are_plain_fp32_at_each_thread_count() -> None:
     device = Device(kind="cpu", name="Test CPU", uuid="c", cores=6, isa=("amx_bf16",))
     for has_factory in (True, False):
         space = BACKEND.space(device, None, has_factory=has_factory)
-        assert all(map(BACKEND.is_baseline, space.defaults))
+        assert all(BACKEND.is_baseline(c, has_factory=has_factory) for c in space.defaults)
         assert sorted(int(c["threads"]) for c in space.defaults) == [1, 2, 4, 6]
-        baselines = [c for c in space if BACKEND.is_baseline(c)]
+        baselines = [c for c in space if BACKEND.is_baseline(c, has_factory=has_factory)]
         assert {c["precision"] for c in baselines} == {"fp32"} and {c["channels_last"] for c in baselines} == {False}
 
 
 def test_baseline_on_a_gpu_has_the_frameworks_flags_and_no_knob() -> None:
     space = BACKEND.space(GPU, None, has_factory=True)
-    assert [BACKEND.is_baseline(c) for c in space.defaults] == [True, False, False]
+    assert [BACKEND.is_baseline(c, has_factory=True) for c in space.defaults] == [True, False, False]
     assert [c["precision"] for c in space.defaults] == ["default", "fp16", "fp16"]
     assert (space.defaults[2]["cuda_graph"], space.defaults[2]["channels_last"]) == (True, True)
     assert {c["precision"] for c in space} == {"default", "fp32", "tf32", "bf16", "fp16"}
     for found in itertools.chain(space, BACKEND.space(OLD_GPU, None, has_factory=True)):
-        assert BACKEND.is_baseline(found) == (found["precision"] == "default")
+        plain_module = found["precision"] == "default" and found["form"] == "module"
+        assert BACKEND.is_baseline(found, has_factory=True) == plain_module
         assert found["form"] == "module" or not found["cuda_graph"]
 
 
 def test_a_gpu_without_half_precision_has_the_baseline_alone_as_its_default() -> None:
     space = BACKEND.space(OLD_GPU, None, has_factory=True)
-    assert len(space.defaults) == 1 and BACKEND.is_baseline(space.defaults[0])
+    assert len(space.defaults) == 1 and BACKEND.is_baseline(space.defaults[0], has_factory=True)
 
 
 @pytest.mark.parametrize("has_factory", [True, False])
 def test_other_backends_and_turned_knobs_are_no_baseline(has_factory: bool) -> None:
     plain = BACKEND.space(CPU, None, has_factory=has_factory).defaults[0]
-    assert BACKEND.is_baseline(plain)
-    assert not BACKEND.is_baseline(Configuration.of("torchscript", dict(plain.values)))
+    assert BACKEND.is_baseline(plain, has_factory=has_factory)
+    assert not BACKEND.is_baseline(Configuration.of("torchscript", dict(plain.values)), has_factory=has_factory)
     for knob in ({"channels_last": True}, {"precision": "bf16"}, {"precision": "default"}):
-        assert not BACKEND.is_baseline(Configuration.of("eager", {**dict(plain.values), **knob}))
+        turned = Configuration.of("eager", {**dict(plain.values), **knob})
+        assert not BACKEND.is_baseline(turned, has_factory=has_factory)
 
 
 def test_a_gpu_is_refused_where_torch_has_no_cuda() -> None:
@@ -189,7 +191,7 @@ def test_threads_of_the_configuration_hold_during_the_call_only(tmp_path: Path) 
     assert set(seen) == {1}
 
 
-def test_an_output_that_is_an_input_or_a_constant_comes_back_as_a_copy(tmp_path: Path) -> None:
+def test_an_output_that_is_an_input_or_a_constant_comes_back_as_a_copy() -> None:
     from autotune.runtime.settings import Settings
     from autotune.runtime.torch_runner import torch_runner
     from autotune.workload import TensorSpec

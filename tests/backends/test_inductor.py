@@ -9,7 +9,7 @@ from autotune.backends.inductor import BACKEND, options
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.runtime.elf import needed_libraries
-from tests.backends.conformance import CPU, BackendConformance, RunnerConformance, build_toy, toy_source
+from tests.backends.conformance import CPU, BackendConformance, RunnerConformance, build_toy, toy_workload
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
 COMPILER = shutil.which("g++")
@@ -53,12 +53,11 @@ def test_without_a_compiler_it_takes_no_part(tmp_path: Path, monkeypatch: pytest
     assert "no-such-compiler" in BACKEND.probe(CPU).reason
 
 
-def test_every_choice_reaches_inductor_under_a_name_that_it_knows(tmp_path: Path) -> None:
+def test_every_choice_reaches_inductor_under_a_name_that_it_knows() -> None:
     import torch._inductor.config as config
 
     known = config.get_config_copy()
-    workload = toy_source("convolutional", tmp_path).workload
-    first = BACKEND.space(CPU, workload, has_factory=True).defaults[0]
+    first = BACKEND.space(CPU, toy_workload("convolutional"), has_factory=True).defaults[0]
     plain = options(first)
     assert set(plain) <= set(known)
     assert {"freezing", "layout_optimization", "epilogue_fusion", "pattern_matcher", "max_autotune"} <= set(plain)
@@ -69,7 +68,7 @@ def test_every_choice_reaches_inductor_under_a_name_that_it_knows(tmp_path: Path
     assert options(more)["cpp.threads"] == 7
 
 
-def test_defaults_off_the_shelf_are_inductors_own(tmp_path: Path) -> None:
+def test_defaults_off_the_shelf_are_inductors_own() -> None:
     import torch._inductor.config as config
 
     known = config.get_config_copy()

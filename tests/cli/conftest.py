@@ -45,7 +45,13 @@ def database(tmp_path):
         store.promote(records.plan("p32", records.workload(batch=32), evidence=evidence, latency_ms=8.0))
         store.promote(
             dataclasses.replace(
-                plan, uid="pa", device=A100, latency_ms=4.0, interval_ms=(3.9, 4.2), baseline_latency_ms=6.0, speedup=1.5
+                plan,
+                uid="pa",
+                device=A100,
+                latency_ms=4.0,
+                interval_ms=(3.9, 4.2),
+                baseline_latency_ms=6.0,
+                speedup=1.5,
             )
         )
     return path

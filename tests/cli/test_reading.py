@@ -8,7 +8,7 @@ from autotune.plan import Plan
 
 
 def words(text):
-    return " ".join(text.split())
+    return " ".join(text.replace("│", " ").replace("┃", " ").split())
 
 
 def test_plan_show_prints_everything_about_one_plan(autotune, database):
@@ -148,7 +148,9 @@ def test_upgrade_makes_a_database(autotune, tmp_path):
     assert "no plan yet" in autotune("plan", "list", "--db", path).stdout
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["plan", "show"], ["plan", "list", "--batch", "x"], ["--nonsense"]])
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["plan", "show"], ["plan", "list", "--batch", "x"], ["--nonsense"]]
+)
 def test_wrong_arguments_exit_with_2(autotune, arguments):
     result = autotune(*arguments)
     assert result.exit_code == 2

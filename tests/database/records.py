@@ -27,7 +27,12 @@ def digest(text: str) -> str:
 def workload(name: str = "resnet50", batch: int = 1, weights: str = "w") -> Workload:
     spec = TensorSpec(name="x", shape=(batch, 3), dtype="float32")
     return Workload(
-        name=name, batch=batch, structure=digest(f"{name}/{batch}"), weights=digest(weights), inputs=(spec,), outputs=(spec,)
+        name=name,
+        batch=batch,
+        structure=digest(f"{name}/{batch}"),
+        weights=digest(weights),
+        inputs=(spec,),
+        outputs=(spec,),
     )
 
 

@@ -29,7 +29,7 @@ def stored(tmp_path: Path, files: dict[str, bytes]) -> tuple[ArtifactStore, str]
     return store, store.add(folder_with(tmp_path / "built", files))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(contents.filter(storable), min_size=1, max_size=3))
 def test_what_goes_in_comes_out_and_shared_files_are_kept_once(artifacts: list[dict[str, bytes]]) -> None:
     with tempfile.TemporaryDirectory() as text:
@@ -119,12 +119,11 @@ def test_what_is_no_digest_names_nothing(tmp_path: Path, name: str) -> None:
 def test_links_and_special_files_are_not_stored(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "store")
     folder = folder_with(tmp_path / "built", {"a": b"1"})
-    for make in (
-        lambda: (folder / "link").symlink_to("/etc/hostname"),
-        lambda: (folder / "link").symlink_to(tmp_path, target_is_directory=True),
-        lambda: os.mkfifo(folder / "link"),
-    ):
-        make()
+    for target in ("/etc/hostname", tmp_path, None):
+        if target is None:
+            os.mkfifo(folder / "link")
+        else:
+            (folder / "link").symlink_to(target)
         with pytest.raises(ArtifactError, match="link or a special file"):
             store.add(folder)
         (folder / "link").unlink()
@@ -140,13 +139,13 @@ def test_links_and_special_files_are_not_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "/a", "../a", "a/../b", "a//b", "./a", "a\\b", "a\nb", "a\x00", "a/" + "b" * 300])
 def test_names_that_leave_the_folder_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="name|printable|character"):
+    with pytest.raises(ValueError, match=r"name|character"):
         ArtifactFile(name=name, size_bytes=0, sha256=digest(""))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "[1]", '[{"name":"a"}]', "[" * 100_000])
 def test_a_manifest_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011
+    with pytest.raises(ValueError):
         manifest_json(manifest_files(text))
 
 

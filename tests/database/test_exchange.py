@@ -53,9 +53,8 @@ def live(store: Store, history: History, machine: str) -> None:
         store.claim_trial(study.uid, configuration(99), TOOLCHAIN.digest)
         store.add_active_time(study.uid, 10.0 * len(levels))
         if day:
-            artifact = store.artifacts.add(
-                folder_with(Path(store.location).parent / f"built-{name}-{day}", {"w": b"shared", name: machine.encode()})
-            )
+            built = Path(store.location).parent / f"built-{name}-{day}"
+            artifact = store.artifacts.add(folder_with(built, {"w": b"shared", name: machine.encode()}))
             created = f"2026-01-0{day}T00:00:00+00:00"
             store.promote(plan(f"{machine}-{name}-{seed}", workload(name), artifact=artifact, created=created))
 
@@ -195,7 +194,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         artifact = store.artifacts.add(folder_with(root / "built", {"model.so": b"code" * 100}))
         study = begin(store)
         tried(store, study, artifact=artifact)
-        store.finish_trial(failed(store.claim_trial(study.uid, configuration(1), TOOLCHAIN.digest), figure=float("nan")))
+        second = store.claim_trial(study.uid, configuration(1), TOOLCHAIN.digest)
+        store.finish_trial(failed(second, figure=float("nan")))
         store.promote(plan(artifact=artifact))
         export_studies(store, ["resnet50"], root / "sound.zip")
     return root / "sound.zip"
@@ -211,12 +211,16 @@ def rewritten(sound: Path, target: Path, change: Callable[[dict[str, bytes]], No
     return target
 
 
+def is_empty(store: Store) -> bool:
+    return not (store.studies() or store.plans() or store.artifacts.digests())
+
+
 def refused(path: Path, tmp_path: Path, match: str = "") -> None:
     database = tmp_path / "refused" / "here.db"
     with Store.open(str(database)) as store:
         with pytest.raises(DatabaseError, match=match):
             merge_file(store, path)
-        assert store.studies() == store.plans() == store.artifacts.digests() == []
+        assert is_empty(store)
     assert {name for name in os.listdir(tmp_path) if name != "refused"} <= {path.name}
     assert {name.split(".db")[0] for name in os.listdir(database.parent)} <= {"here", "here-artifacts"}
 
@@ -335,7 +339,7 @@ def test_a_file_with_any_byte_changed_is_refused_or_harmless(sound: Path, data: 
             try:
                 merge_file(store, Path(text) / "bad.zip")
             except DatabaseError:
-                assert store.studies() == store.plans() == store.artifacts.digests() == []
+                assert is_empty(store)
             else:  # a byte that nobody reads, such as the date of an entry
                 assert [found.as_dict() for found in store.plans()] == [
                     plan(artifact=store.artifacts.digests()[0]).as_dict()

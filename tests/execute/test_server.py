@@ -21,7 +21,7 @@ def bench(tmp_path_factory, cpu, misbehaving):
     folder = tmp_path_factory.mktemp("bench")
     with WorkerServer(folder) as server:
         bench = Bench(server, folder, cpu, TimeSplit())
-        bench.prepare("toy", 2, f"{HERE}/toy.py:make", INPUTS, 0)
+        bench.prepare("toy", 2, f"{HERE}/../toy.py:make", INPUTS, 0)
         bench.reference()
         yield bench
 
@@ -94,13 +94,13 @@ def test_builds_run_side_by_side(bench):
 def test_what_a_factory_raises_is_told_as_a_wrong_request(bench, tmp_path):
     for spec, words in (("broken", "no weights"), ("missing", "make")):
         with pytest.raises(ModelError, match=words):
-            bench.prepare("toy", 2, f"{HERE}/toy.py:{spec}", INPUTS, 0)
+            bench.prepare("toy", 2, f"{HERE}/../toy.py:{spec}", INPUTS, 0)
 
 
 def test_a_reference_that_does_not_vary_is_refused(tmp_path, cpu):
     with WorkerServer(tmp_path) as server:
         bench = Bench(server, tmp_path, cpu, TimeSplit())
-        bench.prepare("constant", 2, f"{HERE}/toy.py:constant", (InputSpec(name="x", shape=("batch", 16)),), 0)
+        bench.prepare("constant", 2, f"{HERE}/../toy.py:constant", (InputSpec(name="x", shape=("batch", 16)),), 0)
         with pytest.raises(ReferenceRefusedError, match="vary"):
             bench.reference()
 

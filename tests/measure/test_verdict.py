@@ -1,5 +1,6 @@
 import json
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -114,13 +115,25 @@ def test_a_tie_is_not_won_by_one_that_does_not_beat_the_baseline():
     assert (verdict.winner, verdict.status, verdict.tied_with) == ("a", "tie", ("erratic",))
 
 
-def test_a_tie_is_not_won_by_one_that_merely_lacks_rounds_to_be_told_apart():
-    samples = {"eager": [[100.0 + index] for index in range(9)]}
-    samples |= {f"c{number}": [[10.0 * (1 + number) + 0.01 * index] for index in range(9)] for number in range(4)}
-    verdict = verdict_from_samples(samples, baselines=["eager"], tie_keys={name: (name,) for name in samples})
-    assert verdict.status == "promoted" or verdict.winner == "c0"
-    reverse = {"eager": (0,), **{f"c{number}": (9 - number,) for number in range(4)}}
-    assert verdict_from_samples(samples, baselines=["eager"], tie_keys=reverse).winner == "c0"
+def test_a_tie_is_not_won_by_one_whose_rounds_look_slower_than_its_noise():
+    samples = {"eager": [[20.0 + 0.01 * index] for index in range(20)], "a": [[10.0]] * 20}
+    samples["b"] = [[10.8 + 0.001 * index] if index % 10 < 7 else [5.0 + 0.001 * index] for index in range(20)]
+    verdict = verdict_from_samples(samples, baselines=["eager"], tie_keys={"eager": (9,), "a": (5,), "b": (0,)})
+    assert (verdict.winner, verdict.status, verdict.tied_with) == ("a", "tie", ("b",))
+
+
+def test_a_significant_gain_below_the_detectable_effect_is_no_win():
+    ratios = [0.0078 + 0.03 * NormalDist().inv_cdf((index + 0.5) / 100) for index in range(100)]
+    assert paired_test(ratios) < ALPHA and detectable_effect(ratios) > 0.0078
+    samples = {"eager": [[10.0 * math.exp(ratio)] for ratio in ratios], "fast": [[10.0]] * 100}
+    assert verdict_from_samples(samples, baselines=["eager"]).status == "baseline"
+
+
+def test_one_that_wins_most_rounds_but_has_the_higher_median_is_no_winner():
+    samples = {"eager": [[1.0]] * 10 + [[2.0]] * 10, "a": [[0.95]] * 8 + [[3.0]] * 2 + [[1.9]] * 10}
+    verdict = verdict_from_samples(samples, baselines=["eager"])
+    assert verdict.of("a").p_value < ALPHA and verdict.of("a").latency_ms > verdict.of("eager").latency_ms
+    assert (verdict.winner, verdict.status) == ("eager", "baseline")
 
 
 def test_the_baseline_is_the_fastest_of_several():

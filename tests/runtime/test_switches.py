@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.configuration import Configuration
@@ -17,7 +17,8 @@ SWITCHES = st.builds(
     threads=st.sampled_from([None, 1, 2, 3]),
     cudnn_benchmark=st.booleans(),
 )
-USERS = st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from(["highest", "high", "medium"]), st.booleans(), st.booleans())
+MATMUL = st.sampled_from(["highest", "high", "medium"])
+USERS = st.tuples(st.sampled_from([1, 2, 3]), MATMUL, st.booleans(), st.booleans())
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +47,7 @@ def assert_set(switches: Switches) -> None:
     assert not torch.is_autocast_enabled("cuda" if switches.threads is None else "cpu")
 
 
+@settings(deadline=None, max_examples=50)
 @given(switches=SWITCHES, users=USERS, autocast=st.booleans())
 def test_apply_leaves_nothing_of_the_candidate_before(
     switches: Switches, users: tuple[int, str, bool, bool], autocast: bool
@@ -58,6 +60,7 @@ def test_apply_leaves_nothing_of_the_candidate_before(
     assert not torch.are_deterministic_algorithms_enabled()
 
 
+@settings(deadline=None, max_examples=50)
 @given(outer=SWITCHES, inner=SWITCHES, users=USERS, autocast=st.booleans())
 def test_overlay_sets_and_restores_even_nested_and_after_an_error(
     outer: Switches, inner: Switches, users: tuple[int, str, bool, bool], autocast: bool

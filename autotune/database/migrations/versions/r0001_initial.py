@@ -95,11 +95,14 @@ def _create_trial() -> None:
         _digest("artifact", nullable=True),
         _text("failure", nullable=True),
         sa.Column("reused", sa.Boolean(), nullable=False),
-        sa.Column("merged", sa.Boolean(), nullable=False),
+        sa.Column("tried_here", sa.Boolean()),
         _instant("created"),
         _instant("finished", nullable=True),
         sa.PrimaryKeyConstraint("uid", name="pk_trial"),
         sa.UniqueConstraint("study", "number", name="uq_trial_study_number"),
+        sa.UniqueConstraint(
+            "study", "configuration_digest", "toolchain", "weights", "tried_here", name="uq_trial_tried_once"
+        ),
         sa.ForeignKeyConstraint(["study"], ["study.uid"], name="fk_trial_study"),
         sa.CheckConstraint("number >= 0 AND attempt >= 1", name=op.f("ck_trial_counts")),
         sa.CheckConstraint(
@@ -113,14 +116,6 @@ def _create_trial() -> None:
         sa.CheckConstraint(
             "(failure IS NOT NULL) = (state IN ('failed', 'infeasible'))", name=op.f("ck_trial_failure")
         ),
-    )
-    op.create_index(
-        "uq_trial_tried_once",
-        "trial",
-        ["study", "configuration_digest", "toolchain", "weights"],
-        unique=True,
-        sqlite_where=sa.text("merged = 0"),
-        postgresql_where=sa.text("NOT merged"),
     )
     op.create_index(
         "ix_trial_seen_before",

@@ -1,0 +1,61 @@
+"""What becomes of errors and signals, and where text goes."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from autotune import __version__
+from autotune.cli.main import Commands
+from autotune.cli.output import nothing_on_stdout
+from autotune.errors import DeviceError, StudyInterruptedError
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (DeviceError("device x is not there", found="cpu"), 2, "error: device x is not there\n  found: cpu\n"),
+        (StudyInterruptedError("stopped", run="the same command"), 1, "run next: the same command"),
+        (KeyboardInterrupt(), 130, "the same command goes on"),
+    ],
+)
+def test_errors_become_one_message_and_an_exit_code(error, code, says):
+    app = typer.Typer(cls=Commands)
+
+    @app.callback()
+    def options():
+        pass
+
+    @app.command()
+    def fail():
+        raise error
+
+    result = CliRunner().invoke(app, ["fail"])
+    assert result.exit_code == code
+    assert says in result.stderr
+    assert result.stdout == ""
+
+
+def test_what_libraries_print_does_not_reach_standard_output(capfd):
+    with nothing_on_stdout():
+        print("from Python")
+        os.write(1, b"from C\n")
+        os.system("echo from a child")
+    print("the document")
+    captured = capfd.readouterr()
+    assert captured.out == "the document\n"
+    assert {"from Python", "from C", "from a child"} <= set(captured.err.splitlines())
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(database):
+    command = f"{sys.executable} -m autotune.cli.main plan show resnet50 --db {database} --json"
+    ran = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True)
+    assert "Traceback" not in ran.stderr
+    assert "Error" not in ran.stderr
+
+
+def test_the_version(autotune):
+    assert autotune("--version").stdout == f"{__version__}\n"

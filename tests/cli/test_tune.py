@@ -1,0 +1,158 @@
+"""``autotune tune``: what it refuses before it begins, and a tiny study from end to end."""
+
+import json
+
+import pytest
+
+from autotune.cli.tune import study_requests
+from autotune.errors import DeviceError, RequestError
+from autotune.report.results import verify_results
+from autotune.study_file import parse_study
+
+STUDY = """
+name: toy
+model: {factory: toy.py:toy}
+inputs: [{name: input, shape: [batch, 16], dtype: float32}]
+batch: [2, 4]
+device: cpu
+space: {backends: [eager, torchscript], precision: [fp32]}
+search: {trials: 2, budget: 2m, seed: 3}
+"""
+MODEL = """
+import torch
+
+def toy():
+    return torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.Tanh(), torch.nn.Linear(64, 8))
+
+def broken():
+    raise RuntimeError("no weights to be found")
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    (tmp_path / "toy.py").write_text(MODEL)
+    path = tmp_path / "study.yaml"
+    path.write_text(STUDY)
+    return path
+
+
+def options(**changes):
+    return {"batch": None, "device": None, "trials": None, "budget": None} | changes
+
+
+def test_one_request_a_batch(study):
+    file = parse_study(STUDY, study)
+    requests = study_requests(file, **options())
+    assert [request.batch for request in requests] == [2, 4]
+    first = requests[0]
+    assert (first.name, first.trials, first.budget_s, first.seed) == ("toy", 2, 120.0, 3)
+    assert (first.device.kind, first.backends, first.precisions) == ("cpu", ("eager", "torchscript"), ("fp32",))
+    assert first.factory == f"{study.parent.resolve()}/toy.py:toy"
+    assert first.inputs[0].sizes(2) == (2, 16)
+
+
+def test_options_override_the_file(study):
+    (request,) = study_requests(parse_study(STUDY, study), **options(batch=4, trials=7, budget="90s", device="auto"))
+    assert (request.batch, request.trials, request.budget_s) == (4, 7, 90.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({"batch": 3}, RequestError, "batch 2, 4"),
+        ({"trials": 0}, RequestError, "at least 1"),
+        ({"trials": -5}, RequestError, "-5"),
+        ({"budget": "0s"}, RequestError, "more than 0"),
+        ({"budget": "-3m"}, RequestError, "-3m"),
+        ({"budget": "soon"}, RequestError, "90s, 3m or 1h30m"),
+        ({"device": "cuda:99"}, DeviceError, "cuda:99 is not there"),
+        ({"device": "tpu"}, DeviceError, "auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_wrong_options(study, changes, error, says):
+    with pytest.raises(error, match=says):
+        study_requests(parse_study(STUDY, study), **options(**changes))
+
+
+def test_an_unknown_backend_names_the_known_ones(study):
+    text = STUDY.replace("torchscript]", "torchscrpt]")
+    with pytest.raises(RequestError, match="torchscrpt") as caught:
+        study_requests(parse_study(text, study), **options())
+    assert "eager, torchscript, inductor" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "arguments", "says"),
+    [
+        ("search:", "saerch:", [], ["line 8", "did you mean search?"]),
+        ("", "", ["--batch", "3"], ["batch 2, 4"]),
+        ("", "", ["--budget", "0s"], ["--budget 0s"]),
+        ("", "", ["--trials", "0"], ["trials must be at least 1"]),
+        ("device: cpu", "device: cuda:99", [], ["cuda:99 is not there", "cpu ("]),
+    ],
+)
+def test_a_wrong_request_writes_nothing(autotune, study, tmp_path, old, new, arguments, says):
+    study.write_text(STUDY.replace(old, new) if old else STUDY)
+    database = tmp_path / "autotune.db"
+    result = autotune("tune", study, "--db", database, *arguments, "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.count("error: ") == 1
+    for part in says:
+        assert part in result.stderr
+    assert not database.exists()
+
+
+def test_a_study_file_that_is_not_there(autotune, tmp_path):
+    result = autotune("tune", tmp_path / "absent.yaml", "--db", tmp_path / "a.db")
+    assert result.exit_code == 2
+    assert "No such file" in result.stderr
+
+
+def test_a_database_that_cannot_be_written(autotune, study, tmp_path):
+    (tmp_path / "taken").write_text("a file, not a folder")
+    result = autotune("tune", study, "--db", tmp_path / "taken" / "autotune.db")
+    assert result.exit_code == 2
+    assert "taken" in result.stderr
+    assert "--db PATH" in result.stderr
+
+
+def test_results_must_go_to_a_folder(autotune, study, tmp_path):
+    result = autotune("tune", study, "--db", tmp_path / "a.db", "--results", study)
+    assert result.exit_code == 2
+    assert not (tmp_path / "a.db").exists()
+
+
+def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
+    database, results = tmp_path / "autotune.db", tmp_path / "results"
+    arguments = ("tune", study, "--batch", "2", "--db", database, "--results", results)
+    first = autotune(*arguments, "--json")
+    assert first.exit_code == 0, first.stderr
+    (entry,) = json.loads(first.stdout)["studies"]
+    assert (entry["name"], entry["batch"], entry["objective"]) == ("toy", 2, "latency_p50")
+    assert entry["trials"]["complete"] + entry["trials"]["pruned"] == 2  # a slow one is not timed to the end
+    plan = entry["plan"]
+    assert not plan["cached"]
+    assert plan["status"] in ("promoted", "tie", "baseline")
+    assert plan["speedup"] >= 1.0
+    assert "trial 0" in first.stderr
+    (file,) = results.glob("*-b2.json")
+    document = json.loads(file.read_text())
+    assert verify_results(document) == []
+    assert document["plan"]["latency_ms"] == plan["latency_ms"]
+
+    second = autotune(*arguments, "--json")
+    (again,) = json.loads(second.stdout)["studies"]
+    assert again["plan"] == {**plan, "cached": True}
+    shown = json.loads(autotune("plan", "show", "toy", "--device", "cpu", "--db", database, "--json").stdout)
+    assert shown["latency_ms"] == plan["latency_ms"]
+    table = autotune(*arguments)
+    assert "nothing was measured" in table.stdout
+    assert "(baseline)" in table.stdout
+
+
+def test_a_factory_that_raises(autotune, study, tmp_path):
+    study.write_text(STUDY.replace("toy.py:toy", "toy.py:broken"))
+    result = autotune("tune", study, "--batch", "2", "--db", tmp_path / "autotune.db", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no weights to be found" in result.stderr

@@ -1,0 +1,191 @@
+import json
+import math
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from autotune.configuration import Configuration
+from autotune.errors import WorkError
+from autotune.measure.verdict import verdict_from_samples
+from autotune.report import words
+from autotune.report.outcome import best_fp32, best_of_backends, outcome_view
+from autotune.report.results import results_document, verify_results, write_results
+from autotune.report.table import markdown, read_results
+from autotune.study_request import StudyOutcome
+from tests.database import records
+
+EAGER = Configuration.of("eager", {"precision": "fp32", "channels_last": False, "threads": 2})
+FAST = Configuration.of("inductor", {"precision": "fp16", "freezing": True})
+EXACT = Configuration.of("inductor", {"precision": "fp32", "freezing": True})
+OTHER = Configuration.of("torchscript", {"precision": "fp32"})
+MEDIANS_MS = {EAGER: 4.0, FAST: 1.0, EXACT: 2.0, OTHER: 3.0}
+
+
+def outcome(*, rounds=20, cached=False, winner=FAST):
+    """An outcome as a study gives it, from samples with noise of a thousandth; one finalist stops early."""
+    draw = random.Random(1)
+    samples = {
+        configuration: [[median * draw.gauss(1, 1e-3) for _ in range(5)] for _ in range(rounds)]
+        for configuration, median in MEDIANS_MS.items()
+    }
+    samples[OTHER][-5:] = [None] * 5
+    by_name = {each.digest: each for each in samples}
+    verdict = verdict_from_samples({each.digest: blocks for each, blocks in samples.items()}, baselines=[EAGER.digest])
+    finalists = [
+        {
+            "uid": one.name,
+            "backend": by_name[one.name].backend,
+            "batch": 1,
+            "configuration": by_name[one.name].as_dict(),
+            "latency_ms": one.latency_ms,
+            "interval_ms": list(one.interval_ms),
+            "signal_error": 1e-3,
+            "build_s": 2.5,
+            "is_baseline": one.name == verdict.baseline,
+            "could_be_baseline": one.name == EAGER.digest,
+            "is_default": True,
+            "samples_ms": samples[by_name[one.name]],
+        }
+        for one in verdict.finalists
+    ]
+    result = verdict.of(winner.digest)
+    plan = records.plan(
+        configuration=winner,
+        status=verdict.status,
+        latency_ms=result.latency_ms,
+        interval_ms=result.interval_ms,
+        baseline_latency_ms=verdict.of(EAGER.digest).latency_ms,
+        speedup=result.speedup,
+        evidence={"finalists": finalists, "rounds": rounds, "toolchain": {"torch": "2.13.0", "driver": "1"}},
+    )
+    told = tuple({key: value for key, value in each.items() if key not in ("samples_ms", "uid")} for each in finalists)
+    split = {"building": 60.0, "checking": 10.0, "sampling": 20.0, "other": 10.0}
+    return StudyOutcome(
+        plan=plan, cached=cached, trials={"complete": 9, "failed": 2}, seconds=100.0, split=split, finalists=told
+    )
+
+
+def printed(renderable):
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(renderable)
+    return " ".join(console.export_text().replace("│", " ").split())
+
+
+def test_the_final_table_says_what_won_and_by_how_much():
+    text = printed(outcome_view(outcome(), "/data/autotune.db"))
+    assert "eager (baseline)" in text
+    assert "plan → inductor fp16, freezing=yes (reduced precision)" in text
+    assert "4.00× the baseline" in text
+    assert "best in fp32: inductor (fp32, freezing=yes)" in text
+    assert "2.00× the baseline" in text
+    assert "torchscript" in text
+    assert "9 complete, 2 failed; why they failed: autotune trials resnet50 --batch 1 --failed" in text
+    assert "building 60.0 s (60%)" in text
+    assert "stored in /data/autotune.db" in text
+
+
+def test_a_cached_outcome_and_a_baseline_say_so():
+    assert "nothing was measured" in printed(outcome_view(outcome(cached=True), "here"))
+    plan = records.plan(configuration=EAGER, status="baseline", speedup=1.0, latency_ms=2.0, evidence={})
+    text = printed(outcome_view(StudyOutcome(plan=plan, cached=False, trials={}, seconds=1.0), "here"))
+    assert "the baseline stays, 2.000 ms" in text
+    assert "trials: none" in text
+
+
+def test_best_of_each_backend_comes_after_the_baseline():
+    finalists = outcome().finalists
+    best = [Configuration.from_dict(each["configuration"]) for each in best_of_backends(finalists)]
+    assert best == [EAGER, FAST, OTHER]
+    assert Configuration.from_dict(best_fp32(finalists)["configuration"]) == EXACT
+
+
+def test_results_follow_from_their_samples(tmp_path):
+    path = write_results(outcome(), tmp_path / "results", command="autotune tune study.yaml")
+    assert path.name == "nvidia-h200-b1.json"
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    document = json.loads(path.read_text())
+    assert verify_results(document) == []
+    assert document["command"] == "autotune tune study.yaml"
+    assert document["environment"]["toolchain"] == {"torch": "2.13.0", "driver": "1"}
+    assert document["plan"]["speedup"] == pytest.approx(4.0, rel=1e-2)
+    assert [each["backend"] for each in document["backends"]] == ["eager", "inductor", "torchscript"]
+    assert set(document["backends"][1]) == {
+        *("backend", "batch", "configuration", "latency_ms", "interval_ms", "signal_error", "build_s"),
+    }
+    assert document["split_s"]["building"] == 60.0
+    assert "seconds" not in results_document(outcome(cached=True), "x")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: d["plan"].update(latency_ms=d["plan"]["latency_ms"] * 0.999), "plan latency_ms"),
+        (lambda d: d["plan"].update(speedup=4.5), "plan speedup"),
+        (lambda d: d["plan"].update(status="tie"), "plan status"),
+        (lambda d: d["plan"].update(configuration=OTHER.as_dict()), "another finalist won"),
+        (lambda d: d["plan"]["interval_ms"].reverse(), "plan interval_ms"),
+        (lambda d: d["baseline"].update(latency_ms=9.0), "baseline"),
+        (lambda d: d["backends"].pop(), "backends"),
+        (lambda d: d["finals"][2].update(latency_ms=1.0), "finals"),
+        (lambda d: d["finals"][0]["samples_ms"].__setitem__(slice(None), [[2.5]] * 20), "finals"),
+    ],
+)
+def test_a_figure_that_does_not_follow_is_found(change, says):
+    document = json.loads(json.dumps(results_document(outcome(), "x")))
+    change(document)
+    assert any(wrong.startswith(says) or says in wrong for wrong in verify_results(document))
+
+
+def test_no_results_without_samples():
+    bare = StudyOutcome(plan=records.plan(evidence={}), cached=True, trials={}, seconds=0.0)
+    with pytest.raises(WorkError, match="without the raw samples"):
+        results_document(bare, "x")
+
+
+def test_the_markdown_table(tmp_path):
+    found = outcome()
+    write_results(found, tmp_path / "resnet50" / "results", command="x")
+    text = markdown(read_results(tmp_path))
+    lines = text.splitlines()
+    assert lines[0] == "**NVIDIA H200** (`nvidia-h200/whole/700w`), ms"
+    assert lines[2] == "| model, batch | baseline | inductor | torchscript | speedup | signal error |"
+    assert lines[4].startswith("| resnet50, 1 | 4.0")
+    assert "| **1.000** fp16 |" in lines[4] or "| **0.9" in lines[4] or "| **1.0" in lines[4]
+    path = tmp_path / "resnet50" / "results" / "nvidia-h200-b1.json"
+    document = json.loads(path.read_text())
+    document["plan"]["speedup"] = 10.0
+    path.write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="plan speedup"):
+        read_results(tmp_path)
+
+
+@given(st.floats(min_value=1e-4, max_value=1e6))
+def test_milliseconds_keep_their_figures(value):
+    text = words.milliseconds(value)
+    assert "e" not in text
+    assert math.isclose(float(text), value, rel_tol=6e-4, abs_tol=6e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.4451234, "0.4451"),
+        (28.934, "28.93"),
+        (2300.4, "2300"),
+        (0.01234, "0.01234"),
+        (1.0, "1.000"),
+        (12345.6, "12346"),
+    ],
+)
+def test_milliseconds(value, text):
+    assert words.milliseconds(value) == text
+
+
+def test_knobs_name_the_precision_first():
+    assert words.knobs(EAGER) == "fp32, channels_last=no, threads=2"
+    assert words.knobs(Configuration.of("eager", {})) == "as it comes"
+    assert words.is_reduced(FAST)
+    assert not words.is_reduced(EAGER)
