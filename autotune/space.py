@@ -11,12 +11,18 @@ from autotune.configuration import Configuration, Scalar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameter:
-    """A knob with its choices; the first choice is the backend's own default."""
+    """A knob with its choices; the first choice is the backend's own default.
+
+    ``build_cost`` says how many times as long as the default each choice takes to build, where that is known to differ.
+    """
 
     name: str
     choices: tuple[Scalar, ...]
+    build_cost: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.build_cost) not in (0, len(self.choices)):
+            raise ValueError(f"parameter {self.name} has {len(self.choices)} choices and {len(self.build_cost)} costs")
         if not self.choices or len(set(map(repr, self.choices))) != len(self.choices):
             raise ValueError(f"parameter {self.name} needs distinct choices, found {self.choices}")
 
@@ -62,6 +68,14 @@ class SearchSpace:
             ):
                 return f"{parameter.name} = {values[parameter.name]!r}, expected one of {list(parameter.choices)}"
         return next((c.reason for c in self.constraints if not c.holds(values)), None)
+
+    def build_cost(self, configuration: Configuration) -> float:
+        """How many times as long as a default the configuration is expected to build."""
+        cost = 1.0
+        for parameter in self.parameters:
+            if parameter.build_cost:
+                cost *= parameter.build_cost[parameter.choices.index(configuration[parameter.name])]
+        return cost
 
     def __iter__(self) -> Iterator[Configuration]:
         names = [parameter.name for parameter in self.parameters]

@@ -20,7 +20,7 @@ from autotune.configuration import Configuration
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.errors import ArtifactError, StudyInterruptedError, WorkError
-from autotune.execute.bench import Bench
+from autotune.execute.bench import BUILD_TIMEOUT_S, Bench
 from autotune.execute.finals import FinalsResult, run_finals
 from autotune.execute.server import StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
@@ -36,6 +36,12 @@ from autotune.trial import Measurement, Trial, TrialState
 from autotune.workload import Workload
 
 log = logging.getLogger(__name__)
+
+SHORTEST_BUILD_S = 60.0
+"""A build may take what is left of the budget, and at least so many seconds."""
+
+MOST_SKIPPED = 16
+"""After so many proposals in a row that would build for too long the search ends."""
 
 ABANDON_FACTOR = 4.0
 """A candidate whose fastest call takes longer than so many times the best median so far is not timed to the end;
@@ -79,6 +85,7 @@ class Study:
         self.server, self.folder = server, folder
         self._build_s: dict[str, float] = {}
         self._best_ms: float | None = None
+        self._spaces: dict[str, SearchSpace] = {}
         self._defaults: set[str] = set()
 
     def run(self, begin: float) -> StudyOutcome:
@@ -178,6 +185,7 @@ class Study:
                     self._build_s.get(trial.configuration.backend, 0.0), trial.build_s or 0.0
                 )
         interrupted = [trial.configuration for trial in done if trial.state == "running"]
+        self._spaces = {space.backend: space for space in spaces}
         spent, count = row.active_s, sum(not trial.reused for trial in done if trial.state != "running")
         referenced = False
         while count < self.request.trials and spent < self.request.budget_s:
@@ -188,7 +196,7 @@ class Study:
                 self.bench.reference()
                 referenced = True
             begin = time.monotonic()
-            finished = self._generation(row, workload, batch)
+            finished = self._generation(row, workload, batch, max(SHORTEST_BUILD_S, self.request.budget_s - spent))
             for trial in finished:
                 search.observe(as_outcome(trial))
             count += sum(not trial.reused for trial in finished)
@@ -203,27 +211,35 @@ class Study:
     def _next_batch(
         self, search: Search, interrupted: list[Configuration], trials: int, budget_s: float
     ) -> list[Configuration]:
-        """What to build together: one on a CPU; on a GPU as many as its host's cores build at once.
+        """What to build together: one on a CPU; on a GPU all defaults, later as many as its host's cores carry.
 
-        A backend whose builds have taken longer than the budget that is left gets no further build.
+        What is expected to build longer than the budget that is left is not begun.
         """
         batch: list[Configuration] = []
         skipped: list[Configuration] = []
-        while len(batch) < min(self.parallel, trials):
+        while len(batch) < trials and len(skipped) < MOST_SKIPPED:
             known = interrupted.pop(0) if interrupted else search.propose([*batch, *skipped])
-            if known is None or len(skipped) >= 16:
+            if known is None:
                 break
-            (batch if self._build_s.get(known.backend, 0.0) <= budget_s else skipped).append(known)
+            first = known.digest in self._defaults
+            if len(batch) >= self.parallel and not first:
+                break
+            if batch and not first and batch[0].digest in self._defaults:
+                break  # the rest of the search learns from the defaults
+            expected_s = self._build_s.get(known.backend, 0.0) * self._spaces[known.backend].build_cost(known)
+            (batch if expected_s <= budget_s else skipped).append(known)
+            if self.parallel == 1 and batch:
+                break
         return batch
 
     @property
     def parallel(self) -> int:
-        """How many builds run at once: the defaults, most of them cheap, take every core, later ones two each."""
-        if self.device.kind == "cpu":
-            return 1
-        return self.device.cores if self._best_ms is None else max(1, self.device.cores // 2)
+        """How many builds run at once: a large one keeps about two cores busy."""
+        return 1 if self.device.kind == "cpu" else max(1, self.device.cores // 2)
 
-    def _generation(self, row: StudyRow, workload: Workload, batch: list[Configuration]) -> list[Trial]:
+    def _generation(
+        self, row: StudyRow, workload: Workload, batch: list[Configuration], limit_s: float
+    ) -> list[Trial]:
         """Build configurations together, then check and time them one after the other."""
         finished: list[Trial] = []
         claimed: list[Trial] = []
@@ -235,7 +251,8 @@ class Study:
             trial = self.store.claim_trial(row.uid, configuration, self._digest(configuration.backend))
             self.progress.event("trial_started", number=trial.number, configuration=configuration)
             claimed.append(trial)
-        builds = self.bench.build([trial.configuration for trial in claimed], self.parallel) if claimed else []
+        workers = 1 if self.parallel == 1 else max(1, len(claimed))
+        builds = self.bench.build([trial.configuration for trial in claimed], workers, limit_s) if claimed else []
         for trial, (built, target) in zip(claimed, builds, strict=True):
             if self.stop.is_set():
                 break
@@ -253,6 +270,8 @@ class Study:
     def _finish(self, trial: Trial, built: StepResult, target: Path) -> tuple[Trial, Measurement | None]:
         if built.failure is not None:
             self.bench.discard(target)
+            if built.failure.kind == "timeout" and (built.failure.figure or 0.0) < BUILD_TIMEOUT_S:
+                return dataclasses.replace(trial, state="pruned"), None  # it was the budget that ended
             return dataclasses.replace(trial, state="failed", failure=built.failure), None
         build_s = float((built.value or {})["build_s"])
         digest = self.store.artifacts.add(target)

@@ -54,6 +54,7 @@ def finished(request_, tmp_path_factory):
     path = tmp_path_factory.mktemp("db") / "autotune.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autotune.execute.bench.BUILD_TIMEOUT_S", 10.0)
+        patch.setattr("autotune.study.BUILD_TIMEOUT_S", 10.0)
         patch.setattr("autotune.execute.finals.LIMIT_S", 15.0)
         with Store.open(str(path)) as store:
             recorder = Recorder()

@@ -59,8 +59,11 @@ class Bench:
         checking_s = sum(end - begin for stage, begin, end in result.spans if stage == "check")
         self._measure_timeout_s = MEASURE_TIMEOUT_S + 20 * checking_s
 
-    def build(self, configurations: Sequence[Configuration], workers: int) -> list[tuple[StepResult, Path]]:
+    def build(
+        self, configurations: Sequence[Configuration], workers: int, timeout_s: float | None = None
+    ) -> list[tuple[StepResult, Path]]:
         """Build configurations, so many at a time, each in a process and a folder of its own."""
+        limit_s = min(BUILD_TIMEOUT_S, timeout_s or BUILD_TIMEOUT_S)
 
         def one(configuration: Configuration) -> tuple[StepResult, Path]:
             target = Path(tempfile.mkdtemp(dir=self.folder, prefix="artifact-"))
@@ -70,7 +73,7 @@ class Bench:
                 "configuration": configuration.as_dict(),
                 "device": self.device.as_dict(),
             }
-            return self._step("build", request, BUILD_TIMEOUT_S), target
+            return self._step("build", request, limit_s), target
 
         if workers == 1:
             return [one(configuration) for configuration in configurations]

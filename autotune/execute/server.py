@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,8 @@ from autotune import errors
 from autotune.errors import AutotuneError, WorkerError
 from autotune.execute.channel import Channel, ChannelClosed
 from autotune.trial import Failure, FailureKind, Stage
+
+log = logging.getLogger(__name__)
 
 LOG_TAIL_BYTES = 8000
 POLL_S = 0.25
@@ -210,6 +213,8 @@ class WorkerServer:
             if self._process.poll() is not None and not self.closed:
                 raise self._gone() from None
             failure = session.failure(timeout_s)
+        stages = ", ".join(f"{name} {end - begin:.2f} s" for name, begin, end in session.spans)
+        log.info("step %s of process %d: %s", step, session.pid, stages)
         return StepResult(
             value=value, failure=failure, spans=session.spans, seconds=time.monotonic() - session.started, raised=raised
         )

@@ -98,10 +98,13 @@ def _preload(modules: list[str]) -> None:
 
 
 def _gpu_is_open() -> bool:
-    """Whether this process holds a GPU: a forked child could not use it any more."""
+    """Whether this process holds a CUDA context: a forked child could not use the GPU any more.
+
+    CUDA opens the unified-memory device; NVML, which imports may ask for a count of GPUs, does not.
+    """
     for entry in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{entry}").startswith("/dev/nvidia"):
+            if os.readlink(f"/proc/self/fd/{entry}").startswith("/dev/nvidia-uvm"):
                 return True
     return False
 

@@ -195,7 +195,8 @@ def photographs(count: int, channels: int, height: int, width: int, generator: "
         roughness = (1.5 / cells) ** (0.7 + 0.6 * torch.rand((count, 1, 1, 1), generator=generator))
         texture += roughness * functional.interpolate(field, (height, width), mode="bilinear", align_corners=False)
         cells *= 2
-    texture = (texture - texture.mean(dim=(1, 2, 3), keepdim=True)) / texture.std(dim=(1, 2, 3), keepdim=True)
+    deviation, mean = torch.std_mean(texture, dim=(1, 2, 3), correction=0, keepdim=True)
+    texture = (texture - mean) / deviation.clamp_min(1e-6)
     contrast = 0.8 * torch.exp(0.5 * even(count, 1, 1, 1))
     brightness = 0.7 * even(count, 1, 1, 1) + 0.4 * even(count, channels, 1, 1)
     return (contrast * texture + brightness).clamp(-2.2, 2.7)

@@ -83,10 +83,10 @@ def test_cuda_timer_records_both_clocks_and_unrolls_short_calls():
     assert single.device_ms is not None and 0 < single.device_ms <= single.wall_ms * 1.01
     grouping = timer.grouping(single)
     assert (grouping.unrolled > 1) == (single.device_ms < 0.2)
-    cycles = 20_000
+    cycles = 100_000  # longer than the host needs for a launch
     short = timer.time_call(spin, ())
     grouping = timer.grouping(short)
     unrolled = timer.time_call(spin, (), grouping)
     assert grouping.unrolled > 1 and grouping.grouped == 1
     assert unrolled.device_ms is not None and short.device_ms is not None
-    assert unrolled.device_ms == pytest.approx(single.device_ms / 10, rel=0.3)
+    assert unrolled.device_ms == pytest.approx(single.device_ms / 2, rel=0.3)
