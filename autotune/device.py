@@ -77,7 +77,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toolchain:
-    """The versions that decide what gets built, by name: driver, cuda, torch, triton, onnxruntime, compiler and so on."""
+    """The versions that decide what gets built, by name: driver, cuda, torch, triton, onnxruntime, compiler."""
 
     versions: tuple[tuple[str, str], ...]
 

@@ -39,19 +39,21 @@ class Constraint:
 class SearchSpace:
     """The legal configurations of one backend on one device.
 
-    ``defaults`` are what a user has off the shelf: they are tried first and always enter the finals.
+    ``defaults`` are what a user has off the shelf: they are tried first and always enter the finals. ``hints`` are
+    promising points that are tried right after them.
     """
 
     backend: str
     parameters: tuple[Parameter, ...]
     constraints: tuple[Constraint, ...] = ()
     defaults: tuple[Configuration, ...] = ()
+    hints: tuple[Configuration, ...] = ()
 
     def __post_init__(self) -> None:
-        for configuration in self.defaults:
+        for configuration in (*self.defaults, *self.hints):
             why = self.refusal(configuration)
             if why:
-                raise ValueError(f"default {configuration} is not in its own space: {why}")
+                raise ValueError(f"{configuration} is not in its own space: {why}")
 
     def refusal(self, configuration: Configuration) -> str | None:
         """Why a configuration is not in this space, or ``None`` where it is."""

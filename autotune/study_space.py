@@ -111,5 +111,9 @@ def _narrow(space: SearchSpace, request: StudyRequest, *, whole: bool) -> Search
                 holds=lambda values: values["precision"] in accepted or baseline(values),
             )
         )
-    narrowed = replace(space, constraints=tuple(constraints), defaults=())
-    return replace(narrowed, defaults=tuple(c for c in space.defaults if narrowed.refusal(c) is None))
+    narrowed = replace(space, constraints=tuple(constraints), defaults=(), hints=())
+    return replace(
+        narrowed,
+        defaults=tuple(c for c in space.defaults if narrowed.refusal(c) is None),
+        hints=tuple(c for c in space.hints if narrowed.refusal(c) is None),
+    )

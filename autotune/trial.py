@@ -8,9 +8,7 @@ from typing import Any, Literal, get_args
 from autotune.configuration import Configuration
 
 Stage = Literal["build", "load", "check", "measure"]
-FailureKind = Literal[
-    "error", "timeout", "crash", "out_of_memory", "inaccurate", "non_finite", "log_flood", "protocol"
-]
+FailureKind = Literal["error", "timeout", "crash", "out_of_memory", "inaccurate", "non_finite", "log_flood", "protocol"]
 TrialState = Literal["running", "complete", "pruned", "infeasible", "failed"]
 
 

@@ -8,7 +8,6 @@ from autotune.search_spaces.precision import precisions, threads
 from autotune.space import Constraint, Parameter, SearchSpace
 from autotune.workload import Workload
 
-
 MAX_AUTOTUNE_COST = 4.0
 """ResNet-50 on an H200 built in 238 to 255 s with max-autotune, about four times as long as without."""
 
@@ -40,6 +39,7 @@ def inductor_space(device: Device, workload: Workload | None) -> SearchSpace:
         parameters=tuple(parameters),
         constraints=() if on_gpu else (_TEMPLATES_NEED_CONSTANTS,),
         defaults=_defaults(device, tuple(parameters)),
+        hints=_frozen(device, tuple(parameters)),
     )
 
 
@@ -54,13 +54,16 @@ _TEMPLATES_NEED_CONSTANTS = Constraint(
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List off the shelf and frozen (on a CPU at each thread count); on a GPU also frozen fp16 in a CUDA graph."""
+    """List off the shelf; on a GPU also what its users turn on by hand: frozen, fp16, in a CUDA graph."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
-    if device.kind == "cpu":
-        counts = threads(device)  # all cores come first, both ways
-        variants = [{**first, "threads": count, "freezing": frozen} for count in counts for frozen in (False, True)]
-    else:
-        variants = [first, {**first, "freezing": True}]
-        if "fp16" in precisions(device, "inductor"):
-            variants.append({**first, "precision": "fp16", "freezing": True, "cuda_graph": True})
+    variants = [first]
+    if device.kind == "cuda" and "fp16" in precisions(device, "inductor"):
+        variants.append({**first, "precision": "fp16", "freezing": True, "cuda_graph": True})
     return tuple(Configuration.of("inductor", values) for values in variants)
+
+
+def _frozen(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
+    """List the one knob that nearly always helps; on a GPU along with the CUDA graph."""
+    first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
+    graph: dict[str, Scalar] = {"cuda_graph": True} if device.kind == "cuda" else {}
+    return (Configuration.of("inductor", {**first, "freezing": True, **graph}),)

@@ -67,12 +67,10 @@ def _constraints(features: set[str], device: Device) -> tuple[Constraint, ...]:
 
 def _defaults(device: Device, first: dict[str, Scalar]) -> tuple[Configuration, ...]:
     if device.kind == "cpu":
-        counts = threads(device)
-        return tuple(Configuration.of(NAME, {**first, "threads": n}) for n in dict.fromkeys((counts[0], counts[-1])))
+        return (Configuration.of(NAME, first),)
     found = precisions(device, NAME)
     # The CUDA provider takes TF32 where the GPU has it, unless told otherwise.
-    order = [precision for precision in ("tf32", "fp32", "fp16") if precision in found]
-    points: list[dict[str, Scalar]] = [{"precision": precision} for precision in order]
+    points: list[dict[str, Scalar]] = [{"precision": "tf32" if "tf32" in found else "fp32"}]
     if "fp16" in found:
-        points.append({"precision": "fp16", "cuda_graph": True})
+        points += [{"precision": "fp16"}, {"precision": "fp16", "cuda_graph": True}]
     return tuple(Configuration.of(NAME, {**first, **point}) for point in points)

@@ -15,7 +15,7 @@ NAME = "openvino"
 
 
 def space(device: Device, workload: Workload | None) -> SearchSpace:
-    """List the legal configurations; the defaults are every precision at all cores, and fp32 at one core.
+    """List the legal configurations; the defaults are every precision at all cores.
 
     Off the shelf OpenVINO takes the narrowest precision that the processor computes in, so that one is a default too.
     """
@@ -26,9 +26,7 @@ def space(device: Device, workload: Workload | None) -> SearchSpace:
         Parameter(name="threads", choices=counts),
         Parameter(name="pinning", choices=(True, False)),
     )
-    points = dict.fromkeys([*((precision, counts[0]) for precision in found), ("fp32", counts[-1])])
     defaults = tuple(
-        Configuration.of(NAME, {"precision": precision, "threads": count, "pinning": True})
-        for precision, count in points
+        Configuration.of(NAME, {"precision": precision, "threads": counts[0], "pinning": True}) for precision in found
     )
     return SearchSpace(backend=NAME, parameters=parameters, defaults=defaults)

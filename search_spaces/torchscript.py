@@ -29,11 +29,9 @@ def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List traced, frozen and optimised in fp32 (on a CPU at each thread count); on a GPU also in fp16."""
+    """List traced, frozen and optimised in fp32 (on a CPU with all its cores); on a GPU also in fp16."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
-    if device.kind == "cpu":
-        return tuple(Configuration.of("torchscript", {**first, "threads": count}) for count in threads(device))
     variants = [first]
-    if "fp16" in precisions(device, "torchscript"):
+    if device.kind == "cuda" and "fp16" in precisions(device, "torchscript"):
         variants.append({**first, "precision": "fp16"})
     return tuple(Configuration.of("torchscript", values) for values in variants)

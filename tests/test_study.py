@@ -54,8 +54,8 @@ def finished(request_, tmp_path_factory):
     path = tmp_path_factory.mktemp("db") / "autotune.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autotune.execute.bench.BUILD_TIMEOUT_S", 10.0)
-        patch.setattr("autotune.study.BUILD_TIMEOUT_S", 10.0)
-        patch.setattr("autotune.execute.finals.LIMIT_S", 15.0)
+        patch.setattr("autotune.study_search.BUILD_TIMEOUT_S", 10.0)
+        patch.setattr("autotune.execute.finals.LIMIT_S", 8.0)
         with Store.open(str(path)) as store:
             recorder = Recorder()
             yield run_study(request_, store, recorder), store, recorder, path
@@ -85,7 +85,7 @@ def test_every_fault_costs_one_trial_and_the_study_ends_with_a_plan(finished):
 
 
 def test_the_defaults_of_every_backend_come_first_and_enter_the_finals(finished):
-    outcome, store, recorder, _ = finished
+    outcome, _, recorder, _ = finished
     started = [data["configuration"].backend for kind, data in recorder.events if kind == "trial_started"]
     assert set(started[:3]) == {"eager", "torchscript", "misbehaving"}
     finalists = outcome.plan.evidence["finalists"]
@@ -178,7 +178,9 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path, number):
     database = tmp_path / "autotune.db"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(database), TOY]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         finished_trials = 0
         for line in process.stdout:
             finished_trials += line.startswith("trial_finished")

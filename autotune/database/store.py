@@ -58,9 +58,7 @@ class Store:
         self.artifacts = ArtifactStore(location.artifacts)
 
     @classmethod
-    def open(
-        cls, url: str | None = None, *, create: bool = True, clock: Callable[[], datetime] = utc_now
-    ) -> "Store":
+    def open(cls, url: str | None = None, *, create: bool = True, clock: Callable[[], datetime] = utc_now) -> "Store":
         """Open the database at a path or URL, else at ``AUTOTUNE_DB``, else in the user's data folder.
 
         Raises DatabaseError where there is none and ``create`` is false, or where it cannot be used.

@@ -56,13 +56,16 @@ def claim(session: Session, study: StudyTable, configuration: Configuration, too
     seen = find(session, study, configuration, toolchain)
     if seen is not None and seen.state != "running":
         raise ValueError(f"study {study.name} has tried {configuration} already, as trial {seen.number}")
-    cut_off = seen or session.scalars(
-        select(TrialTable).where(
-            TrialTable.study == study.uid,
-            TrialTable.configuration_digest == configuration.digest,
-            TrialTable.state == "running",
-        )
-    ).first()
+    cut_off = (
+        seen
+        or session.scalars(
+            select(TrialTable).where(
+                TrialTable.study == study.uid,
+                TrialTable.configuration_digest == configuration.digest,
+                TrialTable.state == "running",
+            )
+        ).first()
+    )
     if cut_off is not None:
         cut_off.attempt += 1
         cut_off.toolchain = toolchain
@@ -137,9 +140,7 @@ def add_measurement(session: Session, trial_uid: str, role: Role, measurement: M
     uid = measurement_uid(trial_uid, role, measurement)
     if session.get(MeasurementTable, uid) is not None:
         return False
-    session.add(
-        MeasurementTable(uid=uid, trial=trial_uid, role=role, created=now, record=measurement.as_dict())
-    )
+    session.add(MeasurementTable(uid=uid, trial=trial_uid, role=role, created=now, record=measurement.as_dict()))
     session.flush()
     return True
 

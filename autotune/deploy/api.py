@@ -41,10 +41,20 @@ def optimize(
 
 
 def tune(
-    model: "torch.nn.Module", inputs: Any, *, budget: str | float = DEFAULT_BUDGET_S, trials: int = DEFAULT_TRIALS,
-    objective: str | Objective = "latency_p50", device: str | None = None, db: str | None = None,
-    name: str | None = None, serve_as: str = "any", backends: tuple[str, ...] | None = None,
-    precisions: tuple[str, ...] | None = None, seed: int = 0, progress: Progress | None = None,
+    model: "torch.nn.Module",
+    inputs: Any,
+    *,
+    budget: str | float = DEFAULT_BUDGET_S,
+    trials: int = DEFAULT_TRIALS,
+    objective: str | Objective = "latency_p50",
+    device: str | None = None,
+    db: str | None = None,
+    name: str | None = None,
+    serve_as: str = "any",
+    backends: tuple[str, ...] | None = None,
+    precisions: tuple[str, ...] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> StudyOutcome:
     """Search for the fastest plan of ``model`` and store it; a finished study answers at once.
 
@@ -62,8 +72,14 @@ def tune(
 
 
 def load(
-    model: "torch.nn.Module", inputs: Any, *, device: str | None = None, db: str | None = None,
-    objective: str | Objective = "latency_p50", serve_as: str = "any", rebuild: bool = True,
+    model: "torch.nn.Module",
+    inputs: Any,
+    *,
+    device: str | None = None,
+    db: str | None = None,
+    objective: str | Objective = "latency_p50",
+    serve_as: str = "any",
+    rebuild: bool = True,
 ) -> "OptimizedModel":
     """The stored plan for ``model``; never searches.
 

@@ -81,7 +81,12 @@ class Bench:
             return list(pool.map(one, configurations))
 
     def measure(
-        self, artifact: Path, objective: Objective, seed: int, *, abandon_ms: float | None = None,
+        self,
+        artifact: Path,
+        objective: Objective,
+        seed: int,
+        *,
+        abandon_ms: float | None = None,
         check_only: bool = False,
     ) -> StepResult:
         """Check and time an artifact in a process of its own; a gate that refuses it is a failure of the result."""
@@ -99,9 +104,7 @@ class Bench:
         refused = (result.value or {}).get("failure")
         if refused is None:
             return result
-        return StepResult(
-            value=result.value, failure=Failure(**refused), spans=result.spans, seconds=result.seconds
-        )
+        return StepResult(value=result.value, failure=Failure(**refused), spans=result.spans, seconds=result.seconds)
 
     def workload(self) -> Workload:
         """The workload of the prepared model."""

@@ -27,7 +27,7 @@ FEWEST_ROUNDS, LONGEST_S = 9, 900.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalsResult:
-    """The verdict with every raw sample: ``samples_ms`` holds a block a round for each finalist, ``None`` where frozen."""
+    """The verdict with every raw sample: in ``samples_ms`` a block a round for each finalist, ``None`` where frozen."""
 
     verdict: Verdict
     samples_ms: Mapping[str, list[list[float] | None]]
@@ -84,7 +84,10 @@ def run_finals(
     WorkError where the baseline itself cannot be measured.
     """
     drive = _Drive(
-        bench, dict(artifacts), Finals(list(artifacts), baselines=baselines, tie_keys=tie_keys, processes=PROCESSES), seed
+        bench,
+        dict(artifacts),
+        Finals(list(artifacts), baselines=baselines, tie_keys=tie_keys, processes=PROCESSES),
+        seed,
     )
     limit_s = min(LONGEST_S, max(LIMIT_S, FEWEST_ROUNDS * expected_round_s))
     begin = time.monotonic()
@@ -127,7 +130,10 @@ def _next_process(drive: _Drive, current: Session | None, process: int) -> Sessi
 
 
 def _run(drive: _Drive, session: Session, process: int, limit_s: float) -> int:
-    """Let a process run its rounds and return how many it finished in time; raises ChannelClosed where it died, with the culprit in ``session.turn``."""
+    """Let a process run its rounds and return how many it finished in time.
+
+    Raises ChannelClosed where it died, with the culprit in ``session.turn``.
+    """
     patience_s = 300.0 + 2 * limit_s
     if not session.ready:
         while "ready" not in (message := session.receive(patience_s)):
@@ -178,8 +184,6 @@ def _result(drive: _Drive, verdict: Verdict) -> FinalsResult:
     return FinalsResult(
         verdict=verdict,
         samples_ms=samples,
-        measurements={
-            name: drive.finals.measurement(name, protocol, {"seed": drive.seed}) for name in samples
-        },
+        measurements={name: drive.finals.measurement(name, protocol, {"seed": drive.seed}) for name in samples},
         process_of_round=tuple(drive.process_of_round),
     )

@@ -18,7 +18,7 @@ TOLERANCE = 2e-2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """Whether a backend works on a device; where not, the reason and the remedy. ``signal_error`` is the toy model's."""
+    """Whether a backend works on a device; where not, the reason and the remedy. ``signal_error``: the toy's."""
 
     backend: str
     works: bool

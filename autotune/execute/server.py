@@ -104,9 +104,7 @@ class Session:
     @property
     def spans(self) -> tuple[Span, ...]:
         """Stages with their begin and end, in order."""
-        return tuple(
-            (name, begin, max(begin, end)) for (name, begin), (_, end) in itertools.pairwise(self._marks)
-        )
+        return tuple((name, begin, max(begin, end)) for (name, begin), (_, end) in itertools.pairwise(self._marks))
 
     def failure(self, limit_s: float) -> Failure:
         """Why a step that ended without an answer failed."""
@@ -186,7 +184,12 @@ class WorkerServer:
         return session
 
     def run(
-        self, step: str, request: dict[str, Any], *, timeout_s: float, stage: Stage = "build",
+        self,
+        step: str,
+        request: dict[str, Any],
+        *,
+        timeout_s: float,
+        stage: Stage = "build",
         meanwhile: Callable[[], None] | None = None,
     ) -> StepResult:
         """Run a step to its end; whatever becomes of it is a value. ``meanwhile`` is called once it has begun."""
@@ -276,7 +279,9 @@ class WorkerServer:
     def _gone(self) -> WorkerError:
         tail = self._log.read_text(errors="replace")[-2000:] if self._log.exists() else ""
         return WorkerError(
-            "the worker server is gone", found=tail.strip() or "no output", expected="a running server",
+            "the worker server is gone",
+            found=tail.strip() or "no output",
+            expected="a running server",
             run="autotune doctor",
         )
 

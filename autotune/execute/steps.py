@@ -183,7 +183,7 @@ def read_sets(path: Path, model: Any, *, outputs: bool = False) -> list[tuple[An
 
 
 class _Candidate:
-    """A runner with the global switches of its configuration; what it sets by itself in every call then costs little."""
+    """A runner with its global switches set already, so that setting them in every call costs little."""
 
     def __init__(self, folder: Path, device: Device) -> None:
         from autotune.runtime.artifact import load_runner, read_record

@@ -23,7 +23,13 @@ from typing import Any
 from autotune.execute.channel import Channel
 
 PR_SET_PDEATHSIG = 1
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate", "bad_alloc", "cudaerrormemoryallocation")
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "failed to allocate",
+    "bad_alloc",
+    "cudaerrormemoryallocation",
+)
 
 
 def serve(control: socket.socket) -> None:

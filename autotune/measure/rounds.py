@@ -11,7 +11,7 @@ from autotune.measure.timer import SINGLE, Sample, Timer
 
 BLOCK_MS = 5.0
 FEWEST_CALLS, MOST_CALLS = 3, 30
-SLOW_CALL_MS = 1000.0
+SLOW_CALL_MS = 20.0
 
 
 class Finalist(Protocol):
@@ -41,7 +41,7 @@ def run_rounds(
     """Run whole rounds and return one block a finalist for each; frozen ones are left out.
 
     A block is ``prepare()``, one call that is not kept (three in the first block of a quick finalist), and then enough
-    samples for 5 ms, from 3 to 30; one alone where a call takes a second. With ``limit_s`` no round is begun that,
+    samples for 5 ms, from 3 to 30; one alone where a call takes 20 ms. With ``limit_s`` no round is begun that,
     going by the longest so far, would end too late; the first always runs. ``announce`` hears each name before its
     turn, so that a crash or hang has a name. Whatever a finalist raises passes through.
     """

@@ -72,7 +72,9 @@ def capture(name: str, batch: int, module: "torch.nn.Module", inputs: Mapping[st
     return Captured(program=program, workload=workload, output_schema=output_schema)
 
 
-def _answer(module: "torch.nn.Module", inputs: Mapping[str, "torch.Tensor"]) -> "tuple[list[torch.Tensor], schema.Node]":
+def _answer(
+    module: "torch.nn.Module", inputs: Mapping[str, "torch.Tensor"]
+) -> "tuple[list[torch.Tensor], schema.Node]":
     try:
         answer = module(**inputs)
     except Exception as error:

@@ -85,9 +85,8 @@ def _alive(nodes: list["Node"]) -> set["Node"]:
     alive: set[Node] = set()
     for node in reversed(nodes):
         silent = _overload_packet(node) in _SILENT
-        if node.op in ("output", "placeholder") or (not silent and any(user in alive for user in node.users)):
-            alive.add(node)
-        elif node.op == "call_function" and str(node.target).split(".")[1:2] and _mutates(node):
+        used = not silent and any(user in alive for user in node.users)
+        if node.op in ("output", "placeholder") or used or _mutates(node):
             alive.add(node)
     return alive
 
@@ -98,7 +97,9 @@ def _mutates(node: "Node") -> bool:
 
 
 def _without_device(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {key: kwargs[key] for key in sorted(kwargs) if key not in ("device", "pin_memory") and kwargs[key] is not None}
+    return {
+        key: kwargs[key] for key in sorted(kwargs) if key not in ("device", "pin_memory") and kwargs[key] is not None
+    }
 
 
 def _canonical(value: Any, position: dict[Any, int]) -> Any:

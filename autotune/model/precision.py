@@ -1,4 +1,4 @@
-"""The captured graph in another precision and on another device, with the dtypes of its inputs and outputs unchanged."""
+"""The captured graph in another precision and on another device; the dtypes of its inputs and outputs stay."""
 
 import inspect
 from typing import TYPE_CHECKING, Any

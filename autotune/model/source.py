@@ -83,7 +83,12 @@ class CapturedModel:
 
 
 def write(
-    folder: Path, captured: Captured, example: Mapping[str, "torch.Tensor"], *, factory: str | None, seed: int,
+    folder: Path,
+    captured: Captured,
+    example: Mapping[str, "torch.Tensor"],
+    *,
+    factory: str | None,
+    seed: int,
     module: "torch.nn.Module | None" = None,
 ) -> None:
     """Put a captured model into a folder; ``module`` is the user's own, where a factory can make it again."""

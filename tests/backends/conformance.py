@@ -126,11 +126,18 @@ class Built:
 def plain_configuration(backend: Backend, device: Device, source: CapturedModel) -> Configuration:
     """The first default of the backend that computes in fp32, as a model without a factory gets it."""
     space = backend.space(device, source.workload, has_factory=False)
-    return next(c for c in space.defaults if c["precision"] in ("fp32", "default"))
+    return next(c for c in (*space.defaults, *space) if c["precision"] in ("fp32", "default"))
 
 
-def build_toy(backend: Backend, device: Device, toy: str, folder: Path, *, factory: bool = False,
-              configuration: Configuration | None = None) -> Built:
+def build_toy(
+    backend: Backend,
+    device: Device,
+    toy: str,
+    folder: Path,
+    *,
+    factory: bool = False,
+    configuration: Configuration | None = None,
+) -> Built:
     """Capture and build a toy below ``folder``."""
     source = toy_source(toy, folder / "source", factory=factory)
     artifact = folder / "artifact"
@@ -185,11 +192,12 @@ class BackendConformance:
         first, second = (self.backend.space(self.device, None, has_factory=True) for _ in range(2))
         assert first.digest == second.digest and first.defaults == second.defaults
 
-    def test_default_threads_cover_one_core_and_all(self) -> None:
+    def test_off_the_shelf_means_all_cores_and_one_core_can_be_tried(self) -> None:
         if self.device.kind != "cpu":
             pytest.skip("threads are a parameter of CPU configurations")
-        defaults = self.backend.space(self.device, None, has_factory=True).defaults
-        assert {c["threads"] for c in defaults} >= {1, self.device.cores}
+        space = self.backend.space(self.device, None, has_factory=True)
+        assert space.defaults[0]["threads"] == self.device.cores
+        assert {c["threads"] for c in space} >= {1, self.device.cores}
 
 
 class RunnerConformance:
@@ -321,8 +329,11 @@ class RunnerConformance:
         )
         environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "PYTHONPATH")}
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=tmp_path, env={**environment, "PATH": str(tmp_path)},
-            capture_output=True, text=True,
+            [sys.executable, "-c", script],
+            cwd=tmp_path,
+            env={**environment, "PATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         self.assert_answers(built, tuple(torch.load(tmp_path / "answers.pt")), named)

@@ -50,9 +50,7 @@ def test_module_form_rebuilds_the_users_module_with_its_weights(toy: str, tmp_pa
 
 @pytest.mark.parametrize("form", ["module", "graph"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_reduced_precision_is_computed_in_and_hidden_from_the_caller(
-    form: str, precision: str, tmp_path: Path
-) -> None:
+def test_reduced_precision_is_computed_in_and_hidden_from_the_caller(form: str, precision: str, tmp_path: Path) -> None:
     chosen = configuration(form=form, precision=precision)
     built = build_toy(BACKEND, CPU, "convolutional", tmp_path, factory=True, configuration=chosen)
     named = toy_inputs("convolutional", 3)

@@ -79,14 +79,22 @@ def test_defaults_off_the_shelf_are_inductors_own() -> None:
     }
 
 
-def test_defaults_cover_freezing_and_on_a_gpu_the_cuda_graph() -> None:
-    cpu = BACKEND.space(CPU, None, has_factory=True).defaults
-    assert {(c["freezing"], c["threads"]) for c in cpu} >= {(False, CPU.cores), (True, CPU.cores)}
-    gpu = BACKEND.space(GPU, None, has_factory=True).defaults
-    assert [(c["precision"], c["freezing"], c["cuda_graph"]) for c in gpu] == [
-        ("fp32", False, False), ("fp32", True, False), ("fp16", True, True),
+def test_what_is_tried_first_covers_freezing_and_on_a_gpu_the_cuda_graph() -> None:
+    cpu, gpu = (BACKEND.space(device, None, has_factory=True) for device in (CPU, GPU))
+    first = (*cpu.defaults, *cpu.hints)
+    assert [(c["freezing"], c["threads"]) for c in first] == [(False, CPU.cores), (True, CPU.cores)]
+    assert [(c["precision"], c["freezing"], c["cuda_graph"]) for c in (*gpu.defaults, *gpu.hints)] == [
+        ("fp32", False, False),
+        ("fp16", True, True),
+        ("fp32", True, True),
     ]
-    assert not any(c["max_autotune"] for c in (*cpu, *gpu))
+    assert not any(c["max_autotune"] for c in (*first, *gpu.defaults, *gpu.hints))
+
+
+def test_max_autotune_is_known_to_build_for_longer() -> None:
+    space = BACKEND.space(GPU, None, has_factory=True)
+    cost = {bool(c["max_autotune"]): space.build_cost(c) for c in space}
+    assert cost[False] == 1.0 and cost[True] > 2.0
 
 
 def test_on_a_cpu_max_autotune_comes_with_freezing_only() -> None:

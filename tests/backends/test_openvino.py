@@ -89,9 +89,7 @@ class Attention(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.embedding(ids)
-        query, key, value = (
-            part.view(2, -1, 4, 8).transpose(1, 2) for part in self.packed(hidden).chunk(3, dim=-1)
-        )
+        query, key, value = (part.view(2, -1, 4, 8).transpose(1, 2) for part in self.packed(hidden).chunk(3, dim=-1))
         attended = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
         answer = self.out(attended.transpose(1, 2).flatten(2))
         return answer, answer.argmax(dim=-1)

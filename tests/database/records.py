@@ -54,9 +54,7 @@ def begin(store: Store, name: str = "resnet50", **changes: Any) -> StudyRow:
 
 
 def complete(trial: Trial, latency_ms: float = 1.1, artifact: str | None = None) -> Trial:
-    return replace(
-        trial, state="complete", latency_ms=latency_ms, signal_error=1e-3, build_s=2.0, artifact=artifact
-    )
+    return replace(trial, state="complete", latency_ms=latency_ms, signal_error=1e-3, build_s=2.0, artifact=artifact)
 
 
 def failed(trial: Trial, **changes: Any) -> Trial:

@@ -166,7 +166,8 @@ def test_a_password_is_never_shown(url: str, tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    "url", [f"mysql://me:{SECRET}@host/db", "sqlite://", "sqlite:///:memory:", f"::{SECRET}://", f"postgresql://{SECRET}"]
+    "url",
+    [f"mysql://me:{SECRET}@host/db", "sqlite://", "sqlite:///:memory:", f"::{SECRET}://", f"postgresql://{SECRET}"],
 )
 def test_a_url_of_no_use_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(DatabaseError, match="expected: a path") as caught:

@@ -85,7 +85,8 @@ def test_memory_past_the_limit_ends_the_step(tmp_path, cpu, misbehaving, bench):
 
 def test_builds_run_side_by_side(bench):
     configurations = [
-        Configuration.of("misbehaving", {"fault": fault, "precision": "fp32"}) for fault in ("none", "segfault", "error")
+        Configuration.of("misbehaving", {"fault": fault, "precision": "fp32"})
+        for fault in ("none", "segfault", "error")
     ]
     results = [result for result, _ in bench.build(configurations, 3)]
     assert [result.failure.kind if result.failure else None for result in results] == [None, "crash", "error"]

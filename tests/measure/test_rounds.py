@@ -30,7 +30,7 @@ def test_every_finalist_runs_once_a_round_in_changing_order():
 
 @pytest.mark.parametrize(
     ("call_ms", "samples", "grouped"),
-    [(0.1, 5, 11), (0.5, 4, 3), (1.0, 5, 1), (1.7, 3, 1), (100.0, 3, 1), (999.0, 3, 1), (1000.0, 1, 1)],
+    [(0.1, 5, 11), (0.5, 4, 3), (1.0, 5, 1), (1.7, 3, 1), (19.0, 3, 1), (20.0, 1, 1), (1000.0, 1, 1)],
 )
 def test_a_block_lasts_5_ms_from_3_to_30_samples(call_ms, samples, grouped):
     done, _, _ = race({"a": [call_ms]}, 1)

@@ -38,7 +38,6 @@ def test_defaults_on_a_gpu_are_what_the_provider_does_off_the_shelf() -> None:
     defaults = space(GPU, workload("convolution")).defaults
     assert [(d["precision"], d["cuda_graph"]) for d in defaults] == [
         ("tf32", False),
-        ("fp32", False),
         ("fp16", False),
         ("fp16", True),
     ]

@@ -160,9 +160,7 @@ def _create_plan() -> None:
         _text("record"),
         _text("evidence"),
         sa.PrimaryKeyConstraint("uid", name="pk_plan"),
-        sa.UniqueConstraint(
-            "structure", "device_class", "weights", "serve_as", "objective_digest", name="uq_plan_key"
-        ),
+        sa.UniqueConstraint("structure", "device_class", "weights", "serve_as", "objective_digest", name="uq_plan_key"),
         sa.CheckConstraint("latency_ms > 0 AND latency_ms < 1e300", name=op.f("ck_plan_latency_ms")),
     )
     op.create_index("ix_plan_name_batch", "plan", ["name", "batch"])

@@ -1,0 +1,174 @@
+"""The search of a study: propose, build, check, time, learn."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from autotune.configuration import Configuration
+from autotune.execute.bench import BUILD_TIMEOUT_S
+from autotune.execute.server import StepResult
+from autotune.measure.statistics import median
+from autotune.search.search import Search
+from autotune.study_context import StudyContext
+from autotune.study_memory import as_outcome
+from autotune.trial import Measurement, Trial, TrialState
+
+SHORTEST_BUILD_S = 60.0
+"""A build may take what is left of the budget, and at least so many seconds."""
+
+MOST_SKIPPED = 16
+"""After so many proposals in a row that would build for too long the search ends."""
+
+ABANDON_FACTOR = 4.0
+"""A candidate whose fastest call takes longer than so many times the best median so far is not timed to the end;
+what always enters the finals, the baseline and the defaults, is."""
+
+
+class StudySearch:
+    """Runs trials until the study's trials, its budget or its space are used up."""
+
+    def __init__(self, on: StudyContext) -> None:
+        self.on = on
+        self._build_s: dict[str, float] = {}
+        self._best_ms: float | None = None
+        self._defaults = on.defaults
+        self._spaces = {space.backend: space for space in on.spaces}
+
+    def run(self) -> Search:
+        """Propose, build, check and time until trials, budget or space are used up; the reference is made first."""
+        row, spaces = self.on.row, self.on.spaces
+        search = Search(spaces, self.on.request.seed, [hint for space in spaces for hint in space.hints])
+        done = [trial for trial in self.on.store.trials(row.uid) if trial.toolchain == self.on.toolchain_of(trial)]
+        for trial in done:
+            if trial.state != "running":
+                search.observe(as_outcome(trial))
+                self._build_s[trial.configuration.backend] = max(
+                    self._build_s.get(trial.configuration.backend, 0.0), trial.build_s or 0.0
+                )
+        interrupted = [trial.configuration for trial in done if trial.state == "running"]
+        spent, count = row.active_s, sum(not trial.reused for trial in done if trial.state != "running")
+        referenced = False
+        while count < self.on.request.trials and spent < self.on.request.budget_s:
+            batch = self._next_batch(
+                search, interrupted, self.on.request.trials - count, self.on.request.budget_s - spent
+            )
+            if not batch:
+                break
+            if not referenced:
+                self.on.bench.reference()
+                referenced = True
+            begin = time.monotonic()
+            finished = self._generation(batch, max(SHORTEST_BUILD_S, self.on.request.budget_s - spent))
+            for trial in finished:
+                search.observe(as_outcome(trial))
+            count += sum(not trial.reused for trial in finished)
+            elapsed = time.monotonic() - begin
+            spent += elapsed
+            self.on.store.add_active_time(row.uid, elapsed)
+            self.on.check_stop()
+        if not referenced:
+            self.on.bench.reference()
+        return search
+
+    def _next_batch(
+        self, search: Search, interrupted: list[Configuration], trials: int, budget_s: float
+    ) -> list[Configuration]:
+        """What to build together: one on a CPU; on a GPU all defaults, later as many as its host's cores carry.
+
+        What is expected to build longer than the budget that is left is not begun.
+        """
+        batch: list[Configuration] = []
+        skipped: list[Configuration] = []
+        while len(batch) < trials and len(skipped) < MOST_SKIPPED:
+            known = interrupted.pop(0) if interrupted else search.propose([*batch, *skipped])
+            if known is None:
+                break
+            first = known.digest in self._defaults
+            if len(batch) >= self.parallel and not first:
+                break
+            if batch and not first and batch[0].digest in self._defaults:
+                break  # the rest of the search learns from the defaults
+            expected_s = self._build_s.get(known.backend, 0.0) * self._spaces[known.backend].build_cost(known)
+            (batch if expected_s <= budget_s else skipped).append(known)
+            if self.parallel == 1 and batch:
+                break
+        return batch
+
+    @property
+    def parallel(self) -> int:
+        """How many builds run at once: a large one keeps about two cores busy."""
+        return 1 if self.on.request.device.kind == "cpu" else max(1, self.on.request.device.cores // 2)
+
+    def _generation(self, batch: list[Configuration], limit_s: float) -> list[Trial]:
+        """Build configurations together, then check and time them one after the other."""
+        finished: list[Trial] = []
+        claimed: list[Trial] = []
+        for configuration in batch:
+            trial = self._earlier(configuration)
+            if trial is not None:
+                finished.append(trial)
+                continue
+            trial = self.on.store.claim_trial(self.on.row.uid, configuration, self.on.digest(configuration.backend))
+            self.on.progress.event("trial_started", number=trial.number, configuration=configuration)
+            claimed.append(trial)
+        workers = 1 if self.parallel == 1 else max(1, len(claimed))
+        builds = self.on.bench.build([trial.configuration for trial in claimed], workers, limit_s) if claimed else []
+        for trial, (built, target) in zip(claimed, builds, strict=True):
+            if self.on.stop.is_set():
+                break
+            done, measurement = self._finish(trial, built, target)
+            if self.on.stop.is_set():
+                break
+            self.on.store.finish_trial(done, {"screening": measurement} if measurement else {})
+            finished.append(done)
+            self._build_s[done.configuration.backend] = max(
+                self._build_s.get(done.configuration.backend, 0.0), done.build_s or 0.0
+            )
+            self.on.progress.event("trial_finished", trial=done, best_ms=self._best_ms)
+        return finished
+
+    def _finish(self, trial: Trial, built: StepResult, target: Path) -> tuple[Trial, Measurement | None]:
+        if built.failure is not None:
+            self.on.bench.discard(target)
+            if built.failure.kind == "timeout" and (built.failure.figure or 0.0) < BUILD_TIMEOUT_S:
+                return dataclasses.replace(trial, state="pruned"), None  # it was the budget that ended
+            return dataclasses.replace(trial, state="failed", failure=built.failure), None
+        build_s = float((built.value or {})["build_s"])
+        digest = self.on.store.artifacts.add(target)
+        self.on.bench.discard(target)
+        best = None if trial.configuration.digest in self._defaults else self._best_ms
+        measured = self.on.bench.measure(
+            self.on.store.artifacts.open(digest), self.on.request.objective, self.on.request.seed,
+            abandon_ms=None if best is None else ABANDON_FACTOR * best,
+        )  # fmt: skip
+        value = measured.value or {}
+        error = value.get("signal_error")
+        common: dict[str, Any] = {"build_s": build_s, "signal_error": error, "artifact": digest}
+        if measured.failure is not None:
+            self.on.store.artifacts.remove(digest)
+            common["artifact"] = None
+            return dataclasses.replace(trial, state="failed", failure=measured.failure, **common), None
+        measurement = Measurement.from_dict(value["measurement"])
+        latency_ms = median(measurement.flat_ms)
+        state: TrialState = "pruned" if value["pruned"] else "complete"
+        self._best_ms = latency_ms if self._best_ms is None else min(self._best_ms, latency_ms)
+        return dataclasses.replace(trial, state=state, latency_ms=latency_ms, **common), measurement
+
+    def _earlier(self, configuration: Configuration) -> Trial | None:
+        """The result of the same configuration in another study of this workload, taken over without a build."""
+        digest = self.on.digest(configuration.backend)
+        workload, device_class = self.on.workload, self.on.row.device_class
+        found = self.on.store.earlier_trial(workload.structure, workload.weights, device_class, digest, configuration)
+        if found is None or (found.failure is not None and found.failure.stage == "check"):
+            return None  # another study may have had another gate
+        if found.signal_error is not None and found.signal_error > self.on.request.objective.signal_error:
+            return None
+        mine = self.on.store.claim_trial(self.on.row.uid, configuration, digest)
+        taken = dataclasses.replace(
+            found, uid=mine.uid, number=mine.number, attempt=mine.attempt, artifact=None, reused=True
+        )
+        measurements = self.on.store.measurements(found.uid, "screening")
+        self.on.store.finish_trial(taken, {"screening": measurements[0]} if measurements else {})
+        self.on.progress.event("trial_finished", trial=taken, best_ms=self._best_ms)
+        return taken
