@@ -65,8 +65,9 @@ def choose_finalists(
     The best overall fill up to eight finalists besides the baselines; what must enter may make them more.
     """
     ranked = sorted((t for t in complete if t.latency_ms is not None), key=lambda t: (t.latency_ms, t.uid))
+    base = _near_fastest([trial for trial in ranked if trial.uid in set(baselines)])
+    ranked = [trial for trial in ranked if trial.uid in base or trial.uid not in set(baselines)]
     default_digests = {configuration.digest for configuration in defaults}
-    base = set(baselines)
     must = {t.uid for t in ranked if t.uid in base or t.configuration.digest in default_digests}
     for precision in (None, "fp32"):
         seen: set[str] = set()
@@ -81,6 +82,12 @@ def choose_finalists(
             break
         must.add(trial.uid)
     return [trial for trial in ranked if trial.uid in must]
+
+
+def _near_fastest(baselines: Sequence[Trial]) -> set[str]:
+    """The baselines that may still turn out the fastest: at most half as slow again as the fastest in the screening."""
+    latencies = {trial.uid: trial.latency_ms for trial in baselines if trial.latency_ms is not None}
+    return {uid for uid, latency_ms in latencies.items() if latency_ms <= 1.5 * min(latencies.values())}
 
 
 def _admitted_backends(request: StudyRequest) -> set[str]:

@@ -106,7 +106,8 @@ class MisbehavingBackend:
         if fault == "segfault":
             _segfault()
         if fault == "hang":
-            signal.pause()
+            while True:
+                signal.pause()
         if fault == "exit":
             os._exit(3)
         if fault == "memory":

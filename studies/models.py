@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from autotune.errors import ModelError
+from autotune.model.factory import weights_follow
 from autotune.model.inputs import photographs
 
 CLASSES = 1000
@@ -126,8 +127,10 @@ def _draw_weights(model: nn.Module, branch_ends: list[nn.BatchNorm2d]) -> None:
 
 def _settled(model: nn.Module, head: nn.Linear, *, images: int = 16) -> nn.Module:
     """Set the batch norms and the head from generated images, and return the model for inference."""
-    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     model.eval()
+    if weights_follow():
+        return model
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     with torch.no_grad(), _one_thread():
         _calibrate(model, head, photographs(images, 3, 224, 224, generator))
     return model

@@ -34,7 +34,7 @@ def cpu():
     return discovery.cpu()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def misbehaving(tmp_path_factory):
     """The misbehaving backend, installed as a plug-in is: by an entry point on sys.path."""
     from autotune import registry

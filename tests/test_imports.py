@@ -16,7 +16,10 @@ RECORDS = ["workload", "device", "configuration", "objective", "trial", "plan"]
 # What each layer may import of autotune, itself included. The members of a brace do not import one another.
 MIDDLE = ["model", "runtime", "measure", "accuracy", "search", "database"]
 BASE = ["errors", "environment", *RECORDS, "space", "backend", "registry"]
-STUDY = ["study", "study_request", "study_space", "study_memory", "study_file", "study_values", "yaml_document"]
+STUDY = [
+    *("study", "study_context", "study_search", "study_finals", "study_request", "study_space", "study_memory"),
+    *("study_file", "study_values", "yaml_document"),
+]
 ABOVE = {
     **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment")},
     "space": ["errors", "environment", *RECORDS, "space"],

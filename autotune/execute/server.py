@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 LOG_TAIL_BYTES = 8000
 POLL_S = 0.25
+STACK_S = 0.3
+"""A step that is out of time gets so long to write its stack into its log."""
 
 Span = tuple[str, float, float]
 
@@ -90,6 +92,10 @@ class Session:
         """Kill the step and everything in its session."""
         self._killed_for = self._killed_for or why
         if self.begun.wait(10) and self.exit_code is None:
+            if why == "timeout":
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(self.pid, signal.SIGUSR1)  # it writes down where it stands
+                self.ended.wait(STACK_S)
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, signal.SIGKILL)
 

@@ -8,6 +8,7 @@ are started afresh instead of forked (slower, and safe). When the coordinator go
 
 import contextlib
 import ctypes
+import faulthandler
 import importlib
 import json
 import os
@@ -134,6 +135,8 @@ def _child(fd: int, log: str, step: str) -> None:
         os.dup2(source, target)
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    faulthandler.enable()  # a crash leaves its stack in the log
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # and so does a step that is out of time
     channel = Channel.from_fd(fd)
     code = 0
     try:

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,15 +49,28 @@ def absolute(spec: str, base: Path) -> str:
     return spec
 
 
-def make_module(spec: str, seed: int, base: Path | None = None) -> "torch.nn.Module":
+_stored_weights: ContextVar[bool] = ContextVar("stored_weights", default=False)
+
+
+def weights_follow() -> bool:
+    """Whether the module that is being made gets stored weights right afterwards.
+
+    A factory may ask, to spare itself whatever it does to its weights; names and shapes must not depend on it.
+    """
+    return _stored_weights.get()
+
+
+def make_module(spec: str, seed: int, base: Path | None = None, *, stored_weights: bool = False) -> "torch.nn.Module":
     """Call a factory under the seed and return its module, ready for inference.
 
-    Raises ModelError where the factory raises or returns something else.
+    With ``stored_weights`` the caller overwrites every weight; see :func:`weights_follow`. Raises ModelError where the
+    factory raises or returns something else.
     """
     import torch
 
     factory = resolve(spec, base)
     torch.manual_seed(seed)
+    token = _stored_weights.set(stored_weights)
     try:
         module = factory()
     except Exception as error:
@@ -66,6 +80,8 @@ def make_module(spec: str, seed: int, base: Path | None = None) -> "torch.nn.Mod
             expected="a torch.nn.Module",
             run="call the factory in Python to see where it fails",
         ) from error
+    finally:
+        _stored_weights.reset(token)
     if not isinstance(module, torch.nn.Module):
         raise ModelError(
             f"the model factory {spec} returned no module", found=type(module).__name__, expected="a torch.nn.Module"

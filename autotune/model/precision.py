@@ -1,5 +1,6 @@
 """The captured graph in another precision and on another device; the dtypes of its inputs and outputs stay."""
 
+import copy
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ def in_precision(program: "ExportedProgram", inputs: tuple[Any, ...], precision:
     if precision not in REDUCED:
         return program
     dtype: torch.dtype = getattr(torch, REDUCED[precision])
-    module = flat_module(program)
+    module = copy.deepcopy(flat_module(program))  # it shares its weights with the program
     _narrow_graph(module, dtype)
     module = module.to(dtype)
     with torch.no_grad():

@@ -116,7 +116,7 @@ def rebuild_module(folder: Path, precision: str, device: Device) -> "torch.nn.Mo
     from safetensors.torch import load_model
 
     record = json.loads((folder / "module.json").read_text())
-    module = make_module(record["factory"], record["seed"])
+    module = make_module(record["factory"], record["seed"], stored_weights=True)
     load_model(module, str(folder / WEIGHTS))
     wrapped = flat(module, tuple(record["inputs"]))
     if precision in precisions.REDUCED:

@@ -47,6 +47,7 @@ def test_a_hanging_build_is_killed_at_its_timeout(bench, monkeypatch):
     monkeypatch.setattr("autotune.execute.bench.BUILD_TIMEOUT_S", 1.0)
     result, _ = build(bench, "hang")
     assert result.failure is not None and result.failure.kind == "timeout"
+    assert "in build" in result.failure.log_tail, "the log does not say where it hung"
     assert not [child for child in psutil.Process().children(recursive=True) if child.name() == "toy"]
 
 
@@ -55,6 +56,7 @@ def test_a_crash_while_loading_names_that_stage(bench):
     result = bench.measure(target, Objective(), 0)
     assert result.failure is not None
     assert (result.failure.stage, result.failure.kind, result.failure.figure) == ("load", "crash", 11.0)
+    assert "_segfault" in result.failure.log_tail
 
 
 @pytest.mark.parametrize("fault", ["inaccurate", "constant"])

@@ -40,7 +40,7 @@ def test_a_block_lasts_5_ms_from_3_to_30_samples(call_ms, samples, grouped):
 
 
 def test_the_warm_call_is_not_kept():
-    done, finalists, _ = race({"a": [500.0, 10.0, 11.0, 12.0]}, 2)
+    done, finalists, _ = race({"a": [19.0, 10.0, 11.0, 12.0]}, 2)
     assert [blocks["a"].samples_ms for blocks in done] == [(10.0, 11.0, 12.0)] * 2
     assert len(finalists["a"].calls) == 8
     assert done[0]["a"].latency_ms == 11.0
@@ -61,7 +61,7 @@ def test_frozen_finalists_sit_out():
 
 def test_no_round_is_begun_that_would_end_too_late():
     done, _, clock = race({"a": [100.0], "b": [150.0]}, 50, limit_s=3.5)
-    assert len(done) == 3 and clock.now_ns() == 3000 * 10**6
+    assert len(done) == 7 and clock.now_ns() == 3500 * 10**6
     assert len(race({"a": [5000.0]}, 50, limit_s=1.0)[0]) == 1
 
 

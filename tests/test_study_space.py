@@ -1,0 +1,32 @@
+from autotune.configuration import Configuration
+from autotune.study_space import FINALISTS, choose_finalists
+from autotune.trial import Trial
+
+
+def trial(number: int, latency_ms: float, backend: str = "a", precision: str = "fp32") -> Trial:
+    configuration = Configuration.of(backend, {"n": number, "precision": precision})
+    return Trial(
+        uid=f"t{number:02d}", number=number, configuration=configuration, state="complete", latency_ms=latency_ms
+    )
+
+
+def chosen(trials, baselines=(), defaults=()):
+    return [t.number for t in choose_finalists(trials, baselines, defaults)]
+
+
+def test_the_best_few_come_in_order_and_the_baseline_comes_on_top():
+    trials = [trial(n, 1.0 + n) for n in range(20)]
+    assert chosen(trials, ["t19"]) == [*range(FINALISTS), 19]
+
+
+def test_every_backends_best_every_default_and_the_best_in_full_precision_are_in():
+    fast = [trial(n, 1.0 + n / 100, "a", "fp16") for n in range(20)]
+    slow = [trial(30, 50.0, "b", "fp16"), trial(31, 60.0, "c"), trial(32, 70.0, "a"), trial(33, 5.0, "a")]
+    numbers = chosen([*fast, *slow], defaults=[slow[2].configuration])
+    assert {0, 30, 31, 32, 33} <= set(numbers)
+
+
+def test_a_baseline_that_cannot_be_the_fastest_stays_out():
+    trials = [trial(0, 100.0, "eager"), trial(1, 140.0, "eager"), trial(2, 160.0, "eager"), trial(3, 10.0)]
+    everything = [t.configuration for t in trials]
+    assert chosen(trials, ["t00", "t01", "t02"], everything) == [3, 0, 1]
