@@ -55,13 +55,16 @@ class InductorBackend:
         """Compile the captured graph; raises RuntimeError where the compiler makes a library that cannot load."""
         import torch
         import torch._inductor
+        import torch._inductor.config
 
         settings = Settings.of(configuration, model.workload)
         program = model.program(settings.precision, device)
         package = folder / PACKAGE
         on_device = torch.cuda.device(device.index) if device.kind == "cuda" else contextlib.nullcontext()
-        # Inductor reads TF32 and threads from the global switches while it compiles.
-        with settings.switches.overlay(), torch.no_grad(), on_device, _own_cache():
+        # Inductor reads TF32 and threads from the global switches while it compiles. It would also compile a test
+        # program for every vector instruction set that the processor names, in each fresh cache.
+        known_instructions = torch._inductor.config.patch({"cpp.vec_isa_ok": True})
+        with settings.switches.overlay(), torch.no_grad(), on_device, _own_cache(), known_instructions:
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs=options(configuration)
             )
@@ -69,20 +72,25 @@ class InductorBackend:
         settings.write(folder)
 
     def load(self, folder: Path, device: Device) -> Runner:
-        """Load the package onto the device."""
-        import torch._inductor
+        """Load the package onto the device, by torch's own loader alone.
+
+        ``aoti_load_package`` around it compiles a test program for every vector instruction set of the processor, only
+        to warn where they differ from those of the build: about 45 s on an H200's host, and it needs a compiler
+        (https://github.com/pytorch/pytorch/issues/191715). Plans are keyed by device class, which settles that.
+        """
+        import torch
 
         from autotune.runtime.torch_runner import torch_runner
 
         settings = Settings.read(folder)
-        model: Any = torch._inductor.aoti_load_package(
-            str(folder / PACKAGE),
-            run_single_threaded=settings.cuda_graph,  # its own synchronisation cannot be captured
-            device_index=device.index if device.kind == "cuda" else -1,
+        single_threaded = settings.cuda_graph  # its own synchronisation cannot be captured
+        index = device.index if device.kind == "cuda" else -1
+        loader: Any = torch._C._aoti.AOTIModelPackageLoader(
+            str(folder / PACKAGE), "model", single_threaded, 1, index
         )
 
         def call(*inputs: Any) -> Any:
-            return model(*map(_as_compiled_for, inputs))
+            return loader.run(list(map(_as_compiled_for, inputs)))
 
         return torch_runner(call, settings, device)
 

@@ -151,5 +151,5 @@ def test_plan_look_up_loads_neither_torch_nor_alembic(tmp_path, arguments):
         "except SystemExit as end: assert end.code == 0, end.code"
     )
     loaded = loaded_by(code, *arguments, "--db", database)
-    assert "sqlalchemy" in loaded
-    assert not loaded & {"torch", "optuna", "alembic", "scipy", "numpy", "onnxruntime", "openvino"}
+    assert "autotune.database.reading" in loaded
+    assert not loaded & {"sqlalchemy", "torch", "optuna", "alembic", "scipy", "numpy", "onnxruntime", "openvino"}

@@ -12,6 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from autotune.database.reading import PlanReader
     from autotune.database.store import Store
 
 Db = Annotated[
@@ -63,6 +64,13 @@ def open_store(db: str | None, *, create: bool = False) -> "Store":
     from autotune.database.store import Store
 
     return Store.open(db, create=create)
+
+
+def open_plans(db: str | None) -> "Store | PlanReader":
+    """Open the tuning database to read plans: a SQLite file without SQLAlchemy, the slowest import of all."""
+    from autotune.database.reading import plan_reader
+
+    return plan_reader(db) or open_store(db)
 
 
 def device_class(asked: str | None) -> str | None:

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.output import Batch, Db, DeviceOption, Json, device_class, open_store, print_json, show
+from autotune.cli.output import Batch, Db, DeviceOption, Json, device_class, open_plans, print_json, show
 
 if TYPE_CHECKING:
+    from autotune.database.reading import PlanReader
     from autotune.database.store import Store
     from autotune.plan import Plan
 
@@ -16,7 +17,7 @@ app = typer.Typer(help="Stored plans.", no_args_is_help=True)
 @app.command("list")
 def list_plans(batch: Batch = None, device: DeviceOption = None, db: Db = None, json: Json = False) -> None:
     """List the stored plans, one row for each model, batch and device class."""
-    with open_store(db) as store:
+    with open_plans(db) as store:
         plans = store.plans(batch=batch, device=device_class(device))
         if json:
             print_json([{key: value for key, value in plan.as_dict().items() if key != "evidence"} for plan in plans])
@@ -38,7 +39,7 @@ def show_plan(
 
     With --json one plan is one object; several are a list of them.
     """
-    with open_store(db) as store:
+    with open_plans(db) as store:
         plans = find_plans(store, model, batch, device_class(device))
         if json:
             documents = [plan.as_dict() for plan in plans]
@@ -51,7 +52,7 @@ def show_plan(
             show(plan_view(plan, store.location, artifact_here=here))
 
 
-def find_plans(store: "Store", model: str, batch: int | None, device: str | None) -> "list[Plan]":
+def find_plans(store: "Store | PlanReader", model: str, batch: int | None, device: str | None) -> "list[Plan]":
     """Return the plans asked for; PlanNotFoundError says which there are instead."""
     plans = store.plans(name=model, batch=batch, device=device)
     if plans:

@@ -18,7 +18,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from autotune import environment
-from autotune.database.schema import REVISIONS, VERSION_TABLE
+from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
 from autotune.device import slug
 from autotune.errors import DatabaseError
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autotune.configuration import Configuration
 from autotune.database.artifacts import ArtifactFile, digest_of
+from autotune.database.plan_rows import REVISIONS
 from autotune.database.rows import (
     Role,
     StudyRow,
@@ -18,7 +19,7 @@ from autotune.database.rows import (
     plan_values,
     trial_values,
 )
-from autotune.database.schema import REVISIONS, canonical
+from autotune.database.schema import canonical
 from autotune.device import Device
 from autotune.objective import Objective
 from autotune.plan import Plan

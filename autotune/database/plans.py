@@ -3,10 +3,9 @@
 from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.orm import Session
 
-from autotune.database.rows import plan_of, plan_record, plan_values
+from autotune.database.plan_rows import device_classes, plan_record
+from autotune.database.rows import plan_of, plan_values
 from autotune.database.schema import PlanTable
-from autotune.device import slug
-from autotune.errors import DeviceError
 from autotune.objective import Objective
 from autotune.plan import Plan
 
@@ -43,22 +42,8 @@ def listed(session: Session, name: str | None, batch: int | None, device: str | 
         query = query.where(PlanTable.batch == batch)
     if device is not None:
         classes = session.scalars(select(PlanTable.device_class).distinct()).all()
-        query = query.where(PlanTable.device_class.in_(_classes(list(classes), device)))
+        query = query.where(PlanTable.device_class.in_(device_classes(list(classes), device)))
     return [plan_of(row) for row in session.scalars(query)]
-
-
-def _classes(known: list[str], device: str) -> list[str]:
-    """Give the device classes meant by a part of a SKU; raises DeviceError where the part fits several SKUs."""
-    part = device if "/" in device else slug(device)
-    sku = {each: each.split("/", 1)[0] for each in known}
-    exact = [each for each in known if part in (each, sku[each])]
-    found = exact or [each for each in known if part and part in sku[each]]
-    skus = sorted({sku[each] for each in found})
-    if len(skus) > 1:
-        raise DeviceError(
-            f"Device {device!r} could be several", found=", ".join(skus), expected="a part of one name alone"
-        )
-    return found
 
 
 def put(session: Session, plan: Plan) -> set[str]:

@@ -1,15 +1,15 @@
 """Between the rows of the tuning database and the records of autotune."""
 
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
 from autotune.configuration import Configuration
 from autotune.database.artifacts import is_digest
+from autotune.database.plan_rows import plan_record
 from autotune.database.schema import PlanTable, StudyTable, TrialTable, canonical
 from autotune.objective import Objective
 from autotune.plan import Plan
@@ -61,33 +61,6 @@ class StudyRow:
     active_s: float
     timings: Mapping[str, Any]
     created: str
-
-
-class StoredJson(Mapping[str, Any]):
-    """A mapping that is parsed when it is first looked into: a plan's evidence is large, and a look-up skips it."""
-
-    __slots__ = ("_parsed", "_text")
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._parsed: dict[str, Any] | None = None
-
-    def _content(self) -> dict[str, Any]:
-        if self._parsed is None:
-            self._parsed = json.loads(self._text)
-        return self._parsed
-
-    def __getitem__(self, key: str) -> Any:
-        return self._content()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._content())
-
-    def __len__(self) -> int:
-        return len(self._content())
-
-    def __repr__(self) -> str:
-        return repr(self._content())
 
 
 def objective_content(objective: Objective) -> dict[str, Any]:
@@ -237,11 +210,6 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "record": record,
         "evidence": canonical(evidence),
     }
-
-
-def plan_record(record: Mapping[str, Any], evidence: str) -> Plan:
-    """Give the plan of a row's two JSON columns."""
-    return Plan.from_dict({**record, "evidence": StoredJson(evidence)})
 
 
 def plan_of(row: PlanTable) -> Plan:

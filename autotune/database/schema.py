@@ -24,10 +24,6 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-REVISIONS = ("0001",)
-"""The revisions this version knows, oldest first; the last is the schema below."""
-VERSION_TABLE = "autotune_version"
-
 POSITIVE = "{0} > 0 AND {0} < 1e300"  # also refuses infinity, and on PostgreSQL NaN; SQLite turns NaN into NULL
 
 

@@ -12,7 +12,8 @@ from sqlalchemy import inspect, text
 from autotune import environment
 from autotune.database import migrate
 from autotune.database.engine import WRITE, _file_system, locate, open_engine, schema_version
-from autotune.database.schema import REVISIONS, VERSION_TABLE, Base
+from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
+from autotune.database.schema import Base
 from autotune.database.store import Store
 from autotune.errors import DatabaseError
 from tests.database.records import begin

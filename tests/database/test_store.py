@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from autotune.database.rows import StoredJson, objective_content
+from autotune.database.plan_rows import StoredJson
+from autotune.database.rows import objective_content
 from autotune.database.store import Store
 from autotune.device import Device, Toolchain
 from autotune.errors import DatabaseError, DeviceError

@@ -2,7 +2,8 @@
 
 from alembic import context
 
-from autotune.database.schema import VERSION_TABLE, Base
+from autotune.database.plan_rows import VERSION_TABLE
+from autotune.database.schema import Base
 
 
 def _owned(name: str | None, kind: str, _parents: object) -> bool:

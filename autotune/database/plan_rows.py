@@ -1,0 +1,60 @@
+"""What a stored plan's columns mean, without SQLAlchemy: its import alone takes longer than a look-up may."""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from autotune.device import slug
+from autotune.errors import DeviceError
+from autotune.plan import Plan
+
+REVISIONS = ("0001",)
+"""The revisions this version knows, oldest first; the last is what :mod:`autotune.database.schema` describes."""
+
+VERSION_TABLE = "autotune_version"
+
+
+class StoredJson(Mapping[str, Any]):
+    """A mapping that is parsed when it is first looked into: a plan's evidence is large, and a look-up skips it."""
+
+    __slots__ = ("_parsed", "_text")
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._parsed: dict[str, Any] | None = None
+
+    def _content(self) -> dict[str, Any]:
+        if self._parsed is None:
+            self._parsed = json.loads(self._text)
+        return self._parsed
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content())
+
+    def __len__(self) -> int:
+        return len(self._content())
+
+    def __repr__(self) -> str:
+        return repr(self._content())
+
+
+def plan_record(record: Mapping[str, Any], evidence: str) -> Plan:
+    """Give the plan of a row's two JSON columns."""
+    return Plan.from_dict({**record, "evidence": StoredJson(evidence)})
+
+
+def device_classes(known: list[str], device: str) -> list[str]:
+    """Give the device classes meant by a part of a SKU; raises DeviceError where the part fits several SKUs."""
+    part = device if "/" in device else slug(device)
+    sku = {each: each.split("/", 1)[0] for each in known}
+    exact = [each for each in known if part in (each, sku[each])]
+    found = exact or [each for each in known if part and part in sku[each]]
+    skus = sorted({sku[each] for each in found})
+    if len(skus) > 1:
+        raise DeviceError(
+            f"Device {device!r} could be several", found=", ".join(skus), expected="a part of one name alone"
+        )
+    return found
