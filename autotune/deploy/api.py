@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.device import Device, slug
-from autotune.errors import PlanNotFoundError
+from autotune.errors import PlanNotFoundError, RequestError
 from autotune.objective import Objective
 from autotune.study_request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, Progress, Silent, StudyOutcome, StudyRequest
 
@@ -187,4 +187,9 @@ def _objective(given: str | Objective | None) -> Objective:
 def _seconds(budget: str | float) -> float:
     from autotune.study_values import parse_duration
 
-    return float(budget) if isinstance(budget, int | float) else parse_duration(budget)
+    if isinstance(budget, int | float):
+        return float(budget)
+    try:
+        return parse_duration(budget)
+    except ValueError as error:
+        raise RequestError(f"budget {budget!r}", found=str(error), expected="such as 90s, 3m or 1h30m") from error
