@@ -57,7 +57,7 @@ def test_other_weights_are_rebuilt_and_judged_again_and_never_answered_by_the_ol
 
 
 def test_another_structure_or_a_stricter_caller_finds_nothing(database):
-    with pytest.raises(PlanNotFoundError, match="autotune.optimize"):
+    with pytest.raises(PlanNotFoundError, match=r"autotune\.optimize"):
         autotune.load(make(0), {"x": torch.randn(5, 16), "scale": torch.rand(1)}, db=database)
     with pytest.raises(PlanNotFoundError):
         autotune.load(make(0), INPUTS, db=database, objective=autotune.Objective(signal_error=1e-6))
