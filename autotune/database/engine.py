@@ -208,13 +208,15 @@ def _begin_postgresql(connection: Connection) -> None:
 
 def schema_version(connection: Connection) -> str | None:
     """Give the revision of the schema, by one plain SELECT; ``None`` where there is no schema."""
+    query = text(f"SELECT version_num FROM {VERSION_TABLE}")
     try:
-        return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+        return connection.execute(query).scalar()
     except DBAPIError:
         connection.rollback()
-        if inspect(connection).has_table(VERSION_TABLE):
-            raise
-        return None
+        if not inspect(connection).has_table(VERSION_TABLE):
+            return None
+        # Either it cannot be read, or another process made it since: asking again tells.
+        return connection.execute(query).scalar()
 
 
 def _bring_up_to_date(engine: Engine, location: Location, *, create: bool) -> None:
