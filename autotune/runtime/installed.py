@@ -37,7 +37,7 @@ def torch_availability(device: Device) -> Availability:
         return Availability(
             works=False,
             reason=f"torch {version} is built without CUDA",
-            remedy="pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu130",
+            remedy="pip install --force-reinstall torch",
         )
     return WORKS
 
