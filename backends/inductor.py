@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import tempfile
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,14 +86,33 @@ class InductorBackend:
         settings = Settings.read(folder)
         single_threaded = settings.cuda_graph  # its own synchronisation cannot be captured
         index = device.index if device.kind == "cuda" else -1
-        loader: Any = torch._C._aoti.AOTIModelPackageLoader(
-            str(folder / PACKAGE), "model", single_threaded, 1, index
-        )
+        loader: Any = torch._C._aoti.AOTIModelPackageLoader(str(folder / PACKAGE), "model", single_threaded, 1, index)
+        thread = _Thread()
 
         def call(*inputs: Any) -> Any:
+            if not thread.has_context:
+                thread.enter_context(device)
             return loader.run(list(map(_as_compiled_for, inputs)))
 
         return torch_runner(call, settings, device)
+
+
+class _Thread(threading.local):
+    """What a thread that calls the package needs once: the context of the GPU, which launches take for granted.
+
+    torch makes it current at the first call of its own that needs one; a thread that only asks the package makes none,
+    and CUDA's driver refuses the launch ("invalid device context").
+    """
+
+    has_context = False
+
+    def enter_context(self, device: Device) -> None:
+        """Make the device's context current in this thread."""
+        if device.kind == "cuda":
+            import torch
+
+            torch.cuda.mem_get_info(device.index)
+        self.has_context = True
 
 
 def options(configuration: Configuration) -> dict[str, Any]:

@@ -38,6 +38,7 @@ def eager_space(device: Device, workload: Workload | None, *, has_factory: bool)
         parameters=tuple(parameters),
         constraints=_constraints(has_factory) if on_gpu else (),
         defaults=_defaults(device, tuple(parameters)),
+        hints=_hints(device, tuple(parameters)),
     )
 
 
@@ -87,3 +88,12 @@ def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Config
         graph = {"cuda_graph": True, **({"channels_last": True} if "channels_last" in first else {})}
         variants += [{**first, "precision": "fp16"}, {**first, "precision": "fp16", **graph}]
     return tuple(Configuration.of("eager", values) for values in variants)
+
+
+def _hints(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
+    """List the fastest default with cuDNN's search among its algorithms."""
+    return tuple(
+        Configuration.of("eager", {**dict(default.values), "cudnn_benchmark": True})
+        for default in _defaults(device, parameters)
+        if default.get("cuda_graph", False) and "cudnn_benchmark" in dict(default.values)
+    )

@@ -24,7 +24,10 @@ def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
     else:
         parameters.append(Parameter(name="threads", choices=threads(device)))
     return SearchSpace(
-        backend="torchscript", parameters=tuple(parameters), defaults=_defaults(device, tuple(parameters))
+        backend="torchscript",
+        parameters=tuple(parameters),
+        defaults=_defaults(device, tuple(parameters)),
+        hints=_hints(device, tuple(parameters)),
     )
 
 
@@ -35,3 +38,12 @@ def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Config
     if device.kind == "cuda" and "fp16" in precisions(device, "torchscript"):
         variants.append({**first, "precision": "fp16"})
     return tuple(Configuration.of("torchscript", values) for values in variants)
+
+
+def _hints(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
+    """List what its users turn on by hand on a GPU: fp16 in a CUDA graph, images in channels-last memory."""
+    if device.kind == "cpu" or "fp16" not in precisions(device, "torchscript"):
+        return ()
+    first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
+    layout: dict[str, Scalar] = {"channels_last": True} if "channels_last" in first else {}
+    return (Configuration.of("torchscript", {**first, "precision": "fp16", "cuda_graph": True, **layout}),)

@@ -145,7 +145,7 @@ class WorkerServer:
         self._control, self._lock, self._ids = ours, threading.Lock(), itertools.count()
         self._folder = folder
         self._sessions: dict[int, Session] = {}
-        self.closed = False
+        self.closed = self._starts_slowly = False
         self.memory_limit_bytes = memory_limit_bytes or int(psutil.virtual_memory().total * 0.85)
         environment = dict(os.environ)
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
@@ -278,9 +278,15 @@ class WorkerServer:
             if message["op"] == "started":
                 session.pid = message["pid"]
                 session.begun.set()
+                self._note_slow_start(message["began_cuda"])
             else:
                 session.exit_code = message["code"]
                 session.ended.set()
+
+    def _note_slow_start(self, began_cuda: str | None) -> None:
+        if began_cuda is not None and not self._starts_slowly:
+            self._starts_slowly = True
+            log.warning("importing %s begins with CUDA, so every step imports for itself: it starts slower", began_cuda)
 
     def _gone(self) -> WorkerError:
         tail = self._log.read_text(errors="replace")[-2000:] if self._log.exists() else ""

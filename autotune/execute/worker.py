@@ -2,8 +2,8 @@
 
 ``python -m autotune.execute.worker FD`` serves one coordinator over the inherited socket FD. Each step runs in a child
 of its own session, with its output in a log file and its answer on a private channel. The server itself never starts a
-thread pool of torch and never touches a GPU, so that its children begin clean; where an import did open a GPU, children
-are started afresh instead of forked (slower, and safe). When the coordinator goes, every child goes.
+thread pool of torch and never touches a GPU, so that its children begin clean; where an import did begin with CUDA,
+children are started afresh instead of forked (slower, and safe). When the coordinator goes, every child goes.
 """
 
 import contextlib
@@ -18,12 +18,14 @@ import socket
 import subprocess
 import sys
 import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from autotune.execute.channel import Channel
 
 PR_SET_PDEATHSIG = 1
+CUDA_ERROR_NOT_INITIALIZED = 3
 _OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -31,6 +33,14 @@ _OUT_OF_MEMORY = (
     "bad_alloc",
     "cudaerrormemoryallocation",
 )
+
+
+@dataclass(slots=True)
+class _State:
+    """The children that live, by process, and the import that began with CUDA, if one did."""
+
+    children: dict[int, int] = field(default_factory=dict)
+    began_cuda: str | None = None
 
 
 def serve(control: socket.socket) -> None:
@@ -42,29 +52,29 @@ def serve(control: socket.socket) -> None:
     selector = selectors.DefaultSelector()
     selector.register(control, selectors.EVENT_READ)
     selector.register(read_end, selectors.EVENT_READ)
-    children: dict[int, int] = {}
+    state = _State()
     while True:
         for key, _ in selector.select():
             if key.fd == read_end:
                 with contextlib.suppress(BlockingIOError):
                     os.read(read_end, 4096)
-                _reap(control, children)
-            elif not _serve_one(control, children, (read_end, write_end)):
-                for pid in children:
+                _reap(control, state.children)
+            elif not _serve_one(control, state, (read_end, write_end)):
+                for pid in state.children:
                     with contextlib.suppress(ProcessLookupError):
                         os.killpg(pid, signal.SIGKILL)
                 return
 
 
-def _serve_one(control: socket.socket, children: dict[int, int], pipe: tuple[int, int]) -> bool:
+def _serve_one(control: socket.socket, state: _State, pipe: tuple[int, int]) -> bool:
     data, fds, _, _ = socket.recv_fds(control, 65536, 1)
     if not data:
         return False
     message = json.loads(data)
     if message["op"] == "preload":
-        _preload(message["modules"])
+        state.began_cuda = _preload(message["modules"]) or state.began_cuda
         return True
-    if _gpu_is_open():
+    if state.began_cuda is not None or _cuda_has_begun():
         pid = _start_afresh(fds[0], message["log"], message["step"])
     else:
         pid = os.fork()
@@ -74,8 +84,8 @@ def _serve_one(control: socket.socket, children: dict[int, int], pipe: tuple[int
                 os.close(fd)
             _child(fds[0], message["log"], message["step"])
     os.close(fds[0])
-    children[pid] = message["id"]
-    _tell(control, {"op": "started", "id": message["id"], "pid": pid})
+    state.children[pid] = message["id"]
+    _tell(control, {"op": "started", "id": message["id"], "pid": pid, "began_cuda": state.began_cuda})
     return True
 
 
@@ -97,23 +107,31 @@ def _reap(control: socket.socket, children: dict[int, int]) -> None:
             _tell(control, {"op": "exited", "id": children.pop(pid), "code": code})
 
 
-def _preload(modules: list[str]) -> None:
-    """Import what children will need; what cannot be imported here will be told where it is needed."""
+def _preload(modules: list[str]) -> str | None:
+    """Import what children will need, and return the first module whose import begins with CUDA.
+
+    What cannot be imported here will be told where it is needed.
+    """
+    begun, culprit = _cuda_has_begun(), None
     for name in modules:
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+        if not begun and _cuda_has_begun():
+            begun, culprit = True, name
+    return culprit
 
 
-def _gpu_is_open() -> bool:
-    """Whether this process holds a CUDA context: a forked child could not use the GPU any more.
+def _cuda_has_begun() -> bool:
+    """Whether CUDA is initialised in this process: a forked child could not use the GPU any more.
 
-    CUDA opens the unified-memory device; NVML, which imports may ask for a count of GPUs, does not.
+    CUDA's driver is asked, where it is loaded at all. Open device files tell nothing: NVML, which imports use to count
+    GPUs and which survives a fork, opens the same ones.
     """
-    for entry in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{entry}").startswith("/dev/nvidia-uvm"):
-                return True
-    return False
+    try:
+        driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return bool(driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int())) != CUDA_ERROR_NOT_INITIALIZED)
 
 
 def _start_afresh(fd: int, log: str, step: str) -> int:

@@ -209,3 +209,10 @@ class TestEagerRunnerOnGpu(RunnerConformance):
     backend = BACKEND
     tolerance = 5e-3
     device = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
+
+
+def test_a_gpu_tries_cudnns_search_early_where_there_are_convolutions() -> None:
+    space = BACKEND.space(GPU, None, has_factory=True)
+    (hint,) = space.hints
+    assert hint["cudnn_benchmark"] and hint["cuda_graph"] and hint not in space.defaults
+    assert not BACKEND.space(CPU, None, has_factory=True).hints

@@ -78,3 +78,9 @@ class TestTorchScriptRunnerOnGpu(RunnerConformance):
     backend = BACKEND
     tolerance = 5e-3
     device = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
+
+
+def test_a_gpu_tries_the_cuda_graph_early() -> None:
+    (hint,) = BACKEND.space(GPU, None, has_factory=True).hints
+    assert (hint["precision"], hint["cuda_graph"], hint["channels_last"]) == ("fp16", True, True)
+    assert not BACKEND.space(CPU, None, has_factory=True).hints

@@ -48,6 +48,18 @@ def test_defaults_on_an_old_gpu_are_fp32() -> None:
     assert [d["precision"] for d in space(OLD_GPU, None).defaults] == ["fp32"]
 
 
+def test_hints_on_a_gpu_turn_one_more_knob_that_the_graph_has() -> None:
+    def hinted(*features: str) -> list[tuple[bool, bool]]:
+        hints = space(GPU, workload(*features)).hints
+        assert all(h["precision"] == "fp16" and h["cuda_graph"] for h in hints)
+        return [(bool(h.get("nhwc", False)), bool(h.get("transformer_fusions", False))) for h in hints]
+
+    assert hinted("convolution") == [(True, False)]
+    assert hinted("attention") == [(False, True)]
+    assert hinted("attention", "convolution") == [(True, False), (False, True)]
+    assert not space(OLD_GPU, None).hints and not space(CPU, None).hints
+
+
 def test_one_thread_has_no_choice_of_spinning_and_fusions_need_their_level() -> None:
     configurations = list(space(CPU, workload("attention")))
     assert {c["spinning"] for c in configurations if c["threads"] == 1} == {True}
