@@ -36,7 +36,7 @@ def eager_space(device: Device, workload: Workload | None, *, has_factory: bool)
     return SearchSpace(
         backend="eager",
         parameters=tuple(parameters),
-        constraints=_constraints(has_factory) if on_gpu else (),
+        constraints=(_DEFAULT_IS_THE_BASELINE,) if on_gpu else (),
         defaults=_defaults(device, tuple(parameters)),
         hints=_hints(device, tuple(parameters)),
     )
@@ -61,21 +61,11 @@ def _is_plain(values: Mapping[str, Scalar]) -> bool:
     return all(values.get(name, value) == value for name, value in PLAIN.items())
 
 
-def _constraints(has_factory: bool) -> tuple[Constraint, ...]:
-    def default_is_plain(values: Mapping[str, Scalar]) -> bool:
-        return values["precision"] != "default" or _is_plain(values)
+def _default_is_plain(values: Mapping[str, Scalar]) -> bool:
+    return values["precision"] != "default" or _is_plain(values)
 
-    def one_form_in_a_graph(values: Mapping[str, Scalar]) -> bool:
-        return not values["cuda_graph"] or values["form"] == "module"
 
-    default = Constraint(reason="precision default belongs to the baseline alone", holds=default_is_plain)
-    if not has_factory:
-        return (default,)
-    form = Constraint(
-        reason="under a CUDA graph module and graph launch the same kernels: module stands for both",
-        holds=one_form_in_a_graph,
-    )
-    return (default, form)
+_DEFAULT_IS_THE_BASELINE = Constraint(reason="precision default belongs to the baseline alone", holds=_default_is_plain)
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
@@ -91,9 +81,19 @@ def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Config
 
 
 def _hints(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List the fastest default with cuDNN's search among its algorithms."""
+    """List the default in a CUDA graph with one more knob turned: cuDNN's search, and the captured graph.
+
+    A module may take slower kernels while it is captured than the captured graph does (see autotune.model.masks).
+    """
+    choices = {parameter.name: parameter.choices for parameter in parameters}
+    turned: list[dict[str, Scalar]] = []
+    if "cudnn_benchmark" in choices:
+        turned.append({"cudnn_benchmark": True})
+    if "module" in choices["form"]:
+        turned.append({"form": "graph"})
     return tuple(
-        Configuration.of("eager", {**dict(default.values), "cudnn_benchmark": True})
+        Configuration.of("eager", {**dict(default.values), **knob})
         for default in _defaults(device, parameters)
-        if default.get("cuda_graph", False) and "cudnn_benchmark" in dict(default.values)
+        if default.get("cuda_graph", False)
+        for knob in turned
     )

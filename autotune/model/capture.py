@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ModelError
 from autotune.model import fingerprint, schema
+from autotune.model.masks import drop_neutral_masks
 from autotune.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def capture(name: str, batch: int, module: "torch.nn.Module", inputs: Mapping[st
                 expected="a forward without control flow that depends on the values of its inputs",
                 run=f"torch.export.export(module, (), kwargs) with the inputs {', '.join(names)}",
             ) from error
+        drop_neutral_masks(program)
     output_names = schema.output_names(output_schema)
     workload = Workload(
         name=name,

@@ -115,7 +115,6 @@ def test_baseline_on_a_gpu_has_the_frameworks_flags_and_no_knob() -> None:
     for found in itertools.chain(space, BACKEND.space(OLD_GPU, None, has_factory=True)):
         plain_module = found["precision"] == "default" and found["form"] == "module"
         assert BACKEND.is_baseline(found, has_factory=True) == plain_module
-        assert found["form"] == "module" or not found["cuda_graph"]
 
 
 def test_a_gpu_without_half_precision_has_the_baseline_alone_as_its_default() -> None:
@@ -211,8 +210,12 @@ class TestEagerRunnerOnGpu(RunnerConformance):
     device = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
 
 
-def test_a_gpu_tries_cudnns_search_early_where_there_are_convolutions() -> None:
+def test_a_gpu_tries_one_more_knob_in_its_cuda_graph_early() -> None:
     space = BACKEND.space(GPU, None, has_factory=True)
-    (hint,) = space.hints
-    assert hint["cudnn_benchmark"] and hint["cuda_graph"] and hint not in space.defaults
+    assert [(h["cuda_graph"], h["cudnn_benchmark"], h["form"]) for h in space.hints] == [
+        (True, True, "module"),
+        (True, False, "graph"),
+    ]
+    assert not set(space.hints) & set(space.defaults)
+    assert [h["cudnn_benchmark"] for h in BACKEND.space(GPU, None, has_factory=False).hints] == [True]
     assert not BACKEND.space(CPU, None, has_factory=True).hints

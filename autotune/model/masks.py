@@ -1,0 +1,95 @@
+"""Attention masks that mask nothing are taken out of a captured graph.
+
+A model decides in Python whether it needs a mask, from the values of its inputs. While it is captured (by torch.export,
+by TorchScript, in a CUDA graph) it cannot look at them and always writes a mask, made of constants and all true. With a
+mask, scaled dot product attention passes over its fastest kernels: ViT-B/16 at batch 32 in fp16 on an H200 took 9.6 ms
+instead of 3.8.
+"""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+log = logging.getLogger(__name__)
+
+MASK_POSITION, MASK = 3, "attn_mask"
+
+
+def drop_neutral_masks(program: "ExportedProgram") -> int:
+    """Take every mask that does not depend on inputs or weights and masks nothing out of ``program``, in place.
+
+    Returns how many calls of scaled dot product attention lost theirs. The answers stay the same within rounding.
+    """
+    import torch
+
+    graph = program.graph_module.graph
+    constants = _Constants(program)
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    dropped = 0
+    for node in graph.nodes:
+        if node.op != "call_function" or node.target is not attention:
+            continue
+        mask = node.args[MASK_POSITION] if len(node.args) > MASK_POSITION else node.kwargs.get(MASK)
+        value = constants.value(mask) if isinstance(mask, torch.fx.Node) else None
+        if value is None or not _masks_nothing(value):
+            continue
+        later = node.args[MASK_POSITION + 1 :]
+        node.args = (*node.args[:MASK_POSITION], *((None, *later) if later else ()))
+        node.kwargs = {name: given for name, given in node.kwargs.items() if name != MASK}
+        dropped += 1
+    if dropped:
+        graph.eliminate_dead_code()
+        program.graph_module.recompile()
+        log.info("took %d attention masks that mask nothing out of the graph", dropped)
+    return dropped
+
+
+def _masks_nothing(mask: "torch.Tensor") -> bool:
+    """Whether a mask keeps every key: all true, or nothing added to any score."""
+    import torch
+
+    return bool(mask.all()) if mask.dtype is torch.bool else not mask.any()
+
+
+class _Constants:
+    """Values of nodes that follow from the graph alone."""
+
+    def __init__(self, program: "ExportedProgram") -> None:
+        from torch.export.graph_signature import InputKind
+
+        self._known: dict[Node, Any] = {}
+        literals = {
+            spec.arg.name: program.constants[spec.target]
+            for spec in program.graph_signature.input_specs
+            if spec.kind is InputKind.CONSTANT_TENSOR and spec.target in program.constants
+        }
+        for node in program.graph_module.graph.nodes:
+            if node.op == "placeholder":
+                self._known[node] = literals.get(node.name)
+
+    def value(self, node: "Node") -> "torch.Tensor | None":
+        """The tensor that a node always gives, or ``None`` where it depends on anything or cannot be computed."""
+        if node not in self._known:
+            self._known[node] = self._compute(node)
+        return self._known[node]  # type: ignore[no-any-return]
+
+    def _compute(self, node: "Node") -> Any:
+        import torch
+        from torch.fx.node import map_arg
+
+        operator = node.target
+        if node.op != "call_function" or not isinstance(operator, torch._ops.OpOverload):
+            return None
+        if operator._schema.is_mutable or torch.Tag.nondeterministic_seeded in operator.tags:
+            return None
+        if any(self.value(argument) is None for argument in node.all_input_nodes):
+            return None
+        args: Any = map_arg(node.args, lambda one: self._known[one])
+        kwargs: Any = map_arg(node.kwargs, lambda one: self._known[one])
+        with torch.no_grad():
+            answer = operator(*args, **kwargs)
+        return answer if isinstance(answer, torch.Tensor) else None
