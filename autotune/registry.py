@@ -26,7 +26,7 @@ BUILT_IN = {
 }
 """Module of each built-in backend; its attribute ``BACKEND`` is the instance."""
 
-MEMBERS = ("name", "toolchain", "build_uses_device", "probe", "space", "build", "load")
+MEMBERS = ("name", "toolchain", "build_uses_device", "probe", "space", "build", "times_kernels_at_load", "load")
 
 
 def names() -> tuple[str, ...]:

@@ -1,18 +1,23 @@
 """The search of a study: propose, build, check, time, learn."""
 
 import dataclasses
+import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
+from autotune import registry
 from autotune.configuration import Configuration
-from autotune.execute.bench import BUILD_TIMEOUT_S
+from autotune.execute.bench import BUILD_TIMEOUT_S, EarlyLoad
 from autotune.execute.server import StepResult
 from autotune.measure.statistics import median
 from autotune.search.search import Search
 from autotune.study_context import StudyContext
 from autotune.study_memory import as_outcome
 from autotune.trial import Measurement, Trial, TrialState
+
+log = logging.getLogger(__name__)
 
 SHORTEST_BUILD_S = 60.0
 """A build may take what is left of the budget, and at least so many seconds."""
@@ -25,6 +30,18 @@ ABANDON_FACTOR = 4.0
 what always enters the finals, the baseline and the defaults, is."""
 
 
+EARLY_LOADS = 8
+"""At most so many candidates wait on a GPU, loaded, while others are built."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """What became of a build: its artifact, and its load where that began at once."""
+
+    digest: str | None
+    loading: EarlyLoad | None
+
+
 class StudySearch:
     """Runs trials until the study's trials, its budget or its space are used up."""
 
@@ -33,6 +50,7 @@ class StudySearch:
         self._build_s: dict[str, float] = {}
         self._best_ms: float | None = None
         self._defaults = on.defaults
+        self._seats = threading.Semaphore(EARLY_LOADS)
         self._spaces = {space.backend: space for space in on.spaces}
 
     def run(self) -> Search:
@@ -113,11 +131,15 @@ class StudySearch:
             self.on.progress.event("trial_started", number=trial.number, configuration=configuration)
             claimed.append(trial)
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
-        builds = self.on.bench.build([trial.configuration for trial in claimed], workers, limit_s) if claimed else []
+        stored: dict[Path, _Stored] = {}
+        builds = self.on.bench.build(
+            [trial.configuration for trial in claimed], workers, limit_s,
+            then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target)),
+        ) if claimed else []  # fmt: skip
         for trial, (built, target) in zip(claimed, builds, strict=True):
             if self.on.stop.is_set():
                 break
-            done, measurement = self._finish(trial, built, target)
+            done, measurement = self._finish(trial, built, stored.get(target))
             if self.on.stop.is_set():
                 break
             self.on.store.finish_trial(done, {"screening": measurement} if measurement else {})
@@ -128,20 +150,46 @@ class StudySearch:
             self.on.progress.event("trial_finished", trial=done, best_ms=self._best_ms)
         return finished
 
-    def _finish(self, trial: Trial, built: StepResult, target: Path) -> tuple[Trial, Measurement | None]:
-        if built.failure is not None:
-            self.on.bench.discard(target)
-            if built.failure.kind == "timeout" and (built.failure.figure or 0.0) < BUILD_TIMEOUT_S:
-                return dataclasses.replace(trial, state="pruned"), None  # it was the budget that ended
-            return dataclasses.replace(trial, state="failed", failure=built.failure), None
-        build_s = float((built.value or {})["build_s"])
-        digest = self.on.store.artifacts.add(target)
+    def _stored(self, configuration: Configuration, built: StepResult, target: Path) -> "dict[Path, _Stored]":
+        """Move what was built into the artifact store; on a GPU begin to load it, while others are still built."""
+        digest: str | None = None
+        loading: EarlyLoad | None = None
+        if built.failure is None:
+            digest = self.on.store.artifacts.add(target)
+            loading = self._load_early(configuration, digest)
         self.on.bench.discard(target)
+        return {target: _Stored(digest=digest, loading=loading)}
+
+    def _load_early(self, configuration: Configuration, digest: str) -> EarlyLoad | None:
+        """Begin to load where there is room on the device, and nothing is timed in loading."""
+        if self.parallel == 1 or registry.backend(configuration.backend).times_kernels_at_load(configuration):
+            return None
+        if not self._seats.acquire(blocking=False):
+            return None
+        request = self.on.request
+        return self.on.bench.load_early(self.on.store.artifacts.open(digest), request.objective, request.seed)
+
+    def _measured(self, stored: "_Stored", digest: str, abandon_ms: float | None) -> StepResult:
+        if stored.loading is not None:
+            measured = stored.loading.measure(abandon_ms)
+            self._seats.release()
+            crowded = measured.failure is not None and measured.failure.kind == "out_of_memory"
+            if not crowded or self.on.stop.is_set():
+                return measured
+            log.info("loading again without others beside it: %s", measured.failure)
+        request, artifact = self.on.request, self.on.store.artifacts.open(digest)
+        return self.on.bench.measure(artifact, request.objective, request.seed, abandon_ms=abandon_ms)
+
+    def _finish(self, trial: Trial, built: StepResult, stored: "_Stored | None") -> tuple[Trial, Measurement | None]:
+        if built.failure is not None or stored is None or stored.digest is None:
+            failure = built.failure
+            if failure is not None and failure.kind == "timeout" and (failure.figure or 0.0) < BUILD_TIMEOUT_S:
+                return dataclasses.replace(trial, state="pruned"), None  # it was the budget that ended
+            return dataclasses.replace(trial, state="failed", failure=failure), None
+        digest = stored.digest
+        build_s = float((built.value or {})["build_s"])
         best = None if trial.configuration.digest in self._defaults else self._best_ms
-        measured = self.on.bench.measure(
-            self.on.store.artifacts.open(digest), self.on.request.objective, self.on.request.seed,
-            abandon_ms=None if best is None else ABANDON_FACTOR * best,
-        )  # fmt: skip
+        measured = self._measured(stored, digest, None if best is None else ABANDON_FACTOR * best)
         value = measured.value or {}
         error = value.get("signal_error")
         common: dict[str, Any] = {"build_s": build_s, "signal_error": error, "artifact": digest}

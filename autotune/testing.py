@@ -115,6 +115,10 @@ class MisbehavingBackend:
         torch.export.save(model.program("fp32", device), str(folder / "program.pt2"))
         (folder / "fault").write_text(fault)
 
+    def times_kernels_at_load(self, configuration: Configuration) -> bool:
+        """Never."""
+        return False
+
     def load(self, folder: Path, device: Device) -> Any:
         """A runner of the graph, possibly with wrong answers."""
         import torch

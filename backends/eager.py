@@ -52,6 +52,10 @@ class EagerBackend:
             torch.export.save(model.program(settings.precision, host), str(folder / PROGRAM))
         settings.write(folder)
 
+    def times_kernels_at_load(self, configuration: Configuration) -> bool:
+        """With cuDNN's benchmark, at the first calls."""
+        return bool(configuration.get("cudnn_benchmark", False))
+
     def load(self, folder: Path, device: Device) -> Runner:
         """Rebuild the module or load the graph, and settle it on the device."""
         from autotune.runtime.torch_runner import torch_runner

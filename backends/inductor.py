@@ -72,6 +72,10 @@ class InductorBackend:
         refuse_second_standard_library(package)
         settings.write(folder)
 
+    def times_kernels_at_load(self, configuration: Configuration) -> bool:
+        """With cuDNN's benchmark, at the first calls."""
+        return bool(configuration.get("cudnn_benchmark", False))
+
     def load(self, folder: Path, device: Device) -> Runner:
         """Load the package onto the device, by torch's own loader alone.
 

@@ -83,6 +83,10 @@ class OnnxRuntimeBackend:
         else:
             shutil.copytree(source, folder, dirs_exist_ok=True)
 
+    def times_kernels_at_load(self, configuration: Configuration) -> bool:
+        """With the exhaustive search among convolution algorithms, at the first run."""
+        return configuration.get("conv_algo_search", "") == "EXHAUSTIVE"
+
     def load(self, folder: Path, device: Device) -> Runner:
         """Open a session on the stored model."""
         from autotune.model.onnx import FILE

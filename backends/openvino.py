@@ -70,6 +70,10 @@ class OpenVinoBackend:
         (folder / SETTINGS).write_text(json.dumps({"configuration": configuration.as_dict(), "outputs": outputs}))
         require_precision(_compiled(folder, configuration), str(configuration["precision"]))
 
+    def times_kernels_at_load(self, configuration: Configuration) -> bool:
+        """Never: what it compiles it stores in the build."""
+        return False
+
     def load(self, folder: Path, device: Device) -> Runner:
         """Compile the stored graph in this process; needs nothing but OpenVINO."""
         settings = json.loads((folder / SETTINGS).read_text())

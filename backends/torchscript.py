@@ -55,6 +55,10 @@ class TorchScriptBackend:
             torch.jit.save(torch.jit.freeze(traced), str(folder / MODEL))
         settings.write(folder)
 
+    def times_kernels_at_load(self, configuration: Configuration) -> bool:
+        """With cuDNN's benchmark, at the first calls."""
+        return bool(configuration.get("cudnn_benchmark", False))
+
     def load(self, folder: Path, device: Device) -> Runner:
         """Load the graph, optimise it where asked, and let it profile itself."""
         import torch

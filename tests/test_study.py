@@ -112,6 +112,22 @@ def test_the_time_split_adds_up(finished):
     assert min(outcome.split.values()) >= 0 and outcome.split["sampling"] > 0
 
 
+def test_built_and_loaded_side_by_side_as_on_a_gpu_every_fault_still_costs_one_trial(request_, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, Store.open(str(tmp_path / "autotune.db")) as store:
+        patch.setattr("autotune.execute.bench.BUILD_TIMEOUT_S", 8.0)
+        patch.setattr("autotune.study_search.BUILD_TIMEOUT_S", 8.0)
+        patch.setattr("autotune.execute.finals.LIMIT_S", 5.0)
+        patch.setattr("autotune.study_search.StudySearch.parallel", 4)
+        patch.setattr("autotune.study_search.EARLY_LOADS", 2)
+        patch.setattr("autotune.execute.finals._load_together", lambda drive: True)
+        backends = ("eager", *request_.backends[2:])
+        outcome = run_study(replace(request_, name="side-by-side", backends=backends), store, Recorder())
+        trials = store.trials(outcome.plan.evidence["study"])
+    kinds = {str(t.configuration["fault"]): t.failure.kind for t in trials if t.failure is not None}
+    assert len(kinds) == len(FAULTS) - 1 and (kinds["hang"], kinds["load_segfault"]) == ("timeout", "crash")
+    assert all(t.latency_ms for t in trials if t.state == "complete") and outcome.plan.speedup >= 1.0
+
+
 def test_a_finished_study_answers_at_once_and_measures_nothing(finished, request_):
     outcome, store, _, _ = finished
     recorder = Recorder()

@@ -2,16 +2,18 @@
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import ReferenceRefusedError, WorkError
-from autotune.execute.server import StepResult, WorkerServer
+from autotune.execute.channel import ChannelClosed
+from autotune.execute.server import POLL_S, Session, StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.objective import Objective
 from autotune.trial import Failure, Stage
@@ -21,6 +23,29 @@ PRELOAD = ["torch", "numpy", "safetensors.torch"]
 PRELOAD_BUILDERS = ["torch._inductor.compile_fx", "torch.onnx", "onnxscript", "torch.onnx._internal.exporter._core"]
 PREPARE_TIMEOUT_S, BUILD_TIMEOUT_S, MEASURE_TIMEOUT_S = 900.0, 900.0, 180.0
 SCREENING_LIMIT_S = 2.0
+
+
+class EarlyLoad:
+    """A candidate that loads while others are built, and is checked and timed when it is its turn."""
+
+    def __init__(self, run: Callable[[Callable[[Session], None]], StepResult], stopped: Callable[[], bool]) -> None:
+        self._stopped = stopped
+        self._turn, self._abandon_ms = threading.Event(), cast("float | None", None)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="autotune-early")
+        self._result = self._pool.submit(run, self._wait_for_turn)
+
+    def measure(self, abandon_ms: float | None) -> StepResult:
+        """Let it be checked and timed now, alone on the device, and return what became of it."""
+        self._abandon_ms = abandon_ms
+        self._turn.set()
+        with self._pool:
+            return self._result.result()
+
+    def _wait_for_turn(self, session: Session) -> None:
+        while not self._turn.wait(POLL_S):
+            if self._stopped():
+                raise ChannelClosed("the study was stopped")
+        session.send({"abandon_ms": self._abandon_ms})
 
 
 class Bench:
@@ -54,15 +79,23 @@ class Bench:
         """Compute the answers that candidates are judged by; raises ReferenceRefusedError where they cannot judge."""
         request = {"folder": str(self.model), "device": self.device.as_dict()}
         preload = [*PRELOAD_BUILDERS, *self._imported]
-        result = self._step("reference", request, PREPARE_TIMEOUT_S, lambda: self.server.preload(preload))
+        result = self._step("reference", request, PREPARE_TIMEOUT_S, meanwhile=lambda: self.server.preload(preload))
         self._must(result, "the reference could not be computed")
         checking_s = sum(end - begin for stage, begin, end in result.spans if stage == "check")
         self._measure_timeout_s = MEASURE_TIMEOUT_S + 20 * checking_s
 
     def build(
-        self, configurations: Sequence[Configuration], workers: int, timeout_s: float | None = None
+        self,
+        configurations: Sequence[Configuration],
+        workers: int,
+        timeout_s: float | None = None,
+        *,
+        then: Callable[[Configuration, StepResult, Path], None] = lambda *_: None,
     ) -> list[tuple[StepResult, Path]]:
-        """Build configurations, so many at a time, each in a process and a folder of its own."""
+        """Build configurations, so many at a time, each in a process and a folder of its own.
+
+        ``then`` is called for each as soon as it is built, from the thread that waited for it.
+        """
         limit_s = min(BUILD_TIMEOUT_S, timeout_s or BUILD_TIMEOUT_S)
 
         def one(configuration: Configuration) -> tuple[StepResult, Path]:
@@ -73,7 +106,9 @@ class Bench:
                 "configuration": configuration.as_dict(),
                 "device": self.device.as_dict(),
             }
-            return self._step("build", request, limit_s), target
+            result = self._step("build", request, limit_s)
+            then(configuration, result, target)
+            return result, target
 
         if workers == 1:
             return [one(configuration) for configuration in configurations]
@@ -90,17 +125,35 @@ class Bench:
         check_only: bool = False,
     ) -> StepResult:
         """Check and time an artifact in a process of its own; a gate that refuses it is a failure of the result."""
-        request = {
+        request = self._measure_request(artifact, objective, seed, check_only=check_only)
+        return self._measured(self._step("measure", {**request, "abandon_ms": abandon_ms}, self._measure_timeout_s))
+
+    def load_early(self, artifact: Path, objective: Objective, seed: int) -> "EarlyLoad":
+        """Begin to load an artifact beside whatever else goes on; it is checked and timed when it is its turn."""
+        request = {**self._measure_request(artifact, objective, seed), "early": True}
+        return EarlyLoad(
+            lambda on_loaded: self._measured(
+                self._step("measure", request, self._measure_timeout_s, on_loaded=on_loaded)
+            ),
+            lambda: self.server.closed,
+        )
+
+    def _measure_request(
+        self, artifact: Path, objective: Objective, seed: int, *, check_only: bool = False
+    ) -> dict[str, Any]:
+        return {
             "folder": str(self.model),
             "artifact": str(artifact),
             "device": self.device.as_dict(),
             "objective": objective.as_dict(),
             "limit_s": SCREENING_LIMIT_S,
-            "abandon_ms": abandon_ms,
             "check_only": check_only,
+            "early": False,
             "seed": seed,
-        }  # fmt: skip
-        result = self._step("measure", request, self._measure_timeout_s)
+        }
+
+    @staticmethod
+    def _measured(result: StepResult) -> StepResult:
         refused = (result.value or {}).get("failure")
         if refused is None:
             return result
@@ -117,10 +170,18 @@ class Bench:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _step(
-        self, name: str, request: dict[str, Any], timeout_s: float, meanwhile: Callable[[], None] | None = None
+        self,
+        name: str,
+        request: dict[str, Any],
+        timeout_s: float,
+        *,
+        meanwhile: Callable[[], None] | None = None,
+        on_loaded: Callable[[Session], None] | None = None,
     ) -> StepResult:
         stage: Stage = "build" if name != "measure" else "load"
-        result = self.server.run(name, request, timeout_s=timeout_s, stage=stage, meanwhile=meanwhile)
+        result = self.server.run(
+            name, request, timeout_s=timeout_s, stage=stage, meanwhile=meanwhile, on_loaded=on_loaded
+        )
         self.split.add(result.spans)
         return result
 

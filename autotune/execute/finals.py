@@ -23,6 +23,8 @@ PROCESSES = 3
 LIMIT_S = 50.0
 """Time for all rounds, loading included; longer only where seven rounds of slow finalists do not fit."""
 FEWEST_ROUNDS, LONGEST_S = 9, 900.0
+LOAD_PATIENCE_S = 300.0
+"""A process of the finals that is silent for so long hangs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,12 @@ class _Drive:
         self.started += 1
         return self.bench.server.start("finals", request, "load")
 
+    def end(self, sessions: list[Session]) -> None:
+        """Kill processes whose samples are not wanted any more."""
+        for session in sessions:
+            session.kill()
+            self.finish(session)
+
     def finish(self, session: Session) -> None:
         """Let a process end and count its time."""
         try:
@@ -91,25 +99,28 @@ def run_finals(
     )
     limit_s = min(LONGEST_S, max(LIMIT_S, FEWEST_ROUNDS * expected_round_s))
     begin = time.monotonic()
+    deadline = begin + limit_s
     verdict: Verdict | None = None
     current: Session | None = None
     process, crashes = -1, 0
     try:
         while verdict is None and drive.finals.next_rounds():
-            left_s = limit_s - (time.monotonic() - begin)
-            if left_s <= 0 and process >= PROCESSES - 1:
+            if time.monotonic() >= deadline and process >= PROCESSES - 1:
                 break
             if current is None or process < PROCESSES - 1:
                 current = _next_process(drive, current, process)
                 process += 1
-            share_s = max(0.0, left_s) / max(1, PROCESSES - process)
             asked = drive.finals.next_rounds()
             try:
+                for session in (current, *drive.waiting):
+                    _await_ready(session)  # no process loads while another one measures
+                share_s = max(0.0, deadline - time.monotonic()) / max(1, PROCESSES - process)
                 done = _run(drive, current, process, share_s)
-            except ChannelClosed:
+            except _Died as died:
                 crashes += 1
-                _drop_culprit(drive, current, crashes)
-                current, process = None, process - 1
+                _drop_culprit(drive, died.session, crashes)
+                drive.end([one for one in (current, *drive.waiting) if one is not died.session])
+                drive.waiting, current, process = [], None, process - 1
                 continue
             on_rounds(drive.finals.rounds, time.monotonic() - begin)
             verdict = drive.finals.look()
@@ -124,49 +135,65 @@ def run_finals(
 def _next_process(drive: _Drive, current: Session | None, process: int) -> Session:
     if current is not None:
         drive.finish(current)
-    if drive.bench.device.kind == "cuda" and process < 0 and not drive.waiting:
+    if _load_together(drive) and process < 0 and not drive.waiting:
         drive.waiting = [drive.start() for _ in range(PROCESSES)]
     return drive.waiting.pop(0) if drive.waiting else drive.start()
 
 
-def _run(drive: _Drive, session: Session, process: int, limit_s: float) -> int:
-    """Let a process run its rounds and return how many it finished in time.
+def _load_together(drive: _Drive) -> bool:
+    """Whether the processes load side by side: on a GPU, whose host has cores to spare."""
+    return drive.bench.device.kind == "cuda"
 
-    Raises ChannelClosed where it died, with the culprit in ``session.turn``.
-    """
-    patience_s = 300.0 + 2 * limit_s
-    if not session.ready:
-        while "ready" not in (message := session.receive(patience_s)):
-            _note(session, message)
-        session.ready = True
+
+class _Died(Exception):
+    """A process of the finals is gone, with the culprit in ``session.turn``."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+
+
+def _await_ready(session: Session) -> None:
+    """Wait until a process has loaded every finalist; raises _Died where it does not come to that."""
+    while not session.ready:
+        session.ready = "ready" in _heard(session, LOAD_PATIENCE_S)
+
+
+def _run(drive: _Drive, session: Session, process: int, limit_s: float) -> int:
+    """Let a process run its rounds and return how many it finished in time; raises _Died."""
     loaded = drive.finals.freeze()
-    session.send({"rounds": drive.finals.next_rounds(), "frozen": sorted(loaded), "limit_s": limit_s})
-    while "rounds" not in (message := session.receive(patience_s)):
-        _note(session, message)
+    try:
+        session.send({"rounds": drive.finals.next_rounds(), "frozen": sorted(loaded), "limit_s": limit_s})
+    except ChannelClosed as error:
+        raise _Died(session) from error
+    while "rounds" not in (message := _heard(session, LOAD_PATIENCE_S + 2 * limit_s)):
+        pass
     rounds = [{name: Block.from_dict(block) for name, block in one.items()} for one in message["rounds"]]
     drive.finals.add(process, rounds)
     drive.process_of_round += [process] * len(rounds)
     return len(rounds)
 
 
-def _note(session: Session, message: Mapping[str, Any]) -> None:
+def _heard(session: Session, patience_s: float) -> Mapping[str, Any]:
+    """The next message, with note taken of whose turn it is; raises _Died."""
+    try:
+        message = session.receive(patience_s)
+    except ChannelClosed as error:
+        raise _Died(session) from error
     if "turn" in message:
         session.turn = message["turn"]
     elif "error" in message:
         log.warning("a finalist failed: %s", message["error"]["detail"])
+    return message
 
 
 def _drop_culprit(drive: _Drive, session: Session, crashes: int) -> None:
-    """Drop the finalist whose turn it was when a process died; processes that wait hold it too and start again."""
+    """Drop the finalist whose turn it was when a process died; the other processes hold it too and start again."""
     session.finish()
     if drive.bench.server.closed:
         raise StudyInterruptedError("the finals were stopped; the trials are kept", run="the same command to go on")
     drive.bench.split.add(session.spans)
     failure = session.failure(0.0)
-    for waiting in drive.waiting:
-        waiting.kill()
-        waiting.finish()
-    drive.waiting = []
     if session.turn is None or crashes > len(drive.artifacts):
         raise WorkError("the finals could not be run", found=str(failure), run="autotune doctor")
     log.warning("%s failed in the finals and is dropped: %s", session.turn, failure)

@@ -197,8 +197,12 @@ class WorkerServer:
         timeout_s: float,
         stage: Stage = "build",
         meanwhile: Callable[[], None] | None = None,
+        on_loaded: Callable[[Session], None] | None = None,
     ) -> StepResult:
-        """Run a step to its end; whatever becomes of it is a value. ``meanwhile`` is called once it has begun."""
+        """Run a step to its end; whatever becomes of it is a value.
+
+        ``meanwhile`` is called once it has begun; ``on_loaded`` when it has loaded and waits to be told to go on.
+        """
         session = self.start(step, request, stage)
         if meanwhile is not None:
             meanwhile()
@@ -208,7 +212,9 @@ class WorkerServer:
         try:
             while value is None and failure is None:
                 message = session.receive(timeout_s)
-                if "result" in message:
+                if "loaded" in message and on_loaded is not None:
+                    on_loaded(session)
+                elif "result" in message:
                     value = message["result"]
                 elif "error" in message:
                     error = message["error"]

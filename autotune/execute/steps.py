@@ -96,7 +96,10 @@ def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
 
 def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Load an artifact as a deployment does, judge it on the held-out inputs, and time it; alone on the device."""
+    """Load an artifact as a deployment does, judge it on the held-out inputs, and time it; alone on the device.
+
+    With ``early`` it loads beside others, says so, and is judged and timed when told to (``{"abandon_ms": …}``).
+    """
     from autotune.measure.clock import SystemClock
     from autotune.measure.lock import device_lock
     from autotune.measure.screening import screen
@@ -105,22 +108,33 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     device = Device.from_dict(request["device"])
     folder, target = Path(request["folder"]), Path(request["artifact"])
     model = CapturedModel(folder)
+    runner, turn = None, request
+    if request["early"]:
+        with device_lock(device.uuid, exclusive=False):
+            _enter(channel, "load")
+            runner = _Candidate(target, device)
+        channel.send({"loaded": True})
+        order = channel.receive()
+        if order is None:
+            return {}  # nobody waits for it any more
+        turn = order
     with device_lock(device.uuid, exclusive=True):
-        _enter(channel, "load")
-        runner = _Candidate(target, device)
+        if runner is None:
+            _enter(channel, "load")
+            runner = _Candidate(target, device)
         _enter(channel, "check")
         verdict = _judge(runner, model, folder, device, Objective.from_dict(request["objective"]))
         checked = {"signal_error": verdict.signal_error}
         if verdict.failure is not None:
             return {**checked, "failure": verdict.failure.as_dict()}
-        if request.get("check_only"):
+        if request["check_only"]:
             return checked
         sets = [_to(device, inputs) for inputs in read_sets(folder / TIMING, model)]
         _enter(channel, "measure")
         clock = SystemClock()
         screening = screen(
             runner, sets, _timer(device, clock), clock=clock, limit_s=request["limit_s"],
-            abandon_ms=request.get("abandon_ms"), conditions={"seed": request["seed"]},
+            abandon_ms=turn["abandon_ms"], conditions={"seed": request["seed"]},
         )  # fmt: skip
     return {**checked, "measurement": screening.measurement.as_dict(), "pruned": screening.pruned}
 
@@ -141,7 +155,8 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     finalists = {}
     for name, folder in request["artifacts"].items():
         channel.send({"turn": name})
-        finalists[name] = _Candidate(Path(folder), device)
+        with device_lock(device.uuid, exclusive=_times_kernels_at_load(Path(folder))):
+            finalists[name] = _Candidate(Path(folder), device)
     sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
     rng, clock = random.Random(request["seed"]), SystemClock()
     timer = _timer(device, clock)
@@ -199,6 +214,14 @@ class _Candidate:
 
     def __call__(self, *inputs: Any) -> Any:
         return self._runner(*inputs)
+
+
+def _times_kernels_at_load(folder: Path) -> bool:
+    from autotune import registry
+    from autotune.runtime.artifact import read_record
+
+    configuration = read_record(folder).configuration
+    return registry.backend(configuration.backend).times_kernels_at_load(configuration)
 
 
 def _timer(device: Device, clock: Any) -> Any:

@@ -77,6 +77,25 @@ def test_a_good_candidate_is_timed_after_all_that(bench):
     assert [stage for stage, _, _ in result.spans][1:] == ["load", "check", "measure"]
 
 
+def test_candidates_load_early_and_are_judged_at_their_turn(bench):
+    targets = [build(bench, fault)[1] for fault in ("none", "none", "load_segfault", "constant")]
+    loading = [bench.load_early(target, Objective(), 0) for target in targets]
+    results = [early.measure(None) for early in loading]
+    assert [result.failure and result.failure.kind for result in results] == [None, None, "crash", "inaccurate"]
+    for result in results[:2]:
+        assert [stage for stage, _, _ in result.spans][1:] == ["load", "check", "measure"]
+
+
+def test_a_candidate_that_waits_for_its_turn_ends_with_the_study(bench, tmp_path, cpu, misbehaving):
+    _, target = build(bench, "none")
+    with WorkerServer(tmp_path) as server:
+        other = Bench(server, tmp_path, cpu, TimeSplit())
+        other.model = bench.model
+        early = other.load_early(target, Objective(), 0)
+        server.stop()
+        assert early.measure(None).failure is not None
+
+
 def test_memory_past_the_limit_ends_the_step(tmp_path, cpu, misbehaving, bench):
     with WorkerServer(tmp_path, memory_limit_bytes=1) as server:
         small = Bench(server, tmp_path, cpu, TimeSplit())
