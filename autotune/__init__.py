@@ -6,7 +6,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autotune import measure
     from autotune.deploy.api import load, optimize, tune
+    from autotune.deploy.measuring import Measured
     from autotune.deploy.model import OptimizedModel
     from autotune.objective import Metric, Objective
 
@@ -16,19 +18,22 @@ _HOMES = {
     "load": "autotune.deploy.api",
     "optimize": "autotune.deploy.api",
     "tune": "autotune.deploy.api",
+    "Measured": "autotune.deploy.measuring",
     "OptimizedModel": "autotune.deploy.model",
     "Metric": "autotune.objective",
     "Objective": "autotune.objective",
 }
 
-__all__ = ["Metric", "Objective", "OptimizedModel", "__version__", "load", "optimize", "tune"]
+__all__ = ["Measured", "Metric", "Objective", "OptimizedModel", "__version__", "load", "measure", "optimize", "tune"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'autotune' has no attribute {name!r}")
     import importlib
 
+    if name == "measure":
+        return importlib.import_module("autotune.measure")  # a package that can be called
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autotune' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 

@@ -4,8 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-OBJECTIVES = ("latency_p50",)
-"""The objectives that a study can use: the median latency of one call in milliseconds, as its caller sees it."""
+UNITS = {
+    "latency_p50": "ms",
+    "latency_p99": "ms",
+    "throughput": "ms/item",
+    "memory": "bytes",
+    "energy": "J",
+}
+"""What each objective minimises.
+
+``latency_p50`` and ``latency_p99`` are percentiles of one call as its caller sees it. ``throughput`` is milliseconds an
+item with as many requests in flight as it takes (its reciprocal is items a second). ``memory`` is the peak of device
+memory, on a CPU of resident memory. ``energy`` is Joule a call, where the device counts its energy.
+"""
+
+OBJECTIVES = tuple(UNITS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +62,11 @@ class Objective:
             raise ValueError(f"integer_agreement lies between 0 and 1, found {self.integer_agreement!r}")
         if list(self.signal_error_by_output) != sorted(self.signal_error_by_output):
             raise ValueError("signal_error_by_output must be sorted")
+
+    @property
+    def unit(self) -> str:
+        """The unit of what is minimised."""
+        return UNITS[self.name]
 
     def limit_of(self, output: str) -> float:
         """The signal error that the named output may have."""

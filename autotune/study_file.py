@@ -17,6 +17,7 @@ from autotune.model.inputs import DISTRIBUTIONS, DTYPES, InputSpec
 from autotune.objective import OBJECTIVES, Metric, Objective
 from autotune.study_request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, SERVING
 from autotune.study_values import (
+    AUTO_BATCHES,
     DEVICE,
     NAME,
     PARAMETER,
@@ -26,7 +27,7 @@ from autotune.study_values import (
     SignalLimit,
     Text,
     all_or_names,
-    as_many,
+    batches,
     budget_seconds,
     distinct,
     limits_by_output,
@@ -104,7 +105,7 @@ class StudyFile(_Entry):
     ]
     model: ModelEntry
     inputs: Annotated[tuple[InputEntry, ...], Field(min_length=1)]
-    batch: Annotated[tuple[Positive, ...], BeforeValidator(as_many), AfterValidator(distinct)] = (1,)
+    batch: Annotated[tuple[Positive, ...], BeforeValidator(batches), AfterValidator(distinct)] = (1,)
     device: Annotated[str, matches(DEVICE, "auto, cpu, cuda or cuda:N")] = "auto"
     objective: Annotated[str, one_of(OBJECTIVES)] = OBJECTIVES[0]
     constraints: ConstraintsEntry = ConstraintsEntry()
@@ -117,6 +118,11 @@ class StudyFile(_Entry):
     def source(self) -> Path:
         """The file this study was read from."""
         return self._source
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether batches are doubled until throughput is saturated."""
+        return self.batch == AUTO_BATCHES
 
     @property
     def folder(self) -> Path:
@@ -186,6 +192,9 @@ def _check_records(study: StudyFile, document: YamlDocument, asked: str) -> None
             _input_spec(entry, study.folder)
         except ValueError as error:
             raise StudyFileError(where, found=str(error), expected=INPUT_FORM) from error
+    if study.sweeps and study.objective != "throughput":
+        where = f"{asked}, line {document.line_of(('batch',))}: batch"
+        raise StudyFileError(where, found=f"auto for {study.objective}", expected="batches, or objective: throughput")
     try:
         study.objective_record()
     except ValueError as error:

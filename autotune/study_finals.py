@@ -3,11 +3,16 @@
 import contextlib
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from autotune import registry
 from autotune.errors import ArtifactError, WorkError
-from autotune.execute.finals import FinalsResult, run_finals
+from autotune.execute.finals import ALONE, FinalsResult, run_finals, time_alone
+from autotune.execute.meters import round_s
+from autotune.measure.percentiles import summary
+from autotune.measure.statistics import median_interval
+from autotune.measure.verdict import RoundMedians
 from autotune.plan import Plan
 from autotune.study_context import StudyContext
 from autotune.study_space import choose_finalists, is_baseline
@@ -25,6 +30,7 @@ class StudyFinals:
         """Decide and promote; the artifacts of those that lost are dropped."""
         result, trials = self._finals()
         plan = self._promote(result, trials)
+        self._time_alone(plan)
         self.on.store.drop_losers(
             self.on.row.uid, {trial.uid for trial in trials.values() if trial.artifact == plan.artifact}
         )
@@ -59,12 +65,26 @@ class StudyFinals:
             {uid: self._tie_key(trial) for uid, trial in trials.items()},
             self.on.request.seed,
             lambda rounds, elapsed_s: self.on.progress.event("finals_round", rounds=rounds, elapsed_s=elapsed_s),
-            expected_round_s=sum(2 * (trial.latency_ms or 0.0) / 1e3 for trial in trials.values()),
+            objective=self.on.request.objective,
+            concurrency={uid: self._concurrency(uid) for uid in trials},
+            expected_round_s=sum(
+                round_s(self.on.request.objective, trial.latency_ms or 0.0) for trial in trials.values()
+            ),
         )
         self.on.check_stop()
         for uid, measurement in result.measurements.items():
             self.on.store.add_measurement(uid, "finals", measurement)
         return result, trials
+
+    def _time_alone(self, plan: Plan) -> None:
+        """Time the winner once more without its rivals, so that it can later be seen whether that still holds."""
+        if plan.artifact is None:
+            return
+        self.on.progress.event("message", text=f"timing the plan alone, for autotune bench: {plan.configuration}")
+        artifact = self.on.store.artifacts.open(plan.artifact)
+        result = time_alone(self.on.bench, artifact, self.on.request.seed, plan.latency_ms)
+        self.on.check_stop()
+        self.on.store.add_measurement(str(plan.evidence["trial"]), "alone", result.measurements[ALONE])
 
     def _with_artifact(self, trial: Trial, needed: bool) -> bool:
         """Whether a finalist's artifact is at hand, built again where it was dropped or damaged."""
@@ -81,6 +101,11 @@ class StudyFinals:
         self.on.progress.event("message", text=f"{trial.configuration} misses the finals: {built.failure}")
         return False
 
+    def _concurrency(self, uid: str) -> int:
+        """How many requests a trial had in flight where its throughput was best."""
+        screened = self.on.store.measurements(uid, "screening")
+        return int(screened[-1].conditions.get("throughput", {}).get("concurrency", 1)) if screened else 1
+
     def _tie_key(self, trial: Trial) -> tuple[Any, ...]:
         """Among equals: the smaller artifact, the simpler backend, fewer threads, then the configuration's digest."""
         names = registry.names()
@@ -93,8 +118,7 @@ class StudyFinals:
         row, workload = self.on.row, self.on.workload
         verdict = result.verdict
         winner = trials[verdict.winner]
-        standing = verdict.of(verdict.winner)
-        baseline = verdict.of(verdict.baseline)
+        latencies = RoundMedians(result.samples_ms)
         plan = Plan(
             uid=uuid.uuid4().hex,
             name=row.name,
@@ -108,15 +132,18 @@ class StudyFinals:
             configuration=winner.configuration,
             status=verdict.status,
             artifact=winner.artifact,
-            latency_ms=standing.latency_ms,
-            interval_ms=standing.interval_ms,
-            baseline_latency_ms=baseline.latency_ms,
-            speedup=1.0 if verdict.status == "baseline" else baseline.latency_ms / standing.latency_ms,
+            latency_ms=latencies.latency_ms(verdict.winner),
+            interval_ms=median_interval(latencies.of(verdict.winner)),
+            baseline_latency_ms=latencies.latency_ms(verdict.baseline),
+            speedup=1.0 if verdict.status == "baseline" else verdict.speedup,
             signal_error=winner.signal_error or 0.0,
             evidence={
                 "study": row.uid,
                 "trial": winner.uid,
+                "objective": self._objective(result),
                 "finalists": self._finalists(result, trials),
+                "inputs": [asdict(spec) for spec in self.on.request.inputs],
+                "seed": self.on.request.seed,
                 "tied_with": list(verdict.tied_with),
                 "rounds": verdict.rounds,
                 "processes": list(result.process_of_round),
@@ -126,23 +153,48 @@ class StudyFinals:
         self.on.store.promote(plan)
         return plan
 
+    def _objective(self, result: FinalsResult) -> dict[str, Any]:
+        """What was minimised, and what the plan and the baseline came to."""
+        verdict, objective = result.verdict, self.on.request.objective
+        winner, baseline = verdict.of(verdict.winner), verdict.of(verdict.baseline)
+        found = {
+            "name": objective.name,
+            "unit": objective.unit,
+            "value": winner.latency_ms,
+            "interval": list(winner.interval_ms),
+            "baseline": baseline.latency_ms,
+        }
+        if objective.name == "throughput":
+            found["concurrency"] = self._concurrency(verdict.winner)
+            found["items_per_s"] = 1e3 / winner.latency_ms
+        return found
+
     def _finalists(self, result: FinalsResult, trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
         """One entry a finalist in order of latency, with every sample that it is judged by."""
-        verdict = result.verdict
-        return [
+        verdict, latencies = result.verdict, RoundMedians(result.samples_ms)
+        found: list[dict[str, Any]] = [
             {
                 "uid": one.name,
                 "backend": trials[one.name].configuration.backend,
                 "batch": self.on.row.batch,
                 "configuration": trials[one.name].configuration.as_dict(),
-                "latency_ms": one.latency_ms,
-                "interval_ms": list(one.interval_ms),
+                "latency_ms": latencies.latency_ms(one.name),
+                "interval_ms": list(median_interval(latencies.of(one.name))),
+                "percentiles": summary([ms for block in result.samples_ms[one.name] for ms in block or ()]).as_dict(),
+                "objective_value": one.latency_ms,
+                "objective_interval": list(one.interval_ms),
+                "flags": list(result.flags[one.name]),
                 "signal_error": trials[one.name].signal_error,
                 "build_s": trials[one.name].build_s,
                 "is_baseline": one.name == verdict.baseline,
                 "could_be_baseline": is_baseline(trials[one.name].configuration, self.on.request),
                 "is_default": trials[one.name].configuration.digest in self._defaults,
+                "utilisation": result.utilisation.get(one.name),
                 "samples_ms": result.samples_ms[one.name],
             }
             for one in verdict.finalists
         ]
+        if self.on.request.objective.name not in ("latency_p50", "latency_p99"):
+            for entry in found:
+                entry["figures"] = result.figures[str(entry["uid"])]
+        return found

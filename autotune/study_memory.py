@@ -97,9 +97,7 @@ def as_outcome(trial: Trial) -> Outcome:
     """A finished trial as the search learns from it."""
     if trial.state == "running":
         raise ValueError(f"trial {trial.number} has not ended")
-    return Outcome(
-        configuration=trial.configuration, state=trial.state, latency_ms=trial.latency_ms, build_s=trial.build_s
-    )
+    return Outcome(configuration=trial.configuration, state=trial.state, score=trial.ranked_by, build_s=trial.build_s)
 
 
 def package_versions(modules: Iterable[str]) -> dict[str, str]:

@@ -200,11 +200,23 @@ class StudySearch:
         measurement = Measurement.from_dict(value["measurement"])
         latency_ms = median(measurement.flat_ms)
         state: TrialState = "pruned" if value["pruned"] else "complete"
-        self._best_ms = latency_ms if self._best_ms is None else min(self._best_ms, latency_ms)
-        return dataclasses.replace(trial, state=state, latency_ms=latency_ms, **common), measurement
+        scored = value["score"]
+        if self.on.request.objective.name == "memory":
+            taken = self.on.bench.footprint(self.on.store.artifacts.open(digest))
+            if taken.failure is not None:
+                return dataclasses.replace(trial, state="failed", failure=taken.failure, **common), measurement
+            scored = float((taken.value or {})["memory"]["peak_bytes"])
+        if self.on.request.objective.name.startswith("latency"):
+            self._best_ms = latency_ms if self._best_ms is None else min(self._best_ms, latency_ms)
+        return dataclasses.replace(trial, state=state, latency_ms=latency_ms, score=scored, **common), measurement
 
     def _earlier(self, configuration: Configuration) -> Trial | None:
-        """The result of the same configuration in another study of this workload, taken over without a build."""
+        """The result of the same configuration in another study of this workload, taken over without a build.
+
+        What another study of another objective measured says nothing of this one's, except for its latency.
+        """
+        if self.on.request.objective.name != "latency_p50":
+            return None
         digest = self.on.digest(configuration.backend)
         workload, device_class = self.on.workload, self.on.row.device_class
         found = self.on.store.earlier_trial(workload.structure, workload.weights, device_class, digest, configuration)
@@ -214,7 +226,7 @@ class StudySearch:
             return None
         mine = self.on.store.claim_trial(self.on.row.uid, configuration, digest)
         taken = dataclasses.replace(
-            found, uid=mine.uid, number=mine.number, attempt=mine.attempt, artifact=None, reused=True
+            found, uid=mine.uid, number=mine.number, attempt=mine.attempt, artifact=None, reused=True, score=None
         )
         measurements = self.on.store.measurements(found.uid, "screening")
         self.on.store.finish_trial(taken, {"screening": measurements[0]} if measurements else {})

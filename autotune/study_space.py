@@ -57,6 +57,17 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
     return spaces
 
 
+def check_objective(request: StudyRequest) -> None:
+    """Refuse an objective that the device cannot tell, before anything is begun; raises RequestError."""
+    if request.objective.name == "energy" and request.device.kind == "cpu":
+        raise RequestError(
+            f"energy cannot be measured on {request.device.name}",
+            found="a CPU, whose energy nothing here counts",
+            expected="an NVIDIA GPU with an energy counter, or another objective",
+            run="autotune tune --device cuda:0",
+        )
+
+
 def choose_finalists(
     complete: Sequence[Trial], baselines: Iterable[str], defaults: Sequence[Configuration]
 ) -> list[Trial]:
@@ -64,7 +75,7 @@ def choose_finalists(
 
     The best overall fill up to eight finalists besides the baselines; what must enter may make them more.
     """
-    ranked = sorted((t for t in complete if t.latency_ms is not None), key=lambda t: (t.latency_ms, t.uid))
+    ranked = sorted((t for t in complete if t.ranked_by is not None), key=lambda t: (t.ranked_by, t.uid))
     base = _near_fastest([trial for trial in ranked if trial.uid in set(baselines)])
     ranked = [trial for trial in ranked if trial.uid in base or trial.uid not in set(baselines)]
     default_digests = {configuration.digest for configuration in defaults}
@@ -86,8 +97,8 @@ def choose_finalists(
 
 def _near_fastest(baselines: Sequence[Trial]) -> set[str]:
     """The baselines that may still turn out the fastest: at most half as slow again as the fastest in the screening."""
-    latencies = {trial.uid: trial.latency_ms for trial in baselines if trial.latency_ms is not None}
-    return {uid for uid, latency_ms in latencies.items() if latency_ms <= 1.5 * min(latencies.values())}
+    scores = {trial.uid: trial.ranked_by for trial in baselines if trial.ranked_by is not None}
+    return {uid for uid, score in scores.items() if score <= 1.5 * min(scores.values())}
 
 
 def _admitted_backends(request: StudyRequest) -> set[str]:

@@ -55,6 +55,15 @@ def as_many(value: object) -> object:
     return value if isinstance(value, tuple) else (value,)
 
 
+AUTO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""What ``batch: auto`` stands for: doubled until throughput is saturated."""
+
+
+def batches(value: object) -> object:
+    """Accept one batch for a list of one, and ``auto``."""
+    return AUTO_BATCHES if value == "auto" else as_many(value)
+
+
 def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """Accept a list in which nothing is missing or repeated."""
     if not values or len(set(values)) != len(values):

@@ -95,7 +95,8 @@ class Trial:
     """One configuration built, checked and timed in a study.
 
     ``uid`` is the same wherever the trial travels; ``number`` counts within its study; ``attempt`` counts how often its
-    build was begun. ``latency_ms`` is the median of its screening samples, ``signal_error`` the worst over its outputs.
+    build was begun. ``latency_ms`` is the median of its screening samples, ``score`` what the objective minimises in
+    its own unit (``None`` where that is this latency), ``signal_error`` the worst over its outputs.
     ``reused`` says that the result came from an earlier study of the same workload, device class and toolchain.
     """
 
@@ -105,6 +106,7 @@ class Trial:
     state: TrialState
     attempt: int = 1
     latency_ms: float | None = None
+    score: float | None = None
     signal_error: float | None = None
     build_s: float | None = None
     artifact: str | None = None
@@ -119,8 +121,15 @@ class Trial:
             raise ValueError(f"trial {self.number} is {self.state} and {'has' if self.failure else 'lacks'} a failure")
         if self.state == "complete" and not (self.latency_ms is not None and 0 < self.latency_ms < math.inf):
             raise ValueError(f"complete trial {self.number} needs a positive latency, found {self.latency_ms!r}")
+        if self.score is not None and not 0 < self.score < math.inf:
+            raise ValueError(f"the score of trial {self.number} is a positive number, found {self.score!r}")
         if self.number < 0 or self.attempt < 1:
             raise ValueError("a trial's number starts at 0 and its attempt at 1")
+
+    @property
+    def ranked_by(self) -> float | None:
+        """What it is compared by with other trials of its study; lower is better."""
+        return self.latency_ms if self.score is None else self.score
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

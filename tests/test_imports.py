@@ -17,8 +17,17 @@ RECORDS = ["workload", "device", "configuration", "objective", "trial", "plan"]
 MIDDLE = ["model", "runtime", "measure", "accuracy", "search", "database"]
 BASE = ["errors", "environment", *RECORDS, "space", "backend", "registry"]
 STUDY = [
-    *("study", "study_context", "study_search", "study_finals", "study_request", "study_space", "study_memory"),
-    *("study_file", "study_values", "yaml_document"),
+    *(
+        "study",
+        "study_context",
+        "study_search",
+        "study_finals",
+        "study_request",
+        "study_space",
+        "study_memory",
+        "study_sweep",
+    ),
+    *("study_bench", "study_file", "study_values", "yaml_document"),
 ]
 ABOVE = {
     **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment")},

@@ -195,7 +195,7 @@ def test_a_signal_error_limit_outside_0_and_1_is_refused(limit: float) -> None:
 
 
 def test_other_objectives_that_cannot_be_are_refused() -> None:
-    with pytest.raises(ValueError, match="is not one of latency_p50"):
+    with pytest.raises(ValueError, match="is not one of latency_p50, latency_p99"):
         Objective(name="fastest")
     with pytest.raises(ValueError, match="integer_agreement"):
         Objective(integer_agreement=0.0)

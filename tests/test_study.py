@@ -55,7 +55,7 @@ def finished(request_, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autotune.execute.bench.BUILD_TIMEOUT_S", 10.0)
         patch.setattr("autotune.study_search.BUILD_TIMEOUT_S", 10.0)
-        patch.setattr("autotune.execute.finals.LIMIT_S", 8.0)
+        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 8.0})
         with Store.open(str(path)) as store:
             recorder = Recorder()
             yield run_study(request_, store, recorder), store, recorder, path
@@ -116,7 +116,7 @@ def test_built_and_loaded_side_by_side_as_on_a_gpu_every_fault_still_costs_one_t
     with pytest.MonkeyPatch.context() as patch, Store.open(str(tmp_path / "autotune.db")) as store:
         patch.setattr("autotune.execute.bench.BUILD_TIMEOUT_S", 8.0)
         patch.setattr("autotune.study_search.BUILD_TIMEOUT_S", 8.0)
-        patch.setattr("autotune.execute.finals.LIMIT_S", 5.0)
+        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
         patch.setattr("autotune.study_search.StudySearch.parallel", 4)
         patch.setattr("autotune.study_search.EARLY_LOADS", 2)
         patch.setattr("autotune.execute.finals._load_together", lambda drive: True)
@@ -143,7 +143,7 @@ def test_another_study_of_the_same_workload_builds_nothing_twice(finished, reque
     _, store, _, _ = finished
     recorder = Recorder()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.execute.finals.LIMIT_S", 5.0)
+        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
         outcome = run_study(replace(request_, backends=("eager",), name="toy-again"), store, recorder)
     trials = store.trials(outcome.plan.evidence["study"])
     first = {trial.configuration: trial.state for trial in store.trials(finished[0].plan.evidence["study"])}
@@ -211,7 +211,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path, number):
         assert sum(trial.state == "complete" for trial in before.values()) >= 2
         recorder = Recorder()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("autotune.execute.finals.LIMIT_S", 5.0)
+            patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
             request = StudyRequest(
                 name="toy", batch=2, device=discovery.cpu(), factory=TOY, backends=("eager", "torchscript"),
                 inputs=(InputSpec(name="input", shape=("batch", 16)),),

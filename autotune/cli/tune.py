@@ -41,33 +41,47 @@ def tune(
 
     A study that was stopped goes on where it was; one that is finished prints its plan and measures nothing.
     """
+    from autotune.report.outcome import sweep_view
     from autotune.study_file import read_study
 
-    requests = study_requests(read_study(study), batch=batch, device=device, trials=trials, budget=budget)
+    file = read_study(study)
+    requests = study_requests(file, batch=batch, device=device, trials=trials, budget=budget)
+    swept = file.sweeps and batch is None
     if results is not None and results.exists() and not results.is_dir():
         raise RequestError(f"cannot write results to {results}", found="a file", expected="a folder, or none yet")
     if not json:
-        _run(requests, db, results, show)
+        outcomes = _run(requests, db, results, show, swept=swept)
+        if swept:
+            show(sweep_view(outcomes))
         return
     with nothing_on_stdout():
-        outcomes = _run(requests, db, results, lambda view: errors().print(view))
+        outcomes = _run(requests, db, results, lambda view: errors().print(view), swept=swept)
     print_json({"studies": [outcome.as_dict() for outcome in outcomes]})
 
 
 def _run(
-    requests: "Sequence[StudyRequest]", db: str | None, results: Path | None, tell: "Callable[[RenderableType], None]"
+    requests: "Sequence[StudyRequest]",
+    db: str | None,
+    results: Path | None,
+    tell: "Callable[[RenderableType], None]",
+    *,
+    swept: bool,
 ) -> "list[StudyOutcome]":
     """Run one study after the other, telling each one's outcome as soon as it is there."""
     from autotune.cli.progress import TuneProgress
     from autotune.report.outcome import outcome_view
     from autotune.report.results import write_results
     from autotune.study import run_study
+    from autotune.study_sweep import sweep
 
     outcomes = []
     with open_store(db, create=True) as store:
-        for request in requests:
+
+        def run(request: "StudyRequest") -> "StudyOutcome":
             with TuneProgress(errors(), request) as progress:
-                outcome = run_study(request, store, progress)
+                return run_study(request, store, progress)
+
+        for outcome in sweep(requests, run) if swept else map(run, requests):
             tell(outcome_view(outcome, store.location))
             if results is not None:
                 path = write_results(outcome, results, command=shlex.join(["autotune", *sys.argv[1:]]))

@@ -143,7 +143,7 @@ def _measurements(session: Session, trials_: Sequence[TravellingTrial]) -> Itera
         for row in session.scalars(query.order_by(MeasurementTable.uid)):
             yield TravellingMeasurement(
                 trial=row.trial,
-                role="finals" if row.role == "finals" else "screening",
+                role=row.role,  # type: ignore[arg-type]  # the table has no other
                 measurement=Measurement.from_dict(row.record),
                 created=row.created,
             )

@@ -72,6 +72,7 @@ class TrialEntry(_Entry):
     toolchain: Text
     state: Literal["complete", "pruned", "infeasible", "failed"]
     latency_ms: Positive | None
+    score: Positive | None = None
     signal_error: float | None
     build_s: NotNegative | None
     artifact: Digest | None
@@ -85,7 +86,7 @@ class MeasurementEntry(_Entry):
     """A measurement as it travels."""
 
     trial: Uid
-    role: Literal["screening", "finals"]
+    role: Literal["screening", "finals", "alone"]
     created: Text
     record: Json
 

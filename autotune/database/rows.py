@@ -16,7 +16,7 @@ from autotune.plan import Plan
 from autotune.trial import Failure, Measurement, Trial
 from autotune.workload import Workload
 
-Role = Literal["screening", "finals"]
+Role = Literal["screening", "finals", "alone"]
 StudyState = Literal["running", "finished"]
 
 
@@ -121,7 +121,7 @@ def trial_values(trial: Trial) -> dict[str, Any]:
     The signal error of a candidate that was refused may be infinite or not a number; its failure tells that, and the
     column stays empty.
     """
-    for name in ("latency_ms", "build_s"):
+    for name in ("latency_ms", "score", "build_s"):
         value = getattr(trial, name)
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise ValueError(f"trial {trial.number}: {name} is a number that is not negative, found {value!r}")
@@ -135,6 +135,7 @@ def trial_values(trial: Trial) -> dict[str, Any]:
     return {
         "state": trial.state,
         "latency_ms": trial.latency_ms,
+        "score": trial.score,
         "signal_error": trial.signal_error if finite else None,
         "build_s": trial.build_s,
         "artifact": trial.artifact,
@@ -170,6 +171,7 @@ def trial_record(row: TrialTable) -> Trial:
         state=row.state,  # type: ignore[arg-type]  # the record checks it
         attempt=row.attempt,
         latency_ms=row.latency_ms,
+        score=row.score,
         signal_error=row.signal_error,
         build_s=row.build_s,
         artifact=row.artifact,

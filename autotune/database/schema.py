@@ -142,6 +142,7 @@ class TrialTable(Base):
         CheckConstraint("number >= 0 AND attempt >= 1", name="counts"),
         CheckConstraint("state IN ('running', 'complete', 'pruned', 'infeasible', 'failed')", name="state"),
         CheckConstraint(f"latency_ms IS NULL OR ({POSITIVE.format('latency_ms')})", name="latency_ms"),
+        CheckConstraint(f"score IS NULL OR ({POSITIVE.format('score')})", name="score"),
         CheckConstraint("state <> 'complete' OR latency_ms IS NOT NULL", name="complete"),
         CheckConstraint("build_s IS NULL OR (build_s >= 0 AND build_s < 1e300)", name="build_s"),
         CheckConstraint("(failure IS NOT NULL) = (state IN ('failed', 'infeasible'))", name="failure"),
@@ -160,6 +161,7 @@ class TrialTable(Base):
     toolchain: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)
     latency_ms: Mapped[float | None]
+    score: Mapped[float | None]
     signal_error: Mapped[float | None]
     build_s: Mapped[float | None]
     artifact: Mapped[str | None] = mapped_column(Digest)
@@ -174,7 +176,7 @@ class MeasurementTable(Base):
     """Raw samples of one trial in one role; ``uid`` is the digest of all three."""
 
     __tablename__ = "measurement"
-    __table_args__ = (CheckConstraint("role IN ('screening', 'finals')", name="role"),)
+    __table_args__ = (CheckConstraint("role IN ('screening', 'finals', 'alone')", name="role"),)
 
     uid: Mapped[str] = mapped_column(Uid, primary_key=True)
     trial: Mapped[str] = mapped_column(ForeignKey("trial.uid"), index=True)

@@ -5,7 +5,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -128,6 +128,16 @@ class Bench:
         request = self._measure_request(artifact, objective, seed, check_only=check_only)
         return self._measured(self._step("measure", {**request, "abandon_ms": abandon_ms}, self._measure_timeout_s))
 
+    def footprint(self, artifact: Path) -> StepResult:
+        """The peak of memory that an artifact takes in a process of its own, loaded and called."""
+        request = {"folder": str(self.model), "artifact": str(artifact), "device": self.device.as_dict()}
+        result = self._step("footprint", request, self._measure_timeout_s)
+        memory = (result.value or {}).get("memory", {})
+        if result.failure is not None or memory.get("available"):
+            return result
+        detail = f"the peak of memory is not available: {memory.get('reason', 'no reading')}"
+        return replace(result, failure=Failure(stage="measure", kind="error", detail=detail))
+
     def load_early(self, artifact: Path, objective: Objective, seed: int) -> "EarlyLoad":
         """Begin to load an artifact beside whatever else goes on; it is checked and timed when it is its turn."""
         request = {**self._measure_request(artifact, objective, seed), "early": True}
@@ -178,7 +188,7 @@ class Bench:
         meanwhile: Callable[[], None] | None = None,
         on_loaded: Callable[[Session], None] | None = None,
     ) -> StepResult:
-        stage: Stage = "build" if name != "measure" else "load"
+        stage: Stage = "load" if name in ("measure", "footprint") else "build"
         result = self.server.run(
             name, request, timeout_s=timeout_s, stage=stage, meanwhile=meanwhile, on_loaded=on_loaded
         )

@@ -4,40 +4,59 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from autotune.errors import StudyInterruptedError, WorkError
 from autotune.execute.bench import Bench
 from autotune.execute.channel import ChannelClosed
+from autotune.execute.footprint import footprint_rounds
 from autotune.execute.server import Session
 from autotune.execute.steps import TIMING_SETS
 from autotune.measure.block import Block, protocol_of
 from autotune.measure.finals import Finals
-from autotune.measure.verdict import TieKeys, Verdict
+from autotune.measure.percentiles import tail_statistic
+from autotune.measure.statistics import median
+from autotune.measure.verdict import Statistic, TieKeys, Verdict
+from autotune.objective import Objective
 from autotune.trial import Measurement
 
 log = logging.getLogger(__name__)
 
-PROCESSES = 3
-LIMIT_S = 50.0
-"""Time for all rounds, loading included; longer only where seven rounds of slow finalists do not fit."""
+PROCESSES = {"cuda": 3, "cpu": 5}
+"""So many fresh processes see every finalist; a CPU's times depend more on where its memory happens to lie."""
+LIMIT_S = {"cuda": 50.0, "cpu": 75.0}
+"""Time for all rounds, loading included; longer only where nine rounds of slow finalists do not fit."""
 FEWEST_ROUNDS, LONGEST_S = 9, 900.0
+ALONE = "plan"
 LOAD_PATIENCE_S = 300.0
 """A process of the finals that is silent for so long hangs."""
 
 
+def statistic_of(objective: Objective) -> Statistic:
+    """What a block of samples comes to under an objective: its tail for a percentile, else its median."""
+    return partial(tail_statistic, q=0.99) if objective.name == "latency_p99" else median
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalsResult:
-    """The verdict with every raw sample: in ``samples_ms`` a block a round for each finalist, ``None`` where frozen."""
+    """The verdict with every raw sample: in ``samples_ms`` a block a round for each finalist, ``None`` where frozen.
+
+    ``figures`` is what the verdict follows from: the samples themselves, or what an objective other than latency
+    compares; ``flags`` says for each finalist what disturbed its rounds.
+    """
 
     verdict: Verdict
     samples_ms: Mapping[str, list[list[float] | None]]
+    figures: Mapping[str, list[list[float] | None]]
+    flags: Mapping[str, tuple[str, ...]]
+    utilisation: Mapping[str, Mapping[str, Any]]
     measurements: Mapping[str, Measurement]
     process_of_round: tuple[int, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Drive:
     """What changes while finals run."""
 
@@ -45,7 +64,12 @@ class _Drive:
     artifacts: dict[str, Path]
     finals: Finals
     seed: int
+    objective: Objective
+    concurrency: Mapping[str, int]
+    protocol: str
+    current: Session | None = None
     waiting: list[Session] = field(default_factory=list)
+    utilisation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     started: int = 0
     process_of_round: list[int] = field(default_factory=list)
 
@@ -55,6 +79,8 @@ class _Drive:
             "folder": str(self.bench.model),
             "device": self.bench.device.as_dict(),
             "artifacts": {name: str(self.artifacts[name]) for name in self.finals.running},
+            "objective": self.objective.as_dict(),
+            "concurrency": {name: self.concurrency.get(name, 1) for name in self.finals.running},
             "seed": self.seed + self.started,
         }
         self.started += 1
@@ -84,59 +110,95 @@ def run_finals(
     seed: int,
     on_rounds: Callable[[int, float], None],
     *,
+    objective: Objective,
+    concurrency: Mapping[str, int] | None = None,
     expected_round_s: float = 0.0,
+    protocol: str = "finals",
 ) -> FinalsResult:
     """Measure all finalists interleaved and decide; a finalist that crashes or hangs here is dropped.
 
     On a GPU the processes load at the same time and then take turns; on a CPU they come one after the other. Raises
-    WorkError where the baseline itself cannot be measured.
+    WorkError where the baseline itself cannot be measured. ``concurrency`` is how many requests a finalist has in
+    flight where the objective is throughput; ``protocol`` names the measurement.
     """
+    names = list(artifacts)
     drive = _Drive(
-        bench,
-        dict(artifacts),
-        Finals(list(artifacts), baselines=baselines, tie_keys=tie_keys, processes=PROCESSES),
-        seed,
-    )
-    limit_s = min(LONGEST_S, max(LIMIT_S, FEWEST_ROUNDS * expected_round_s))
-    begin = time.monotonic()
-    deadline = begin + limit_s
-    verdict: Verdict | None = None
-    current: Session | None = None
-    process, crashes = -1, 0
+        bench=bench,
+        artifacts=dict(artifacts),
+        finals=Finals(
+            names, baselines=baselines, tie_keys=tie_keys, processes=PROCESSES[bench.device.kind],
+            statistic=statistic_of(objective),
+        ),
+        seed=seed,
+        objective=objective,
+        concurrency=concurrency or {},
+        protocol=protocol,
+    )  # fmt: skip
+    if objective.name == "memory":
+        footprint_rounds(drive.bench, drive.artifacts, drive.finals, seed, on_rounds)
+        drive.process_of_round = list(range(drive.finals.rounds))
+        return _result(drive, drive.finals.conclude())
+    limit_s = min(LONGEST_S, max(LIMIT_S[bench.device.kind], FEWEST_ROUNDS * expected_round_s))
     try:
-        while verdict is None and drive.finals.next_rounds():
-            if time.monotonic() >= deadline and process >= PROCESSES - 1:
-                break
-            if current is None or process < PROCESSES - 1:
-                current = _next_process(drive, current, process)
-                process += 1
-            asked = drive.finals.next_rounds()
-            try:
-                for session in (current, *drive.waiting):
-                    _await_ready(session)  # no process loads while another one measures
-                share_s = max(0.0, deadline - time.monotonic()) / max(1, PROCESSES - process)
-                done = _run(drive, current, process, share_s)
-            except _Died as died:
-                crashes += 1
-                _drop_culprit(drive, died.session, crashes)
-                drive.end([one for one in (current, *drive.waiting) if one is not died.session])
-                drive.waiting, current, process = [], None, process - 1
-                continue
-            on_rounds(drive.finals.rounds, time.monotonic() - begin)
-            verdict = drive.finals.look()
-            if done < asked and process >= PROCESSES - 1:
-                break  # the time is up
+        verdict = _race(drive, limit_s, on_rounds)
+        if drive.current is not None and bench.device.kind == "cuda" and protocol == "finals":
+            drive.utilisation = _utilisation(drive.current)
     finally:
-        for session in ([current] if current is not None else []) + drive.waiting:
+        for session in ([drive.current] if drive.current is not None else []) + drive.waiting:
             drive.finish(session)
     return _result(drive, verdict or drive.finals.conclude())
 
 
-def _next_process(drive: _Drive, current: Session | None, process: int) -> Session:
-    if current is not None:
-        drive.finish(current)
+def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]) -> Verdict | None:
+    """Run rounds in one process after the other until there is a verdict or the time is up."""
+    begin = time.monotonic()
+    deadline = begin + limit_s
+    last = PROCESSES[drive.bench.device.kind] - 1
+    verdict: Verdict | None = None
+    process, crashes = -1, 0
+    while verdict is None and drive.finals.next_rounds():
+        if time.monotonic() >= deadline and process >= last:
+            break
+        if drive.current is None or process < last:
+            drive.current = _next_process(drive, process)
+            process += 1
+        asked = drive.finals.next_rounds()
+        try:
+            for session in (drive.current, *drive.waiting):
+                _await_ready(session)  # no process loads while another one measures
+            share_s = max(0.0, deadline - time.monotonic()) / max(1, last + 1 - process)
+            done = _run(drive, drive.current, process, share_s)
+        except _Died as died:
+            crashes += 1
+            others = [one for one in (drive.current, *drive.waiting) if one is not died.session]
+            drive.waiting, drive.current, process = [], None, process - 1
+            drive.end(others)
+            _drop_culprit(drive, died.session, crashes)
+            continue
+        on_rounds(drive.finals.rounds, time.monotonic() - begin)
+        verdict = drive.finals.look()
+        if done < asked and process >= last:
+            break  # the time is up
+    return verdict
+
+
+def _utilisation(session: Session) -> dict[str, Mapping[str, Any]]:
+    """What each finalist that this process holds makes of the device; nothing where it dies of being traced."""
+    try:
+        session.send({"utilisation": True})
+        while "utilisation" not in (message := _heard(session, LOAD_PATIENCE_S)):
+            pass
+    except (ChannelClosed, _Died):
+        log.warning("the finalists could not be traced: %s", session.failure(0.0))
+        return {}
+    return dict(message["utilisation"])
+
+
+def _next_process(drive: _Drive, process: int) -> Session:
+    if drive.current is not None:
+        drive.finish(drive.current)
     if _load_together(drive) and process < 0 and not drive.waiting:
-        drive.waiting = [drive.start() for _ in range(PROCESSES)]
+        drive.waiting = [drive.start() for _ in range(PROCESSES["cuda"])]
     return drive.waiting.pop(0) if drive.waiting else drive.start()
 
 
@@ -206,11 +268,26 @@ def _drop_culprit(drive: _Drive, session: Session, crashes: int) -> None:
 
 
 def _result(drive: _Drive, verdict: Verdict) -> FinalsResult:
-    protocol = protocol_of("finals", drive.bench.device.kind, TIMING_SETS)
+    protocol = protocol_of(drive.protocol, drive.bench.device.kind, TIMING_SETS)
     samples = drive.finals.samples()
     return FinalsResult(
         verdict=verdict,
         samples_ms=samples,
+        figures=drive.finals.figures(),
+        flags=drive.finals.flags(),
+        utilisation=drive.utilisation,
         measurements={name: drive.finals.measurement(name, protocol, {"seed": drive.seed}) for name in samples},
         process_of_round=tuple(drive.process_of_round),
     )
+
+
+def time_alone(bench: Bench, artifact: Path, seed: int, latency_ms: float) -> FinalsResult:
+    """Time one artifact by the rules of the finals without a rival, as it will run when it is deployed.
+
+    Beside others, caches and clocks are not its own: what is timed alone compares only with what was timed alone. The
+    result has one finalist, named ``plan``.
+    """
+    return run_finals(
+        bench, {ALONE: artifact}, {ALONE}, {ALONE: ()}, seed, lambda rounds, elapsed_s: None,
+        objective=Objective(), expected_round_s=2 * latency_ms / 1e3, protocol="alone",
+    )  # fmt: skip

@@ -19,6 +19,8 @@ from autotune.objective import Objective
 TIMING, HELD_OUT, REFERENCE = "timing.safetensors", "heldout.safetensors", "reference.safetensors"
 TIMING_SETS = 4
 HELD_OUT_SETS = 8
+UTILISATION_S = 0.5
+"""How long the device's own counters of its activity are watched, for each finalist."""
 
 
 def prepare(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -100,14 +102,20 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
     With ``early`` it loads beside others, says so, and is judged and timed when told to (``{"abandon_ms": …}``).
     """
+    from autotune.execute.meters import score, screening_rule_for
     from autotune.measure.clock import SystemClock
     from autotune.measure.lock import device_lock
+    from autotune.measure.observers import observers_for
     from autotune.measure.screening import screen
     from autotune.model.source import CapturedModel
 
-    device = Device.from_dict(request["device"])
+    device, objective = Device.from_dict(request["device"]), Objective.from_dict(request["objective"])
     folder, target = Path(request["folder"]), Path(request["artifact"])
     model = CapturedModel(folder)
+
+    def load_another() -> _Candidate:
+        return _Candidate(target, device)
+
     runner, turn = None, request
     if request["early"]:
         with device_lock(device.uuid, exclusive=False):
@@ -123,7 +131,7 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
             _enter(channel, "load")
             runner = _Candidate(target, device)
         _enter(channel, "check")
-        verdict = _judge(runner, model, folder, device, Objective.from_dict(request["objective"]))
+        verdict = _judge(runner, model, folder, device, objective)
         checked = {"signal_error": verdict.signal_error}
         if verdict.failure is not None:
             return {**checked, "failure": verdict.failure.as_dict()}
@@ -135,21 +143,31 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         screening = screen(
             runner, sets, _timer(device, clock), clock=clock, limit_s=request["limit_s"],
             abandon_ms=turn["abandon_ms"], conditions={"seed": request["seed"]},
+            rule=screening_rule_for(objective, clock, request["limit_s"]),
+            observers=observers_for(device, clock),
         )  # fmt: skip
-    return {**checked, "measurement": screening.measurement.as_dict(), "pruned": screening.pruned}
+        scored = score(
+            objective, screening.measurement, runner, device, sets, clock, load_another, model.workload.batch
+        )
+    measurement = screening.measurement.as_dict()
+    measurement["conditions"] = {**measurement["conditions"], **scored.conditions}
+    return {**checked, "measurement": measurement, "pruned": screening.pruned, "score": scored.value}
 
 
 def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Hold all finalists and run rounds on demand until told to stop; one of several fresh processes.
 
-    After loading it sends ``ready``; each ``{"rounds": n, "frozen": [...]}`` is answered with that many rounds.
+    After loading it sends ``ready``; each ``{"rounds": n, "frozen": [...]}`` is answered with that many rounds, and
+    ``{"utilisation": True}`` with what each finalist makes of the device. A process that has traced times nothing more.
     """
+    from autotune.execute.meters import Lanes, meter_for, samples_a_block
     from autotune.measure.clock import SystemClock
     from autotune.measure.finals import run_rounds
     from autotune.measure.lock import device_lock
+    from autotune.measure.observers import observers_for
     from autotune.model.source import CapturedModel
 
-    device = Device.from_dict(request["device"])
+    device, objective = Device.from_dict(request["device"]), Objective.from_dict(request["objective"])
     model = CapturedModel(Path(request["folder"]))
     _enter(channel, "load")
     finalists = {}
@@ -159,18 +177,45 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
             finalists[name] = _Candidate(Path(folder), device)
     sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
     rng, clock = random.Random(request["seed"]), SystemClock()
-    timer = _timer(device, clock)
+    timer, observers = _timer(device, clock), observers_for(device, clock)
+    lanes = Lanes(lambda name: _Candidate(Path(request["artifacts"][name]), device), request["concurrency"])
+    meter = meter_for(objective, device, sets, clock, lanes, model.workload.batch)
     channel.send({"ready": True})
-    while (order := channel.receive()) is not None and "rounds" in order:
+    while (order := channel.receive()) is not None and "close" not in order:
         with device_lock(device.uuid, exclusive=True):
             _enter(channel, "measure")
+            if "utilisation" in order:
+                channel.send({"utilisation": {name: _traced(one, sets, device) for name, one in finalists.items()}})
+                continue
             rounds = run_rounds(
                 finalists, sets, timer, rng, order["rounds"], clock=clock, frozen=order["frozen"],
-                limit_s=order["limit_s"], announce=lambda name: channel.send({"turn": name}),
+                limit_s=order["limit_s"], announce=lambda name: channel.send({"turn": name}), observers=observers,
+                meter=meter, samples=samples_a_block(objective),
             )  # fmt: skip
             _enter(channel, "load")
         channel.send({"rounds": [{name: block.as_dict() for name, block in one.items()} for one in rounds]})
     return {}
+
+
+def footprint(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Load an artifact in this fresh process, call it on every set of inputs, and tell the peak of memory it took."""
+    from autotune.measure.clock import SystemClock
+    from autotune.measure.lock import device_lock
+    from autotune.measure.memory import PeakMemory
+    from autotune.model.source import CapturedModel
+
+    device = Device.from_dict(request["device"])
+    model = CapturedModel(Path(request["folder"]))
+    sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
+    timer, peak = _timer(device, SystemClock()), PeakMemory(device)
+    with device_lock(device.uuid, exclusive=True):
+        _enter(channel, "load")
+        peak.before()
+        runner = _Candidate(Path(request["artifact"]), device)
+        _enter(channel, "measure")
+        samples_ms = [timer.time_call(runner, inputs).wall_ms for inputs in sets]
+        reading = peak.after()
+    return {"samples_ms": samples_ms, "memory": dict(reading)}
 
 
 def prove(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -222,6 +267,18 @@ def _times_kernels_at_load(folder: Path) -> bool:
 
     configuration = read_record(folder).configuration
     return registry.backend(configuration.backend).times_kernels_at_load(configuration)
+
+
+def _traced(finalist: Any, sets: list[tuple[Any, ...]], device: Device) -> dict[str, Any]:
+    """What a finalist makes of the device; one that cannot be traced says why."""
+    from autotune.errors import WorkError
+    from autotune.measure.utilisation import measured_utilisation
+
+    finalist.prepare()
+    try:
+        return measured_utilisation(finalist, sets, device, seconds=UTILISATION_S)
+    except WorkError as error:
+        return {"available": False, "reason": str(error)}
 
 
 def _timer(device: Device, clock: Any) -> Any:
@@ -277,5 +334,6 @@ STEPS: dict[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {
     "build": build,
     "measure": measure,
     "finals": finals,
+    "footprint": footprint,
     "prove": prove,
 }

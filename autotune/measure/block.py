@@ -1,12 +1,12 @@
 """Consecutive samples of one callable with what was true around each: Block."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autotune.measure.clock import Clock
 from autotune.measure.statistics import checked, median
-from autotune.measure.timer import SINGLE, Function, Grouping, Sample, Timer
+from autotune.measure.timer import L2, SINGLE, Function, Grouping, Sample, Timer
 
 InputSets = Sequence[Sequence[Any]]
 
@@ -17,7 +17,8 @@ class Block:
 
     ``device_samples_ms`` is empty where the device has no clock of its own. ``cpu_ms`` is CPU time of the whole process
     for one call, ``switches`` its involuntary context switches during the sample, ``input_sets`` which set of inputs
-    was used. ``position`` is the block's place in its round.
+    was used. ``position`` is the block's place in its round. ``figures`` is what an objective other than latency
+    compares, in its own unit, less is better; ``readings`` are what observers saw and ``flags`` what that means.
     """
 
     samples_ms: tuple[float, ...]
@@ -28,9 +29,14 @@ class Block:
     grouped: int = 1
     unrolled: int = 1
     position: int = 0
+    figures: tuple[float, ...] = ()
+    readings: Mapping[str, Any] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         checked(self.samples_ms)
+        if self.figures:
+            checked(self.figures)
         if self.device_samples_ms:
             checked(self.device_samples_ms)
         for name in ("device_samples_ms", "cpu_ms", "switches", "input_sets"):
@@ -41,6 +47,11 @@ class Block:
     def latency_ms(self) -> float:
         """The median of the block."""
         return median(self.samples_ms)
+
+    @property
+    def compared(self) -> tuple[float, ...]:
+        """What finals compare: the objective's figures, else the samples."""
+        return self.figures or self.samples_ms
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -101,8 +112,10 @@ class BlockRecorder:
         )
 
 
-def protocol_of(name: str, timer_kind: str, sets: int, *, grouping: Grouping = SINGLE) -> dict[str, Any]:
-    """Name the rules of a measurement; whole models run in steady state with rotated inputs.
+def protocol_of(
+    name: str, timer_kind: str, sets: int, *, grouping: Grouping = SINGLE, l2: L2 = "steady"
+) -> dict[str, Any]:
+    """Name the rules of a measurement; whole models run in steady state with rotated inputs, kernels on a cold cache.
 
     All entries but ``grouped`` and ``unrolled`` identify the measurement: it compares with no other. Those two say how
     a single call's time was obtained.
@@ -112,7 +125,7 @@ def protocol_of(name: str, timer_kind: str, sets: int, *, grouping: Grouping = S
         "device": timer_kind,
         "inputs": "rotated",
         "sets": sets,
-        "l2": "steady",
+        "l2": l2,
         "grouped": grouping.grouped,
         "unrolled": grouping.unrolled,
     }

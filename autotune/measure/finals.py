@@ -9,7 +9,8 @@ from typing import Any
 
 from autotune.measure.block import Block
 from autotune.measure.rounds import Finalist, run_rounds
-from autotune.measure.verdict import RoundMedians, TieKeys, Verdict, verdict_from_samples
+from autotune.measure.statistics import median
+from autotune.measure.verdict import RoundMedians, Statistic, TieKeys, Verdict, verdict_from_samples
 from autotune.trial import Measurement
 
 __all__ = ["LOOKS", "Finalist", "Finals", "run_rounds"]
@@ -32,6 +33,7 @@ class Finals:
         baselines: Collection[str],
         tie_keys: TieKeys | None = None,
         processes: int = 3,
+        statistic: Statistic = median,
     ) -> None:
         if not baselines or not set(baselines) <= set(names):
             raise ValueError(f"finals need baselines among {sorted(names)}, found {sorted(baselines)}")
@@ -42,6 +44,7 @@ class Finals:
         self._blocks: dict[str, list[Block | None]] = {name: [] for name in sorted(names)}
         self._baselines = frozenset(baselines)
         self._tie_keys = tie_keys
+        self._statistic = statistic
         self._needed = processes
         self._processes: list[int] = []
         self._frozen: frozenset[str] = frozenset()
@@ -89,7 +92,7 @@ class Finals:
         never frozen; another baseline only if it is that far behind the fastest.
         """
         if self.rounds:
-            self._frozen |= RoundMedians(self.samples()).far_behind(self._baselines)
+            self._frozen |= RoundMedians(self.figures(), self._statistic).far_behind(self._baselines)
         return self._frozen
 
     def drop(self, name: str) -> None:
@@ -117,10 +120,26 @@ class Finals:
 
         Call it once: it counts as the next look. Raises ``ValueError`` without a single round.
         """
-        return verdict_from_samples(self.samples(), baselines=self._baselines, tie_keys=self._tie_keys)
+        return verdict_from_samples(
+            self.figures(), baselines=self._baselines, tie_keys=self._tie_keys, statistic=self._statistic
+        )
+
+    def figures(self) -> dict[str, list[list[float] | None]]:
+        """Return what is compared, from which :func:`verdict_from_samples` gives the same verdict."""
+        return {
+            name: [None if block is None else list(block.compared) for block in blocks]
+            for name, blocks in self._blocks.items()
+        }
+
+    def flags(self) -> dict[str, tuple[str, ...]]:
+        """Return for each finalist what its rounds were flagged with."""
+        return {
+            name: tuple(sorted({flag for block in blocks if block is not None for flag in block.flags}))
+            for name, blocks in self._blocks.items()
+        }
 
     def samples(self) -> dict[str, list[list[float] | None]]:
-        """Return the raw samples in milliseconds, from which :func:`verdict_from_samples` gives the same verdict."""
+        """Return the raw samples in milliseconds; :meth:`figures` are the same unless the objective has its own."""
         return {
             name: [None if block is None else list(block.samples_ms) for block in blocks]
             for name, blocks in self._blocks.items()
@@ -145,6 +164,9 @@ class Finals:
             "input_sets": [list(block.input_sets) for _, block in taken],
             "grouped": [block.grouped for _, block in taken],
             "unrolled": [block.unrolled for _, block in taken],
+            "readings": [dict(block.readings) for _, block in taken],
+            "flags": [list(block.flags) for _, block in taken],
+            "figures": [list(block.figures) for _, block in taken],
         }
         return Measurement(
             samples_ms=tuple(block.samples_ms for _, block in taken),

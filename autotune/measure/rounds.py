@@ -2,16 +2,34 @@
 
 import math
 import random
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from autotune.measure.block import Block, BlockRecorder, InputSets
 from autotune.measure.clock import Clock
+from autotune.measure.conditions import flags, invalid
+from autotune.measure.observers import Observers
 from autotune.measure.timer import SINGLE, Sample, Timer
 
 BLOCK_MS = 5.0
 FEWEST_CALLS, MOST_CALLS = 3, 30
 SLOW_CALL_MS = 20.0
+
+
+RETAKES = 6
+RETAKE_AFTER_S = 0.2
+"""So many invalid rounds are taken again in one call, each after a pause for whatever disturbed it to pass."""
+
+
+class Meter(Protocol):
+    """Takes the figure that an objective other than latency compares; lower is better."""
+
+    def __call__(self, name: str, finalist: "Finalist") -> float:
+        """Measure the prepared finalist of this name once."""
+        ...
 
 
 class Finalist(Protocol):
@@ -37,6 +55,10 @@ def run_rounds(
     frozen: Collection[str] = frozenset(),
     limit_s: float | None = None,
     announce: Callable[[str], None] | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    observers: Observers | None = None,
+    meter: Meter | None = None,
+    samples: int = 0,
 ) -> list[dict[str, Block]]:
     """Run whole rounds and return one block a finalist for each; frozen ones are left out.
 
@@ -44,34 +66,82 @@ def run_rounds(
     samples for 5 ms, from 3 to 30; one alone where a call takes 20 ms. With ``limit_s`` no round is begun that,
     going by the longest so far, would end too late; the first always runs. ``announce`` hears each name before its
     turn, so that a crash or hang has a name. Whatever a finalist raises passes through.
+
+    ``observers`` look around each round; one that they find invalid (a foreign process, a canary that drifts) is taken
+    again, up to :data:`RETAKES` times in all, and then kept with its flags: pairs stay pairs. ``meter`` takes the
+    figure of an objective other than latency after each block; ``samples`` is how many every block has where a tail is
+    compared, which grows with the block.
     """
     names = sorted(name for name in finalists if name not in frozen)
     if not names:
         raise ValueError(f"a round needs a finalist, but all of {sorted(finalists)} are frozen")
-    turns = {name: _Turn(finalists[name], input_sets, timer, clock) for name in names}
+    turns = {
+        name: _Turn(name, finalists[name], input_sets, timer, clock, meter=meter, samples=samples) for name in names
+    }
     done: list[dict[str, Block]] = []
     started_ns = clock.now_ns()
-    longest_ns = 0
+    longest_ns, retakes = 0, RETAKES
     for number in range(rounds):
         begun_ns = clock.now_ns()
         if done and limit_s is not None and begun_ns - started_ns + longest_ns > limit_s * 1e9:
             break
         rng.shuffle(names)
-        blocks: dict[str, Block] = {}
-        for position, name in enumerate(names):
-            if announce is not None:
-                announce(name)
-            blocks[name] = turns[name].block(first=number, position=position)
+        take = partial(_one_round, names, turns, announce, number)
+        blocks, valid = _observed(take, observers)
+        while not valid and retakes > 0:
+            retakes -= 1
+            sleep(RETAKE_AFTER_S)
+            blocks, valid = _observed(take, observers)
         done.append(blocks)
         longest_ns = max(longest_ns, clock.now_ns() - begun_ns)
     return done
 
 
+def _one_round(
+    names: Sequence[str], turns: Mapping[str, "_Turn"], announce: Callable[[str], None] | None, first: int
+) -> dict[str, Block]:
+    blocks: dict[str, Block] = {}
+    for position, name in enumerate(names):
+        if announce is not None:
+            announce(name)
+        blocks[name] = turns[name].block(first=first, position=position)
+    return blocks
+
+
+def _observed(take: Callable[[], dict[str, Block]], observers: Observers | None) -> tuple[dict[str, Block], bool]:
+    """Take a round between the observers' looks; returns it with what they saw, and whether it is valid."""
+    if observers is None:
+        return take(), True
+    observers.before()
+    blocks = take()
+    readings = observers.after()
+    seen = flags(readings)
+    blocks = {name: replace(block, readings=readings, flags=seen) for name, block in blocks.items()}
+    return blocks, not invalid(readings)
+
+
 class _Turn:
     """One finalist's blocks in one process; its fastest warm-up call so far decides how calls are grouped."""
 
-    def __init__(self, finalist: Finalist, input_sets: InputSets, timer: Timer, clock: Clock) -> None:
-        self._finalist, self._input_sets, self._timer, self._clock = finalist, input_sets, timer, clock
+    def __init__(
+        self,
+        name: str,
+        finalist: Finalist,
+        input_sets: InputSets,
+        timer: Timer,
+        clock: Clock,
+        *,
+        meter: Meter | None,
+        samples: int,
+    ) -> None:
+        self._name, self._finalist, self._input_sets, self._timer, self._clock = (
+            name,
+            finalist,
+            input_sets,
+            timer,
+            clock,
+        )
+        self._meter, self._samples = meter, samples
         self._fastest: Sample | None = None
 
     def block(self, *, first: int, position: int) -> Block:
@@ -80,9 +150,12 @@ class _Turn:
         fastest = self._warm_up(first)
         grouping = self._timer.grouping(fastest)
         recorder = BlockRecorder(self._timer, self._clock, self._input_sets, grouping, first=first + 1)
-        for _ in range(_samples_for(fastest.wall_ms, grouping.grouped)):
+        for _ in range(self._samples or _samples_for(fastest.wall_ms, grouping.grouped)):
             recorder.take(self._finalist)
-        return recorder.block(position=position)
+        block = recorder.block(position=position)
+        if self._meter is None:
+            return block
+        return replace(block, figures=(self._meter(self._name, self._finalist),))
 
     def _warm_up(self, first: int) -> Sample:
         """Make one call, two more in the first block of a quick finalist, and return the fastest of all so far."""

@@ -1,16 +1,24 @@
 """The first measurement of a candidate: warm up, sample until it is known well enough, give up on a hopeless one."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from autotune.measure.block import BlockRecorder, InputSets, protocol_of
+from autotune.measure.block import Block, BlockRecorder, InputSets, protocol_of
 from autotune.measure.clock import Clock
+from autotune.measure.conditions import flags, invalid
+from autotune.measure.observers import Observers
 from autotune.measure.statistics import median
 from autotune.measure.stopping import FirstOf, Hopeless, IntervalReached, NoiseSettled, StoppingRule, TimeLimit
 from autotune.measure.timer import SINGLE, Function, Grouping, Sample, Timer
 from autotune.trial import Measurement
+
+RETAKES, RETAKE_AFTER_S = 2, 0.2
+WAIT_S, LOOK_EVERY_S = 10.0, 0.5
+"""How long a measurement waits for a device that someone else uses before it goes on and says so."""
 
 WINDOW_MS = 20.0
 """A warm-up window is as many calls as this takes, at least one."""
@@ -95,30 +103,34 @@ def screen(
     clock: Clock,
     limit_s: float = 2.0,
     abandon_ms: float | None = None,
-    rule: StoppingRule | None = None,
+    rule: Callable[[Grouping], StoppingRule] | None = None,
     conditions: Mapping[str, Any] | None = None,
+    observers: Observers | None = None,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Screening:
     """Warm up, then sample until the rule (default :func:`screening_rule`) says stop; inputs take turns.
 
     If after 5 samples even the fastest is slower than ``abandon_ms`` the candidate is pruned. ``conditions`` (seed,
     threads, versions) are stored along with what is recorded here. Whatever the function raises passes through.
+
+    With ``observers`` it waits up to :data:`WAIT_S` for a device that someone else uses, samples up to
+    :data:`RETAKES` times again where they find the samples invalid, and keeps the last, flagged.
     """
+    if observers is not None:
+        wait_for_quiet(observers, clock, sleep)
     warm = warm_up(function, input_sets, timer, clock=clock)
     grouping = timer.grouping(warm.typical)
-    recorder = BlockRecorder(timer, clock, input_sets, grouping)
-    enough = rule if rule is not None else screening_rule(clock, limit_s, grouping)
-    hopeless = Hopeless(abandon_ms) if abandon_ms is not None else None
-    reason, pruned = None, False
-    while reason is None:
-        sample = recorder.take(function)
-        enough.observe(sample.wall_ms)
-        reason = enough.finished()
-        if hopeless is not None:
-            hopeless.observe(sample.wall_ms)
-            given_up = hopeless.finished()
-            if given_up is not None:
-                reason, pruned = given_up, True
-    block = recorder.block()
+    make_rule = rule if rule is not None else partial(screening_rule, clock, limit_s)
+    retakes = RETAKES
+    while True:
+        taken = _sample(
+            function, BlockRecorder(timer, clock, input_sets, grouping), make_rule(grouping), abandon_ms, observers
+        )
+        if taken.valid or taken.pruned or retakes == 0:
+            break
+        retakes -= 1
+        sleep(RETAKE_AFTER_S)
+    block = taken.block
     around = {
         **(conditions or {}),
         "process": os.getpid(),
@@ -126,12 +138,66 @@ def screen(
         "cpu_ms": list(block.cpu_ms),
         "switches": list(block.switches),
         "input_sets": list(block.input_sets),
-        "stopped": reason,
+        "stopped": taken.reason,
+        "readings": dict(block.readings),
+        "flags": list(block.flags),
+        "retaken": RETAKES - retakes,
     }
     measurement = Measurement(
         samples_ms=(block.samples_ms,),
         device_samples_ms=(block.device_samples_ms,) if block.device_samples_ms else (),
         conditions=around,
-        protocol=protocol_of("screening", timer.kind, len(input_sets), grouping=grouping),
+        protocol=protocol_of("screening", timer.kind, len(input_sets), grouping=grouping, l2=timer.l2),
     )
-    return Screening(measurement=measurement, pruned=pruned, reason=reason)
+    return Screening(measurement=measurement, pruned=taken.pruned, reason=taken.reason)
+
+
+def wait_for_quiet(observers: Observers, clock: Clock, sleep: Callable[[float], None]) -> bool:
+    """Wait until nobody else uses the device, up to :data:`WAIT_S`; returns whether it is quiet."""
+    started_ns = clock.now_ns()
+    while True:
+        observers.before()
+        quiet = not invalid(observers.after())
+        if quiet or (clock.now_ns() - started_ns) / 1e9 >= WAIT_S:
+            return quiet
+        sleep(LOOK_EVERY_S)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Taken:
+    """One go at sampling: the block with what was seen around it, and why it ended."""
+
+    block: Block
+    reason: str
+    pruned: bool
+    valid: bool
+
+
+def _sample(
+    function: Function,
+    recorder: BlockRecorder,
+    rule: StoppingRule,
+    abandon_ms: float | None,
+    observers: Observers | None,
+) -> _Taken:
+    hopeless = Hopeless(abandon_ms) if abandon_ms is not None else None
+    reason, pruned = None, False
+    if observers is not None:
+        observers.before()
+    while reason is None:
+        sample = recorder.take(function)
+        rule.observe(sample.wall_ms)
+        reason = rule.finished()
+        if hopeless is not None:
+            hopeless.observe(sample.wall_ms)
+            given_up = hopeless.finished()
+            if given_up is not None:
+                reason, pruned = given_up, True
+        if observers is not None:
+            observers.during()
+    block = recorder.block()
+    if observers is None:
+        return _Taken(block=block, reason=reason, pruned=pruned, valid=True)
+    readings = observers.after()
+    block = replace(block, readings=readings, flags=flags(readings))
+    return _Taken(block=block, reason=reason, pruned=pruned, valid=not invalid(readings))

@@ -10,6 +10,10 @@ from autotune.measure.statistics import checked
 
 Function = Callable[..., Any]
 
+L2 = Literal["steady", "cold"]
+"""The state of the device's L2 cache when a call begins: what the calls before it left, or flushed. It is part of a
+measurement's identity, because no time of the one compares with a time of the other."""
+
 SHORTEST_CPU_SAMPLE_MS = 1.0
 """A CPU sample lasts at least this long: shorter calls are grouped."""
 
@@ -56,6 +60,7 @@ class Timer(Protocol):
     """Times single calls on one kind of device. Used by one thread at a time."""
 
     kind: Literal["cpu", "cuda"]
+    l2: L2
 
     def grouping(self, typical: Sample) -> Grouping:
         """Choose the grouping for a call that takes about as long as ``typical``, an ungrouped sample."""
@@ -70,6 +75,7 @@ class CpuTimer:
     """Wall time of calls whose work is done when they return."""
 
     kind: Literal["cpu", "cuda"] = "cpu"
+    l2: L2 = "steady"
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -94,12 +100,17 @@ class CudaTimer:
     """Wall time of a call with a synchronisation after it, and device time between two events on the current stream.
 
     The wall time always covers a single call, its two events included, whatever the grouping.
+
+    With ``l2="cold"``, for kernels, twice the L2 cache is written before each call, outside both clocks; such calls are
+    never unrolled, which would warm the cache again.
     """
 
     kind: Literal["cpu", "cuda"] = "cuda"
 
-    def __init__(self, clock: Clock, device: str = "cuda:0") -> None:
+    def __init__(self, clock: Clock, device: str = "cuda:0", *, l2: L2 = "steady") -> None:
         import torch
+
+        self.l2 = l2
 
         self._clock = clock
         self._cuda = torch.cuda
@@ -108,10 +119,12 @@ class CudaTimer:
             self._first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
             self._last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
         self._event_pair_ms = self._cost_of_event_pair()
+        cache_bytes = int(torch.cuda.get_device_properties(self._device).L2_cache_size) if l2 == "cold" else 0
+        self._flush: Any = torch.empty(2 * cache_bytes, dtype=torch.uint8, device=self._device) if cache_bytes else None
 
     def grouping(self, typical: Sample) -> Grouping:
         """Unroll calls below 200 µs of device time until the event pair makes up less than 5%."""
-        if typical.device_ms is None or typical.device_ms >= SHORTEST_DEVICE_CALL_MS:
+        if self.l2 == "cold" or typical.device_ms is None or typical.device_ms >= SHORTEST_DEVICE_CALL_MS:
             return SINGLE
         call_ms = max(typical.device_ms - self._event_pair_ms, 1e-3)
         return Grouping(unrolled=max(2, _calls(self._event_pair_ms / (LARGEST_EVENT_SHARE * call_ms))))
@@ -119,6 +132,8 @@ class CudaTimer:
     def time_call(self, function: Function, inputs: Sequence[Any], grouping: Grouping = SINGLE) -> Sample:
         """Time one call on both clocks; if unrolled, further back-to-back calls give the device's figure."""
         stream = self._cuda.current_stream(self._device)
+        if self._flush is not None:
+            self._flush.zero_()
         self._cuda.synchronize(self._device)
         started_ns = self._clock.now_ns()
         self._first.record(stream)

@@ -6,7 +6,7 @@ effect 2.8 * s_d / sqrt(n). Everything else is a tie.
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -20,6 +20,9 @@ MIN_EFFECT = math.log(1.005)
 
 FREEZE_MARGIN = math.log(1.10)
 FREEZE_ROUNDS = 8
+
+Statistic = Callable[[Sequence[float]], float]
+"""What a block of samples comes to: its median, or for a tail its high order statistic."""
 
 RawSamples = Mapping[str, Sequence[Sequence[float] | None]]
 """For each finalist one block of milliseconds a round, ``None`` in the rounds it took no part in."""
@@ -109,15 +112,15 @@ class _Comparison:
 
 
 class RoundMedians:
-    """The per-round medians of every finalist, and what follows from them."""
+    """One figure a round for every finalist, the ``statistic`` of its block, and what follows from them."""
 
-    def __init__(self, samples: RawSamples) -> None:
+    def __init__(self, samples: RawSamples, statistic: Statistic = median) -> None:
         lengths = {len(blocks) for blocks in samples.values()}
         if len(lengths) != 1 or 0 in lengths:
             raise ValueError(f"every finalist needs the same number of rounds, at least one; found {sorted(lengths)}")
         self.rounds = lengths.pop()
         self._medians = {
-            name: [None if block is None else median(block) for block in blocks] for name, blocks in samples.items()
+            name: [None if block is None else statistic(block) for block in blocks] for name, blocks in samples.items()
         }
         self._pairs: dict[tuple[str, str], _Comparison] = {}
         for name, values in self._medians.items():
@@ -184,16 +187,23 @@ class RoundMedians:
 
 
 def verdict_from_samples(
-    samples: RawSamples, *, baselines: Collection[str], tie_keys: TieKeys | None = None
+    samples: RawSamples,
+    *,
+    baselines: Collection[str],
+    tie_keys: TieKeys | None = None,
+    statistic: Statistic = median,
 ) -> Verdict:
     """Decide the finals from raw samples; the order of the finalists does not matter.
 
-    The baseline is the fastest of ``baselines``. The leader is the fastest finalist that beats it; it is promoted if it
-    beats all others too. Otherwise the smallest tie key wins among the leader and those that also beat the baseline and
-    lie within the detectable effect of the leader; without keys, the leader. Raises ``ValueError`` for samples that are
-    not positive, unequal numbers of rounds, and baselines that took no part in the last round.
+    ``samples`` may be any positive figures of which less is better; ``statistic`` gives a block's single figure.
+
+    The baseline is the fastest of ``baselines``. The leader is the finalist that beats it by most, paired within the
+    rounds; it is promoted if it beats all others too. Otherwise the smallest tie key wins among the leader and those
+    that also beat the baseline and lie within the detectable effect of the leader; without keys, the leader. Raises
+    ``ValueError`` for samples that are not positive, unequal numbers of rounds, and baselines that took no part in the
+    last round.
     """
-    medians = RoundMedians(samples)
+    medians = RoundMedians(samples, statistic)
     unknown = set(baselines) - set(samples)
     if unknown:
         raise ValueError(f"baselines {sorted(unknown)} are not among the finalists {sorted(samples)}")
@@ -205,7 +215,8 @@ def verdict_from_samples(
         tied = [name for name in candidates if not against_baseline[name].differs(1)]
         settled = all(against_baseline[name].equal for name in tied)
         return _verdict(medians, baseline, baseline, "baseline", tied, settled)
-    leader = better[0]
+    # By pairs: where the host's speed changes between rounds, medians over rounds may come out in another order.
+    leader = min(better, key=lambda name: (against_baseline[name].log_ratio, name))
     rivals = medians.against(leader, [name for name in candidates if name != leader])
     tied = [name for name, rival in rivals.items() if not _faster(medians, leader, name, rival, sign=1)]
     if not tied:

@@ -10,6 +10,7 @@ from rich.text import Text
 from autotune.configuration import Configuration
 from autotune.report import words
 from autotune.study_request import StudyOutcome
+from autotune.study_sweep import items_per_s, saturated
 
 
 def outcome_view(outcome: StudyOutcome, location: str) -> RenderableType:
@@ -23,23 +24,44 @@ def outcome_view(outcome: StudyOutcome, location: str) -> RenderableType:
     return Group(*parts, *(Text(line) for line in lines), Text(""))
 
 
+def sweep_view(outcomes: Sequence[StudyOutcome]) -> RenderableType:
+    """Throughput by batch, and where it is saturated."""
+    best = saturated(outcomes)
+    table = Table(title=f"{best.plan.name}: throughput by batch", title_justify="left")
+    for column in ("batch", "in flight", "items/s", "latency ms"):
+        table.add_column(column, justify="right")
+    for outcome in outcomes:
+        plan = outcome.plan
+        found = plan.evidence["objective"]
+        cells = (str(plan.batch), str(found["concurrency"]), f"{items_per_s(outcome):,.1f}")
+        style = "bold green" if outcome is best else ""
+        table.add_row(*cells, words.milliseconds(plan.latency_ms), style=style)
+    line = f"saturated at batch {best.plan.batch}: {items_per_s(best):,.1f} items/s"
+    return Group(table, Text(line), Text(""))
+
+
+def compared(finalist: Mapping[str, Any]) -> float:
+    """What a finalist is compared by: the objective's figure, which is its latency unless told otherwise."""
+    return float(finalist.get("objective_value", finalist["latency_ms"]))
+
+
 def baseline_of(finalists: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     """The fastest of the baselines (the same model at several thread counts); ``ValueError`` where there is none."""
     return min(
         (finalist for finalist in finalists if finalist.get("is_baseline")),
-        key=lambda entry: float(entry["latency_ms"]),
+        key=compared,
     )
 
 
 def best_of_backends(finalists: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The baseline first, then the best finalist of each backend by latency.
+    """The baseline first, then the best finalist of each backend by what the objective compares.
 
     The baseline's own backend comes again only with something faster.
     """
     baseline = baseline_of(finalists)
     best: dict[str, Mapping[str, Any]] = {}
-    for finalist in sorted(finalists, key=lambda entry: float(entry["latency_ms"])):
-        behind = finalist["backend"] == baseline["backend"] and finalist["latency_ms"] >= baseline["latency_ms"]
+    for finalist in sorted(finalists, key=compared):
+        behind = finalist["backend"] == baseline["backend"] and compared(finalist) >= compared(baseline)
         if not behind:
             best.setdefault(finalist["backend"], finalist)
     return [baseline, *best.values()]
@@ -48,7 +70,7 @@ def best_of_backends(finalists: Sequence[Mapping[str, Any]]) -> list[Mapping[str
 def best_fp32(finalists: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The fastest finalist that computes in fp32 as the baseline does, the baseline itself included."""
     exact = [each for each in finalists if not words.is_reduced(Configuration.from_dict(each["configuration"]))]
-    return min(exact, key=lambda entry: float(entry["latency_ms"]), default=None)
+    return min(exact, key=compared, default=None)
 
 
 def _finalists_table(outcome: StudyOutcome) -> Table:
@@ -58,8 +80,12 @@ def _finalists_table(outcome: StudyOutcome) -> Table:
     table.add_column("")
     table.add_column("backend", no_wrap=True)
     table.add_column("best configuration", overflow="fold")
-    for column in ("latency ms [95% interval]", "speedup", "signal error", "build s"):
+    objective = plan.objective
+    own = () if objective.name == "latency_p50" else (objective.name,)
+    for column in ("latency ms [95% interval]", *own, "speedup", "signal error", "build s"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("measured under", overflow="fold")
+    baseline = compared(baseline_of(outcome.finalists))
     for finalist in best_of_backends(outcome.finalists):
         configuration = Configuration.from_dict(finalist["configuration"])
         is_plan = configuration == plan.configuration
@@ -69,9 +95,11 @@ def _finalists_table(outcome: StudyOutcome) -> Table:
             f"{configuration.backend} (baseline)" if base else configuration.backend,
             words.knobs(configuration) + (" (reduced precision)" if words.is_reduced(configuration) else ""),
             words.latency(finalist["latency_ms"], finalist["interval_ms"]),
-            words.speedup(plan.baseline_latency_ms / finalist["latency_ms"]),
+            *((words.figure(compared(finalist), objective.unit),) if own else ()),
+            words.speedup(baseline / compared(finalist)),
             words.signal_error(finalist.get("signal_error")),
             "–" if build_s is None else f"{build_s:.1f}",
+            ", ".join(finalist.get("flags", ())),
             style="bold green" if is_plan else "",
         )
     return table
@@ -80,17 +108,19 @@ def _finalists_table(outcome: StudyOutcome) -> Table:
 def _verdict(outcome: StudyOutcome) -> str:
     plan = outcome.plan
     found = " (found in the database, nothing was measured)" if outcome.cached else ""
+    aim = plan.evidence.get("objective") or {
+        "unit": "ms",
+        "value": plan.latency_ms,
+        "baseline": plan.baseline_latency_ms,
+    }
+    before, after = (words.figure(aim[key], aim["unit"]) for key in ("baseline", "value"))
     if plan.status == "baseline":
-        return (
-            f"plan{found}: the baseline stays, {words.milliseconds(plan.latency_ms)} ms: "
-            "nothing was significantly faster"
-        )
+        return f"plan{found}: the baseline stays, {after}: nothing was significantly better"
     tie = ", level with another finalist and chosen for being simpler" if plan.status == "tie" else ""
     reduced = ", in reduced precision" if words.is_reduced(plan.configuration) else ""
     return (
         f"plan{found}: {plan.configuration.backend} ({words.knobs(plan.configuration)}){reduced}: "
-        f"{words.milliseconds(plan.baseline_latency_ms)} → {words.milliseconds(plan.latency_ms)} ms, "
-        f"{words.speedup(plan.speedup)} the baseline{tie}"
+        f"{before} → {after}, {words.speedup(plan.speedup)} the baseline{tie}"
     )
 
 
@@ -102,8 +132,8 @@ def _fp32_line(outcome: StudyOutcome) -> list[str]:
     configuration = Configuration.from_dict(best["configuration"])
     return [
         f"best in fp32: {configuration.backend} ({words.knobs(configuration)}): "
-        f"{words.milliseconds(best['latency_ms'])} ms, "
-        f"{words.speedup(outcome.plan.baseline_latency_ms / best['latency_ms'])} the baseline"
+        f"{words.figure(compared(best), outcome.plan.objective.unit)}, "
+        f"{words.speedup(compared(baseline_of(outcome.finalists)) / compared(best))} the baseline"
     ]
 
 

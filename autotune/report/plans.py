@@ -46,8 +46,9 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool) -> RenderableTy
     rows = [
         ("plan", f"{plan.configuration.backend}: {words.knobs(plan.configuration)}"),
         ("status", _status(plan)),
-        ("latency", f"{words.latency(plan.latency_ms, plan.interval_ms)} ms"),
+        ("latency", f"{words.latency(plan.latency_ms, plan.interval_ms)} ms (median)"),
         ("baseline", f"{words.milliseconds(plan.baseline_latency_ms)} ms; speedup {words.speedup(plan.speedup)}"),
+        *_objective(plan),
         ("signal error", f"{words.signal_error(plan.signal_error)} (limit {limits.signal_error:g})"),
         ("objective", f"{limits.name}, served as {plan.serve_as}"),
         ("device", f"{plan.device.name} ({plan.device.device_class})"),
@@ -65,6 +66,23 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool) -> RenderableTy
     return Group(*parts, *([finals] if finals else []), Text(""))
 
 
+def _objective(plan: Plan) -> list[tuple[str, str]]:
+    """What was minimised where that is not the median latency, and the percentiles of the plan."""
+    found = plan.evidence.get("objective") or {}
+    rows = []
+    if found and found["name"] != "latency_p50":
+        ends = found["interval"][::-1] if found["unit"] == "ms/item" else found["interval"]  # more items are fewer ms
+        low, high = (words.figure(value, found["unit"]) for value in ends)
+        text = f"{words.figure(found['value'], found['unit'])} [{low} – {high}]"
+        rows.append((found["name"], f"{text}; baseline {words.figure(found['baseline'], found['unit'])}"))
+    if "concurrency" in found:
+        rows.append(("in flight", f"{found['concurrency']} requests of batch {plan.batch}"))
+    for finalist in plan.evidence.get("finalists") or ():
+        if finalist["configuration"] == plan.configuration.as_dict() and finalist.get("percentiles"):
+            rows.append(("percentiles", words.percentiles(finalist["percentiles"])))
+    return rows
+
+
 def finals_table(plan: Plan) -> RenderableType | None:
     """List the finalists that the evidence holds, in order of latency; ``None`` where it holds none."""
     finalists = plan.evidence.get("finalists") or ()
@@ -72,7 +90,7 @@ def finals_table(plan: Plan) -> RenderableType | None:
         return None
     table = Table(title="Finals", title_justify="left")
     table.add_column("configuration", overflow="fold")
-    for column in ("latency ms [95% interval]", "signal error", "build s", "samples"):
+    for column in ("latency ms [95% interval]", "signal error", "build s", "samples", "measured under"):
         table.add_column(column, justify="right", no_wrap=True)
     for finalist in sorted(finalists, key=lambda entry: float(entry["latency_ms"])):
         configuration = Configuration.from_dict(finalist["configuration"])
@@ -83,6 +101,7 @@ def finals_table(plan: Plan) -> RenderableType | None:
             words.signal_error(finalist.get("signal_error")),
             "–" if build_s is None else f"{build_s:.1f}",
             str(sum(len(block) for block in finalist.get("samples_ms", ()) if block)),
+            ", ".join(finalist.get("flags", ())) or "–",
         )
     return table
 

@@ -16,6 +16,7 @@ from typing import Any
 from autotune import __version__
 from autotune.configuration import Configuration
 from autotune.errors import WorkError
+from autotune.objective import Objective
 from autotune.plan import Plan
 from autotune.report.outcome import baseline_of, best_of_backends
 from autotune.study_request import StudyOutcome
@@ -23,6 +24,7 @@ from autotune.study_request import StudyOutcome
 SCHEMA = 1
 TOLERANCE = 1e-6
 """Samples are kept to nine digits, so a figure may differ by so much (relative) from the one in the database."""
+_BESIDE = ("objective_value", "objective_interval", "percentiles", "flags", "utilisation")
 _FIGURES = ("latency_ms", "interval_ms", "signal_error", "build_s")
 
 
@@ -91,13 +93,18 @@ def write_results(outcome: StudyOutcome, folder: Path, *, command: str) -> Path:
 
 def verify_results(document: Mapping[str, Any]) -> list[str]:
     """Recompute every figure from the raw samples; gives what does not follow from them, so nothing where all does."""
-    from autotune.measure.verdict import verdict_from_samples
+    from autotune.execute.finals import statistic_of
+    from autotune.measure.statistics import median_interval
+    from autotune.measure.verdict import RoundMedians, verdict_from_samples
 
+    objective = Objective.from_dict(document["objective"])
     finals = document["finals"]
     names = [str(index) for index in range(len(finals))]
     baselines = [name for name, entry in zip(names, finals, strict=True) if entry["could_be_baseline"]]
     samples = {name: entry["samples_ms"] for name, entry in zip(names, finals, strict=True)}
-    verdict = verdict_from_samples(samples, baselines=baselines)
+    figures = {name: entry.get("figures", entry["samples_ms"]) for name, entry in zip(names, finals, strict=True)}
+    verdict = verdict_from_samples(figures, baselines=baselines, statistic=statistic_of(objective))
+    latencies = RoundMedians(samples)
     wrong: list[str] = []
 
     def expect(what: str, stated: Any, computed: Any) -> None:
@@ -105,21 +112,23 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
             wrong.append(f"{what}: the file says {stated}, the samples say {computed}")
 
     for name, entry in zip(names, finals, strict=True):
-        result = verdict.of(name)
-        expect(f"finals {entry['configuration']} latency_ms", entry["latency_ms"], result.latency_ms)
-        expect(f"finals {entry['configuration']} interval_ms", entry["interval_ms"], list(result.interval_ms))
+        interval_ms = list(median_interval(latencies.of(name)))
+        expect(f"finals {entry['configuration']} latency_ms", entry["latency_ms"], latencies.latency_ms(name))
+        expect(f"finals {entry['configuration']} interval_ms", entry["interval_ms"], interval_ms)
+        if "objective_value" in entry:
+            result = verdict.of(name)
+            expect(f"finals {entry['configuration']} {objective.name}", entry["objective_value"], result.latency_ms)
     plan = document["plan"]
     winners = [verdict.winner, *(verdict.tied_with if verdict.status == "tie" else ())]
     won = [name for name in winners if finals[int(name)]["configuration"] == plan["configuration"]]
     if not won:
         wrong.append(f"plan: the file says {plan['configuration']}, the samples say another finalist won")
         return wrong
-    result, baseline = verdict.of(won[0]), verdict.of(verdict.baseline)
     expect("plan status", plan["status"], verdict.status)
-    expect("plan latency_ms", plan["latency_ms"], result.latency_ms)
-    expect("plan interval_ms", plan["interval_ms"], list(result.interval_ms))
-    expect("plan baseline_latency_ms", plan["baseline_latency_ms"], baseline.latency_ms)
-    expect("plan speedup", plan["speedup"], result.speedup)
+    expect("plan latency_ms", plan["latency_ms"], latencies.latency_ms(won[0]))
+    expect("plan interval_ms", plan["interval_ms"], list(median_interval(latencies.of(won[0]))))
+    expect("plan baseline_latency_ms", plan["baseline_latency_ms"], latencies.latency_ms(verdict.baseline))
+    expect("plan speedup", plan["speedup"], verdict.of(won[0]).speedup)
     batch = document["batch"]
     expect("baseline", document["baseline"], _figures(finals[int(verdict.baseline)], batch))
     expect("backends", document["backends"], [_figures(entry, batch) for entry in best_of_backends(finals)])
@@ -139,8 +148,14 @@ def _finalist(entry: Mapping[str, Any]) -> dict[str, Any]:
         "could_be_baseline": bool(entry.get("could_be_baseline", entry.get("is_baseline"))),
         "is_default": bool(entry.get("is_default")),
         **{name: entry.get(name) for name in _FIGURES},
-        "samples_ms": [None if block is None else [float(f"{value:.9g}") for value in block] for block in blocks],
+        **{name: entry[name] for name in _BESIDE if entry.get(name) is not None},
+        **({"figures": _rounded(entry["figures"])} if entry.get("figures") else {}),
+        "samples_ms": _rounded(blocks),
     }
+
+
+def _rounded(blocks: Sequence[Sequence[float] | None]) -> list[list[float] | None]:
+    return [None if block is None else [float(f"{value:.9g}") for value in block] for block in blocks]
 
 
 def _figures(entry: Mapping[str, Any], batch: int) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """How figures and configurations are written for people."""
 
+from collections.abc import Mapping
+
 from autotune.configuration import Configuration
 
 REDUCED = ("tf32", "bf16", "fp16")
@@ -23,6 +25,25 @@ def interval(bounds: "tuple[float, float] | list[float]") -> str:
 def latency(value: float, bounds: "tuple[float, float] | list[float]") -> str:
     """A latency with its interval."""
     return f"{milliseconds(value)} [{interval(bounds)}]"
+
+
+def percentiles(found: Mapping[str, float | None]) -> str:
+    """The usual percentiles in milliseconds; what the samples do not back is said to need more."""
+    names = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
+    told = [f"{label} {milliseconds(value)}" for key, label in names.items() if (value := found.get(key)) is not None]
+    missing = [label for key, label in names.items() if found.get(key) is None]
+    text = f"{', '.join(told)} ms" if told else ""
+    few = f"too few samples ({found.get('n')}) for {', '.join(missing)}" if missing else ""
+    return "; ".join(filter(None, (text, few)))
+
+
+def figure(value: float, unit: str) -> str:
+    """What an objective compares, in the unit that people use for it."""
+    if unit == "ms/item":
+        return f"{1e3 / value:,.1f} items/s"
+    if unit == "bytes":
+        return f"{value / 2**20:,.1f} MiB"
+    return f"{value:.4g} J" if unit == "J" else f"{milliseconds(value)} ms"
 
 
 def speedup(value: float) -> str:

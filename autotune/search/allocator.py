@@ -51,8 +51,8 @@ class Allocator:
         record = self._records[outcome.configuration.backend]
         record.trials += 1
         record.worked += outcome.state in ("complete", "pruned")
-        if outcome.latency_ms is not None and outcome.state in ("complete", "pruned"):
-            record.logs.append(math.log(outcome.latency_ms))
+        if outcome.score is not None and outcome.state in ("complete", "pruned"):
+            record.logs.append(math.log(outcome.score))
         if outcome.build_s is not None:
             record.builds_s.append(outcome.build_s)
 

@@ -13,21 +13,21 @@ OutcomeState = Literal["complete", "pruned", "infeasible", "failed"]
 class Outcome:
     """One finished trial as the search sees it.
 
-    ``latency_ms`` is what the objective minimises: always there for a complete trial, for a pruned one where a figure
-    was reached before it was stopped. ``build_s`` is what its build cost.
+    ``score`` is what the objective minimises, in its own unit: always there for a complete trial, for a pruned one
+    where a figure was reached before it was stopped. ``build_s`` is what its build cost.
     """
 
     configuration: Configuration
     state: OutcomeState
-    latency_ms: float | None = None
+    score: float | None = None
     build_s: float | None = None
 
     def __post_init__(self) -> None:
         if self.state not in get_args(OutcomeState):
             raise ValueError(f"outcome state {self.state!r} is not one of {get_args(OutcomeState)}")
-        if self.state == "complete" and self.latency_ms is None:
-            raise ValueError(f"complete outcome of {self.configuration} needs a latency")
-        if self.latency_ms is not None and not (math.isfinite(self.latency_ms) and self.latency_ms > 0):
-            raise ValueError(f"latency of {self.configuration} must be positive and finite, found {self.latency_ms!r}")
+        if self.state == "complete" and self.score is None:
+            raise ValueError(f"complete outcome of {self.configuration} needs a score")
+        if self.score is not None and not (math.isfinite(self.score) and self.score > 0):
+            raise ValueError(f"the score of {self.configuration} must be positive and finite, found {self.score!r}")
         if self.build_s is not None and not (math.isfinite(self.build_s) and self.build_s >= 0):
             raise ValueError(f"build time of {self.configuration} must be finite, found {self.build_s!r}")

@@ -106,7 +106,7 @@ class BackendSampler:
     def _told(self, outcome: Outcome) -> FrozenTrial:
         """Write an outcome as Optuna's trial, never with a value that is not finite."""
         point = outcome.configuration
-        value = None if outcome.latency_ms is None else math.log(outcome.latency_ms)
+        value = None if outcome.score is None else math.log(outcome.score)
         if outcome.state == "complete":
             return self._trial(point, state=TrialState.COMPLETE, value=value, constraints={BROKEN: 0.0})
         if outcome.state == "pruned":

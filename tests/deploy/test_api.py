@@ -30,7 +30,7 @@ FEW = {"backends": ("eager", "torchscript"), "trials": 4, "budget": "60s"}
 def database(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("api") / "autotune.db")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.execute.finals.LIMIT_S", 5.0)
+        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
         fast = autotune.optimize(make(0), INPUTS, db=path, **FEW)
     torch.testing.assert_close(fast(**INPUTS), make(0)(**INPUTS), rtol=1e-4, atol=1e-5)
     fast.close()

@@ -12,10 +12,10 @@ def feed(
     start: int = 0,
 ) -> None:
     """One complete trial for each latency, a failed one for each ``None``."""
-    for number, latency_ms in enumerate(latencies_ms, start):
-        state: OutcomeState = "failed" if latency_ms is None else "complete"
+    for number, score in enumerate(latencies_ms, start):
+        state: OutcomeState = "failed" if score is None else "complete"
         point = Configuration.of(backend, {"number": number})
-        allocator.observe(Outcome(configuration=point, state=state, latency_ms=latency_ms, build_s=build_s))
+        allocator.observe(Outcome(configuration=point, state=state, score=score, build_s=build_s))
 
 
 def test_backends_without_a_trial_go_first_in_the_order_named() -> None:

@@ -8,15 +8,15 @@ from autotune.search.history import Outcome
 POINT = Configuration.of("eager", {"threads": 2})
 
 
-def test_a_complete_outcome_needs_a_latency() -> None:
-    with pytest.raises(ValueError, match="needs a latency"):
+def test_a_complete_outcome_needs_a_score() -> None:
+    with pytest.raises(ValueError, match="needs a score"):
         Outcome(configuration=POINT, state="complete")
 
 
-@pytest.mark.parametrize("latency_ms", [math.inf, math.nan, 0.0, -1.0])
-def test_a_latency_that_is_no_positive_number_is_refused(latency_ms: float) -> None:
+@pytest.mark.parametrize("score", [math.inf, math.nan, 0.0, -1.0])
+def test_a_latency_that_is_no_positive_number_is_refused(score: float) -> None:
     with pytest.raises(ValueError, match="positive and finite"):
-        Outcome(configuration=POINT, state="complete", latency_ms=latency_ms)
+        Outcome(configuration=POINT, state="complete", score=score)
 
 
 @pytest.mark.parametrize("build_s", [math.inf, math.nan, -1.0])

@@ -42,7 +42,7 @@ class Table:
 
     @property
     def best_ms(self) -> float:
-        return min(o.latency_ms for o in self.outcomes.values() if o.latency_ms is not None)
+        return min(o.score for o in self.outcomes.values() if o.score is not None)
 
 
 def table(seed: int) -> Table:
@@ -66,7 +66,7 @@ def table(seed: int) -> Table:
             outcomes[point.digest] = Outcome(
                 configuration=point,
                 state="failed" if failed else "complete",
-                latency_ms=None if failed else math.exp(log),
+                score=None if failed else math.exp(log),
                 build_s=BUILD_S[backend],
             )
         spaces.append(space)
@@ -77,8 +77,8 @@ def curve(recorded: Table, points: list[Configuration]) -> list[float]:
     """Log-gap of the best latency so far to the best of the table, after each trial from the tenth on."""
     best, gaps = math.inf, []
     for point in points:
-        latency_ms = recorded.outcomes[point.digest].latency_ms
-        best = min(best, latency_ms if latency_ms is not None else math.inf)
+        score = recorded.outcomes[point.digest].score
+        best = min(best, score if score is not None else math.inf)
         gaps.append(math.log(best / recorded.best_ms))
     return gaps[9:]
 

@@ -31,7 +31,7 @@ SPACE = SearchSpace(
 LEGAL = tuple(SPACE)
 
 
-def latency_ms(point: Configuration) -> float:
+def score(point: Configuration) -> float:
     """A smooth table: bf16 and nhwc are fast, 4 threads are best, everything adds up in logarithms."""
     threads = point["threads"]
     assert isinstance(threads, int)
@@ -40,7 +40,7 @@ def latency_ms(point: Configuration) -> float:
 
 
 def outcome(point: Configuration, state: OutcomeState = "complete") -> Outcome:
-    return Outcome(configuration=point, state=state, latency_ms=latency_ms(point) if state == "complete" else None)
+    return Outcome(configuration=point, state=state, score=score(point) if state == "complete" else None)
 
 
 def history(count: int, seed: int = 0) -> list[Outcome]:
@@ -101,13 +101,13 @@ def test_another_seed_and_another_number_of_trials_draw_otherwise() -> None:
 
 
 def test_it_learns_where_the_fast_ones_are() -> None:
-    ranks = sorted(map(latency_ms, LEGAL))
+    ranks = sorted(map(score, LEGAL))
     found = []
     for seed in range(6):
         sampler = sampler_after([outcome(point) for point in random.Random(seed).sample(LEGAL, 12)], seed)
         point = sampler.propose()
         assert point is not None
-        found.append(ranks.index(latency_ms(point)))
+        found.append(ranks.index(score(point)))
     assert sum(found) / len(found) < 0.3 * len(LEGAL)
 
 
@@ -137,7 +137,7 @@ def test_choices_that_python_calls_equal_are_told_apart() -> None:
     kinds = []
     while (point := sampler.propose()) is not None:
         kinds.append(type(point["level"]))
-        sampler.observe(Outcome(configuration=point, state="complete", latency_ms=1.0))
+        sampler.observe(Outcome(configuration=point, state="complete", score=1.0))
     assert sorted(kind.__name__ for kind in kinds) == ["bool", "float", "int", "str"]
 
 

@@ -27,8 +27,8 @@ TOTAL = 3 + 12 + 4
 
 
 def complete(point: Configuration) -> Outcome:
-    latency_ms = 1 + int(point.digest[:4], 16) / 2**16
-    return Outcome(configuration=point, state="complete", latency_ms=latency_ms, build_s=float(len(point.backend)))
+    score = 1 + int(point.digest[:4], 16) / 2**16
+    return Outcome(configuration=point, state="complete", score=score, build_s=float(len(point.backend)))
 
 
 def drawn(search: Search, count: int) -> list[Configuration]:

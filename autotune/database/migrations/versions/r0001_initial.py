@@ -90,6 +90,7 @@ def _create_trial() -> None:
         _text("toolchain"),
         _text("state"),
         sa.Column("latency_ms", sa.Double()),
+        sa.Column("score", sa.Double()),
         sa.Column("signal_error", sa.Double()),
         sa.Column("build_s", sa.Double()),
         _digest("artifact", nullable=True),
@@ -111,6 +112,7 @@ def _create_trial() -> None:
         sa.CheckConstraint(
             "latency_ms IS NULL OR (latency_ms > 0 AND latency_ms < 1e300)", name=op.f("ck_trial_latency_ms")
         ),
+        sa.CheckConstraint("score IS NULL OR (score > 0 AND score < 1e300)", name=op.f("ck_trial_score")),
         sa.CheckConstraint("state <> 'complete' OR latency_ms IS NOT NULL", name=op.f("ck_trial_complete")),
         sa.CheckConstraint("build_s IS NULL OR (build_s >= 0 AND build_s < 1e300)", name=op.f("ck_trial_build_s")),
         sa.CheckConstraint(
@@ -135,7 +137,7 @@ def _create_measurement() -> None:
         _text("record"),
         sa.PrimaryKeyConstraint("uid", name="pk_measurement"),
         sa.ForeignKeyConstraint(["trial"], ["trial.uid"], name="fk_measurement_trial"),
-        sa.CheckConstraint("role IN ('screening', 'finals')", name=op.f("ck_measurement_role")),
+        sa.CheckConstraint("role IN ('screening', 'finals', 'alone')", name=op.f("ck_measurement_role")),
     )
     op.create_index("ix_measurement_trial", "measurement", ["trial"])
 

@@ -1,0 +1,51 @@
+"""``autotune bench``."""
+
+from typing import Annotated
+
+import typer
+
+from autotune.cli.output import (
+    Batch,
+    Db,
+    DeviceOption,
+    Json,
+    device_class,
+    errors,
+    nothing_on_stdout,
+    open_store,
+    print_json,
+    show,
+)
+from autotune.cli.plan import find_plans
+
+
+def bench(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of the study whose plan is timed again.")],
+    batch: Batch = None,
+    device: DeviceOption = None,
+    on: Annotated[
+        str, typer.Option("--on", metavar="DEVICE", help="auto, cpu, cuda or cuda:N: where to time.")
+    ] = "auto",
+    db: Db = None,
+    json: Json = False,
+) -> None:
+    """Time a stored plan again and say whether it holds, has drifted, or cannot be told."""
+    from autotune.report.bench import bench_view
+    from autotune.runtime.discovery import find
+    from autotune.study_bench import bench_plan
+
+    here = find(on)
+    with open_store(db) as store:
+        plans = find_plans(store, model, batch, device_class(device) or here.device_class)
+        outcomes = []
+        for plan in plans:
+            if not json:
+                errors().print(f"timing {plan.name} at batch {plan.batch} on {here.name}", markup=False)
+            with nothing_on_stdout():
+                outcomes.append(bench_plan(plan, store, here))
+    if json:
+        documents = [outcome.as_dict() for outcome in outcomes]
+        print_json(documents[0] if len(documents) == 1 else documents)
+        return
+    for outcome in outcomes:
+        show(bench_view(outcome))

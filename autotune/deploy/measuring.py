@@ -1,0 +1,155 @@
+"""``autotune.measure``: the timing of a study for anything that can be called."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.device import Device
+from autotune.errors import RequestError
+from autotune.measure.percentiles import Percentiles
+from autotune.trial import Measurement
+
+HALF_WIDTH = 0.0025
+"""Sampling ends when the 95% interval of the median is within 0.25% of it, as in the finals of a study."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """How long one call takes, with every raw sample in ``measurement``.
+
+    ``latency_ms`` is the median as the caller waits for it, ``interval_ms`` its 95% interval; ``percentiles`` are
+    ``None`` where the samples are too few to back them. ``flags`` say what disturbed it (``throttled``,
+    ``shared_device``, ``canary_drift``, ``busy_host``); ``stopped`` why sampling ended.
+    """
+
+    device: Device
+    measurement: Measurement
+    latency_ms: float
+    interval_ms: tuple[float, float]
+    percentiles: Percentiles
+    flags: tuple[str, ...]
+    stopped: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "device": self.device.as_dict(),
+            "latency_ms": self.latency_ms,
+            "interval_ms": list(self.interval_ms),
+            "percentiles": self.percentiles.as_dict(),
+            "flags": list(self.flags),
+            "stopped": self.stopped,
+            "measurement": self.measurement.as_dict(),
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval_ms
+        text = f"{self.latency_ms:.4g} ms [{low:.4g} – {high:.4g}] on {self.device.name}, {self.percentiles.n} samples"
+        return f"{text}, measured under: {', '.join(self.flags)}" if self.flags else text
+
+
+def measure(
+    function: Callable[..., Any],
+    inputs: Any,
+    *,
+    device: str | None = None,
+    limit_s: float = 15.0,
+    timeout_s: float | None = None,
+) -> Measured:
+    """Time one call of ``function`` as a study times its candidates, alone on the device.
+
+    ``inputs`` are the arguments of one call: a tuple, a dict by parameter name or a single value; a list holds several
+    such sets, which take turns. ``device`` defaults to that of the first tensor, else the CPU. Sampling ends when the
+    median is known to 0.25%, when more samples do not help, or after ``limit_s`` seconds; a call that hangs is given up
+    after ``timeout_s`` (four times the limit and a minute).
+
+    Raises RequestError for a wrong request, DeviceError where the device is not there, WorkError where a call raises
+    (naming the call), changes the structure of its answer, hangs, or does no work on the GPU that it is measured on.
+    """
+    from autotune.measure.callables import Watched, guarded, require_device_work
+    from autotune.measure.lock import device_lock
+    from autotune.runtime import discovery
+
+    if not limit_s > 0:
+        raise RequestError("limit_s must be positive", found=f"{limit_s!r}", expected="a number of seconds")
+    call, sets = _sets(function, inputs)
+    found = discovery.find(device or _device_of(sets))
+    watched = Watched(call)
+
+    def whole() -> Measured:
+        with device_lock(found.uuid, exclusive=True):
+            watched.enter("check")
+            for one in sets:
+                watched.check(one)
+            watched.enter("measurement")
+            measured = _sampled(watched, sets, found, limit_s)
+            watched.enter("check")
+            watched.check(sets[0])
+            if found.kind == "cuda":  # last, for it may need a trace, and a process that has traced is slower
+                require_device_work(call, sets[0], found.torch_name)
+        return measured
+
+    return guarded(whole, timeout_s if timeout_s is not None else 4 * limit_s + 60, what="autotune.measure")()  # type: ignore[no-any-return]
+
+
+def _sampled(call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], device: Device, limit_s: float) -> Measured:
+    from autotune.measure.clock import SystemClock
+    from autotune.measure.observers import observers_for
+    from autotune.measure.percentiles import summary
+    from autotune.measure.screening import screen
+    from autotune.measure.statistics import median, median_interval
+    from autotune.measure.stopping import FirstOf, IntervalReached, NoiseSettled, TimeLimit
+    from autotune.measure.timer import CpuTimer, CudaTimer
+
+    clock = SystemClock()
+    timer = CpuTimer(clock) if device.kind == "cpu" else CudaTimer(clock, device.torch_name)
+    taken = screen(
+        call, sets, timer, clock=clock, conditions={"callable": True},
+        rule=lambda grouping: FirstOf(
+            [
+                IntervalReached(HALF_WIDTH, calls=grouping.grouped),
+                NoiseSettled(calls=grouping.grouped),
+                TimeLimit(clock, limit_s),
+            ]
+        ),
+        observers=observers_for(device, clock),
+    )  # fmt: skip
+    samples = taken.measurement.flat_ms
+    return Measured(
+        device=device,
+        measurement=taken.measurement,
+        latency_ms=median(samples),
+        interval_ms=median_interval(samples),
+        percentiles=summary(samples),
+        flags=tuple(taken.measurement.conditions["flags"]),
+        stopped=taken.reason,
+    )
+
+
+def _sets(function: Callable[..., Any], inputs: Any) -> tuple[Callable[..., Any], list[tuple[Any, ...]]]:
+    """The callable on positional values, and the sets of them."""
+    if not callable(function):
+        raise RequestError(
+            "only something that can be called can be measured",
+            found=type(function).__name__,
+            expected="a function, a module or a plan that was loaded",
+        )
+    given = inputs if isinstance(inputs, list) else [inputs]
+    if not given:
+        raise RequestError("a measurement needs inputs", found="an empty list", expected="at least one set of inputs")
+    if all(isinstance(one, Mapping) for one in given):
+        names = tuple(given[0])
+        if any(tuple(one) != names for one in given):
+            raise RequestError("every set of inputs needs the same names", found=", ".join(map(str, given)))
+        return lambda *values: function(**dict(zip(names, values, strict=True))), [tuple(one.values()) for one in given]
+    if any(isinstance(one, Mapping) for one in given):
+        raise RequestError("sets of inputs are all dicts or all tuples", found="both", expected="one kind")
+    return function, [one if isinstance(one, tuple) else (one,) for one in given]
+
+
+def _device_of(sets: Sequence[tuple[Any, ...]]) -> str:
+    for value in sets[0]:
+        placed = getattr(value, "device", None)
+        if placed is not None and getattr(placed, "type", "") == "cuda":
+            return f"cuda:{placed.index or 0}"
+    return "cpu"

@@ -1,0 +1,196 @@
+"""What each objective compares, and how it is taken: of one candidate in its screening, of every finalist each round.
+
+Latencies are in the samples of every measurement already. Energy, throughput and memory are measured after them, with
+the same runner on the same inputs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from autotune.device import Device
+from autotune.measure.clock import Clock
+from autotune.measure.percentiles import percentile, samples_a_round, samples_needed, tail_statistic
+from autotune.measure.rounds import Finalist, Meter
+from autotune.measure.statistics import median
+from autotune.measure.stopping import FirstOf, IntervalReached, StoppingRule, TimeLimit
+from autotune.measure.timer import Grouping
+from autotune.objective import Objective
+from autotune.trial import Measurement
+
+if TYPE_CHECKING:
+    from autotune.measure.energy import Energy
+    from autotune.measure.throughput import Throughput
+
+TAIL = 0.99
+TAIL_ROUNDS = 20
+"""The samples behind a percentile come from so many rounds, the fewest after which finals are decided."""
+
+ENERGY_SCREENING_S, ENERGY_FINALS_S = 2.0, 5.0
+"""A device's energy counter moves every 100 ms or so: 2 s are known to about 5%, 5 s to 2%."""
+
+THROUGHPUT_WINDOW_S, THROUGHPUT_WINDOWS, THROUGHPUT_WARM_UP_S = 0.25, 4, 0.25
+
+Lane = Callable[..., Any]
+Sets = Sequence[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """A candidate's figure under the study's objective (``None`` where that is its latency), and how it was taken."""
+
+    value: float | None = None
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Lanes:
+    """Several loaded copies of each finalist, so that as many requests can be in flight; loaded when asked for."""
+
+    def __init__(self, load: Callable[[str], Finalist], concurrency: Mapping[str, int]) -> None:
+        self._load, self._concurrency = load, concurrency
+        self._more: dict[str, list[Finalist]] = {}
+
+    def of(self, name: str, finalist: Finalist, device: Device) -> list[Lane]:
+        """The finalist and its copies, each on a stream of its own on a GPU."""
+        if name not in self._more:
+            self._more[name] = [self._load(name) for _ in range(self._concurrency.get(name, 1) - 1)]
+        return [lane_of(one, device) for one in (finalist, *self._more[name])]
+
+
+def lane_of(candidate: Lane, device: Device) -> Lane:
+    """A candidate as one lane of several."""
+    from autotune.measure.throughput import cuda_lane
+
+    return cuda_lane(candidate, device.torch_name) if device.kind == "cuda" else candidate
+
+
+def samples_a_block(objective: Objective) -> int:
+    """How many samples every block has where a tail is compared; 0 where each finalist's pace decides."""
+    return samples_a_round(TAIL, TAIL_ROUNDS) if objective.name == "latency_p99" else 0
+
+
+def screening_rule_for(objective: Objective, clock: Clock, limit_s: float) -> Callable[[Grouping], StoppingRule] | None:
+    """When a screening has enough samples for the objective; ``None`` where a median is all that is asked."""
+    if objective.name != "latency_p99":
+        return None
+    needed = samples_needed(TAIL)
+    return lambda grouping: FirstOf(
+        [
+            IntervalReached(0.99, min_samples=needed, min_time_ms=0.0, calls=grouping.grouped),
+            TimeLimit(clock, 2 * limit_s),
+        ]
+    )
+
+
+def round_s(objective: Objective, latency_ms: float) -> float:
+    """About how long one finalist takes in a round."""
+    if objective.name == "latency_p99":
+        return (samples_a_block(objective) + 1) * latency_ms / 1e3
+    if objective.name == "energy":
+        return ENERGY_FINALS_S + 2 * latency_ms / 1e3
+    if objective.name == "throughput":
+        return _window_s(latency_ms) * THROUGHPUT_WINDOWS + THROUGHPUT_WARM_UP_S
+    return 2 * latency_ms / 1e3
+
+
+def score(
+    objective: Objective,
+    measurement: Measurement,
+    runner: Finalist,
+    device: Device,
+    sets: Sets,
+    clock: Clock,
+    load_another: Callable[[], Finalist],
+    batch: int,
+) -> Scored:
+    """Take a screened candidate's figure; WorkError where the device cannot tell it."""
+    if objective.name == "latency_p99":
+        backed = percentile(measurement.flat_ms, TAIL)
+        value = backed if backed is not None else tail_statistic(measurement.flat_ms, TAIL)
+        return Scored(value=value, conditions={"backed": backed is not None})
+    if objective.name == "energy":
+        energy = _energy(runner, sets, device, clock, ENERGY_SCREENING_S)
+        return Scored(value=energy.joules_per_call, conditions={"energy": energy.as_dict()})
+    if objective.name == "throughput":
+        return _saturated(runner, device, sets, clock, load_another, batch, median(measurement.flat_ms))
+    return Scored()
+
+
+def meter_for(
+    objective: Objective,
+    device: Device,
+    sets: Sets,
+    clock: Clock,
+    lanes: Lanes,
+    batch: int,
+) -> Meter | None:
+    """What takes a finalist's figure each round; ``None`` where its samples are what is compared."""
+    if objective.name == "energy":
+        return lambda _, finalist: _energy(finalist, sets, device, clock, ENERGY_FINALS_S).joules_per_call
+    if objective.name == "throughput":
+        return lambda name, finalist: _ms_an_item(lanes.of(name, finalist, device), sets, device, clock, batch)
+    return None
+
+
+def _energy(runner: Finalist, sets: Sets, device: Device, clock: Clock, least_s: float) -> "Energy":
+    from autotune.measure.energy import energy_per_call, nvml_energy_counter
+
+    counter = nvml_energy_counter(device)
+    return energy_per_call(runner, sets, counter, clock, _synchronize(device), least_s=least_s)
+
+
+def _ms_an_item(lanes: Sequence[Lane], sets: Sets, device: Device, clock: Clock, batch: int) -> float:
+    return 1e3 / _throughput(lanes, sets, device, clock, batch).items_per_s
+
+
+def _throughput(
+    lanes: Sequence[Lane],
+    sets: Sets,
+    device: Device,
+    clock: Clock,
+    batch: int,
+    call_ms: float = 0.0,
+) -> "Throughput":
+    from autotune.measure.throughput import run_lanes
+
+    return run_lanes(
+        lanes, sets, batch, clock=clock, synchronize=_synchronize(device), window_s=_window_s(call_ms),
+        windows=THROUGHPUT_WINDOWS, warm_up_s=THROUGHPUT_WARM_UP_S,
+    )  # fmt: skip
+
+
+def _saturated(
+    runner: Finalist,
+    device: Device,
+    sets: Sets,
+    clock: Clock,
+    load_another: Callable[[], Finalist],
+    batch: int,
+    call_ms: float,
+) -> Scored:
+    """Double the requests in flight until that gains nothing, and give the milliseconds an item of the best point."""
+    from autotune.measure.throughput import best, saturate
+
+    loaded: list[Finalist] = [runner]
+
+    def at(concurrency: int) -> "Throughput":
+        while len(loaded) < concurrency:
+            loaded.append(load_another())
+        return _throughput([lane_of(one, device) for one in loaded], sets, device, clock, batch, call_ms)
+
+    chosen = best(saturate(at))
+    told = {name: value for name, value in chosen.as_dict().items() if name != "samples_ms"}
+    return Scored(value=1e3 / chosen.items_per_s, conditions={"throughput": told})
+
+
+def _window_s(call_ms: float) -> float:
+    """At least three requests fit into a window."""
+    return max(THROUGHPUT_WINDOW_S, 4 * call_ms / 1e3)
+
+
+def _synchronize(device: Device) -> Callable[[], None]:
+    if device.kind == "cpu":
+        return lambda: None
+    import torch
+
+    return lambda: torch.cuda.synchronize(device.torch_name)

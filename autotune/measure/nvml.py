@@ -1,0 +1,333 @@
+"""What NVML tells of a GPU around a measurement: GpuObserver, and the session that it reads through.
+
+One full look asks about ten things and takes a few milliseconds at most, nearly all of it for the list of processes.
+"""
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autotune.device import Device
+
+THROTTLE_REASONS = {
+    0x004: "sw_power_cap",
+    0x008: "hw_slowdown",
+    0x020: "sw_thermal_slowdown",
+    0x040: "hw_thermal_slowdown",
+    0x080: "hw_power_brake",
+    0x200: "board_limit",
+    0x400: "reliability",
+}
+"""Why a GPU runs slower than it could, by NVML's bits; idling, set clocks and synchronised boards are no throttling."""
+
+WORKER = "autotune.execute.worker"
+"""The module that every worker process of a study runs, by which its command line is known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NvmlDevice:
+    """One device in an open NVML session. ``whole`` is the GPU that a MIG instance is a part of, else the device."""
+
+    nvml: Any
+    handle: Any
+    whole: Any
+    mig: bool
+
+    def ask(self, *names: str, arguments: tuple[Any, ...]) -> Any:
+        """Ask the first of these functions that answers; raises ``OSError`` with the first refusal where none does."""
+        refusal = ""
+        for name in names:
+            function = getattr(self.nvml, name, None)
+            if function is None:
+                refusal = refusal or f"the installed nvidia-ml-py has no {name}"
+                continue
+            try:
+                return function(*arguments)
+            except self.nvml.NVMLError as error:
+                refusal = refusal or f"NVML: {error}"
+        raise OSError(refusal)
+
+    def clock_mhz(self, which: int) -> int:
+        """One of the clocks, by NVML's number for it; ``OSError`` if refused, as from everything below."""
+        return int(self.ask("nvmlDeviceGetClockInfo", arguments=(self.whole, which)))
+
+    def throttle_reasons(self) -> tuple[str, ...]:
+        """Why it is slowed down at this moment: values of :data:`THROTTLE_REASONS`."""
+        names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
+        bits = self.ask(*names, arguments=(self.whole,))
+        return tuple(name for bit, name in THROTTLE_REASONS.items() if bits & bit)
+
+    def violation_ns(self, policy: int) -> int:
+        """How long, since the driver was loaded, it was slowed down for power or heat."""
+        return int(self.ask("nvmlDeviceGetViolationStatus", arguments=(self.whole, policy)).violationTime)
+
+    def temperature_c(self) -> int:
+        """Temperature of the chip."""
+        names = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
+        return int(self.ask(*names, arguments=(self.whole, self.nvml.NVML_TEMPERATURE_GPU)))
+
+    def power_w(self) -> float:
+        """Power of the board: on GPUs since Ampere an average over a second."""
+        if self.mig:
+            raise OSError("a MIG instance has no meter of its own")
+        return float(self.ask("nvmlDeviceGetPowerUsage", arguments=(self.handle,))) / 1e3
+
+    def memory_used_bytes(self) -> int:
+        """Memory that is taken by all processes and the driver."""
+        return int(self.ask("nvmlDeviceGetMemoryInfo", arguments=(self.handle,)).used)
+
+    def energy_mj(self) -> int:
+        """Millijoules since the driver was loaded, renewed about every 100 ms."""
+        if self.mig:
+            raise OSError("a MIG instance has no meter of its own")
+        return int(self.ask("nvmlDeviceGetTotalEnergyConsumption", arguments=(self.handle,)))
+
+    def processes(self, kind: str) -> dict[int, int | None]:
+        """Bytes used (``None``: not told) by process id; ``kind`` is Compute or Graphics."""
+        names = (f"nvmlDeviceGet{kind}RunningProcesses_v3", f"nvmlDeviceGet{kind}RunningProcesses_v2")
+        return {int(one.pid): one.usedGpuMemory for one in self.ask(*names, arguments=(self.handle,))}
+
+
+def open_nvml(device: Device, nvml: Any = None) -> NvmlDevice:
+    """Open NVML for one device, by its UUID; raises ``OSError`` with the reason where that cannot be.
+
+    ``nvml`` are its bindings, by default the package nvidia-ml-py. The session lasts as long as the process.
+    """
+    if device.kind != "cuda":
+        raise OSError("a CPU has no NVML")
+    if nvml is None:
+        try:
+            nvml = importlib.import_module("pynvml")
+        except ImportError as error:
+            raise OSError("the package nvidia-ml-py is not installed") from error
+    mig = device.uuid.startswith("MIG-")
+    try:
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(device.uuid)
+        whole = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle) if mig else handle
+    except nvml.NVMLError as error:
+        raise OSError(f"NVML: {error}") from error
+    return NvmlDevice(nvml=nvml, handle=handle, whole=whole, mig=mig)
+
+
+def family() -> set[int]:
+    """Find the processes of this study: this one, its ancestors, and all descendants of the one that leads the study.
+
+    That is the parent of the outermost worker above this process; where there is none, this process. What else a shell
+    or a session manager further up has started is not of the family.
+    """
+    import psutil
+
+    chain = [psutil.Process(), *psutil.Process().parents()]
+    leader = 0
+    for number, process in enumerate(chain):
+        try:
+            if WORKER in process.cmdline():
+                leader = min(number + 1, len(chain) - 1)
+        except psutil.Error:
+            continue
+    try:
+        below = chain[leader].children(recursive=True)
+    except psutil.Error:
+        below = []
+    return {process.pid for process in (*chain, *below)}
+
+
+def is_there(pid: int) -> bool:
+    """Whether this process id means a process here, in the PID namespace of this process."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # it is there, and someone else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+@dataclass(slots=True)
+class _Strangers:
+    """Tells processes that belong to the study from those that do not; asks for the family only about new ones."""
+
+    own_pids: Callable[[], set[int]]
+    is_there: Callable[[int], bool]
+    own: set[int] = field(default_factory=set)
+    foreign: set[int] = field(default_factory=set)
+
+    def among(self, pids: set[int]) -> set[int]:
+        """The foreign ones; raises ``OSError`` where the ids are another namespace's and tell nothing."""
+        self.foreign &= pids
+        if pids - self.own - self.foreign:
+            self.own = self.own_pids()
+        unknown = pids - self.own - self.foreign
+        here = {pid for pid in unknown if self.is_there(pid)}
+        if unknown - here and not pids & self.own:
+            # With one of ours in the list the ids are of this namespace, and those that are not there have just ended.
+            raise OSError("NVML gives process ids of another namespace; in a container, share the host's to see them")
+        self.foreign |= here
+        return set(self.foreign)
+
+
+@dataclass(slots=True)
+class _Activity:
+    """How much of the SMs foreign processes use, in percent, as far as the driver's samples tell (up to 6 a second)."""
+
+    sm_percent: dict[int, int] = field(default_factory=dict)
+    until: int | None = None
+
+    def look(self, gpu: NvmlDevice, foreign: set[int], own: set[int]) -> None:
+        """Take in the samples since the last look; the first look finds only old ones, and leaves them."""
+        if not foreign:
+            return
+        arguments = (gpu.handle, self.until or 0)
+        try:
+            samples = list(gpu.ask("nvmlDeviceGetProcessUtilization", arguments=arguments))
+        except OSError:  # not supported, or no sample since
+            samples = []
+        fresh = [one for one in samples if one.timeStamp > (self.until or 0) and one.smUtil <= 100]
+        known, self.until = self.until is not None, max([self.until or 0, *(one.timeStamp for one in fresh)])
+        if not known:
+            return
+        comparable = any(one.pid in own for one in fresh)  # else absence may only mean that ids are another namespace's
+        for pid in foreign:
+            shares = [int(one.smUtil) for one in fresh if one.pid == pid]
+            if shares or comparable:
+                self.sm_percent[pid] = max(shares, default=0)
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was seen since a measurement began: values by quantity in their order, and why one was refused."""
+
+    values: dict[str, list[Any]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    others: dict[int, int | None] = field(default_factory=dict)
+
+    def note(self, name: str, question: Callable[..., Any], *arguments: Any) -> None:
+        """Ask, and keep the answer or the refusal."""
+        try:
+            answer = question(*arguments)
+        except OSError as error:
+            self.refused[name] = str(error)
+        else:
+            self.values.setdefault(name, []).append(answer)
+
+
+class GpuObserver:
+    """Clocks, throttling, temperature, power, energy, memory and other processes of one GPU.
+
+    Of a MIG instance, clocks, throttling and temperature are the whole GPU's. NVML is opened once, at the first
+    measurement.
+    """
+
+    name = "gpu"
+
+    def __init__(
+        self,
+        device: Device,
+        nvml: Any = None,
+        own_pids: Callable[[], set[int]] | None = None,
+        *,
+        is_there: Callable[[int], bool] = is_there,
+    ) -> None:
+        """``own_pids`` gives this study's processes (default :func:`family`); ``is_there`` knows the ids from here."""
+        self._device, self._bindings = device, nvml
+        self._strangers = _Strangers(own_pids=own_pids or family, is_there=is_there)
+        self._activity = _Activity()
+        self._gpu: NvmlDevice | None = None
+        self._reason = ""
+        self._seen = _Seen()
+
+    def before(self) -> None:
+        """Open NVML if that is still to do, and look."""
+        if self._gpu is None and not self._reason:
+            try:
+                self._gpu = open_nvml(self._device, self._bindings)
+            except OSError as error:
+                self._reason = str(error)
+        self._seen = _Seen()
+        self._look()
+        self._count()
+
+    def during(self) -> None:
+        """Look once more."""
+        self._look()
+
+    def after(self) -> Mapping[str, Any]:
+        """Give extremes of what was seen, differences of counters, and under ``not_available`` what was refused why."""
+        if self._gpu is None:
+            return {"available": False, "reason": self._reason or "NVML was not opened: no measurement was begun"}
+        self._count()
+        self._look()
+        seen = self._seen.values
+        reading: dict[str, Any] = {"available": True}
+        for name in ("sm_clock_mhz", "memory_clock_mhz"):
+            if name in seen:
+                reading[name] = {"min": min(seen[name]), "max": max(seen[name])}
+        for name in ("temperature_c", "memory_used_bytes"):
+            if name in seen:
+                reading[name] = max(seen[name])
+        if "power_w" in seen:
+            reading["power_w"] = {"mean": sum(seen["power_w"]) / len(seen["power_w"]), "max": max(seen["power_w"])}
+        if "throttle_reasons" in seen:
+            reading["throttle_reasons"] = sorted({reason for reasons in seen["throttle_reasons"] for reason in reasons})
+        if self._seen.others or ("other_processes" in seen and "other_processes" not in self._seen.refused):
+            reading["other_processes"] = [
+                {"pid": pid, "used_bytes": used, "sm_percent": self._activity.sm_percent.get(pid)}
+                for pid, used in sorted(self._seen.others.items())
+            ]
+        reading.update(self._differences())
+        missing = {name: why for name, why in sorted(self._seen.refused.items()) if name not in reading}
+        return {**reading, "not_available": missing}
+
+    def _look(self) -> None:
+        gpu, note = self._gpu, self._seen.note
+        if gpu is None:
+            return
+        note("sm_clock_mhz", gpu.clock_mhz, gpu.nvml.NVML_CLOCK_SM)
+        note("memory_clock_mhz", gpu.clock_mhz, gpu.nvml.NVML_CLOCK_MEM)
+        note("throttle_reasons", gpu.throttle_reasons)
+        note("temperature_c", gpu.temperature_c)
+        note("power_w", gpu.power_w)
+        note("memory_used_bytes", gpu.memory_used_bytes)
+        note("other_processes", self._look_for_others, gpu)
+
+    def _look_for_others(self, gpu: NvmlDevice) -> int:
+        """Take note of the foreign processes and return how many there are now."""
+        listed = gpu.processes("Compute")
+        try:
+            listed = {**gpu.processes("Graphics"), **listed}
+        except OSError as error:
+            self._seen.refused["graphics_processes"] = str(error)
+        foreign = self._strangers.among(set(listed))
+        self._activity.look(gpu, foreign, self._strangers.own)
+        for pid in foreign:
+            used = [bytes_ for bytes_ in (listed[pid], self._seen.others.get(pid)) if bytes_ is not None]
+            self._seen.others[pid] = max(used, default=None)
+        return len(foreign)
+
+    def _count(self) -> None:
+        gpu, note = self._gpu, self._seen.note
+        if gpu is None:
+            return
+        note("power_violation_ns", gpu.violation_ns, gpu.nvml.NVML_PERF_POLICY_POWER)
+        note("thermal_violation_ns", gpu.violation_ns, gpu.nvml.NVML_PERF_POLICY_THERMAL)
+        note("energy_mj", gpu.energy_mj)
+
+    def _differences(self) -> dict[str, int]:
+        found = {}
+        for name in ("power_violation_ns", "thermal_violation_ns", "energy_mj"):
+            first, *rest = self._seen.values.get(name, [0])
+            if not rest:
+                continue
+            difference = int(rest[-1] - first)
+            if difference < 0:
+                self._seen.refused[name] = "the counter went backwards"
+            elif difference == 0 and name == "energy_mj":
+                self._seen.refused[name] = "the counter, renewed about every 100 ms, did not move meanwhile"
+            else:
+                found[name] = difference
+        return found

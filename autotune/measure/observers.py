@@ -1,0 +1,216 @@
+"""What was true around a measurement, apart from its samples: Observer, Observers, and the load of the host."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from autotune.device import Device, DeviceKind
+from autotune.measure.canary import Canary
+from autotune.measure.clock import Clock, SystemClock
+from autotune.measure.nvml import GpuObserver
+
+SHORTEST_WINDOW_S = 0.2
+"""The host's load is not told from less: systems account CPU time in steps of 10 ms, a core and a kind of work each."""
+
+WINDOW_S = 0.5
+"""How far the host's load looks back where a measurement is shorter."""
+
+_log = logging.getLogger(__name__)
+
+
+class Observer(Protocol):
+    """Looks at one thing around a measurement; one measurement at a time, in one thread.
+
+    Its reading is plain data for JSON. It says ``{"available": False, "reason": ...}`` where the thing cannot be seen,
+    else ``{"available": True, ...}``. What is not known is ``None`` or left out, never zero.
+    """
+
+    name: str
+
+    def before(self) -> None:
+        """Begin: called right before the first sample."""
+        ...
+
+    def during(self) -> None:
+        """Look once more: called between samples."""
+        ...
+
+    def after(self) -> Mapping[str, Any]:
+        """Give the reading: called right after the last sample."""
+        ...
+
+
+class Observers:
+    """Several observers as one; used by one thread, for one measurement after the other.
+
+    An observer that raises says from then on that it is not available, with the reason: no measurement fails for it.
+    """
+
+    def __init__(self, observers: Sequence[Observer], clock: Clock, *, every_s: float = 0.1) -> None:
+        """``every_s`` is the shortest time between two looks that :meth:`during` passes on."""
+        names = [observer.name for observer in observers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"observers have distinct names, found {names}")
+        if not every_s >= 0:
+            raise ValueError(f"every_s is a number of seconds, found {every_s!r}")
+        self._observers, self._clock, self._every_ns = tuple(observers), clock, every_s * 1e9
+        self._broken: dict[str, str] = {}
+        self._looked_ns = 0
+
+    def before(self) -> None:
+        """Let every observer begin."""
+        for observer in self._observers:
+            self._guarded(observer, observer.before)
+        self._looked_ns = self._clock.now_ns() if self._observers else 0
+
+    def during(self) -> None:
+        """Let every observer look, if the last look is ``every_s`` ago; else it costs one reading of the clock."""
+        if not self._observers:
+            return
+        now_ns = self._clock.now_ns()
+        if now_ns - self._looked_ns < self._every_ns:
+            return
+        self._looked_ns = now_ns
+        for observer in self._observers:
+            self._guarded(observer, observer.during)
+
+    def after(self) -> dict[str, dict[str, Any]]:
+        """Collect the readings by the observers' names."""
+        readings: dict[str, dict[str, Any]] = {}
+        for observer in self._observers:
+            reading = self._guarded(observer, _reading, observer)
+            readings[observer.name] = reading or {"available": False, "reason": self._broken[observer.name]}
+        return readings
+
+    def _guarded(self, observer: Observer, call: Callable[..., Any], *arguments: Any) -> Any:
+        if observer.name in self._broken:
+            return None
+        try:
+            return call(*arguments)
+        except Exception as error:  # a measurement that took minutes is worth more than what stood around it
+            self._broken[observer.name] = f"{type(error).__name__}: {error}"
+            _log.warning("observer %s is not available any more: %s", observer.name, self._broken[observer.name])
+            return None
+
+
+def _reading(observer: Observer) -> dict[str, Any]:
+    reading = dict(observer.after())
+    if not isinstance(reading.get("available"), bool):
+        raise ValueError(f"a reading says whether it is available, found {reading!r}")
+    return reading
+
+
+NO_OBSERVERS = Observers((), SystemClock())
+"""Observes nothing, at no cost."""
+
+
+class NotAvailable:
+    """Stands for an observer of what is not there, and says why."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        self.name, self._reason = name, reason
+
+    def before(self) -> None:
+        """Look at nothing."""
+
+    def during(self) -> None:
+        """Look at nothing."""
+
+    def after(self) -> Mapping[str, Any]:
+        """Say that there is nothing, and why."""
+        return {"available": False, "reason": self._reason}
+
+
+CpuTimes = Callable[[], tuple[float, float]]
+"""Seconds that the cores of this process were busy, and that they had altogether; both summed over the cores."""
+
+
+class HostLoad:
+    """How much others used the cores that this process may run on: their busy time less this process's own.
+
+    Time that a hypervisor took away counts as used by others. Where a measurement is shorter than half a second the
+    reading looks further back, by up to as much, to where earlier ones began: ``window_s`` says how far.
+    """
+
+    name = "host"
+
+    def __init__(
+        self, clock: Clock, kind: DeviceKind, *, cpu_times: CpuTimes | None = None, cores: int | None = None
+    ) -> None:
+        """``kind`` is that of the measured device; it travels with the reading, for the load matters by it."""
+        self._clock, self._kind = clock, kind
+        self._cpu_times = cpu_times or own_cpu_times
+        self._cores = cores or len(_affinity())
+        self._seen: deque[tuple[float, float, float, float]] = deque()
+        self._first_s = 0.0
+
+    def before(self) -> None:
+        """Take note of the CPU times."""
+        now = self._look()
+        while self._seen and self._seen[0][0] < now[0] - WINDOW_S:
+            self._seen.popleft()
+        self._first_s = now[0]
+        self._seen.append(now)
+
+    def during(self) -> None:
+        """The difference between both ends says it all."""
+
+    def after(self) -> Mapping[str, Any]:
+        """Give ``competing_cores`` and ``competing_share`` of the ``cores``, and ``window_s`` that they are over."""
+        if not self._seen:
+            return {"available": False, "reason": "no measurement was begun"}
+        now = self._look()
+        needed_s = min(self._first_s, now[0] - WINDOW_S)
+        then = next((seen for seen in reversed(self._seen) if seen[0] <= needed_s), self._seen[0])
+        window_s, own_s, busy_s, had_s = (new - old for new, old in zip(now, then, strict=True))
+        if window_s < SHORTEST_WINDOW_S:
+            reason = f"the host was watched for {window_s:.3f} s, and {SHORTEST_WINDOW_S} s are needed"
+            return {"available": False, "reason": reason}
+        if had_s < 0.5 * window_s * self._cores:
+            return {"available": False, "reason": "this system does not account the CPU time of its cores"}
+        competing = max(0.0, busy_s - own_s) / window_s
+        return {
+            "available": True,
+            "device": self._kind,
+            "competing_cores": competing,
+            "competing_share": min(1.0, competing / self._cores),
+            "cores": self._cores,
+            "window_s": window_s,
+        }
+
+    def _look(self) -> tuple[float, float, float, float]:
+        busy_s, had_s = self._cpu_times()
+        return self._clock.now_ns() / 1e9, self._clock.cpu_ns() / 1e9, busy_s, had_s
+
+
+def own_cpu_times() -> tuple[float, float]:
+    """Sum up the CPU times of the cores that this process may run on."""
+    import psutil
+
+    cores = _affinity()
+    busy_s = had_s = 0.0
+    for number, times in enumerate(psutil.cpu_times(percpu=True)):
+        if number in cores:
+            # guest time is part of user time already; waiting for a disk leaves the core free
+            counted = {name: value for name, value in times._asdict().items() if not name.startswith("guest")}
+            had_s += sum(counted.values())
+            busy_s += sum(value for name, value in counted.items() if name not in ("idle", "iowait"))
+    return busy_s, had_s
+
+
+def _affinity() -> set[int]:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return set(affinity(0)) if affinity else set(range(os.cpu_count() or 1))
+
+
+def observers_for(device: Device, clock: Clock, *, own_pids: Callable[[], set[int]] | None = None) -> Observers:
+    """Make the observers that fit a device: ``gpu``, ``host`` and on a GPU ``canary``; ``own_pids`` is the GPU's.
+
+    On a CPU a canary would tell nothing that the host's load does not: it varies more than what it watches over.
+    """
+    host = HostLoad(clock, device.kind)
+    if device.kind == "cuda":
+        return Observers((GpuObserver(device, own_pids=own_pids), host, Canary(device, clock)), clock)
+    return Observers((NotAvailable("gpu", "a CPU has no NVML"), host), clock)

@@ -1,0 +1,27 @@
+"""What ``autotune bench`` found, as a table."""
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from autotune.measure.conditions import explain
+from autotune.report import words
+from autotune.study_bench import BenchOutcome
+
+
+def bench_view(outcome: BenchOutcome) -> RenderableType:
+    """One plan timed again: stored and fresh latency, the change with its interval, and what disturbed it."""
+    plan, drift = outcome.plan, outcome.drift
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    facts.add_row("plan", f"{plan.configuration.backend}: {words.knobs(plan.configuration)}")
+    facts.add_row(
+        "stored", f"{words.milliseconds(drift.stored_ms)} ms, measured {plan.created or 'at an unknown time'}"
+    )
+    facts.add_row("fresh", f"{words.milliseconds(drift.fresh_ms)} ms in {len(outcome.fresh.samples_ms)} rounds")
+    facts.add_row("percentiles", words.percentiles(outcome.percentiles))
+    facts.add_row("verdict", f"{drift.headline}: {drift.reason}")
+    for flag in outcome.flags:
+        facts.add_row(flag, explain(flag))
+    return Group(Text(f"{plan.name}, batch {plan.batch}", style="bold underline"), facts, Text(""))
