@@ -5,6 +5,8 @@ import pytest
 
 from autotune.measure.block import Block
 from autotune.measure.finals import run_rounds
+from autotune.measure.observers import Observers
+from autotune.measure.rounds import RETAKES
 from autotune.measure.timer import CpuTimer
 from autotune.testing import FakeCall, FakeClock
 
@@ -90,3 +92,65 @@ def test_a_block_survives_json_and_refuses_what_does_not_fit():
         Block(samples_ms=(0.0,))
     with pytest.raises(ValueError):
         Block(samples_ms=())
+
+
+class Seen:
+    """An observer that gives one reading a round, the last for ever."""
+
+    name = "gpu"
+
+    def __init__(self, *readings):
+        self.readings, self.looks = list(readings), 0
+
+    def before(self):
+        self.looks += 1
+
+    def during(self):
+        pass
+
+    def after(self):
+        reading = self.readings.pop(0) if len(self.readings) > 1 else self.readings[0]
+        return {"available": True, **reading}
+
+
+FOREIGN = {"other_processes": [{"pid": 1, "sm_percent": 50}]}
+
+
+def observed(*readings, rounds=3):
+    seen, slept = Seen(*readings), []
+    clock = FakeClock()
+    finalists = {name: FakeCall(clock, 2.0) for name in ("a", "b")}
+    done = run_rounds(
+        finalists, SETS, CpuTimer(clock), random.Random(1), rounds, clock=clock, sleep=slept.append,
+        observers=Observers([seen], clock),
+    )  # fmt: skip
+    return done, seen, slept
+
+
+def test_a_disturbed_round_is_taken_again_whole_so_that_pairs_stay_pairs():
+    done, seen, slept = observed({}, FOREIGN, {})
+    assert len(done) == 3 and seen.looks == 4 and len(slept) == 1
+    assert all(block.flags == () and set(blocks) == {"a", "b"} for blocks in done for block in blocks.values())
+
+
+def test_what_stays_disturbed_is_kept_with_its_flag_after_a_bounded_number_of_retakes():
+    done, seen, slept = observed(FOREIGN, rounds=5)
+    assert len(done) == 5 and len(slept) == RETAKES and seen.looks == 5 + RETAKES
+    assert all(block.flags == ("shared_device",) for blocks in done for block in blocks.values())
+    assert done[0]["a"].readings["gpu"]["other_processes"] == FOREIGN["other_processes"]
+
+
+def test_throttling_is_flagged_and_not_taken_again():
+    done, seen, slept = observed({"throttle_reasons": ["sw_power_cap"]}, rounds=2)
+    assert len(done) == 2 and not slept and seen.looks == 2
+    assert done[1]["b"].flags == ("throttled",)
+
+
+def test_a_meter_takes_one_figure_a_block_and_a_tail_equal_blocks():
+    def meter(name, finalist):
+        return {"a": 3.0, "b": 5.0}[name]
+
+    done, _, _ = race({"a": [0.5], "b": [30.0]}, 2, meter=meter, samples=7)
+    assert {name: block.figures for name, block in done[0].items()} == {"a": (3.0,), "b": (5.0,)}
+    assert {len(block.samples_ms) for blocks in done for block in blocks.values()} == {7}
+    assert done[0]["b"].compared == (5.0,)

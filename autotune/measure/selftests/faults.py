@@ -7,6 +7,7 @@ from itertools import chain, repeat
 from typing import Any
 
 from autotune.measure.block import Block, BlockRecorder
+from autotune.measure.observers import Observers
 from autotune.measure.rounds import run_rounds
 from autotune.measure.screening import screen
 from autotune.measure.selftests.bench import Bench
@@ -137,6 +138,70 @@ def _never_settles() -> bool:
     return screening.reason in ("time limit", "noise settled") and clock.now_ns() <= 3.3e9
 
 
+class _Seen:
+    """An observer that reads what it is told, one reading a block, the last for ever."""
+
+    name = "gpu"
+
+    def __init__(self, *readings: dict[str, Any]) -> None:
+        self._readings = list(readings)
+
+    def before(self) -> None:
+        """Begin nothing."""
+
+    def during(self) -> None:
+        """Look at nothing."""
+
+    def after(self) -> dict[str, Any]:
+        """Give the next reading."""
+        reading = self._readings.pop(0) if len(self._readings) > 1 else self._readings[0]
+        return {"available": True, **reading}
+
+
+QUIET: dict[str, Any] = {}
+FOREIGN: dict[str, Any] = {"other_processes": [{"pid": 4321, "sm_percent": 60}]}
+
+
+def _throttled_is_flagged() -> bool:
+    clock = StepClock()
+    observers = Observers([_Seen({"throttle_reasons": ["hw_thermal_slowdown"]})], clock)
+    screening = screen(clock.call(endless=repeat(1.0)), [()], CpuTimer(clock), clock=clock, observers=observers)
+    conditions = screening.measurement.conditions
+    return bool(conditions["flags"] == ["throttled"] and conditions["retaken"] == 0)
+
+
+def _foreign_process_is_waited_for() -> bool:
+    """Busy at the first three looks: the measurement waits, and takes nothing while it does."""
+    clock = StepClock()
+    call = clock.call(endless=repeat(1.0))
+    slept: list[float] = []
+    observers = Observers([_Seen(FOREIGN, FOREIGN, FOREIGN, QUIET)], clock)
+    screening = screen(call, [()], CpuTimer(clock), clock=clock, observers=observers, sleep=slept.append)
+    return len(slept) == 3 and screening.measurement.conditions["flags"] == []
+
+
+def _foreign_process_that_stays_is_flagged() -> bool:
+    clock = StepClock()
+    observers = Observers([_Seen(FOREIGN)], clock)
+    screening = screen(
+        clock.call(endless=repeat(1.0)), [()], CpuTimer(clock), clock=clock, observers=observers,
+        sleep=lambda seconds: clock.advance(1e3 * seconds),
+    )  # fmt: skip
+    conditions = screening.measurement.conditions
+    return bool(conditions["flags"] == ["shared_device"] and conditions["retaken"] > 0)
+
+
+def _disturbed_round_is_taken_again() -> bool:
+    """A foreign process in the second round of three: that round is taken again, whole, and the rest is clean."""
+    clock = StepClock()
+    finalists = {name: _Failing(clock, -1, RuntimeError()) for name in ("one", "other")}
+    observers = Observers([_Seen(QUIET, FOREIGN, QUIET)], clock)
+    rounds = run_rounds(
+        finalists, [()], CpuTimer(clock), random.Random(0), 3, clock=clock, observers=observers, sleep=lambda _: None
+    )
+    return len(rounds) == 3 and all(block.flags == () for blocks in rounds for block in blocks.values())
+
+
 FAULTS: dict[str, Callable[[], bool]] = {
     "zero time": _bad_time(0.0),
     "negative time": _bad_time(-1.0),
@@ -152,4 +217,8 @@ FAULTS: dict[str, Callable[[], bool]] = {
     "calls too slow to warm up": _every_call_is_slow,
     "calls that become slow": _slows_down_after_warm_up,
     "noise that never settles": _never_settles,
+    "a throttled device": _throttled_is_flagged,
+    "a foreign process that leaves": _foreign_process_is_waited_for,
+    "a foreign process that stays": _foreign_process_that_stays_is_flagged,
+    "a foreign process in one round": _disturbed_round_is_taken_again,
 }
