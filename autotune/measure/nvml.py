@@ -252,6 +252,15 @@ class GpuObserver:
         self._look()
         self._count()
 
+    def sm_clock_mhz(self) -> float | None:
+        """Read the clock of the SMs now; ``None`` where NVML does not tell it."""
+        if self._gpu is None:
+            return None
+        try:
+            return float(self._gpu.clock_mhz(self._gpu.nvml.NVML_CLOCK_SM))
+        except OSError:
+            return None
+
     def during(self) -> None:
         """Look once more."""
         self._look()

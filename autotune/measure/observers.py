@@ -76,6 +76,13 @@ class Observers:
         for observer in self._observers:
             self._guarded(observer, observer.during)
 
+    def sm_clock_mhz(self) -> float | None:
+        """Read the clock of the device's cores now, where an observer can."""
+        for observer in self._observers:
+            if isinstance(observer, GpuObserver) and observer.name not in self._broken:
+                return observer.sm_clock_mhz()
+        return None
+
     def after(self) -> dict[str, dict[str, Any]]:
         """Collect the readings by the observers' names."""
         readings: dict[str, dict[str, Any]] = {}

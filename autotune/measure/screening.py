@@ -52,14 +52,17 @@ def warm_up(
     min_ms: float = 200.0,
     limit_s: float = 1.0,
     agreement: float = 0.01,
+    sm_clock_mhz: Callable[[], float | None] = lambda: None,
 ) -> WarmUp:
     """Call until five window medians in a row lie within ``agreement`` of one another, or the limit.
 
-    At least three calls and ``min_ms`` of work; a single call where it alone takes longer than the limit.
+    So must the device's clock at the end of each of these windows, where ``sm_clock_mhz`` can tell it. At least three
+    calls and ``min_ms`` of work; a single call where it alone takes longer than the limit.
     """
     recorder = BlockRecorder(timer, clock, input_sets, SINGLE)
     started_ns = clock.now_ns()
     medians: list[float] = []
+    clocks: list[float | None] = []
     window: list[Sample] = []
     typical: Sample | None = None
     calls, worked_ms, settled = 0, 0.0, False
@@ -70,7 +73,9 @@ def warm_up(
         if sum(sample.wall_ms for sample in window) >= WINDOW_MS:
             typical, window = _typical(window), []
             medians.append(typical.wall_ms)
-            settled = _agree(medians[-5:], agreement)
+            clocks.append(sm_clock_mhz())
+            told = [mhz for mhz in clocks[-5:] if mhz is not None]
+            settled = _agree(medians[-5:], agreement) and (not told or _agree(told, agreement))
         elapsed_ms = (clock.now_ns() - started_ns) / 1e6
         too_slow = calls == 1 and elapsed_ms > limit_s * 1e3
         done = (settled and worked_ms >= min_ms) or elapsed_ms >= limit_s * 1e3
@@ -118,7 +123,8 @@ def screen(
     """
     if observers is not None:
         wait_for_quiet(observers, clock, sleep)
-    warm = warm_up(function, input_sets, timer, clock=clock)
+    sm_clock_mhz = observers.sm_clock_mhz if observers is not None else lambda: None
+    warm = warm_up(function, input_sets, timer, clock=clock, sm_clock_mhz=sm_clock_mhz)
     grouping = timer.grouping(warm.typical)
     make_rule = rule if rule is not None else partial(screening_rule, clock, limit_s)
     retakes = RETAKES

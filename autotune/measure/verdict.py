@@ -199,9 +199,9 @@ def verdict_from_samples(
 
     The baseline is the fastest of ``baselines``. The leader is the finalist that beats it by most, paired within the
     rounds; it is promoted if it beats all others too. Otherwise the smallest tie key wins among the leader and those
-    that also beat the baseline and lie within the detectable effect of the leader; without keys, the leader. Raises
-    ``ValueError`` for samples that are not positive, unequal numbers of rounds, and baselines that took no part in the
-    last round.
+    that also beat the baseline and lie within half a percent of the leader, so that being simpler costs next to
+    nothing however much the noise hides; without keys, the leader. Raises ``ValueError`` for samples that are not
+    positive, unequal numbers of rounds, and baselines that took no part in the last round.
     """
     medians = RoundMedians(samples, statistic)
     unknown = set(baselines) - set(samples)
@@ -221,7 +221,7 @@ def verdict_from_samples(
     tied = [name for name, rival in rivals.items() if not _faster(medians, leader, name, rival, sign=1)]
     if not tied:
         return _verdict(medians, baseline, leader, "promoted", [], True)
-    near = [name for name in tied if name in better and abs(rivals[name].log_ratio) < rivals[name].margin]
+    near = [name for name in tied if name in better and abs(rivals[name].log_ratio) < MIN_EFFECT]
     winner = min((leader, *near), key=lambda name: (*tie_keys[name], name)) if tie_keys is not None else leader
     settled = all(rivals[name].equal for name in tied)
     return _verdict(medians, baseline, winner, "tie", [name for name in (leader, *tied) if name != winner], settled)

@@ -128,3 +128,12 @@ def test_a_callable_that_fails_on_the_nth_call_passes_through():
 
     with pytest.raises(RuntimeError, match="call 26"):
         screen(FakeCall(clock, endless=failing()), SETS, CpuTimer(clock), clock=clock)
+
+
+def test_a_clock_that_still_rises_keeps_the_warm_up_going():
+    clock = FakeClock()
+    rising = chain([1000.0 + 70 * step for step in range(14)], repeat(1980.0))
+    call = FakeCall(clock, endless=repeat(10.0))
+    warm = warm_up(call, [()], CpuTimer(clock), clock=clock, sm_clock_mhz=lambda: next(rising))
+    calm = warm_up(call, [()], CpuTimer(clock), clock=clock)
+    assert warm.settled and calm.settled and warm.calls > calm.calls

@@ -27,6 +27,8 @@ DRIFT = 0.10
 TWO_SPEEDS, SWITCH_CHANCE = 0.08, 0.1
 INJECTED = 0.01
 LOWEST_POWER = 0.80
+AIMED_AT = 1.96 + 1.04
+"""Standard errors for a power of 85% at 5%: rounds predicted for exactly 80% would miss 80% every other time."""
 MOST_BY_CHANCE = 0.0068
 """31 of 400 rejections are exceeded with this probability when each has 5%; other counts get their limit by it."""
 
@@ -173,7 +175,7 @@ def needed_by_noether(ratios: Sequence[float], shift: float, rng: random.Random)
     above = sum(rng.choice(ratios) + rng.choice(ratios) + 2 * shift > 0 for _ in range(draws))
     below = sum(rng.choice(ratios) + rng.choice(ratios) - 2 * shift < 0 for _ in range(draws))
     chance = (above + below) / 2 / draws
-    return math.ceil(2.8**2 / (3 * (chance - 0.5) ** 2)) if chance > 0.5 else None
+    return math.ceil(AIMED_AT**2 / (3 * (chance - 0.5) ** 2)) if chance > 0.5 else None
 
 
 def _noise(ratios: Sequence[float]) -> float:

@@ -105,6 +105,6 @@ def test_log_ratios_are_second_over_first():
 def test_noether_and_the_formula_agree_in_normal_noise():
     rng = random.Random(0)
     ratios = [rng.gauss(0, 0.03) for _ in range(8_000)]
-    by_formula = math.pi / 3 * (2.8 * 0.03 / math.log(1.01)) ** 2
+    by_formula = math.pi / 3 * (comparisons.AIMED_AT * 0.03 / math.log(1.01)) ** 2
     assert needed_by_noether(ratios, math.log(1.01), rng) == pytest.approx(by_formula, rel=0.15)
     assert needed_by_noether(ratios, 0.0, random.Random(1)) not in range(1_000)
