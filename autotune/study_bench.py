@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import statistics
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def bench_plan(plan: Plan, store: "Store", device: Device) -> BenchOutcome:
     the plan does not say how its inputs are made.
     """
     from autotune.execute.finals import ALONE
-    from autotune.measure.comparison import drift
+    from autotune.measure.comparison import TOLERANCE, drift
     from autotune.measure.percentiles import summary
 
     if device.device_class != plan.device.device_class:
@@ -70,13 +71,30 @@ def bench_plan(plan: Plan, store: "Store", device: Device) -> BenchOutcome:
         )
     result = _timed_again(plan, store.artifacts.open(plan.artifact), device)
     fresh, flags = result.measurements[ALONE], result.flags[ALONE]
+    machine = machine_change(stored[-1], fresh)
+    doubts = [*flags, f"a machine that itself runs {machine:+.1%}"] if abs(machine) > TOLERANCE / 2 else flags
     return BenchOutcome(
         plan=plan,
-        drift=drift(stored[-1], fresh, flags=flags),
+        drift=drift(stored[-1], fresh, flags=doubts),
         fresh=fresh,
         flags=flags,
         percentiles=summary(fresh.flat_ms).as_dict(),
     )
+
+
+def machine_change(stored: Measurement, fresh: Measurement) -> float:
+    """How much longer the canary, a small fixed piece of work, takes now than it did then; 0 where it was not there.
+
+    A host whose processor runs at another speed makes every plan on it look drifted, and none of them is.
+    """
+    then, now = (_canary_ms(side) for side in (stored, fresh))
+    return now / then - 1 if then and now else 0.0
+
+
+def _canary_ms(side: Measurement) -> float | None:
+    seen = [readings.get("canary", {}) for readings in side.conditions.get("readings", ())]
+    times = [canary[when] for canary in seen for when in ("before_ms", "after_ms") if canary.get(when)]
+    return statistics.median(times) if times else None
 
 
 def _timed_again(plan: Plan, artifact: Path, device: Device) -> "FinalsResult":

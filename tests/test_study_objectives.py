@@ -16,9 +16,10 @@ from autotune.objective import Objective
 from autotune.report.results import results_document, verify_results
 from autotune.runtime import discovery
 from autotune.study import run_study
-from autotune.study_bench import bench_plan
+from autotune.study_bench import bench_plan, machine_change
 from autotune.study_request import StudyOutcome, StudyRequest
 from autotune.study_sweep import GAIN, saturated, sweep
+from autotune.trial import Measurement
 
 TOY = f"{Path(__file__).parent}/toy.py:make"
 
@@ -102,6 +103,18 @@ def test_a_plan_timed_again_is_compared_with_how_it_was_timed_alone(studies):
     assert again.drift.status in ("holds", "drifted", "cannot_tell") and again.drift.fresh_ms > 0
     assert again.as_dict()["status"] == again.drift.status
     assert len(set(again.fresh.conditions["processes"])) >= 3
+
+
+def beside(*canary_ms: float) -> Measurement:
+    readings = [{"canary": {"before_ms": ms, "after_ms": ms}} for ms in canary_ms] or [{"canary": {"available": False}}]
+    return Measurement(samples_ms=((1.0,),), conditions={"readings": readings})
+
+
+def test_a_machine_that_runs_at_another_speed_is_not_a_plan_that_drifted(studies):
+    assert machine_change(beside(1.0, 1.0, 1.1), beside(1.2, 1.2)) == pytest.approx(0.2)
+    assert machine_change(beside(), beside(1.2)) == machine_change(beside(1.2), beside()) == 0.0
+    (stored,) = studies[1].measurements(studies[0]["latency_p50"].plan.evidence["trial"], "alone")
+    assert all(reading["canary"]["available"] for reading in stored.conditions["readings"])
 
 
 def test_a_plan_that_cannot_be_timed_here_says_why(studies):

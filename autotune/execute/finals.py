@@ -29,7 +29,7 @@ PROCESSES = {"cuda": 3, "cpu": 5}
 LIMIT_S = {"cuda": 50.0, "cpu": 75.0}
 """Time for all rounds, loading included; longer only where nine rounds of slow finalists do not fit."""
 FEWEST_ROUNDS, LONGEST_S = 9, 900.0
-ALONE = "plan"
+ALONE, ALONE_PROTOCOL = "plan", "alone"
 LOAD_PATIENCE_S = 300.0
 """A process of the finals that is silent for so long hangs."""
 
@@ -82,6 +82,7 @@ class _Drive:
             "objective": self.objective.as_dict(),
             "concurrency": {name: self.concurrency.get(name, 1) for name in self.finals.running},
             "seed": self.seed + self.started,
+            "canary": True if self.protocol == ALONE_PROTOCOL else None,
         }
         self.started += 1
         return self.bench.server.start("finals", request, "load")
@@ -289,5 +290,5 @@ def time_alone(bench: Bench, artifact: Path, seed: int, latency_ms: float) -> Fi
     """
     return run_finals(
         bench, {ALONE: artifact}, {ALONE}, {ALONE: ()}, seed, lambda rounds, elapsed_s: None,
-        objective=Objective(), expected_round_s=2 * latency_ms / 1e3, protocol="alone",
+        objective=Objective(), expected_round_s=2 * latency_ms / 1e3, protocol=ALONE_PROTOCOL,
     )  # fmt: skip

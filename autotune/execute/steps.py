@@ -177,7 +177,7 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
             finalists[name] = _Candidate(Path(folder), device)
     sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
     rng, clock = random.Random(request["seed"]), SystemClock()
-    timer, observers = _timer(device, clock), observers_for(device, clock)
+    timer, observers = _timer(device, clock), observers_for(device, clock, canary=request["canary"])
     lanes = Lanes(lambda name: _Candidate(Path(request["artifacts"][name]), device), request["concurrency"])
     meter = meter_for(objective, device, sets, clock, lanes, model.workload.batch)
     channel.send({"ready": True})

@@ -212,12 +212,14 @@ def _affinity() -> set[int]:
     return set(affinity(0)) if affinity else set(range(os.cpu_count() or 1))
 
 
-def observers_for(device: Device, clock: Clock, *, own_pids: Callable[[], set[int]] | None = None) -> Observers:
-    """Make the observers that fit a device: ``gpu``, ``host`` and on a GPU ``canary``; ``own_pids`` is the GPU's.
+def observers_for(
+    device: Device, clock: Clock, *, canary: bool | None = None, own_pids: Callable[[], set[int]] | None = None
+) -> Observers:
+    """Make the observers that fit a device: ``gpu``, ``host`` and ``canary``; ``own_pids`` is the GPU's.
 
-    On a CPU a canary would tell nothing that the host's load does not: it varies more than what it watches over.
+    The canary is there on a GPU unless told otherwise. On a CPU it varies more than what it watches over within one
+    measurement, and is of use only to compare measurements of different days.
     """
-    host = HostLoad(clock, device.kind)
-    if device.kind == "cuda":
-        return Observers((GpuObserver(device, own_pids=own_pids), host, Canary(device, clock)), clock)
-    return Observers((NotAvailable("gpu", "a CPU has no NVML"), host), clock)
+    gpu = GpuObserver(device, own_pids=own_pids) if device.kind == "cuda" else NotAvailable("gpu", "a CPU has no NVML")
+    wanted = canary if canary is not None else device.kind == "cuda"
+    return Observers((gpu, HostLoad(clock, device.kind), *((Canary(device, clock),) if wanted else ())), clock)
