@@ -16,7 +16,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autotune.measure import statistics
 from autotune.measure.statistics import checked
 
 
@@ -54,7 +53,20 @@ def samples_needed(q: float, confidence: float = 0.99) -> int:
     """
     _between("a quantile", q)
     _between("confidence", confidence)
-    return statistics.samples_needed(max(q, 1 - q), confidence)
+    upper = max(q, 1 - q)
+    high = 2
+    while not _backed(high, upper, confidence):
+        high *= 2
+    low = high // 2
+    while low + 1 < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _backed(middle, upper, confidence) else (middle, high)
+    return high
+
+
+def _backed(size: int, q: float, confidence: float) -> bool:
+    fewer_than_two_above = q**size + size * (1 - q) * q ** (size - 1)
+    return fewer_than_two_above <= 1 - confidence
 
 
 def percentile(samples_ms: Iterable[float], q: float) -> float | None:

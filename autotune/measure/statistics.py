@@ -70,42 +70,6 @@ def interval_rank(size: int, confidence: float) -> int:
     return max(1, k)
 
 
-def samples_needed(q: float, confidence: float = 0.99) -> int:
-    """Count the samples that back the quantile ``q``: 64 for 0.9, 662 for 0.99, 6,636 for 0.999.
-
-    MLPerf Inference's early-stopping rule: with the given confidence at least two samples lie above the true quantile.
-    """
-    high = 2
-    while not _backed(high, q, confidence):
-        high *= 2
-    low = high // 2
-    while low + 1 < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if _backed(middle, q, confidence) else (middle, high)
-    return high
-
-
-def _backed(size: int, q: float, confidence: float) -> bool:
-    if not 0 < q < 1:
-        raise ValueError(f"a quantile lies between 0 and 1, found {q!r}")
-    fewer_than_two_above = q**size + size * (1 - q) * q ** (size - 1)
-    return fewer_than_two_above <= 1 - confidence
-
-
-def backed_percentile(samples: Iterable[float], q: float) -> float | None:
-    """Return the quantile ``q`` (0.9: the 90th percentile), or ``None`` where the samples are too few to back it.
-
-    Between two samples it is interpolated, so that ``q=0.5`` is the median.
-    """
-    ordered = sorted(checked(samples))
-    if not _backed(len(ordered), q, 0.99):
-        return None
-    position = q * (len(ordered) - 1)
-    floor = math.floor(position)
-    upper = ordered[min(floor + 1, len(ordered) - 1)]
-    return ordered[floor] + (upper - ordered[floor]) * (position - floor)
-
-
 def paired_test(log_ratios: Iterable[float]) -> float:
     """Two-sided p-value of Wilcoxon's signed-rank test that the log-ratios lie evenly about zero.
 

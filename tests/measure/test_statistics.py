@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from scipy.stats import binom
 
 from autotune.measure.statistics import (
-    backed_percentile,
     detectable_effect,
     holm,
     interval_rank,
@@ -15,7 +14,6 @@ from autotune.measure.statistics import (
     median_interval,
     paired_test,
     relative_half_width,
-    samples_needed,
 )
 
 positive = st.floats(min_value=1e-6, max_value=1e6)
@@ -57,16 +55,8 @@ def test_relative_half_width():
     assert relative_half_width(ordered) == pytest.approx((high - low) / 2 / 50.5)
 
 
-@pytest.mark.parametrize(("q", "needed"), [(0.9, 64), (0.99, 662), (0.999, 6636)])
-def test_percentile_is_backed_from_exactly_so_many_samples(q, needed):
-    samples = list(np.random.default_rng(0).uniform(1, 2, needed))
-    assert samples_needed(q) == needed
-    assert backed_percentile(samples[:-1], q) is None
-    assert backed_percentile(samples, q) == pytest.approx(float(np.quantile(samples, q)))
-
-
 @pytest.mark.parametrize("bad", [[], [math.nan], [1.0, math.inf], [0.0], [2.0, -1.0]])
-@pytest.mark.parametrize("function", [median, median_interval, lambda samples: backed_percentile(samples, 0.9)])
+@pytest.mark.parametrize("function", [median, median_interval])
 def test_bad_samples_are_refused(function, bad):
     with pytest.raises(ValueError):
         function(bad)
@@ -76,9 +66,7 @@ def test_bad_samples_are_refused(function, bad):
     "call",
     [
         lambda: median_interval([1.0], confidence=1.0),
-        lambda: backed_percentile([1.0], 1.0),
         lambda: paired_test([math.nan]),
-        lambda: samples_needed(0.0),
     ],
 )
 def test_bad_arguments_are_refused(call):
