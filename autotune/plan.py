@@ -52,6 +52,14 @@ class Plan:
         if self.status == "baseline" and self.speedup != 1.0:
             raise ValueError(f"plan {self.name}: a baseline plan has a speedup of exactly 1.0, found {self.speedup!r}")
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What disturbed its rounds in the finals, such as ``throttled`` (see autotune.measure.conditions)."""
+        for finalist in self.evidence.get("finalists", ()):
+            if finalist.get("uid", "") == self.evidence.get("trial"):
+                return tuple(finalist.get("flags", ()))
+        return ()
+
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
@@ -74,6 +82,7 @@ class Plan:
             "baseline_latency_ms": self.baseline_latency_ms,
             "speedup": self.speedup,
             "signal_error": self.signal_error,
+            "flags": list(self.flags),
             "evidence": dict(self.evidence),
             "created": self.created,
             "schema": self.schema,
@@ -82,7 +91,7 @@ class Plan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
         """Read what :meth:`as_dict` wrote."""
-        values = {key: value for key, value in data.items() if key not in ("backend", "device_class")}
+        values = {key: value for key, value in data.items() if key not in ("backend", "device_class", "flags")}
         values["device"] = Device.from_dict(values["device"])
         values["toolchain"] = Toolchain.of(values["toolchain"])
         values["objective"] = Objective.from_dict(values["objective"])

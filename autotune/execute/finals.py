@@ -277,7 +277,12 @@ def _result(drive: _Drive, verdict: Verdict) -> FinalsResult:
         figures=drive.finals.figures(),
         flags=drive.finals.flags(),
         utilisation=drive.utilisation,
-        measurements={name: drive.finals.measurement(name, protocol, {"seed": drive.seed}) for name in samples},
+        measurements={
+            name: drive.finals.measurement(
+                name, protocol, {"seed": drive.seed, "utilisation": drive.utilisation.get(name)}
+            )
+            for name in samples
+        },
         process_of_round=tuple(drive.process_of_round),
     )
 

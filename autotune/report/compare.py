@@ -34,10 +34,11 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
     for name, batch, objective in dict.fromkeys((row["name"], row["batch"], row["objective"]) for row in rows):
         table = Table(title=f"{name}, batch {batch}, {objective}", title_justify="left")
         table.add_column("device class", overflow="fold")
-        table.add_column("baseline ms", justify="right", no_wrap=True)
+        table.add_column("baseline", justify="right", no_wrap=True)
         table.add_column("plan", overflow="fold")
-        table.add_column("plan ms [95% interval]", justify="right", no_wrap=True)
+        table.add_column("of the plan [95% interval]", justify="right", no_wrap=True)
         table.add_column("speedup", justify="right", no_wrap=True)
+        table.add_column("measured under", overflow="fold")
         for row in rows:
             if (row["name"], row["batch"], row["objective"]) != (name, batch, objective):
                 continue
@@ -45,10 +46,13 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
             configuration = Configuration.from_dict(plan["configuration"])
             table.add_row(
                 row["device_class"],
-                words.milliseconds(row["baseline_latency_ms"]),
+                words.figure(row["compared"]["baseline"], row["compared"]["unit"]),
                 f"{configuration.backend}: {words.knobs(configuration)}",
-                words.latency(plan["latency_ms"], plan["interval_ms"]),
+                words.figure_with_interval(
+                    row["compared"]["value"], row["compared"]["interval"], row["compared"]["unit"]
+                ),
                 words.speedup(plan["speedup"]),
+                ", ".join(plan["flags"]),
             )
         tables.append(table)
     return Group(*tables)
@@ -70,6 +74,15 @@ def _row(plan: Plan) -> dict[str, Any]:
             "speedup": plan.speedup,
             "signal_error": plan.signal_error,
             "status": plan.status,
+            "flags": list(plan.flags),
         },
+        "compared": _compared(plan),
         "created": plan.created,
     }
+
+
+def _compared(plan: Plan) -> dict[str, Any]:
+    """What the objective compares, in its unit; the median latency where the evidence names nothing else."""
+    latency = {"value": plan.latency_ms, "interval": list(plan.interval_ms), "baseline": plan.baseline_latency_ms}
+    found = plan.evidence.get("objective") or latency
+    return {"unit": plan.objective.unit, **{name: found[name] for name in ("value", "interval", "baseline")}}

@@ -18,8 +18,9 @@ def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
     table = Table(title=f"Plans in {location}", title_justify="left")
     for column in ("model", "batch", "device", "plan", "status"):
         table.add_column(column, overflow="fold", justify="right" if column == "batch" else "left")
-    for column in ("baseline ms", "plan ms", "speedup", "signal error"):
+    for column in ("baseline ms", "plan ms [95% interval]", "speedup", "signal error"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("measured under", overflow="fold")
     for plan in plans:
         table.add_row(
             plan.name,
@@ -28,9 +29,10 @@ def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
             f"{plan.configuration.backend}: {words.knobs(plan.configuration)}",
             plan.status,
             words.milliseconds(plan.baseline_latency_ms),
-            words.milliseconds(plan.latency_ms),
+            words.latency(plan.latency_ms, plan.interval_ms),
             words.speedup(plan.speedup),
             words.signal_error(plan.signal_error),
+            ", ".join(plan.flags),
         )
     return table
 
@@ -71,9 +73,7 @@ def _objective(plan: Plan) -> list[tuple[str, str]]:
     found = plan.evidence.get("objective") or {}
     rows = []
     if found and found["name"] != "latency_p50":
-        ends = found["interval"][::-1] if found["unit"] == "ms/item" else found["interval"]  # more items are fewer ms
-        low, high = (words.figure(value, found["unit"]) for value in ends)
-        text = f"{words.figure(found['value'], found['unit'])} [{low} – {high}]"
+        text = words.figure_with_interval(found["value"], found["interval"], found["unit"])
         rows.append((found["name"], f"{text}; baseline {words.figure(found['baseline'], found['unit'])}"))
     if "concurrency" in found:
         rows.append(("in flight", f"{found['concurrency']} requests of batch {plan.batch}"))

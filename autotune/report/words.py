@@ -39,11 +39,22 @@ def percentiles(found: Mapping[str, float | None]) -> str:
 
 def figure(value: float, unit: str) -> str:
     """What an objective compares, in the unit that people use for it."""
+    return " ".join(_in_unit(value, unit))
+
+
+def figure_with_interval(value: float, bounds: "tuple[float, float] | list[float]", unit: str) -> str:
+    """What an objective compares with its interval, the smaller end first also where more is better."""
+    ends = bounds[::-1] if unit == "ms/item" else bounds
+    number, label = _in_unit(value, unit)
+    return f"{number} [{' – '.join(_in_unit(end, unit)[0] for end in ends)}] {label}"
+
+
+def _in_unit(value: float, unit: str) -> tuple[str, str]:
     if unit == "ms/item":
-        return f"{1e3 / value:,.1f} items/s"
+        return f"{1e3 / value:,.1f}", "items/s"
     if unit == "bytes":
-        return f"{value / 2**20:,.1f} MiB"
-    return f"{value:.4g} J" if unit == "J" else f"{milliseconds(value)} ms"
+        return f"{value / 2**20:,.1f}", "MiB"
+    return (f"{value:.4g}", "J") if unit == "J" else (milliseconds(value), "ms")
 
 
 def speedup(value: float) -> str:

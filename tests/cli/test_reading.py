@@ -127,8 +127,8 @@ def test_compare_has_one_row_a_device_class(autotune, database):
     assert len(both) == 3
     text = words(autotune("compare", "--db", database).stdout)
     assert "resnet50, batch 1, latency_p50" in text
-    assert "nvidia-a100/whole/400w 6.000" in text
-    assert "4.000 [3.900 – 4.200]" in text
+    assert "nvidia-a100/whole/400w 6.000 ms" in text
+    assert "4.000 [3.900 – 4.200] ms" in text
 
 
 def test_export_and_merge_carry_plans(autotune, database, tmp_path):

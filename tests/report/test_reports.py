@@ -189,3 +189,21 @@ def test_knobs_name_the_precision_first():
     assert words.knobs(Configuration.of("eager", {})) == "as it comes"
     assert words.is_reduced(FAST)
     assert not words.is_reduced(EAGER)
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "unit", "text"),
+    [
+        (4.0, (3.9, 4.2), "ms", "4.000 [3.900 – 4.200] ms"),
+        (0.5, (0.4, 0.8), "ms/item", "2,000.0 [1,250.0 – 2,500.0] items/s"),
+        (3 * 2**20, (2**20, 4 * 2**20), "bytes", "3.0 [1.0 – 4.0] MiB"),
+        (0.25, (0.2, 0.3), "J", "0.25 [0.2 – 0.3] J"),
+    ],
+)
+def test_a_figure_has_its_interval_and_unit_the_smaller_end_first(value, interval, unit, text):
+    assert words.figure_with_interval(value, interval, unit) == text
+
+
+def test_percentiles_that_are_not_backed_are_said_to_need_samples():
+    found = {"n": 100, "p50": 1.0, "p90": 2.0, "p99": None, "p999": None}
+    assert words.percentiles(found) == "p50 1.000, p90 2.000 ms; too few samples (100) for p99, p99.9"
