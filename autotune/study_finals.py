@@ -132,9 +132,9 @@ class StudyFinals:
             configuration=winner.configuration,
             status=verdict.status,
             artifact=winner.artifact,
-            latency_ms=latencies.latency_ms(verdict.winner),
+            latency_ms=latencies.figure(verdict.winner),
             interval_ms=median_interval(latencies.of(verdict.winner)),
-            baseline_latency_ms=latencies.latency_ms(verdict.baseline),
+            baseline_latency_ms=latencies.figure(verdict.baseline),
             speedup=1.0 if verdict.status == "baseline" else verdict.speedup,
             signal_error=winner.signal_error or 0.0,
             evidence={
@@ -160,13 +160,13 @@ class StudyFinals:
         found = {
             "name": objective.name,
             "unit": objective.unit,
-            "value": winner.latency_ms,
-            "interval": list(winner.interval_ms),
-            "baseline": baseline.latency_ms,
+            "value": winner.figure,
+            "interval": list(winner.interval),
+            "baseline": baseline.figure,
         }
         if objective.name == "throughput":
             found["concurrency"] = self._concurrency(verdict.winner)
-            found["items_per_s"] = 1e3 / winner.latency_ms
+            found["items_per_s"] = 1e3 / winner.figure
         return found
 
     def _finalists(self, result: FinalsResult, trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
@@ -178,11 +178,11 @@ class StudyFinals:
                 "backend": trials[one.name].configuration.backend,
                 "batch": self.on.row.batch,
                 "configuration": trials[one.name].configuration.as_dict(),
-                "latency_ms": latencies.latency_ms(one.name),
+                "latency_ms": latencies.figure(one.name),
                 "interval_ms": list(median_interval(latencies.of(one.name))),
                 "percentiles": summary([ms for block in result.samples_ms[one.name] for ms in block or ()]).as_dict(),
-                "objective_value": one.latency_ms,
-                "objective_interval": list(one.interval_ms),
+                "objective_value": one.figure,
+                "objective_interval": list(one.interval),
                 "flags": list(result.flags[one.name]),
                 "signal_error": trials[one.name].signal_error,
                 "build_s": trials[one.name].build_s,

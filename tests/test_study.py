@@ -101,8 +101,8 @@ def test_the_plan_can_be_recomputed_from_its_raw_samples(finished):
     verdict = verdict_from_samples({f["uid"]: f["samples_ms"] for f in finalists}, baselines=baselines)
     assert set(names) == {result.name for result in verdict.finalists}
     for finalist in finalists:
-        assert verdict.of(finalist["uid"]).latency_ms == finalist["latency_ms"]
-    assert verdict.of(verdict.baseline).latency_ms == plan.baseline_latency_ms
+        assert verdict.of(finalist["uid"]).figure == finalist["latency_ms"]
+    assert verdict.of(verdict.baseline).figure == plan.baseline_latency_ms
     assert Finals(names, baselines=baselines).next_rounds() > 0
 
 

@@ -60,7 +60,7 @@ def winner_regret(
     if reruns < 1:
         raise ValueError(f"at least one rerun is needed, found {reruns}")
     recorded = RoundMedians(samples, statistic)
-    best_ms = recorded.latency_ms(recorded.names[0])
+    best_ms = recorded.figure(recorded.names[0])
     regrets = []
     for _ in range(reruns):
         drawn = sorted(rng.choices(range(recorded.rounds), k=recorded.rounds))
@@ -68,7 +68,7 @@ def winner_regret(
         present = {name: blocks for name, blocks in rounds.items() if any(block is not None for block in blocks)}
         running = [name for name in baselines if name in present]
         verdict = verdict_from_samples(present, baselines=running, statistic=statistic)
-        regrets.append(recorded.latency_ms(verdict.winner) / best_ms - 1)
+        regrets.append(recorded.figure(verdict.winner) / best_ms - 1)
     return regrets
 
 
@@ -104,7 +104,7 @@ def agreement(runs: Sequence[RawSamples], baselines: Collection[str], *, statist
         raise ValueError(f"runs agree with one another, so at least two are needed, found {len(runs)}")
     verdicts = [verdict_from_samples(run, baselines=baselines, statistic=statistic) for run in runs]
     medians = [RoundMedians(run, statistic) for run in runs]
-    latencies = [{name: run.latency_ms(name) for name in run.names} for run in medians]
+    latencies = [{name: run.figure(name) for name in run.names} for run in medians]
 
     def tau(one: int, other: int) -> float | None:
         pair = (medians[one], medians[other])

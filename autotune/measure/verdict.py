@@ -35,15 +35,15 @@ TieKeys = Mapping[str, tuple[Any, ...]]
 class FinalistResult:
     """What the finals say about one finalist.
 
-    ``latency_ms`` is the median of its per-round medians and ``interval_ms`` their 95% interval. ``p_value``
-    (Holm-adjusted) and ``detectable_effect`` (a log-ratio) compare it with the winner; they are ``None`` for the winner
-    itself, and for a finalist that was ``frozen``, that is, took no part in the last round. ``speedup`` is the
-    baseline's latency over its own.
+    ``figure`` is the median of its figures, one a round, and ``interval`` their 95% interval: milliseconds where
+    latencies are compared, else in the objective's own unit. ``p_value`` (Holm-adjusted) and ``detectable_effect`` (a
+    log-ratio) compare it with the winner; they are ``None`` for the winner itself, and for a finalist that was
+    ``frozen``, that is, took no part in the last round. ``speedup`` is the baseline's figure over its own.
     """
 
     name: str
-    latency_ms: float
-    interval_ms: tuple[float, float]
+    figure: float
+    interval: tuple[float, float]
     rounds: int
     speedup: float
     p_value: float | None
@@ -85,7 +85,7 @@ class Verdict:
         """Plain data for JSON."""
         data = asdict(self)
         data["tied_with"] = list(self.tied_with)
-        data["finalists"] = [{**result, "interval_ms": list(result["interval_ms"])} for result in data["finalists"]]
+        data["finalists"] = [{**result, "interval": list(result["interval"])} for result in data["finalists"]]
         return data
 
 
@@ -126,14 +126,14 @@ class RoundMedians:
         for name, values in self._medians.items():
             if all(value is None for value in values):
                 raise ValueError(f"finalist {name!r} has no samples")
-        self.names = sorted(self._medians, key=lambda name: (self.latency_ms(name), name))
+        self.names = sorted(self._medians, key=lambda name: (self.figure(name), name))
         self.running = [name for name in self.names if self._medians[name][-1] is not None]
 
     def of(self, name: str) -> list[float]:
         """Return the medians of the rounds that a finalist took part in."""
         return [value for value in self._medians[name] if value is not None]
 
-    def latency_ms(self, name: str) -> float:
+    def figure(self, name: str) -> float:
         """Return the median of a finalist's medians."""
         return median(self.of(name))
 
@@ -229,7 +229,7 @@ def verdict_from_samples(
 
 def _faster(medians: RoundMedians, fast: str, slow: str, comparison: _Comparison, *, sign: int = -1) -> bool:
     """Whether ``fast`` beats ``slow``; ``sign`` is -1 where ``slow`` is the comparison's reference, else 1."""
-    return comparison.differs(sign) and medians.latency_ms(fast) < medians.latency_ms(slow)
+    return comparison.differs(sign) and medians.figure(fast) < medians.figure(slow)
 
 
 def _verdict(
@@ -241,14 +241,14 @@ def _verdict(
     settled: bool,
 ) -> Verdict:
     against = medians.against(winner, [name for name in medians.running if name != winner])
-    baseline_ms = medians.latency_ms(baseline)
+    baseline_figure = medians.figure(baseline)
     results = tuple(
         FinalistResult(
             name=name,
-            latency_ms=medians.latency_ms(name),
-            interval_ms=median_interval(medians.of(name)),
+            figure=medians.figure(name),
+            interval=median_interval(medians.of(name)),
             rounds=len(medians.of(name)),
-            speedup=baseline_ms / medians.latency_ms(name),
+            speedup=baseline_figure / medians.figure(name),
             p_value=against[name].p_value if name in against else None,
             detectable_effect=against[name].detectable if name in against else None,
             frozen=name not in medians.running,

@@ -113,11 +113,11 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
 
     for name, entry in zip(names, finals, strict=True):
         interval_ms = list(median_interval(latencies.of(name)))
-        expect(f"finals {entry['configuration']} latency_ms", entry["latency_ms"], latencies.latency_ms(name))
+        expect(f"finals {entry['configuration']} latency_ms", entry["latency_ms"], latencies.figure(name))
         expect(f"finals {entry['configuration']} interval_ms", entry["interval_ms"], interval_ms)
         if "objective_value" in entry:
             result = verdict.of(name)
-            expect(f"finals {entry['configuration']} {objective.name}", entry["objective_value"], result.latency_ms)
+            expect(f"finals {entry['configuration']} {objective.name}", entry["objective_value"], result.figure)
     plan = document["plan"]
     winners = [verdict.winner, *(verdict.tied_with if verdict.status == "tie" else ())]
     won = [name for name in winners if finals[int(name)]["configuration"] == plan["configuration"]]
@@ -125,9 +125,9 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
         wrong.append(f"plan: the file says {plan['configuration']}, the samples say another finalist won")
         return wrong
     expect("plan status", plan["status"], verdict.status)
-    expect("plan latency_ms", plan["latency_ms"], latencies.latency_ms(won[0]))
+    expect("plan latency_ms", plan["latency_ms"], latencies.figure(won[0]))
     expect("plan interval_ms", plan["interval_ms"], list(median_interval(latencies.of(won[0]))))
-    expect("plan baseline_latency_ms", plan["baseline_latency_ms"], latencies.latency_ms(verdict.baseline))
+    expect("plan baseline_latency_ms", plan["baseline_latency_ms"], latencies.figure(verdict.baseline))
     expect("plan speedup", plan["speedup"], verdict.of(won[0]).speedup)
     batch = document["batch"]
     expect("baseline", document["baseline"], _figures(finals[int(verdict.baseline)], batch))

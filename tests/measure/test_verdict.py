@@ -40,9 +40,9 @@ def test_every_figure_is_recomputed_from_the_samples():
     ratios = {name: [math.log(x / y) for x, y in zip(medians[name], medians["b"], strict=True)] for name in others}
     adjusted = dict(zip(others, holm([paired_test(ratios[name]) for name in others]), strict=True))
     for result in verdict.finalists:
-        assert result.latency_ms == median(medians[result.name])
-        assert result.interval_ms == median_interval(medians[result.name])
-        assert result.speedup == median(medians["eager"]) / result.latency_ms
+        assert result.figure == median(medians[result.name])
+        assert result.interval == median_interval(medians[result.name])
+        assert result.speedup == median(medians["eager"]) / result.figure
         assert result.rounds == 24
     for name in others:
         assert verdict.of(name).p_value == pytest.approx(adjusted[name])
@@ -101,7 +101,7 @@ def test_a_tie_is_broken_by_its_key_and_names_the_others():
     keys = {"eager": (9, 0), "a": (5, 1), "b": (5, 0), "c": (1, 0)}
     verdict = verdict_from_samples(samples, baselines=["eager"], tie_keys=keys)
     assert (verdict.winner, verdict.status, verdict.tied_with) == ("b", "tie", ("a",))
-    assert verdict.of("a").p_value >= ALPHA or abs(verdict.of("a").latency_ms / verdict.of("b").latency_ms - 1) < 0.005
+    assert verdict.of("a").p_value >= ALPHA or abs(verdict.of("a").figure / verdict.of("b").figure - 1) < 0.005
     fastest = verdict_from_samples(samples, baselines=["eager"])
     assert fastest.status == "tie" and {fastest.winner, *fastest.tied_with} == {"a", "b"}
 
@@ -114,7 +114,7 @@ def test_without_a_key_a_tie_is_led_by_who_beats_the_baseline_by_most_in_pairs()
     samples = {name: [[ms] for ms in times] * 3 for name, times in (("eager", eager), ("a", a), ("b", b))}
     verdict = verdict_from_samples(samples, baselines=["eager"])
     assert (verdict.winner, verdict.status, verdict.tied_with) == ("a", "tie", ("b",))
-    assert verdict.of("b").latency_ms < verdict.of("a").latency_ms
+    assert verdict.of("b").figure < verdict.of("a").figure
 
 
 def test_a_tie_is_not_won_by_one_that_does_not_beat_the_baseline():
@@ -143,7 +143,7 @@ def test_a_significant_gain_below_the_detectable_effect_is_no_win():
 def test_one_that_wins_most_rounds_but_has_the_higher_median_is_no_winner():
     samples = {"eager": [[1.0]] * 10 + [[2.0]] * 10, "a": [[0.95]] * 8 + [[3.0]] * 2 + [[1.9]] * 10}
     verdict = verdict_from_samples(samples, baselines=["eager"])
-    assert verdict.of("a").p_value < ALPHA and verdict.of("a").latency_ms > verdict.of("eager").latency_ms
+    assert verdict.of("a").p_value < ALPHA and verdict.of("a").figure > verdict.of("eager").figure
     assert (verdict.winner, verdict.status) == ("eager", "baseline")
 
 
@@ -214,8 +214,8 @@ def test_scaling_all_samples_scales_latencies_only(race, power):
     before = verdict_from_samples(samples, baselines=baselines).as_dict()
     after = verdict_from_samples(scaled, baselines=baselines).as_dict()
     for result in before["finalists"]:
-        result["latency_ms"] *= factor
-        result["interval_ms"] = [factor * end for end in result["interval_ms"]]
+        result["figure"] *= factor
+        result["interval"] = [factor * end for end in result["interval"]]
     assert after == before
 
 
@@ -226,12 +226,12 @@ def test_a_plan_is_never_slower_than_the_baseline(race):
     verdict = verdict_from_samples(samples, baselines=baselines)
     winner, baseline = verdict.of(verdict.winner), verdict.of(verdict.baseline)
     assert verdict.baseline in baselines
-    assert all(baseline.latency_ms <= verdict.of(name).latency_ms for name in baselines)
+    assert all(baseline.figure <= verdict.of(name).figure for name in baselines)
     if verdict.status == "baseline":
         assert winner == baseline and verdict.speedup == 1.0
     else:
         assert winner.name not in baselines
-        assert winner.latency_ms < baseline.latency_ms and verdict.speedup > 1.0
+        assert winner.figure < baseline.figure and verdict.speedup > 1.0
         assert verdict.of(verdict.baseline).p_value is not None
     assert (verdict.status == "tie") <= bool(verdict.tied_with)
     assert verdict.winner not in verdict.tied_with

@@ -40,8 +40,8 @@ def outcome(*, rounds=20, cached=False, winner=FAST):
             "backend": by_name[one.name].backend,
             "batch": 1,
             "configuration": by_name[one.name].as_dict(),
-            "latency_ms": one.latency_ms,
-            "interval_ms": list(one.interval_ms),
+            "latency_ms": one.figure,
+            "interval_ms": list(one.interval),
             "signal_error": 1e-3,
             "build_s": 2.5,
             "is_baseline": one.name == verdict.baseline,
@@ -55,9 +55,9 @@ def outcome(*, rounds=20, cached=False, winner=FAST):
     plan = records.plan(
         configuration=winner,
         status=verdict.status,
-        latency_ms=result.latency_ms,
-        interval_ms=result.interval_ms,
-        baseline_latency_ms=verdict.of(EAGER.digest).latency_ms,
+        latency_ms=result.figure,
+        interval_ms=result.interval,
+        baseline_latency_ms=verdict.of(EAGER.digest).figure,
         speedup=result.speedup,
         evidence={"finalists": finalists, "rounds": rounds, "toolchain": {"torch": "2.13.0", "driver": "1"}},
     )

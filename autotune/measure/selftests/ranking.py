@@ -78,7 +78,7 @@ def scaled(samples: Samples, factor: float) -> Samples:
 
 def _agreement(processes: Sequence[Samples]) -> Outcome:
     medians = [RoundMedians(samples) for samples in processes]
-    latencies = [[each.latency_ms(str(place)) for place in range(CANDIDATES)] for each in medians]
+    latencies = [[each.figure(str(place)) for place in range(CANDIDATES)] for each in medians]
     ratios = [[middle(sorted(each.log_ratios(str(place), "0"))) for place in range(CANDIDATES)] for each in medians]
     taus = [tau_b(first, second) for first, second in combinations(ratios, 2)]
     detectable = max(

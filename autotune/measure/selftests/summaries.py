@@ -60,9 +60,9 @@ def _by_numpy(samples: dict[str, list[list[float] | None]], baseline: str) -> di
     for name, values in medians.items():
         ordered = np.sort(values)
         rank = interval_rank(len(ordered), 0.95)
-        figures[f"/finalists/{name}/latency_ms"] = float(np.median(values))
-        figures[f"/finalists/{name}/interval_ms/0"] = float(ordered[rank - 1])
-        figures[f"/finalists/{name}/interval_ms/1"] = float(ordered[-rank])
+        figures[f"/finalists/{name}/figure"] = float(np.median(values))
+        figures[f"/finalists/{name}/interval/0"] = float(ordered[rank - 1])
+        figures[f"/finalists/{name}/interval/1"] = float(ordered[-rank])
         figures[f"/finalists/{name}/speedup"] = float(np.median(medians[baseline])) / float(np.median(values))
         figures[f"/finalists/{name}/rounds"] = len(ordered)
     return figures

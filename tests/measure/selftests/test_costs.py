@@ -87,8 +87,8 @@ def test_screenings_and_finals_are_timed_and_summaries_recomputed(bench):
 def test_a_figure_that_does_not_follow_from_the_samples_is_named(bench, monkeypatch):
     finals, verdict, seconds = costs.eight_finalists(bench)
     first = verdict.finalists[0]
-    wrong = replace(verdict, finalists=(replace(first, latency_ms=first.latency_ms * 1.0001), *verdict.finalists[1:]))
+    wrong = replace(verdict, finalists=(replace(first, figure=first.figure * 1.0001), *verdict.finalists[1:]))
     monkeypatch.setattr(summaries, "eight_finalists", lambda bench: (finals, wrong, seconds))
     (row,) = summaries.check(bench)
-    path = f"/finalists/{first.name}/latency_ms"
+    path = f"/finalists/{first.name}/figure"
     assert not row.passed and row.raw["wrong"] == [path, f"numpy: {path}"]
