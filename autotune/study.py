@@ -35,7 +35,7 @@ from autotune.study_memory import (
 )
 from autotune.study_request import Progress, Silent, StudyOutcome, StudyRequest
 from autotune.study_search import StudySearch
-from autotune.study_space import check_objective, search_spaces
+from autotune.study_space import search_spaces
 from autotune.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,6 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     if known is not None:
         progress.event("finished", outcome=known)
         return known
-    check_objective(request)
     search_spaces(request, None)  # refuses what leaves no candidate before anything is begun
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="autotune-"))

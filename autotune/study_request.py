@@ -52,6 +52,13 @@ class StudyRequest:
             raise RequestError("budget must be positive", found=f"{self.budget_s:g} s", expected="a duration like 3m")
         if self.batch < 1:
             raise RequestError("batch must be at least 1", found=str(self.batch), expected="a positive number")
+        if self.objective.name == "energy" and self.device.kind == "cpu":
+            raise RequestError(
+                f"energy cannot be measured on {self.device.name}",
+                found="a CPU, whose energy nothing here counts",
+                expected="an NVIDIA GPU with an energy counter, or another objective",
+                run="autotune tune --device cuda:0",
+            )
         if self.serve_as != "any" and self.serve_as not in SERVING:
             accepted = ", ".join(["any", *SERVING])
             raise RequestError(f"serve_as {self.serve_as!r} is not a format", expected=f"one of {accepted}")

@@ -57,17 +57,6 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
     return spaces
 
 
-def check_objective(request: StudyRequest) -> None:
-    """Refuse an objective that the device cannot tell, before anything is begun; raises RequestError."""
-    if request.objective.name == "energy" and request.device.kind == "cpu":
-        raise RequestError(
-            f"energy cannot be measured on {request.device.name}",
-            found="a CPU, whose energy nothing here counts",
-            expected="an NVIDIA GPU with an energy counter, or another objective",
-            run="autotune tune --device cuda:0",
-        )
-
-
 def choose_finalists(
     complete: Sequence[Trial], baselines: Iterable[str], defaults: Sequence[Configuration]
 ) -> list[Trial]:

@@ -136,11 +136,9 @@ def test_the_command_prints_one_document(studies, capfd):
     assert done.value.code == 0 and document["name"] == "toy-latency-p50" and document["status"]
 
 
-def test_energy_on_a_cpu_is_refused_before_anything_is_begun(tmp_path):
-    with Store.open(str(tmp_path / "autotune.db")) as store:
-        with pytest.raises(RequestError, match="energy cannot be measured"):
-            run_study(request("energy"), store)
-        assert not store.studies("toy-energy")
+def test_energy_on_a_cpu_is_refused_before_anything_is_begun():
+    with pytest.raises(RequestError, match="energy cannot be measured"):
+        request("energy")
 
 
 def served(outcome: StudyOutcome, batch: int, items_per_s: float) -> StudyOutcome:

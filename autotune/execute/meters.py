@@ -12,7 +12,6 @@ from autotune.device import Device
 from autotune.measure.clock import Clock
 from autotune.measure.percentiles import percentile, samples_a_round, samples_needed, tail_statistic
 from autotune.measure.rounds import Finalist, Meter
-from autotune.measure.statistics import median
 from autotune.measure.stopping import FirstOf, IntervalReached, StoppingRule, TimeLimit
 from autotune.measure.timer import Grouping
 from autotune.objective import Objective
@@ -89,7 +88,8 @@ def round_s(objective: Objective, latency_ms: float) -> float:
     if objective.name == "energy":
         return ENERGY_FINALS_S + 2 * latency_ms / 1e3
     if objective.name == "throughput":
-        return _window_s(latency_ms) * THROUGHPUT_WINDOWS + THROUGHPUT_WARM_UP_S
+        # A window stretches to three requests where they take longer.
+        return max(THROUGHPUT_WINDOW_S, 3 * latency_ms / 1e3) * THROUGHPUT_WINDOWS + THROUGHPUT_WARM_UP_S
     return 2 * latency_ms / 1e3
 
 
@@ -112,7 +112,7 @@ def score(
         energy = _energy(runner, sets, device, clock, ENERGY_SCREENING_S)
         return Scored(value=energy.joules_per_call, conditions={"energy": energy.as_dict()})
     if objective.name == "throughput":
-        return _saturated(runner, device, sets, clock, load_another, batch, median(measurement.flat_ms))
+        return _saturated(runner, device, sets, clock, load_another, batch)
     return Scored()
 
 
@@ -149,12 +149,11 @@ def _throughput(
     device: Device,
     clock: Clock,
     batch: int,
-    call_ms: float = 0.0,
 ) -> "Throughput":
     from autotune.measure.throughput import run_lanes
 
     return run_lanes(
-        lanes, sets, batch, clock=clock, synchronize=_synchronize(device), window_s=_window_s(call_ms),
+        lanes, sets, batch, clock=clock, synchronize=_synchronize(device), window_s=THROUGHPUT_WINDOW_S,
         windows=THROUGHPUT_WINDOWS, warm_up_s=THROUGHPUT_WARM_UP_S,
     )  # fmt: skip
 
@@ -166,7 +165,6 @@ def _saturated(
     clock: Clock,
     load_another: Callable[[], Finalist],
     batch: int,
-    call_ms: float,
 ) -> Scored:
     """Double the requests in flight until that gains nothing, and give the milliseconds an item of the best point."""
     from autotune.measure.throughput import best, saturate
@@ -176,16 +174,11 @@ def _saturated(
     def at(concurrency: int) -> "Throughput":
         while len(loaded) < concurrency:
             loaded.append(load_another())
-        return _throughput([lane_of(one, device) for one in loaded], sets, device, clock, batch, call_ms)
+        return _throughput([lane_of(one, device) for one in loaded], sets, device, clock, batch)
 
     chosen = best(saturate(at))
     told = {name: value for name, value in chosen.as_dict().items() if name != "samples_ms"}
     return Scored(value=1e3 / chosen.items_per_s, conditions={"throughput": told})
-
-
-def _window_s(call_ms: float) -> float:
-    """At least three requests fit into a window."""
-    return max(THROUGHPUT_WINDOW_S, 4 * call_ms / 1e3)
 
 
 def _synchronize(device: Device) -> Callable[[], None]:
