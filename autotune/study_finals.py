@@ -80,7 +80,7 @@ class StudyFinals:
         """Time the winner once more without its rivals, so that it can later be seen whether that still holds."""
         if plan.artifact is None:
             return
-        self.on.progress.event("message", text=f"timing the plan alone, for autotune bench: {plan.configuration}")
+        self.on.progress.event("message", text="timing the winner alone, to compare with later (autotune bench)")
         artifact = self.on.store.artifacts.open(plan.artifact)
         result = time_alone(self.on.bench, artifact, self.on.request.seed, plan.latency_ms)
         self.on.check_stop()

@@ -84,7 +84,9 @@ def _finalists_table(outcome: StudyOutcome) -> Table:
     own = () if objective.name == "latency_p50" else (objective.name,)
     for column in ("latency ms [95% interval]", *own, "speedup", "signal error", "build s"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("measured under", overflow="fold")
+    disturbed = any(finalist.get("flags") for finalist in outcome.finalists)
+    if disturbed:
+        table.add_column("measured under", overflow="fold")
     baseline = compared(baseline_of(outcome.finalists))
     for finalist in best_of_backends(outcome.finalists):
         configuration = Configuration.from_dict(finalist["configuration"])
@@ -99,7 +101,7 @@ def _finalists_table(outcome: StudyOutcome) -> Table:
             words.speedup(baseline / compared(finalist)),
             words.signal_error(finalist.get("signal_error")),
             "–" if build_s is None else f"{build_s:.1f}",
-            ", ".join(finalist.get("flags", ())),
+            *((", ".join(finalist.get("flags", ())),) if disturbed else ()),
             style="bold green" if is_plan else "",
         )
     return table
@@ -116,7 +118,9 @@ def _verdict(outcome: StudyOutcome) -> str:
     before, after = (words.figure(aim[key], aim["unit"]) for key in ("baseline", "value"))
     if plan.status == "baseline":
         return f"plan{found}: the baseline stays, {after}: nothing was significantly better"
-    tie = ", level with another finalist and chosen for being simpler" if plan.status == "tie" else ""
+    tie = ", level with another finalist" if plan.status == "tie" else ""
+    if tie and any(compared(one) < aim["value"] for one in outcome.finalists):
+        tie += " and chosen for being simpler"
     reduced = ", in reduced precision" if words.is_reduced(plan.configuration) else ""
     return (
         f"plan{found}: {plan.configuration.backend} ({words.knobs(plan.configuration)}){reduced}: "
