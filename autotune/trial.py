@@ -44,7 +44,7 @@ class Measurement:
     """Raw samples with their conditions; every statistic is derived from them.
 
     ``samples_ms`` are wall-clock milliseconds of single calls, one tuple a block, blocks in the order they ran;
-    ``device_samples_ms`` the same calls on the device's own clock, where it has one. ``conditions`` hold what was true
+    ``device_samples_ms`` further calls on the device's own clock, where it has one. ``conditions`` hold what was true
     around them (process, threads, clocks, versions, seed); ``protocol`` names the rules they were taken under, and two
     measurements compare only where it is the same.
     """

@@ -105,12 +105,8 @@ def _sampled(call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], device: 
     timer = CpuTimer(clock) if device.kind == "cpu" else CudaTimer(clock, device.torch_name)
     taken = screen(
         call, sets, timer, clock=clock, conditions={"callable": True},
-        rule=lambda grouping: FirstOf(
-            [
-                IntervalReached(HALF_WIDTH, calls=grouping.grouped),
-                NoiseSettled(calls=grouping.grouped),
-                TimeLimit(clock, limit_s),
-            ]
+        rule=lambda grouped: FirstOf(
+            [IntervalReached(HALF_WIDTH, calls=grouped), NoiseSettled(calls=grouped), TimeLimit(clock, limit_s)]
         ),
         observers=observers_for(device, clock),
     )  # fmt: skip

@@ -13,7 +13,6 @@ from autotune.measure.clock import Clock
 from autotune.measure.percentiles import percentile, samples_a_round, samples_needed, tail_statistic
 from autotune.measure.rounds import Finalist, Meter
 from autotune.measure.stopping import FirstOf, IntervalReached, StoppingRule, TimeLimit
-from autotune.measure.timer import Grouping
 from autotune.objective import Objective
 from autotune.trial import Measurement
 
@@ -68,14 +67,14 @@ def samples_a_block(objective: Objective) -> int:
     return samples_a_round(TAIL, TAIL_ROUNDS) if objective.name == "latency_p99" else 0
 
 
-def screening_rule_for(objective: Objective, clock: Clock, limit_s: float) -> Callable[[Grouping], StoppingRule] | None:
+def screening_rule_for(objective: Objective, clock: Clock, limit_s: float) -> Callable[[int], StoppingRule] | None:
     """When a screening has enough samples for the objective; ``None`` where a median is all that is asked."""
     if objective.name != "latency_p99":
         return None
     needed = samples_needed(TAIL)
-    return lambda grouping: FirstOf(
+    return lambda grouped: FirstOf(
         [
-            IntervalReached(0.99, min_samples=needed, min_time_ms=0.0, calls=grouping.grouped),
+            IntervalReached(0.99, min_samples=needed, min_time_ms=0.0, calls=grouped),
             TimeLimit(clock, 2 * limit_s),
         ]
     )

@@ -5,17 +5,23 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autotune.measure.clock import Clock
+from autotune.measure.device_clock import DeviceTime
 from autotune.measure.statistics import checked, median
-from autotune.measure.timer import L2, SINGLE, Function, Grouping, Sample, Timer
+from autotune.measure.timer import L2, Function, Sample, Timer
 
 InputSets = Sequence[Sequence[Any]]
+
+ON_DEVICE_EVERY = 4
+"""The device's own clock times a call of its own beside the first of so many samples, or beside each on a cold cache,
+where its time is the one that counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Samples in the order they were taken, with their conditions; all tuples are as long as ``samples_ms``.
+    """Samples in the order they were taken, with their conditions, of which there is one for each of ``samples_ms``.
 
-    ``device_samples_ms`` is empty where the device has no clock of its own. ``cpu_ms`` is CPU time of the whole process
+    ``device_samples_ms`` are fewer: calls timed by the device's own clock, where it has one, each the mean of
+    ``unrolled`` calls; ``queued`` says that no launching is in any of them. ``cpu_ms`` is CPU time of the whole process
     for one call, ``switches`` its involuntary context switches during the sample, ``input_sets`` which set of inputs
     was used. ``position`` is the block's place in its round. ``figures`` is what an objective other than latency
     compares, in its own unit, less is better; ``readings`` are what observers saw and ``flags`` what that means.
@@ -28,6 +34,7 @@ class Block:
     input_sets: tuple[int, ...] = ()
     grouped: int = 1
     unrolled: int = 1
+    queued: bool = True
     position: int = 0
     figures: tuple[float, ...] = ()
     readings: Mapping[str, Any] = field(default_factory=dict)
@@ -39,7 +46,7 @@ class Block:
             checked(self.figures)
         if self.device_samples_ms:
             checked(self.device_samples_ms)
-        for name in ("device_samples_ms", "cpu_ms", "switches", "input_sets"):
+        for name in ("cpu_ms", "switches", "input_sets"):
             if len(getattr(self, name)) not in (0, len(self.samples_ms)):
                 raise ValueError(f"{name} has {len(getattr(self, name))} entries for {len(self.samples_ms)} samples")
 
@@ -70,50 +77,68 @@ class BlockRecorder:
     """Takes samples of one callable, rotating its inputs, until :meth:`block` closes it."""
 
     def __init__(
-        self, timer: Timer, clock: Clock, input_sets: InputSets, grouping: Grouping, *, first: int = 0
+        self,
+        timer: Timer,
+        clock: Clock,
+        input_sets: InputSets,
+        grouped: int = 1,
+        *,
+        first: int = 0,
+        on_device: bool = True,
+        like: DeviceTime | None = None,
     ) -> None:
+        """Begin with input set ``first``; ``like`` is what the device's clock told of the same callable before."""
         if not input_sets:
             raise ValueError("at least one set of inputs is needed, found none")
         self._timer = timer
         self._clock = clock
         self._input_sets = input_sets
-        self._grouping = grouping
+        self._grouped = grouped
         self._next = first
+        self._every = 1 if timer.l2 == "cold" else ON_DEVICE_EVERY
+        self._on_device = on_device
+        self.device_time = like
+        self._device_times: list[DeviceTime] = []
         self._samples: list[Sample] = []
         self._cpu_ms: list[float] = []
         self._switches: list[int] = []
         self._used: list[int] = []
+        timer.settle()
 
     def take(self, function: Function) -> Sample:
         """Take one sample on the next set of inputs."""
         chosen = self._next % len(self._input_sets)
-        calls = self._grouping.grouped
         switches, cpu_ns = self._clock.switches(), self._clock.cpu_ns()
-        sample = self._timer.time_call(function, self._input_sets[chosen], self._grouping)
-        self._cpu_ms.append((self._clock.cpu_ns() - cpu_ns) / 1e6 / calls)
+        sample = self._timer.time_call(function, self._input_sets[chosen], self._grouped)
+        self._cpu_ms.append((self._clock.cpu_ns() - cpu_ns) / 1e6 / self._grouped)
         self._switches.append(self._clock.switches() - switches)
         self._samples.append(sample)
         self._used.append(chosen)
         self._next += 1
+        if self._on_device and (len(self._samples) - 1) % self._every == 0:
+            told = self._timer.time_on_device(function, self._input_sets[chosen], sample, self.device_time)
+            if told is not None:
+                self.device_time = told
+                self._device_times.append(told)
         return sample
 
     def block(self, *, position: int = 0) -> Block:
         """Return what was taken so far; ``ValueError`` if nothing was."""
-        device_ms = tuple(sample.device_ms for sample in self._samples if sample.device_ms is not None)
         return Block(
             samples_ms=tuple(sample.wall_ms for sample in self._samples),
-            device_samples_ms=device_ms,
+            device_samples_ms=tuple(time.ms for time in self._device_times),
             cpu_ms=tuple(self._cpu_ms),
             switches=tuple(self._switches),
             input_sets=tuple(self._used),
-            grouped=self._grouping.grouped,
-            unrolled=self._grouping.unrolled,
+            grouped=self._grouped,
+            unrolled=max((time.unrolled for time in self._device_times), default=1),
+            queued=all(time.queued for time in self._device_times),
             position=position,
         )
 
 
 def protocol_of(
-    name: str, timer_kind: str, sets: int, *, grouping: Grouping = SINGLE, l2: L2 = "steady"
+    name: str, timer_kind: str, sets: int, *, grouped: int = 1, unrolled: int = 1, l2: L2 = "steady"
 ) -> dict[str, Any]:
     """Name the rules of a measurement; whole models run in steady state with rotated inputs, kernels on a cold cache.
 
@@ -126,6 +151,6 @@ def protocol_of(
         "inputs": "rotated",
         "sets": sets,
         "l2": l2,
-        "grouped": grouping.grouped,
-        "unrolled": grouping.unrolled,
+        "grouped": grouped,
+        "unrolled": unrolled,
     }

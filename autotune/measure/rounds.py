@@ -11,8 +11,9 @@ from typing import Any, Protocol
 from autotune.measure.block import Block, BlockRecorder, InputSets
 from autotune.measure.clock import Clock
 from autotune.measure.conditions import flags, invalid
+from autotune.measure.device_clock import DeviceTime
 from autotune.measure.observers import Observers
-from autotune.measure.timer import SINGLE, Sample, Timer
+from autotune.measure.timer import Timer
 
 BLOCK_MS = 5.0
 FEWEST_CALLS, MOST_CALLS = 3, 30
@@ -142,30 +143,33 @@ class _Turn:
             clock,
         )
         self._meter, self._samples = meter, samples
-        self._fastest: Sample | None = None
+        self._fastest_ms: float | None = None
+        self._device_time: DeviceTime | None = None
 
     def block(self, *, first: int, position: int) -> Block:
         """Prepare, warm up and take one block; inputs rotate on from set ``first``."""
         self._finalist.prepare()
-        fastest = self._warm_up(first)
-        grouping = self._timer.grouping(fastest)
-        recorder = BlockRecorder(self._timer, self._clock, self._input_sets, grouping, first=first + 1)
-        for _ in range(self._samples or _samples_for(fastest.wall_ms, grouping.grouped)):
+        fastest_ms = self._warm_up(first)
+        grouped = self._timer.grouping(fastest_ms)
+        recorder = BlockRecorder(
+            self._timer, self._clock, self._input_sets, grouped, first=first + 1, like=self._device_time
+        )
+        for _ in range(self._samples or _samples_for(fastest_ms, grouped)):
             recorder.take(self._finalist)
+        self._device_time = recorder.device_time
         block = recorder.block(position=position)
         if self._meter is None:
             return block
         return replace(block, figures=(self._meter(self._name, self._finalist),))
 
-    def _warm_up(self, first: int) -> Sample:
+    def _warm_up(self, first: int) -> float:
         """Make one call, two more in the first block of a quick finalist, and return the fastest of all so far."""
-        fresh = self._fastest is None
-        recorder = BlockRecorder(self._timer, self._clock, self._input_sets, SINGLE, first=first)
-        calls = [recorder.take(self._finalist)]
-        if fresh and calls[0].wall_ms < BLOCK_MS:
-            calls += [recorder.take(self._finalist) for _ in range(2)]
-        self._fastest = min([*calls, *([self._fastest] if self._fastest else [])], key=lambda call: call.wall_ms)
-        return self._fastest
+        recorder = BlockRecorder(self._timer, self._clock, self._input_sets, first=first, on_device=False)
+        calls_ms = [recorder.take(self._finalist).wall_ms]
+        if self._fastest_ms is None and calls_ms[0] < BLOCK_MS:
+            calls_ms += [recorder.take(self._finalist).wall_ms for _ in range(2)]
+        self._fastest_ms = min([*calls_ms, *([self._fastest_ms] if self._fastest_ms is not None else [])])
+        return self._fastest_ms
 
 
 def _samples_for(call_ms: float, grouped: int) -> int:

@@ -13,7 +13,7 @@ from autotune.measure.conditions import flags, invalid
 from autotune.measure.observers import Observers
 from autotune.measure.statistics import median
 from autotune.measure.stopping import FirstOf, Hopeless, IntervalReached, NoiseSettled, StoppingRule, TimeLimit
-from autotune.measure.timer import SINGLE, Function, Grouping, Sample, Timer
+from autotune.measure.timer import Function, Timer
 from autotune.trial import Measurement
 
 RETAKES, RETAKE_AFTER_S = 2, 0.2
@@ -26,12 +26,12 @@ WINDOW_MS = 20.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmUp:
-    """How a warm-up went: ``settled`` says that five windows agreed, ``typical`` is the median of the last window."""
+    """How a warm-up went: ``settled`` says that five windows agreed, ``typical_ms`` is the median of the last one."""
 
     calls: int
     elapsed_ms: float
     settled: bool
-    typical: Sample
+    typical_ms: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,20 +59,20 @@ def warm_up(
     So must the device's clock at the end of each of these windows, where ``sm_clock_mhz`` can tell it. At least three
     calls and ``min_ms`` of work; a single call where it alone takes longer than the limit.
     """
-    recorder = BlockRecorder(timer, clock, input_sets, SINGLE)
+    recorder = BlockRecorder(timer, clock, input_sets, on_device=False)
     started_ns = clock.now_ns()
     medians: list[float] = []
     clocks: list[float | None] = []
-    window: list[Sample] = []
-    typical: Sample | None = None
+    window: list[float] = []
+    typical_ms: float | None = None
     calls, worked_ms, settled = 0, 0.0, False
     while True:
-        window.append(recorder.take(function))
+        window.append(recorder.take(function).wall_ms)
         calls += 1
-        worked_ms += window[-1].wall_ms
-        if sum(sample.wall_ms for sample in window) >= WINDOW_MS:
-            typical, window = _typical(window), []
-            medians.append(typical.wall_ms)
+        worked_ms += window[-1]
+        if sum(window) >= WINDOW_MS:
+            typical_ms, window = median(window), []
+            medians.append(typical_ms)
             clocks.append(sm_clock_mhz())
             told = [mhz for mhz in clocks[-5:] if mhz is not None]
             settled = _agree(medians[-5:], agreement) and (not told or _agree(told, agreement))
@@ -80,24 +80,17 @@ def warm_up(
         too_slow = calls == 1 and elapsed_ms > limit_s * 1e3
         done = (settled and worked_ms >= min_ms) or elapsed_ms >= limit_s * 1e3
         if too_slow or (done and calls >= 3):
-            return WarmUp(calls=calls, elapsed_ms=elapsed_ms, settled=settled, typical=typical or _typical(window))
+            typical_ms = typical_ms if typical_ms is not None else median(window)
+            return WarmUp(calls=calls, elapsed_ms=elapsed_ms, settled=settled, typical_ms=typical_ms)
 
 
 def _agree(medians: list[float], agreement: float) -> bool:
     return len(medians) == 5 and max(medians) - min(medians) <= agreement * min(medians)
 
 
-def _typical(window: list[Sample]) -> Sample:
-    device_ms = [sample.device_ms for sample in window if sample.device_ms is not None]
-    return Sample(
-        wall_ms=median(sample.wall_ms for sample in window), device_ms=median(device_ms) if device_ms else None
-    )
-
-
-def screening_rule(clock: Clock, limit_s: float, grouping: Grouping) -> StoppingRule:
+def screening_rule(clock: Clock, limit_s: float, grouped: int) -> StoppingRule:
     """30 samples, 100 ms and a median known to 1%; or settled noise; or the time limit, after at least 3 samples."""
-    calls = grouping.grouped
-    return FirstOf([IntervalReached(calls=calls), NoiseSettled(calls=calls), TimeLimit(clock, limit_s)])
+    return FirstOf([IntervalReached(calls=grouped), NoiseSettled(calls=grouped), TimeLimit(clock, limit_s)])
 
 
 def screen(
@@ -108,7 +101,7 @@ def screen(
     clock: Clock,
     limit_s: float = 2.0,
     abandon_ms: float | None = None,
-    rule: Callable[[Grouping], StoppingRule] | None = None,
+    rule: Callable[[int], StoppingRule] | None = None,
     conditions: Mapping[str, Any] | None = None,
     observers: Observers | None = None,
     sleep: Callable[[float], None] = time.sleep,
@@ -125,12 +118,12 @@ def screen(
         wait_for_quiet(observers, clock, sleep)
     sm_clock_mhz = observers.sm_clock_mhz if observers is not None else lambda: None
     warm = warm_up(function, input_sets, timer, clock=clock, sm_clock_mhz=sm_clock_mhz)
-    grouping = timer.grouping(warm.typical)
+    grouped = timer.grouping(warm.typical_ms)
     make_rule = rule if rule is not None else partial(screening_rule, clock, limit_s)
     retakes = RETAKES
     while True:
         taken = _sample(
-            function, BlockRecorder(timer, clock, input_sets, grouping), make_rule(grouping), abandon_ms, observers
+            function, BlockRecorder(timer, clock, input_sets, grouped), make_rule(grouped), abandon_ms, observers
         )
         if taken.valid or taken.pruned or retakes == 0:
             break
@@ -144,6 +137,7 @@ def screen(
         "cpu_ms": list(block.cpu_ms),
         "switches": list(block.switches),
         "input_sets": list(block.input_sets),
+        "queued": block.queued,
         "stopped": taken.reason,
         "readings": dict(block.readings),
         "flags": list(block.flags),
@@ -153,7 +147,9 @@ def screen(
         samples_ms=(block.samples_ms,),
         device_samples_ms=(block.device_samples_ms,) if block.device_samples_ms else (),
         conditions=around,
-        protocol=protocol_of("screening", timer.kind, len(input_sets), grouping=grouping, l2=timer.l2),
+        protocol=protocol_of(
+            "screening", timer.kind, len(input_sets), grouped=grouped, unrolled=block.unrolled, l2=timer.l2
+        ),
     )
     return Screening(measurement=measurement, pruned=taken.pruned, reason=taken.reason)
 

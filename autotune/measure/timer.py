@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from autotune.measure.clock import Clock
+from autotune.measure.device_clock import DeviceClock, DeviceTime
 from autotune.measure.statistics import checked
 
 Function = Callable[..., Any]
@@ -17,57 +18,49 @@ measurement's identity, because no time of the one compares with a time of the o
 SHORTEST_CPU_SAMPLE_MS = 1.0
 """A CPU sample lasts at least this long: shorter calls are grouped."""
 
-SHORTEST_DEVICE_CALL_MS = 0.2
-"""Below this device time a call is unrolled for the device's clock."""
-
-LARGEST_EVENT_SHARE = 0.05
-"""The largest share of an unrolled device time that its event pair may make up."""
-
 _MOST_CALLS = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One timing of one call: wall milliseconds as the caller waits for them, and the device's own where it has any."""
+    """One timing of one call: wall milliseconds as the caller waits for them.
 
-    wall_ms: float
-    device_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        checked((self.wall_ms,) if self.device_ms is None else (self.wall_ms, self.device_ms))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grouping:
-    """How many calls stand behind one sample; its times are still those of one call.
-
-    ``grouped`` calls share one reading of the wall clock; ``unrolled`` calls run back to back, without waiting for one
-    another, between the two events of the device's clock (which leaves the L2 cache hot).
+    ``queue_ms`` is the part of them after which the call returned and only the device was still at work; ``None`` where
+    a call's work is done when it returns.
     """
 
-    grouped: int = 1
-    unrolled: int = 1
+    wall_ms: float
+    queue_ms: float | None = None
 
     def __post_init__(self) -> None:
-        if self.grouped < 1 or self.unrolled < 1:
-            raise ValueError(f"a sample stands for at least one call, found {self}")
-
-
-SINGLE = Grouping()
+        checked((self.wall_ms,) if self.queue_ms is None else (self.wall_ms, self.queue_ms))
 
 
 class Timer(Protocol):
-    """Times single calls on one kind of device. Used by one thread at a time."""
+    """Times calls on one kind of device. Used by one thread at a time."""
 
     kind: Literal["cpu", "cuda"]
     l2: L2
 
-    def grouping(self, typical: Sample) -> Grouping:
-        """Choose the grouping for a call that takes about as long as ``typical``, an ungrouped sample."""
+    def settle(self) -> None:
+        """Wait until the device is idle, as it must be when a call is timed; it is idle again after each."""
         ...
 
-    def time_call(self, function: Function, inputs: Sequence[Any], grouping: Grouping = SINGLE) -> Sample:
-        """Call the function on one set of inputs; whatever it raises passes through."""
+    def grouping(self, typical_ms: float) -> int:
+        """Choose how many calls share one reading of the clock, for a call that takes about so long."""
+        ...
+
+    def time_call(self, function: Function, inputs: Sequence[Any], grouped: int = 1) -> Sample:
+        """Call the function on one set of inputs; its times are those of one call. What it raises passes through."""
+        ...
+
+    def time_on_device(
+        self, function: Function, inputs: Sequence[Any], sample: Sample, like: DeviceTime | None = None
+    ) -> DeviceTime | None:
+        """Call the function again, timed by the device's own clock; ``None`` where that has none.
+
+        ``sample`` is a timing of the same call, ``like`` an earlier time on the device, if there is one.
+        """
         ...
 
 
@@ -80,29 +73,36 @@ class CpuTimer:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def grouping(self, typical: Sample) -> Grouping:
-        """Group calls below 1 ms into samples of 1 ms, with a tenth to spare for a call faster than ``typical``."""
-        if typical.wall_ms >= SHORTEST_CPU_SAMPLE_MS:
-            return SINGLE
-        return Grouping(grouped=_calls(1.1 * SHORTEST_CPU_SAMPLE_MS / typical.wall_ms))
+    def settle(self) -> None:
+        """Wait for nothing."""
 
-    def time_call(self, function: Function, inputs: Sequence[Any], grouping: Grouping = SINGLE) -> Sample:
-        """Time ``grouping.grouped`` calls on the same inputs and divide; ``ValueError`` if the clock stood still."""
-        repeats = range(grouping.grouped)
+    def grouping(self, typical_ms: float) -> int:
+        """Group calls below 1 ms into samples of 1 ms, with a tenth to spare for a call faster than the typical."""
+        if typical_ms >= SHORTEST_CPU_SAMPLE_MS:
+            return 1
+        return min(_MOST_CALLS, max(1, math.ceil(1.1 * SHORTEST_CPU_SAMPLE_MS / typical_ms)))
+
+    def time_call(self, function: Function, inputs: Sequence[Any], grouped: int = 1) -> Sample:
+        """Time so many calls on the same inputs and divide; ``ValueError`` if the clock stood still."""
+        repeats = range(grouped)
         started_ns = self._clock.now_ns()
         for _ in repeats:
             function(*inputs)
         elapsed_ns = self._clock.now_ns() - started_ns
-        return Sample(wall_ms=elapsed_ns / 1e6 / grouping.grouped)
+        return Sample(wall_ms=elapsed_ns / 1e6 / grouped)
+
+    def time_on_device(
+        self, function: Function, inputs: Sequence[Any], sample: Sample, like: DeviceTime | None = None
+    ) -> DeviceTime | None:
+        """Tell nothing: the wall clock is the only one."""
+        return None
 
 
 class CudaTimer:
-    """Wall time of a call with a synchronisation after it, and device time between two events on the current stream.
+    """Wall time of a call with a synchronisation after it, and device time of further calls by :class:`DeviceClock`.
 
-    The wall time always covers a single call, its two events included, whatever the grouping.
-
-    With ``l2="cold"``, for kernels, twice the L2 cache is written before each call, outside both clocks; such calls are
-    never unrolled, which would warm the cache again.
+    No event is in the wall time, which is what a caller waits for. With ``l2="cold"``, for kernels, twice the L2 cache
+    is written before each call, outside both clocks.
     """
 
     kind: Literal["cpu", "cuda"] = "cuda"
@@ -111,57 +111,48 @@ class CudaTimer:
         import torch
 
         self.l2 = l2
-
         self._clock = clock
         self._cuda = torch.cuda
         self._device = torch.device(device)
-        with torch.cuda.device(self._device):
-            self._first = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
-            self._last = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
-        self._event_pair_ms = self._cost_of_event_pair()
+        self.settle()
+        self._device_clock = DeviceClock(device)
         cache_bytes = int(torch.cuda.get_device_properties(self._device).L2_cache_size) if l2 == "cold" else 0
-        self._flush: Any = torch.empty(2 * cache_bytes, dtype=torch.uint8, device=self._device) if cache_bytes else None
+        self._flushed: Any = (
+            torch.empty(2 * cache_bytes, dtype=torch.uint8, device=self._device) if cache_bytes else None
+        )
 
-    def grouping(self, typical: Sample) -> Grouping:
-        """Unroll calls below 200 µs of device time until the event pair makes up less than 5%."""
-        if self.l2 == "cold" or typical.device_ms is None or typical.device_ms >= SHORTEST_DEVICE_CALL_MS:
-            return SINGLE
-        call_ms = max(typical.device_ms - self._event_pair_ms, 1e-3)
-        return Grouping(unrolled=max(2, _calls(self._event_pair_ms / (LARGEST_EVENT_SHARE * call_ms))))
-
-    def time_call(self, function: Function, inputs: Sequence[Any], grouping: Grouping = SINGLE) -> Sample:
-        """Time one call on both clocks; if unrolled, further back-to-back calls give the device's figure."""
-        stream = self._cuda.current_stream(self._device)
-        if self._flush is not None:
-            self._flush.zero_()
+    def settle(self) -> None:
+        """Wait for all streams of the device."""
         self._cuda.synchronize(self._device)
-        started_ns = self._clock.now_ns()
-        self._first.record(stream)
-        function(*inputs)
-        self._last.record(stream)
-        self._cuda.synchronize(self._device)
-        elapsed_ns = self._clock.now_ns() - started_ns
-        if grouping.unrolled > 1:
-            self._first.record(stream)
-            for _ in range(grouping.unrolled):
-                function(*inputs)
-            self._last.record(stream)
-            self._cuda.synchronize(self._device)
-        device_ms = float(self._first.elapsed_time(self._last)) / grouping.unrolled
-        return Sample(wall_ms=elapsed_ns / 1e6, device_ms=device_ms)
 
-    def _cost_of_event_pair(self) -> float:
-        """Median device time between two events with nothing between them, in milliseconds."""
-        stream = self._cuda.current_stream(self._device)
-        costs = []
-        for _ in range(21):
-            self._cuda.synchronize(self._device)
-            self._first.record(stream)
-            self._last.record(stream)
-            self._cuda.synchronize(self._device)
-            costs.append(float(self._first.elapsed_time(self._last)))
-        return sorted(costs)[len(costs) // 2]
+    def grouping(self, typical_ms: float) -> int:
+        """Leave every call alone: its caller waits for each."""
+        return 1
 
+    def time_call(self, function: Function, inputs: Sequence[Any], grouped: int = 1) -> Sample:
+        """Time calls that are each waited for, and divide."""
+        if self._flushed is not None:
+            self._flush()
+            self.settle()
+        now_ns = self._clock.now_ns
+        queue_ns = 0
+        started_ns = now_ns()
+        for _ in range(grouped):
+            begun_ns = now_ns()
+            function(*inputs)
+            queue_ns += now_ns() - begun_ns
+            self._cuda.synchronize(self._device)
+        elapsed_ns = now_ns() - started_ns
+        return Sample(wall_ms=elapsed_ns / 1e6 / grouped, queue_ms=queue_ns / 1e6 / grouped)
 
-def _calls(ratio: float) -> int:
-    return min(_MOST_CALLS, max(1, math.ceil(ratio)))
+    def time_on_device(
+        self, function: Function, inputs: Sequence[Any], sample: Sample, like: DeviceTime | None = None
+    ) -> DeviceTime | None:
+        """Time further calls between two events, behind a spin that hides the host's launching."""
+        flush = self._flush if self._flushed is not None else None
+        return self._device_clock.time(
+            function, inputs, queue_ms=sample.queue_ms or sample.wall_ms, like=like, flush=flush
+        )
+
+    def _flush(self) -> None:
+        self._flushed.zero_()

@@ -48,7 +48,7 @@ def test_a_steady_machine_does_not_drift():
 
 
 @given(before=st.floats(0.5, 2.0), after=st.floats(0.5, 2.0))
-def test_drift_is_the_larger_deviation_from_the_first_readings(before, after):
+def test_drift_is_how_much_slower_than_the_reference_it_became(before, after):
     machine = Machine(1.0)
     canary = machine.canary()
     canary.before()
@@ -57,8 +57,26 @@ def test_drift_is_the_larger_deviation_from_the_first_readings(before, after):
     canary.before()
     machine.pace_ms = after
     reading = canary.after()
-    assert reading["drift"] == pytest.approx(max(abs(before - 1.0), abs(after - 1.0)))
-    assert (reading["before_ms"], reading["after_ms"], reading["reference_ms"]) == (before, after, 1.0)
+    faster = min(before, after)
+    reference = faster if faster < 1.0 - DRIFT_LIMIT else 1.0
+    assert reading["drift"] == pytest.approx(max(0.0, max(before, after) / reference - 1))
+    assert (reading["before_ms"], reading["after_ms"], reading["reference_ms"]) == (before, after, reference)
+
+
+def test_a_reference_from_a_bad_time_is_replaced_once_the_machine_is_faster():
+    machine = Machine(0.13)
+    canary = machine.canary()
+    canary.before()
+    canary.after()
+    machine.pace_ms = 0.11
+    drifts = []
+    for _ in range(3):
+        canary.before()
+        drifts.append(canary.after()["drift"])
+    assert drifts == [0.0, 0.0, 0.0]
+    machine.pace_ms = 0.12
+    canary.before()
+    assert canary.after()["drift"] > DRIFT_LIMIT
 
 
 def test_a_reading_is_a_median_that_one_slow_run_does_not_move():

@@ -44,10 +44,14 @@ def stranger(sm_percent):
         (host(1.0, "cuda"), (), False),
         (host(None), (), False),
         (
-            {**host(0.5), **canary(0.5), **gpu(other_processes=[{"pid": 1}], throttle_reasons=["hw_slowdown"])},
-            FLAGS,
+            {**host(0.5), **canary(0.5), **gpu(other_processes=[{"pid": 1}])},
+            ("shared_device", "canary_drift", "busy_host"),
             True,
         ),
+        ({**canary(0.5), **gpu(throttle_reasons=["sw_power_cap"])}, ("throttled",), False),
+        ({**canary(0.5), **gpu(power_violation_ns=5)}, ("throttled",), False),
+        ({**canary(0.5), **gpu(throttle_reasons=[], power_violation_ns=0)}, ("canary_drift",), True),
+        ({**gpu(other_processes=[{"pid": 1}], throttle_reasons=["hw_slowdown"])}, ("throttled", "shared_device"), True),
     ],
 )
 def test_what_readings_mean(readings, raised, discard):

@@ -3,8 +3,9 @@ from itertools import chain, repeat
 
 import pytest
 
+from autotune.measure.device_clock import DeviceTime
 from autotune.measure.screening import screen, warm_up
-from autotune.measure.timer import CpuTimer, Grouping, Sample
+from autotune.measure.timer import CpuTimer, Sample
 from autotune.testing import FakeCall, FakeClock
 from autotune.trial import Measurement
 
@@ -21,7 +22,7 @@ def test_warm_up_ends_when_five_windows_agree():
     clock = FakeClock()
     falling = chain([50.0, 40.0, 30.0, 25.0, 22.0], repeat(20.0))
     warm = warm_up(FakeCall(clock, endless=falling), SETS, CpuTimer(clock), clock=clock)
-    assert (warm.calls, warm.settled, warm.typical.wall_ms) == (10, True, 20.0)
+    assert (warm.calls, warm.settled, warm.typical_ms) == (10, True, 20.0)
 
 
 def test_warm_up_takes_200_ms_of_quick_calls():
@@ -97,19 +98,26 @@ class DeviceTimer:
     def __init__(self, clock):
         self._cpu = CpuTimer(clock)
 
-    def grouping(self, typical):
-        return Grouping(unrolled=4) if typical.device_ms < 5.0 else Grouping()
+    def settle(self):
+        pass
 
-    def time_call(self, function, inputs, grouping=None):
+    def grouping(self, typical_ms):
+        return 1
+
+    def time_call(self, function, inputs, grouped=1):
         wall_ms = self._cpu.time_call(function, inputs).wall_ms
-        return Sample(wall_ms=wall_ms, device_ms=wall_ms / 2)
+        return Sample(wall_ms=wall_ms, queue_ms=wall_ms / 4)
+
+    def time_on_device(self, function, inputs, sample, like=None):
+        return DeviceTime(ms=sample.wall_ms / 2, unrolled=4 if like is None else like.unrolled, queued=like is None)
 
 
 def test_device_samples_stand_beside_wall_samples():
     clock = FakeClock()
     result = screen(FakeCall(clock, 8.0), SETS, DeviceTimer(clock), clock=clock)
     assert result.measurement.samples_ms == ((8.0,) * 30,)
-    assert result.measurement.device_samples_ms == ((4.0,) * 30,)
+    assert result.measurement.device_samples_ms == ((4.0,) * 8,)
+    assert result.measurement.conditions["queued"] is False
     assert result.measurement.protocol["unrolled"] == 4 and result.measurement.protocol["device"] == "cuda"
 
 

@@ -136,8 +136,13 @@ class Bench:
 
     def time_ms(self, function: Any, times: int, inputs: Sequence[Any] = ()) -> float:
         """Give the median time of single calls, on the device's own clock where it has one."""
-        samples = [self.timer.time_call(function, inputs) for _ in range(times)]
-        return median(sample.device_ms or sample.wall_ms for sample in samples[times // 4 :])
+        self.timer.settle()
+        found = []
+        for _ in range(times):
+            sample = self.timer.time_call(function, inputs)
+            on_device = self.timer.time_on_device(function, inputs, sample)
+            found.append(sample.wall_ms if on_device is None else on_device.ms)
+        return median(found[times // 4 :])
 
 
 def chosen_device(asked: str) -> str:

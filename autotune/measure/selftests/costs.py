@@ -6,13 +6,14 @@ from functools import lru_cache
 from typing import Any
 
 from autotune.measure.block import BlockRecorder
+from autotune.measure.device_clock import DeviceTime
 from autotune.measure.finals import Finals
 from autotune.measure.rounds import run_rounds
 from autotune.measure.screening import Screening, screen
 from autotune.measure.selftests.bench import Bench, BusyWait
 from autotune.measure.selftests.outcome import Outcome, rounded
 from autotune.measure.statistics import middle
-from autotune.measure.timer import SINGLE, Function, Grouping, Sample, Timer
+from autotune.measure.timer import Function, Sample, Timer
 from autotune.measure.verdict import Verdict
 
 MOST_HOST_US = 10.0
@@ -35,10 +36,13 @@ def _screened(bench: Bench) -> tuple[tuple[str, float], ...]:
 
 
 def _host_time(bench: Bench) -> Outcome:
-    """Alternate bare calls and recorded ones; a GPU gets 50 µs of work, which both wait for in the same way."""
+    """Alternate bare calls and recorded ones; a GPU gets 50 µs of work, which both wait for in the same way.
+
+    Calls timed on the device's own clock are calls of their own, not part of this.
+    """
     function: Function = _nothing if bench.kind == "cpu" else bench.spin_for(0.05)
     wait = _waiting(bench)
-    recorder = BlockRecorder(bench.timer, bench.clock, [()], SINGLE)
+    recorder = BlockRecorder(bench.timer, bench.clock, [()], on_device=False)
     now_ns = bench.clock.now_ns
     bare, recorded = [], []
     for _ in range(bench.pick(5_000, 500)):
@@ -69,22 +73,32 @@ def _waiting(bench: Bench) -> Any:
 
 
 class _Watched:
-    """A timer that keeps account of the milliseconds that its samples stand for."""
+    """A timer that keeps account of the milliseconds that its times stand for."""
 
     def __init__(self, timer: Timer) -> None:
         self._timer, self.kind, self.l2, self.timed_ms = timer, timer.kind, timer.l2, 0.0
 
-    def grouping(self, typical: Sample) -> Grouping:
-        """Choose as the other does."""
-        return self._timer.grouping(typical)
+    def settle(self) -> None:
+        """Wait as the other does."""
+        self._timer.settle()
 
-    def time_call(self, function: Function, inputs: Sequence[Any], grouping: Grouping = SINGLE) -> Sample:
+    def grouping(self, typical_ms: float) -> int:
+        """Choose as the other does."""
+        return self._timer.grouping(typical_ms)
+
+    def time_call(self, function: Function, inputs: Sequence[Any], grouped: int = 1) -> Sample:
         """Time as the other does."""
-        sample = self._timer.time_call(function, inputs, grouping)
-        self.timed_ms += sample.wall_ms * grouping.grouped
-        if grouping.unrolled > 1 and sample.device_ms is not None:
-            self.timed_ms += sample.device_ms * grouping.unrolled
+        sample = self._timer.time_call(function, inputs, grouped)
+        self.timed_ms += sample.wall_ms * grouped
         return sample
+
+    def time_on_device(
+        self, function: Function, inputs: Sequence[Any], sample: Sample, like: DeviceTime | None = None
+    ) -> DeviceTime | None:
+        """Time as the other does; the spin ahead of the calls is not counted."""
+        told = self._timer.time_on_device(function, inputs, sample, like)
+        self.timed_ms += told.ms * told.unrolled if told is not None else 0.0
+        return told
 
 
 def _screening(bench: Bench, duration_ms: float, function: Function | None = None) -> tuple[Screening, float, float]:

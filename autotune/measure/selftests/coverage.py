@@ -10,7 +10,6 @@ from autotune.measure.block import BlockRecorder
 from autotune.measure.selftests.bench import Bench
 from autotune.measure.selftests.outcome import Outcome, rounded
 from autotune.measure.statistics import median, median_interval
-from autotune.measure.timer import SINGLE
 
 REPEATS = 1_000
 """More than the 200 that are asked for: over 200, chance alone takes one honest interval in thirty below 93%."""
@@ -77,7 +76,7 @@ def _consecutive(samples: Sequence[float], truth: float, size: int) -> float:
 
 def _recording(bench: Bench) -> list[float]:
     product, input_sets = bench.product()
-    recorder = BlockRecorder(bench.timer, bench.clock, input_sets, SINGLE)
+    recorder = BlockRecorder(bench.timer, bench.clock, input_sets, on_device=False)
     for _ in range(bench.pick(5_000, 800)):
         recorder.take(product)
     return list(recorder.block().samples_ms)

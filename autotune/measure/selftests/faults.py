@@ -14,7 +14,7 @@ from autotune.measure.selftests.bench import Bench
 from autotune.measure.selftests.fake import StepClock
 from autotune.measure.selftests.outcome import Outcome
 from autotune.measure.statistics import median
-from autotune.measure.timer import SINGLE, CpuTimer, Sample
+from autotune.measure.timer import CpuTimer, Sample
 from autotune.measure.verdict import verdict_from_samples
 
 CAPTURE_MESSAGE = "operation not permitted when stream is capturing"
@@ -46,7 +46,7 @@ def _refused(function: Callable[[], Any], message: str = "", kind: type[Exceptio
 def _bad_time(value: float) -> Callable[[], bool]:
     places: tuple[Callable[[], Any], ...] = (
         lambda: Sample(wall_ms=value),
-        lambda: Sample(wall_ms=1.0, device_ms=value),
+        lambda: Sample(wall_ms=1.0, queue_ms=value),
         lambda: Block(samples_ms=(1.0, value)),
         lambda: median([1.0, value]),
         lambda: verdict_from_samples({"a": [[1.0], [value]], "b": [[1.0], [1.0]]}, baselines=["a"]),
@@ -62,7 +62,7 @@ def _clock_stands_still() -> bool:
 def _clock_goes_backwards() -> bool:
     clock = StepClock()
     clock.advance(10.0)
-    recorder = BlockRecorder(CpuTimer(clock), clock, [()], SINGLE)
+    recorder = BlockRecorder(CpuTimer(clock), clock, [()])
     call = clock.call(1.0, 1.0, -3.0)
     recorder.take(call)
     recorder.take(call)

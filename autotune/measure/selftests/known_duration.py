@@ -8,20 +8,21 @@ how long it was, which a core taken away in between does not falsify.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from autotune.measure.device_clock import DeviceTime
 from autotune.measure.selftests.bench import Bench, BusyWait
 from autotune.measure.selftests.fake import StepClock
 from autotune.measure.selftests.outcome import Outcome, rounded
 from autotune.measure.statistics import median
-from autotune.measure.timer import SINGLE, CpuTimer, Grouping
+from autotune.measure.timer import CpuTimer
 
 CPU_DURATIONS_MS = (1.0, 3.0, 10.0)
 CUDA_DURATIONS_MS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 LARGEST_SHARE = 0.01
 LARGEST_CUDA_ERROR_MS = 1e-3
-_STAMPS = 1 << 15
+_STAMPS = 1 << 11
 
 _SPIN_KERNEL = r"""
 extern "C" __global__ void autotune_spin(unsigned long long* stamps, int capacity, int duration_ns) {
@@ -51,7 +52,7 @@ def _with_fake_clock() -> Outcome:
         clock = StepClock()
         found[duration_ms] = CpuTimer(clock).time_call(clock.call(duration_ms), ()).wall_ms
     clock = StepClock()
-    found[0.3] = CpuTimer(clock).time_call(clock.call(0.2, 0.4), (), Grouping(grouped=6)).wall_ms
+    found[0.3] = CpuTimer(clock).time_call(clock.call(0.2, 0.4), (), 6).wall_ms
     wrong = {str(duration): rounded(value) for duration, value in found.items() if value != duration}
     return Outcome(
         check="known/fake clock",
@@ -150,19 +151,18 @@ class _GlobalTimerSpin:
 def _by_global_timer(bench: Bench, spin: _GlobalTimerSpin, duration_ms: float) -> dict[str, Any]:
     """Compare the timer's figure with the kernels' own stamps over the very launches that it timed."""
     function = spin.of(duration_ms)
-    typical = [bench.timer.time_call(function, (), SINGLE) for _ in range(7)][-1]
-    grouping = bench.timer.grouping(typical)
-    timed, true, spun = [], [], []
-    for _ in range(bench.pick(41, 9)):
-        sample = bench.timer.time_call(function, (), grouping)
-        span_ms, spun_ms = spin.last(grouping.unrolled)
-        timed.append(float(sample.device_ms or 0.0))
-        true.append(span_ms / grouping.unrolled)
-        spun.append(spun_ms / grouping.unrolled)
+    times, true, spun = [], [], []
+    for told in _on_device(bench, function):
+        span_ms, spun_ms = spin.last(told.unrolled)
+        times.append(told)
+        true.append(span_ms / told.unrolled)
+        spun.append(spun_ms / told.unrolled)
+    timed = [told.ms for told in times]
     error_ms = _typical_error(a - b for a, b in zip(timed, true, strict=True))
     return {
         "asked_ms": duration_ms,
-        "unrolled": grouping.unrolled,
+        "unrolled": times[-1].unrolled,
+        "queued": all(told.queued for told in times),
         "timed_ms": rounded(median(timed)),
         "true_ms": rounded(median(true)),
         "spun_ms": rounded(median(spun)),
@@ -171,20 +171,30 @@ def _by_global_timer(bench: Bench, spin: _GlobalTimerSpin, duration_ms: float) -
     }
 
 
+def _on_device(bench: Bench, function: Callable[..., None]) -> Iterator[DeviceTime]:
+    """Time a callable by the device's clock again and again, as a block of samples does."""
+    bench.timer.settle()
+    sample = [bench.timer.time_call(function, ()) for _ in range(7)][-1]
+    told = None
+    for _ in range(bench.pick(41, 9)):
+        told = bench.timer.time_on_device(function, (), sample, told)
+        if told is None:
+            raise TypeError(f"{type(bench.timer).__name__} has no clock of the device's own")
+        yield told
+
+
 def _by_cycles(bench: Bench, duration_ms: float) -> dict[str, Any]:
     """Compare with a long spin of the same kernel beside it, which events time without a relevant error."""
     long_amount = bench.amount(50.0)
     long_ms = bench.time_ms(bench.spin(long_amount), 3)
     short = bench.spin(bench.amount(duration_ms))
     true_ms = long_ms * short.amount / long_amount
-    typical = [bench.timer.time_call(short, (), SINGLE) for _ in range(7)][-1]
-    grouping = bench.timer.grouping(typical)
-    timed_ms = median(
-        float(bench.timer.time_call(short, (), grouping).device_ms or 0.0) for _ in range(bench.pick(41, 9))
-    )
+    times = list(_on_device(bench, short))
+    timed_ms = median(told.ms for told in times)
     return {
         "asked_ms": duration_ms,
-        "unrolled": grouping.unrolled,
+        "unrolled": times[-1].unrolled,
+        "queued": all(told.queued for told in times),
         "timed_ms": rounded(timed_ms),
         "true_ms": rounded(true_ms),
         "error_ms": rounded(timed_ms - true_ms),

@@ -5,7 +5,7 @@ import pytest
 from autotune.measure.selftests import costs, summaries
 from autotune.measure.selftests.bench import Bench
 from autotune.measure.selftests.fake import StepClock
-from autotune.measure.timer import SINGLE, CpuTimer, Grouping
+from autotune.measure.timer import CpuTimer
 
 
 class FakeSpin:
@@ -69,8 +69,8 @@ def test_the_share_that_is_not_timed_is_told(bench):
 def test_a_watched_timer_counts_every_call_behind_a_sample(bench):
     watched = costs._Watched(bench.timer)
     spin = bench.spin(200_000)
-    watched.time_call(spin, (), SINGLE)
-    watched.time_call(spin, (), Grouping(grouped=5))
+    watched.time_call(spin, ())
+    watched.time_call(spin, (), 5)
     assert watched.timed_ms == pytest.approx(6 * 0.2, rel=1e-5)
     assert watched.kind == "cpu"
 
