@@ -165,6 +165,7 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     from autotune.measure.finals import run_rounds
     from autotune.measure.lock import device_lock
     from autotune.measure.observers import observers_for
+    from autotune.measure.utilisation import measured_utilisation
     from autotune.model.source import CapturedModel
 
     device, objective = Device.from_dict(request["device"]), Objective.from_dict(request["objective"])
@@ -185,7 +186,8 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         with device_lock(device.uuid, exclusive=True):
             _enter(channel, "measure")
             if "utilisation" in order:
-                channel.send({"utilisation": {name: _traced(one, sets, device) for name, one in finalists.items()}})
+                found = measured_utilisation(finalists, sets, device, seconds=UTILISATION_S)
+                channel.send({"utilisation": found})
                 continue
             rounds = run_rounds(
                 finalists, sets, timer, rng, order["rounds"], clock=clock, frozen=order["frozen"],
@@ -198,24 +200,35 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
 
 def footprint(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Load an artifact in this fresh process, call it on every set of inputs, and tell the peak of memory it took."""
+    """Load an artifact in this fresh process, call it on every set of inputs, and tell the peak of memory it took.
+
+    Unless ``alone``, it loads under the shared lock, beside others of its round but never beside what another study
+    times. The calls are timed, so each process makes them under the exclusive lock, as every timing is made.
+    """
+    import contextlib
+
     from autotune.measure.clock import SystemClock
     from autotune.measure.lock import device_lock
     from autotune.measure.memory import PeakMemory
     from autotune.model.source import CapturedModel
 
-    device = Device.from_dict(request["device"])
-    model = CapturedModel(Path(request["folder"]))
-    sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
-    timer, peak = _timer(device, SystemClock()), PeakMemory(device)
-    with device_lock(device.uuid, exclusive=True):
+    device, artifact = Device.from_dict(request["device"]), Path(request["artifact"])
+    alone = request["alone"] or _times_kernels_at_load(artifact)
+    with contextlib.ExitStack() as held:
+        held.enter_context(device_lock(device.uuid, exclusive=alone))
         _enter(channel, "load")
+        model = CapturedModel(Path(request["folder"]))
+        sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
+        timer, peak = _timer(device, SystemClock()), PeakMemory(device)
         peak.before()
-        runner = _Candidate(Path(request["artifact"]), device)
+        runner = _Candidate(artifact, device)
+        if not alone:
+            held.close()
+            held.enter_context(device_lock(device.uuid, exclusive=True))
         _enter(channel, "measure")
         samples_ms = [timer.time_call(runner, inputs).wall_ms for inputs in sets]
         reading = peak.after()
-    return {"samples_ms": samples_ms, "memory": dict(reading)}
+    return {"samples_ms": samples_ms, "memory": {**reading, "alone": alone}}
 
 
 def prove(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -267,18 +280,6 @@ def _times_kernels_at_load(folder: Path) -> bool:
 
     configuration = read_record(folder).configuration
     return registry.backend(configuration.backend).times_kernels_at_load(configuration)
-
-
-def _traced(finalist: Any, sets: list[tuple[Any, ...]], device: Device) -> dict[str, Any]:
-    """What a finalist makes of the device; one that cannot be traced says why."""
-    from autotune.errors import WorkError
-    from autotune.measure.utilisation import measured_utilisation
-
-    finalist.prepare()
-    try:
-        return measured_utilisation(finalist, sets, device, seconds=UTILISATION_S)
-    except WorkError as error:
-        return {"available": False, "reason": str(error)}
 
 
 def _timer(device: Device, clock: Any) -> Any:

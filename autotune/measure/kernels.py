@@ -67,16 +67,12 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelTrace:
-    """What the device did during ``calls`` calls; ``window_us`` is (begin, end) on the kernels' clock."""
+    """What the device did during ``calls`` calls; the pauses between kernels are longer than without the profiler."""
 
     kernels: tuple[Kernel, ...]
-    window_us: tuple[float, float]
     calls: int
 
     def __post_init__(self) -> None:
-        begin, end = self.window_us
-        if not (math.isfinite(begin) and math.isfinite(end) and begin < end):
-            raise ValueError(f"a window ends after it begins, found {self.window_us}")
         if self.calls < 1:
             raise ValueError(f"a trace covers at least one call, found {self.calls}")
 
@@ -84,8 +80,7 @@ class KernelTrace:
 def trace(function: Function, input_sets: InputSets, *, calls: int = 3, device: str) -> KernelTrace:
     """Trace calls that take turns on the input sets, each waited for; as many as three come before it, untraced.
 
-    The window is the host's time for the calls, launches included. Tracing lengthens each launch, so a callable that
-    waits for its launches looks less busy here than it is. Everything that reaches the device from this process counts:
+    Tracing lengthens each launch, but hardly a kernel. Everything that reaches the device from this process counts:
     kernels replayed by a CUDA graph, those of other libraries and of other threads.
 
     Raises :class:`DeviceError` where ``device`` is no GPU, :class:`WorkError` where no kernel was launched on it;
@@ -125,10 +120,10 @@ def read_chrome_trace(
 ) -> KernelTrace:
     """Read the device's work from a trace that torch's profiler exported; its ``ts`` and ``dur`` are microseconds.
 
-    ``displayTimeUnit`` only tells a viewer how to label them. With ``device_index`` other devices are left out. The
-    window ends with the last piece of work and is ``host_window_us`` long, or else reaches from the first to the last.
-    Raises :class:`WorkError` where no kernel is found, where an event cannot be read, and where the work spans more
-    than the host's time, since then the times are not microseconds.
+    ``displayTimeUnit`` only tells a viewer how to label them. With ``device_index`` other devices are left out.
+    ``host_window_us`` is the host's time for the traced calls. Raises :class:`WorkError` where no kernel is found,
+    where an event cannot be read, and where the work takes no time or spans more than the host's, since then the times
+    are not microseconds.
     """
     events = [
         event for event in document.get("traceEvents", ()) if event.get("ph") == "X" and event.get("cat") in _KINDS
@@ -144,18 +139,16 @@ def read_chrome_trace(
             found=f"{len(work)} copies and fills{where}",
             expected="a callable that does its work on this device, and a profiler that is allowed to see it",
         )
-    begin, end = work[0].start_us, max(piece.end_us for piece in work)
-    if host_window_us is not None:
-        if end - begin > host_window_us * (1 + WINDOW_TOLERANCE):
-            raise WorkError(
-                "the times of a kernel trace cannot be trusted",
-                found=f"work on the device that spans {end - begin:.3f} us in {host_window_us:.3f} us of calls",
-                expected="microseconds, and no work outside the traced calls",
-            )
-        begin = min(begin, end - host_window_us)
-    if begin == end:
+    spanned_us = max(piece.end_us for piece in work) - work[0].start_us
+    if host_window_us is not None and spanned_us > host_window_us * (1 + WINDOW_TOLERANCE):
+        raise WorkError(
+            "the times of a kernel trace cannot be trusted",
+            found=f"work on the device that spans {spanned_us:.3f} us in {host_window_us:.3f} us of calls",
+            expected="microseconds, and no work outside the traced calls",
+        )
+    if spanned_us == 0:
         raise WorkError("the kernels of a trace take no time", expected="times in microseconds, down to nanoseconds")
-    return KernelTrace(kernels=tuple(work), window_us=(begin, end), calls=calls)
+    return KernelTrace(kernels=tuple(work), calls=calls)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -327,16 +327,22 @@ class RunnerConformance:
             "torch.save(list(runner(*torch.load('inputs.pt'))), 'answers.pt'); runner.close()\n"
             "assert not any(name.startswith(('tests', 'transformers')) for name in sys.modules)"
         )
-        environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX", "PYTHONPATH")}
+        environment = {name: value for name, value in os.environ.items() if name not in ("CC", "CXX")}
         done = subprocess.run(
             [sys.executable, "-c", script],
             cwd=tmp_path,
-            env={**environment, "PATH": str(tmp_path)},
+            env={**environment, "PATH": str(tmp_path), "PYTHONPATH": os.pathsep.join(library_folders())},
             capture_output=True,
             text=True,
         )
         assert done.returncode == 0, done.stderr
         self.assert_answers(built, tuple(torch.load(tmp_path / "answers.pt")), named)
+
+
+def library_folders() -> list[str]:
+    """The folders of PYTHONPATH but for this repository's own: a backend's libraries may be installed there."""
+    folders = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return [str(folder) for folder in folders if folder not in (ROOT, ROOT / "tests")]
 
 
 def global_state() -> tuple[Any, ...]:

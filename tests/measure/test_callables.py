@@ -244,7 +244,7 @@ class FakeGpu:
             raise WorkError("no kernel was launched")
         sizes = {"grid": (1, 1, 1), "block": (1, 1, 1)}
         kernels = tuple(Kernel(name=name, start_us=at, end_us=at + 0.5, **sizes) for at, name in enumerate(seen))
-        return KernelTrace(kernels=kernels, window_us=(0.0, 100.0), calls=calls)
+        return KernelTrace(kernels=kernels, calls=calls)
 
 
 def test_a_trace_tells_work_from_the_marks_around_it():

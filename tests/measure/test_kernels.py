@@ -98,16 +98,13 @@ def test_a_realistic_trace_is_read_field_by_field():
     assert (kernel.occupancy, kernel.registers, kernel.shared_bytes, kernel.stream) == (0.5, 40, 16384, 7)
     assert kernel.duration_us == pytest.approx(2.25, abs=1e-3)
     assert copy.blocks == fill.blocks == 0 and copy.occupancy is None and fill.stream == 13
-    begin, end = seen.window_us
-    assert end == fill.end_us and end - begin == pytest.approx(40.0, abs=1e-3)
 
 
 def test_times_are_microseconds_whatever_the_viewer_is_told_to_show():
     for unit in ("ms", "ns"):
         document = {"displayTimeUnit": unit, "traceEvents": [event(5.0, 2.5), event(10.0, 2.0)]}
         seen = read_chrome_trace(document, calls=2)
-        assert seen.window_us == (5.0, 12.0)
-        assert [kernel.duration_us for kernel in seen.kernels] == [2.5, 2.0]
+        assert [(kernel.start_us, kernel.duration_us) for kernel in seen.kernels] == [(5.0, 2.5), (10.0, 2.0)]
 
 
 def test_times_that_cannot_be_microseconds_are_refused():
@@ -116,9 +113,14 @@ def test_times_that_cannot_be_microseconds_are_refused():
         read_chrome_trace(nanoseconds, calls=1, host_window_us=10.0)
 
 
-def test_a_window_is_never_shorter_than_the_work_in_it():
-    seen = read_chrome_trace({"traceEvents": [event(0.0, 10.1)]}, calls=1, host_window_us=10.0)
-    assert seen.window_us == (0.0, 10.1)
+@given(start=st.integers(0, 10**6), spanned=st.integers(2, 2000), host=st.integers(1, 2000))
+def test_work_may_span_the_hosts_time_and_a_twentieth_more(start, spanned, host):
+    document = {"traceEvents": [event(start, 1.0), event(start + spanned - 1, 1.0)]}
+    if spanned * 20 > host * 21:
+        with pytest.raises(WorkError, match="cannot be trusted"):
+            read_chrome_trace(document, calls=1, host_window_us=host)
+    else:
+        assert len(read_chrome_trace(document, calls=1, host_window_us=host).kernels) == 2
 
 
 def test_a_trace_without_any_kernel_is_an_error_that_says_so():
@@ -182,10 +184,8 @@ def test_records_refuse_what_cannot_be():
         Kernel(name="k", start_us=1.0, end_us=2.0)
     with pytest.raises(ValueError, match="memcpy 'k' has no blocks"):
         Kernel(name="k", start_us=1.0, end_us=2.0, grid=(1, 1, 1), kind="memcpy")
-    with pytest.raises(ValueError, match="window"):
-        KernelTrace(kernels=(), window_us=(1.0, 1.0), calls=1)
     with pytest.raises(ValueError, match="at least one call"):
-        KernelTrace(kernels=(), window_us=(0.0, 1.0), calls=0)
+        KernelTrace(kernels=(), calls=0)
 
 
 def test_what_torch_exports_from_a_cpu_is_readable_and_holds_no_kernel(tmp_path):
@@ -219,8 +219,7 @@ class TestOnGpu:
         kernels = [kernel for kernel in seen.kernels if kernel.kind == "kernel"]
         assert seen.calls == 3 and len(kernels) >= 6 and len(kernels) % 3 == 0
         assert all(kernel.occupancy is not None and kernel.registers for kernel in kernels)
-        begin, end = seen.window_us
-        assert all(begin <= kernel.start_us and kernel.end_us <= end for kernel in kernels)
+        assert all(kernel.duration_us > 0 for kernel in kernels)
 
     def test_a_kernel_of_known_duration_has_it(self):
         import torch

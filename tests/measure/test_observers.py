@@ -209,5 +209,5 @@ def test_observers_of_this_gpu():
     observers = observers_for(discovery.find("cuda"), SystemClock())
     observers.before()
     readings = observers.after()
-    assert readings["gpu"]["available"] is True and set(readings) == {"gpu", "host"}
+    assert readings["gpu"]["available"] is True and set(readings) == {"canary", "gpu", "host"}
     assert json.loads(json.dumps(readings)) == readings
