@@ -98,7 +98,9 @@ def test_the_plan_can_be_recomputed_from_its_raw_samples(finished):
     finalists = plan.evidence["finalists"]
     names = [finalist["uid"] for finalist in finalists]
     baselines = [finalist["uid"] for finalist in finalists if finalist["could_be_baseline"]]
-    verdict = verdict_from_samples({f["uid"]: f["samples_ms"] for f in finalists}, baselines=baselines)
+    samples = {finalist["uid"]: finalist["samples_ms"] for finalist in finalists}
+    verdict = verdict_from_samples(samples, baselines=baselines, processes=plan.evidence["processes"])
+    assert verdict.status == plan.status
     assert set(names) == {result.name for result in verdict.finalists}
     for finalist in finalists:
         assert verdict.of(finalist["uid"]).figure == finalist["latency_ms"]

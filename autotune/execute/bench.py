@@ -128,9 +128,11 @@ class Bench:
         request = self._measure_request(artifact, objective, seed, check_only=check_only)
         return self._measured(self._step("measure", {**request, "abandon_ms": abandon_ms}, self._measure_timeout_s))
 
-    def footprint(self, artifact: Path) -> StepResult:
-        """The peak of memory that an artifact takes in a process of its own, loaded and called."""
-        request = {"folder": str(self.model), "artifact": str(artifact), "device": self.device.as_dict()}
+    def footprint(self, artifact: Path, *, alone: bool = True) -> StepResult:
+        """The peak of memory that an artifact takes in a process of its own, which may load beside others or alone."""
+        request = {
+            "folder": str(self.model), "artifact": str(artifact), "device": self.device.as_dict(), "alone": alone
+        }  # fmt: skip
         result = self._step("footprint", request, self._measure_timeout_s)
         memory = (result.value or {}).get("memory", {})
         if result.failure is not None or memory.get("available"):

@@ -25,7 +25,7 @@ from autotune.trial import Measurement
 log = logging.getLogger(__name__)
 
 PROCESSES = {"cuda": 3, "cpu": 5}
-"""So many fresh processes see every finalist; a CPU's times depend more on where its memory happens to lie."""
+"""So many fresh processes lead to the first look; a CPU's times depend more on where its memory happens to lie."""
 LIMIT_S = {"cuda": 50.0, "cpu": 75.0}
 """Time for all rounds, loading included; longer only where nine rounds of slow finalists do not fit."""
 FEWEST_ROUNDS, LONGEST_S = 9, 900.0
@@ -101,6 +101,8 @@ class _Drive:
             log.debug("a process of the finals was gone before it was told to close")
         session.finish()
         self.bench.split.add(session.spans)
+        stages = ", ".join(f"{name} {end - begin:.2f} s" for name, begin, end in session.spans)
+        log.info("process %d of the finals: %s", session.pid, stages)
 
 
 def run_finals(
@@ -118,9 +120,10 @@ def run_finals(
 ) -> FinalsResult:
     """Measure all finalists interleaved and decide; a finalist that crashes or hangs here is dropped.
 
-    On a GPU the processes load at the same time and then take turns; on a CPU they come one after the other. Raises
-    WorkError where the baseline itself cannot be measured. ``concurrency`` is how many requests a finalist has in
-    flight where the objective is throughput; ``protocol`` names the measurement.
+    On a GPU the processes up to the first look load at the same time and then take turns; on a CPU, and for each
+    further look, they come one after the other. Raises WorkError where the baseline itself cannot be measured.
+    ``concurrency`` is how many requests a finalist has in flight where the objective is throughput; ``protocol`` names
+    the measurement.
     """
     names = list(artifacts)
     drive = _Drive(
@@ -151,22 +154,23 @@ def run_finals(
 
 
 def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]) -> Verdict | None:
-    """Run rounds in one process after the other until there is a verdict or the time is up."""
+    """Run rounds in one process after the other, none twice, until there is a verdict or the time is up."""
     begin = time.monotonic()
     deadline = begin + limit_s
     last = PROCESSES[drive.bench.device.kind] - 1
     verdict: Verdict | None = None
-    process, crashes = -1, 0
+    process, crashes, longest_load_s = -1, 0, 0.0
     while verdict is None and drive.finals.next_rounds():
-        if time.monotonic() >= deadline and process >= last:
-            break
-        if drive.current is None or process < last:
-            drive.current = _next_process(drive, process)
-            process += 1
+        load_begin = time.monotonic()
+        if load_begin + longest_load_s >= deadline and process >= last:
+            break  # one more process would be ready when the time is up
+        drive.current = _next_process(drive, process)
+        process += 1
         asked = drive.finals.next_rounds()
         try:
             for session in (drive.current, *drive.waiting):
                 _await_ready(session)  # no process loads while another one measures
+            longest_load_s = max(longest_load_s, time.monotonic() - load_begin)
             share_s = max(0.0, deadline - time.monotonic()) / max(1, last + 1 - process)
             done = _run(drive, drive.current, process, share_s)
         except _Died as died:

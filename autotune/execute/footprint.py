@@ -1,17 +1,32 @@
-"""Finals of the objective memory: every finalist's peak in a fresh process of its own, in interleaved rounds."""
+"""Finals of the objective memory: every finalist's peak in a fresh process of its own, in interleaved rounds.
 
+A peak that is read per process is the same beside others, and loading takes longest, so processes load side by side.
+"""
+
+import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from autotune.errors import StudyInterruptedError, WorkError
 from autotune.execute.bench import Bench
+from autotune.execute.server import StepResult
 from autotune.measure.block import Block
 from autotune.measure.finals import Finals
+from autotune.measure.memory import free_bytes
+from autotune.measure.verdict import fewest_rounds
 
-ROUNDS = 7
-"""The fewest paired rounds from which Wilcoxon's test can tell two finalists apart at the bound of a look."""
+log = logging.getLogger(__name__)
+
+CORES_A_LOAD = 2
+"""A process that loads is taken to keep as many cores busy as one that builds, and a study builds so many at once."""
+
+SHARE_OF_FREE_MEMORY = 0.5
+"""The part of the free memory that processes side by side may take by the peaks they had before: the rest is for peaks
+that come out higher, and for whoever else begins to use the device meanwhile."""
 
 
 def footprint_rounds(
@@ -21,35 +36,77 @@ def footprint_rounds(
     seed: int,
     on_rounds: Callable[[int, float], None],
 ) -> None:
-    """Add :data:`ROUNDS` rounds to the finals, one process a finalist and round; who fails in one is dropped.
+    """Add as many rounds as a clear winner needs, one process a finalist and round; who fails in one is dropped.
 
+    In the first round each process has the device to itself; its readings say what the next may run side by side.
     Raises WorkError where the baseline itself cannot be measured.
     """
     rng, begin = random.Random(seed), time.monotonic()
-    for number in range(ROUNDS):
+    readings: dict[str, Mapping[str, Any]] = {}
+    while finals.rounds < fewest_rounds(len(finals.candidates)):
         names = list(finals.running)
         rng.shuffle(names)
         blocks: dict[str, Block] = {}
-        for position, name in enumerate(names):
-            taken = bench.footprint(artifacts[name])
-            if bench.server.closed:
-                raise StudyInterruptedError(
-                    "the finals were stopped; the trials are kept", run="the same command to go on"
+        at_once = max(1, bench.device.cores // CORES_A_LOAD)
+        for group in side_by_side(names, readings, at_once, free_bytes(bench.device)):
+            results = _measured(bench, [artifacts[name] for name in group])
+            for name, taken in zip(group, results, strict=True):
+                if taken.failure is not None or taken.value is None:
+                    _drop(finals, name, str(taken.failure))
+                    continue
+                readings[name] = taken.value["memory"]
+                blocks[name] = Block(
+                    samples_ms=tuple(taken.value["samples_ms"]),
+                    figures=(float(readings[name]["peak_bytes"]),),
+                    readings={"memory": readings[name]},
+                    position=names.index(name),
                 )
-            if taken.failure is not None or taken.value is None:
-                _drop(finals, name, str(taken.failure))
-                continue
-            blocks[name] = Block(
-                samples_ms=tuple(taken.value["samples_ms"]),
-                figures=(float(taken.value["memory"]["peak_bytes"]),),
-                readings={"memory": taken.value["memory"]},
-                position=position,
-            )
-        finals.add(number, [blocks])
+        finals.add(finals.rounds, [blocks])
         on_rounds(finals.rounds, time.monotonic() - begin)
 
 
+def side_by_side(
+    names: Sequence[str], readings: Mapping[str, Mapping[str, Any]], at_once: int, free: int | None
+) -> list[list[str]]:
+    """Divide a round, in its order, into groups that run at once, at most ``at_once`` each and as memory allows.
+
+    ``free`` are bytes. Where that is unknown, or a finalist's last reading is not per process, each runs alone.
+    """
+    if free is None or not all(name in readings and readings[name]["per_process"] for name in names):
+        return [[name] for name in names]
+    needed = {name: readings[name]["before_bytes"] + readings[name]["peak_bytes"] for name in names}
+    groups: list[list[str]] = []
+    for name in names:
+        together = [*groups[-1], name] if groups else []
+        if 0 < len(together) <= at_once and sum(needed[one] for one in together) <= SHARE_OF_FREE_MEMORY * free:
+            groups[-1] = together
+        else:
+            groups.append([name])
+    return groups
+
+
+def _measured(bench: Bench, artifacts: Sequence[Path]) -> list[StepResult]:
+    """Measure side by side; one that failed there, or was not read per process, is measured again alone."""
+    if len(artifacts) == 1:
+        return [_footprint(bench, artifacts[0], alone=True)]
+    with ThreadPoolExecutor(len(artifacts)) as pool:
+        results = list(pool.map(lambda artifact: _footprint(bench, artifact, alone=False), artifacts))
+    for index, taken in enumerate(results):
+        if taken.failure is not None or taken.value is None or not taken.value["memory"]["per_process"]:
+            log.info("measuring again without others beside it: %s", taken.failure or "not read per process")
+            results[index] = _footprint(bench, artifacts[index], alone=True)
+    return results
+
+
+def _footprint(bench: Bench, artifact: Path, *, alone: bool) -> StepResult:
+    taken = bench.footprint(artifact, alone=alone)
+    if bench.server.closed:
+        raise StudyInterruptedError("the finals were stopped; the trials are kept", run="the same command to go on")
+    return taken
+
+
 def _drop(finals: Finals, name: str, why: str) -> None:
+    log.warning("%s failed in the finals and is dropped: %s", name, why)
     try:
         finals.drop(name)
     except ValueError as error:

@@ -16,7 +16,12 @@ from autotune.trial import Measurement
 __all__ = ["LOOKS", "Finalist", "Finals", "run_rounds"]
 
 LOOKS = (20, 40, 60, 80, 100)
-"""After so many rounds the finals may be decided; five looks, each at Pocock's bound."""
+"""After so many rounds the finals may be decided; five looks, each at Pocock's bound.
+
+The rounds on the way from one look to the next come from processes that ran none before. In simulated finals with three
+processes to the first look, which differ by 0.5%, a lead of 2% was then found in 99% of repeats, and in 78% where all
+further rounds came from the third process: twenty rounds of a fourth process tell more than eighty more of the third.
+"""
 
 
 class Finals:
@@ -59,6 +64,11 @@ class Finals:
     def running(self) -> tuple[str, ...]:
         """The finalists that the next round runs, sorted."""
         return tuple(name for name in self._blocks if name not in self._frozen)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Those of them that are no baselines, sorted."""
+        return tuple(name for name in self.running if name not in self._baselines)
 
     def next_rounds(self) -> int:
         """Return how many rounds the next process should run to reach the next look; 0 after the last look.
@@ -116,16 +126,20 @@ class Finals:
         return verdict if verdict.settled or self._looked == LOOKS[-1] else None
 
     def conclude(self) -> Verdict:
-        """Decide with the rounds there are; fewer than seven are never enough to beat anything.
+        """Decide with the rounds there are; below :func:`autotune.measure.verdict.fewest_rounds` nothing is promoted.
 
         Call it once: it counts as the next look. Raises ``ValueError`` without a single round.
         """
         return verdict_from_samples(
-            self.figures(), baselines=self._baselines, tie_keys=self._tie_keys, statistic=self._statistic
+            self.figures(),
+            baselines=self._baselines,
+            tie_keys=self._tie_keys,
+            statistic=self._statistic,
+            processes=self._processes,
         )
 
     def figures(self) -> dict[str, list[list[float] | None]]:
-        """Return what is compared, from which :func:`verdict_from_samples` gives the same verdict."""
+        """Return what is compared, from which and the processes :func:`verdict_from_samples` gives the same verdict."""
         return {
             name: [None if block is None else list(block.compared) for block in blocks]
             for name, blocks in self._blocks.items()
@@ -164,6 +178,7 @@ class Finals:
             "input_sets": [list(block.input_sets) for _, block in taken],
             "grouped": [block.grouped for _, block in taken],
             "unrolled": [block.unrolled for _, block in taken],
+            "queued": [block.queued for _, block in taken],
             "readings": [dict(block.readings) for _, block in taken],
             "flags": [list(block.flags) for _, block in taken],
             "figures": [list(block.figures) for _, block in taken],

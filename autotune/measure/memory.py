@@ -15,7 +15,7 @@ class PeakMemory:
     """Peak of the memory that came after :meth:`before`: begin before a runner is loaded, end after its calls.
 
     What stood before does not count; what was freed meanwhile and used again does not show. The reading says in
-    ``source`` where the figure is from.
+    ``source`` where the figure is from, and in ``per_process`` whether other processes cannot have changed it.
     """
 
     name = "memory"
@@ -36,11 +36,23 @@ class PeakMemory:
         self._meter.look()
 
     def after(self) -> Mapping[str, Any]:
-        """Give ``peak_bytes`` above ``before_bytes``, and ``source``."""
+        """Give ``peak_bytes`` above ``before_bytes``, ``source`` and ``per_process``."""
         if not self._begun:
             return {"available": False, "reason": "no measurement was begun"}
         self._meter.look()
         return self._meter.reading()
+
+
+def free_bytes(device: Device, *, nvml: Any = None) -> int | None:
+    """Read how much of the device's memory, on a CPU of the host's, is free now; ``None`` where it is not told."""
+    if device.kind == "cpu":
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    try:
+        return device.memory_bytes - open_nvml(device, nvml).memory_used_bytes()
+    except OSError:
+        return None
 
 
 class _CpuMemory:
@@ -81,6 +93,7 @@ class _CpuMemory:
             "peak_bytes": max(0, peak - before),
             "before_bytes": before,
             "source": source,
+            "per_process": True,
         }
 
     def _resident(self) -> int | None:
@@ -144,12 +157,14 @@ class _CudaMemory:
             torch_peak = int(cuda.max_memory_reserved(self._device.torch_name)) - self._torch_before
             found["torch_allocated_bytes"] = int(cuda.max_memory_allocated(self._device.torch_name))
             found["torch_reserved_bytes"] = int(cuda.max_memory_reserved(self._device.torch_name))
+        found["per_process"] = True
         if self._own_seen:
             before, source = self._own_before or 0, "NVML, this process"
             peak = max(self._own_seen) - before
         elif self._whole_seen and self._whole_before is not None:
             before, source = self._whole_before, "NVML, all processes on the device"
             peak = max(self._whole_seen) - before
+            found["per_process"] = False
         elif torch_peak is not None:
             before, peak, source = self._torch_before, torch_peak, "torch's allocator alone"
         else:

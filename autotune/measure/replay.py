@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from autotune.measure.statistics import detectable_effect, median, middle
-from autotune.measure.verdict import MIN_EFFECT, RawSamples, RoundMedians, Statistic, verdict_from_samples
+from autotune.measure.statistics import median
+from autotune.measure.verdict import RawSamples, RoundMedians, Statistic, verdict_from_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +50,18 @@ def winner_regret(
     baselines: Collection[str],
     *,
     statistic: Statistic = median,
+    processes: Sequence[int] | None = None,
 ) -> list[float]:
     """Replay the finals and return by how much each rerun's winner is slower than the best finalist (0.01: 1%).
 
     A rerun draws as many rounds as were recorded, with replacement, the same for all finalists, and keeps them in their
-    recorded order, so that who had left by the last of them has left. A finalist none of whose rounds is drawn is not
-    in that rerun. Both latencies are those of all recorded samples. ``ValueError`` where no verdict can be given.
+    recorded order, so that who had left by the last of them has left, and in their recorded ``processes``, one a round.
+    A finalist none of whose rounds is drawn is not in that rerun. Both latencies are those of all recorded samples.
+    ``ValueError`` where no verdict can be given.
     """
     if reruns < 1:
         raise ValueError(f"at least one rerun is needed, found {reruns}")
-    recorded = RoundMedians(samples, statistic)
+    recorded = RoundMedians(samples, statistic, processes)
     best_ms = recorded.figure(recorded.names[0])
     regrets = []
     for _ in range(reruns):
@@ -67,7 +69,8 @@ def winner_regret(
         rounds = {name: [blocks[index] for index in drawn] for name, blocks in samples.items()}
         present = {name: blocks for name, blocks in rounds.items() if any(block is not None for block in blocks)}
         running = [name for name in baselines if name in present]
-        verdict = verdict_from_samples(present, baselines=running, statistic=statistic)
+        came_from = None if processes is None else [processes[index] for index in drawn]
+        verdict = verdict_from_samples(present, baselines=running, statistic=statistic, processes=came_from)
         regrets.append(recorded.figure(verdict.winner) / best_ms - 1)
     return regrets
 
@@ -93,23 +96,34 @@ def kendall_tau_b(
     return agree / math.sqrt(told_first * told_second) if told_first and told_second else None
 
 
-def agreement(runs: Sequence[RawSamples], baselines: Collection[str], *, statistic: Statistic = median) -> Agreement:
+def agreement(
+    runs: Sequence[RawSamples],
+    baselines: Collection[str],
+    *,
+    statistic: Statistic = median,
+    processes: Sequence[Sequence[int] | None] | None = None,
+) -> Agreement:
     """Compare the verdicts and the orders of several runs of one study.
 
     For tau two finalists are the same where neither of the two runs tells them apart: in each the median of their
-    per-round log-ratios is at most the detectable effect of those rounds, or half a percent. A difference that one run
-    is sure of and the other contradicts therefore counts against them. Raises ``ValueError`` for fewer than two runs.
+    per-round log-ratios is at most what a winner has to lead by. A difference that one run is sure of and the other
+    contradicts therefore counts against them. ``processes`` holds for each run the process of each round. Raises
+    ``ValueError`` for fewer than two runs.
     """
     if len(runs) < 2:
         raise ValueError(f"runs agree with one another, so at least two are needed, found {len(runs)}")
-    verdicts = [verdict_from_samples(run, baselines=baselines, statistic=statistic) for run in runs]
-    medians = [RoundMedians(run, statistic) for run in runs]
+    told = list(zip(runs, [None] * len(runs) if processes is None else processes, strict=True))
+    verdicts = [
+        verdict_from_samples(run, baselines=baselines, statistic=statistic, processes=came_from)
+        for run, came_from in told
+    ]
+    medians = [RoundMedians(run, statistic, came_from) for run, came_from in told]
     latencies = [{name: run.figure(name) for name in run.names} for run in medians]
 
     def tau(one: int, other: int) -> float | None:
         pair = (medians[one], medians[other])
         return kendall_tau_b(
-            latencies[one], latencies[other], same=lambda a, b: not any(_told_apart(run, a, b) for run in pair)
+            latencies[one], latencies[other], same=lambda a, b: not any(run.told_apart(a, b) for run in pair)
         )
 
     winners = tuple(verdict.winner for verdict in verdicts)
@@ -120,11 +134,6 @@ def agreement(runs: Sequence[RawSamples], baselines: Collection[str], *, statist
         taus=tuple((one, other, tau(one, other)) for one, other in combinations(range(len(runs)), 2)),
         same_winner=all(winner in names for winner in winners for names in accepted),
     )
-
-
-def _told_apart(run: RoundMedians, one: str, other: str) -> bool:
-    ratios = run.log_ratios(one, other)
-    return bool(ratios) and abs(middle(sorted(ratios))) > max(MIN_EFFECT, detectable_effect(ratios))
 
 
 def _sign(value: float) -> int:

@@ -103,7 +103,9 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     baselines = [name for name, entry in zip(names, finals, strict=True) if entry["could_be_baseline"]]
     samples = {name: entry["samples_ms"] for name, entry in zip(names, finals, strict=True)}
     figures = {name: entry.get("figures", entry["samples_ms"]) for name, entry in zip(names, finals, strict=True)}
-    verdict = verdict_from_samples(figures, baselines=baselines, statistic=statistic_of(objective))
+    verdict = verdict_from_samples(
+        figures, baselines=baselines, statistic=statistic_of(objective), processes=document["process_of_round"]
+    )
     latencies = RoundMedians(samples)
     wrong: list[str] = []
 

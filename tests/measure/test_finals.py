@@ -31,6 +31,17 @@ def noisy(rng, latencies, noise=0.01):
     return lambda name, _: float(latencies[name] * np.exp(rng.normal(0, noise)))
 
 
+def differing(rng, finals, between, lead):
+    """Blocks in which ``a`` has a lead of its own in each process that :func:`drive` starts, with 1% of noise."""
+    leads: dict[int, float] = {}
+
+    def latency_ms(name, _):
+        own = leads.setdefault(finals.rounds, rng.normal(lead, between))
+        return 10.0 if name == "eager" else float(10.0 * np.exp(rng.normal(0, 0.01) - own))
+
+    return latency_ms
+
+
 def test_the_way_to_the_first_look_is_shared_by_three_processes():
     finals = Finals(["eager", "a"], baselines=["eager"])
     counts = []
@@ -39,6 +50,14 @@ def test_the_way_to_the_first_look_is_shared_by_three_processes():
         finals.add(len(counts), [{name: Block(samples_ms=(1.0,)) for name in ("eager", "a")}] * counts[-1])
     assert counts == [7, 7, 6]
     assert finals.next_rounds() == 20
+
+
+def test_candidates_are_those_that_run_and_are_no_baselines():
+    finals = Finals(["eager-1", "eager-2", "a", "b"], baselines=["eager-1", "eager-2"])
+    assert finals.candidates == ("a", "b")
+    finals.drop("a")
+    finals.drop("eager-1")
+    assert finals.candidates == ("b",)
 
 
 def test_a_clear_race_ends_at_the_first_look():
@@ -96,6 +115,26 @@ def test_equals_over_five_looks_give_few_false_winners():
     assert promoted <= 17
 
 
+@pytest.mark.parametrize("processes", [3, 5])
+def test_equals_whose_processes_differ_give_few_false_winners(processes):
+    told_apart = 0
+    for seed in range(200):
+        rng = np.random.default_rng(2000 + seed)
+        finals = Finals(["eager", "a"], baselines=["eager"], processes=processes)
+        verdict, _ = drive(finals, differing(rng, finals, 0.01, lead=0.0))
+        told_apart += verdict.status != "baseline" or not verdict.tied_with
+    # At 5%, 18 or more of 200 have a probability of 1.3%; the rounds alone give about 100.
+    assert told_apart <= 17
+
+
+def test_two_percent_are_found_where_processes_differ_little():
+    for seed in range(40):
+        rng = np.random.default_rng(3000 + seed)
+        finals = Finals(["eager", "a"], baselines=["eager"])
+        verdict, _ = drive(finals, differing(rng, finals, 0.002, lead=0.02))
+        assert (verdict.winner, verdict.status) == ("a", "promoted")
+
+
 def test_far_slower_finalists_are_frozen_but_not_the_baseline():
     latencies = {"eager": 10.0, "a": 5.0, "b": 5.01, "slow": 6.0, "near": 5.3}
     finals = Finals(list(latencies), baselines=["eager"])
@@ -134,8 +173,9 @@ def test_the_verdict_is_recomputed_from_stored_samples_frozen_ones_included():
     finals = Finals(list(latencies), baselines=["eager"], tie_keys=keys)
     verdict, _ = drive(finals, noisy(np.random.default_rng(5), latencies, 0.02))
     stored = json.loads(json.dumps(finals.samples()))
+    processes = finals.measurement(verdict.winner, {}).conditions["processes"]
     assert None in stored["slow"]
-    assert verdict_from_samples(stored, baselines=["eager"], tie_keys=keys) == verdict
+    assert verdict_from_samples(stored, baselines=["eager"], tie_keys=keys, processes=processes) == verdict
 
 
 def test_conclude_decides_with_what_there_is():

@@ -1,11 +1,13 @@
 import json
 import os
+from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from autotune.device import Device
-from autotune.measure.memory import PeakMemory
+from autotune.measure.memory import PeakMemory, free_bytes
 
 CPU = Device(kind="cpu", name="Some CPU", uuid="cpu-1")
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))
@@ -22,7 +24,7 @@ def test_the_peak_of_this_process_is_seen_after_it_was_freed():
     reading = memory.after()
     assert reading["available"] is True and json.loads(json.dumps(reading)) == reading
     assert 0.95 * size < reading["peak_bytes"] < size + 64 * MIB
-    assert reading["before_bytes"] > MIB and reading["source"]
+    assert reading["before_bytes"] > MIB and reading["source"] and reading["per_process"] is True
 
 
 class Process:
@@ -124,6 +126,7 @@ def test_device_memory_is_what_nvml_sees_of_this_process():
         "peak_bytes": 900 * MIB,
         "before_bytes": 0,
         "source": "NVML, this process",
+        "per_process": True,
     }
     nvml = Nvml()
     nvml.own = 400 * MIB
@@ -140,6 +143,54 @@ def test_else_it_is_what_came_upon_the_device(unlisted):
         steps = [(None, whole) for _, whole in STEPS]
     reading = peak(nvml, *steps)
     assert reading["peak_bytes"] == 1000 * MIB and "all processes" in reading["source"]
+    assert reading["per_process"] is False
+
+
+class TorchCuda:
+    """What torch's allocator tells: nothing reserved before, ``peak`` at most."""
+
+    def __init__(self, peak):
+        self.peak = peak
+
+    def reset_peak_memory_stats(self, name):
+        assert name == GPU.torch_name
+
+    def memory_reserved(self, name):
+        return 0
+
+    def max_memory_reserved(self, name):
+        return self.peak
+
+    max_memory_allocated = max_memory_reserved
+
+
+@pytest.mark.parametrize(
+    ("own", "refused", "source", "per_process"),
+    [
+        (900 * MIB, (), "above what was seen through NVML, this process", True),
+        # with others beside it the whole device's figure would be the larger one, and win
+        (None, (), "above what was seen through NVML, all processes", False),
+        (None, ("open",), "torch's allocator alone", True),
+    ],
+)
+def test_a_peak_between_two_looks_is_the_allocators(monkeypatch, own, refused, source, per_process):
+    monkeypatch.setattr("autotune.measure.memory._torch_cuda", lambda: TorchCuda(2000 * MIB))
+    nvml = Nvml()
+    nvml.refused = set(refused)
+    reading = peak(nvml, (own, 1600 * MIB))
+    assert reading["peak_bytes"] == 2000 * MIB and source in reading["source"]
+    assert reading["per_process"] is per_process
+
+
+def test_free_memory_is_what_nobody_uses():
+    nvml = Nvml()
+    assert free_bytes(replace(GPU, memory_bytes=1000 * MIB), nvml=nvml) == 400 * MIB
+    nvml.refused = {"memory"}
+    assert free_bytes(GPU, nvml=nvml) is None
+    nvml.refused = {"open"}
+    assert free_bytes(GPU, nvml=nvml) is None
+    free = free_bytes(CPU)
+    assert free is not None and MIB < free <= psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(("refused", "reason"), [("open", "Driver Not Loaded"), ("memory", "Not Supported")])
@@ -164,3 +215,4 @@ def test_the_peak_on_this_gpu_holds_torchs_tensors():
     torch.cuda.empty_cache()
     reading = memory.after()
     assert 256 * MIB <= reading["peak_bytes"] < 400 * MIB and reading["source"]
+    assert reading["per_process"] is ("all processes" not in reading["source"])

@@ -26,10 +26,12 @@ def finals(rng, latencies_ms, *, rounds=20, noise=0.01):
 
 
 def recorded(path):
-    """Return the raw samples of a committed results file, and the names of those that could be the baseline."""
-    entries = dict(enumerate(json.loads(path.read_text())["finals"]))
+    """Return a committed file's raw samples, who could be the baseline, and the process of each round."""
+    document = json.loads(path.read_text())
+    entries = dict(enumerate(document["finals"]))
     samples = {str(index): entry["samples_ms"] for index, entry in entries.items()}
-    return samples, [str(index) for index, entry in entries.items() if entry["could_be_baseline"]]
+    baselines = [str(index) for index, entry in entries.items() if entry["could_be_baseline"]]
+    return samples, baselines, document["process_of_round"]
 
 
 def never(one, other):
@@ -166,6 +168,21 @@ def test_a_difference_that_one_run_alone_is_sure_of_counts():
     assert agreement([unsure, unsure], ["eager"]).taus[0][2] is None
 
 
+def test_a_lead_of_one_process_alone_is_neither_replayed_nor_compared_as_a_win():
+    rng, processes = np.random.default_rng(10), [0] * 7 + [1] * 7 + [2] * 6
+    samples = {"eager": finals(rng, {"eager": 10.0}, noise=0.001)["eager"]}
+    fast = [finals(rng, {"a": latency_ms}, rounds=1, noise=0.001)["a"][0] for latency_ms in (9.97, 9.9, 8.5)]
+    samples["a"] = [fast[process] for process in processes]
+    assert agreement([samples, samples], ["eager"]).winners == ("a", "a")
+    assert agreement([samples, samples], ["eager"]).taus[0][2] == 1.0
+    found = agreement([samples, samples], ["eager"], processes=[processes, processes])
+    assert found.winners == ("eager", "eager") and found.taus[0][2] is None
+    assert agreement([samples, samples], ["eager"], processes=[None, processes]).winners == ("a", "eager")
+    without = winner_regret(samples, 21, random.Random(0), ["eager"])
+    regrets = winner_regret(samples, 21, random.Random(0), ["eager"], processes=processes)
+    assert sorted(without)[10] == 0.0 < sorted(regrets)[10]
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
 def test_scaling_a_run_changes_no_agreement(seed, factor):
@@ -193,8 +210,8 @@ def test_a_tail_can_be_replayed():
 
 @pytest.mark.parametrize("name", RESULTS)
 def test_winners_of_committed_finals_are_seldom_regretted(name):
-    samples, baselines = recorded(RESULTS[name])
-    regrets = winner_regret(samples, 20, random.Random(0), baselines)
+    samples, baselines, processes = recorded(RESULTS[name])
+    regrets = winner_regret(samples, 20, random.Random(0), baselines, processes=processes)
     assert sum(regret <= 0.01 for regret in regrets) >= 19
 
 

@@ -13,6 +13,7 @@ from autotune.measure.statistics import (
     median,
     median_interval,
     paired_test,
+    process_variance,
     relative_half_width,
 )
 
@@ -115,6 +116,42 @@ def test_detectable_effect_of_normal_noise_and_of_outliers():
     ratios[:200] += 3.0
     assert detectable_effect(list(ratios)) == pytest.approx(expected, rel=0.15)
     assert detectable_effect([0.1]) == math.inf
+
+
+def test_what_processes_differ_by_is_told_from_what_their_rounds_differ_by():
+    rng, processes = np.random.default_rng(6), np.repeat(range(200), 20)
+    for between, within in ((0.01, 0.01), (0.02, 0.005), (0.003, 0.02)):
+        ratios = rng.normal(0, between, 200)[processes] + rng.normal(0, within, 4000)
+        found = process_variance(list(ratios), list(processes), within**2)
+        assert math.sqrt(200 * found) == pytest.approx(between, rel=0.25)
+        expected = 2.8 * math.sqrt(between**2 / 200 + within**2 / 4000)
+        assert detectable_effect(list(ratios), list(processes)) == pytest.approx(expected, rel=0.2)
+
+
+def test_processes_that_do_not_differ_change_nothing():
+    ratios, processes = [0.01, 0.02, 0.03] * 4, [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert process_variance(ratios, processes) == 0.0
+    assert detectable_effect(ratios, processes) == detectable_effect(ratios)
+    noise = list(np.random.default_rng(7).normal(0, 0.01, 12))
+    assert process_variance(noise, processes, 1.0) == 0.0 < process_variance(noise, processes)
+
+
+@pytest.mark.parametrize("processes", [None, [4] * 6, [3, 1, 2, 0, 5, 4]])
+def test_one_process_and_one_pair_a_process_say_nothing_of_processes(processes):
+    ratios = [0.01, 0.05, -0.02, 0.04, 0.0, 0.9]
+    assert process_variance(ratios, processes) == 0.0
+    assert detectable_effect(ratios, processes) == detectable_effect(ratios)
+
+
+def test_a_process_with_most_of_the_pairs_counts_for_most_of_them():
+    even = process_variance([0.0, 0.0, 0.03, 0.03], [0, 0, 1, 1])
+    assert even == pytest.approx(0.03**2 / 2 / 2)
+    assert process_variance([0.0] + [0.03] * 9, [0] + [1] * 9) == pytest.approx(0.03**2 / 2 * 0.82)
+
+
+def test_each_pair_has_a_process():
+    with pytest.raises(ValueError):
+        process_variance([0.1, 0.2, 0.3], [0, 1])
 
 
 def test_an_effect_is_found_in_four_of_five_repeats_at_the_predicted_size():

@@ -4,11 +4,11 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autotune.measure.statistics import detectable_effect, holm, median, median_interval, paired_test
-from autotune.measure.verdict import ALPHA, verdict_from_samples
+from autotune.measure.verdict import ALPHA, fewest_rounds, verdict_from_samples
 
 
 def simulate(rng, latencies_ms, rounds, noise=0.01, drift=0.0):
@@ -96,6 +96,37 @@ def test_seven_rounds_can_be_enough_for_one_candidate():
     assert verdict_from_samples(samples, baselines=["eager"]).status == "promoted"
 
 
+distinct = st.lists(st.floats(1.0, 1.3), min_size=12, max_size=12, unique=True)
+"""How far ahead one is in each of 12 rounds, as log-ratios."""
+
+
+@settings(max_examples=10, deadline=None)
+@given(distinct)
+@example([1.0] * 12)  # SciPy ranks log-ratios that are all equal by another way
+def test_a_clear_difference_is_significant_from_the_fewest_rounds_on_and_not_before(lead):
+    p_values = {rounds: paired_test(lead[:rounds]) for rounds in range(6, 13)}
+    for candidates in range(1, 21):
+        rounds = fewest_rounds(candidates)
+        assert max(holm([p_values[rounds]] * candidates)) < ALPHA <= min(holm([p_values[rounds - 1]] * candidates))
+
+
+@pytest.mark.parametrize("candidates", [1, 2, 4, 5])
+@settings(max_examples=5, deadline=None)
+@given(distinct)
+@example([1.0] * 12)
+def test_a_clear_winner_is_promoted_after_the_fewest_rounds(candidates, lead):
+    figures = {f"c{index}": 10.0 + index / 10 for index in range(candidates - 1)} | {"eager": 20.0}
+    for missing, promoted in ((0, True), (1, False)):
+        rounds = fewest_rounds(candidates) - missing
+        samples = {name: [[figure * math.exp(ahead)] for ahead in lead[:rounds]] for name, figure in figures.items()}
+        verdict = verdict_from_samples({**samples, "best": [[8.0]] * rounds}, baselines=["eager"])
+        assert ((verdict.winner, verdict.status) == ("best", "promoted")) is promoted
+
+
+def test_the_fewest_rounds_for_nobody_are_those_for_one():
+    assert [fewest_rounds(count) for count in (0, 1, 2, 3, 4, 5, 8, 9, 16, 17)] == [7, 7, 8, 9, 9, 10, 10, 11, 11, 12]
+
+
 def test_a_tie_is_broken_by_its_key_and_names_the_others():
     samples = simulate(np.random.default_rng(3), {"eager": 10.0, "a": 5.0, "b": 5.001, "c": 7.0}, 40)
     keys = {"eager": (9, 0), "a": (5, 1), "b": (5, 0), "c": (1, 0)}
@@ -147,6 +178,58 @@ def test_one_that_wins_most_rounds_but_has_the_higher_median_is_no_winner():
     assert (verdict.winner, verdict.status) == ("eager", "baseline")
 
 
+def led_by(*leads, rounds=7, noise=0.001):
+    """Samples in which ``fast`` leads by so many log-ratios, one a process, and the process of each round."""
+    rng, processes = np.random.default_rng(9), [process for process in range(len(leads)) for _ in range(rounds)]
+    eager = [[10.0 * math.exp(leads[process] + rng.normal(0, noise))] for process in processes]
+    return {"eager": eager, "fast": [[10.0]] * len(eager)}, processes
+
+
+def test_a_lead_that_another_process_may_not_have_is_no_win():
+    samples, processes = led_by(0.01, 0.02, 0.06)
+    assert verdict_from_samples(samples, baselines=["eager"]).status == "promoted"
+    verdict = verdict_from_samples(samples, baselines=["eager"], processes=processes)
+    assert (verdict.winner, verdict.status, verdict.settled) == ("eager", "baseline", False)
+    assert verdict.of("fast").p_value < ALPHA and verdict.of("fast").detectable_effect > 0.02
+
+
+def test_a_lead_beyond_what_processes_differ_by_is_a_win():
+    samples, processes = led_by(0.05, 0.06, 0.07)
+    assert verdict_from_samples(samples, baselines=["eager"], processes=processes).status == "promoted"
+
+
+def test_three_processes_that_all_say_so_are_too_few_where_they_differ_by_a_third():
+    samples, processes = led_by(0.03, 0.05, 0.06)
+    verdict = verdict_from_samples(samples, baselines=["eager"], processes=processes)
+    assert verdict.of("eager").detectable_effect < 0.03 and verdict.status == "promoted"
+    samples, processes = led_by(0.02, 0.045, 0.06)
+    verdict = verdict_from_samples(samples, baselines=["eager"], processes=processes)
+    assert verdict.of("fast").detectable_effect < 0.04 and verdict.status == "baseline"
+
+
+def test_equals_are_known_to_be_equal_only_if_their_processes_agree():
+    samples, processes = led_by(-0.004, 0.0, 0.004)
+    assert verdict_from_samples(samples, baselines=["eager"]).settled
+    assert not verdict_from_samples(samples, baselines=["eager"], processes=processes).settled
+    samples, _ = led_by(0.0, 0.0, 0.0)
+    assert verdict_from_samples(samples, baselines=["eager"], processes=processes).settled
+
+
+def test_processes_are_those_of_the_rounds_that_a_pair_has_in_common():
+    samples, processes = led_by(0.05, 0.06, 0.07)
+    samples["gone"] = [[9.0]] * 14 + [None] * 7
+    samples["late"] = [None] * 7 + [[12.0]] * 14
+    verdict = verdict_from_samples(samples, baselines=["eager"], processes=processes)
+    assert (verdict.winner, verdict.status) == ("fast", "promoted") and verdict.of("gone").frozen
+
+
+@pytest.mark.parametrize("processes", [[], [0] * 20, [0] * 22])
+def test_processes_of_other_rounds_are_refused(processes):
+    samples, _ = led_by(0.1, 0.1, 0.1)
+    with pytest.raises(ValueError, match="process"):
+        verdict_from_samples(samples, baselines=["eager"], processes=processes)
+
+
 def test_the_baseline_is_the_fastest_of_several():
     samples = simulate(np.random.default_rng(5), {"eager-1": 10.0, "eager-2": 6.0, "other": 8.0}, 20)
     verdict = verdict_from_samples(samples, baselines=["eager-1", "eager-2"])
@@ -184,35 +267,69 @@ def test_samples_that_decide_nothing_are_refused(samples, baselines):
 
 @st.composite
 def races(draw):
-    """Finals of two to five finalists, one or two of them baselines, some nearly equal."""
+    """Finals of two to five finalists, one or two of them baselines, some nearly equal, in up to five processes."""
     names = [f"f{index}" for index in range(draw(st.integers(2, 5)))]
     rounds = draw(st.integers(1, 24))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     latencies = {name: draw(st.sampled_from([4.0, 5.0, 5.01, 5.1, 8.0])) for name in names}
     samples = simulate(rng, latencies, rounds, noise=draw(st.sampled_from([1e-4, 0.002, 0.02, 0.3])))
-    return samples, names[: draw(st.integers(1, min(2, len(names) - 1)))]
+    processes = draw(st.lists(st.integers(0, 4), min_size=rounds, max_size=rounds))
+    return samples, names[: draw(st.integers(1, min(2, len(names) - 1)))], processes
 
 
 @settings(max_examples=25, deadline=None)
 @given(races(), st.randoms())
 def test_the_order_of_finalists_does_not_matter(race, random):
-    samples, baselines = race
+    samples, baselines, processes = race
     keys = {name: (int(name[1:]) % 2,) for name in samples}
     names, reversed_baselines = list(samples), baselines[::-1]
     random.shuffle(names)
     shuffled = {name: samples[name] for name in names}
-    expected = verdict_from_samples(samples, baselines=baselines, tie_keys=keys)
-    assert verdict_from_samples(shuffled, baselines=reversed_baselines, tie_keys=keys) == expected
+    expected = verdict_from_samples(samples, baselines=baselines, tie_keys=keys, processes=processes)
+    found = verdict_from_samples(shuffled, baselines=reversed_baselines, tie_keys=keys, processes=processes)
+    assert found == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(races(), st.permutations(range(5)), st.integers(-3, 1000))
+def test_what_processes_are_called_does_not_matter(race, names, first):
+    samples, baselines, processes = race
+    renamed = [first + names[process] for process in processes]
+    expected = verdict_from_samples(samples, baselines=baselines, processes=processes)
+    assert verdict_from_samples(samples, baselines=baselines, processes=renamed) == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(races(), st.integers(0, 9))
+def test_one_process_and_one_process_a_round_are_as_if_nothing_were_known_of_processes(race, process):
+    samples, baselines, processes = race
+    expected = verdict_from_samples(samples, baselines=baselines)
+    rounds = len(processes)
+    assert verdict_from_samples(samples, baselines=baselines, processes=[process] * rounds) == expected
+    assert verdict_from_samples(samples, baselines=baselines, processes=range(rounds)) == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(races())
+def test_processes_never_make_a_winner(race):
+    samples, baselines, processes = race
+    alone = verdict_from_samples(samples, baselines=baselines)
+    verdict = verdict_from_samples(samples, baselines=baselines, processes=processes)
+    assert verdict.status == "baseline" or alone.status != "baseline"
+    if verdict.status == "promoted":
+        assert alone.status == "promoted" and alone.winner == verdict.winner
+    for name in alone.finalists:
+        assert verdict.of(name.name).figure == name.figure
 
 
 @settings(max_examples=25, deadline=None)
 @given(races(), st.integers(-8, 8))
 def test_scaling_all_samples_scales_latencies_only(race, power):
-    samples, baselines = race
+    samples, baselines, processes = race
     factor = 2.0**power
     scaled = {name: [[factor * x for x in block] for block in blocks] for name, blocks in samples.items()}
-    before = verdict_from_samples(samples, baselines=baselines).as_dict()
-    after = verdict_from_samples(scaled, baselines=baselines).as_dict()
+    before = verdict_from_samples(samples, baselines=baselines, processes=processes).as_dict()
+    after = verdict_from_samples(scaled, baselines=baselines, processes=processes).as_dict()
     for result in before["finalists"]:
         result["figure"] *= factor
         result["interval"] = [factor * end for end in result["interval"]]
@@ -222,8 +339,8 @@ def test_scaling_all_samples_scales_latencies_only(race, power):
 @settings(max_examples=40, deadline=None)
 @given(races())
 def test_a_plan_is_never_slower_than_the_baseline(race):
-    samples, baselines = race
-    verdict = verdict_from_samples(samples, baselines=baselines)
+    samples, baselines, processes = race
+    verdict = verdict_from_samples(samples, baselines=baselines, processes=processes)
     winner, baseline = verdict.of(verdict.winner), verdict.of(verdict.baseline)
     assert verdict.baseline in baselines
     assert all(baseline.figure <= verdict.of(name).figure for name in baselines)

@@ -1,0 +1,99 @@
+"""How processes follow one another in the finals; the processes themselves are played."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from autotune.execute import finals as module
+from autotune.execute.timing import TimeSplit
+from autotune.measure.block import Block
+from autotune.measure.finals import Finals
+from autotune.objective import Objective
+
+LOAD_S = 10.0
+
+
+class Process:
+    """Loads for ten seconds of the played clock and then answers with rounds whose noise hides every difference."""
+
+    pid, turn, spans = 1, None, ()
+
+    def __init__(self, stage, request):
+        self.stage, self.request = stage, request
+        self.ready, self.finished, self.asked = False, False, []
+
+    def receive(self, timeout_s):
+        if not self.ready:
+            self.stage.now_s += LOAD_S
+            return {"ready": True}
+        draw = self.stage.rng.lognormal
+        names = sorted(set(self.request["artifacts"]) - set(self.asked[-1]["frozen"]))
+        rounds = [
+            {name: Block(samples_ms=(float(draw(0, 0.2)),)).as_dict() for name in names}
+            for _ in range(self.asked[-1]["rounds"])
+        ]
+        return {"rounds": rounds}
+
+    def send(self, message):
+        if "rounds" in message:
+            self.asked.append(message)
+
+    def finish(self):
+        self.finished = True
+
+
+class Stage:
+    """A device, a server and a clock for played processes."""
+
+    def __init__(self, kind):
+        self.now_s, self.rng, self.processes = 0.0, np.random.default_rng(1), []
+        self.server = SimpleNamespace(start=self.start, closed=False)
+        self.bench = SimpleNamespace(
+            device=SimpleNamespace(kind=kind, as_dict=dict), model="", server=self.server, split=TimeSplit()
+        )
+
+    def start(self, step, request, first):
+        self.processes.append(Process(self, request))
+        return self.processes[-1]
+
+    def race(self, limit_s):
+        names = ("eager", "a")
+        drive = module._Drive(
+            bench=self.bench, artifacts=dict.fromkeys(names, ""), seed=0, objective=Objective(), concurrency={},
+            finals=Finals(names, baselines=["eager"], processes=module.PROCESSES["cuda"]), protocol="finals",
+        )  # fmt: skip
+        return drive, module._race(drive, limit_s, lambda rounds, elapsed_s: None)
+
+
+@pytest.fixture(params=["cuda", "cpu"])
+def stage(request, monkeypatch):
+    stage = Stage(request.param)
+    monkeypatch.setattr(module, "PROCESSES", {"cuda": 3, "cpu": 3})
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: stage.now_s))
+    return stage
+
+
+def test_each_further_look_has_a_process_that_ran_none_before(stage):
+    drive, verdict = stage.race(1000.0)
+    assert verdict.rounds == 100 and not verdict.settled
+    assert Counter(drive.process_of_round) == {0: 7, 1: 7, 2: 6, 3: 20, 4: 20, 5: 20, 6: 20}
+    assert drive.process_of_round == sorted(drive.process_of_round)
+    assert [len(process.asked) for process in stage.processes] == [1] * 7
+    assert [process.request["seed"] for process in stage.processes] == list(range(7))
+    assert [process.finished for process in stage.processes] == [True] * 6 + [False]
+
+
+def test_no_process_begins_to_load_that_would_be_ready_when_the_time_is_up(stage):
+    drive, verdict = stage.race(6.5 * LOAD_S)
+    loaded = len(stage.processes)
+    assert verdict is None and stage.now_s == loaded * LOAD_S <= 6.5 * LOAD_S
+    assert drive.process_of_round == [0] * 7 + [1] * 7 + [2] * 6 + [p for p in range(3, loaded) for _ in range(20)]
+    # Three that load side by side on a GPU take thirty seconds here, and so may the next.
+    assert loaded == {"cuda": 4, "cpu": 6}[stage.bench.device.kind]
+
+
+def test_the_processes_to_the_first_look_run_however_short_the_time(stage):
+    drive, _ = stage.race(0.5 * LOAD_S)
+    assert drive.process_of_round == [0] * 7 + [1] * 7 + [2] * 6 and len(stage.processes) == 3
