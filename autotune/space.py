@@ -39,7 +39,7 @@ class Constraint:
 class SearchSpace:
     """The legal configurations of one backend on one device.
 
-    ``defaults`` are what a user has off the shelf: they are tried first and always enter the finals. ``hints`` are
+    ``defaults`` are what a user has off the shelf: tried first, and in the finals unless outclassed. ``hints`` are
     promising points that are tried right after them.
     """
 

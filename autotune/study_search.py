@@ -27,7 +27,7 @@ MOST_SKIPPED = 16
 
 ABANDON_FACTOR = 4.0
 """A candidate whose fastest call takes longer than so many times the best median so far is not timed to the end;
-what always enters the finals, the baseline and the defaults, is."""
+the baseline and the defaults, which are what users compare with, are."""
 
 
 EARLY_LOADS = 8

@@ -16,6 +16,10 @@ log = logging.getLogger(__name__)
 
 FINALISTS = 8
 
+OUTCLASSED = 3.0
+"""A default whose screening came out more than so many times the best needs no finals to be told that it lost; loading
+it in every process of the finals would take longer than timing it."""
+
 
 def is_baseline(configuration: Configuration, request: StudyRequest) -> bool:
     """Whether a configuration is the model as its user runs it today (on a CPU: at some thread count)."""
@@ -62,13 +66,15 @@ def choose_finalists(
 ) -> list[Trial]:
     """Baselines, every backend's defaults, the best of every backend, the best in full precision, and the best overall.
 
-    The best overall fill up to eight finalists besides the baselines; what must enter may make them more.
+    Of the defaults those that are not outclassed. The best overall fill up to eight finalists besides the baselines;
+    what must enter may make them more.
     """
     ranked = sorted((t for t in complete if t.ranked_by is not None), key=lambda t: (t.ranked_by, t.uid))
     base = _near_fastest([trial for trial in ranked if trial.uid in set(baselines)])
     ranked = [trial for trial in ranked if trial.uid in base or trial.uid not in set(baselines)]
+    in_reach = [trial for trial in ranked if (trial.ranked_by or 0.0) <= OUTCLASSED * (ranked[0].ranked_by or 0.0)]
     default_digests = {configuration.digest for configuration in defaults}
-    must = {t.uid for t in ranked if t.uid in base or t.configuration.digest in default_digests}
+    must = base | {trial.uid for trial in in_reach if trial.configuration.digest in default_digests}
     for precision in (None, "fp32"):
         seen: set[str] = set()
         for trial in ranked:
