@@ -108,7 +108,7 @@ def _timed_again(plan: Plan, artifact: Path, device: Device) -> "FinalsResult":
         with WorkerServer(folder) as server:
             bench = Bench(server, folder, device, TimeSplit())
             _write_model(plan, artifact, bench.model)
-            return time_alone(bench, artifact, int(plan.evidence["seed"]), plan.latency_ms)
+            return time_alone(bench, artifact, int(plan.evidence["seed"]))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

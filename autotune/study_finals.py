@@ -9,7 +9,6 @@ from typing import Any
 from autotune import registry
 from autotune.errors import ArtifactError, WorkError
 from autotune.execute.finals import ALONE, FinalsResult, run_finals, time_alone
-from autotune.execute.meters import round_s
 from autotune.measure.percentiles import summary
 from autotune.measure.statistics import median_interval
 from autotune.measure.verdict import RoundMedians
@@ -67,9 +66,6 @@ class StudyFinals:
             lambda rounds, elapsed_s: self.on.progress.event("finals_round", rounds=rounds, elapsed_s=elapsed_s),
             objective=self.on.request.objective,
             concurrency={uid: self._concurrency(uid) for uid in trials},
-            expected_round_s=sum(
-                round_s(self.on.request.objective, trial.latency_ms or 0.0) for trial in trials.values()
-            ),
         )
         self.on.check_stop()
         for uid, measurement in result.measurements.items():
@@ -82,7 +78,7 @@ class StudyFinals:
             return
         self.on.progress.event("message", text="timing the winner alone, to compare with later (autotune bench)")
         artifact = self.on.store.artifacts.open(plan.artifact)
-        result = time_alone(self.on.bench, artifact, self.on.request.seed, plan.latency_ms)
+        result = time_alone(self.on.bench, artifact, self.on.request.seed)
         self.on.check_stop()
         self.on.store.add_measurement(str(plan.evidence["trial"]), "alone", result.measurements[ALONE])
 

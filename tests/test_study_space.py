@@ -15,20 +15,24 @@ def chosen(trials, baselines=(), defaults=()):
 
 
 def test_the_best_few_come_in_order_and_the_baseline_comes_on_top():
-    trials = [trial(n, 1.0 + n) for n in range(20)]
-    assert chosen(trials, ["t19"]) == [*range(FINALISTS), 19]
+    trials = [trial(n, 1.0 + n / 50) for n in range(20)] + [trial(20, 3.0)]
+    assert chosen(trials, ["t20"]) == [*range(FINALISTS), 20]
+
+
+def test_what_is_out_of_reach_fills_no_place():
+    assert chosen([trial(0, 1.0), trial(1, 1.5), trial(2, 1.51), trial(3, 9.0, "base")], ["t03"]) == [0, 1, 3]
 
 
 def test_every_backends_best_every_default_and_the_best_in_full_precision_are_in():
     fast = [trial(n, 1.0 + n / 100, "a", "fp16") for n in range(20)]
-    slow = [trial(30, 50.0, "b", "fp16"), trial(31, 60.0, "c"), trial(32, 2.9, "a", "fp16"), trial(33, 5.0, "a")]
+    slow = [trial(30, 50.0, "b", "fp16"), trial(31, 60.0, "c"), trial(32, 1.9, "a", "fp16"), trial(33, 5.0, "a")]
     numbers = chosen([*fast, *slow], defaults=[slow[2].configuration])
     assert {0, 30, 31, 32, 33} <= set(numbers)
 
 
 def test_a_default_that_is_outclassed_stays_out():
-    trials = [trial(0, 1.0, "a", "fp16"), trial(1, 2.0), trial(2, 2.9), trial(3, 3.1), trial(4, 9.0, "base")]
-    trials += [trial(n, 1.5 + n / 1000, "a", "fp16") for n in range(5, 15)]
+    trials = [trial(0, 1.0, "a", "fp16"), trial(1, 1.8), trial(2, 2.0), trial(3, 2.1), trial(4, 9.0, "base")]
+    trials += [trial(n, 1.1 + n / 1000, "a", "fp16") for n in range(5, 15)]
     everything = [t.configuration for t in trials[:4]]
     assert {0, 1, 2, 4} <= set(chosen(trials, ["t04"], everything)) and 3 not in chosen(trials, ["t04"], everything)
 

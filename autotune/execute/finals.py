@@ -1,6 +1,7 @@
 """Drive the finals: fresh processes one after the other, each holding all finalists, until there is a verdict."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from autotune.measure.block import Block, protocol_of
 from autotune.measure.finals import Finals
 from autotune.measure.percentiles import tail_statistic
 from autotune.measure.statistics import median
-from autotune.measure.verdict import Statistic, TieKeys, Verdict
+from autotune.measure.verdict import Statistic, TieKeys, Verdict, fewest_rounds
 from autotune.objective import Objective
 from autotune.trial import Measurement
 
@@ -27,8 +28,9 @@ log = logging.getLogger(__name__)
 PROCESSES = {"cuda": 3, "cpu": 5}
 """So many fresh processes lead to the first look; a CPU's times depend more on where its memory happens to lie."""
 LIMIT_S = {"cuda": 50.0, "cpu": 75.0}
-"""Time for all rounds, loading included; longer only where nine rounds of slow finalists do not fit."""
-FEWEST_ROUNDS, LONGEST_S = 9, 900.0
+"""Time for all rounds, loading included; longer only where rounds are so slow that too few for any winner fit."""
+LONGEST_S = 900.0
+"""Time for all rounds, however slow they are."""
 ALONE, ALONE_PROTOCOL = "plan", "alone"
 LOAD_PATIENCE_S = 300.0
 """A process of the finals that is silent for so long hangs."""
@@ -115,7 +117,6 @@ def run_finals(
     *,
     objective: Objective,
     concurrency: Mapping[str, int] | None = None,
-    expected_round_s: float = 0.0,
     protocol: str = "finals",
 ) -> FinalsResult:
     """Measure all finalists interleaved and decide; a finalist that crashes or hangs here is dropped.
@@ -142,9 +143,8 @@ def run_finals(
         footprint_rounds(drive.bench, drive.artifacts, drive.finals, seed, on_rounds)
         drive.process_of_round = list(range(drive.finals.rounds))
         return _result(drive, drive.finals.conclude())
-    limit_s = min(LONGEST_S, max(LIMIT_S[bench.device.kind], FEWEST_ROUNDS * expected_round_s))
     try:
-        verdict = _race(drive, limit_s, on_rounds)
+        verdict = _race(drive, LIMIT_S[bench.device.kind], on_rounds)
         if drive.current is not None and bench.device.kind == "cuda" and protocol == "finals":
             drive.utilisation = _utilisation(drive.current)
     finally:
@@ -170,9 +170,13 @@ def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]
         try:
             for session in (drive.current, *drive.waiting):
                 _await_ready(session)  # no process loads while another one measures
-            longest_load_s = max(longest_load_s, time.monotonic() - load_begin)
-            share_s = max(0.0, deadline - time.monotonic()) / max(1, last + 1 - process)
-            done = _run(drive, drive.current, process, share_s)
+            now = time.monotonic()
+            longest_load_s = max(longest_load_s, now - load_begin)
+            processes = max(1, last + 1 - process)
+            done = _run(
+                drive, drive.current, process, limit_s=max(0.0, deadline - now) / processes,
+                longest_s=max(0.0, begin + LONGEST_S - now) / processes, least=_least(drive.finals, processes),
+            )  # fmt: skip
         except _Died as died:
             crashes += 1
             others = [one for one in (drive.current, *drive.waiting) if one is not died.session]
@@ -226,11 +230,24 @@ def _await_ready(session: Session) -> None:
         session.ready = "ready" in _heard(session, LOAD_PATIENCE_S)
 
 
-def _run(drive: _Drive, session: Session, process: int, limit_s: float) -> int:
+def _least(finals: Finals, processes: int) -> int:
+    """How many rounds each of so many processes runs, however long they take, so that there can be a winner at all."""
+    return max(1, math.ceil((fewest_rounds(len(finals.candidates)) - finals.rounds) / processes))
+
+
+def _run(
+    drive: _Drive, session: Session, process: int, *, limit_s: float, longest_s: float, least: int
+) -> int:
     """Let a process run its rounds and return how many it finished in time; raises _Died."""
-    loaded = drive.finals.freeze()
+    order = {
+        "rounds": drive.finals.next_rounds(),
+        "frozen": sorted(drive.finals.freeze()),
+        "limit_s": limit_s,
+        "longest_s": longest_s,
+        "least": least,
+    }
     try:
-        session.send({"rounds": drive.finals.next_rounds(), "frozen": sorted(loaded), "limit_s": limit_s})
+        session.send(order)
     except ChannelClosed as error:
         raise _Died(session) from error
     while "rounds" not in (message := _heard(session, LOAD_PATIENCE_S + 2 * limit_s)):
@@ -291,7 +308,7 @@ def _result(drive: _Drive, verdict: Verdict) -> FinalsResult:
     )
 
 
-def time_alone(bench: Bench, artifact: Path, seed: int, latency_ms: float) -> FinalsResult:
+def time_alone(bench: Bench, artifact: Path, seed: int) -> FinalsResult:
     """Time one artifact by the rules of the finals without a rival, as it will run when it is deployed.
 
     Beside others, caches and clocks are not its own: what is timed alone compares only with what was timed alone. The
@@ -299,5 +316,5 @@ def time_alone(bench: Bench, artifact: Path, seed: int, latency_ms: float) -> Fi
     """
     return run_finals(
         bench, {ALONE: artifact}, {ALONE}, {ALONE: ()}, seed, lambda rounds, elapsed_s: None,
-        objective=Objective(), expected_round_s=2 * latency_ms / 1e3, protocol=ALONE_PROTOCOL,
+        objective=Objective(), protocol=ALONE_PROTOCOL,
     )  # fmt: skip

@@ -42,17 +42,20 @@ class Scored:
 
 
 class Lanes:
-    """Several loaded copies of each finalist, so that as many requests can be in flight; loaded when asked for."""
+    """Several loaded copies of each finalist, so that as many requests can be in flight."""
 
-    def __init__(self, load: Callable[[str], Finalist], concurrency: Mapping[str, int]) -> None:
-        self._load, self._concurrency = load, concurrency
-        self._more: dict[str, list[Finalist]] = {}
+    def __init__(self, load: Callable[[str], Finalist], device: Device, concurrency: Mapping[str, int]) -> None:
+        self._load, self._device, self._concurrency = load, device, concurrency
+        self._lanes: dict[str, list[Lane]] = {}
 
-    def of(self, name: str, finalist: Finalist, device: Device) -> list[Lane]:
-        """The finalist and its copies, each on a stream of its own on a GPU."""
-        if name not in self._more:
-            self._more[name] = [self._load(name) for _ in range(self._concurrency.get(name, 1) - 1)]
-        return [lane_of(one, device) for one in (finalist, *self._more[name])]
+    def load(self, name: str, finalist: Finalist) -> None:
+        """Load the copies that a finalist needs beside itself, each on a stream of its own on a GPU."""
+        copies = [self._load(name) for _ in range(self._concurrency.get(name, 1) - 1)]
+        self._lanes[name] = [lane_of(one, self._device) for one in (finalist, *copies)]
+
+    def of(self, name: str) -> list[Lane]:
+        """The finalist and its copies, which were loaded before."""
+        return self._lanes[name]
 
 
 def lane_of(candidate: Lane, device: Device) -> Lane:
@@ -78,18 +81,6 @@ def screening_rule_for(objective: Objective, clock: Clock, limit_s: float) -> Ca
             TimeLimit(clock, 2 * limit_s),
         ]
     )
-
-
-def round_s(objective: Objective, latency_ms: float) -> float:
-    """About how long one finalist takes in a round."""
-    if objective.name == "latency_p99":
-        return (samples_a_block(objective) + 1) * latency_ms / 1e3
-    if objective.name == "energy":
-        return ENERGY_FINALS_S + 2 * latency_ms / 1e3
-    if objective.name == "throughput":
-        # A window stretches to three requests where they take longer.
-        return max(THROUGHPUT_WINDOW_S, 3 * latency_ms / 1e3) * THROUGHPUT_WINDOWS + THROUGHPUT_WARM_UP_S
-    return 2 * latency_ms / 1e3
 
 
 def score(
@@ -127,7 +118,7 @@ def meter_for(
     if objective.name == "energy":
         return lambda _, finalist: _energy(finalist, sets, device, clock, ENERGY_FINALS_S).joules_per_call
     if objective.name == "throughput":
-        return lambda name, finalist: _ms_an_item(lanes.of(name, finalist, device), sets, device, clock, batch)
+        return lambda name, _: _ms_an_item(lanes.of(name), sets, device, clock, batch)
     return None
 
 

@@ -157,7 +157,7 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Hold all finalists and run rounds on demand until told to stop; one of several fresh processes.
 
-    After loading it sends ``ready``; each ``{"rounds": n, "frozen": [...]}`` is answered with that many rounds, and
+    After loading it sends ``ready``; each order of ``rounds`` is answered with as many as fit its limits, and
     ``{"utilisation": True}`` with what each finalist makes of the device. A process that has traced times nothing more.
     """
     from autotune.execute.meters import Lanes, meter_for, samples_a_block
@@ -171,15 +171,17 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     device, objective = Device.from_dict(request["device"]), Objective.from_dict(request["objective"])
     model = CapturedModel(Path(request["folder"]))
     _enter(channel, "load")
-    finalists = {}
-    for name, folder in request["artifacts"].items():
+    finalists: dict[str, _Candidate] = {}
+    folders = {name: Path(folder) for name, folder in request["artifacts"].items()}
+    lanes = Lanes(lambda name: _Candidate(folders[name], device), device, request["concurrency"])
+    for name, folder in folders.items():
         channel.send({"turn": name})
-        with device_lock(device.uuid, exclusive=_times_kernels_at_load(Path(folder))):
-            finalists[name] = _Candidate(Path(folder), device)
+        with device_lock(device.uuid, exclusive=_times_kernels_at_load(folder)):
+            finalists[name] = _Candidate(folder, device)
+            lanes.load(name, finalists[name])
     sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
     rng, clock = random.Random(request["seed"]), SystemClock()
     timer, observers = _timer(device, clock), observers_for(device, clock, canary=request["canary"])
-    lanes = Lanes(lambda name: _Candidate(Path(request["artifacts"][name]), device), request["concurrency"])
     meter = meter_for(objective, device, sets, clock, lanes, model.workload.batch)
     channel.send({"ready": True})
     while (order := channel.receive()) is not None and "close" not in order:
@@ -191,8 +193,9 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
                 continue
             rounds = run_rounds(
                 finalists, sets, timer, rng, order["rounds"], clock=clock, frozen=order["frozen"],
-                limit_s=order["limit_s"], announce=lambda name: channel.send({"turn": name}), observers=observers,
-                meter=meter, samples=samples_a_block(objective),
+                limit_s=order["limit_s"], longest_s=order["longest_s"], least=order["least"],
+                announce=lambda name: channel.send({"turn": name}), observers=observers, meter=meter,
+                samples=samples_a_block(objective),
             )  # fmt: skip
             _enter(channel, "load")
         channel.send({"rounds": [{name: block.as_dict() for name, block in one.items()} for one in rounds]})

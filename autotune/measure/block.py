@@ -1,5 +1,6 @@
 """Consecutive samples of one callable with what was true around each: Block."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,8 +13,7 @@ from autotune.measure.timer import L2, Function, Sample, Timer
 InputSets = Sequence[Sequence[Any]]
 
 ON_DEVICE_EVERY = 4
-"""The device's own clock times a call of its own beside the first of so many samples, or beside each on a cold cache,
-where its time is the one that counts."""
+"""The device's own clock times one more call for so many samples; for each on a cold cache, where its time counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,10 +84,8 @@ class BlockRecorder:
         grouped: int = 1,
         *,
         first: int = 0,
-        on_device: bool = True,
-        like: DeviceTime | None = None,
     ) -> None:
-        """Begin with input set ``first``; ``like`` is what the device's clock told of the same callable before."""
+        """Begin with input set ``first``."""
         if not input_sets:
             raise ValueError("at least one set of inputs is needed, found none")
         self._timer = timer
@@ -95,9 +93,6 @@ class BlockRecorder:
         self._input_sets = input_sets
         self._grouped = grouped
         self._next = first
-        self._every = 1 if timer.l2 == "cold" else ON_DEVICE_EVERY
-        self._on_device = on_device
-        self.device_time = like
         self._device_times: list[DeviceTime] = []
         self._samples: list[Sample] = []
         self._cpu_ms: list[float] = []
@@ -115,12 +110,23 @@ class BlockRecorder:
         self._samples.append(sample)
         self._used.append(chosen)
         self._next += 1
-        if self._on_device and (len(self._samples) - 1) % self._every == 0:
-            told = self._timer.time_on_device(function, self._input_sets[chosen], sample, self.device_time)
-            if told is not None:
-                self.device_time = told
-                self._device_times.append(told)
         return sample
+
+    def take_on_device(self, function: Function, like: DeviceTime | None = None) -> DeviceTime | None:
+        """Let the device's own clock time some further calls, once all samples are taken; gives the last time.
+
+        Never between samples: what the device did for the last one would be part of the next one's time. ``like`` is
+        what it told of the same callable before.
+        """
+        every = 1 if self._timer.l2 == "cold" else ON_DEVICE_EVERY
+        for _ in range(math.ceil(len(self._samples) / every)):
+            inputs = self._input_sets[self._next % len(self._input_sets)]
+            like = self._timer.time_on_device(function, inputs, self._samples[-1], like)
+            if like is None:
+                break
+            self._device_times.append(like)
+            self._next += 1
+        return like
 
     def block(self, *, position: int = 0) -> Block:
         """Return what was taken so far; ``ValueError`` if nothing was."""

@@ -40,14 +40,12 @@ _MOST_CALLS = 1_000
 class DeviceTime:
     """Milliseconds of one call on the device's clock, the mean of ``unrolled`` calls that ran back to back.
 
-    Unrolled calls leave the L2 cache hot. ``queued`` says that the host's launching is not in it, for which the device
-    spun for ``lead_ms`` beforehand.
+    Unrolled calls leave the L2 cache hot. ``queued`` says that the host's launching is not in it.
     """
 
     ms: float
     unrolled: int = 1
     queued: bool = True
-    lead_ms: float = 0.0
 
     def __post_init__(self) -> None:
         checked((self.ms,))
@@ -92,12 +90,13 @@ class DeviceClock:
                     function(*inputs)
 
             told = self._timed(calls, unrolled, lead_ms, flush)
-            while not told.queued and 0 < told.lead_ms < LONGEST_LEAD_MS:
-                told = self._timed(calls, unrolled, min(LONGEST_LEAD_MS, _LONGER * told.lead_ms), flush)
+            while not told.queued and 0 < lead_ms < LONGEST_LEAD_MS:
+                lead_ms = min(LONGEST_LEAD_MS, _LONGER * lead_ms)
+                told = self._timed(calls, unrolled, lead_ms, flush)
             return told
 
         if like is not None:
-            return several(like.unrolled, like.lead_ms if like.queued else 0.0)
+            return several(like.unrolled, self._lead_ms(queue_ms, like.unrolled) if like.queued else 0.0)
         alone = several(1, self._lead_ms(queue_ms, 1))
         unrolled = self._unrolled(alone.ms, queue_ms)
         if flush is not None or alone.ms >= SHORTEST_MS or unrolled == 1:
@@ -128,7 +127,7 @@ class DeviceClock:
         self._cuda.synchronize(self._device)
         elapsed_ms = float(self._first.elapsed_time(self._last))
         ms = max(elapsed_ms - self.event_pair_ms, _RESOLUTION_MS) / count
-        return DeviceTime(ms=ms, unrolled=count, queued=queued, lead_ms=lead_ms)
+        return DeviceTime(ms=ms, unrolled=count, queued=queued)
 
     def _idle_kernels(self, count: int) -> None:
         for _ in range(count):

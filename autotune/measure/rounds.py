@@ -54,7 +54,9 @@ def run_rounds(
     *,
     clock: Clock,
     frozen: Collection[str] = frozenset(),
-    limit_s: float | None = None,
+    limit_s: float = math.inf,
+    longest_s: float = math.inf,
+    least: int = 1,
     announce: Callable[[str], None] | None = None,
     sleep: Callable[[float], None] = time.sleep,
     observers: Observers | None = None,
@@ -64,9 +66,10 @@ def run_rounds(
     """Run whole rounds and return one block a finalist for each; frozen ones are left out.
 
     A block is ``prepare()``, one call that is not kept (three in the first block of a quick finalist), and then enough
-    samples for 5 ms, from 3 to 30; one alone where a call takes 20 ms. With ``limit_s`` no round is begun that,
-    going by the longest so far, would end too late; the first always runs. ``announce`` hears each name before its
-    turn, so that a crash or hang has a name. Whatever a finalist raises passes through.
+    samples for 5 ms, from 3 to 30; one alone where a call takes 20 ms. Once ``least`` rounds are done, no round is
+    begun that, going by the longest so far, would end after ``limit_s``; none but the first that would end after
+    ``longest_s``. ``announce`` hears each name before its turn, so that a crash or hang has a name. Whatever a finalist
+    raises passes through.
 
     ``observers`` look around each round; one that they find invalid (a foreign process, a canary that drifts) is taken
     again, up to :data:`RETAKES` times in all, and then kept with its flags: pairs stay pairs. ``meter`` takes the
@@ -84,7 +87,8 @@ def run_rounds(
     longest_ns, retakes = 0, RETAKES
     for number in range(rounds):
         begun_ns = clock.now_ns()
-        if done and limit_s is not None and begun_ns - started_ns + longest_ns > limit_s * 1e9:
+        ends_s = (begun_ns - started_ns + longest_ns) / 1e9
+        if (number >= least and ends_s > limit_s) or (done and ends_s > longest_s):
             break
         rng.shuffle(names)
         take = partial(_one_round, names, turns, announce, number)
@@ -151,12 +155,10 @@ class _Turn:
         self._finalist.prepare()
         fastest_ms = self._warm_up(first)
         grouped = self._timer.grouping(fastest_ms)
-        recorder = BlockRecorder(
-            self._timer, self._clock, self._input_sets, grouped, first=first + 1, like=self._device_time
-        )
+        recorder = BlockRecorder(self._timer, self._clock, self._input_sets, grouped, first=first + 1)
         for _ in range(self._samples or _samples_for(fastest_ms, grouped)):
             recorder.take(self._finalist)
-        self._device_time = recorder.device_time
+        self._device_time = recorder.take_on_device(self._finalist, self._device_time)
         block = recorder.block(position=position)
         if self._meter is None:
             return block
@@ -164,7 +166,7 @@ class _Turn:
 
     def _warm_up(self, first: int) -> float:
         """Make one call, two more in the first block of a quick finalist, and return the fastest of all so far."""
-        recorder = BlockRecorder(self._timer, self._clock, self._input_sets, first=first, on_device=False)
+        recorder = BlockRecorder(self._timer, self._clock, self._input_sets, first=first)
         calls_ms = [recorder.take(self._finalist).wall_ms]
         if self._fastest_ms is None and calls_ms[0] < BLOCK_MS:
             calls_ms += [recorder.take(self._finalist).wall_ms for _ in range(2)]

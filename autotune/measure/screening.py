@@ -59,7 +59,7 @@ def warm_up(
     So must the device's clock at the end of each of these windows, where ``sm_clock_mhz`` can tell it. At least three
     calls and ``min_ms`` of work; a single call where it alone takes longer than the limit.
     """
-    recorder = BlockRecorder(timer, clock, input_sets, on_device=False)
+    recorder = BlockRecorder(timer, clock, input_sets)
     started_ns = clock.now_ns()
     medians: list[float] = []
     clocks: list[float | None] = []
@@ -197,6 +197,7 @@ def _sample(
                 reason, pruned = given_up, True
         if observers is not None:
             observers.during()
+    recorder.take_on_device(function)
     block = recorder.block()
     if observers is None:
         return _Taken(block=block, reason=reason, pruned=pruned, valid=True)

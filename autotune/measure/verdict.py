@@ -31,8 +31,9 @@ ALPHA = 0.0158
 MIN_EFFECT = math.log(1.005)
 """No smaller log-ratio than half a percent makes a winner."""
 
-PROCESS_ERRORS = 4.3
-"""A winner leads by so many standard errors of its processes' medians: Student's 95% bound for three processes.
+PROCESS_ERRORS = {2: 12.7, 3: 4.3}
+"""A winner leads by so many standard errors of its processes' medians: Student's 95% bound for two and three processes.
+More than three keep the bound of three, for five looks find more than one.
 
 In simulated finals of two equals whose processes differ by 1%, and rounds by as much, the five looks told them apart in
 52% of repeats by the rounds alone, in 16% by the detectable effect, and in 5% with this bound (1.5% where five
@@ -129,10 +130,12 @@ class _Comparison:
     p_value: float
     detectable: float
     process_error: float
+    processes: int
 
     @property
     def margin(self) -> float:
-        return max(MIN_EFFECT, self.detectable, PROCESS_ERRORS * self.process_error)
+        errors = PROCESS_ERRORS[min(max(2, self.processes), max(PROCESS_ERRORS))]
+        return max(MIN_EFFECT, self.detectable, errors * self.process_error)
 
     def differs(self, sign: int) -> bool:
         """Whether the finalist is certainly slower (``sign=1``) or faster (``sign=-1``) than the reference."""
@@ -207,6 +210,7 @@ class RoundMedians:
                 p_value=paired_test(ratios),
                 detectable=detectable_effect(ratios, processes),
                 process_error=math.sqrt(process_variance(ratios, processes)),
+                processes=len(set(processes)),
             )
         found = self._pairs[first, second]
         return found if name == first else replace(found, log_ratio=-found.log_ratio)

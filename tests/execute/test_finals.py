@@ -94,6 +94,13 @@ def test_no_process_begins_to_load_that_would_be_ready_when_the_time_is_up(stage
     assert loaded == {"cuda": 4, "cpu": 6}[stage.bench.device.kind]
 
 
+def test_processes_are_asked_for_rounds_enough_for_a_winner_whatever_the_time(stage):
+    stage.race(0.5 * LOAD_S)
+    orders = [process.asked[0] for process in stage.processes]
+    assert [order["least"] for order in orders] == [3, 1, 1]  # seven for one candidate; the played ones run all asked
+    assert all(0 < order["longest_s"] <= module.LONGEST_S for order in orders) and orders[-1]["limit_s"] == 0.0
+
+
 def test_the_processes_to_the_first_look_run_however_short_the_time(stage):
     drive, _ = stage.race(0.5 * LOAD_S)
     assert drive.process_of_round == [0] * 7 + [1] * 7 + [2] * 6 and len(stage.processes) == 3

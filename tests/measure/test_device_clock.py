@@ -73,14 +73,11 @@ def test_short_calls_are_unrolled_until_the_events_weigh_little(cuda, call_ms):
     assert again.unrolled == told.unrolled
 
 
-def test_a_spin_that_was_too_short_becomes_longer_and_stays_so(cuda):
-    clock = DeviceClock("cuda:0", cuda)
-    told = clock.time(lambda: cuda.queue(0.3, host_ms=0.12), (), queue_ms=0.03)
-    assert told.queued and told.lead_ms == pytest.approx(4 * (1.5 * 0.03 + 0.05))
-    assert told.ms == pytest.approx(0.3, abs=1e-6)
+def test_a_spin_that_was_too_short_becomes_longer(cuda):
     calls = []
-    again = clock.time(lambda: calls.append(cuda.queue(0.3, host_ms=0.12)), (), queue_ms=0.03, like=told)
-    assert again == told and len(calls) == 1
+    clock = DeviceClock("cuda:0", cuda)
+    told = clock.time(lambda: calls.append(cuda.queue(0.3, host_ms=0.12)), (), queue_ms=0.03)
+    assert told.queued and told.ms == pytest.approx(0.3, abs=1e-6) and len(calls) == 2
 
 
 def test_a_call_without_work_takes_next_to_nothing(cuda):

@@ -67,6 +67,15 @@ def test_no_round_is_begun_that_would_end_too_late():
     assert len(race({"a": [5000.0]}, 50, limit_s=1.0)[0]) == 1
 
 
+def test_the_least_rounds_run_however_late_but_not_beyond_the_longest_time():
+    slow = {"a": [100.0], "b": [150.0]}
+    assert len(race(slow, 50, limit_s=0.1, least=4)[0]) == 4
+    assert len(race(slow, 50, limit_s=3.5, least=4)[0]) == 7
+    assert len(race(slow, 3, limit_s=0.1, least=9)[0]) == 3
+    assert len(race(slow, 50, limit_s=0.1, least=9, longest_s=2.5)[0]) == 5
+    assert len(race(slow, 50, longest_s=0.1)[0]) == 1
+
+
 def test_a_failing_finalist_was_announced():
     turns = []
 

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autotune.measure.statistics import detectable_effect, holm, median, median_interval, paired_test
-from autotune.measure.verdict import ALPHA, fewest_rounds, verdict_from_samples
+from autotune.measure.verdict import ALPHA, RoundMedians, fewest_rounds, verdict_from_samples
 
 
 def simulate(rng, latencies_ms, rounds, noise=0.01, drift=0.0):
@@ -228,6 +228,21 @@ def test_processes_of_other_rounds_are_refused(processes):
     samples, _ = led_by(0.1, 0.1, 0.1)
     with pytest.raises(ValueError, match="process"):
         verdict_from_samples(samples, baselines=["eager"], processes=processes)
+
+
+def test_two_processes_tell_less_than_three():
+    lead, spread = 0.02, 0.004
+    by_process = {2: (lead - spread, lead + spread), 3: (lead - spread, lead, lead + spread)}
+    told = {}
+    for count, leads in by_process.items():
+        samples = {"a": [], "b": []}
+        for own in leads:
+            for step in range(12 // count):
+                samples["a"].append([1.0])
+                samples["b"].append([math.exp(own + 1e-4 * step)])
+        medians = RoundMedians(samples, processes=[p for p in range(count) for _ in range(12 // count)])
+        told[count] = medians.told_apart("a", "b")
+    assert told == {2: False, 3: True}
 
 
 def test_the_baseline_is_the_fastest_of_several():

@@ -42,7 +42,7 @@ def _host_time(bench: Bench) -> Outcome:
     """
     function: Function = _nothing if bench.kind == "cpu" else bench.spin_for(0.05)
     wait = _waiting(bench)
-    recorder = BlockRecorder(bench.timer, bench.clock, [()], on_device=False)
+    recorder = BlockRecorder(bench.timer, bench.clock, [()])
     now_ns = bench.clock.now_ns
     bare, recorded = [], []
     for _ in range(bench.pick(5_000, 500)):

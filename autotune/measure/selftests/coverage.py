@@ -76,7 +76,7 @@ def _consecutive(samples: Sequence[float], truth: float, size: int) -> float:
 
 def _recording(bench: Bench) -> list[float]:
     product, input_sets = bench.product()
-    recorder = BlockRecorder(bench.timer, bench.clock, input_sets, on_device=False)
+    recorder = BlockRecorder(bench.timer, bench.clock, input_sets)
     for _ in range(bench.pick(5_000, 800)):
         recorder.take(product)
     return list(recorder.block().samples_ms)
