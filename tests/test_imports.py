@@ -39,6 +39,7 @@ ABOVE = {
     **{name: [*BASE, *MIDDLE, "execute", *STUDY] for name in STUDY},
     "deploy": [*BASE, *MIDDLE, "execute", *STUDY, "deploy"],
     "report": [*BASE, *MIDDLE, "execute", *STUDY, "report"],
+    "reliability": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "testing", "reliability"],
     "cli": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "cli"],
     "backends": [*BASE, "model", "runtime", "backends", "search_spaces"],
     "search_spaces": [*BASE, "model", "runtime", "search_spaces"],

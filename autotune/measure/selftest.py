@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autotune.errors import DeviceError
 from autotune.measure.selftests import comparisons, costs, coverage, faults, known_duration, ranking, summaries
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SCHEMA_VERSION = 1
-_FILE_WIDTH = 120
+Subject = TypeVar("Subject")
+FILE_WIDTH = 120
 
 CHECKS: Mapping[str, Callable[[Bench], list[Outcome]]] = {
     "known": known_duration.check,
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = shlex.join([*shlex.split(COMMAND), *given])
     document = examine(device, options.only, quick=options.quick, seed=options.seed, command=command, progress=progress)
     console = Console()
-    _show(console if console.is_terminal else Console(width=_FILE_WIDTH), document)
+    show(console if console.is_terminal else Console(width=FILE_WIDTH), document)
     if options.json is not None:
         options.json.write_text(as_json(document))
     return 0 if document["passed"] else 1
@@ -108,7 +109,7 @@ def examine(
     }
 
 
-def run_check(name: str, check: Callable[[Bench], list[Outcome]], bench: Bench) -> list[dict[str, Any]]:
+def run_check(name: str, check: Callable[[Subject], list[Outcome]], bench: Subject) -> list[dict[str, Any]]:
     """Run one check and return its rows; the seconds of the whole check stand in the first of them."""
     started = time.monotonic()
     try:
@@ -192,7 +193,8 @@ def as_json(document: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join([*lines, f'  "checks": [\n    {checks}\n  ]']) + "\n}\n"
 
 
-def _show(console: "Console", document: Mapping[str, Any]) -> None:
+def show(console: "Console", document: Mapping[str, Any]) -> None:
+    """Print a document of :func:`examine` as a table."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

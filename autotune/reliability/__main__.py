@@ -1,0 +1,82 @@
+"""What autotune promises about faults, kills and damage, kept or not: ``python -m autotune.reliability``.
+
+Prints each promise with its figure, its limit and its verdict; ``--json`` writes them to a file with the environment,
+the raw figures and the exact command. Exit code 0 if all hold, 1 if one does not, 2 if the request was wrong.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from autotune.measure.selftest import FILE_WIDTH, as_json, environment, run_check, show
+from autotune.reliability.campaign import Campaign, Outcome
+
+COMMAND = "python -m autotune.reliability"
+
+PROMISES: Mapping[str, Callable[[Campaign], list[Outcome]]] = {}
+"""By the name that ``--only`` takes, in the order in which they run."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    progress = Console(stderr=True)
+    started = time.monotonic()
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="autotune-reliability-") as folder:
+        databases = {"sqlite": f"sqlite:///{folder}/autotune.db"}
+        if options.postgresql:
+            databases["postgresql"] = options.postgresql
+        campaign = Campaign(folder=Path(folder), databases=databases, quick=options.quick, seed=options.seed)
+        around = environment("cpu")
+        for name in options.only:
+            progress.print(f"{name} ...", markup=False)
+            rows += run_check(name, PROMISES[name], campaign)
+    document = {
+        "schema_version": 1,
+        "command": shlex.join([*shlex.split(COMMAND), *given]),
+        "quick": options.quick,
+        "seed": options.seed,
+        "databases": sorted(databases),
+        "environment": around,
+        "seconds": round(time.monotonic() - started, 2),
+        "passed": all(row["passed"] for row in rows),
+        "checks": rows,
+    }
+    console = Console()
+    show(console if console.is_terminal else Console(width=FILE_WIDTH), document)
+    if options.json is not None:
+        options.json.write_text(as_json(document))
+    return 0 if document["passed"] else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=COMMAND, description="Faults, kills and damage: is anything lost?")
+    parser.add_argument("--postgresql", metavar="URL", help="an empty PostgreSQL database to run on as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the environment, the raw figures and all else")
+    parser.add_argument("--quick", action="store_true", help="a short form that shows that everything runs")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
+    parser.add_argument(
+        "--only", type=_names, default=tuple(PROMISES), metavar="NAME,...", help=f"some of {', '.join(PROMISES)}"
+    )
+    return parser
+
+
+def _names(text: str) -> tuple[str, ...]:
+    asked = {name.strip() for name in text.split(",")}
+    unknown = sorted(asked - set(PROMISES))
+    if unknown:
+        raise argparse.ArgumentTypeError(f"there is no promise {', '.join(unknown)}; there are {', '.join(PROMISES)}")
+    return tuple(name for name in PROMISES if name in asked)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
