@@ -45,8 +45,10 @@ def _device_table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"| --- |{' ---: |' * (len(heads) - 1)}",
     ]
     for row in rows:
-        best = {each["backend"]: _cell(each, row["plan"]) for each in _candidates(row)}
         plan = row["plan"]
+        best = {each["backend"]: _cell(each, plan) for each in _candidates(row)}
+        if plan["configuration"] != row["baseline"]["configuration"]:
+            best[plan["backend"]] = _cell(plan, plan)  # of several that are level the plan need not be the fastest
         cells = [
             f"{row['name']}, {row['batch']}",
             _cell(row["baseline"], plan),

@@ -153,6 +153,14 @@ def test_no_results_without_samples():
         results_document(bare, "x")
 
 
+def test_a_plan_that_is_level_with_a_faster_one_of_its_backend_is_the_one_shown(tmp_path):
+    document = json.loads(json.dumps(results_document(outcome(), "x")))
+    slower = next(entry for entry in document["finals"] if entry["configuration"] == EXACT.as_dict())
+    document["plan"] |= {key: slower[key] for key in ("configuration", "latency_ms")}
+    row = markdown([document]).splitlines()[4]
+    assert f"**{words.milliseconds(slower['latency_ms'])}**" in row and "fp16" not in row
+
+
 def test_the_markdown_table(tmp_path):
     found = outcome()
     write_results(found, tmp_path / "resnet50" / "results", command="x")
