@@ -1,7 +1,7 @@
 # Two commands: `make demo` tunes ResNet-50 on this machine, `make test` runs the tests. Both set everything up first.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= cpu,openvino,test
+EXTRAS ?= cpu,openvino,postgres,test
 # torch goes in first and by itself, so that a build of your choice (with or without CUDA) is kept by what follows.
 TORCH ?= torch==2.13.0
 DEMO_STUDY ?= studies/resnet50/study.yaml

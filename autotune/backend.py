@@ -86,5 +86,8 @@ class Backend(Protocol):
         ...
 
     def load(self, folder: Path, device: Device) -> Runner:
-        """Turn an artifact into a runner; needs no compiler, no model code and no third-party pytree."""
+        """Turn an artifact into a runner; needs no compiler, no model code and no third-party pytree.
+
+        Reads all of it: the folder, which holds what was verified for this load, is deleted afterwards.
+        """
         ...

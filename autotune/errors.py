@@ -9,12 +9,14 @@
     │   ├── DeviceError        the device asked for is not there
     │   ├── SpaceError         a search space leaves no candidate
     │   ├── DatabaseError      the tuning database cannot be opened or written
+    │   ├── StudyHeldError     another process coordinates the study
     │   └── PlanNotFoundError  no stored plan answers the request
     └── WorkError              work had begun and failed; the command line exits with 1
         ├── ReferenceRefusedError   the reference cannot judge any candidate
         ├── ArtifactError      an artifact is missing, damaged or does not load
         ├── WorkerError        a worker process could not be started or broke its protocol
-        └── StudyInterruptedError   a study was stopped from outside and can go on
+        ├── StudyInterruptedError   a study was stopped from outside and can go on
+        └── StudyTakenOverError     another process coordinates the study now
 
 What a trial is expected to run into is not an exception but data: :class:`autotune.trial.Failure`.
 """
@@ -63,6 +65,10 @@ class DatabaseError(RequestError):
     """The tuning database cannot be opened, read or written."""
 
 
+class StudyHeldError(RequestError):
+    """Another process coordinates the study that was asked for."""
+
+
 class PlanNotFoundError(RequestError):
     """No stored plan answers the request."""
 
@@ -85,3 +91,7 @@ class WorkerError(WorkError):
 
 class StudyInterruptedError(WorkError):
     """A study was stopped from outside; the same command goes on where it was."""
+
+
+class StudyTakenOverError(WorkError):
+    """A coordinator lost its study to another one, and may write nothing to it any more."""

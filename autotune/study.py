@@ -10,8 +10,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from autotune import registry
 from autotune.database.rows import StudyRow
@@ -25,6 +26,7 @@ from autotune.runtime import toolchain as versions
 from autotune.space import SearchSpace
 from autotune.study_context import StudyContext
 from autotune.study_finals import StudyFinals
+from autotune.study_lease import coordinating
 from autotune.study_memory import (
     artifact_fits,
     asks_more,
@@ -44,7 +46,8 @@ log = logging.getLogger(__name__)
 def run_study(request: StudyRequest, store: Store, progress: Progress | None = None) -> StudyOutcome:
     """Search, or go on searching, for the fastest plan; a finished study answers with its plan and measures nothing.
 
-    Raises StudyInterruptedError on SIGINT or SIGTERM; what was finished is kept and the same call goes on.
+    Raises StudyInterruptedError on SIGINT or SIGTERM; what was finished is kept and the same call goes on. Raises
+    StudyHeldError where another process coordinates the study, StudyTakenOverError once another one does.
     """
     progress = progress or Silent()
     known = known_outcome(request, store)
@@ -55,7 +58,7 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="autotune-"))
     try:
-        with WorkerServer(folder) as server, _stoppable(server) as stop:
+        with WorkerServer(folder) as server, stoppable(server) as stop:
             found = Study(request, store, progress, server, folder, stop).run(begin)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -64,7 +67,9 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
 
 
 class Study:
-    """One run of a study, from capture to plan."""
+    """One run of a study, from capture to plan; a program that plays its finals has ``finals`` of its own."""
+
+    finals: ClassVar[type[StudyFinals]] = StudyFinals
 
     def __init__(
         self,
@@ -86,7 +91,16 @@ class Study:
         """The whole road; ``begin`` is when the caller began to wait."""
         workload, sources = self._capture()
         spaces = search_spaces(self.request, workload)
-        row = self._begin(workload, spaces, sources)
+        row, settings = self._begin(workload, spaces, sources)
+        with coordinating(self.store, row.uid, lost=self._lost, tell=self._tell, pause=self.stop.wait) as store:
+            self._check_stop()
+            self.store = store
+            store.describe_study(row.uid, settings)
+            return self._coordinate(store.study(row.uid), workload, spaces, begin)
+
+    def _coordinate(
+        self, row: StudyRow, workload: Workload, spaces: Sequence[SearchSpace], begin: float
+    ) -> StudyOutcome:
         if plan := self._finished_plan(row, workload):
             asked = {"trials": self.request.trials, "budget_s": self.request.budget_s}
             self.store.finish_study(row.uid, {**row.timings, "asked": {**row.timings.get("asked", {}), **asked}})
@@ -97,12 +111,20 @@ class Study:
             toolchain=self.toolchain, row=row, workload=workload, spaces=spaces,
         )  # fmt: skip
         search = StudySearch(context).run()
-        plan = StudyFinals(context).run()
+        plan = self.finals(context).run()
         end = time.monotonic()
         split = self.split.seconds(begin, end)
         settings = {"trials": self.request.trials, "budget_s": self.request.budget_s, "exhausted": search.exhausted}
         self.store.finish_study(row.uid, {"split": split, "seconds": end - begin, "asked": settings})
         return outcome(plan, self.store.trials(row.uid), cached=False, seconds=end - begin, split=split)
+
+    def _lost(self) -> None:
+        """Stop at once: another process coordinates the study now."""
+        self.stop.set()
+        self.server.stop()
+
+    def _tell(self, text: str) -> None:
+        self.progress.event("message", text=text)
 
     # Capture
 
@@ -121,13 +143,23 @@ class Study:
         self.progress.event("captured", workload=workload)
         return workload, sources
 
-    def _begin(self, workload: Workload, spaces: Sequence[SearchSpace], sources: Mapping[str, Any]) -> StudyRow:
-        settings = {"request": request_digest(self.request), "sources": sources, "seed": self.request.seed}
-        digest = hashlib.sha256(json.dumps([space.digest for space in spaces]).encode()).hexdigest()
+    def _begin(
+        self, workload: Workload, spaces: Sequence[SearchSpace], sources: Mapping[str, Any]
+    ) -> tuple[StudyRow, dict[str, Any]]:
+        """The row of the study, and the settings that it will have once this process coordinates it."""
         request = self.request
-        return self.store.begin_study(
+        settings = {
+            "request": request_digest(request),
+            "sources": sources,
+            "seed": request.seed,
+            "factory": request.factory,
+            "inputs": [asdict(spec) for spec in request.inputs],
+        }
+        digest = hashlib.sha256(json.dumps([space.digest for space in spaces]).encode()).hexdigest()
+        row = self.store.begin_study(
             request.name, workload, self.device, request.objective, request.serve_as, digest, request.seed, settings
         )
+        return row, settings
 
     def _finished_plan(self, row: StudyRow, workload: Workload) -> Plan | None:
         """The plan of a study that is finished, or that was finished for other weights of the same structure."""
@@ -175,7 +207,7 @@ class Study:
 
 
 @contextlib.contextmanager
-def _stoppable(server: WorkerServer) -> Iterator[threading.Event]:
+def stoppable(server: WorkerServer) -> Iterator[threading.Event]:
     """Turn SIGINT and SIGTERM into an orderly stop: steps are killed, nothing of them is recorded."""
     stop = threading.Event()
 

@@ -57,20 +57,23 @@ class StudyFinals:
         chosen = [trial for trial in chosen if self._with_artifact(trial, trial.uid in baselines)]
         trials = {trial.uid: self.on.store.trial(trial.uid) for trial in chosen}
         self.on.progress.event("finals_started", count=len(trials))
-        result = run_finals(
+        result = self._measured(trials, baselines & set(trials))
+        self.on.check_stop()
+        for uid, measurement in result.measurements.items():
+            self.on.store.add_measurement(uid, "finals", measurement)
+        return result, trials
+
+    def _measured(self, trials: Mapping[str, Trial], baselines: set[str]) -> FinalsResult:
+        return run_finals(
             self.on.bench,
             {uid: self.on.store.artifacts.open(trial.artifact) for uid, trial in trials.items() if trial.artifact},
-            baselines & set(trials),
+            baselines,
             {uid: self._tie_key(trial) for uid, trial in trials.items()},
             self.on.request.seed,
             lambda rounds, elapsed_s: self.on.progress.event("finals_round", rounds=rounds, elapsed_s=elapsed_s),
             objective=self.on.request.objective,
             concurrency={uid: self._concurrency(uid) for uid in trials},
         )
-        self.on.check_stop()
-        for uid, measurement in result.measurements.items():
-            self.on.store.add_measurement(uid, "finals", measurement)
-        return result, trials
 
     def _time_alone(self, plan: Plan) -> None:
         """Time the winner once more without its rivals, so that it can later be seen whether that still holds."""

@@ -15,6 +15,7 @@ from autotune.measure.statistics import median
 from autotune.search.search import Search
 from autotune.study_context import StudyContext
 from autotune.study_memory import as_outcome
+from autotune.study_space import is_baseline
 from autotune.trial import Measurement, Trial, TrialState
 
 log = logging.getLogger(__name__)
@@ -94,12 +95,14 @@ class StudySearch:
     ) -> list[Configuration]:
         """What to build together: one on a CPU; on a GPU all defaults, later as many as its host's cores carry.
 
-        What is expected to build longer than the budget that is left is not begun.
+        What was cut off is built alone, so that no other is blamed for a candidate that takes its host down. What is
+        expected to build longer than the budget that is left is not begun.
         """
         batch: list[Configuration] = []
         skipped: list[Configuration] = []
         while len(batch) < trials and len(skipped) < MOST_SKIPPED:
-            known = interrupted.pop(0) if interrupted else search.propose([*batch, *skipped])
+            cut_off = bool(interrupted)
+            known = interrupted.pop(0) if cut_off else search.propose([*batch, *skipped])
             if known is None:
                 break
             first = known.digest in self._defaults
@@ -109,7 +112,7 @@ class StudySearch:
                 break  # the rest of the search learns from the defaults
             expected_s = self._build_s.get(known.backend, 0.0) * self._spaces[known.backend].build_cost(known)
             (batch if expected_s <= budget_s else skipped).append(known)
-            if self.parallel == 1 and batch:
+            if batch and (cut_off or self.parallel == 1):
                 break
         return batch
 
@@ -123,11 +126,15 @@ class StudySearch:
         finished: list[Trial] = []
         claimed: list[Trial] = []
         for configuration in batch:
-            trial = self._earlier(configuration)
+            trial = self._earlier(configuration) or self._quarantined(configuration)
             if trial is not None:
                 finished.append(trial)
                 continue
             trial = self.on.store.claim_trial(self.on.row.uid, configuration, self.on.digest(configuration.backend))
+            if trial.state != "running":  # it was cut off too often
+                finished.append(trial)
+                self.on.progress.event("trial_finished", trial=trial, best_ms=self._best_ms)
+                continue
             self.on.progress.event("trial_started", number=trial.number, configuration=configuration)
             claimed.append(trial)
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
@@ -148,6 +155,9 @@ class StudySearch:
                 self._build_s.get(done.configuration.backend, 0.0), done.build_s or 0.0
             )
             self.on.progress.event("trial_finished", trial=done, best_ms=self._best_ms)
+        if self.on.stop.is_set():
+            ended = {trial.uid for trial in finished}
+            self.on.store.hand_back([trial for trial in claimed if trial.uid not in ended])
         return finished
 
     def _stored(self, configuration: Configuration, built: StepResult, target: Path) -> "dict[Path, _Stored]":
@@ -194,7 +204,7 @@ class StudySearch:
         error = value.get("signal_error")
         common: dict[str, Any] = {"build_s": build_s, "signal_error": error, "artifact": digest}
         if measured.failure is not None:
-            self.on.store.artifacts.remove(digest)
+            self.on.store.drop_unnamed(digest)
             common["artifact"] = None
             return dataclasses.replace(trial, state="failed", failure=measured.failure, **common), None
         measurement = Measurement.from_dict(value["measurement"])
@@ -224,11 +234,37 @@ class StudySearch:
             return None  # another study may have had another gate
         if found.signal_error is not None and found.signal_error > self.on.request.objective.signal_error:
             return None
-        mine = self.on.store.claim_trial(self.on.row.uid, configuration, digest)
-        taken = dataclasses.replace(
-            found, uid=mine.uid, number=mine.number, attempt=mine.attempt, artifact=None, reused=True, score=None
-        )
         measurements = self.on.store.measurements(found.uid, "screening")
-        self.on.store.finish_trial(taken, {"screening": measurements[0]} if measurements else {})
-        self.on.progress.event("trial_finished", trial=taken, best_ms=self._best_ms)
-        return taken
+        return self._taken(found, digest, measurements[0] if measurements else None)
+
+    def _quarantined(self, configuration: Configuration) -> Trial | None:
+        """The failure of a configuration that took its worker down in any study of this structure under this toolchain.
+
+        The baseline is tried all the same: without it no study could tell anything.
+        """
+        if is_baseline(configuration, self.on.request):
+            return None
+        digest = self.on.digest(configuration.backend)
+        quarantine = self.on.store.quarantined_by(
+            self.on.workload.structure, self.on.row.device_class, digest, configuration
+        )
+        if quarantine is None:
+            return None
+        study, found = quarantine
+        assert found.failure is not None  # a failed trial has one
+        why = f"quarantined, not built again under this toolchain since trial {found.number} of {study.name}"
+        failure = dataclasses.replace(
+            found.failure, detail=f"{why} at batch {study.batch}: {found.failure.detail}", log_tail=""
+        )
+        return self._taken(dataclasses.replace(found, failure=failure), digest, None)
+
+    def _taken(self, found: Trial, digest: str, screening: Measurement | None) -> Trial:
+        """Take another study's result over as a trial of this one."""
+        mine = self.on.store.claim_trial(self.on.row.uid, found.configuration, digest)
+        if mine.state == "running":
+            mine = dataclasses.replace(
+                found, uid=mine.uid, number=mine.number, attempt=mine.attempt, artifact=None, reused=True, score=None
+            )
+            self.on.store.finish_trial(mine, {"screening": screening} if screening else {})
+        self.on.progress.event("trial_finished", trial=mine, best_ms=self._best_ms)
+        return mine

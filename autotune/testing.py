@@ -1,7 +1,5 @@
 """Fakes of autotune's seams, for its tests and for those who build on it; imports nothing heavy."""
 
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import combinations, cycle
 from pathlib import Path
@@ -71,13 +69,18 @@ class FakeCall:
         """Hold nothing, give nothing back."""
 
 
-FAULTS = ("none", "error", "segfault", "hang", "exit", "memory", "inaccurate", "constant", "load_segfault")
-"""What the misbehaving backend can do: nothing wrong, or one wrong thing in its build, its load or its answers."""
+FAULTS = (
+    *("none", "error", "segfault", "hang", "exit", "memory", "log_flood"),
+    *("load_segfault", "inaccurate", "constant", "non_finite"),
+)
+"""What the misbehaving backend's space offers: nothing wrong, or one wrong thing in its build, its load or its answers,
+so that each kind of failure is there."""
 
 
 class MisbehavingBackend:
     """A backend whose parameter ``fault`` says how it goes wrong; its artifact is the captured graph run eagerly.
 
+    Asked for by hand, it goes wrong in every way of :data:`autotune.reliability.misbehaviour.WAYS`.
     Offer it in a test by an entry point ``misbehaving = autotune.testing:MISBEHAVING`` of group ``autotune.backends``.
     """
 
@@ -99,19 +102,12 @@ class MisbehavingBackend:
         """Go wrong as told, or write the captured graph."""
         import torch
 
+        from autotune.reliability.misbehaviour import WAYS
+
         fault = str(configuration["fault"])
         print(f"building with fault {fault}")
-        if fault == "error":
-            raise RuntimeError("this build fails on purpose")
-        if fault == "segfault":
-            _segfault()
-        if fault == "hang":
-            while True:
-                signal.pause()
-        if fault == "exit":
-            os._exit(3)
-        if fault == "memory":
-            raise MemoryError("this build wants more memory than there is, on purpose")
+        if fault in WAYS:
+            WAYS[fault](folder)
         torch.export.save(model.program("fp32", device), str(folder / "program.pt2"))
         (folder / "fault").write_text(fault)
 
@@ -123,9 +119,11 @@ class MisbehavingBackend:
         """A runner of the graph, possibly with wrong answers."""
         import torch
 
+        from autotune.reliability.misbehaviour import segfault
+
         fault = (folder / "fault").read_text()
         if fault == "load_segfault":
-            _segfault()
+            segfault(folder)
         module: Any = torch.export.load(str(folder / "program.pt2")).module()
 
         class GraphRunner:
@@ -134,16 +132,14 @@ class MisbehavingBackend:
                     answers = module(*inputs)
                 if fault == "inaccurate":
                     return tuple(answer * 1.1 for answer in answers)
+                if fault == "non_finite":
+                    return tuple(answer * float("nan") for answer in answers)
                 return tuple(torch.ones_like(answer) for answer in answers) if fault == "constant" else answers
 
             def close(self) -> None:
                 return None
 
         return GraphRunner()
-
-
-def _segfault() -> None:
-    os.kill(os.getpid(), signal.SIGSEGV)
 
 
 MISBEHAVING = MisbehavingBackend()

@@ -73,8 +73,9 @@ def _callable(folder: Path, settings: Settings, device: Device) -> Callable[...,
         module = rebuild_module(folder, settings.precision, device)
     else:
         from autotune.model.precision import flat_module, on_device
+        from autotune.model.program import load_program
 
-        module = flat_module(on_device(torch.export.load(str(folder / PROGRAM)), device.torch_name))
+        module = flat_module(on_device(load_program(folder / PROGRAM), device.torch_name))
     if settings.channels_last:
         module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return module.requires_grad_(False)

@@ -90,7 +90,9 @@ class OnnxRuntimeBackend:
     def load(self, folder: Path, device: Device) -> Runner:
         """Open a session on the stored model."""
         from autotune.model.onnx import FILE
+        from autotune.model.onnx_file import check_onnx
 
+        check_onnx(folder / FILE)
         settings = json.loads((folder / SETTINGS).read_text())
         configuration = Configuration.from_dict(settings["configuration"])
         if device.kind == "cpu":

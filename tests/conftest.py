@@ -49,3 +49,24 @@ def misbehaving(tmp_path_factory):
     yield "misbehaving"
     sys.path.remove(str(site))
     registry.refresh()
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """One PostgreSQL server for all tests; it does not wait for the disk."""
+    from autotune.reliability.postgresql import serving
+    from tests.databases import need_postgresql, with_template
+
+    need_postgresql()
+    with serving(durable=False) as server:
+        yield with_template(server)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def databases(request):
+    """Databases of each kind in turn, for tests that must pass on both."""
+    from tests.databases import Databases
+
+    made = Databases(server=None if request.param == "sqlite" else request.getfixturevalue("postgresql"))
+    yield made
+    made.drop()

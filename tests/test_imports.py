@@ -26,6 +26,8 @@ STUDY = [
         "study_space",
         "study_memory",
         "study_sweep",
+        "study_lease",
+        "study_reproduce",
     ),
     *("study_bench", "study_file", "study_values", "yaml_document"),
 ]

@@ -75,8 +75,10 @@ def test_every_fault_costs_one_trial_and_the_study_ends_with_a_plan(finished):
         "hang": ("build", "timeout"),
         "exit": ("build", "protocol"),
         "memory": ("build", "out_of_memory"),
+        "log_flood": ("build", "log_flood"),
         "inaccurate": ("check", "inaccurate"),
         "constant": ("check", "inaccurate"),
+        "non_finite": ("check", "non_finite"),
         "load_segfault": ("load", "crash"),
     }
     assert len(failures) == len(FAULTS) - 1 and outcome.trials["failed"] == len(failures)

@@ -1,5 +1,6 @@
 """``autotune db``: the tuning database itself."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,55 @@ def merge(
     with open_store(db, create=True) as store:
         counts, location = merge_file(store, file), store.location
     _say({"file": str(file), "database": location, **counts}, f"merged {file}: {_merged_in_words(counts)}", json=json)
+
+
+@app.command("check")
+def check(db: Db = None, json: Json = False) -> None:
+    """Read every row and every byte of every artifact, and list what is damaged, missing or needed by nobody.
+
+    Exits with 1 where there is anything to list.
+    """
+    from autotune.database.check import check as find
+
+    with open_store(db) as store:
+        findings, location = find(store, time.time()), store.location
+    if json:
+        print_json({"database": location, "findings": [finding.as_dict() for finding in findings]})
+    elif findings:
+        from autotune.report.check import findings_table
+
+        show(findings_table(findings, location))
+    else:
+        show(f"{location} and its artifacts are sound")
+    if findings:
+        raise typer.Exit(1)
+
+
+@app.command("gc")
+def gc(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    db: Db = None,
+    json: Json = False,
+) -> None:
+    """Delete artifacts that no plan or trial needs, and what killed processes left behind.
+
+    What was added within a day stays, so that it can run beside a study.
+    """
+    from autotune.database.check import collect_garbage
+
+    with open_store(db) as store:
+        gone, root = collect_garbage(store, time.time(), dry_run=dry_run), store.artifacts.root
+    document: dict[str, object] = {
+        "artifact_store": str(root),
+        "deleted": not dry_run,
+        "artifacts": list(gone.artifacts),
+        "blobs": [path.name for path in gone.blobs],
+        "leftovers": [str(path.relative_to(root)) for path in gone.leftovers],
+        "size_bytes": gone.size_bytes,
+    }
+    counts = f"{len(gone.artifacts)} artifacts, {len(gone.blobs)} blobs and {len(gone.leftovers)} leftovers"
+    done = "would delete" if dry_run else "deleted"
+    _say(document, f"{done} {counts} ({gone.size_bytes / 2**20:.1f} MiB) in {root}", json=json)
 
 
 def _say(document: dict[str, object], text: str, *, json: bool) -> None:

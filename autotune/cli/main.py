@@ -12,7 +12,7 @@ import typer
 import typer.core
 
 from autotune import __version__
-from autotune.cli import bench, compare, db, doctor, plan, trials, tune
+from autotune.cli import bench, compare, db, doctor, plan, reproduce, trials, tune
 from autotune.errors import AutotuneError
 
 INTERRUPTED = 130
@@ -48,6 +48,7 @@ app = typer.Typer(
 app.command("tune")(tune.tune)
 app.add_typer(plan.app, name="plan")
 app.command("trials")(trials.trials)
+app.command("reproduce")(reproduce.reproduce)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.add_typer(db.app, name="db")

@@ -1,5 +1,7 @@
 """``autotune trials``."""
 
+import shlex
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +11,7 @@ from autotune.cli.output import Batch, Db, Json, open_store, print_json, show
 if TYPE_CHECKING:
     from autotune.database.rows import StudyRow
     from autotune.database.store import Store
+    from autotune.trial import Trial
 
 
 def trials(
@@ -21,10 +24,17 @@ def trials(
     """List every trial of a study; without --batch, of all its batches."""
     with open_store(db) as store:
         found = [(row, store.trials(row.uid, failed=failed)) for row in find_studies(store, study, batch)]
+        commands = reproducing(found, store.location if db else None)
     if json:
         print_json(
             [
-                {"study": row.name, "batch": row.batch, "device_class": row.device_class, **trial.as_dict()}
+                {
+                    "study": row.name,
+                    "batch": row.batch,
+                    "device_class": row.device_class,
+                    **trial.as_dict(),
+                    "reproduce": commands.get(trial.uid),
+                }
                 for row, rows in found
                 for trial in rows
             ]
@@ -33,7 +43,20 @@ def trials(
     from autotune.report.trials import trials_table
 
     for row, rows in found:
-        show(trials_table(row.name, row.batch, row.device_class, rows, with_log=failed))
+        show(trials_table(row.name, row.batch, row.device_class, rows, with_log=failed, commands=commands))
+
+
+def reproducing(found: "list[tuple[StudyRow, list[Trial]]]", location: str | None) -> dict[str, str]:
+    """Make the command that reproduces each failed trial, by the trial's uid; some studies do not say how."""
+    batches = Counter(row.batch for row, _ in found)
+    commands = {}
+    for row, rows in found:
+        for trial in rows:
+            if trial.state == "failed" and row.can_be_reproduced:
+                which = str(trial.number) if batches[row.batch] == 1 else trial.uid
+                words = ["autotune", "reproduce", row.name, which, "--batch", str(row.batch)]
+                commands[trial.uid] = shlex.join([*words, *(["--db", location] if location else [])])
+    return commands
 
 
 def find_studies(store: "Store", name: str, batch: int | None) -> "list[StudyRow]":

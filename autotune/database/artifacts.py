@@ -5,9 +5,12 @@
     <root>/blobs/<2 hex>/<SHA-256 of a file>     every file once, read-only
     <root>/manifests/<digest>.json               the files of one artifact; their canonical JSON hashes to the digest
     <root>/folders/<digest>/                     an artifact as a folder again, hard links to its blobs
-    <root>/temporary/                            what is being written
+    <root>/temporary/                            what is being written; its writer holds a lock on it
 
-An artifact is code: nothing in it is read by anyone before :meth:`ArtifactStore.open` has verified every byte.
+An artifact is code: nothing in it is loaded before every byte was verified, and by :meth:`ArtifactStore.taken` nothing
+else is. That holds against damage, against other users, and against a file put in the place of another by this one. A
+program of the same user that writes into the very file under way is found out only after the load, and one that
+attaches to the process that loads is not: such a program needs no artifact to run its code here.
 """
 
 import contextlib
@@ -19,14 +22,15 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from autotune.database.files import hashed, holds, make_folder, names_below, open_plain, sync_folder
 from autotune.errors import ArtifactError
 
-CHUNK_BYTES = 1 << 20
+FOLDERS = ("blobs", "manifests", "folders", "temporary")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _REBUILD = "autotune tune STUDY, which builds it again"
 
@@ -86,40 +90,28 @@ def digest_of(files: Sequence[ArtifactFile]) -> str:
 class ArtifactStore:
     """Artifacts under one folder; safe to use from several processes and threads at once.
 
-    ``add`` and ``open`` share a lock that ``remove`` takes alone, so that no blob goes while it is being used. Raises
-    ArtifactError where the folder is a link, can be written by everyone or cannot be written at all.
+    ``add`` and ``open`` share a lock that whoever deletes takes alone, so that no blob goes while it is being used.
+    Raises ArtifactError where the folder is a link, can be written by everyone or cannot be written at all.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._check_root()
-
-    def _check_root(self) -> None:
-        try:
-            mode = os.lstat(self.root).st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        if not stat.S_ISDIR(mode):
-            kind = "a symbolic link" if stat.S_ISLNK(mode) else "a file"
-            raise ArtifactError(f"The artifact store {self.root} is refused", found=kind, expected="a folder")
-        if mode & stat.S_IWOTH:
-            raise ArtifactError(
-                f"The artifact store {self.root} is refused",
-                found="a folder that every user can write",
-                expected="a folder that only its owner can write: what lies in it is run",
-                run=f"chmod o-w {self.root}",
-            )
+        _check_folder(root)
 
     @contextlib.contextmanager
-    def _locked(self, *, alone: bool = False) -> Iterator[None]:
+    def locked(self, *, alone: bool = False) -> Iterator[None]:
+        """Hold the store's lock, which several share unless one asks for it alone; for the modules of this package."""
         try:
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._check_root()
-            for name in ("blobs", "manifests", "folders", "temporary"):
-                (self.root / name).mkdir(mode=0o700, exist_ok=True)
-            with open(self.root / "lock", "wb") as lock:
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.root, *(self.root / name for name in FOLDERS)):
+                make_folder(folder)
+                _check_folder(folder)
+            lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
                 fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
                 yield
+            finally:
+                os.close(lock)
         except OSError as error:
             raise ArtifactError(
                 f"The artifact store {self.root} cannot be used",
@@ -127,17 +119,19 @@ class ArtifactStore:
                 expected="a folder with free space that this user can write",
             ) from error
 
-    def _blob(self, sha256: str) -> Path:
+    def blob(self, sha256: str) -> Path:
+        """Where a file of this SHA-256 lies."""
         return self.root / "blobs" / sha256[:2] / sha256
 
-    def _manifest(self, digest: str) -> Path:
+    def manifest(self, digest: str) -> Path:
+        """Where the list of an artifact's files lies; raises ArtifactError for what is no digest."""
         if not is_digest(digest):
             raise ArtifactError(f"{digest!r} names no artifact", expected="a SHA-256 in hexadecimal")
         return self.root / "manifests" / f"{digest}.json"
 
     def has(self, digest: str) -> bool:
         """Whether the artifact is here (its bytes are verified by :meth:`open`, not by this)."""
-        return self._manifest(digest).is_file()
+        return self.manifest(digest).is_file()
 
     def digests(self) -> list[str]:
         """Give the digests of all artifacts, sorted."""
@@ -150,12 +144,15 @@ class ArtifactStore:
     def files(self, digest: str) -> tuple[ArtifactFile, ...]:
         """Give the files of an artifact, sorted by name; raises ArtifactError where the list is missing or changed."""
         try:
-            files = manifest_files(self._manifest(digest).read_bytes())
+            with open_plain(self.manifest(digest)) as stream:
+                files = manifest_files(stream.read())
             found = digest_of(files)
         except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(f"Artifact {digest} is not in {self.root}", run=_REBUILD) from None
         except (ValueError, OSError) as error:
-            raise ArtifactError(f"The manifest of artifact {digest} is damaged", found=str(error)) from error
+            raise ArtifactError(
+                f"The manifest of artifact {digest} is damaged", found=str(error), run=_REBUILD
+            ) from error
         if found != digest:
             raise ArtifactError(f"The manifest of artifact {digest} is damaged", found=f"one of {found}", run=_REBUILD)
         return files
@@ -167,28 +164,30 @@ class ArtifactStore:
 
     def add(self, folder: Path) -> str:
         """Store a folder's files and return the artifact's digest; links and special files are refused."""
-        with self._locked():
-            files = [self._store(folder, name) for name in _names_below(folder)]
+        with self.locked():
+            files = [self._store(folder, name) for name in names_below(folder, asked=f"{folder} cannot be stored")]
             if not files:
                 raise ArtifactError(f"{folder} holds no file, so there is nothing to store")
             text = manifest_json(files)
             digest = hashlib.sha256(text.encode()).hexdigest()
-            with self._written(self._manifest(digest)) as target:
+            with self._written(self.manifest(digest)) as target:
                 target.write(text.encode())
         return digest
 
     def _store(self, folder: Path, name: str) -> ArtifactFile:
         source = folder / name
         try:
-            size, sha256 = _hashed(source)
+            with open_plain(source) as stream:
+                size, sha256 = hashed(stream)
             file = ArtifactFile(name=name, size_bytes=size, sha256=sha256)
         except ValueError as error:
             raise ArtifactError(f"{folder} cannot be stored", found=str(error)) from error
-        blob = self._blob(sha256)
-        if not _is_sound(blob, file):
-            blob.parent.mkdir(mode=0o700, exist_ok=True)
-            with self._written(blob) as target:
-                if _hashed(source, target) != (size, sha256):
+        blob = self.blob(sha256)
+        make_folder(blob.parent)
+        _check_folder(blob.parent)
+        if not holds(blob, size, sha256):
+            with self._written(blob) as target, open_plain(source) as stream:
+                if hashed(stream, target) != (size, sha256):
                     raise ArtifactError(f"{source} changed while it was being stored")
         return file
 
@@ -198,54 +197,108 @@ class ArtifactStore:
         descriptor, temporary = tempfile.mkstemp(dir=self.root / "temporary")
         try:
             with os.fdopen(descriptor, "wb") as target:
+                fcntl.flock(target, fcntl.LOCK_EX)
                 yield target
                 target.flush()
                 os.fchmod(target.fileno(), 0o444)
                 os.fsync(target.fileno())
-            os.replace(temporary, path)
+                os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary)
             raise
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """Give an empty folder beside the artifacts, deleted at the end."""
-        with self._locked():
-            folder = tempfile.mkdtemp(dir=self.root / "temporary")
+        """Give an empty folder beside the artifacts, deleted at the end; while it is in use it is locked."""
+        with self.locked():
+            folder = Path(tempfile.mkdtemp(dir=self.root / "temporary"))
+            in_use = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(in_use, fcntl.LOCK_EX)
         try:
-            yield Path(folder)
+            yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(in_use)
 
     def open(self, digest: str) -> Path:
         """Verify every byte of an artifact and return a folder with its files under their names.
 
-        The folder is shared and not to be written. Raises ArtifactError where a file is missing or damaged.
+        The folder is shared and not to be written; a load reads it through :meth:`taken`. Raises ArtifactError where a
+        file is missing or damaged.
         """
         files = self.files(digest)
-        with self._locked():
+        with self.locked():
             for file in files:
-                if not _is_sound(self._blob(file.sha256), file):
+                if not holds(self.blob(file.sha256), file.size_bytes, file.sha256):
                     raise ArtifactError(
                         f"Artifact {digest} is damaged",
                         found=f"{file.name} is missing or does not match its SHA-256",
                         run=_REBUILD,
                     )
             folder = self.root / "folders" / digest
-            if not self._matches(folder, files):
+            if not self.matches(folder, files):
                 self._materialise(folder, files)
         return folder
 
-    def _matches(self, folder: Path, files: Sequence[ArtifactFile]) -> bool:
+    @contextlib.contextmanager
+    def taken(self, digest: str) -> Iterator[Path]:
+        """Give a folder of this process's own with an artifact's verified files, for as long as a load takes.
+
+        The files are hard links, made before they are verified, so that what another process puts in their place
+        afterwards is not what is loaded. At the end ArtifactError is raised where one was written to all the same.
+        """
+        with self.scratch() as own:
+            folder = own / digest
+            with self.locked():
+                files = self.files(digest)
+                for file in files:
+                    _link(self.blob(file.sha256), folder / file.name)
+            before = {file: self._verified(digest, folder / file.name, file) for file in files}
+            yield folder
+            self._check_unchanged(digest, folder, before)
+
+    @staticmethod
+    def _verified(digest: str, path: Path, file: ArtifactFile) -> tuple[int, ...]:
+        """Verify one file through one descriptor; gives what would change with it."""
+        try:
+            with open_plain(path) as stream:
+                before = _state(os.fstat(stream.fileno()))
+                sound = hashed(stream) == (file.size_bytes, file.sha256)
+        except OSError:
+            sound = False
+        if not sound:
+            raise ArtifactError(
+                f"Artifact {digest} is damaged",
+                found=f"{file.name} is missing or does not match its SHA-256",
+                run=_REBUILD,
+            )
+        return before
+
+    def _check_unchanged(self, digest: str, folder: Path, before: Mapping[ArtifactFile, tuple[int, ...]]) -> None:
+        for file, state in before.items():
+            path = folder / file.name
+            with contextlib.suppress(OSError):
+                now = _state(os.lstat(path))
+                # Another link to the same bytes moves the time of the last change too: then the bytes decide.
+                if now == state or (now[:-1] == state[:-1] and holds(path, file.size_bytes, file.sha256)):
+                    continue
+            raise ArtifactError(
+                f"Artifact {digest} is refused",
+                found=f"{file.name} was changed by another process while it was being loaded",
+                expected="a store that nothing but autotune writes",
+                run="autotune db check",
+            )
+
+    def matches(self, folder: Path, files: Sequence[ArtifactFile]) -> bool:
         """Whether a folder holds exactly these files: links to the verified blobs, or copies that verify."""
         try:
-            if _names_below(folder) != [file.name for file in files]:
+            if names_below(folder, asked="", hard_links=True) != [file.name for file in files]:
                 return False
             return all(
-                os.path.samestat(os.lstat(folder / file.name), os.lstat(self._blob(file.sha256)))
-                or _is_sound(folder / file.name, file)
+                os.path.samestat(os.lstat(folder / file.name), os.lstat(self.blob(file.sha256)))
+                or holds(folder / file.name, file.size_bytes, file.sha256)
                 for file in files
             )
         except (ArtifactError, OSError):
@@ -255,17 +308,12 @@ class ArtifactStore:
         fresh = Path(tempfile.mkdtemp(dir=self.root / "temporary"))
         try:
             for file in files:
-                target = fresh / "artifact" / file.name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(self._blob(file.sha256), target)
-                except OSError:
-                    shutil.copyfile(self._blob(file.sha256), target)
+                _link(self.blob(file.sha256), fresh / "artifact" / file.name)
             for attempt in range(100):
                 with contextlib.suppress(OSError):  # refused where a folder of that name has files already
                     os.rename(fresh / "artifact", folder)
                     return
-                if self._matches(folder, files):  # another process was first
+                if self.matches(folder, files):  # another process was first
                     return
                 with contextlib.suppress(FileNotFoundError):
                     os.rename(folder, fresh / f"stale-{attempt}")
@@ -275,68 +323,62 @@ class ArtifactStore:
 
     def remove(self, digest: str) -> None:
         """Forget an artifact and delete the files that no other artifact shares; one that is absent is no error."""
-        manifest = self._manifest(digest)
+        manifest = self.manifest(digest)
         if not self.has(digest):
             return
-        with self._locked(alone=True):
+        with self.locked(alone=True):
             try:
                 gone = {file.sha256 for file in self.files(digest)}
                 kept = {file.sha256 for each in self.digests() if each != digest for file in self.files(each)}
             except ArtifactError:  # a damaged manifest: what it shared is unknown, so its blobs stay
                 gone, kept = set(), set()
             manifest.unlink(missing_ok=True)
-            _sync_folder(manifest.parent)
+            sync_folder(manifest.parent)
             shutil.rmtree(self.root / "folders" / digest, ignore_errors=True)
             for sha256 in gone - kept:
-                self._blob(sha256).unlink(missing_ok=True)
+                self.blob(sha256).unlink(missing_ok=True)
 
 
-def _names_below(folder: Path) -> list[str]:
-    """Give the names of the regular files below a folder, sorted; any link or special file is refused."""
-    if folder.is_symlink() or not folder.is_dir():
-        raise ArtifactError(f"{folder} cannot be stored", found="no folder of its own", expected="a folder of files")
-    names = []
-    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=False):
-        for entry in (*folders, *files):
-            path = Path(parent, entry)
-            mode = os.lstat(path).st_mode
-            if stat.S_ISREG(mode):
-                names.append(path.relative_to(folder).as_posix())
-            elif not stat.S_ISDIR(mode):
-                raise ArtifactError(f"{folder} cannot be stored", found=f"{path} is a link or a special file")
-    return sorted(names)
+@contextlib.contextmanager
+def stored(folder: Path) -> Iterator[Path]:
+    """Give what may be loaded of a folder: of a store's artifact the verified files, see :meth:`ArtifactStore.taken`.
+
+    Any other folder is one that a build of this study has just left in its own working folder, and is given as it is.
+    """
+    if folder.parent.name != "folders" or not is_digest(folder.name):
+        yield folder
+        return
+    with ArtifactStore(folder.parent.parent).taken(folder.name) as own:
+        yield own
 
 
-def _refuse(error: OSError) -> None:
-    raise error
-
-
-def _hashed(source: Path, target: IO[bytes] | None = None) -> tuple[int, str]:
-    """Size and SHA-256 of a file, copied to ``target`` on the way; a symbolic link is never followed."""
-    digest, size = hashlib.sha256(), 0
-    with open(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0) as stream:
-        while chunk := stream.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-            if target is not None:
-                target.write(chunk)
-    return size, digest.hexdigest()
-
-
-def _is_sound(path: Path, file: ArtifactFile) -> bool:
-    """Whether a file is there, is no link, and holds exactly what it should."""
+def _check_folder(folder: Path) -> None:
     try:
-        found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size != file.size_bytes:
-            return False
-        return _hashed(path) == (file.size_bytes, file.sha256)
+        mode = os.lstat(folder).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if not stat.S_ISDIR(mode):
+        kind = "a symbolic link" if stat.S_ISLNK(mode) else "a file"
+        raise ArtifactError(f"The artifact store {folder} is refused", found=kind, expected="a folder")
+    if mode & stat.S_IWOTH:
+        raise ArtifactError(
+            f"The artifact store {folder} is refused",
+            found="a folder that every user can write",
+            expected="a folder that only its owner can write: what lies in it is run",
+            run=f"chmod o-w {folder}",
+        )
+
+
+def _link(blob: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where it cannot have one."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(blob, target, follow_symlinks=False)
     except OSError:
-        return False
+        with contextlib.suppress(FileNotFoundError), open_plain(blob) as source, open(target, "xb") as copy:
+            shutil.copyfileobj(source, copy)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _state(status: os.stat_result) -> tuple[int, ...]:
+    """What changes with a file's place or content; the last of it, which nobody can set, also with its links."""
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

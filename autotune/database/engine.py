@@ -1,7 +1,9 @@
 """Where the tuning database is, and an engine that is ready for it.
 
 SQLite runs with a write-ahead log, synchronous FULL and ``BEGIN IMMEDIATE`` for writes; on PostgreSQL a write takes an
-advisory lock. On both there is therefore one writer at a time, and what a transaction has read stays true in it.
+advisory lock. On both there is therefore one writer at a time, and what a transaction has read stays true in it. Only
+what coordinators write about their own studies goes side by side on PostgreSQL: each holds the row of its lease, and
+together they share the lock, so that many wait for the disk at once.
 """
 
 import hashlib
@@ -24,7 +26,11 @@ from autotune.errors import DatabaseError
 
 BUSY_TIMEOUT_S = 30.0
 WRITE = "autotune_write"
+"""The execution option of a write: true, or :data:`OWN`."""
+OWN = "own"
+"""A write about a study whose lease the transaction locks first."""
 _ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"autotune").digest()[:8], "big", signed=True)
+MOUNTS = Path("/proc/self/mounts")
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "lustre", "ceph", "beegfs", "gpfs"}
 _NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs"}
 _FORMS = "a path, sqlite:///PATH or postgresql://USER@HOST/NAME"
@@ -54,6 +60,13 @@ def locate(url: str | None = None) -> Location:
         backend = parsed.get_backend_name()
     except (ArgumentError, ValueError):
         raise DatabaseError("The URL of the tuning database cannot be read", expected=_FORMS) from None
+    if backend != "sqlite" and set(asked.partition("://")[2].rpartition("@")[0]) & set("@/?#[]"):
+        # Else part of a password would be taken, and shown, for the host or the name of the database.
+        raise DatabaseError(
+            "The URL of the tuning database cannot be read",
+            found="one of @ / ? # [ ] in the user's name or the password, or @ after the host",
+            expected="%40 for @, %2F for /, %3F for ?, %23 for #, %5B for [, %5D for ]",
+        )
     if backend == "sqlite" and parsed.database and not parsed.database.startswith((":", "file:")):
         return _sqlite(Path(parsed.database))
     database = parsed.database
@@ -150,7 +163,7 @@ def _check_file(file: Path, *, create: bool) -> None:
 def _file_system(file: Path) -> str:
     """Give the type of the file system a file lies on, as the kernel lists it; empty where there is no such list."""
     try:
-        mounts = Path("/proc/self/mounts").read_text(errors="replace")
+        mounts = MOUNTS.read_text(errors="replace")
     except OSError:
         return ""
     real = Path(os.path.realpath(file))
@@ -167,7 +180,11 @@ def _connected(location: Location) -> Engine:
     if location.file is None:
         try:
             engine = create_engine(
-                location.url, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": 10}
+                location.url,
+                hide_parameters=True,
+                pool_pre_ping=True,
+                use_native_hstore=False,  # nobody here uses that type, and asking for it delays a first look-up
+                connect_args={"connect_timeout": 10},
             )
         except ModuleNotFoundError as error:
             raise DatabaseError(
@@ -202,8 +219,19 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    if connection.get_execution_options().get(WRITE):
-        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+    if kind := connection.get_execution_options().get(WRITE):
+        lock = "pg_advisory_xact_lock_shared" if kind == OWN else "pg_advisory_xact_lock"
+        connection.exec_driver_sql(f"SELECT {lock}({_ADVISORY_LOCK})")
+
+
+def for_reading(engine: Engine, *, once: bool = False) -> Engine:
+    """Give an engine whose transactions see one state throughout, as SQLite's do by themselves.
+
+    ``once`` is for a single query, which needs no transaction: on PostgreSQL that saves half of the round trips.
+    """
+    if engine.dialect.name == "sqlite":
+        return engine
+    return engine.execution_options(isolation_level="AUTOCOMMIT" if once else "REPEATABLE READ")
 
 
 def schema_version(connection: Connection) -> str | None:

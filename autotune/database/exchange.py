@@ -20,7 +20,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from autotune.database import plans, trials
-from autotune.database.artifacts import CHUNK_BYTES, ArtifactFile
+from autotune.database.artifacts import ArtifactFile
+from autotune.database.files import CHUNK_BYTES
 from autotune.database.parcel import Parcel, TravellingMeasurement, TravellingTrial, from_json, to_json
 from autotune.database.rows import (
     measurement_uid,
@@ -54,7 +55,8 @@ def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: b
     file appears only when it is complete. Raises DatabaseError for an unknown study, or where ``out`` cannot be
     written.
     """
-    parcel = _packed(store, studies, artifacts)
+    with _readable(store):
+        parcel = _packed(store, studies, artifacts)
     content = to_json(parcel)
     if len(content) > RECORDS_LIMIT_BYTES:
         raise DatabaseError(
@@ -79,6 +81,20 @@ def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: b
             expected="a file in a folder that this user can write",
         ) from error
     return {kind: len(getattr(parcel, kind)) for kind in KINDS}
+
+
+@contextlib.contextmanager
+def _readable(store: Store) -> Iterator[None]:
+    """Tell a row that no record can be read from as what it is."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DatabaseError(
+            f"{store.location} holds a row that cannot be read",
+            found=f"{type(error).__name__}: {error}".split("\n")[0],
+            expected="a database that is sound",
+            run="autotune db check",
+        ) from error
 
 
 def _write_zip(store: Store, parcel: Parcel, content: bytes, stream: BinaryIO) -> None:
@@ -153,11 +169,13 @@ def merge_file(store: Store, path: Path) -> Counts:
     """Take in what :func:`export_studies` wrote; gives how many of each kind were ``added`` and ``known`` already.
 
     A study with the same identity is one study here too; a trial counts once, by its uid; of two plans with one key the
-    newer stays. Raises DatabaseError for a file that is not sound, and then nothing was written.
+    newer stays. An artifact that is here and damaged is replaced. Raises DatabaseError for a file that is not sound, or
+    where a row it meets here cannot be read, and then nothing was written.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             parcel = _opened(archive)
+            before = {digest for digest in parcel.artifacts if store.artifacts.has(digest)}
             added = _store_artifacts(store, archive, parcel)
     except _UNSOUND as error:
         raise DatabaseError(
@@ -166,13 +184,13 @@ def merge_file(store: Store, path: Path) -> Counts:
     except OSError as error:
         raise DatabaseError(f"{path} cannot be read", found=str(error.strerror or error)) from error
     try:
-        with store.writing() as session:
+        with store.writing() as session, _readable(store):
             counts = _merged(session, store, parcel)
             store.discard(trials.unneeded(session, set(added)))  # those of plans that are older than what is here
     except BaseException:
         _discard(store, added)
         raise
-    new = sum(store.artifacts.has(digest) for digest in added)
+    new = sum(store.artifacts.has(digest) for digest in set(added) - before)
     counts["artifacts"] = {"added": new, "known": len(parcel.artifacts) - new}
     return counts
 
@@ -222,11 +240,12 @@ def _copy(archive: zipfile.ZipFile, name: str, file: ArtifactFile, target: Binar
 
 
 def _store_artifacts(store: Store, archive: zipfile.ZipFile, parcel: Parcel) -> list[str]:
-    """Add the artifacts that the store lacks, all or none; gives their digests."""
+    """Add the artifacts that the store lacks or has damaged, all or none; gives their digests."""
     added: list[str] = []
     try:
         for digest, files in parcel.artifacts.items():
-            if store.artifacts.has(digest):
+            with contextlib.suppress(ArtifactError):
+                store.artifacts.open(digest)
                 continue
             with store.artifacts.scratch() as folder:
                 for file in files:
@@ -325,6 +344,7 @@ def _put_trial(session: Session, study: StudyTable, each: TravellingTrial, kept:
             study=study.uid,
             number=number,
             attempt=trial.attempt,
+            handed_back=0,
             backend=trial.configuration.backend,
             configuration=trial.configuration.as_dict(),
             configuration_digest=trial.configuration.digest,

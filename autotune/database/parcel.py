@@ -152,6 +152,11 @@ class Parcel:
         classes = {device.device_class for device in self.devices}
         if len(uids) != len(self.studies) or len(trials) != len(self.trials):
             raise ValueError("two studies or two trials have the same uid")
+        names = {workload.name for workload in self.workloads} | {device.name for device in self.devices}
+        names |= {study.name for study in self.studies} | {plan.name for plan in self.plans}
+        for name in sorted(names):
+            if not name.isprintable():
+                raise ValueError(f"the name {name!r} holds a character that does not print")
         for study in self.studies:
             if (study.structure, study.weights) not in models or study.device_class not in classes:
                 raise ValueError(f"study {study.uid} comes without its workload or its device")

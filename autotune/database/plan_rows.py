@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from autotune.device import slug
-from autotune.errors import DeviceError
+from autotune.errors import DatabaseError, DeviceError
 from autotune.plan import Plan
 
 REVISIONS = ("0001",)
@@ -41,9 +41,18 @@ class StoredJson(Mapping[str, Any]):
         return repr(self._content())
 
 
-def plan_record(record: Mapping[str, Any], evidence: str) -> Plan:
-    """Give the plan of a row's two JSON columns."""
-    return Plan.from_dict({**record, "evidence": StoredJson(evidence)})
+def plan_record(record: Mapping[str, Any] | str, evidence: str) -> Plan:
+    """Give the plan of a row's two JSON columns; raises DatabaseError where they hold none."""
+    try:
+        data = json.loads(record) if isinstance(record, str) else record
+        return Plan.from_dict({**data, "evidence": StoredJson(evidence)})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DatabaseError(
+            "A plan of the tuning database cannot be read",
+            found=f"{type(error).__name__}: {error}".split("\n")[0],
+            expected="a plan that autotune wrote",
+            run="autotune db check",
+        ) from error
 
 
 def device_classes(known: list[str], device: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Plans of a SQLite database read by the standard library alone, so that a command need not import SQLAlchemy."""
 
 import contextlib
-import json
 import os
 import sqlite3
 from pathlib import Path
@@ -36,7 +35,7 @@ class PlanReader:
             values += classes
         query = f"SELECT record, evidence FROM plan{' WHERE ' if where else ''}{' AND '.join(where)}"
         rows = self._connection.execute(f"{query} ORDER BY name, batch, device_class, latency_ms", values)
-        return [plan_record(json.loads(record), evidence) for record, evidence in rows]
+        return [plan_record(record, evidence) for record, evidence in rows]
 
     @property
     def is_current(self) -> bool:

@@ -62,6 +62,11 @@ class StudyRow:
     timings: Mapping[str, Any]
     created: str
 
+    @property
+    def can_be_reproduced(self) -> bool:
+        """Whether its settings say how the model and its inputs are made; tensors given in Python are not stored."""
+        return bool(self.settings.get("factory"))
+
 
 def objective_content(objective: Objective) -> dict[str, Any]:
     """Give an objective such that equal demands have equal canonical JSON: numbers as floats, metrics sorted."""

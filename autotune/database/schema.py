@@ -123,9 +123,28 @@ class StudyTable(Base):
     created: Mapped[str] = mapped_column(Instant)
 
 
+class LeaseTable(Base):
+    """Who coordinates a study: ``token`` is null where nobody does, ``fence`` only ever grows (see ``leases``)."""
+
+    __tablename__ = "lease"
+    __table_args__ = (CheckConstraint("fence >= 0 AND beats >= 0", name="counts"),)
+
+    study: Mapped[str] = mapped_column(ForeignKey("study.uid"), primary_key=True)
+    fence: Mapped[int] = mapped_column(BigInteger)
+    token: Mapped[str | None] = mapped_column(Uid)
+    host: Mapped[str] = mapped_column(Text)
+    place: Mapped[str] = mapped_column(Text)
+    pid: Mapped[int] = mapped_column(BigInteger)
+    started: Mapped[int] = mapped_column(BigInteger)
+    beats: Mapped[int] = mapped_column(BigInteger)
+    taken: Mapped[str] = mapped_column(Instant)
+    heartbeat: Mapped[str] = mapped_column(Instant)
+
+
 class TrialTable(Base):
     """One configuration built, checked and timed; ``tried_here`` is true, or null where it was merged.
 
+    Of its attempts, ``handed_back`` are those that were stopped in good order or do not count any more.
     Here a configuration is tried once. What another machine found for it in the same study is kept beside that: nulls
     are distinct to a unique constraint. (A partial index says the same, and costs 130 ms: naming PostgreSQL in one
     imports all its drivers.)
@@ -137,9 +156,9 @@ class TrialTable(Base):
         UniqueConstraint(
             "study", "configuration_digest", "toolchain", "weights", "tried_here", name="uq_trial_tried_once"
         ),
-        Index("ix_trial_seen_before", "structure", "weights", "device_class", "toolchain", "configuration_digest"),
+        Index("ix_trial_seen_before", "structure", "device_class", "toolchain", "configuration_digest", "weights"),
         Index(None, "artifact"),
-        CheckConstraint("number >= 0 AND attempt >= 1", name="counts"),
+        CheckConstraint("number >= 0 AND attempt >= 1 AND handed_back >= 0", name="counts"),
         CheckConstraint("state IN ('running', 'complete', 'pruned', 'infeasible', 'failed')", name="state"),
         CheckConstraint(f"latency_ms IS NULL OR ({POSITIVE.format('latency_ms')})", name="latency_ms"),
         CheckConstraint(f"score IS NULL OR ({POSITIVE.format('score')})", name="score"),
@@ -152,6 +171,7 @@ class TrialTable(Base):
     study: Mapped[str] = mapped_column(ForeignKey("study.uid"))
     number: Mapped[int]
     attempt: Mapped[int]
+    handed_back: Mapped[int]
     backend: Mapped[str] = mapped_column(Text)
     configuration: Mapped[Any] = mapped_column(CanonicalJson)
     configuration_digest: Mapped[str] = mapped_column(Digest)

@@ -1,10 +1,11 @@
 """The tuning database as the rest of autotune sees it: records in, records out."""
 
+import copy
 import dataclasses
 import logging
 import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,9 +16,9 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from autotune.configuration import Configuration
-from autotune.database import plans, trials
+from autotune.database import leases, plans, trials
 from autotune.database.artifacts import ArtifactStore, is_digest
-from autotune.database.engine import WRITE, Location, database_errors, engine_at, locate
+from autotune.database.engine import OWN, WRITE, Location, database_errors, engine_at, for_reading, locate
 from autotune.database.rows import (
     Role,
     StudyRow,
@@ -52,9 +53,13 @@ class Store:
 
     def __init__(self, engine: Engine, location: Location, clock: Callable[[], datetime] = utc_now) -> None:
         self._engine = engine
+        self._reader = for_reading(engine)
+        self._looking_up = for_reading(engine, once=True)
         self._writer = engine.execution_options(**{WRITE: True})
+        self._own_writer = engine.execution_options(**{WRITE: OWN})
         self._location = location
         self._clock = clock
+        self._lease: leases.Lease | None = None
         self.artifacts = ArtifactStore(location.artifacts)
 
     @classmethod
@@ -90,15 +95,51 @@ class Store:
 
     def reading(self) -> AbstractContextManager[Session]:
         """One read transaction, for the modules of this package; what it sees does not change."""
-        return self._session(self._engine)
+        return self._session(self._reader)
 
-    def writing(self) -> AbstractContextManager[Session]:
-        """One write transaction; for the modules of this package."""
-        return self._session(self._writer)
+    @contextmanager
+    def writing(self, *, own: bool = False) -> Iterator[Session]:
+        """One write transaction; for the modules of this package. Under a lease it begins by looking that up.
+
+        ``own`` says that it touches nothing but the study of the lease, so that coordinators need not wait for one
+        another.
+        """
+        with self._session(self._own_writer if own and self._lease is not None else self._writer) as session:
+            if self._lease is not None:
+                leases.check(session, self._lease)
+            yield session
 
     def now(self) -> str:
         """Give the store's clock, as the database keeps it."""
         return instant(self._clock())
+
+    # Leases
+
+    def holder(self, study_uid: str) -> leases.Held | None:
+        """Give who coordinates a study, if anyone does."""
+        with self.reading() as session:
+            return leases.holder(session, study_uid, self.now())
+
+    def take_lease(self, study_uid: str, owner: leases.Owner, watched: leases.Held | None = None) -> leases.Lease:
+        """Become the coordinator of a study; raises StudyHeldError where another one is, see :func:`leases.take`."""
+        with self.writing() as session:
+            return leases.take(session, study_uid, owner, self.now(), watched)
+
+    def renew_lease(self, lease: leases.Lease) -> None:
+        """Say that the coordinator lives; raises StudyTakenOverError where it was given up."""
+        with self.writing() as session:
+            leases.renew(session, lease, self.now())
+
+    def release_lease(self, lease: leases.Lease) -> None:
+        """Let another process coordinate the study."""
+        with self.writing() as session:
+            leases.release(session, lease)
+
+    def under(self, lease: leases.Lease) -> "Store":
+        """Give this store for a coordinator: each of its writes raises StudyTakenOverError once the lease is lost."""
+        view = copy.copy(self)
+        view._lease = lease
+        return view
 
     # Studies
 
@@ -115,7 +156,7 @@ class Store:
     ) -> StudyRow:
         """Give the study of a workload, device class, objective, serving format, search space and seed; new or known.
 
-        A known one keeps its name and takes the settings. Its state stays what it is: see :meth:`reopen_study`.
+        A known one stays what it is: see :meth:`describe_study` and :meth:`reopen_study`.
         """
         identity = study_identity(name, workload, device.device_class, objective, serve_as, space_digest, seed)
         with self.writing() as session:
@@ -143,9 +184,12 @@ class Store:
                 )
                 session.add(row)
                 session.flush()
-            else:
-                row.settings = dict(settings)
             return study_record(row)
+
+    def describe_study(self, uid: str, settings: Mapping[str, Any]) -> None:
+        """Keep the settings that a study is run with now."""
+        with self.writing() as session:
+            trials.study_row(session, uid).settings = dict(settings)
 
     def study(self, uid: str) -> StudyRow:
         """Give the study with this uid; raises ``ValueError`` where there is none."""
@@ -180,7 +224,7 @@ class Store:
         """Add to the search time that a study has spent."""
         if not (math.isfinite(seconds) and seconds >= 0):
             raise ValueError(f"search time is a number of seconds that is not negative, found {seconds!r}")
-        with self.writing() as session:
+        with self.writing(own=True) as session:
             trials.study_row(session, study_uid).active_s += seconds
 
     def finish_study(self, uid: str, timings: Mapping[str, Any]) -> None:
@@ -199,12 +243,18 @@ class Store:
     def claim_trial(self, study_uid: str, configuration: Configuration, toolchain_digest: str) -> Trial:
         """Write the row of a trial, in state running, before its build.
 
-        One that was cut off by the death of its coordinator is taken over under its number, with the next attempt.
-        Raises ``ValueError`` where the study has finished this configuration: ask :meth:`trial_of` first.
+        One that was cut off by the death of its coordinator is taken over under its number, with the next attempt; or
+        it has failed, where that has happened too often. Raises ``ValueError`` where the study has finished this
+        configuration: ask :meth:`trial_of` first.
         """
-        with self.writing() as session:
+        with self.writing(own=True) as session:
             study = trials.study_row(session, study_uid)
             return trials.claim(session, study, configuration, toolchain_digest, self.now())
+
+    def hand_back(self, claimed: Sequence[Trial]) -> None:
+        """Let the running attempts of these trials not count against them: they were stopped in good order."""
+        with self.writing(own=True) as session:
+            trials.hand_back(session, claimed)
 
     def trial_of(self, study_uid: str, configuration: Configuration, toolchain_digest: str) -> Trial | None:
         """Give the study's trial of a configuration under a toolchain, in whatever state."""
@@ -217,10 +267,20 @@ class Store:
     ) -> Trial | None:
         """Give what any study found for a configuration: complete or, if there is none, failed.
 
-        Time-outs and broken protocols do not count: they may come from the circumstances.
+        Kinds of failure that put a configuration into quarantine do not count: see :meth:`quarantined_by`.
         """
         with self.reading() as session:
             return trials.earlier(session, structure, weights, device_class, toolchain_digest, configuration)
+
+    def quarantined_by(
+        self, structure: str, device_class: str, toolchain_digest: str, configuration: Configuration
+    ) -> tuple[StudyRow, Trial] | None:
+        """Give the trial for whose sake a configuration is not built again under a toolchain, and its study.
+
+        It took its process down, with these or other weights, and nothing has shown since that it works.
+        """
+        with self.reading() as session:
+            return trials.quarantined_by(session, structure, device_class, toolchain_digest, configuration)
 
     def finish_trial(self, trial: Trial, measurements: Mapping[Role, Measurement] | None = None) -> None:
         """Write what a claimed trial came to, and its measurements, in one transaction.
@@ -228,12 +288,12 @@ class Store:
         Doing it twice is doing it once; later measurements of a finished trial may be added. Raises ``ValueError``
         where the trial was taken over since, or is finished with another result.
         """
-        with self.writing() as session:
+        with self.writing(own=True) as session:
             trials.finish(session, trial, measurements or {}, self.now())
 
     def add_measurement(self, trial_uid: str, role: Role, measurement: Measurement) -> None:
         """Keep one more measurement of a trial, such as that of the finals; the same one is kept once."""
-        with self.writing() as session:
+        with self.writing(own=True) as session:
             trials.trial_row(session, trial_uid)
             trials.add_measurement(session, trial_uid, role, measurement, self.now())
 
@@ -280,6 +340,11 @@ class Store:
         with self.writing() as session:
             self.discard(trials.release(session, TrialTable.uid == trial_uid))
 
+    def drop_unnamed(self, digest: str) -> None:
+        """Drop an artifact that no trial came to name, unless another trial or a plan needs it."""
+        with self.writing() as session:
+            self.discard(trials.unneeded(session, {digest}))
+
     def drop_losers(self, study_uid: str, keep: set[str]) -> None:
         """Drop the artifacts of a study's trials except those whose uid is in ``keep``; the rows stay."""
         with self.writing() as session:
@@ -315,7 +380,7 @@ class Store:
         A plan found under looser constraints never serves; ``any`` is served by plans of every format. Whether its
         artifact fits the weights and the toolchain at hand is for the caller to see.
         """
-        with database_errors(self._location), self._engine.connect() as connection:
+        with database_errors(self._location), self._looking_up.connect() as connection:
             return plans.find(connection, structure, device_class, objective, serve_as, weights)
 
     def plans(self, name: str | None = None, batch: int | None = None, device: str | None = None) -> list[Plan]:

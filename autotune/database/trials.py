@@ -1,18 +1,32 @@
 """Queries on studies and trials; each runs in the transaction of the session it gets."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from autotune.configuration import Configuration
-from autotune.database.rows import Role, failure_record, measurement_uid, trial_record, trial_values
+from autotune.database.rows import (
+    Role,
+    StudyRow,
+    failure_dict,
+    failure_record,
+    measurement_uid,
+    study_record,
+    trial_record,
+    trial_values,
+)
 from autotune.database.schema import MeasurementTable, PlanTable, StudyTable, TrialTable
-from autotune.trial import Measurement, Trial
+from autotune.trial import Failure, FailureKind, Measurement, Trial
 
-_AGAIN = ("timeout", "protocol")  # kinds of failure that another study should try for itself
+QUARANTINE: frozenset[FailureKind] = frozenset({"crash", "timeout", "out_of_memory", "log_flood", "protocol"})
+"""Kinds of failure that took a worker down: such a configuration is not built again under the same toolchain."""
+
+MOST_ATTEMPTS = 3
+"""A trial whose coordinator died so often while it ran has failed. One death may be chance and two bad luck; from the
+second attempt on it runs alone, so that nobody else's candidate is blamed for the third."""
 
 
 def study_row(session: Session, uid: str) -> StudyTable:
@@ -67,14 +81,14 @@ def claim(session: Session, study: StudyTable, configuration: Configuration, too
         ).first()
     )
     if cut_off is not None:
-        cut_off.attempt += 1
-        cut_off.toolchain = toolchain
+        _take_over(cut_off, toolchain, now)
         return trial_record(cut_off)
     row = TrialTable(
         uid=uuid.uuid4().hex,
         study=study.uid,
         number=next_number(session, study.uid),
         attempt=1,
+        handed_back=0,
         backend=configuration.backend,
         configuration=configuration.as_dict(),
         configuration_digest=configuration.digest,
@@ -90,6 +104,51 @@ def claim(session: Session, study: StudyTable, configuration: Configuration, too
     session.add(row)
     session.flush()
     return trial_record(row)
+
+
+def _take_over(row: TrialTable, toolchain: str, now: str) -> None:
+    """Begin the next attempt of a trial that was cut off, or fail it; another toolchain forgives what was."""
+    if row.toolchain != toolchain:
+        row.toolchain, row.handed_back = toolchain, row.attempt
+    deaths = row.attempt - row.handed_back
+    if deaths < MOST_ATTEMPTS:
+        row.attempt += 1
+        return
+    detail = f"given up: in {deaths} attempts the coordinator, or its host, died while this was built or measured"
+    row.state, row.finished = "failed", now
+    row.failure = failure_dict(Failure(stage="build", kind="crash", detail=detail))
+
+
+def hand_back(session: Session, claimed: Sequence[Trial]) -> None:
+    """See :meth:`autotune.database.store.Store.hand_back`."""
+    for trial in claimed:
+        same = (TrialTable.uid == trial.uid, TrialTable.attempt == trial.attempt, TrialTable.state == "running")
+        session.execute(update(TrialTable).where(*same).values(handed_back=TrialTable.handed_back + 1))
+
+
+def quarantined_by(
+    session: Session, structure: str, device_class: str, toolchain: str, configuration: Configuration
+) -> tuple[StudyRow, Trial] | None:
+    """See :meth:`autotune.database.store.Store.quarantined_by`."""
+    rows = session.scalars(
+        select(TrialTable)
+        .where(
+            TrialTable.structure == structure,
+            TrialTable.device_class == device_class,
+            TrialTable.toolchain == toolchain,
+            TrialTable.configuration_digest == configuration.digest,
+            TrialTable.state.in_(("complete", "pruned", "failed")),
+            TrialTable.reused.is_(False),
+        )
+        .order_by(TrialTable.finished.desc(), TrialTable.uid)
+    )
+    for row in rows:
+        failure = failure_record(row.failure)
+        if failure is not None and failure.kind in QUARANTINE:
+            return study_record(study_row(session, row.study)), trial_record(row)
+        if row.latency_ms is not None:
+            return None  # it has run since
+    return None
 
 
 def earlier(
@@ -110,7 +169,7 @@ def earlier(
     )
     for row in rows:
         failure = failure_record(row.failure)
-        if failure is None or failure.kind not in _AGAIN:
+        if failure is None or failure.kind not in QUARANTINE:
             return trial_record(row)
     return None
 

@@ -38,12 +38,23 @@ class OptimizedModel:
 
 
 def open_plan(plan: "Plan", store: "Store") -> OptimizedModel:
-    """Load a plan's artifact, verified against its digest; raises ArtifactError where it is missing or damaged."""
+    """Load a plan's artifact, verified against its digest; raises ArtifactError where it is missing or damaged.
+
+    Also where it is that of another plan: of another model, other weights or another configuration.
+    """
     from autotune.errors import ArtifactError
 
     if plan.artifact is None:
         raise ArtifactError(f"the plan of {plan.name} has no artifact", run="autotune tune, to build it again")
-    folder = store.artifacts.open(plan.artifact)
-    record = read_record(folder)
-    runner = load_runner(folder, plan.device)
+    with store.artifacts.taken(plan.artifact) as folder:
+        record = read_record(folder)
+        own = (plan.configuration, plan.structure, plan.weights)
+        if (record.configuration, record.structure, record.weights) != own:
+            raise ArtifactError(
+                f"the plan of {plan.name} names an artifact that is not its own",
+                found=f"one of {record.configuration}, model {record.structure[:12]}, weights {record.weights[:12]}",
+                expected=f"{plan.configuration}, model {plan.structure[:12]}, weights {plan.weights[:12]}",
+                run="autotune tune with its study file, which builds it again",
+            )
+        runner = load_runner(folder, plan.device)
     return OptimizedModel(plan, runner, tuple(spec.name for spec in record.inputs), record.output_schema)

@@ -13,6 +13,7 @@ from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import ReferenceRefusedError, WorkError
 from autotune.execute.channel import ChannelClosed
+from autotune.execute.device_memory import DeviceMemory
 from autotune.execute.server import POLL_S, Session, StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.objective import Objective
@@ -59,6 +60,7 @@ class Bench:
         self.model = folder / "model"
         self._measure_timeout_s = MEASURE_TIMEOUT_S
         self._imported: list[str] = []
+        self._device_memory = DeviceMemory(device)
         server.preload(PRELOAD)
 
     def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> dict[str, Any]:
@@ -191,9 +193,10 @@ class Bench:
         on_loaded: Callable[[Session], None] | None = None,
     ) -> StepResult:
         stage: Stage = "load" if name in ("measure", "footprint") else "build"
-        result = self.server.run(
-            name, request, timeout_s=timeout_s, stage=stage, meanwhile=meanwhile, on_loaded=on_loaded
-        )
+        with self._device_memory.around(name):
+            result = self.server.run(
+                name, request, timeout_s=timeout_s, stage=stage, meanwhile=meanwhile, on_loaded=on_loaded
+            )
         self.split.add(result.spans)
         return result
 

@@ -5,22 +5,37 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from autotune.errors import WorkerError
 
 MESSAGE_LIMIT_BYTES = 256 * 1024 * 1024
+HEADER = struct.Struct("!4sI")
+MARK = b"ATm1"
+"""Begins every message: what else is written to the socket is known at once to be none."""
+
+IDENTITY = "identity"
+"""Names in each message of a step the step that it comes from."""
 
 
 class ChannelClosed(WorkerError):
     """The other end is gone."""
 
 
-class Channel:
-    """One end of a socket pair; each message is a length and that many bytes of JSON."""
+class NotOurs(ChannelClosed):
+    """The other end says what no step of ours says: nothing more is heard from it."""
 
-    def __init__(self, end: socket.socket) -> None:
+
+class Channel:
+    """One end of a socket pair; each message is a mark, a length and that many bytes of JSON.
+
+    ``sign`` is what every message that leaves here holds besides.
+    """
+
+    def __init__(self, end: socket.socket, sign: Mapping[str, str] | None = None) -> None:
         self._end = end
+        self.sign = dict(sign or {})
         self._buffer = bytearray()
 
     @classmethod
@@ -34,9 +49,9 @@ class Channel:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send one message; raises ChannelClosed where nobody reads it."""
-        data = json.dumps(message).encode()
+        data = json.dumps({**message, **self.sign}).encode()
         try:
-            self._end.sendall(struct.pack("!I", len(data)) + data)
+            self._end.sendall(HEADER.pack(MARK, len(data)) + data)
         except OSError as error:
             raise ChannelClosed("the other end of a worker's channel is closed", found=str(error)) from error
 
@@ -64,19 +79,20 @@ class Channel:
         self._buffer += data
 
     def _complete(self) -> dict[str, Any] | None:
-        if len(self._buffer) < 4:
+        if len(self._buffer) < HEADER.size:
             return None
-        (length,) = struct.unpack("!I", self._buffer[:4])
-        if length > MESSAGE_LIMIT_BYTES:
-            raise ChannelClosed("a worker sent no message of ours", found=f"a length of {length} bytes")
-        if len(self._buffer) < 4 + length:
+        mark, length = HEADER.unpack_from(self._buffer)
+        if mark != MARK or length > MESSAGE_LIMIT_BYTES:
+            raise NotOurs("a worker sent no message of ours", found=repr(bytes(self._buffer[:40])))
+        end = HEADER.size + length
+        if len(self._buffer) < end:
             return None
-        data = bytes(self._buffer[4 : 4 + length])
-        del self._buffer[: 4 + length]
+        data = bytes(self._buffer[HEADER.size : end])
+        del self._buffer[:end]
         try:
             message = json.loads(data)
-        except ValueError as error:
-            raise ChannelClosed("a worker sent no message of ours", found=str(error)) from error
+        except (ValueError, RecursionError) as error:
+            raise NotOurs("a worker sent no message of ours", found=str(error)) from error
         if not isinstance(message, dict):
-            raise ChannelClosed("a worker sent no message of ours", found=type(message).__name__)
+            raise NotOurs("a worker sent no message of ours", found=type(message).__name__)
         return message

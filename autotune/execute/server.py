@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -20,15 +21,21 @@ import psutil
 
 from autotune import errors
 from autotune.errors import AutotuneError, WorkerError
-from autotune.execute.channel import Channel, ChannelClosed
+from autotune.execute.channel import IDENTITY, Channel, ChannelClosed, NotOurs
+from autotune.execute.limits import Limits
+from autotune.execute.message import checked
 from autotune.trial import Failure, FailureKind, Stage
 
 log = logging.getLogger(__name__)
 
 LOG_TAIL_BYTES = 8000
+"""So much of a step's output goes on record with its failure, of what its log keeps."""
 POLL_S = 0.25
-STACK_S = 0.3
-"""A step that is out of time gets so long to write its stack into its log."""
+LINGER_S = 2.0
+"""A step that has answered, or has closed its channel, gets so long to end."""
+STEPS = "autotune.execute.steps"
+SECRETS = ("AUTOTUNE_DB", "PGPASSWORD")
+"""Variables that may hold a password; no step needs a database, and a candidate may print all that it finds."""
 
 Span = tuple[str, float, float]
 
@@ -50,61 +57,72 @@ class Session:
     ``ready`` and ``turn`` are for whoever talks to the step: whether it has loaded, and what it works on.
     """
 
-    def __init__(self, server: "WorkerServer", channel: Channel, log: Path, stage: Stage) -> None:
-        self._server, self._channel, self._log = server, channel, log
+    def __init__(self, server: "WorkerServer", channel: Channel, step: str, log: Path, stage: Stage) -> None:
+        self._server, self._channel, self._step, self._log = server, channel, step, log
+        self.identity = secrets.token_hex(16)
         self.stage: Stage = stage
         self.started = time.monotonic()
-        self.pid = 0
+        self.pid = self.keeper = 0
         self.ready = False
         self.turn: str | None = None
         self.exit_code: int | None = None
         self.begun, self.ended = threading.Event(), threading.Event()
         self._marks: list[tuple[str, float]] = [("starting", self.started)]
-        self._killed_for: FailureKind | None = None
+        self._told: dict[str, Any] | None = None
+        self._broken: str | None = None
+        self.ended_for: FailureKind | None = None
+        self.ended_with = ""
 
     def send(self, message: dict[str, Any]) -> None:
         """Send a message to the step."""
         self._channel.send(message)
 
     def receive(self, timeout_s: float) -> dict[str, Any]:
-        """The next message that is not a stage mark; kills the step on timeout or for its memory.
+        """The next message that is not a stage mark; kills the step on timeout, or where it says what no step says.
 
         Raises ChannelClosed once the step is gone; :meth:`failure` then says why.
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            message = self._channel.receive(POLL_S)
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 and self.ended_for is None:
+                self.kill("timeout")
+            try:
+                message = self._channel.receive(min(POLL_S, left_s) if left_s > 0 else POLL_S)
+                if message is not None:
+                    message = checked(message, self.identity, self._step)
+            except NotOurs as error:
+                self._broken = f"{error.asked}, found: {error.found}"
+                self.kill("protocol")
+                raise
             if self._server.closed:
                 raise ChannelClosed("the study was stopped")
             if message is None:
-                if time.monotonic() > deadline:
-                    self.kill("timeout")
-                elif self._server.memory_bytes(self.pid) > self._server.memory_limit_bytes:
-                    self.kill("out_of_memory")
-                continue
-            if "stage" in message:
+                if self.ended.is_set():
+                    raise ChannelClosed("the step ended")
+            elif "stage" in message:
                 self.stage = message["stage"]
                 self._marks.append((message["stage"], message["at"]))
-                continue
-            return message
+            else:
+                self._told = message.get("error", self._told)
+                return message
 
     def kill(self, why: FailureKind | None = None) -> None:
-        """Kill the step and everything in its session."""
-        self._killed_for = self._killed_for or why
-        if self.begun.wait(10) and self.exit_code is None:
-            if why == "timeout":
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(self.pid, signal.SIGUSR1)  # it writes down where it stands
-                self.ended.wait(STACK_S)
+        """Have the step and everything that it started killed; where it is out of time, it says first where it is."""
+        self.ended_for = self.ended_for or why
+        if self.begun.wait(10) and not self.ended.is_set():
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
+                os.kill(self.keeper, signal.SIGUSR1 if why == "timeout" else signal.SIGTERM)
 
     def finish(self) -> None:
-        """Close the channel and wait until the process is gone, killing it if it lingers."""
+        """Close the channel and wait until the processes are gone, killing them if they linger."""
         self._channel.close()
-        if not self.ended.wait(2):
-            self.kill()
-            self.ended.wait(5)
+        if not self.ended.wait(LINGER_S):
+            self.kill("protocol")
+            if not self.ended.wait(LINGER_S):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(self.keeper, signal.SIGKILL)  # something stopped it; the server ends what it kept
+                self.ended.wait(LINGER_S)
         self._marks.append(("end", time.monotonic()))
 
     @property
@@ -125,11 +143,14 @@ class Session:
         return ""
 
     def _verdict(self, limit_s: float) -> tuple[FailureKind, str, float | None]:
-        if self._killed_for == "timeout":
+        if self.ended_for == "timeout":
             return "timeout", f"no answer within {limit_s:g} s", limit_s
-        if self._killed_for == "out_of_memory":
-            limit = self._server.memory_limit_bytes / 2**30
-            return "out_of_memory", f"the process grew past the limit of {limit:.1f} GiB of host memory", limit
+        if self.ended_for in ("out_of_memory", "log_flood"):
+            return self.ended_for, self.ended_with, None
+        if self._told is not None:
+            return self._told["kind"], self._told["detail"], None
+        if self.ended_for == "protocol":
+            return "protocol", self._broken or "it closed its channel and went on", None
         code = self.exit_code
         if code is not None and code < 0:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else str(-code)
@@ -138,22 +159,25 @@ class Session:
 
 
 class WorkerServer:
-    """Owns the worker server process; steps may run at once from several threads."""
+    """Owns the worker server process; steps may run at once from several threads.
 
-    def __init__(self, folder: Path, *, memory_limit_bytes: int | None = None) -> None:
+    ``steps`` names the module whose table ``STEPS`` holds the functions of the steps.
+    """
+
+    def __init__(self, folder: Path, *, memory_limit_bytes: int | None = None, steps: str = STEPS) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control, self._lock, self._ids = ours, threading.Lock(), itertools.count()
         self._folder = folder
         self._sessions: dict[int, Session] = {}
         self.closed = self._starts_slowly = False
         self.memory_limit_bytes = memory_limit_bytes or int(psutil.virtual_memory().total * 0.85)
-        environment = dict(os.environ)
+        environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch may look for GPUs without opening one
         self._log = folder / "server.log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "autotune.execute.worker", str(theirs.fileno())],
+                [sys.executable, "-m", "autotune.execute.worker", str(theirs.fileno()), steps],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -176,8 +200,9 @@ class WorkerServer:
         number = next(self._ids)
         ours, theirs = socket.socketpair()
         log = self._folder / f"{number:04d}-{step}.log"
-        session = Session(self, Channel(ours), log, stage)
-        order = json.dumps({"op": "spawn", "id": number, "step": step, "log": str(log)}).encode()
+        session = Session(self, Channel(ours), step, log, stage)
+        limits = Limits(memory_bytes=self.memory_limit_bytes)
+        order = json.dumps({"op": "spawn", "id": number, "log": str(log), "limits": limits.as_dict()}).encode()
         with self._lock:
             self._sessions[number] = session
             try:
@@ -186,7 +211,7 @@ class WorkerServer:
                 raise self._gone() from error
             finally:
                 theirs.close()
-        session.send(request)
+        session.send({IDENTITY: session.identity, "step": step, "request": request})
         return session
 
     def run(
@@ -207,41 +232,29 @@ class WorkerServer:
         if meanwhile is not None:
             meanwhile()
         value: dict[str, Any] | None = None
+        error: dict[str, Any] | None = None
         failure: Failure | None = None
-        raised: AutotuneError | None = None
         try:
-            while value is None and failure is None:
+            while value is None and error is None:
                 message = session.receive(timeout_s)
                 if "loaded" in message and on_loaded is not None:
                     on_loaded(session)
                 elif "result" in message:
                     value = message["result"]
-                elif "error" in message:
-                    error = message["error"]
-                    raised = _raised(error)
-                    failure = Failure(
-                        stage=session.stage, kind=error["kind"], detail=error["detail"], log_tail=session.log_tail()
-                    )
+                error = message.get("error")
             session.finish()
         except ChannelClosed:
             session.finish()
             if self._process.poll() is not None and not self.closed:
                 raise self._gone() from None
+        if value is None:
             failure = session.failure(timeout_s)
         stages = ", ".join(f"{name} {end - begin:.2f} s" for name, begin, end in session.spans)
         log.info("step %s of process %d: %s", step, session.pid, stages)
         return StepResult(
-            value=value, failure=failure, spans=session.spans, seconds=time.monotonic() - session.started, raised=raised
-        )
-
-    def memory_bytes(self, pid: int) -> int:
-        """Resident memory of a step and its children."""
-        try:
-            process = psutil.Process(pid) if pid else None
-            family = [process, *process.children(recursive=True)] if process else []
-            return sum(member.memory_info().rss for member in family)
-        except psutil.Error:
-            return 0
+            value=value, failure=failure, spans=session.spans, seconds=time.monotonic() - session.started,
+            raised=_raised(error or {}),
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Kill every step; whoever waits for one is told that it is gone. Safe in a signal handler."""
@@ -282,11 +295,14 @@ class WorkerServer:
             message = json.loads(data)
             session = self._sessions[message["id"]]
             if message["op"] == "started":
-                session.pid = message["pid"]
+                session.pid, session.keeper = message["pid"], message["keeper"]
                 session.begun.set()
                 self._note_slow_start(message["began_cuda"])
             else:
                 session.exit_code = message["code"]
+                session.ended_for = session.ended_for or message["kind"]
+                session.ended_with = message["detail"]
+                session.begun.set()
                 session.ended.set()
 
     def _note_slow_start(self, began_cuda: str | None) -> None:
@@ -309,6 +325,7 @@ def _raised(error: dict[str, Any]) -> AutotuneError | None:
     if "raised" not in error:
         return None
     name, asked, found, expected, run = error["raised"]
-    kind = getattr(errors, name, AutotuneError)
-    made: AutotuneError = kind(asked, found=found, expected=expected, run=run)
-    return made
+    kind = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, AutotuneError)):
+        kind = AutotuneError
+    return kind(asked, found=found, expected=expected, run=run)

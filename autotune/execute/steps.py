@@ -262,12 +262,14 @@ class _Candidate:
     """A runner with its global switches set already, so that setting them in every call costs little."""
 
     def __init__(self, folder: Path, device: Device) -> None:
+        from autotune.database.artifacts import stored
         from autotune.runtime.artifact import load_runner, read_record
         from autotune.runtime.switches import Switches
 
-        self._switches = Switches.of(read_record(folder).configuration)
-        self._switches.apply()
-        self._runner = load_runner(folder, device)
+        with stored(folder) as verified:
+            self._switches = Switches.of(read_record(verified).configuration)
+            self._switches.apply()
+            self._runner = load_runner(verified, device)
 
     def prepare(self) -> None:
         """Set every global switch, so that nothing leaks from one finalist into the next."""

@@ -12,6 +12,7 @@ from autotune.device import Device
 from autotune.model import precision as precisions
 from autotune.model.capture import Captured, flat
 from autotune.model.factory import make_module
+from autotune.model.program import load_program
 from autotune.workload import Workload
 
 if TYPE_CHECKING:
@@ -37,10 +38,7 @@ class CapturedModel:
 
     def program(self, precision: str, device: Device) -> "ExportedProgram":
         """The captured graph computing in ``precision`` with its weights on ``device``."""
-        import torch
-
-        program = torch.export.load(str(self.folder / PROGRAM))
-        program = precisions.in_precision(program, self._example(), precision)
+        program = precisions.in_precision(load_program(self.folder / PROGRAM), self._example(), precision)
         return precisions.on_device(program, device.torch_name)
 
     def example_inputs(self, device: Device) -> "tuple[torch.Tensor, ...]":

@@ -5,6 +5,7 @@ the raw figures and the exact command. Exit code 0 if all hold, 1 if one does no
 """
 
 import argparse
+import contextlib
 import shlex
 import sys
 import tempfile
@@ -15,12 +16,26 @@ from typing import Any
 
 from rich.console import Console
 
+from autotune.database.engine import locate
+from autotune.errors import RequestError
 from autotune.measure.selftest import FILE_WIDTH, as_json, environment, run_check, show
+from autotune.reliability import artifacts, faults, kills, look_up, refusals, security_page, writers
 from autotune.reliability.campaign import Campaign, Outcome
+from autotune.reliability.postgresql import serving
 
 COMMAND = "python -m autotune.reliability"
 
-PROMISES: Mapping[str, Callable[[Campaign], list[Outcome]]] = {}
+PROMISES: Mapping[str, Callable[[Campaign], list[Outcome]]] = {
+    "faults": faults.faults,
+    "orphans": faults.coordinators,
+    "kills": kills.check,
+    "damaged-artifacts": artifacts.damaged_artifacts,
+    "killed-artifact-writes": artifacts.killed_writes,
+    "security-page": security_page.refused,
+    "trial-writes": writers.check,
+    "plan-look-up": look_up.check,
+    "refused-writes": refusals.check,
+}
 """By the name that ``--only`` takes, in the order in which they run."""
 
 
@@ -31,10 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress = Console(stderr=True)
     started = time.monotonic()
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="autotune-reliability-") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autotune-reliability-"))
         databases = {"sqlite": f"sqlite:///{folder}/autotune.db"}
-        if options.postgresql:
-            databases["postgresql"] = options.postgresql
+        try:
+            if options.postgresql == "auto":
+                databases["postgresql"] = stack.enter_context(serving()).create("autotune")
+            elif options.postgresql:
+                databases["postgresql"] = options.postgresql
+                given = [word.replace(options.postgresql, locate(options.postgresql).shown) for word in given]
+        except RequestError as error:
+            progress.print(str(error), markup=False)
+            return error.exit_code
         campaign = Campaign(folder=Path(folder), databases=databases, quick=options.quick, seed=options.seed)
         around = environment("cpu")
         for name in options.only:
@@ -60,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Faults, kills and damage: is anything lost?")
-    parser.add_argument("--postgresql", metavar="URL", help="an empty PostgreSQL database to run on as well")
+    parser.add_argument("--postgresql", metavar="URL", help="an empty PostgreSQL database to run on as well, or auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the environment, the raw figures and all else")
     parser.add_argument("--quick", action="store_true", help="a short form that shows that everything runs")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice")

@@ -1,7 +1,9 @@
 """The trials of a study for people to read."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -10,13 +12,22 @@ from rich.text import Text
 from autotune.report import words
 from autotune.trial import Trial
 
+if TYPE_CHECKING:
+    from autotune.study_reproduce import Reproduction
+
 STYLES = {"complete": "", "pruned": "dim", "infeasible": "yellow", "failed": "red", "running": "cyan"}
 
 
 def trials_table(
-    study: str, batch: int, device_class: str, trials: Sequence[Trial], *, with_log: bool = False
+    study: str,
+    batch: int,
+    device_class: str,
+    trials: Sequence[Trial],
+    *,
+    with_log: bool = False,
+    commands: Mapping[str, str] = MappingProxyType({}),
 ) -> RenderableType:
-    """One row a trial; ``with_log`` adds the tail of each failed trial's log below."""
+    """One row a trial; ``with_log`` adds for each failed one the end of its log, and the command that reproduces it."""
     counts = Counter(trial.state for trial in trials)
     told = ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no trial"
     table = Table(title=f"{study}, batch {batch}, on {device_class}: {told}", title_justify="left")
@@ -36,9 +47,30 @@ def trials_table(
             "–" if trial.build_s is None else f"{trial.build_s:.1f}",
             Text("" if trial.failure is None else str(trial.failure)),
         )
-    logs = [
-        Text(f"\ntrial {trial.number}, the end of its log:\n{trial.failure.log_tail.rstrip()}")
-        for trial in trials
-        if with_log and trial.failure is not None and trial.failure.log_tail.strip()
+    below = []
+    for trial in trials:
+        if with_log and trial.failure is not None and trial.failure.log_tail.strip():
+            below.append(Text(f"\ntrial {trial.number}, the end of its log:\n{trial.failure.log_tail.rstrip()}"))
+        if with_log and trial.uid in commands:
+            below.append(Text(f"\nto see trial {trial.number} again:\n{commands[trial.uid]}", no_wrap=True))
+    return Group(table, *below)
+
+
+def reproduction_view(again: "Reproduction") -> RenderableType:
+    """What became of a trial's configuration then and now."""
+    trial = again.trial
+    then = str(trial.failure) if trial.failure is not None else _ended(trial.state, trial.latency_ms)
+    now = str(again.failure) if again.failure is not None else _ended("complete", again.latency_ms)
+    lines = [
+        f"trial {trial.number} of {again.study} at batch {again.batch}",
+        f"{trial.configuration.backend}: {words.knobs(trial.configuration)}",
+        f"then: {then}",
+        f"now:  {now}",
+        *(f"note: {note}" for note in again.notes),
+        "it ended as it did then" if again.same else "it did not end as it did then",
     ]
-    return Group(table, *logs)
+    return Text("\n".join(lines))
+
+
+def _ended(state: str, latency_ms: float | None) -> str:
+    return state if latency_ms is None else f"{state}, {words.milliseconds(latency_ms)} ms"

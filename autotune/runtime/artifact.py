@@ -17,8 +17,13 @@ RECORD = "artifact.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactRecord:
-    """What stands in ``artifact.json``: which backend loads it, and what its runner takes and answers."""
+    """What stands in ``artifact.json``: which backend loads it, and what its runner takes and answers.
 
+    ``structure`` and ``weights`` are those of the workload it was built for.
+    """
+
+    structure: str
+    weights: str
     configuration: Configuration
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -29,6 +34,8 @@ def describe(folder: Path, configuration: Configuration, workload: Workload, out
     """Write the description into a folder that a backend has built."""
     specs = workload.as_dict()
     record = {
+        "structure": workload.structure,
+        "weights": workload.weights,
         "configuration": configuration.as_dict(),
         "inputs": specs["inputs"],
         "outputs": specs["outputs"],
@@ -43,6 +50,8 @@ def read_record(folder: Path) -> ArtifactRecord:
     try:
         data = json.loads((folder / RECORD).read_text())
         return ArtifactRecord(
+            structure=str(data["structure"]),
+            weights=str(data["weights"]),
             configuration=Configuration.from_dict(data["configuration"]),
             inputs=tuple(_spec(spec) for spec in data["inputs"]),
             outputs=tuple(_spec(spec) for spec in data["outputs"]),

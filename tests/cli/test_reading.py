@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from autotune.database.store import Store
 from autotune.plan import Plan
 
 
@@ -139,6 +140,24 @@ def test_export_and_merge_carry_plans(autotune, database, tmp_path):
     again = json.loads(autotune("db", "merge", file, "--db", other, "--json").stdout)
     assert again["trials"] == {"added": 0, "known": 2}
     assert len(json.loads(autotune("plan", "list", "--db", other, "--json").stdout)) == 3
+
+
+def test_check_lists_what_is_wrong_and_gc_deletes_what_nothing_needs(autotune, database):
+    sound = autotune("db", "check", "--db", database)
+    assert sound.exit_code == 0 and "are sound" in words(sound.stdout)
+    with Store.open(database) as store, store.artifacts.scratch() as folder:
+        (folder / "half").write_bytes(b"x" * 2**20)
+        half = folder.parent / "half"
+        (folder / "half").rename(half)
+    document = json.loads(autotune("db", "check", "--db", database, "--json").stdout)
+    assert [finding["kind"] for finding in document["findings"]] == ["leftover"]
+    table = autotune("db", "check", "--db", database)
+    assert table.exit_code == 1 and "temporary/half" in words(table.stdout) and "1 leftover" in words(table.stdout)
+    would = words(autotune("db", "gc", "--dry-run", "--db", database).stdout)
+    assert "would delete 0 artifacts, 0 blobs and 1 leftovers (1.0 MiB)" in would and half.exists()
+    done = json.loads(autotune("db", "gc", "--db", database, "--json").stdout)
+    assert done["deleted"] and done["leftovers"] == ["temporary/half"] and not half.exists()
+    assert autotune("db", "check", "--db", database).exit_code == 0
 
 
 def test_upgrade_makes_a_database(autotune, tmp_path):

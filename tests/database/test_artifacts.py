@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.database.artifacts import ArtifactFile, ArtifactStore, digest_of, is_digest, manifest_files, manifest_json
+from autotune.database.artifacts import stored as verified
 from autotune.errors import ArtifactError
 from tests.database.records import digest, folder_with
 
@@ -68,7 +69,7 @@ def test_the_digest_depends_on_names_and_bytes_only(tmp_path: Path) -> None:
 def test_a_damaged_file_is_refused_and_adding_it_again_heals(tmp_path: Path, damage: bytes) -> None:
     store, found = stored(tmp_path, {"model.so": b"tampered"})
     folder = store.open(found)
-    blob = store._blob(store.files(found)[0].sha256)
+    blob = store.blob(store.files(found)[0].sha256)
     blob.chmod(0o600)
     blob.write_bytes(damage)
     with pytest.raises(ArtifactError, match="damaged"):
@@ -80,7 +81,7 @@ def test_a_damaged_file_is_refused_and_adding_it_again_heals(tmp_path: Path, dam
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     store, found = stored(tmp_path, {"model.so": b"x"})
-    store._blob(store.files(found)[0].sha256).unlink()
+    store.blob(store.files(found)[0].sha256).unlink()
     with pytest.raises(ArtifactError, match="damaged"):
         store.open(found)
 
@@ -101,9 +102,9 @@ def test_an_opened_folder_that_was_changed_is_made_anew(tmp_path: Path) -> None:
 def test_the_manifest_cannot_name_another_artifacts_files(tmp_path: Path) -> None:
     store, found = stored(tmp_path, {"model.so": b"x"})
     other = store.add(folder_with(tmp_path / "other", {"model.so": b"y"}))
-    manifest = store._manifest(found)
+    manifest = store.manifest(found)
     manifest.chmod(0o600)
-    manifest.write_bytes(store._manifest(other).read_bytes())
+    manifest.write_bytes(store.manifest(other).read_bytes())
     with pytest.raises(ArtifactError, match="damaged"):
         store.open(found)
 
@@ -195,3 +196,107 @@ def test_threads_that_open_and_add_and_remove_at_once_do_not_disturb_one_another
         thread.join()
     assert errors == []
     assert store.digests() == [found]
+
+
+# Between verification and load
+
+
+def swap(path: Path, content: bytes) -> None:
+    """Put another file in the place of one, as an attacker or an editor does."""
+    path.with_suffix(".new").write_bytes(content)
+    path.with_suffix(".new").replace(path)
+
+
+@pytest.mark.parametrize("place", ["blob", "folder"])
+def test_a_file_swapped_after_it_was_verified_is_not_what_is_loaded(tmp_path: Path, place: str) -> None:
+    store, found = stored(tmp_path, {"model.so": b"verified"})
+    shared = store.open(found) / "model.so"
+    target = shared if place == "folder" else store.blob(store.files(found)[0].sha256)
+    with store.taken(found) as folder:
+        swap(target, b"tampered")
+        assert read(folder) == {"model.so": b"verified"}
+    if place == "blob":
+        with pytest.raises(ArtifactError, match="damaged"), store.taken(found):
+            pytest.fail("nothing may be loaded")
+
+
+@pytest.mark.parametrize("content", [b"tampered", b"longer than before", b""])
+def test_a_file_written_to_while_it_is_loaded_is_told(tmp_path: Path, content: bytes) -> None:
+    store, found = stored(tmp_path, {"model.so": b"verified", "data": b"1"})
+    with pytest.raises(ArtifactError, match=r"model\.so was changed by another process"), store.taken(found):
+        blob = store.blob(next(file.sha256 for file in store.files(found) if file.name == "model.so"))
+        blob.chmod(0o600)
+        blob.write_bytes(content)
+        os.utime(blob, (1.0, 1.0))
+
+
+def test_a_file_put_into_the_folder_of_a_load_itself_is_told(tmp_path: Path) -> None:
+    store, found = stored(tmp_path, {"model.so": b"verified"})
+    with pytest.raises(ArtifactError, match="was changed by another process"), store.taken(found) as folder:
+        swap(folder / "model.so", b"tampered")
+
+
+def test_loads_of_one_artifact_do_not_disturb_one_another(tmp_path: Path) -> None:
+    store, found = stored(tmp_path, {"model.so": b"verified"})
+    with store.taken(found) as first, store.taken(found) as second:
+        assert first != second and read(first) == read(second)
+        store.remove(found)
+        assert read(first) == read(second) == {"model.so": b"verified"}
+    assert os.listdir(store.root / "temporary") == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "missing", "link", "pipe", "manifest"])
+def test_nothing_damaged_is_given_to_a_load(tmp_path: Path, damage: str) -> None:
+    store, found = stored(tmp_path, {"model.so": b"verified"})
+    store.open(found)
+    blob = store.manifest(found) if damage == "manifest" else store.blob(store.files(found)[0].sha256)
+    blob.unlink()
+    if damage in ("flipped", "manifest"):
+        blob.write_bytes(b"Verified")
+    elif damage == "link":
+        (tmp_path / "elsewhere").write_bytes(b"verified")
+        blob.symlink_to(tmp_path / "elsewhere")
+    elif damage == "pipe":
+        os.mkfifo(blob)
+    with pytest.raises(ArtifactError, match="damaged"), store.taken(found):
+        pytest.fail("nothing may be loaded")
+    assert os.listdir(store.root / "temporary") == []
+
+
+def test_a_worker_verifies_what_comes_from_a_store_and_takes_a_fresh_build_as_it_is(tmp_path: Path) -> None:
+    store, found = stored(tmp_path, {"model.so": b"verified"})
+    with verified(store.open(found)) as folder:
+        assert folder != store.open(found) and read(folder) == {"model.so": b"verified"}
+    with verified(tmp_path / "built") as folder:
+        assert folder == tmp_path / "built"
+    swap(store.blob(store.files(found)[0].sha256), b"tampered")
+    with pytest.raises(ArtifactError, match="damaged"), verified(store.root / "folders" / found):
+        pytest.fail("nothing may be loaded")
+
+
+def test_a_store_with_a_folder_led_elsewhere_is_refused_and_nothing_is_written_there(tmp_path: Path) -> None:
+    store, found = stored(tmp_path, {"model.so": b"x"})
+    (tmp_path / "elsewhere").mkdir()
+    sha256 = store.files(found)[0].sha256
+    for name in ("blobs", "manifests", "folders", "temporary", f"blobs/{sha256[:2]}"):
+        (store.root / name).rename(tmp_path / "kept")
+        (store.root / name).symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(ArtifactError, match="symbolic link"):
+            store.add(tmp_path / "built")
+        (store.root / name).unlink()
+        (tmp_path / "kept").rename(store.root / name)
+    (store.root / "lock").unlink()
+    (store.root / "lock").symlink_to(tmp_path / "elsewhere" / "lock")
+    with pytest.raises(ArtifactError, match="cannot be used"):
+        store.open(found)
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_a_hard_link_is_not_stored(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "store")
+    (tmp_path / "secret").write_text("of somebody else")
+    folder = folder_with(tmp_path / "built", {"a": b"1"})
+    os.link(tmp_path / "secret", folder / "b")
+    with pytest.raises(ArtifactError, match="link or a special file"):
+        store.add(folder)
+    assert store.digests() == []

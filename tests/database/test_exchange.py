@@ -1,15 +1,18 @@
 import json
 import os
+import sqlite3
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import Phase, example, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+from autotune.database.check import check
 from autotune.database.exchange import export_studies, merge_file
 from autotune.database.store import Store
 from autotune.errors import DatabaseError
@@ -28,8 +31,10 @@ from tests.database.records import (
     tried,
     workload,
 )
+from tests.databases import Databases
 
 NAMES = ("resnet50", "bert-base")
+SHARED = (HealthCheck.function_scoped_fixture,)  # every example has paths, and so databases, of its own
 
 # What happened on one machine: per study (name, seed) the configurations that were tried, whether each failed, which of
 # them were in the finals, and the day on which a plan was promoted (0: none).
@@ -40,7 +45,7 @@ histories = st.dictionaries(
 History = dict[tuple[str, int], tuple[dict[int, tuple[bool, bool]], int]]
 
 
-def live(store: Store, history: History, machine: str) -> None:
+def live(store: Store, history: History, machine: str, folder: Path) -> None:
     for (name, seed), (levels, day) in history.items():
         study = begin(store, name, seed=seed)
         for level, (fails, finals) in levels.items():
@@ -53,7 +58,7 @@ def live(store: Store, history: History, machine: str) -> None:
         store.claim_trial(study.uid, configuration(99), TOOLCHAIN.digest)
         store.add_active_time(study.uid, 10.0 * len(levels))
         if day:
-            built = Path(store.location).parent / f"built-{name}-{day}"
+            built = folder / f"{machine}-built-{name}-{day}"
             artifact = store.artifacts.add(folder_with(built, {"w": b"shared", name: machine.encode()}))
             created = f"2026-01-0{day}T00:00:00+00:00"
             store.promote(plan(f"{machine}-{name}-{seed}", workload(name), artifact=artifact, created=created))
@@ -85,21 +90,21 @@ def names_in(history: History) -> list[str]:
 
 
 # An example makes four databases, so shrinking one would take minutes.
-@settings(max_examples=5, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=5, deadline=None, phases=(Phase.explicit, Phase.generate), suppress_health_check=SHARED)
 @given(histories, histories)
 @example({("resnet50", 0): ({0: (False, True), 1: (True, False)}, 1)}, {("resnet50", 0): ({0: (True, False)}, 2)})
 @example({("resnet50", 0): ({2: (False, False)}, 3)}, {("resnet50", 1): ({2: (False, False)}, 3)})
-def test_merging_unites_in_any_order_and_twice_is_once(left: History, right: History) -> None:
+def test_merging_unites_in_any_order_and_twice_is_once(databases: Databases, left: History, right: History) -> None:
     with tempfile.TemporaryDirectory() as text:
         root, files = Path(text), []
         for machine, history in (("left", left), ("right", right)):
-            with Store.open(str(root / machine / "a.db")) as store:
-                live(store, history, machine)
+            with Store.open(databases.url(root / machine / "a.db")) as store:
+                live(store, history, machine, root)
                 files.append(root / f"{machine}.zip")
                 export_studies(store, names_in(history), files[-1])
         results = []
         for order in ((0, 1), (1, 0)):
-            with Store.open(str(root / str(order) / "a.db")) as store:
+            with Store.open(databases.url(root / str(order) / "a.db")) as store:
                 for each in order:
                     merge_file(store, files[each])
                 results.append(content(store))
@@ -111,7 +116,7 @@ def test_merging_unites_in_any_order_and_twice_is_once(left: History, right: His
                     numbers = [trial.number for trial in store.trials(study.uid)]
                     assert len(set(numbers)) == len(numbers)
         assert results[0] == results[1]
-        with Store.open(str(root / "left" / "a.db")) as store:
+        with Store.open(databases.url(root / "left" / "a.db")) as store:
             before = content(store)
             counts = [merge_file(store, file) for file in (files[0], files[1], files[0])]
             assert all(found["added"] == 0 for found in counts[0].values())
@@ -122,8 +127,74 @@ def test_merging_unites_in_any_order_and_twice_is_once(left: History, right: His
         assert {uid for _, uid, *_ in before["trials"]} <= {uid for _, uid, *_ in united["trials"]}
 
 
-def test_a_machine_goes_on_with_what_another_found(tmp_path: Path) -> None:
-    with Store.open(str(tmp_path / "a.db")) as there, Store.open(str(tmp_path / "b.db")) as here:
+DELETABLE = ("measurement", "trial", "plan", "study", "workload", "device")
+
+
+# What is gone or damaged: rows of a table by their place, and files of artifacts by theirs.
+@settings(max_examples=4, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(
+    histories,
+    histories,
+    st.lists(st.tuples(st.sampled_from(DELETABLE), st.integers(0, 9)), max_size=6),
+    st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=3),
+)
+@example(
+    {("resnet50", 0): ({0: (False, True), 1: (True, False)}, 1)},
+    {("resnet50", 0): ({0: (True, False)}, 2)},
+    [(table, 0) for table in DELETABLE],
+    [(0, True), (1, False)],
+)
+def test_merging_again_restores_what_was_lost_or_damaged_and_doubles_nothing(
+    left: History, right: History, rows: list[tuple[str, int]], blobs: list[tuple[int, bool]]
+) -> None:
+    with tempfile.TemporaryDirectory() as text:
+        root, files = Path(text), []
+        for machine, history in (("left", left), ("right", right)):
+            with Store.open(str(root / machine / "a.db")) as store:
+                live(store, history, machine, root / machine)
+                files.append(root / f"{machine}.zip")
+                export_studies(store, names_in(history), files[-1])
+        with Store.open(str(root / "a.db")) as store:
+            for file in files:
+                merge_file(store, file)
+            whole = content(store)
+            damage(store, rows, blobs)
+            for _ in range(2):
+                for file in files:
+                    merge_file(store, file)
+                assert content(store) == whole
+                assert [f for f in check(store, time.time()) if f.kind != "orphaned"] == []
+
+
+def damage(store: Store, rows: list[tuple[str, int]], blobs: list[tuple[int, bool]]) -> None:
+    with sqlite3.connect(store.location) as connection:  # which knows of no foreign keys
+        for table, place in rows:
+            chosen = f"SELECT rowid FROM {table} ORDER BY rowid LIMIT 1 OFFSET {place}"
+            connection.execute(f"DELETE FROM {table} WHERE rowid IN ({chosen})")
+    connection.close()
+    there = sorted(path for path in (store.artifacts.root / "blobs").rglob("*") if path.is_file())
+    for place, is_gone in blobs:
+        if place < len(there):
+            there[place].unlink(missing_ok=True)
+            if not is_gone:
+                there[place].write_bytes(b"damaged")
+
+
+def test_a_row_that_cannot_be_read_stops_an_export_and_a_merge_with_its_reason(sound: Path, tmp_path: Path) -> None:
+    with Store.open(str(tmp_path / "a.db")) as store:
+        merge_file(store, sound)
+        with sqlite3.connect(store.location) as connection:
+            connection.execute("UPDATE trial SET configuration = '{' WHERE number = 0")
+        connection.close()
+        before = (tmp_path / "a.db").read_bytes()
+        for attempt in (lambda: merge_file(store, sound), lambda: export_studies(store, ["resnet50"], tmp_path / "x")):
+            with pytest.raises(DatabaseError, match="row that cannot be read"):
+                attempt()
+        assert not (tmp_path / "x").exists() and (tmp_path / "a.db").read_bytes() == before
+
+
+def test_a_machine_goes_on_with_what_another_found(databases: Databases, tmp_path: Path) -> None:
+    with Store.open(databases.url(tmp_path / "a.db")) as there, Store.open(databases.url(tmp_path / "b.db")) as here:
         far = [tried(there, begin(there), level) for level in range(3)]
         export_studies(there, ["resnet50"], tmp_path / "file.zip")
         study = begin(here)
@@ -140,8 +211,8 @@ def test_a_machine_goes_on_with_what_another_found(tmp_path: Path) -> None:
         assert tried(here, study, 7).number == 4
 
 
-def test_a_plan_arrives_with_or_without_its_artifact(tmp_path: Path) -> None:
-    with Store.open(str(tmp_path / "a.db")) as there:
+def test_a_plan_arrives_with_or_without_its_artifact(databases: Databases, tmp_path: Path) -> None:
+    with Store.open(databases.url(tmp_path / "a.db")) as there:
         artifact = there.artifacts.add(folder_with(tmp_path / "built", {"model.so": b"code", "data/w": b"weights"}))
         tried(there, begin(there), artifact=artifact)
         there.promote(plan(artifact=artifact))
@@ -149,7 +220,7 @@ def test_a_plan_arrives_with_or_without_its_artifact(tmp_path: Path) -> None:
         without = export_studies(there, ["resnet50"], tmp_path / "without.zip", artifacts=False)
     assert with_it == {"studies": 1, "trials": 1, "measurements": 1, "plans": 1, "artifacts": 1}
     assert without == with_it | {"artifacts": 0}
-    with Store.open(str(tmp_path / "b.db")) as here:
+    with Store.open(databases.url(tmp_path / "b.db")) as here:
         merge_file(here, tmp_path / "without.zip")
         assert here.plan("p1").artifact == artifact and not here.artifacts.has(artifact)
         assert [trial.artifact for trial in here.trials(here.studies()[0].uid)] == [None]
@@ -158,8 +229,8 @@ def test_a_plan_arrives_with_or_without_its_artifact(tmp_path: Path) -> None:
         assert here.find_plan(workload().structure, DEVICE.device_class, OBJECTIVE) == plan(artifact=artifact)
 
 
-def test_the_newer_of_two_plans_stays(tmp_path: Path) -> None:
-    with Store.open(str(tmp_path / "a.db")) as there, Store.open(str(tmp_path / "b.db")) as here:
+def test_the_newer_of_two_plans_stays(databases: Databases, tmp_path: Path) -> None:
+    with Store.open(databases.url(tmp_path / "a.db")) as there, Store.open(databases.url(tmp_path / "b.db")) as here:
         begin(there)
         there.promote(plan("theirs", created="2026-01-02T00:00:00Z"))
         export_studies(there, ["resnet50"], tmp_path / "file.zip")
@@ -169,8 +240,8 @@ def test_the_newer_of_two_plans_stays(tmp_path: Path) -> None:
             assert [found.uid for found in here.plans()] == [uid], created
 
 
-def test_only_known_studies_are_exported_and_nothing_is_half_written(tmp_path: Path) -> None:
-    with Store.open(str(tmp_path / "a.db")) as store:
+def test_only_known_studies_are_exported_and_nothing_is_half_written(databases: Databases, tmp_path: Path) -> None:
+    with Store.open(databases.url(tmp_path / "a.db")) as store:
         with pytest.raises(DatabaseError, match="there is none yet"):
             export_studies(store, ["resnet50"], tmp_path / "file.zip")
         begin(store)
@@ -215,14 +286,15 @@ def is_empty(store: Store) -> bool:
     return not (store.studies() or store.plans() or store.artifacts.digests())
 
 
-def refused(path: Path, tmp_path: Path, match: str = "") -> None:
+def refused(databases: Databases, path: Path, tmp_path: Path, match: str = "") -> None:
     database = tmp_path / "refused" / "here.db"
-    with Store.open(str(database)) as store:
+    with Store.open(databases.url(database)) as store:
         with pytest.raises(DatabaseError, match=match):
             merge_file(store, path)
         assert is_empty(store)
     assert {name for name in os.listdir(tmp_path) if name != "refused"} <= {path.name}
-    assert {name.split(".db")[0] for name in os.listdir(database.parent)} <= {"here", "here-artifacts"}
+    if databases.kind == "sqlite":
+        assert {name.split(".db")[0] for name in os.listdir(database.parent)} <= {"here", "here-artifacts"}
 
 
 RECORD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -268,6 +340,9 @@ RECORD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "plan structure": lambda d: d["plans"][0].update(structure="x"),
     "plan artifact": lambda d: d["plans"][0].update(artifact="../x"),
     "plan name": lambda d: d["plans"][0].update(name=["x"]),
+    "plan newline": lambda d: d["plans"][0].update(name="a\nb,=1"),
+    "workload newline": lambda d: d["workloads"][0].update(name="a\r\nb"),
+    "study escape": lambda d: d["studies"][0].update(name="\x1b[2J"),
     "plan batch": lambda d: d["plans"][0].update(batch="1"),
     "plan date": lambda d: d["plans"][0].update(created=""),
     "plan key": lambda d: d["plans"][0].pop("objective"),
@@ -282,13 +357,15 @@ RECORD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("name", RECORD_CHANGES)
-def test_a_file_with_one_bad_record_is_refused_whole(sound: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_with_one_bad_record_is_refused_whole(
+    databases: Databases, sound: Path, tmp_path: Path, name: str
+) -> None:
     def change(members: dict[str, bytes]) -> None:
         document = json.loads(members["records.json"])
         RECORD_CHANGES[name](document)
         members["records.json"] = json.dumps(document).encode()
 
-    refused(rewritten(sound, tmp_path / "bad.zip", change), tmp_path, "cannot be merged")
+    refused(databases, rewritten(sound, tmp_path / "bad.zip", change), tmp_path, "cannot be merged")
 
 
 def _artifact(members: dict[str, bytes]) -> str:
@@ -311,31 +388,35 @@ MEMBER_CHANGES: dict[str, Callable[[dict[str, bytes]], object]] = {
 
 
 @pytest.mark.parametrize("name", MEMBER_CHANGES)
-def test_a_file_with_a_bad_member_is_refused_whole(sound: Path, tmp_path: Path, name: str) -> None:
+def test_a_file_with_a_bad_member_is_refused_whole(
+    databases: Databases, sound: Path, tmp_path: Path, name: str
+) -> None:
     path = rewritten(sound, tmp_path / "bad.zip", lambda members: (MEMBER_CHANGES[name](members), None)[1])
-    refused(path, tmp_path, "cannot be merged")
+    refused(databases, path, tmp_path, "cannot be merged")
 
 
-def test_a_file_that_is_no_zip_or_is_cut_off_is_refused(sound: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_zip_or_is_cut_off_is_refused(databases: Databases, sound: Path, tmp_path: Path) -> None:
     data = sound.read_bytes()
     for size in (0, 10, len(data) // 2, len(data) - 1):
         (tmp_path / "bad.zip").write_bytes(data[:size])
-        refused(tmp_path / "bad.zip", tmp_path, "cannot be merged")
+        refused(databases, tmp_path / "bad.zip", tmp_path, "cannot be merged")
     (tmp_path / "bad.zip").unlink()
-    refused(tmp_path / "bad.zip", tmp_path, "cannot be read")
+    refused(databases, tmp_path / "bad.zip", tmp_path, "cannot be read")
     (tmp_path / "bad.zip").mkdir()
-    refused(tmp_path / "bad.zip", tmp_path, "cannot be read")
+    refused(databases, tmp_path / "bad.zip", tmp_path, "cannot be read")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25, deadline=None, suppress_health_check=SHARED)
 @given(st.data())
-def test_a_file_with_any_byte_changed_is_refused_or_harmless(sound: Path, data: st.DataObject) -> None:
+def test_a_file_with_any_byte_changed_is_refused_or_harmless(
+    databases: Databases, sound: Path, data: st.DataObject
+) -> None:
     original = sound.read_bytes()
     place = data.draw(st.integers(0, len(original) - 1))
     changed = original[:place] + bytes([original[place] ^ data.draw(st.integers(1, 255))]) + original[place + 1 :]
     with tempfile.TemporaryDirectory() as text:
         (Path(text) / "bad.zip").write_bytes(changed)
-        with Store.open(str(Path(text) / "a.db")) as store:
+        with Store.open(databases.url(Path(text) / "a.db")) as store:
             try:
                 merge_file(store, Path(text) / "bad.zip")
             except DatabaseError:
@@ -346,17 +427,17 @@ def test_a_file_with_any_byte_changed_is_refused_or_harmless(sound: Path, data: 
                 ]
 
 
-def test_compressed_artifacts_could_be_bombs_and_are_refused(sound: Path, tmp_path: Path) -> None:
+def test_compressed_artifacts_could_be_bombs_and_are_refused(databases: Databases, sound: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(sound) as archive:
         members = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content_ in members.items():
             archive.writestr(name, content_)
-    refused(tmp_path / "bomb.zip", tmp_path, "form and size")
+    refused(databases, tmp_path / "bomb.zip", tmp_path, "form and size")
 
 
-def test_a_uid_that_means_something_else_here_is_refused(sound: Path, tmp_path: Path) -> None:
-    with Store.open(str(tmp_path / "a.db")) as store:
+def test_a_uid_that_means_something_else_here_is_refused(databases: Databases, sound: Path, tmp_path: Path) -> None:
+    with Store.open(databases.url(tmp_path / "a.db")) as store:
         store.promote(plan("p1", workload("another")))
         with pytest.raises(DatabaseError, match="plan p1, which is something else"):
             merge_file(store, sound)
@@ -364,8 +445,8 @@ def test_a_uid_that_means_something_else_here_is_refused(sound: Path, tmp_path: 
         assert store.studies() == [] and store.artifacts.digests() == []
 
 
-def test_the_samples_arrive_as_they_were(sound: Path, tmp_path: Path) -> None:
-    with Store.open(str(tmp_path / "a.db")) as store:
+def test_the_samples_arrive_as_they_were(databases: Databases, sound: Path, tmp_path: Path) -> None:
+    with Store.open(databases.url(tmp_path / "a.db")) as store:
         merge_file(store, sound)
         first, second = store.trials(store.studies()[0].uid)
         assert store.measurements(first.uid) == [SAMPLES]

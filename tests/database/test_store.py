@@ -1,4 +1,3 @@
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -29,6 +28,7 @@ from tests.database.records import (
     tried,
     workload,
 )
+from tests.databases import Databases
 
 FINALS = Measurement(samples_ms=((2.0, 2.1), (2.2, 2.3)), device_samples_ms=((1.9,),))
 STRICT = Objective(signal_error=1e-3)
@@ -48,8 +48,8 @@ class Clock:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store.open(str(tmp_path / "a.db"), clock=Clock()) as opened:
+def store(tmp_path: Path, databases: Databases) -> Iterator[Store]:
+    with Store.open(databases.url(tmp_path / "a.db"), clock=Clock()) as opened:
         yield opened
 
 
@@ -61,7 +61,9 @@ def test_a_study_is_found_again_by_what_it_is(store: Store) -> None:
     first = begin(store)
     assert (first.name, first.batch, first.state, first.active_s) == ("resnet50", 1, "running", 0.0)
     assert first.device_class == DEVICE.device_class and first.objective == OBJECTIVE
-    assert begin(store, settings={"trials": 90}) == replace(first, settings={"trials": 90})
+    assert begin(store, settings={"trials": 90}) == first
+    store.describe_study(first.uid, {"trials": 90})
+    assert begin(store) == store.study(first.uid) == replace(first, settings={"trials": 90})
     assert begin(store, objective=Objective(integer_agreement=0.99, signal_error=0.02)).uid == first.uid
     others = [
         begin(store, workload=workload(batch=32)),
@@ -188,15 +190,13 @@ def test_figures_that_cannot_be_true_are_refused(store: Store, changes: dict[str
     assert store.measurements(claimed.uid) == []
 
 
-@pytest.mark.parametrize("value", ["-1", "0", "9e999", "NULL"])
-def test_the_database_itself_refuses_a_false_latency(store: Store, tmp_path: Path, value: str) -> None:
+@pytest.mark.parametrize("value", ["-1", "0", "1e300", "NULL"])
+def test_the_database_itself_refuses_a_false_latency(store: Store, value: str) -> None:
     tried(store, begin(store))
     store.promote(plan())
-    connection = sqlite3.connect(tmp_path / "a.db")
     for table in ("trial", "plan"):
-        with pytest.raises(sqlite3.IntegrityError, match="constraint"):
-            connection.execute(f"UPDATE {table} SET latency_ms = {value}")
-    connection.close()
+        with pytest.raises(DatabaseError, match="constraint"), store.writing() as session:
+            session.execute(text(f"UPDATE {table} SET latency_ms = {value}"))
 
 
 def test_a_name_is_only_ever_a_name(store: Store) -> None:
@@ -214,9 +214,9 @@ def test_a_configuration_is_answered_from_an_earlier_study(store: Store) -> None
     assert store.earlier_trial(*key, configuration(0)) is None
     store.finish_trial(failed(claimed, kind="timeout"))
     assert store.earlier_trial(*key, configuration(0)) is None
-    crashed = failed(store.claim_trial(second.uid, configuration(0), TOOLCHAIN.digest))
-    store.finish_trial(crashed)
-    assert store.earlier_trial(*key, configuration(0)) == crashed
+    broken = failed(store.claim_trial(second.uid, configuration(0), TOOLCHAIN.digest), kind="error")
+    store.finish_trial(broken)
+    assert store.earlier_trial(*key, configuration(0)) == broken
     found = tried(store, begin(store, seed=2), 0)
     assert store.earlier_trial(*key, configuration(0)) == found
     assert store.measurements(found.uid) == [SAMPLES]
@@ -349,7 +349,7 @@ def test_an_error_of_the_database_is_told_without_a_traceback(store: Store, tmp_
     begin(store)
     with store.writing() as session:
         session.execute(text("ALTER TABLE plan RENAME TO mislaid"))
-    with pytest.raises(DatabaseError, match="no such table"):
+    with pytest.raises(DatabaseError, match=r"no such table|does not exist"):
         store.plans()
-    with pytest.raises(DatabaseError, match="no such table"):
+    with pytest.raises(DatabaseError, match=r"no such table|does not exist"):
         store.promote(plan())

@@ -34,7 +34,14 @@ def build(bench, fault):
 
 @pytest.mark.parametrize(
     ("fault", "kind"),
-    [("error", "error"), ("segfault", "crash"), ("exit", "protocol"), ("memory", "out_of_memory")],
+    [
+        ("error", "error"),
+        ("segfault", "crash"),
+        ("abort", "crash"),
+        ("exit", "protocol"),
+        ("memory", "out_of_memory"),
+        ("forged", "protocol"),
+    ],
 )
 def test_a_build_that_goes_wrong_is_a_failure_with_stage_kind_and_log(bench, fault, kind):
     result, _ = build(bench, fault)
@@ -56,7 +63,7 @@ def test_a_crash_while_loading_names_that_stage(bench):
     result = bench.measure(target, Objective(), 0)
     assert result.failure is not None
     assert (result.failure.stage, result.failure.kind, result.failure.figure) == ("load", "crash", 11.0)
-    assert "_segfault" in result.failure.log_tail
+    assert "in segfault" in result.failure.log_tail
 
 
 @pytest.mark.parametrize("fault", ["inaccurate", "constant"])
@@ -66,6 +73,11 @@ def test_wrong_answers_are_refused_with_the_figure(bench, fault):
     assert result.failure is not None
     assert (result.failure.stage, result.failure.kind) == ("check", "inaccurate")
     assert result.failure.figure is not None and result.failure.figure > 0.02
+
+
+def test_answers_that_are_no_numbers_are_refused(bench):
+    result = bench.measure(build(bench, "non_finite")[1], Objective(), 0)
+    assert result.failure is not None and (result.failure.stage, result.failure.kind) == ("check", "non_finite")
 
 
 def test_a_good_candidate_is_timed_after_all_that(bench):

@@ -1,4 +1,4 @@
-"""The first schema: workloads, devices, studies, trials, measurements, plans."""
+"""The first schema: workloads, devices, studies with their leases, trials, measurements, plans."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -38,6 +38,7 @@ def upgrade() -> None:
         "device", _text("device_class"), _text("record"), sa.PrimaryKeyConstraint("device_class", name="pk_device")
     )
     _create_study()
+    _create_lease()
     _create_trial()
     _create_measurement()
     _create_plan()
@@ -74,6 +75,25 @@ def _create_study() -> None:
     op.create_index("ix_study_name_batch", "study", ["name", "batch"])
 
 
+def _create_lease() -> None:
+    op.create_table(
+        "lease",
+        _digest("study"),
+        sa.Column("fence", sa.BigInteger(), nullable=False),
+        _digest("token", nullable=True),
+        _text("host"),
+        _text("place"),
+        sa.Column("pid", sa.BigInteger(), nullable=False),
+        sa.Column("started", sa.BigInteger(), nullable=False),
+        sa.Column("beats", sa.BigInteger(), nullable=False),
+        _instant("taken"),
+        _instant("heartbeat"),
+        sa.PrimaryKeyConstraint("study", name="pk_lease"),
+        sa.ForeignKeyConstraint(["study"], ["study.uid"], name="fk_lease_study"),
+        sa.CheckConstraint("fence >= 0 AND beats >= 0", name=op.f("ck_lease_counts")),
+    )
+
+
 def _create_trial() -> None:
     op.create_table(
         "trial",
@@ -81,6 +101,7 @@ def _create_trial() -> None:
         _digest("study"),
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("handed_back", sa.Integer(), nullable=False),
         _text("backend"),
         _text("configuration"),
         _digest("configuration_digest"),
@@ -105,7 +126,7 @@ def _create_trial() -> None:
             "study", "configuration_digest", "toolchain", "weights", "tried_here", name="uq_trial_tried_once"
         ),
         sa.ForeignKeyConstraint(["study"], ["study.uid"], name="fk_trial_study"),
-        sa.CheckConstraint("number >= 0 AND attempt >= 1", name=op.f("ck_trial_counts")),
+        sa.CheckConstraint("number >= 0 AND attempt >= 1 AND handed_back >= 0", name=op.f("ck_trial_counts")),
         sa.CheckConstraint(
             "state IN ('running', 'complete', 'pruned', 'infeasible', 'failed')", name=op.f("ck_trial_state")
         ),
@@ -122,7 +143,7 @@ def _create_trial() -> None:
     op.create_index(
         "ix_trial_seen_before",
         "trial",
-        ["structure", "weights", "device_class", "toolchain", "configuration_digest"],
+        ["structure", "device_class", "toolchain", "configuration_digest", "weights"],
     )
     op.create_index("ix_trial_artifact", "trial", ["artifact"])
 
@@ -171,5 +192,5 @@ def _create_plan() -> None:
 
 def downgrade() -> None:
     """From 0001 back to an empty database: every record is lost."""
-    for table in ("plan", "measurement", "trial", "study", "device", "workload"):
+    for table in ("plan", "measurement", "trial", "lease", "study", "device", "workload"):
         op.drop_table(table)

@@ -1,0 +1,82 @@
+"""Files that may not be what they should: listed, hashed and compared without following a link."""
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import IO
+
+from autotune.errors import ArtifactError
+
+CHUNK_BYTES = 1 << 20
+
+
+def names_below(folder: Path, *, asked: str, hard_links: bool = False) -> list[str]:
+    """Give the names of the regular files below a folder, sorted.
+
+    Raises ArtifactError, beginning with ``asked``, for any link or special file; a file with a second name somewhere is
+    a link too, unless ``hard_links`` are expected.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise ArtifactError(asked, found="no folder of its own", expected="a folder of files")
+    names = []
+    for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=False):
+        for entry in (*folders, *files):
+            path = Path(parent, entry)
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode) and (hard_links or status.st_nlink == 1):
+                names.append(path.relative_to(folder).as_posix())
+            elif not stat.S_ISDIR(status.st_mode):
+                raise ArtifactError(asked, found=f"{path} is a link or a special file", expected="plain files alone")
+    return sorted(names)
+
+
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def open_plain(path: Path) -> IO[bytes]:
+    """Open a regular file, never through a symbolic link and never waiting for a pipe; raises ``OSError``."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no regular file")
+    return open(descriptor, "rb", buffering=0)
+
+
+def hashed(stream: IO[bytes], target: IO[bytes] | None = None) -> tuple[int, str]:
+    """Size and SHA-256 of what is left of a stream, copied to ``target`` on the way."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := stream.read(CHUNK_BYTES):
+        digest.update(chunk)
+        size += len(chunk)
+        if target is not None:
+            target.write(chunk)
+    return size, digest.hexdigest()
+
+
+def holds(path: Path, size_bytes: int, sha256: str) -> bool:
+    """Whether a file is there, is no link, and has exactly this content."""
+    try:
+        with open_plain(path) as stream:
+            return os.fstat(stream.fileno()).st_size == size_bytes and hashed(stream) == (size_bytes, sha256)
+    except OSError:
+        return False
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that only its owner can read, and have its name on the disk; one that is there is no error."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk before going on."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

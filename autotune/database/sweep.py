@@ -1,0 +1,133 @@
+"""What an artifact store holds and nothing needs: found by ``autotune db check``, deleted by ``autotune db gc``."""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotune.database.artifacts import FOLDERS, ArtifactStore, is_digest
+from autotune.database.files import sync_folder
+from autotune.errors import ArtifactError
+
+GRACE_S = 86_400.0
+"""An artifact is added before a row names it, at the end of its trial; no trial takes a day."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unneeded:
+    """Artifacts that no row names, blobs that no artifact lists, and folders and files that nobody is at work on.
+
+    ``size_bytes`` is what the blobs and the leftover files take; folders hold links to blobs.
+    """
+
+    artifacts: tuple[str, ...] = ()
+    blobs: tuple[Path, ...] = ()
+    leftovers: tuple[Path, ...] = ()
+    size_bytes: int = 0
+
+
+def unneeded(store: ArtifactStore, named: Set[str], before: float) -> Unneeded:
+    """Give what can go, where ``named`` are the artifacts of plans and trials; the store's lock must be held alone.
+
+    ``before`` is a Unix time: what was added or written since stays. While an artifact that a row names has a damaged
+    manifest it is unknown which blobs it needs, and no blob is given.
+    """
+    artifacts = [
+        digest for digest in store.digests() if digest not in named and _modified(store.manifest(digest)) < before
+    ]
+    kept: set[str] | None = set()
+    for digest in set(store.digests()) - set(artifacts):
+        try:
+            kept = None if kept is None else kept | {file.sha256 for file in store.files(digest)}
+        except ArtifactError:
+            kept = None
+    blobs = [path for path in blobs_of(store) if kept is not None and path.name not in kept]
+    there = set(store.digests()) - set(artifacts)
+    folders = [
+        path for path in _inside(store.root / "folders")
+        if path.name not in there or not _is_whole(store, path)
+    ]  # fmt: skip
+    blobs = [path for path in blobs if _modified(path) < before]
+    leftovers = [
+        *(path for path in folders if path.name not in artifacts and _modified(path) < before),
+        *(path for path in _inside(store.root / "temporary") if not _in_use(path)),
+    ]
+    return Unneeded(
+        artifacts=tuple(artifacts),
+        blobs=tuple(blobs),
+        leftovers=tuple(leftovers),
+        size_bytes=sum(path.lstat().st_size for path in (*blobs, *leftovers) if path.is_file()),
+    )
+
+
+def sweep(store: ArtifactStore, named: Set[str], before: float) -> Unneeded:
+    """Delete what :func:`unneeded` gives; call it in the write transaction that read ``named``."""
+    with store.locked(alone=True):
+        found = unneeded(store, named, before)
+        for digest in found.artifacts:
+            store.manifest(digest).unlink(missing_ok=True)
+        sync_folder(store.root / "manifests")  # before the blobs: an artifact that is listed is whole
+        for path in (*(store.root / "folders" / digest for digest in found.artifacts), *found.leftovers, *found.blobs):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+    return found
+
+
+def blobs_of(store: ArtifactStore) -> Iterator[Path]:
+    """Give everything that lies where blobs do, whatever its name."""
+    for folder in _inside(store.root / "blobs"):
+        yield from _inside(folder) if folder.is_dir() and not folder.is_symlink() else [folder]
+
+
+def strays(store: ArtifactStore) -> Iterator[Path]:
+    """Give what autotune never puts into a store."""
+    for path in _inside(store.root):
+        if path.name not in (*FOLDERS, "lock"):
+            yield path
+    for path in _inside(store.root / "manifests"):
+        if not (path.name.endswith(".json") and is_digest(path.name[:-5])):
+            yield path
+    for path in blobs_of(store):
+        if not is_digest(path.name) or path.parent.name != path.name[:2]:
+            yield path
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_whole(store: ArtifactStore, folder: Path) -> bool:
+    try:
+        return store.matches(folder, store.files(folder.name))
+    except ArtifactError:
+        return False
+
+
+def _modified(path: Path) -> float:
+    """When something was written, or now where it is gone."""
+    with contextlib.suppress(OSError):
+        return path.lstat().st_mtime
+    return float("inf")
+
+
+def _in_use(path: Path) -> bool:
+    """Whether a living process holds the lock that the writer of a temporary file or folder takes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

@@ -1,0 +1,97 @@
+"""One step in the process that is its own: the confinement, the run, and the account of whatever it raised."""
+
+import contextlib
+import faulthandler
+import importlib
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any, NoReturn
+
+from autotune.execute.channel import IDENTITY, Channel
+from autotune.execute.limits import Limits, end_with_parent, prefer_to_kill_this
+
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "failed to allocate",
+    "bad_alloc",
+    "cudaerrormemoryallocation",
+)
+_OF_DEVICE = ("cuda", "gpu", "device memory")
+_CONTEXT_LOST = (
+    "illegal memory access",
+    "unspecified launch failure",
+    "misaligned address",
+    "illegal instruction was encountered",
+    "device-side assert triggered",
+    "hardware stack error",
+    "uncorrectable ecc error",
+    "cudaerrorillegaladdress",
+    "cudaerrorlaunchfailure",
+    "cuda_error_illegal_address",
+    "cuda_error_launch_failed",
+)
+"""CUDA's errors after which "the process must be terminated and relaunched" (CUDA runtime API, cudaError_t)."""
+
+
+def confine(keeper: int, output: int, limits: Limits, folder: Path) -> None:
+    """Make this process one that may do what it likes: its own process group, output, limits, and an end."""
+    os.setsid()
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the coordinator decides what Ctrl-C means
+    end_with_parent(keeper, signal.SIGKILL)
+    prefer_to_kill_this()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    for fd in (nothing, output):
+        if fd > 2:
+            os.close(fd)
+    limits.apply(folder)
+
+
+def run(fd: int, steps: str) -> NoReturn:
+    """Run the step that is asked for on a channel, and leave by ``_exit``, whatever libraries would do at exit."""
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    faulthandler.enable()  # a crash leaves its stack in the log
+    faulthandler.register(signal.SIGUSR1, all_threads=True)  # and so does a step that is out of time
+    channel = Channel.from_fd(fd)
+    code = 0
+    try:
+        order = channel.receive()
+        if order is not None:
+            channel.sign = {IDENTITY: order[IDENTITY]}
+            table = importlib.import_module(steps).STEPS
+            channel.send({"result": table[order["step"]](order["request"], channel)})
+    except BaseException as error:  # the worker's border: whatever it was is told and recorded
+        code = 1
+        traceback.print_exc()
+        with contextlib.suppress(Exception):
+            channel.send({"error": explain(error)})
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def explain(error: BaseException) -> dict[str, Any]:
+    """What a step raised as plain data: its kind, a sentence, and what a project's own error is made of."""
+    from autotune.errors import AutotuneError
+
+    text = f"{type(error).__name__}: {error}" if not isinstance(error, AutotuneError) else str(error)
+    explained: dict[str, Any] = {"kind": "error", "detail": text[:4000]}
+    said = text.lower()
+    if any(sign in said for sign in _CONTEXT_LOST):
+        explained = {"kind": "crash", "detail": f"the process lost its context on the device: {text[:4000]}"}
+    elif isinstance(error, MemoryError) or any(sign in said for sign in _OUT_OF_MEMORY):
+        where = "device" if any(sign in said for sign in _OF_DEVICE) else "host"
+        explained = {"kind": "out_of_memory", "detail": f"{where} memory: {text[:4000]}"}
+    if isinstance(error, AutotuneError):
+        explained["raised"] = [type(error).__name__, error.asked, error.found, error.expected, error.run]
+    return explained

@@ -1,0 +1,70 @@
+"""Whether steps give back the device's memory that they took: DeviceMemory."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from autotune.device import Device
+from autotune.measure.nvml import open_nvml
+
+log = logging.getLogger(__name__)
+
+LEFT_OVER_BYTES = 64 * 2**20
+"""Less than any process takes that has a context on a GPU (some hundred MiB); the driver's own share moves by less."""
+
+SETTLE_S = 0.5
+"""The driver may take a moment to give back what a process had that was killed; then the figure is read again."""
+
+
+class DeviceMemory:
+    """Reads what is taken of a GPU's memory before the first of several steps and after the last; warns of the rest.
+
+    A CPU has nothing to look at: the memory of a process ends with it. May be used by several threads at once.
+    """
+
+    def __init__(self, device: Device, *, nvml: Any = None, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._device, self._nvml, self._sleep = device, nvml, sleep
+        self._lock, self._running = threading.Lock(), 0
+        self._before: int | None = None
+
+    @contextlib.contextmanager
+    def around(self, step: str) -> Iterator[None]:
+        """Look before and after a step, unless another one runs at that moment."""
+        with self._lock:
+            if self._running == 0:
+                self._before = self._used()
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                if self._running == 0:
+                    self._tell(step)
+
+    def _tell(self, step: str) -> None:
+        left = self._left()
+        if left > LEFT_OVER_BYTES:
+            self._sleep(SETTLE_S)
+            left = self._left()
+        if left > LEFT_OVER_BYTES:
+            log.warning(
+                "after step %s, %.0f MiB more of %s's memory are taken than before: by another program, or left over",
+                step, left / 2**20, self._device.name,
+            )  # fmt: skip
+
+    def _left(self) -> int:
+        after = None if self._before is None else self._used()
+        return 0 if after is None or self._before is None else after - self._before
+
+    def _used(self) -> int | None:
+        if self._device.kind != "cuda":
+            return None
+        try:
+            return open_nvml(self._device, self._nvml).memory_used_bytes()
+        except OSError as error:
+            log.debug("the device's memory is not told: %s", error)
+            return None

@@ -1,0 +1,159 @@
+"""The process between the worker server and one step: it keeps the step's family, output and memory, and outlives them.
+
+Every process that a step starts, in whatever session and however orphaned, stays below its keeper, which adopts
+orphans. So the end of the step, by itself or by force, is the end of all of them. The keeper runs nothing of a
+candidate's, tells the coordinator itself how the step ended, and ends it where the coordinator or the server is gone.
+Orders are signals: SIGTERM ends the step; SIGUSR1 lets it write down first where it stands.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from autotune.execute import family
+from autotune.execute.limits import Limits, adopt_orphans, end_with_parent
+from autotune.execute.output import OutputLog
+from autotune.trial import FailureKind
+
+MEMORY_POLL_S = 0.25
+STACK_S = 0.3
+"""A step that is out of time gets so long to write its stack into its log."""
+
+PIPE_BYTES = 2**20
+"""What a pipe may hold without privileges (/proc/sys/fs/pipe-max-size): fewer turns where a step prints much."""
+
+
+def keep(
+    control: socket.socket, server: int, channel: int, start: Callable[[int, int], NoReturn], log: Path,
+    limits: Limits, about: dict[str, Any],
+) -> NoReturn:  # fmt: skip
+    """Fork the step, and see to it until it has ended.
+
+    ``start`` runs the step; it gets the process id of this keeper and the descriptor that its output goes to.
+    ``channel`` is the step's descriptor. ``about`` is what the coordinator is told along with the step's begin; it
+    holds the step's ``id``.
+    """
+    code, me = 1, os.getpid()
+    try:
+        os.setsid()
+        adopt_orphans()
+        wakeup, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda *_: None)
+        signal.set_wakeup_fd(write_end)
+        end_with_parent(server, signal.SIGTERM)
+        output, theirs = os.pipe2(os.O_CLOEXEC)
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(output, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        step = os.fork()
+        if step == 0:
+            signal.set_wakeup_fd(-1)
+            for fd in (wakeup, write_end, output, control.fileno()):
+                os.close(fd)
+            start(me, theirs)
+        os.close(theirs)
+        os.close(channel)
+        os.set_blocking(output, False)
+        _tell(control, {**about, "op": "started", "pid": step, "keeper": me})
+        keeper = _Keeper(step, wakeup, output, OutputLog(log), limits)
+        keeper.watch(control)
+        keeper.end()
+        told = {"op": "exited", "id": about["id"], "code": keeper.code, "kind": keeper.kind, "detail": keeper.detail}
+        _tell(control, told)
+        code = 0
+    except BaseException:  # a border: it goes into the server's log, and the server is told by the exit code
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        control.send(json.dumps(message).encode())
+
+
+class _Keeper:
+    """One running step, its exit code once it has one, and what it was ended for where nobody ordered its end."""
+
+    def __init__(self, step: int, wakeup: int, output: int, log: OutputLog, limits: Limits) -> None:
+        self._step, self._wakeup, self._output, self._log, self._limits = step, wakeup, output, log, limits
+        self.code: int | None = None
+        self.kind: FailureKind | None = None
+        self.detail = ""
+        self._kernel_killed = kernel_kills()
+
+    def watch(self, control: socket.socket) -> None:
+        """Return once the step has ended or has to."""
+        poll = select.poll()
+        poll.register(control, 0)  # only that its other end is gone
+        poll.register(self._wakeup, select.POLLIN)
+        poll.register(self._output, select.POLLIN)
+        look_at, end_at = 0.0, float("inf")
+        while self.code is None and self.kind is None and time.monotonic() < end_at:
+            if time.monotonic() >= look_at:
+                if family.memory_bytes(os.getpid(), self._limits.memory_bytes) > self._limits.memory_bytes:
+                    limit = self._limits.memory_bytes / 2**30
+                    self._end_for("out_of_memory", f"host memory: it grew past the limit of {limit:.3g} GiB")
+                    return
+                look_at = time.monotonic() + MEMORY_POLL_S
+            for fd, events in poll.poll(max(0.0, min(look_at, end_at) - time.monotonic()) * 1e3):
+                if fd == control.fileno():
+                    return
+                if fd == self._output:
+                    if not self._take_output() and events & select.POLLHUP:
+                        poll.unregister(self._output)  # all who could print have closed it
+                    continue
+                orders = os.read(self._wakeup, 4096)
+                if signal.SIGTERM in orders:
+                    return
+                if signal.SIGUSR1 in orders and end_at == float("inf"):
+                    end_at = time.monotonic() + STACK_S
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(self._step, signal.SIGUSR1)
+            self._reap()
+        if self.code == -signal.SIGKILL and kernel_kills() > self._kernel_killed:
+            self._end_for("out_of_memory", "host memory: the kernel had none left and killed it")
+
+    def end(self) -> None:
+        """Kill what is left of the family and keep what it has printed."""
+        family.end(os.getpid(), self._reap)
+        self._reap()
+        while self.kind is None and self._take_output():
+            pass
+        self._log.close()
+
+    def _reap(self) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self._step:
+                    self.code = os.waitstatus_to_exitcode(ended[1])
+
+    def _take_output(self) -> bool:
+        try:
+            data = os.read(self._output, PIPE_BYTES)
+        except BlockingIOError:
+            return False
+        self._log.write(data)
+        if self._log.total_bytes > self._limits.log_bytes:
+            self._end_for("log_flood", f"it printed more than {self._limits.log_bytes / 2**20:g} MiB")
+        return bool(data)
+
+    def _end_for(self, kind: FailureKind, detail: str) -> None:
+        self.kind, self.detail = kind, detail
+
+
+def kernel_kills(counters: Path = Path("/proc/vmstat")) -> int:
+    """How many processes the kernel has killed for want of memory, of the host or of a control group; 0 if not told."""
+    with contextlib.suppress(OSError, ValueError):
+        told = dict(line.split() for line in counters.read_text().splitlines())
+        return int(told.get("oom_kill", 0))
+    return 0

@@ -1,0 +1,97 @@
+"""What a step may take from the host: Limits, and how a process puts them on itself."""
+
+import contextlib
+import ctypes
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FILE_BYTES = 192 * 2**30
+"""More than the memory of any one GPU (B200: 180 GB), so no package that could be loaded is larger."""
+
+SHARE_OF_FREE_DISK = 0.9
+"""One file alone may not fill the disk, on which the database may lie too."""
+
+LEAST_FILE_BYTES = 2**30
+"""Where less is free, the disk itself says that it is full, and says it more clearly."""
+
+DESCRIPTORS = 16384
+"""Sixteen times the customary 1024: CUDA, compile workers and sharded weights need hundreds, a leak has no end."""
+
+LOG_BYTES = 2**20
+"""So much of the end of a step's output is kept."""
+
+LOG_FLOOD_BYTES = 64 * 2**20
+"""Who prints so much prints without end: a build that logs at its most talkative writes a few MiB."""
+
+OOM_SCORE_ADJUSTMENT = 900
+"""Of at most 1000: where the kernel runs out of memory, rather this process than the coordinator."""
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Limits of one step; the memory is that of the step and of everything that it started, together.
+
+    Memory is watched rather than limited by the kernel: CUDA reserves ranges of addresses far larger than it ever uses.
+    """
+
+    memory_bytes: int
+    file_bytes: int = FILE_BYTES
+    descriptors: int = DESCRIPTORS
+    log_bytes: int = LOG_FLOOD_BYTES
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if value <= 0:
+                raise ValueError(f"{name} is a positive number, found {value!r}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Limits":
+        """Read what :meth:`as_dict` wrote."""
+        return cls(**data)
+
+    def apply(self, folder: Path) -> None:
+        """Put on this process, for good, what the kernel watches over; ``folder`` lies on the disk that it writes to.
+
+        A write past the size raises ``OSError``, because Python ignores the signal that comes with it.
+        """
+        free = shutil.disk_usage(folder).free
+        _lower(resource.RLIMIT_CORE, 0)
+        share = max(LEAST_FILE_BYTES, int(SHARE_OF_FREE_DISK * free))
+        _lower(resource.RLIMIT_FSIZE, min(self.file_bytes, share))
+        _lower(resource.RLIMIT_NOFILE, self.descriptors)
+
+
+def prefer_to_kill_this() -> None:
+    """Offer this process to the kernel, should it run out of memory."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent is gone."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent(parent: int, number: signal.Signals) -> None:
+    """Have the kernel send a signal to this process when ``parent`` is gone; at once where it is gone already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
+
+
+def _lower(limit: int, value: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))

@@ -1,0 +1,227 @@
+"""The ways in which a candidate can go wrong, each on demand and for real, and a table of steps made of them.
+
+Each takes a folder, in which it leaves the id of every process that it starts. They belong into a worker's step, never
+into a process that matters.
+"""
+
+import json
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from autotune.execute.channel import HEADER, MARK, Channel
+from autotune.execute.limits import FILE_BYTES
+
+PROCESSES = "processes"
+FORGED = {"result": {"build_s": 0.0, "forged": True}, "identity": "0" * 32}
+"""What a forger would like to be believed: a result in the name of a step that is not its own."""
+
+
+def error(folder: Path) -> None:
+    """Raise."""
+    raise RuntimeError("this build fails on purpose")
+
+
+def segfault(folder: Path) -> None:
+    """Die of a segmentation fault."""
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def abort(folder: Path) -> None:
+    """Die of a failed assertion, as a C++ library does."""
+    os.abort()
+
+
+def leave(folder: Path) -> None:
+    """Leave without an answer."""
+    os._exit(3)
+
+
+def hang(folder: Path) -> NoReturn:
+    """Wait for ever."""
+    while True:
+        signal.pause()
+
+
+def stubborn(folder: Path) -> None:
+    """Hang, deaf to SIGTERM, with a child in another process group that is as deaf."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _start_child(folder)
+    hang(folder)
+
+
+def orphan(folder: Path) -> None:
+    """End well, and leave behind a process that no parent knows of any more, in a process group of its own."""
+    if os.fork() == 0:
+        _start_child(folder)
+        os._exit(0)
+    os.wait()
+
+
+def crowd(folder: Path) -> None:
+    """Leave many orphans behind, and die."""
+    for _ in range(20):
+        orphan(folder)
+    segfault(folder)
+
+
+def closed(folder: Path) -> None:
+    """Close the channel, and every other descriptor but the output, and go on."""
+    os.closerange(3, 65536)
+    hang(folder)
+
+
+def kill_parent(folder: Path) -> None:
+    """Kill whoever looks after it."""
+    _start_child(folder)
+    os.kill(os.getppid(), signal.SIGKILL)
+    hang(folder)
+
+
+def memory(folder: Path) -> None:
+    """Raise what Python raises where there is no memory."""
+    raise MemoryError("this build wants more memory than there is, on purpose")
+
+
+def growth(folder: Path) -> None:
+    """Take more and more memory, half of it in a child."""
+    if os.fork() == 0:
+        _record(folder)
+    taken = []
+    while True:
+        taken.append(b"x" * 2**24)
+        time.sleep(0.01)
+
+
+def device_memory(folder: Path) -> None:
+    """Raise what torch raises where the device has no memory."""
+    raise RuntimeError("CUDA out of memory. Tried to allocate 96.00 GiB, on purpose")
+
+
+def context_lost(folder: Path) -> None:
+    """Raise what torch raises after a kernel wrote where it may not."""
+    raise RuntimeError("CUDA error: an illegal memory access was encountered, on purpose")
+
+
+def file(folder: Path) -> None:
+    """Write a file without end (it has a hole, so that the disk does not suffer where the limit fails)."""
+    with (folder / "endless").open("wb") as endless:
+        endless.seek(FILE_BYTES)
+        endless.write(b"x")
+
+
+def descriptors(folder: Path) -> None:
+    """Open files and never close them."""
+    taken = []
+    while True:
+        taken.append(os.open(os.devnull, os.O_RDONLY))
+
+
+def log_flood(folder: Path) -> None:
+    """Print without end."""
+    line = "nothing to see here " * 4000 + "\n"
+    while True:
+        sys.stdout.write(line)
+
+
+def garbage(folder: Path) -> None:
+    """Write what is no message into every socket that it has."""
+    _write_to_sockets(b"\x00\x01garbage on purpose" * 10)
+    hang(folder)
+
+
+def nested(folder: Path) -> None:
+    """Write a message into every socket that no parser gets to the bottom of."""
+    data = b"[" * 200_000
+    _write_to_sockets(HEADER.pack(MARK, len(data)) + data)
+    hang(folder)
+
+
+def forged(folder: Path) -> None:
+    """Claim, through every socket that it has, a result in the name of another trial."""
+    data = json.dumps(FORGED).encode()
+    _write_to_sockets(HEADER.pack(MARK, len(data)) + data)
+    hang(folder)
+
+
+def printed(folder: Path) -> None:
+    """Print a result as if standard output were listened to, and leave."""
+    sys.stdout.buffer.write(json.dumps(FORGED).encode() + b"\n")
+    leave(folder)
+
+
+WAYS: Mapping[str, Callable[[Path], None]] = {
+    "error": error,
+    "segfault": segfault,
+    "abort": abort,
+    "exit": leave,
+    "hang": hang,
+    "stubborn": stubborn,
+    "orphan": orphan,
+    "crowd": crowd,
+    "closed": closed,
+    "kill_parent": kill_parent,
+    "memory": memory,
+    "growth": growth,
+    "device_memory": device_memory,
+    "context_lost": context_lost,
+    "file": file,
+    "descriptors": descriptors,
+    "log_flood": log_flood,
+    "garbage": garbage,
+    "nested": nested,
+    "forged": forged,
+    "printed": printed,
+}
+
+
+def _misbehave(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    folder = Path(request["folder"])
+    _record(folder)
+    WAYS[request["fault"]](folder)
+    return {"ended": "well"}
+
+
+STEPS: Mapping[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {"misbehave": _misbehave}
+"""For a :class:`autotune.execute.server.WorkerServer`: one step that goes wrong as its request says."""
+
+
+def started(folder: Path) -> list[int]:
+    """The processes that a candidate was and started."""
+    path = folder / PROCESSES
+    return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+
+def _record(folder: Path) -> None:
+    with (folder / PROCESSES).open("a") as processes:
+        processes.write(f"{os.getpid()}\n")
+
+
+def _start_child(folder: Path) -> None:
+    """Fork a process that leaves the process group and waits for ever, and go on when it is on record."""
+    ready, told = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _record(folder)
+        os.write(told, b".")
+        hang(folder)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(told)
+
+
+def _write_to_sockets(data: bytes) -> None:
+    for fd in range(3, 256):
+        try:
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as found:
+                    found.sendall(data)
+        except OSError:
+            continue

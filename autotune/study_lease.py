@@ -1,0 +1,82 @@
+"""One coordinator a study: take its lease, keep it renewed, and notice when it was lost."""
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+from autotune.database import leases
+from autotune.database.store import Store
+from autotune.errors import DatabaseError, StudyTakenOverError, WorkError
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def coordinating(
+    store: Store,
+    study_uid: str,
+    *,
+    lost: Callable[[], None],
+    tell: Callable[[str], None],
+    pause: Callable[[float], object],
+) -> Iterator[Store]:
+    """Be the study's coordinator, and give the store to write through; ``lost`` is called once another took over.
+
+    ``pause`` waits so many seconds by a clock that cannot jump. Raises StudyHeldError where another process coordinates
+    the study, StudyTakenOverError in place of whatever failed after it was lost.
+    """
+    lease = store.take_lease(study_uid, leases.Owner.this_process(), _watched(store, study_uid, tell, pause))
+    keeper = _Keeper(store, lease, lost)
+    try:
+        yield store.under(lease)
+    except WorkError:
+        if keeper.error is not None:
+            raise keeper.error from None
+        raise
+    finally:
+        keeper.close()
+        try:
+            store.release_lease(lease)
+        except DatabaseError as error:
+            log.warning("the lease could not be given back, which the next coordinator will find out: %s", error)
+
+
+def _watched(
+    store: Store, study_uid: str, tell: Callable[[str], None], pause: Callable[[float], object]
+) -> leases.Held | None:
+    """Watch an owner that seems dead and may be alive: its clock and this one may differ."""
+    held = store.holder(study_uid)
+    if held is None or held.owner.is_gone or not held.silent:
+        return None
+    owner = held.owner
+    tell(f"process {owner.pid} on {owner.host} coordinates this study and is silent; watching {leases.WATCH_S:g} s")
+    pause(leases.WATCH_S)
+    return held
+
+
+class _Keeper:
+    """Renews a lease from a thread of its own, however long a build takes."""
+
+    def __init__(self, store: Store, lease: leases.Lease, lost: Callable[[], None]) -> None:
+        self.error: StudyTakenOverError | None = None
+        self._store, self._lease, self._lost = store, lease, lost
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._keep, daemon=True, name="autotune-lease")
+        self._thread.start()
+
+    def close(self) -> None:
+        """Renew no more."""
+        self._ended.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        while not self._ended.wait(leases.RENEW_S):
+            try:
+                self._store.renew_lease(self._lease)
+            except StudyTakenOverError as error:
+                self.error = error
+                self._lost()
+                return
+            except DatabaseError as error:
+                log.warning("the lease was not renewed, and will be tried again: %s", error)

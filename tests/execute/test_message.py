@@ -1,0 +1,81 @@
+import contextlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autotune.execute.channel import NotOurs
+from autotune.execute.message import checked
+
+ME = "a" * 32
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    ["stage", "error", "rounds", "result", "loaded", "ready", "turn", "utilisation", "at", "kind", "detail", "x"]
+)
+MEASUREMENT = {"samples_ms": [[1.0, 2.0]]}
+FAILURE = {"stage": "check", "kind": "inaccurate", "detail": "wrong"}
+BLOCK = {"samples_ms": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("build", {"stage": "load", "at": 1.5}),
+        ("build", {"error": {"kind": "error", "detail": "no"}}),
+        ("build", {"error": {"kind": "error", "detail": "no", "raised": ["ModelError", "a", "b", "c", "d"]}}),
+        ("build", {"result": {"build_s": 1.0}}),
+        ("measure", {"loaded": True}),
+        ("measure", {"result": {"signal_error": 0.1, "measurement": MEASUREMENT, "pruned": False, "score": None}}),
+        ("measure", {"result": {"signal_error": 0.1, "failure": FAILURE}}),
+        ("finals", {"turn": "eager"}),
+        ("finals", {"rounds": [{"eager": BLOCK}]}),
+        ("unknown", {"result": {"anything": 1}}),
+    ],
+)
+def test_what_steps_say_comes_through(step, message):
+    assert checked({**message, "identity": ME}, ME, step) == message
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ("build", {}),
+        ("build", {"unknown": 1}),
+        ("build", {"stage": "lunch", "at": 1.0}),
+        ("build", {"stage": "load", "at": float("nan")}),
+        ("build", {"stage": "load", "at": True}),
+        ("build", {"stage": ["load"], "at": 1.0}),
+        ("build", {"stage": "load", "at": 1.0, "result": {"build_s": 1.0}}),
+        ("build", {"error": {"kind": "boredom", "detail": "no"}}),
+        ("build", {"error": {"kind": "error", "detail": "no", "raised": ["ModelError"]}}),
+        ("build", {"error": "no"}),
+        ("build", {"result": {}}),
+        ("build", {"result": {"build_s": "1"}}),
+        ("build", {"result": [1.0]}),
+        ("measure", {"result": {"measurement": {"samples_ms": [[float("nan")]]}}}),
+        ("measure", {"result": {"measurement": {"samples_ms": [[-1.0]]}}}),
+        ("measure", {"result": {"failure": {"stage": "check", "kind": "boredom", "detail": ""}}}),
+        ("finals", {"rounds": [{"eager": {"surprise": 1}}]}),
+        ("finals", {"rounds": 3}),
+        ("finals", {"turn": 3}),
+    ],
+)
+def test_what_no_step_says_is_refused(step, message):
+    with pytest.raises(NotOurs):
+        checked({**message, "identity": ME}, ME, step)
+
+
+@pytest.mark.parametrize("identity", [None, "", "b" * 32, ME[:-1], 1, [ME]])
+def test_a_message_in_another_name_is_refused(identity):
+    with pytest.raises(NotOurs, match="another step"):
+        checked({"ready": True, "identity": identity}, ME, "finals")
+
+
+@given(message=st.dictionaries(NAMES, JSON, max_size=3), step=st.sampled_from(["build", "measure", "finals"]))
+def test_whatever_is_said_is_passed_on_or_refused(message, step):
+    with contextlib.suppress(NotOurs):
+        assert checked({**message, "identity": ME}, ME, step) == message

@@ -1,0 +1,42 @@
+import json
+
+import pytest
+
+from autotune.reliability import __main__ as program
+from autotune.reliability import postgresql
+from autotune.reliability.campaign import Outcome
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """What the one promise of the program was run on."""
+    seen = []
+
+    def promise(campaign):
+        seen.append(dict(campaign.databases))
+        return [Outcome(check="promise", figure="0", limit="0", passed=True)]
+
+    monkeypatch.setattr(program, "PROMISES", {"promise": promise})
+    return seen
+
+
+@pytest.mark.parametrize("form", ["--postgresql={}", "--postgresql {}"])
+def test_the_password_of_a_database_is_not_in_the_file_or_on_the_screen(seen, tmp_path, capsys, form):
+    url = "postgresql://me:hunter2%40@127.0.0.1:1/tuning"
+    assert program.main([*form.format(url).split(), "--json", str(tmp_path / "out.json")]) == 0
+    assert seen[0]["postgresql"] == url
+    written = (tmp_path / "out.json").read_text()
+    assert "postgresql://me@127.0.0.1:1/tuning" in json.loads(written)["command"]
+    assert "hunter2" not in written + "".join(capsys.readouterr())
+
+
+def test_a_server_is_started_where_it_is_asked_for(seen, postgresql):
+    assert program.main(["--postgresql", "auto"]) == 0
+    assert seen[0]["postgresql"].startswith("postgresql+psycopg://autotune:")
+
+
+def test_without_postgresql_the_command_that_installs_it_is_said(seen, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(postgresql, "PACKAGED", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program.main(["--postgresql", "auto"]) == 2
+    assert seen == [] and "apt-get install -y postgresql" in capsys.readouterr().err
