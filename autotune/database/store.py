@@ -1,4 +1,8 @@
-"""The tuning database as the rest of autotune sees it: records in, records out."""
+"""The tuning database as the rest of autotune sees it: records in, records out.
+
+Longer than most modules because it is the whole of that view in one class: its methods are a transaction each around
+what :mod:`trials`, :mod:`plans` and :mod:`leases` do.
+"""
 
 import copy
 import dataclasses

@@ -6,7 +6,6 @@ should run on the device meanwhile. About four minutes.
 """
 
 import argparse
-import json
 import os
 import platform
 import shlex
@@ -16,19 +15,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from autotune.errors import DeviceError
 from autotune.measure.selftests import comparisons, costs, coverage, faults, known_duration, ranking, summaries
 from autotune.measure.selftests.bench import COMMAND, Bench, chosen_device
 from autotune.measure.selftests.outcome import Outcome, rounded
+from autotune.measure.selftests.program import add_options, document_of, run_checks, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-SCHEMA_VERSION = 1
-Subject = TypeVar("Subject")
-FILE_WIDTH = 120
 
 CHECKS: Mapping[str, Callable[[Bench], list[Outcome]]] = {
     "known": known_duration.check,
@@ -56,73 +52,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DeviceError as error:
         progress.print(str(error), markup=False)
         return error.exit_code
-    command = shlex.join([*shlex.split(COMMAND), *given])
+    command = [*shlex.split(COMMAND), *given]
     document = examine(device, options.only, quick=options.quick, seed=options.seed, command=command, progress=progress)
-    console = Console()
-    show(console if console.is_terminal else Console(width=FILE_WIDTH), document)
-    if options.json is not None:
-        options.json.write_text(as_json(document))
-    return 0 if document["passed"] else 1
+    return tell(document, options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Acceptance tests of the timing layer on a device.")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the environment, the raw figures and all else")
-    parser.add_argument("--quick", action="store_true", help="a short form that shows that everything runs")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
-    parser.add_argument(
-        "--only", type=_names, default=tuple(CHECKS), metavar="NAME,...", help=f"some of {', '.join(CHECKS)}"
-    )
+    add_options(parser, CHECKS, "check")
     return parser
 
 
-def _names(text: str) -> tuple[str, ...]:
-    asked = {name.strip() for name in text.split(",")}
-    unknown = sorted(asked - set(CHECKS))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no check {', '.join(unknown)}; there are {', '.join(CHECKS)}")
-    return tuple(name for name in CHECKS if name in asked)
-
-
 def examine(
-    device: str, names: Iterable[str], *, quick: bool, seed: int, command: str, progress: "Console | None" = None
+    device: str,
+    names: Iterable[str],
+    *,
+    quick: bool,
+    seed: int,
+    command: Sequence[str],
+    progress: "Console | None" = None,
 ) -> dict[str, Any]:
     """Run checks by name on ``cpu`` or ``cuda:N`` and return everything that the JSON file holds."""
     around = environment(device)
-    bench = Bench(device, quick=quick, seed=seed)
     started = time.monotonic()
-    rows: list[dict[str, Any]] = []
-    for name in names:
-        if progress is not None:
-            progress.print(f"{name} ...", markup=False)
-        rows += run_check(name, CHECKS[name], bench)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": command,
-        "quick": quick,
-        "seed": seed,
-        "environment": {**around, "load_after": _load()},
-        "seconds": round(time.monotonic() - started, 2),
-        "passed": all(row["passed"] for row in rows),
-        "checks": rows,
-    }
-
-
-def run_check(name: str, check: Callable[[Subject], list[Outcome]], bench: Subject) -> list[dict[str, Any]]:
-    """Run one check and return its rows; the seconds of the whole check stand in the first of them."""
-    started = time.monotonic()
-    try:
-        outcomes = check(bench)
-    except Exception as error:  # the program's border: a check that breaks off has failed, and the others still run
-        found = f"broke off: {type(error).__name__}: {error}"
-        outcomes = [Outcome(check=name, figure=found, limit="runs to its end", passed=False)]
-    if not outcomes:
-        outcomes = [Outcome(check=name, figure="no outcome", limit="at least one", passed=False)]
-    seconds = [round(time.monotonic() - started, 2), *[None] * (len(outcomes) - 1)]
-    return [
-        {"group": name, **outcome.as_dict(), "seconds": spent} for outcome, spent in zip(outcomes, seconds, strict=True)
-    ]
+    rows = run_checks(CHECKS, names, Bench(device, quick=quick, seed=seed), progress)
+    around = {**around, "load_after": _load()}
+    return document_of(command, rows, around, quick=quick, seed=seed, seconds=time.monotonic() - started)
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -184,34 +140,6 @@ def _cpu_name() -> str:
 
 def _load() -> float:
     return rounded(os.getloadavg()[0])
-
-
-def as_json(document: Mapping[str, Any]) -> str:
-    """Write the document with one line for each key, and one for each check: long lists do not fill a column."""
-    checks = ",\n    ".join(json.dumps(check) for check in document["checks"])
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items() if key != "checks"]
-    return "{\n" + ",\n".join([*lines, f'  "checks": [\n    {checks}\n  ]']) + "\n}\n"
-
-
-def show(console: "Console", document: Mapping[str, Any]) -> None:
-    """Print a document of :func:`examine` as a table."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    around = document["environment"]
-    table = Table(box=box.SIMPLE_HEAD, title=f"{around['device']}: {around['device_name']}", title_justify="left")
-    for heading in ("check", "figure", "limit", "verdict"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("seconds", justify="right")
-    for row in document["checks"]:
-        verdict = Text("pass", style="green") if row["passed"] else Text("FAIL", style="bold red")
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        table.add_row(Text(row["check"]), Text(row["figure"]), Text(row["limit"]), verdict, seconds)
-    console.print(table)
-    failed = sum(not row["passed"] for row in document["checks"])
-    said = f"{failed} of {len(document['checks'])} failed" if failed else f"all {len(document['checks'])} passed"
-    console.print(f"{said} in {document['seconds']:.0f} s: {document['command']}", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,13 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from autotune.database.engine import locate
 from autotune.errors import RequestError
-from autotune.measure.selftest import FILE_WIDTH, as_json, environment, run_check, show
+from autotune.measure.selftest import environment
+from autotune.measure.selftests.program import add_options, document_of, run_checks, tell
 from autotune.reliability import artifacts, faults, kills, look_up, refusals, security_page, writers
 from autotune.reliability.campaign import Campaign, Outcome
 from autotune.reliability.postgresql import serving
@@ -45,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     progress = Console(stderr=True)
     started = time.monotonic()
-    rows: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autotune-reliability-"))
         databases = {"sqlite": f"sqlite:///{folder}/autotune.db"}
@@ -60,45 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return error.exit_code
         campaign = Campaign(folder=Path(folder), databases=databases, quick=options.quick, seed=options.seed)
         around = environment("cpu")
-        for name in options.only:
-            progress.print(f"{name} ...", markup=False)
-            rows += run_check(name, PROMISES[name], campaign)
-    document = {
-        "schema_version": 1,
-        "command": shlex.join([*shlex.split(COMMAND), *given]),
-        "quick": options.quick,
-        "seed": options.seed,
-        "databases": sorted(databases),
-        "environment": around,
-        "seconds": round(time.monotonic() - started, 2),
-        "passed": all(row["passed"] for row in rows),
-        "checks": rows,
-    }
-    console = Console()
-    show(console if console.is_terminal else Console(width=FILE_WIDTH), document)
-    if options.json is not None:
-        options.json.write_text(as_json(document))
-    return 0 if document["passed"] else 1
+        rows = run_checks(PROMISES, options.only, campaign, progress)
+    document = document_of(
+        [*shlex.split(COMMAND), *given], rows, around, quick=options.quick, seed=options.seed,
+        seconds=time.monotonic() - started, databases=sorted(databases),
+    )  # fmt: skip
+    return tell(document, options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Faults, kills and damage: is anything lost?")
     parser.add_argument("--postgresql", metavar="URL", help="an empty PostgreSQL database to run on as well, or auto")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the environment, the raw figures and all else")
-    parser.add_argument("--quick", action="store_true", help="a short form that shows that everything runs")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
-    parser.add_argument(
-        "--only", type=_names, default=tuple(PROMISES), metavar="NAME,...", help=f"some of {', '.join(PROMISES)}"
-    )
+    add_options(parser, PROMISES, "promise")
     return parser
-
-
-def _names(text: str) -> tuple[str, ...]:
-    asked = {name.strip() for name in text.split(",")}
-    unknown = sorted(asked - set(PROMISES))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no promise {', '.join(unknown)}; there are {', '.join(PROMISES)}")
-    return tuple(name for name in PROMISES if name in asked)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 
 from autotune.errors import DeviceError
 from autotune.measure import selftest
+from autotune.measure.selftests import program
 from autotune.measure.selftests.bench import Bench, chosen_device
 from autotune.measure.selftests.outcome import Outcome
 
@@ -60,12 +61,12 @@ def test_a_check_that_breaks_off_has_failed_and_says_why():
     def broken(bench):
         raise ZeroDivisionError("on purpose")
 
-    (row,) = selftest.run_check("broken", broken, Bench("cpu", quick=True))
+    (row,) = program.run_check("broken", broken, Bench("cpu", quick=True))
     assert not row["passed"] and row["figure"] == "broke off: ZeroDivisionError: on purpose"
 
 
 def test_a_check_without_an_outcome_has_failed():
-    (row,) = selftest.run_check("empty", lambda bench: [], Bench("cpu", quick=True))
+    (row,) = program.run_check("empty", lambda bench: [], Bench("cpu", quick=True))
     assert not row["passed"]
 
 
@@ -84,11 +85,11 @@ def test_a_device_that_is_not_there_is_a_wrong_request(asked, capsys):
 
 
 def test_checks_run_in_their_own_order_whatever_was_asked_first():
-    assert selftest._names("aa, faults") == ("faults", "aa")
+    assert program.names_among(selftest.CHECKS, "check", "aa, faults") == ("faults", "aa")
 
 
 def test_the_file_has_a_line_for_each_check():
     document = {"passed": True, "checks": [{"check": "a", "raw": {"list": [1, 2]}}, {"check": "b", "raw": {}}]}
-    text = selftest.as_json(document)
+    text = program.as_json(document)
     assert json.loads(text) == document
     assert sum(line.lstrip().startswith('{"check"') for line in text.splitlines()) == 2
