@@ -8,16 +8,18 @@ together they share the lock, so that many wait for the disk at once.
 
 import hashlib
 import os
+import select
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
 
 from autotune import environment
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
@@ -25,11 +27,14 @@ from autotune.device import slug
 from autotune.errors import DatabaseError
 
 BUSY_TIMEOUT_S = 30.0
+PAUSE_S = 1.0
+"""A pooled connection to a server that has rested for so long is asked for a sign of life before it is used."""
+_RETURNED = "autotune_returned"
 WRITE = "autotune_write"
 """The execution option of a write: true, or :data:`OWN`."""
 OWN = "own"
 """A write about a study whose lease the transaction locks first."""
-_ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"autotune").digest()[:8], "big", signed=True)
+ADVISORY_LOCK = int.from_bytes(hashlib.sha256(b"autotune").digest()[:8], "big", signed=True)
 MOUNTS = Path("/proc/self/mounts")
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "lustre", "ceph", "beegfs", "gpfs"}
 _NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs"}
@@ -118,6 +123,7 @@ def open_engine(url: str | None = None, create: bool = True) -> Engine:
 def engine_at(location: Location, *, create: bool = True) -> Engine:
     """Give an engine with the newest schema; Alembic is imported only where the schema is absent or old.
 
+    On PostgreSQL each of its statements is a transaction; for several in one see for_reading and for_writing.
     Raises DatabaseError where the database is absent (and ``create`` is false), newer than this version, or unusable.
     """
     if location.file is not None:
@@ -125,7 +131,7 @@ def engine_at(location: Location, *, create: bool = True) -> Engine:
     with database_errors(location):
         engine = _connected(location)
         try:
-            with engine.connect() as connection:
+            with for_reading(engine, once=True).connect() as connection:
                 version = schema_version(connection)
             if version != REVISIONS[-1]:
                 _bring_up_to_date(engine, location, create=create)
@@ -182,7 +188,7 @@ def _connected(location: Location) -> Engine:
             engine = create_engine(
                 location.url,
                 hide_parameters=True,
-                pool_pre_ping=True,
+                isolation_level="AUTOCOMMIT",  # to change it costs more than a statement: see for_reading, for_writing
                 use_native_hstore=False,  # nobody here uses that type, and asking for it delays a first look-up
                 connect_args={"connect_timeout": 10},
             )
@@ -193,6 +199,8 @@ def _connected(location: Location) -> Engine:
                 run="pip install 'autotune-inference[postgres]'",
             ) from None
         event.listen(engine, "begin", _begin_postgresql)
+        event.listen(engine, "checkin", _note_return)
+        event.listen(engine, "checkout", partial(_ping_where_in_doubt, engine.dialect))
         return engine
     engine = create_engine(location.url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _prepare_sqlite)
@@ -221,7 +229,26 @@ def _begin_sqlite(connection: Connection) -> None:
 def _begin_postgresql(connection: Connection) -> None:
     if kind := connection.get_execution_options().get(WRITE):
         lock = "pg_advisory_xact_lock_shared" if kind == OWN else "pg_advisory_xact_lock"
-        connection.exec_driver_sql(f"SELECT {lock}({_ADVISORY_LOCK})")
+        connection.exec_driver_sql(f"SELECT {lock}({ADVISORY_LOCK})")
+
+
+def _note_return(_driver: object, record: Any) -> None:
+    record.info[_RETURNED] = time.monotonic()
+
+
+def _ping_where_in_doubt(dialect: Any, driver: Any, record: Any, _proxy: object) -> None:
+    """Ask a pooled connection for a sign of life after a pause, or where the server has said something: a farewell.
+
+    Before each use it would cost a round trip, and a write is one. Where there is no sign, the pool connects again.
+    """
+    paused_s = time.monotonic() - record.info.get(_RETURNED, time.monotonic())
+    said = select.poll()
+    try:
+        said.register(driver.fileno(), select.POLLIN)
+        if paused_s > PAUSE_S or said.poll(0):
+            dialect.do_ping(driver)
+    except dialect.loaded_dbapi.OperationalError as error:
+        raise DisconnectionError("the server has closed the connection") from error
 
 
 def for_reading(engine: Engine, *, once: bool = False) -> Engine:
@@ -231,7 +258,48 @@ def for_reading(engine: Engine, *, once: bool = False) -> Engine:
     """
     if engine.dialect.name == "sqlite":
         return engine
-    return engine.execution_options(isolation_level="AUTOCOMMIT" if once else "REPEATABLE READ")
+    return engine if once else engine.execution_options(isolation_level="REPEATABLE READ")
+
+
+def for_writing(engine: Engine, *, own: bool = False) -> Engine:
+    """Give an engine whose transactions write; ``own`` as in :data:`OWN`."""
+    options: dict[str, Any] = {WRITE: OWN if own else True}
+    if engine.dialect.name != "sqlite":
+        options["isolation_level"] = "READ COMMITTED"
+    return engine.execution_options(**options)
+
+
+def has_returning(engine: Engine) -> bool:
+    """Whether a statement that writes can say what it wrote: SQLite can since 3.35."""
+    return engine.dialect.insert_returning
+
+
+@contextmanager
+def driver_writing(engine: Engine) -> Iterator[Callable[[str, Mapping[str, Any]], Any]]:
+    """Give the driver's ``execute`` for a write: on PostgreSQL each statement is a transaction and takes its own locks.
+
+    On SQLite the transaction begins with the first statement, so that nobody waits while its values are made. Raises
+    what SQLAlchemy raises, where it is the database that refuses.
+    """
+    dialect = engine.dialect
+    refusals = dialect.loaded_dbapi.Error
+    with closing(engine.raw_connection()) as connection:
+        driver: Any = connection.driver_connection
+        cursor = driver.cursor()
+
+        def execute(statement: str, values: Mapping[str, Any]) -> Any:
+            if not driver.in_transaction:
+                cursor.execute("BEGIN IMMEDIATE")
+            return cursor.execute(statement, values)
+
+        try:
+            if dialect.name == "sqlite":
+                yield execute
+                driver.commit()
+            else:
+                yield cursor.execute
+        except refusals as error:
+            raise DBAPIError.instance("", None, error, refusals, hide_parameters=True, dialect=dialect) from error
 
 
 def schema_version(connection: Connection) -> str | None:
@@ -249,7 +317,7 @@ def schema_version(connection: Connection) -> str | None:
 
 def _bring_up_to_date(engine: Engine, location: Location, *, create: bool) -> None:
     """Apply what is missing in one write transaction; of several processes the first does it, the others wait."""
-    with engine.execution_options(**{WRITE: True}).begin() as connection:
+    with for_writing(engine).begin() as connection:
         found = inspect(connection).has_table(VERSION_TABLE)
         version = schema_version(connection) if found else None
         if version == REVISIONS[-1]:

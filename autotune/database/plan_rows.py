@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from autotune.device import slug
@@ -17,15 +18,17 @@ VERSION_TABLE = "autotune_version"
 class StoredJson(Mapping[str, Any]):
     """A mapping that is parsed when it is first looked into: a plan's evidence is large, and a look-up skips it."""
 
-    __slots__ = ("_parsed", "_text")
+    __slots__ = ("_parsed", "_text", "_uid")
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, uid: str) -> None:
         self._text = text
+        self._uid = uid
         self._parsed: dict[str, Any] | None = None
 
     def _content(self) -> dict[str, Any]:
         if self._parsed is None:
-            self._parsed = json.loads(self._text)
+            with readable(self._uid):
+                self._parsed = dict(json.loads(self._text))
         return self._parsed
 
     def __getitem__(self, key: str) -> Any:
@@ -41,14 +44,21 @@ class StoredJson(Mapping[str, Any]):
         return repr(self._content())
 
 
-def plan_record(record: Mapping[str, Any] | str, evidence: str) -> Plan:
+def plan_record(uid: str, record: Mapping[str, Any] | str, evidence: str) -> Plan:
     """Give the plan of a row's two JSON columns; raises DatabaseError where they hold none."""
-    try:
+    with readable(uid):
         data = json.loads(record) if isinstance(record, str) else record
-        return Plan.from_dict({**data, "evidence": StoredJson(evidence)})
+        return Plan.from_dict({**data, "evidence": StoredJson(evidence, uid)})
+
+
+@contextmanager
+def readable(uid: str) -> Iterator[None]:
+    """Tell a plan's row that no plan can be read from as what it is, by a DatabaseError."""
+    try:
+        yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DatabaseError(
-            "A plan of the tuning database cannot be read",
+            f"Plan {uid} of the tuning database cannot be read",
             found=f"{type(error).__name__}: {error}".split("\n")[0],
             expected="a plan that autotune wrote",
             run="autotune db check",

@@ -1,19 +1,26 @@
 """Queries on plans; each runs in the transaction it gets."""
 
-from sqlalchemy import Connection, bindparam, delete, select
+import json
+from typing import Any
+
+from sqlalchemy import Connection, Text, bindparam, delete, select, type_coerce
 from sqlalchemy.orm import Session
 
-from autotune.database.plan_rows import device_classes, plan_record
-from autotune.database.rows import plan_of, plan_values
+from autotune.database.plan_rows import device_classes, plan_record, readable
+from autotune.database.rows import plan_values
 from autotune.database.schema import PlanTable
 from autotune.objective import Objective
 from autotune.plan import Plan
 
 # Built once: most of what a look-up costs is making and compiling its statement.
+# By the table, not by its class: the first statement on a class makes SQLAlchemy set up all of them. JSON comes as
+# text, so that a row that holds none is told by its uid.
+_PLAN = PlanTable.__table__.c
+_RECORD = (_PLAN.uid, type_coerce(_PLAN.record, Text).label("record"), _PLAN.evidence)
 _CANDIDATES = (
-    select(PlanTable.weights, PlanTable.objective, PlanTable.serve_as, PlanTable.record, PlanTable.evidence)
-    .where(PlanTable.structure == bindparam("structure"), PlanTable.device_class == bindparam("device_class"))
-    .order_by(PlanTable.latency_ms, PlanTable.uid)
+    select(*_RECORD, _PLAN.weights, type_coerce(_PLAN.objective, Text).label("objective"), _PLAN.serve_as)
+    .where(_PLAN.structure == bindparam("structure"), _PLAN.device_class == bindparam("device_class"))
+    .order_by(_PLAN.latency_ms, _PLAN.uid)
 )
 
 
@@ -22,28 +29,37 @@ def find(
 ) -> Plan | None:
     """See :meth:`autotune.database.store.Store.find_plan`."""
     rows = connection.execute(_CANDIDATES, {"structure": structure, "device_class": device_class})
-    serving = [
-        row
-        for row in rows
-        if serve_as in ("any", row.serve_as) and Objective.from_dict(row.objective).serves(objective)
-    ]
+    serving = [row for row in rows if serve_as in ("any", row.serve_as) and _objective(row).serves(objective)]
     if not serving:
         return None
     best = min(serving, key=lambda row: weights is not None and row.weights != weights)  # the first, so the fastest
-    return plan_record(best.record, best.evidence)
+    return plan_record(best.uid, best.record, best.evidence)
+
+
+def _objective(row: Any) -> Objective:
+    with readable(row.uid):
+        return Objective.from_dict(json.loads(row.objective))
 
 
 def listed(session: Session, name: str | None, batch: int | None, device: str | None) -> list[Plan]:
     """See :meth:`autotune.database.store.Store.plans`."""
-    query = select(PlanTable).order_by(PlanTable.name, PlanTable.batch, PlanTable.device_class, PlanTable.latency_ms)
+    query = select(*_RECORD).order_by(_PLAN.name, _PLAN.batch, _PLAN.device_class, _PLAN.latency_ms)
     if name is not None:
-        query = query.where(PlanTable.name == name)
+        query = query.where(_PLAN.name == name)
     if batch is not None:
-        query = query.where(PlanTable.batch == batch)
+        query = query.where(_PLAN.batch == batch)
     if device is not None:
-        classes = session.scalars(select(PlanTable.device_class).distinct()).all()
-        query = query.where(PlanTable.device_class.in_(device_classes(list(classes), device)))
-    return [plan_of(row) for row in session.scalars(query)]
+        classes = session.scalars(select(_PLAN.device_class).distinct()).all()
+        query = query.where(_PLAN.device_class.in_(device_classes(list(classes), device)))
+    return [plan_record(row.uid, row.record, row.evidence) for row in session.execute(query)]
+
+
+def by_uid(session: Session, uid: str) -> Plan:
+    """Give the plan with this uid; raises ``ValueError`` where there is none."""
+    row = session.execute(select(*_RECORD).where(_PLAN.uid == uid)).first()
+    if row is None:
+        raise ValueError(f"the database has no plan {uid!r}")
+    return plan_record(row.uid, row.record, row.evidence)
 
 
 def put(session: Session, plan: Plan) -> set[str]:

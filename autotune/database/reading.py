@@ -33,9 +33,9 @@ class PlanReader:
             classes = device_classes(known, device)
             where.append(f"device_class IN ({', '.join('?' * len(classes))})")
             values += classes
-        query = f"SELECT record, evidence FROM plan{' WHERE ' if where else ''}{' AND '.join(where)}"
+        query = f"SELECT uid, record, evidence FROM plan{' WHERE ' if where else ''}{' AND '.join(where)}"
         rows = self._connection.execute(f"{query} ORDER BY name, batch, device_class, latency_ms", values)
-        return [plan_record(record, evidence) for record, evidence in rows]
+        return [plan_record(*row) for row in rows]
 
     @property
     def is_current(self) -> bool:

@@ -188,7 +188,14 @@ def trial_record(row: TrialTable) -> Trial:
 
 def measurement_uid(trial_uid: str, role: str, measurement: Measurement) -> str:
     """Give the digest that makes a measurement the same wherever it travels, and writing it twice writing it once."""
-    return sha256([trial_uid, role, measurement.as_dict()])
+    return measurement_content(trial_uid, role, measurement)[0]
+
+
+def measurement_content(trial_uid: str, role: str, measurement: Measurement) -> tuple[str, str]:
+    """Give the digest of a measurement, and its canonical JSON, which is part of what the digest is of."""
+    record = canonical(measurement.as_dict())
+    whole = f"[{canonical(trial_uid)},{canonical(role)},{record}]"
+    return hashlib.sha256(whole.encode()).hexdigest(), record
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:
@@ -221,4 +228,4 @@ def plan_values(plan: Plan) -> dict[str, Any]:
 
 def plan_of(row: PlanTable) -> Plan:
     """Give the record of a plan's row."""
-    return plan_record(row.record, row.evidence)
+    return plan_record(row.uid, row.record, row.evidence)

@@ -20,20 +20,28 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from autotune.configuration import Configuration
-from autotune.database import leases, plans, trials
+from autotune.database import leases, own_trials, plans, trials
 from autotune.database.artifacts import ArtifactStore, is_digest
-from autotune.database.engine import OWN, WRITE, Location, database_errors, engine_at, for_reading, locate
+from autotune.database.engine import (
+    Location,
+    database_errors,
+    driver_writing,
+    engine_at,
+    for_reading,
+    for_writing,
+    has_returning,
+    locate,
+)
 from autotune.database.rows import (
     Role,
     StudyRow,
     instant,
     objective_content,
-    plan_of,
     study_identity,
     study_record,
     trial_record,
 )
-from autotune.database.schema import DeviceTable, MeasurementTable, PlanTable, StudyTable, TrialTable, WorkloadTable
+from autotune.database.schema import DeviceTable, MeasurementTable, StudyTable, TrialTable, WorkloadTable
 from autotune.device import Device, Toolchain
 from autotune.objective import Objective
 from autotune.plan import Plan
@@ -59,8 +67,8 @@ class Store:
         self._engine = engine
         self._reader = for_reading(engine)
         self._looking_up = for_reading(engine, once=True)
-        self._writer = engine.execution_options(**{WRITE: True})
-        self._own_writer = engine.execution_options(**{WRITE: OWN})
+        self._writer = for_writing(engine)
+        self._own_writer = for_writing(engine, own=True)
         self._location = location
         self._clock = clock
         self._lease: leases.Lease | None = None
@@ -112,6 +120,12 @@ class Store:
             if self._lease is not None:
                 leases.check(session, self._lease)
             yield session
+
+    @contextmanager
+    def _own_statements(self) -> Iterator[tuple[str, own_trials.Execute]]:
+        """For what :mod:`own_trials` writes: its statements look the lease up themselves."""
+        with database_errors(self._location), driver_writing(self._engine) as execute:
+            yield self._engine.dialect.name, execute
 
     def now(self) -> str:
         """Give the store's clock, as the database keeps it."""
@@ -251,6 +265,13 @@ class Store:
         it has failed, where that has happened too often. Raises ``ValueError`` where the study has finished this
         configuration: ask :meth:`trial_of` first.
         """
+        if self._lease is not None and has_returning(self._engine):
+            with self._own_statements() as (kind, execute):
+                begun = own_trials.begin(
+                    kind, execute, self._lease, study_uid, configuration, toolchain_digest, self.now()
+                )
+            if begun is not None:
+                return begun
         with self.writing(own=True) as session:
             study = trials.study_row(session, study_uid)
             return trials.claim(session, study, configuration, toolchain_digest, self.now())
@@ -292,6 +313,11 @@ class Store:
         Doing it twice is doing it once; later measurements of a finished trial may be added. Raises ``ValueError``
         where the trial was taken over since, or is finished with another result.
         """
+        if self._lease is not None and has_returning(self._engine):
+            with self._own_statements() as (kind, execute):
+                done = own_trials.end(kind, execute, self._lease, trial, measurements or {}, self.now())
+            if done:
+                return
         with self.writing(own=True) as session:
             trials.finish(session, trial, measurements or {}, self.now())
 
@@ -395,14 +421,7 @@ class Store:
     def plan(self, uid: str) -> Plan:
         """Give the plan with this uid; raises ``ValueError`` where there is none."""
         with self.reading() as session:
-            return self._plan(session, uid)
-
-    @staticmethod
-    def _plan(session: Session, uid: str) -> Plan:
-        row = session.get(PlanTable, uid)
-        if row is None:
-            raise ValueError(f"the database has no plan {uid!r}")
-        return plan_of(row)
+            return plans.by_uid(session, uid)
 
     def replace_plan_artifact(self, plan_uid: str, digest: str, weights: str, toolchain: Toolchain) -> Plan:
         """Give a plan the artifact that was rebuilt from its configuration and passed the gate again.
@@ -411,7 +430,7 @@ class Store:
         kept beside it, so that two models of one structure do not take each other's artifact away.
         """
         with self.writing() as session:
-            plan = self._plan(session, plan_uid)
+            plan = plans.by_uid(session, plan_uid)
             uid = plan.uid if weights == plan.weights else uuid.uuid4().hex
             plan = dataclasses.replace(plan, uid=uid, artifact=digest, weights=weights, toolchain=toolchain)
             self.discard(trials.unneeded(session, plans.put(session, plan) - {digest}))

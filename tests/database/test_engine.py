@@ -16,7 +16,7 @@ from sqlalchemy import Connection, inspect, make_url, text
 
 from autotune import environment
 from autotune.database import migrate
-from autotune.database.engine import WRITE, _connected, _file_system, locate, open_engine, schema_version
+from autotune.database.engine import _connected, _file_system, for_writing, locate, open_engine, schema_version
 from autotune.database.leases import Owner
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
 from autotune.database.schema import Base
@@ -40,7 +40,7 @@ def test_the_migrations_make_exactly_the_tables_of_the_models(databases: Databas
         assert compare_metadata(context, Base.metadata) == []
         assert schema_version(connection) == REVISIONS[-1]
         found = {table: checks(connection, table) for table in Base.metadata.tables}
-    with engine.execution_options(**{WRITE: True}).begin() as connection:
+    with for_writing(engine).begin() as connection:
         Base.metadata.drop_all(connection)
         Base.metadata.create_all(connection)
         assert {table: checks(connection, table) for table in Base.metadata.tables} == found
@@ -54,7 +54,7 @@ def checks(connection: Connection, table: str) -> set[tuple[str | None, str]]:
 def test_every_migration_goes_down_and_up_again(databases: Databases, tmp_path: Path) -> None:
     url = databases.url(tmp_path / "a.db", empty=True)
     engine = open_engine(url)
-    writer = engine.execution_options(**{WRITE: True})
+    writer = for_writing(engine)
     for revision in (*reversed(REVISIONS[:-1]), "base"):
         with writer.begin() as connection:
             migrate.downgrade(connection, revision)
@@ -77,7 +77,7 @@ def test_every_migration_goes_down_and_up_again(databases: Databases, tmp_path: 
 def test_a_migration_that_is_cut_off_leaves_nothing(databases: Databases, tmp_path: Path) -> None:
     url = databases.url(tmp_path / "a.db", empty=True)
     engine = open_engine(url)
-    writer = engine.execution_options(**{WRITE: True})
+    writer = for_writing(engine)
     with writer.begin() as connection:
         migrate.downgrade(connection, "base")
     with pytest.raises(RuntimeError, match="power"), writer.begin() as connection:
@@ -107,7 +107,7 @@ def test_a_write_takes_the_lock_at_once_and_a_read_does_not(tmp_path: Path) -> N
         other.execute("BEGIN IMMEDIATE")
         other.execute("ROLLBACK")
     with (
-        engine.execution_options(**{WRITE: True}).connect() as connection,
+        for_writing(engine).connect() as connection,
         connection.begin(),
         pytest.raises(sqlite3.OperationalError, match="locked"),
     ):
@@ -350,12 +350,12 @@ def test_tables_of_another_program_in_the_way_leave_nothing_half_written(tmp_pat
 
 def test_tables_of_other_programs_are_left_alone(databases: Databases, tmp_path: Path) -> None:
     engine = _connected(locate(databases.url(tmp_path / "a.db", empty=True)))
-    with engine.execution_options(**{WRITE: True}).begin() as connection:
+    with for_writing(engine).begin() as connection:
         connection.execute(text("CREATE TABLE notes (id INTEGER)"))
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32))"))
         connection.execute(text("INSERT INTO alembic_version VALUES ('of another program')"))
     Store.open(databases.url(tmp_path / "a.db")).close()
-    with engine.execution_options(**{WRITE: True}).begin() as connection:
+    with for_writing(engine).begin() as connection:
         migrate.downgrade(connection, "base")
         assert tables(connection) == {"notes", "alembic_version", VERSION_TABLE}
         assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "of another program"

@@ -341,7 +341,7 @@ def test_equal_demands_are_one_objective() -> None:
 
 
 def test_evidence_is_a_mapping_like_any_other() -> None:
-    stored = StoredJson('{"a":[1,2]}')
+    stored = StoredJson('{"a":[1,2]}', "p1")
     assert stored == {"a": [1, 2]} and len(stored) == 1 and stored["a"] == [1, 2] and repr(stored) == "{'a': [1, 2]}"
 
 
@@ -353,3 +353,22 @@ def test_an_error_of_the_database_is_told_without_a_traceback(store: Store, tmp_
         store.plans()
     with pytest.raises(DatabaseError, match=r"no such table|does not exist"):
         store.promote(plan())
+
+
+@pytest.mark.parametrize("column", ["record", "evidence", "objective"])
+@pytest.mark.parametrize("content", ["{", "[1]", "7"])
+def test_a_plan_whose_column_is_no_json_is_told(store: Store, column: str, content: str) -> None:
+    store.promote(plan("p7"))
+    with store.writing() as session:
+        session.execute(text(f"UPDATE plan SET {column} = :content"), {"content": content})
+    where = (plan().structure, DEVICE.device_class, OBJECTIVE)
+    reads = {
+        "record": (store.plans, lambda: store.plan("p7"), lambda: store.find_plan(*where)),
+        "evidence": (lambda: dict(store.plans()[0].evidence),),
+        "objective": (lambda: store.find_plan(*where),),
+    }
+    for read in reads[column]:
+        with pytest.raises(
+            DatabaseError, match=r"Plan p7 .*cannot be read\n.*found.*\n.*\n  run next: autotune db check"
+        ):
+            read()

@@ -8,6 +8,7 @@ import pytest
 from autotune.errors import DatabaseError
 from autotune.reliability import look_up, refusals, writers
 from autotune.reliability.campaign import Campaign
+from tests.databases import need_postgresql
 
 
 @pytest.fixture
@@ -57,7 +58,24 @@ def test_a_wrong_plan_is_no_answer(monkeypatch, tmp_path):
 def test_every_refusal_is_clear_and_leaves_the_database_whole(campaign):
     outcomes = refusals.check(campaign)
     assert [outcome.check for outcome in outcomes if not outcome.passed] == []
-    assert len(outcomes) == (len(refusals.CASES) if "sqlite" in campaign.databases else 1)
+    told = {outcome.check for outcome in outcomes}
+    assert "sqlite" not in campaign.databases or len(told) == len(refusals.CASES)
+    assert "sqlite" in campaign.databases or "read-only, postgresql" in told
+
+
+def test_a_server_whose_disk_is_full_says_so_and_loses_nothing():
+    need_postgresql()
+    outcomes = refusals._full_server("postgresql")
+    if not outcomes:
+        pytest.skip("no file system can be mounted here")
+    (outcome,) = outcomes
+    assert outcome.passed and "No space left" in outcome.raw["message"], outcome
+
+
+def test_why_no_disk_is_filled_is_said(monkeypatch, caplog):
+    monkeypatch.setattr(refusals.os, "geteuid", lambda: 1000)
+    assert refusals._full_server("postgresql") == []
+    assert "disk full on postgresql was not tried: only root" in caplog.text
 
 
 @pytest.mark.parametrize(

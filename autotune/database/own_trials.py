@@ -1,0 +1,134 @@
+"""What a coordinator writes about its own trials, as few statements as there can be and each of them built once.
+
+A statement looks the lease up itself, writes only where all is as it should be, and answers whether it has written. It
+never says why not: :mod:`autotune.database.trials` then looks at everything in a transaction of its own, which does
+what is seldom needed (a trial that was cut off is taken over) or raises. The statements go to the driver: what
+SQLAlchemy does around one takes longer than the database takes for it.
+
+On PostgreSQL a write is one statement, so one round trip. It sees the database as it was when it began, and may have
+waited since. What happened meanwhile cannot slip in: the lease's row is read again when it is locked, a trial's when it
+is changed, and two that begin a trial at once give it the same number, of which the unique constraint lets one pass.
+"""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from autotune.configuration import Configuration
+from autotune.database.engine import ADVISORY_LOCK
+from autotune.database.leases import Lease
+from autotune.database.rows import Role, measurement_content, trial_values
+from autotune.database.schema import canonical
+from autotune.trial import Measurement, Trial
+
+Execute = Callable[[str, Mapping[str, Any]], Any]
+"""A driver's ``execute``: gives something that rows can be fetched from."""
+
+
+def _for_psycopg(statement: str) -> str:
+    return re.sub(r":(\w+)", r"%(\1)s", statement)
+
+
+_MINE = "lease.study = :study AND lease.fence = :fence AND lease.token = :token"
+_GATE = f"""
+gate AS (SELECT pg_advisory_xact_lock_shared({ADVISORY_LOCK})),
+held AS (SELECT lease.study FROM lease, gate WHERE {_MINE} FOR UPDATE OF lease)"""
+"""On PostgreSQL: the lock that coordinators share, then the lease, which stays whose it is until all is written."""
+
+# Only where the study has no row of the configuration: else it was tried, or cut off. The nearest digest is asked for
+# and not that very one, since the order leaves a single index to choose; else PostgreSQL may settle, while the table
+# is still small, on the index of the numbers, and then reads all trials of the study each time.
+_BEGIN = """
+INSERT INTO trial (
+    uid, study, number, attempt, handed_back, backend, configuration, configuration_digest,
+    structure, weights, device_class, toolchain, state, reused, tried_here, created
+)
+SELECT
+    :uid, study.uid, (SELECT coalesce(max(number) + 1, 0) FROM trial WHERE study = :study), 1, 0,
+    :backend, :configuration, CAST(:digest AS VARCHAR), study.structure, study.weights, study.device_class,
+    :toolchain, 'running', FALSE, TRUE, :now
+FROM study JOIN {held} ON {held}.study = study.uid
+WHERE {is_mine} AND :digest <> coalesce((
+    SELECT configuration_digest FROM trial WHERE study = :study AND configuration_digest >= :digest
+    ORDER BY configuration_digest LIMIT 1
+), '')
+ON CONFLICT DO NOTHING RETURNING number"""
+_CLAIM = {
+    "sqlite": _BEGIN.format(held="lease", is_mine=_MINE),
+    "postgresql": _for_psycopg(f"WITH {_GATE}{_BEGIN.format(held='held', is_mine='TRUE')}"),
+}
+
+_END = """
+UPDATE trial SET
+    state = :state, latency_ms = :latency_ms, score = :score, signal_error = :signal_error, build_s = :build_s,
+    artifact = :artifact, failure = :failure, reused = :reused, finished = :now
+FROM {held}
+WHERE {is_mine} AND trial.study = {held}.study AND trial.uid = :uid AND trial.number = :number
+    AND trial.configuration_digest = :digest AND trial.attempt = :attempt AND trial.state = 'running'
+RETURNING trial.uid"""
+_KEEP = "INSERT INTO measurement (uid, trial, role, created, record) {row} ON CONFLICT DO NOTHING"
+_DONE = f"WITH {_GATE}, done AS ({_END.format(held='held', is_mine='TRUE')})"
+_FINISH = {
+    "sqlite": _END.format(held="lease", is_mine=_MINE),
+    "postgresql": _for_psycopg(f"{_DONE} SELECT uid FROM done"),
+}
+_MEASURED = _KEEP.format(row="VALUES (:measurement, :uid, :role, :now, :record)")
+_ROW = "SELECT :measurement, done.uid, :role, CAST(:now AS VARCHAR), :record FROM done"
+_FINISH_MEASURED = _for_psycopg(f"{_DONE}, kept AS ({_KEEP.format(row=_ROW)}) SELECT uid FROM done")
+
+
+def begin(
+    kind: str, execute: Execute, lease: Lease, study_uid: str, configuration: Configuration, toolchain: str, now: str
+) -> Trial | None:
+    """Write the row of a trial that is new to the study; ``None`` where nothing was written, for whatever reason.
+
+    ``kind`` is the name of the database's dialect.
+    """
+    if study_uid != lease.study:
+        return None
+    content = configuration.canonical
+    values = _lease_values(lease) | {
+        "uid": uuid.uuid4().hex,
+        "backend": configuration.backend,
+        "configuration": content,
+        "digest": hashlib.sha256(content.encode()).hexdigest(),
+        "toolchain": toolchain,
+        "now": now,
+    }
+    row = execute(_CLAIM[kind], values).fetchone()
+    if row is None:
+        return None
+    return Trial(uid=values["uid"], number=row[0], configuration=configuration, state="running", toolchain=toolchain)
+
+
+def end(
+    kind: str, execute: Execute, lease: Lease, trial: Trial, measurements: Mapping[Role, Measurement], now: str
+) -> bool:
+    """Write what a trial of the study came to; false where nothing was written, for whatever reason."""
+    if trial.state == "running" or len(measurements) > 1:
+        return False
+    values = trial_values(trial)
+    values |= _lease_values(lease) | {
+        "failure": None if values["failure"] is None else canonical(values["failure"]),
+        "uid": trial.uid,
+        "number": trial.number,
+        "digest": trial.configuration.digest,
+        "attempt": trial.attempt,
+        "now": now,
+    }
+    measured: dict[str, Any] = {}
+    for role, measurement in measurements.items():
+        uid, record = measurement_content(trial.uid, role, measurement)
+        measured = {"measurement": uid, "uid": trial.uid, "role": role, "now": now, "record": record}
+    if measured and kind == "postgresql":
+        return execute(_FINISH_MEASURED, values | measured).fetchone() is not None
+    done = execute(_FINISH[kind], values).fetchone() is not None
+    if done and measured:
+        execute(_MEASURED, measured)
+    return done
+
+
+def _lease_values(lease: Lease) -> dict[str, Any]:
+    return {"study": lease.study, "fence": lease.fence, "token": lease.token}
