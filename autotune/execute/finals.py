@@ -235,9 +235,7 @@ def _least(finals: Finals, processes: int) -> int:
     return max(1, math.ceil((fewest_rounds(len(finals.candidates)) - finals.rounds) / processes))
 
 
-def _run(
-    drive: _Drive, session: Session, process: int, *, limit_s: float, longest_s: float, least: int
-) -> int:
+def _run(drive: _Drive, session: Session, process: int, *, limit_s: float, longest_s: float, least: int) -> int:
     """Let a process run its rounds and return how many it finished in time; raises _Died."""
     order = {
         "rounds": drive.finals.next_rounds(),

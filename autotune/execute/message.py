@@ -12,6 +12,9 @@ from autotune.execute.channel import IDENTITY, NotOurs
 from autotune.measure.block import Block
 from autotune.trial import Failure, FailureKind, Measurement, Stage
 
+WAIT = "wait"
+"""The stage of a step that waits until the device is free; where it fails then, it fails in the stage before."""
+
 
 def checked(message: Mapping[str, Any], identity: str, step: str) -> dict[str, Any]:
     """The message without its identity; raises NotOurs where it is another step's, or of no known shape."""
@@ -31,7 +34,7 @@ def checked(message: Mapping[str, Any], identity: str, step: str) -> dict[str, A
 
 
 def _stage(said: Mapping[str, Any]) -> bool:
-    return said.keys() == {"stage", "at"} and said["stage"] in get_args(Stage) and _finite(said["at"])
+    return said.keys() == {"stage", "at"} and said["stage"] in (*get_args(Stage), WAIT) and _finite(said["at"])
 
 
 def _error(said: Mapping[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from autotune import errors
 from autotune.errors import AutotuneError, WorkerError
 from autotune.execute.channel import IDENTITY, Channel, ChannelClosed, NotOurs
 from autotune.execute.limits import Limits
-from autotune.execute.message import checked
+from autotune.execute.message import WAIT, checked
 from autotune.trial import Failure, FailureKind, Stage
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 LOG_TAIL_BYTES = 8000
 """So much of a step's output goes on record with its failure, of what its log keeps."""
 POLL_S = 0.25
+WAIT_LIMIT_S = 3600.0
+"""So long a step may wait for a device: several times what the longest finals of another study hold it."""
 LINGER_S = 2.0
 """A step that has answered, or has closed its channel, gets so long to end."""
 STEPS = "autotune.execute.steps"
@@ -70,6 +72,8 @@ class Session:
         self._marks: list[tuple[str, float]] = [("starting", self.started)]
         self._told: dict[str, Any] | None = None
         self._broken: str | None = None
+        self._waits_since: float | None = None
+        self._waited_to = self.started
         self.ended_for: FailureKind | None = None
         self.ended_with = ""
 
@@ -80,11 +84,16 @@ class Session:
     def receive(self, timeout_s: float) -> dict[str, Any]:
         """The next message that is not a stage mark; kills the step on timeout, or where it says what no step says.
 
+        While a step waits for a device that another study uses, its time stands still, up to :data:`WAIT_LIMIT_S`.
         Raises ChannelClosed once the step is gone; :meth:`failure` then says why.
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            left_s = deadline - time.monotonic()
+            now = time.monotonic()
+            if self._waits_since is not None:
+                deadline += max(0.0, min(now, self._waits_since + WAIT_LIMIT_S) - self._waited_to)
+                self._waited_to = now
+            left_s = deadline - now
             if left_s <= 0 and self.ended_for is None:
                 self.kill("timeout")
             try:
@@ -101,7 +110,10 @@ class Session:
                 if self.ended.is_set():
                     raise ChannelClosed("the step ended")
             elif "stage" in message:
-                self.stage = message["stage"]
+                if message["stage"] == WAIT:
+                    self._waits_since = self._waited_to = now
+                else:
+                    self.stage, self._waits_since = message["stage"], None
                 self._marks.append((message["stage"], message["at"]))
             else:
                 self._told = message.get("error", self._told)

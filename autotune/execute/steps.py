@@ -4,16 +4,18 @@ Each takes a request of plain data and a channel on which it tells the stage it 
 hold everything larger. This module composes model, runtime, accuracy and measure; it never touches the database.
 """
 
+import contextlib
 import random
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.execute.channel import Channel
+from autotune.execute.message import WAIT
 from autotune.objective import Objective
 
 TIMING, HELD_OUT, REFERENCE = "timing.safetensors", "heldout.safetensors", "reference.safetensors"
@@ -74,10 +76,7 @@ def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
 def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Build a configuration into a folder, under the device's shared lock where the build uses the device."""
-    import contextlib
-
     from autotune import registry
-    from autotune.measure.lock import device_lock
     from autotune.model.source import CapturedModel
     from autotune.runtime import artifact
     from autotune.runtime.switches import Switches
@@ -88,8 +87,9 @@ def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     model = CapturedModel(Path(request["folder"]))
     target = Path(request["target"])
     shared = device.kind == "cuda" and backend.build_uses_device
-    with device_lock(device.uuid, exclusive=False) if shared else contextlib.nullcontext():
-        _enter(channel, "build")
+    with _holding(channel, device, "build", exclusive=False) if shared else contextlib.nullcontext():
+        if not shared:
+            _enter(channel, "build")
         Switches.of(configuration).apply()
         begin = time.monotonic()
         backend.build(model, configuration, device, target)
@@ -104,7 +104,6 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """
     from autotune.execute.meters import score, screening_rule_for
     from autotune.measure.clock import SystemClock
-    from autotune.measure.lock import device_lock
     from autotune.measure.observers import observers_for
     from autotune.measure.screening import screen
     from autotune.model.source import CapturedModel
@@ -118,19 +117,17 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
     runner, turn = None, request
     if request["early"]:
-        with device_lock(device.uuid, exclusive=False):
-            _enter(channel, "load")
+        with _holding(channel, device, "load", exclusive=False):
             runner = _Candidate(target, device)
         channel.send({"loaded": True})
         order = channel.receive()
         if order is None:
             return {}  # nobody waits for it any more
         turn = order
-    with device_lock(device.uuid, exclusive=True):
+    with _holding(channel, device, "load" if runner is None else "check", exclusive=True):
         if runner is None:
-            _enter(channel, "load")
             runner = _Candidate(target, device)
-        _enter(channel, "check")
+            _enter(channel, "check")
         verdict = _judge(runner, model, folder, device, objective)
         checked = {"signal_error": verdict.signal_error}
         if verdict.failure is not None:
@@ -163,7 +160,6 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     from autotune.execute.meters import Lanes, meter_for, samples_a_block
     from autotune.measure.clock import SystemClock
     from autotune.measure.finals import run_rounds
-    from autotune.measure.lock import device_lock
     from autotune.measure.observers import observers_for
     from autotune.measure.utilisation import measured_utilisation
     from autotune.model.source import CapturedModel
@@ -176,7 +172,7 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     lanes = Lanes(lambda name: _Candidate(folders[name], device), device, request["concurrency"])
     for name, folder in folders.items():
         channel.send({"turn": name})
-        with device_lock(device.uuid, exclusive=_times_kernels_at_load(folder)):
+        with _holding(channel, device, "load", exclusive=_times_kernels_at_load(folder)):
             finalists[name] = _Candidate(folder, device)
             lanes.load(name, finalists[name])
     sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
@@ -185,8 +181,7 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     meter = meter_for(objective, device, sets, clock, lanes, model.workload.batch)
     channel.send({"ready": True})
     while (order := channel.receive()) is not None and "close" not in order:
-        with device_lock(device.uuid, exclusive=True):
-            _enter(channel, "measure")
+        with _holding(channel, device, "measure", exclusive=True):
             if "utilisation" in order:
                 found = measured_utilisation(finalists, sets, device, seconds=UTILISATION_S)
                 channel.send({"utilisation": found})
@@ -208,18 +203,14 @@ def footprint(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     Unless ``alone``, it loads under the shared lock, beside others of its round but never beside what another study
     times. The calls are timed, so each process makes them under the exclusive lock, as every timing is made.
     """
-    import contextlib
-
     from autotune.measure.clock import SystemClock
-    from autotune.measure.lock import device_lock
     from autotune.measure.memory import PeakMemory
     from autotune.model.source import CapturedModel
 
     device, artifact = Device.from_dict(request["device"]), Path(request["artifact"])
     alone = request["alone"] or _times_kernels_at_load(artifact)
     with contextlib.ExitStack() as held:
-        held.enter_context(device_lock(device.uuid, exclusive=alone))
-        _enter(channel, "load")
+        held.enter_context(_holding(channel, device, "load", exclusive=alone))
         model = CapturedModel(Path(request["folder"]))
         sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
         timer, peak = _timer(device, SystemClock()), PeakMemory(device)
@@ -227,8 +218,9 @@ def footprint(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         runner = _Candidate(artifact, device)
         if not alone:
             held.close()
-            held.enter_context(device_lock(device.uuid, exclusive=True))
-        _enter(channel, "measure")
+            held.enter_context(_holding(channel, device, "measure", exclusive=True))
+        else:
+            _enter(channel, "measure")
         samples_ms = [timer.time_call(runner, inputs).wall_ms for inputs in sets]
         reading = peak.after()
     return {"samples_ms": samples_ms, "memory": {**reading, "alone": alone}}
@@ -304,6 +296,16 @@ def _judge(runner: Any, model: Any, folder: Path, device: Device, objective: Obj
     names = [spec.name for spec in model.workload.outputs]
     metrics = [(metric, resolve(metric.function)) for metric in objective.metrics]
     return accuracy.judge(outputs, references, names, objective, metrics)
+
+
+@contextlib.contextmanager
+def _holding(channel: Channel, device: Device, stage: str, *, exclusive: bool) -> Iterator[None]:
+    """Wait until the device is free, and be in a stage from then on."""
+    from autotune.measure.lock import device_lock
+
+    with device_lock(device.uuid, exclusive, on_wait=lambda: _enter(channel, WAIT)):
+        _enter(channel, stage)
+        yield
 
 
 def _enter(channel: Channel, stage: str) -> None:

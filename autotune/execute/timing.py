@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 
-KINDS = ("sampling", "checking", "building")
-_STAGES = {"measure": "sampling", "check": "checking", "build": "building"}
+from autotune.execute.message import WAIT
+
+KINDS = ("sampling", "checking", "building", "waiting")
+_STAGES = {"measure": "sampling", "check": "checking", "build": "building", WAIT: "waiting"}
 
 
 class TimeSplit:
     """Collects the stages of all steps and splits a stretch of time among them.
 
-    Steps overlap where builds run in parallel; a moment counts once, as sampling before checking before building, and
-    as other where none of the three went on.
+    Steps overlap where builds run in parallel; a moment counts once, as sampling before checking before building, as
+    waiting where steps did nothing but wait for a device that another study used, and as other where none of these went
+    on.
     """
 
     def __init__(self) -> None:
@@ -23,7 +26,7 @@ class TimeSplit:
                 self._spans[_STAGES[stage]].append((begin, end))
 
     def seconds(self, begin: float, end: float) -> dict[str, float]:
-        """Seconds of building, checking, sampling and other between two moments; they add up to the whole."""
+        """Seconds of building, checking, sampling, waiting and other between two moments; they add up to the whole."""
         covered: list[tuple[float, float]] = []
         split: dict[str, float] = {}
         before = 0.0
@@ -33,7 +36,7 @@ class TimeSplit:
             split[kind] = total - before
             before = total
         split["other"] = max(0.0, end - begin - before)
-        return {kind: split[kind] for kind in ("building", "checking", "sampling", "other")}
+        return {kind: split[kind] for kind in ("building", "checking", "sampling", "waiting", "other")}
 
 
 def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -35,27 +35,38 @@ def device_lock(
     folder: Path | None = None,
     clock: Clock | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    on_wait: Callable[[], None] | None = None,
 ) -> Iterator[float]:
     """Hold the device: exclusively for a timing, shared for a build that uses it; yields the seconds it had to wait.
 
-    It waits as long as it takes and says so in the log every 10 s. Two locks in one process exclude each other too. A
-    forked child keeps its parent's lock alive; a spawned one does not. Raises ``WorkError`` if the lock file cannot be
-    made or its folder belongs to someone else.
+    It waits as long as it takes, calls ``on_wait`` once when it begins to, and says so in the log every 10 s. Who waits
+    first is next: nobody who comes later, not even for a shared lock, overtakes it. Two locks in one process exclude
+    each other too. A forked child keeps its parent's lock alive; a spawned one does not. Raises ``WorkError`` if a lock
+    file cannot be made or its folder belongs to someone else.
     """
     clock = clock or SystemClock()
-    descriptor = _open(uuid, folder or locks_folder())
+    folder = folder or locks_folder()
+    started_ns = clock.now_ns()
+    said_s: float | None = None
+    descriptors: list[int] = []
     try:
-        started_ns = clock.now_ns()
-        said_s = 0.0
-        while not _take(descriptor, exclusive):
-            waited_s = (clock.now_ns() - started_ns) / 1e9
-            if waited_s - said_s >= LOG_EVERY_S:
-                said_s = waited_s
-                _log.info("waiting for device %s, in use by another process for %.0f s so far", uuid, waited_s)
-            sleep(POLL_EVERY_S)
+        for suffix, alone in (("next", True), ("lock", exclusive)):
+            descriptors.append(_open(uuid, folder, suffix))
+            while not _take(descriptors[-1], alone):
+                waited_s = (clock.now_ns() - started_ns) / 1e9
+                if said_s is None:
+                    said_s = waited_s
+                    if on_wait is not None:
+                        on_wait()
+                elif waited_s - said_s >= LOG_EVERY_S:
+                    said_s = waited_s
+                    _log.info("waiting for device %s, in use by another process for %.0f s so far", uuid, waited_s)
+                sleep(POLL_EVERY_S)
+        os.close(descriptors.pop(0))  # the next one may wait for the device itself
         yield (clock.now_ns() - started_ns) / 1e9
     finally:
-        os.close(descriptor)
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 def _take(descriptor: int, exclusive: bool) -> bool:
@@ -66,8 +77,8 @@ def _take(descriptor: int, exclusive: bool) -> bool:
     return True
 
 
-def _open(uuid: str, folder: Path) -> int:
-    """Open the lock file of a device; closing it gives the lock back."""
+def _open(uuid: str, folder: Path, suffix: str) -> int:
+    """Open a lock file of a device; closing it gives the lock back."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", uuid)
     if not name.strip("_"):
         raise ValueError(f"a device's uuid has letters or digits, found {uuid!r}")
@@ -78,7 +89,7 @@ def _open(uuid: str, folder: Path) -> int:
             found = part.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
                 raise PermissionError(f"{part} is not a folder of this user's own")
-        return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        return os.open(folder / f"{name}.{suffix}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise WorkError(
             f"locking device {uuid} needs a lock file in {folder}",

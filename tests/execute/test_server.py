@@ -1,5 +1,6 @@
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
@@ -9,6 +10,7 @@ from autotune.errors import ModelError, ReferenceRefusedError
 from autotune.execute.bench import Bench
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
+from autotune.measure.lock import device_lock
 from autotune.model.inputs import InputSpec
 from autotune.objective import Objective
 
@@ -89,13 +91,56 @@ def test_a_good_candidate_is_timed_after_all_that(bench):
     assert [stage for stage, _, _ in result.spans][1:] == ["load", "check", "measure"]
 
 
+WAITING = """
+import time
+
+def waiting(request, channel):
+    channel.send({"stage": "load", "at": time.monotonic()})
+    channel.send({"stage": "wait", "at": time.monotonic()})
+    time.sleep(request["waits_s"])
+    channel.send({"stage": "measure", "at": time.monotonic()})
+    return {"measured": True}
+
+STEPS = {"waiting": waiting}
+"""
+
+
+@pytest.mark.parametrize(("waits_s", "limit_s"), [(3.0, 60.0), (60.0, 1.0)])
+def test_the_time_of_a_step_stands_still_while_it_waits_for_the_device_but_not_for_ever(
+    tmp_path, monkeypatch, waits_s, limit_s
+):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("autotune.execute.server.WAIT_LIMIT_S", limit_s)
+    with WorkerServer(tmp_path, steps="waiting") as server:
+        result = server.run("waiting", {"waits_s": waits_s}, timeout_s=1.5)
+    if limit_s > waits_s:
+        assert result.value == {"measured": True}
+        assert [stage for stage, _, _ in result.spans] == ["starting", "load", "wait", "measure"]
+    else:
+        assert result.failure is not None and (result.failure.kind, result.failure.stage) == ("timeout", "load")
+
+
+def test_a_step_says_that_it_waits_while_another_study_has_the_device(bench):
+    _, target = build(bench, "none")
+    with ThreadPoolExecutor(1) as pool:
+        with device_lock(bench.device.uuid, exclusive=True):
+            measured = pool.submit(bench.measure, target, Objective(), 0)
+            with pytest.raises(TimeoutError):
+                measured.result(2.0)
+        result = measured.result()
+    assert result.failure is None
+    assert [stage for stage, _, _ in result.spans][1:] == ["wait", "load", "check", "measure"]
+
+
 def test_candidates_load_early_and_are_judged_at_their_turn(bench):
     targets = [build(bench, fault)[1] for fault in ("none", "none", "load_segfault", "constant")]
     loading = [bench.load_early(target, Objective(), 0) for target in targets]
     results = [early.measure(None) for early in loading]
     assert [result.failure and result.failure.kind for result in results] == [None, None, "crash", "inaccurate"]
     for result in results[:2]:
-        assert [stage for stage, _, _ in result.spans][1:] == ["load", "check", "measure"]
+        stages = [stage for stage, _, _ in result.spans if stage != "wait"]
+        assert stages[1:] == ["load", "check", "measure"]
 
 
 def test_a_candidate_that_waits_for_its_turn_ends_with_the_study(bench, tmp_path, cpu, misbehaving):

@@ -5,7 +5,7 @@ from autotune.execute.timing import TimeSplit
 
 SPANS = st.lists(
     st.tuples(
-        st.sampled_from(["build", "check", "measure", "load", "starting"]),
+        st.sampled_from(["build", "check", "measure", "wait", "load", "starting"]),
         st.floats(0, 100),
         st.floats(0, 100),
     )
@@ -15,7 +15,10 @@ SPANS = st.lists(
 def test_a_moment_counts_once_and_sampling_comes_first():
     split = TimeSplit()
     split.add([("build", 0.0, 10.0), ("measure", 5.0, 8.0), ("check", 4.0, 6.0), ("load", 10.0, 12.0)])
-    assert split.seconds(0.0, 14.0) == {"building": 6.0, "checking": 1.0, "sampling": 3.0, "other": 4.0}
+    split.add([("wait", 7.0, 13.0)])
+    assert split.seconds(0.0, 14.0) == {
+        "building": 6.0, "checking": 1.0, "sampling": 3.0, "waiting": 3.0, "other": 1.0,
+    }  # fmt: skip
 
 
 @given(SPANS)

@@ -57,9 +57,7 @@ def test_measurements_of_different_modes_do_not_compare(changes, named):
 
 
 def test_how_a_call_was_timed_does_not_identify_a_measurement():
-    first = Measurement(
-        samples_ms=((1.0,),), protocol=protocol_of("finals", "cpu", 4, grouped=8) | {"shape": (1, 2)}
-    )
+    first = Measurement(samples_ms=((1.0,),), protocol=protocol_of("finals", "cpu", 4, grouped=8) | {"shape": (1, 2)})
     second = Measurement.from_dict(
         json.loads(json.dumps(first.as_dict())) | {"protocol": {**first.protocol, "grouped": 1, "shape": [1, 2]}}
     )

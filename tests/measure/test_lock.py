@@ -85,6 +85,28 @@ def test_it_waits_for_the_holder_and_logs_every_ten_seconds(tmp_path, caplog):
     ]
 
 
+def test_nobody_overtakes_who_waits_and_it_is_told_once_that_it_waits(tmp_path):
+    clock, folder = FakeClock(), tmp_path / "locks"
+    waits = []
+
+    def wait():
+        with device_lock("GPU-1", True, folder=folder, on_wait=lambda: waits.append("told")):
+            waits.append("held")
+
+    with device_lock("GPU-1", False, folder=folder):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        while not waits:
+            pass
+        with (
+            pytest.raises(StillHeldError),
+            device_lock("GPU-1", False, folder=folder, clock=clock, sleep=give_up_after(clock, 3)),
+        ):
+            pass
+    waiter.join(10)
+    assert waits == ["told", "held"]
+
+
 def test_another_process_excludes_and_its_death_releases(tmp_path):
     folder = tmp_path / "locks"
     with subprocess.Popen(
@@ -105,7 +127,7 @@ def test_another_process_excludes_and_its_death_releases(tmp_path):
 def test_a_hostile_uuid_stays_in_its_folder(tmp_path):
     with device_lock("../../x y/..", True, folder=tmp_path / "locks"):
         pass
-    assert [path.name for path in (tmp_path / "locks").iterdir()] == ["_x_y_.lock"]
+    assert sorted(path.name for path in (tmp_path / "locks").iterdir()) == ["_x_y_.lock", "_x_y_.next"]
     with pytest.raises(ValueError, match="uuid"), device_lock("../..", True, folder=tmp_path / "locks"):
         pass
 
