@@ -20,11 +20,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autotune.execute import family
-from autotune.execute.limits import Limits, adopt_orphans, end_with_parent
+from autotune.execute.host_memory import HostMemory
+from autotune.execute.limits import Limits, adopt_orphans, end_with_parent, run_before_others
 from autotune.execute.output import OutputLog
 from autotune.trial import FailureKind
 
-MEMORY_POLL_S = 0.25
+LOOK_S = 0.25
+"""Between two looks at the memory and the number of the processes."""
+
 STACK_S = 0.3
 """A step that is out of time gets so long to write its stack into its log."""
 
@@ -60,11 +63,12 @@ def keep(
             for fd in (wakeup, write_end, output, control.fileno()):
                 os.close(fd)
             start(me, theirs)
+        run_before_others()
         os.close(theirs)
         os.close(channel)
         os.set_blocking(output, False)
         _tell(control, {**about, "op": "started", "pid": step, "keeper": me})
-        keeper = _Keeper(step, wakeup, output, OutputLog(log), limits)
+        keeper = _Keeper(step, wakeup, output, OutputLog(log), limits.within(HostMemory.read()))
         keeper.watch(control)
         keeper.end()
         told = {"op": "exited", "id": about["id"], "code": keeper.code, "kind": keeper.kind, "detail": keeper.detail}
@@ -100,11 +104,9 @@ class _Keeper:
         look_at, end_at = 0.0, float("inf")
         while self.code is None and self.kind is None and time.monotonic() < end_at:
             if time.monotonic() >= look_at:
-                if family.memory_bytes(os.getpid(), self._limits.memory_bytes) > self._limits.memory_bytes:
-                    limit = self._limits.memory_bytes / 2**30
-                    self._end_for("out_of_memory", f"host memory: it grew past the limit of {limit:.3g} GiB")
+                if self._is_past_limits():
                     return
-                look_at = time.monotonic() + MEMORY_POLL_S
+                look_at = time.monotonic() + LOOK_S
             for fd, events in poll.poll(max(0.0, min(look_at, end_at) - time.monotonic()) * 1e3):
                 if fd == control.fileno():
                     return
@@ -136,6 +138,24 @@ class _Keeper:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self._step:
                     self.code = os.waitstatus_to_exitcode(ended[1])
+
+    def _is_past_limits(self) -> bool:
+        """Look at the number of processes and their memory, and say why the step is ended where one is too much."""
+        members = family.members(os.getpid())
+        if self._is_crowded(len(members)):
+            return True
+        limit = self._limits.memory_bytes
+        taken = family.memory_bytes(members, limit, lambda: self._is_crowded(len(family.members(os.getpid()))))
+        if taken > limit and self.kind is None:
+            self._end_for("out_of_memory", f"host memory: it grew past the limit of {limit / 2**30:.3g} GiB")
+        return self.kind is not None
+
+    def _is_crowded(self, count: int) -> bool:
+        """Processes are the host's to run out of, as memory is."""
+        if count > self._limits.processes:
+            said = f"host processes: it had {count} at once, past the limit of {self._limits.processes}"
+            self._end_for("out_of_memory", said)
+        return self.kind is not None
 
     def _take_output(self) -> bool:
         try:

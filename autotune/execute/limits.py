@@ -7,9 +7,11 @@ import resource
 import shutil
 import signal
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from autotune.execute.host_memory import HostMemory
 
 FILE_BYTES = 192 * 2**30
 """More than the memory of any one GPU (B200: 180 GB), so no package that could be loaded is larger."""
@@ -19,6 +21,13 @@ SHARE_OF_FREE_DISK = 0.9
 
 LEAST_FILE_BYTES = 2**30
 """Where less is free, the disk itself says that it is full, and says it more clearly."""
+
+SHARE_OF_MEMORY = 0.85
+"""Of what this process may use at most: the rest is the coordinator's and the system's."""
+
+PROCESSES_A_CORE, LEAST_PROCESSES = 16, 512
+"""A build starts a job a core (ninja two more), and a job of nvcc is at most five processes (sh, nvcc, sh, cicc or
+ptxas); inductor keeps up to 64 workers besides, each with at most three of a compiler. Even all at once stay below."""
 
 DESCRIPTORS = 16384
 """Sixteen times the customary 1024: CUDA, compile workers and sharded weights need hundreds, a leak has no end."""
@@ -35,14 +44,21 @@ OOM_SCORE_ADJUSTMENT = 900
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
+def most_processes(cores: int | None = None) -> int:
+    """How many processes a step may be at once: more than any parallel build, by the cores that one sees."""
+    return max(LEAST_PROCESSES, PROCESSES_A_CORE * (cores or os.cpu_count() or 1))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of one step; the memory is that of the step and of everything that it started, together.
+    """Limits of one step; memory and processes are those of the step and of everything that it started, together.
 
     Memory is watched rather than limited by the kernel: CUDA reserves ranges of addresses far larger than it ever uses.
+    So are processes: the kernel counts those of a user, in whatever program, each thread as one, and root's not at all.
     """
 
     memory_bytes: int
+    processes: int = field(default_factory=most_processes)
     file_bytes: int = FILE_BYTES
     descriptors: int = DESCRIPTORS
     log_bytes: int = LOG_FLOOD_BYTES
@@ -61,6 +77,10 @@ class Limits:
         """Read what :meth:`as_dict` wrote."""
         return cls(**data)
 
+    def within(self, host: HostMemory) -> "Limits":
+        """Take less memory where the host, or the container that this runs in, has less."""
+        return replace(self, memory_bytes=min(self.memory_bytes, int(SHARE_OF_MEMORY * host.total_bytes)))
+
     def apply(self, folder: Path) -> None:
         """Put on this process, for good, what the kernel watches over; ``folder`` lies on the disk that it writes to.
 
@@ -77,6 +97,12 @@ def prefer_to_kill_this() -> None:
     """Offer this process to the kernel, should it run out of memory."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
+
+
+def run_before_others() -> None:
+    """Have the kernel run this process before all ordinary ones, where it may: else a fork bomb leaves it no time."""
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
 
 
 def adopt_orphans() -> None:

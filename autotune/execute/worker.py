@@ -67,7 +67,7 @@ def _serve_one(control: socket.socket, state: _State, own_fds: tuple[int, ...], 
     message = json.loads(data)
     if message["op"] == "preload":
         state.began_cuda = _preload(message["modules"]) or state.began_cuda
-        state.own |= {one.pid for one in family.descendants(os.getpid(), state.keepers)}
+        state.own |= set(family.members(os.getpid(), state.keepers))
         return True
     server, afresh = os.getpid(), state.began_cuda is not None or _cuda_has_begun()
     limits, log = Limits.from_dict(message["limits"]), Path(message["log"])

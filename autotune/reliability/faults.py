@@ -1,4 +1,4 @@
-"""Whether a study outlives what its candidates do: thirteen kinds of faults, many times each, in real workers."""
+"""Whether a study outlives what its candidates do: fourteen kinds of faults, many times each, in real workers."""
 
 import signal
 import subprocess
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from autotune.execute.limits import most_processes
 from autotune.execute.server import StepResult, WorkerServer
 from autotune.reliability import misbehaviour
 from autotune.reliability.campaign import Campaign, Outcome
@@ -21,8 +22,8 @@ TIMEOUT_S = 0.5
 PATIENCE_S = 60.0
 GRACE_S = 1.0
 """So long after its end a candidate may have left something running; what is there later is an orphan."""
-MEMORY_BYTES = 256 * 2**20
-"""A step of no libraries takes about a tenth of it."""
+MEMORY_BYTES = most_processes() * 2**21
+"""A step of no libraries takes some 25 MiB; as many forks of it as there may be take less than 1 MiB each."""
 
 KINDS: Mapping[str, tuple[str | None, str]] = {
     "error": ("error", "on purpose"),
@@ -33,6 +34,7 @@ KINDS: Mapping[str, tuple[str | None, str]] = {
     "stubborn": ("timeout", "no answer"),
     "orphan": (None, ""),
     "growth": ("out_of_memory", "host memory"),
+    "fork_bomb": ("out_of_memory", "host processes"),
     "file": ("error", "File too large"),
     "descriptors": ("error", "Too many open files"),
     "log_flood": ("log_flood", "printed"),

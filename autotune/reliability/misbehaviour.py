@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autotune.execute.channel import HEADER, MARK, Channel
-from autotune.execute.limits import FILE_BYTES
+from autotune.execute.limits import FILE_BYTES, most_processes
 
 PROCESSES = "processes"
+BOMB_MORE, BOMB_S = 1000, 20.0
+"""A fork bomb ends by itself after so many processes past the limit, or so long: a limit that fails does no harm."""
 FORGED = {"result": {"build_s": 0.0, "forged": True}, "identity": "0" * 32}
 """What a forger would like to be believed: a result in the name of a step that is not its own."""
 
@@ -99,6 +101,22 @@ def growth(folder: Path) -> None:
         time.sleep(0.01)
 
 
+def fork_bomb(folder: Path) -> NoReturn:
+    """Fork as fast as it can, as does every child, each in a session of its own; never many more than may be."""
+    tokens, rest = os.pipe2(os.O_NONBLOCK)
+    os.write(rest, bytes(most_processes() + BOMB_MORE))
+    end = time.monotonic() + BOMB_S
+    while time.monotonic() < end:
+        try:
+            os.read(tokens, 1)
+            if os.fork() == 0:
+                os.setsid()
+                _record(folder)
+        except BlockingIOError:  # no token is left, or the system has no room for another process
+            time.sleep(0.1)
+    os._exit(0)
+
+
 def device_memory(folder: Path) -> None:
     """Raise what torch raises where the device has no memory."""
     raise RuntimeError("CUDA out of memory. Tried to allocate 96.00 GiB, on purpose")
@@ -169,6 +187,7 @@ WAYS: Mapping[str, Callable[[Path], None]] = {
     "kill_parent": kill_parent,
     "memory": memory,
     "growth": growth,
+    "fork_bomb": fork_bomb,
     "device_memory": device_memory,
     "context_lost": context_lost,
     "file": file,

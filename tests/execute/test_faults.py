@@ -14,15 +14,13 @@ import pytest
 from autotune.execute import limits
 from autotune.execute.server import WorkerServer
 from autotune.reliability import misbehaviour
-from autotune.reliability.faults import KINDS, left_after
-
-LIMIT_BYTES = 256 * 2**20
+from autotune.reliability.faults import KINDS, MEMORY_BYTES, left_after
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("server")
-    with WorkerServer(folder, memory_limit_bytes=LIMIT_BYTES, steps=misbehaviour.__name__) as server:
+    with WorkerServer(folder, memory_limit_bytes=MEMORY_BYTES, steps=misbehaviour.__name__) as server:
         yield server
 
 
@@ -92,6 +90,7 @@ def test_a_step_has_limits_and_dumps_no_core(server, tmp_path):
     assert 0 < process.rlimit(psutil.RLIMIT_FSIZE)[0] <= limits.FILE_BYTES
     assert process.rlimit(psutil.RLIMIT_NOFILE)[0] <= limits.DESCRIPTORS
     assert process.rlimit(psutil.RLIMIT_AS)[0] == psutil.RLIM_INFINITY
+    assert os.sched_getscheduler(session.pid) == os.SCHED_OTHER, "only its keeper may run before others"
     assert Path(f"/proc/{session.pid}/oom_score_adj").read_text().strip() == str(limits.OOM_SCORE_ADJUSTMENT)
     session.kill()
     session.finish()
