@@ -2,12 +2,16 @@
 
 import hashlib
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from autotune.errors import ModelError
+from autotune.model import npz_file
+from autotune.model.npz_file import Declared
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +25,9 @@ DTYPES = (
 DISTRIBUTIONS = ("normal", "uniform", "photograph", "integers", "mask", "ones", "zeros")
 LEAST_HELD_OUT = 8
 """The gate needs at least so many distinct inputs, so a file keeps at least so many rows apart for it."""
+
+_DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What libraries raise of a file that is not whole, is encrypted, or has its bytes in another order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,33 +250,34 @@ def _draw(spec: InputSpec, batch: int, generator: "torch.Generator") -> "torch.T
 
 def _read(spec: InputSpec) -> "torch.Tensor":
     """Read the whole table of a file input and check it against the spec; ModelError says what is wrong with it."""
-    import torch
-
     path, key = Path(str(spec.file)), spec.key or spec.name
     if not path.is_file():
         raise ModelError(f"input {spec.name} is read from {path}", found="no such file", expected="a file of rows")
     try:
-        names, table = _entry(path, key)
-    except (OSError, ValueError, KeyError) as error:  # damaged, or an array of Python objects
+        names, found, read = _entry(path, key)
+    except (*_DAMAGED, KeyError) as error:  # or an array of Python objects
         raise ModelError(f"input {spec.name} is read from {path}", found=str(error), expected="plain arrays") from error
-    if table is None:
+    if found is None:
         raise ModelError(
             f"input {spec.name} is the entry {key!r} of {path}",
             found=f"entries {', '.join(names)}",
             expected=f"one of them as 'key: {names[0] if names else '...'}' of the input",
         )
     row = spec.shape[1:] if spec.shape[:1] == ("batch",) else spec.shape
-    if table.dtype != getattr(torch, spec.dtype) or table.shape[1:] != tuple(row) or table.dim() != len(row) + 1:
+    if found.dtype != spec.dtype or found.shape[1:] != tuple(row) or len(found.shape) != len(row) + 1:
         raise ModelError(
             f"input {spec.name} asks for {spec.dtype} rows of shape {list(row)}",
-            found=f"{key!r} in {path}: {str(table.dtype).removeprefix('torch.')} of shape {list(table.shape)}",
+            found=f"{key!r} in {path}: {found.dtype} of shape {list(found.shape)}",
             expected=f"{spec.dtype} of shape {['rows', *row]}",
         )
-    return table
+    try:
+        return read()
+    except _DAMAGED as error:
+        raise ModelError(f"input {spec.name} is read from {path}", found=str(error), expected="a whole file") from error
 
 
-def _entry(path: Path, key: str) -> "tuple[list[str], torch.Tensor | None]":
-    """Return the names in a file, and the entry under a key; never unpickles."""
+def _entry(path: Path, key: str) -> "tuple[list[str], Declared | None, Callable[[], torch.Tensor]]":
+    """Return the names in a file, what the entry under a key declares, and how to read it; never unpickles."""
     import torch
 
     if path.suffix == ".safetensors":
@@ -278,19 +286,13 @@ def _entry(path: Path, key: str) -> "tuple[list[str], torch.Tensor | None]":
         try:
             with safe_open(str(path), framework="pt") as file:
                 names = list(file.keys())
-                return names, file.get_tensor(key) if key in names else None
+                tensor = file.get_tensor(key) if key in names else torch.empty(0)
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-    import zipfile
-
-    import numpy
-
-    try:
-        with numpy.load(path, allow_pickle=False) as file:
-            names = list(file.files)
-            return names, torch.from_numpy(file[key]) if key in names else None
-    except (zipfile.BadZipFile, EOFError, TypeError) as error:
-        raise ValueError(str(error)) from error
+        found = Declared(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+        return names, found if key in names else None, lambda: tensor
+    names, declared = npz_file.declared(path, key)
+    return names, declared, lambda: torch.from_numpy(npz_file.read(path, key))
 
 
 def _rows(length: int, take: int, seed: int, count: int, role: Role, names: str) -> "list[torch.Tensor]":

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autotune.errors import ArtifactError
+from autotune.model.floors import require_safe
 
 # Domains that ONNX and ONNX Runtime define; an operator of any other comes from a library of somebody else.
 DOMAINS = (
@@ -42,7 +43,11 @@ class _Seen:
 
 
 def check_onnx(path: Path) -> None:
-    """Raise ArtifactError unless the file is whole, and refers to known operators and to weights beside it alone."""
+    """Raise ArtifactError unless the file is whole, and refers to known operators and to weights beside it alone.
+
+    Raises WorkError where onnx is there, but too old to be handed the file.
+    """
+    require_safe("onnx")
     try:
         seen = _Seen(domains=set(), own=set(), weights=[])
         _read(memoryview(path.read_bytes()), "model", seen, 0)

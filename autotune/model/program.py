@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ArtifactError
+from autotune.model.floors import require_safe
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -25,7 +26,11 @@ _PICKLED = "opaque_obj_"
 
 
 def load_program(path: Path) -> "ExportedProgram":
-    """Read a captured graph; raises ArtifactError where that would run a pickle, or the file is no such graph."""
+    """Read a captured graph; raises ArtifactError where that would run a pickle, or the file is no such graph.
+
+    Raises WorkError where torch is too old to be handed one.
+    """
+    require_safe("torch")
     import torch
 
     try:

@@ -1,10 +1,11 @@
 """Models that must be refused before anything in them runs: pickles, ONNX files and safetensors that lie."""
 
+import itertools
 import json
 import os
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def _pickle_as_inputs(on: Attempt) -> None:
     rows = numpy.array([on.bomb()] * 64, dtype=object)
     numpy.savez(on.folder / "rows.npz", x=rows)
     _rows(on.folder / "rows.npz")
+
+
+def _npz(on: Attempt, header_rows: int, content: Iterable[bytes]) -> None:
+    from numpy.lib import format as npy
+
+    path = on.folder / "rows.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as entry:
+        npy.write_array_header_1_0(entry, {"descr": "<f4", "fortran_order": False, "shape": (header_rows, 1)})
+        for part in content:
+            entry.write(part)
+    _rows(path)
 
 
 def _load_artifact(on: Attempt, backend: str, files: Mapping[str, bytes]) -> None:
@@ -119,6 +131,9 @@ CASES = (
     Case("a pickle inside .pt2", _pickle_inside_pt2),
     Case("a raw pickle as TorchScript", _pickle_as_torchscript),
     Case("a pickle inside .npz", _pickle_as_inputs),
+    Case("an .npz that is a bomb", lambda on: _npz(on, 2**25, itertools.repeat(bytes(2**20), 128))),
+    Case("an .npz that holds more than its shape", lambda on: _npz(on, 64, [bytes(2**20)])),
+    Case("an .npz that declares more than it holds", lambda on: _npz(on, 2**50, [bytes(2**10)])),
     Case("ONNX external data with ../", lambda on: _onnx(on, {"location": "../outside"})),
     Case("ONNX external data at an absolute path", lambda on: _onnx(on, {"location": str(on.outside)})),
     Case("ONNX external data that is a symlink", _onnx_symlink),

@@ -1,5 +1,6 @@
 import hashlib
 import itertools
+from pathlib import Path
 
 import numpy
 import pytest
@@ -167,7 +168,10 @@ def test_inputs_of_one_file_take_the_same_rows_and_fixed_shapes_take_one(tmp_pat
         ({"file": "broken.npz"}, "is read from"),
         ({"file": "broken.safetensors"}, "is read from"),
         ({"file": "text.npz"}, "is read from"),
-        ({"file": "objects.npz"}, "expected: plain arrays"),
+        ({"file": "objects.npz"}, "holds Python objects"),
+        ({"file": "cut.npz"}, "is read from"),
+        ({"file": "flipped.npz"}, "expected: a whole file"),
+        ({"file": "swapped.npz"}, "byte order"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, given, message):
@@ -176,6 +180,10 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, given, message):
         (tmp_path / name).write_bytes(b"PK\x03\x04 not an archive")
     (tmp_path / "text.npz").write_text("text")
     numpy.savez(tmp_path / "objects.npz", x=numpy.array([{"a": 1}], dtype=object))
+    numpy.savez(tmp_path / "swapped.npz", x=numpy.zeros((64, 4), dtype=">i8"))
+    whole = Path(table(tmp_path / "whole.npz", 4096)).read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:-30])
+    (tmp_path / "flipped.npz").write_bytes(whole[:100_000] + bytes([whole[100_000] ^ 1]) + whole[100_001:])
     source = spec(**{"dtype": "int64", **given, "file": str(tmp_path / given["file"])})
     with pytest.raises(ModelError, match=message):
         generate([source], 2, 0, 1, "timing")

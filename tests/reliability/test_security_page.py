@@ -13,7 +13,7 @@ def test_the_short_form_holds(tmp_path: Path) -> None:
     quick = Campaign(folder=tmp_path, databases={}, quick=True)
     (outcome,) = security_page.refused(quick)
     assert outcome.passed, outcome.figure
-    assert len(outcome.raw["cases"]) == 9
+    assert len(outcome.raw["cases"]) == 10
 
 
 def test_what_is_tested_nowhere_else_holds(tmp_path: Path) -> None:
