@@ -2,6 +2,7 @@
 
 Prints each promise with its figure, its limit and its verdict; ``--json`` writes them to a file with the environment,
 the raw figures and the exact command. Exit code 0 if all hold, 1 if one does not, 2 if the request was wrong.
+Without ``--device`` no GPU is touched.
 """
 
 import argparse
@@ -16,17 +17,21 @@ from pathlib import Path
 from rich.console import Console
 
 from autotune.database.engine import locate
+from autotune.device import Device
 from autotune.errors import RequestError
 from autotune.measure.selftest import environment
 from autotune.measure.selftests.program import add_options, document_of, run_checks, tell
-from autotune.reliability import artifacts, faults, kills, look_up, refusals, security_page, writers
+from autotune.reliability import artifacts, device_faults, faults, kills, look_up, refusals, security_page, writers
 from autotune.reliability.campaign import Campaign, Outcome
 from autotune.reliability.postgresql import serving
+from autotune.runtime import discovery
 
 COMMAND = "python -m autotune.reliability"
+DEVICE_FAULTS = "device-faults"
 
 PROMISES: Mapping[str, Callable[[Campaign], list[Outcome]]] = {
     "faults": faults.faults,
+    DEVICE_FAULTS: device_faults.check,
     "orphans": faults.coordinators,
     "kills": kills.check,
     "damaged-artifacts": artifacts.damaged_artifacts,
@@ -54,12 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             elif options.postgresql:
                 databases["postgresql"] = options.postgresql
                 given = [word.replace(options.postgresql, locate(options.postgresql).shown) for word in given]
+            device = discovery.find(options.device)
+            names = _on(device, options.only)
         except RequestError as error:
             progress.print(str(error), markup=False)
             return error.exit_code
-        campaign = Campaign(folder=Path(folder), databases=databases, quick=options.quick, seed=options.seed)
-        around = environment("cpu")
-        rows = run_checks(PROMISES, options.only, campaign, progress)
+        campaign = Campaign(
+            folder=Path(folder), databases=databases, quick=options.quick, seed=options.seed, device=device
+        )
+        around = environment(device.torch_name)
+        rows = run_checks(PROMISES, names, campaign, progress)
     document = document_of(
         [*shlex.split(COMMAND), *given], rows, around, quick=options.quick, seed=options.seed,
         seconds=time.monotonic() - started, databases=sorted(databases),
@@ -67,9 +76,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return tell(document, options.json)
 
 
+def _on(device: Device, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out what needs a GPU where there is none, unless it was asked for; then that is refused."""
+    if device.kind == "cuda" or DEVICE_FAULTS not in asked:
+        return asked
+    if asked == tuple(PROMISES):
+        return tuple(name for name in asked if name != DEVICE_FAULTS)
+    raise RequestError(
+        f"{DEVICE_FAULTS} was asked for",
+        found=f"device {device.torch_name}",
+        expected="a GPU to misbehave on",
+        run=f"{COMMAND} --only {DEVICE_FAULTS} --device cuda:0",
+    )
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=COMMAND, description="Faults, kills and damage: is anything lost?")
     parser.add_argument("--postgresql", metavar="URL", help="an empty PostgreSQL database to run on as well, or auto")
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="a GPU on which candidates misbehave as well")
     add_options(parser, PROMISES, "promise")
     return parser
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import shutil
@@ -20,15 +21,20 @@ from sqlalchemy import make_url
 from autotune.configuration import Configuration
 from autotune.database.store import Store
 from autotune.device import Device
-from autotune.errors import DatabaseError
+from autotune.errors import DatabaseError, RequestError
 from autotune.objective import Objective
 from autotune.reliability.campaign import Campaign, Outcome
 from autotune.reliability.places import own_database
+from autotune.reliability.postgresql import serving
 from autotune.workload import TensorSpec, Workload
+
+log = logging.getLogger(__name__)
 
 __all__ = ["check", "write_until_refused"]
 
 ROOM_BYTES = 2 << 20
+SERVER_BYTES, LEFT_BYTES = 32 << 20, 1 << 18
+"""An empty database of PostgreSQL takes about 8 MiB, and what is left for trials is soon full."""
 NOBODY = 65_534
 MOST_TRIALS = 100_000
 DIGEST = "0" * 64
@@ -55,19 +61,30 @@ def check(campaign: Campaign) -> list[Outcome]:
         if kind == "sqlite":
             outcomes += [_sqlite(name, case) for name, case in CASES.items()]
         else:
-            outcomes.append(_read_only_server(campaign, kind))
+            outcomes += [_read_only_server(campaign, kind), *_full_server(kind)]
     return outcomes
 
 
 @contextmanager
 def _full_disk(folder: Path) -> Iterator[dict[str, Any]]:
     """A file system of a few MiB where root may mount one, else a limit on the size of files."""
-    mounted = ["mount", "-t", "tmpfs", "-o", f"size={ROOM_BYTES}", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mounted, capture_output=True, check=False).returncode:
-        yield {"limit_bytes": ROOM_BYTES}
+    with _mounted(folder, ROOM_BYTES) as reason:
+        yield {"limit_bytes": ROOM_BYTES} if reason else {}
+
+
+@contextmanager
+def _mounted(folder: Path, size_bytes: int) -> Iterator[str]:
+    """Mount a small file system for a while, where that may be; gives the reason why not, else nothing."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
+    if os.geteuid() != 0:
+        yield "only root may mount a small file system"
+        return
+    mounting = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounting.returncode:
+        yield mounting.stderr.strip() or f"mount ended with code {mounting.returncode}"
         return
     try:
-        yield {}
+        yield ""
     finally:
         subprocess.run(["umount", str(folder)], capture_output=True, check=True)
 
@@ -128,6 +145,37 @@ def _read_only_server(campaign: Campaign, kind: str) -> Outcome:
         with Store.open(url, create=False) as store:
             there = sum(len(store.trials(study.uid)) for study in store.studies())
     return _outcome(f"read-only, {kind}", refusal, there, "ok")
+
+
+def _full_server(kind: str) -> list[Outcome]:
+    """Fill the file system of a server's tables; that needs a server here, whatever the campaign's is.
+
+    The server's log of changes lies elsewhere: where that is full too, PostgreSQL itself ends until there is room.
+    """
+    with contextlib.ExitStack() as stack:
+        above = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autotune-refusals-")))
+        above.chmod(0o755)
+        (above / "place").mkdir()
+        try:
+            if reason := stack.enter_context(_mounted(above / "place", SERVER_BYTES)):
+                raise RequestError("No disk of a server can be filled", found=reason)
+            server = stack.enter_context(serving())
+        except RequestError as error:
+            log.warning("disk full on %s was not tried: %s", kind, error.found)
+            return []
+        (above / "place" / "tables").mkdir()
+        url = server.create_in(above / "place" / "tables", "full")
+        Store.open(url).close()
+        filler = above / "place" / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(filler.parent).free - LEFT_BYTES))
+        refusal = _refused(url)
+        filler.unlink()
+        with Store.open(url, create=False) as store:
+            (study,) = store.studies()
+            there = len(store.trials(study.uid))
+            store.claim_trial(study.uid, Configuration.of("eager", {"level": -1}), DIGEST)
+            intact = "ok" if len(store.trials(study.uid)) == there + 1 else "a trial after it is not there"
+    return [_outcome(f"disk full, {kind}", refusal, there, intact)]
 
 
 def _outcome(name: str, refusal: Refusal, there: int, intact: str) -> Outcome:

@@ -6,6 +6,8 @@ from autotune.reliability import __main__ as program
 from autotune.reliability import postgresql
 from autotune.reliability.campaign import Outcome
 
+DONE = Outcome(check="promise", figure="0", limit="0", passed=True)
+
 
 @pytest.fixture
 def seen(monkeypatch):
@@ -14,7 +16,7 @@ def seen(monkeypatch):
 
     def promise(campaign):
         seen.append(dict(campaign.databases))
-        return [Outcome(check="promise", figure="0", limit="0", passed=True)]
+        return [DONE]
 
     monkeypatch.setattr(program, "PROMISES", {"promise": promise})
     return seen
@@ -40,3 +42,15 @@ def test_without_postgresql_the_command_that_installs_it_is_said(seen, monkeypat
     monkeypatch.setenv("PATH", str(tmp_path))
     assert program.main(["--postgresql", "auto"]) == 2
     assert seen == [] and "apt-get install -y postgresql" in capsys.readouterr().err
+
+
+def test_without_a_gpu_what_needs_one_is_left_out(monkeypatch):
+    ran = []
+    monkeypatch.setattr(program, "PROMISES", {program.DEVICE_FAULTS: ran.append, "other": lambda _: [DONE]})
+    assert program.main([]) == 0 and ran == []
+
+
+def test_what_needs_a_gpu_is_refused_on_a_cpu_where_it_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(program, "PROMISES", {program.DEVICE_FAULTS: lambda _: [DONE], "other": lambda _: [DONE]})
+    assert program.main(["--only", program.DEVICE_FAULTS]) == 2
+    assert "--device cuda:0" in capsys.readouterr().err
