@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -289,6 +290,15 @@ class RunnerConformance:
         second.close()
         second.close()
         self.assert_answers(built, runner(*inputs), named)
+
+    def test_needs_its_folder_only_while_it_loads(self, built: Built, tmp_path: Path) -> None:
+        own = tmp_path / "own"
+        shutil.copytree(built.folder, own)
+        runner = self.backend.load(own, self.device)
+        shutil.rmtree(own)
+        named, inputs = self.inputs(built, 12)
+        self.assert_answers(built, runner(*inputs), named)
+        runner.close()
 
     @pytest.mark.parametrize("threads", [1, CORES])
     def test_a_call_leaves_the_global_switches_alone(self, built: Built, runner: Runner, threads: int) -> None:
