@@ -1,5 +1,6 @@
 """One captured model on one device: prepare it, build configurations of it, and measure what was built."""
 
+import contextlib
 import shutil
 import tempfile
 import threading
@@ -183,6 +184,10 @@ class Bench:
         """Delete what a build left."""
         shutil.rmtree(folder, ignore_errors=True)
 
+    def watched(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Look at the device's memory before and after something that runs on it, and warn of what it left there."""
+        return self._device_memory.around(name)
+
     def _step(
         self,
         name: str,
@@ -193,7 +198,7 @@ class Bench:
         on_loaded: Callable[[Session], None] | None = None,
     ) -> StepResult:
         stage: Stage = "load" if name in ("measure", "footprint") else "build"
-        with self._device_memory.around(name):
+        with self.watched(name):
             result = self.server.run(
                 name, request, timeout_s=timeout_s, stage=stage, meanwhile=meanwhile, on_loaded=on_loaded
             )

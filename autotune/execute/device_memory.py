@@ -1,4 +1,4 @@
-"""Whether steps give back the device's memory that they took: DeviceMemory."""
+"""What of a device's memory is free, and whether steps give back what they took of it: DeviceMemory."""
 
 import contextlib
 import logging
@@ -9,6 +9,7 @@ from typing import Any
 
 from autotune.device import Device
 from autotune.measure.nvml import open_nvml
+from autotune.runtime.host_memory import HostMemory
 
 log = logging.getLogger(__name__)
 
@@ -17,6 +18,19 @@ LEFT_OVER_BYTES = 64 * 2**20
 
 SETTLE_S = 0.5
 """The driver may take a moment to give back what a process had that was killed; then the figure is read again."""
+
+
+def free_bytes(device: Device, *, nvml: Any = None) -> int | None:
+    """Read how much of the device's memory, on a CPU of the host's or the container's, is free now.
+
+    ``None`` where it is not told.
+    """
+    if device.kind == "cpu":
+        return HostMemory.read().available_bytes
+    try:
+        return device.memory_bytes - open_nvml(device, nvml).memory_used_bytes()
+    except OSError:
+        return None
 
 
 class DeviceMemory:

@@ -143,13 +143,14 @@ def run_finals(
         footprint_rounds(drive.bench, drive.artifacts, drive.finals, seed, on_rounds)
         drive.process_of_round = list(range(drive.finals.rounds))
         return _result(drive, drive.finals.conclude())
-    try:
-        verdict = _race(drive, LIMIT_S[bench.device.kind], on_rounds)
-        if drive.current is not None and bench.device.kind == "cuda" and protocol == "finals":
-            drive.utilisation = _utilisation(drive.current)
-    finally:
-        for session in ([drive.current] if drive.current is not None else []) + drive.waiting:
-            drive.finish(session)
+    with bench.watched(protocol):
+        try:
+            verdict = _race(drive, LIMIT_S[bench.device.kind], on_rounds)
+            if drive.current is not None and bench.device.kind == "cuda" and protocol == "finals":
+                drive.utilisation = _utilisation(drive.current)
+        finally:
+            for session in ([drive.current] if drive.current is not None else []) + drive.waiting:
+                drive.finish(session)
     return _result(drive, verdict or drive.finals.conclude())
 
 

@@ -11,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from autotune.device import Device
 from autotune.errors import StudyInterruptedError, WorkError
 from autotune.execute.bench import Bench
-from autotune.execute.host_memory import HostMemory
+from autotune.execute.device_memory import free_bytes
 from autotune.execute.server import StepResult
 from autotune.measure.block import Block
 from autotune.measure.finals import Finals
-from autotune.measure.memory import free_bytes
 from autotune.measure.verdict import fewest_rounds
 
 log = logging.getLogger(__name__)
@@ -50,7 +48,7 @@ def footprint_rounds(
         rng.shuffle(names)
         blocks: dict[str, Block] = {}
         at_once = max(1, bench.device.cores // CORES_A_LOAD)
-        for group in side_by_side(names, readings, at_once, _free_bytes(bench.device)):
+        for group in side_by_side(names, readings, at_once, free_bytes(bench.device)):
             results = _measured(bench, [artifacts[name] for name in group])
             for name, taken in zip(group, results, strict=True):
                 if taken.failure is not None or taken.value is None:
@@ -65,11 +63,6 @@ def footprint_rounds(
                 )
         finals.add(finals.rounds, [blocks])
         on_rounds(finals.rounds, time.monotonic() - begin)
-
-
-def _free_bytes(device: Device) -> int | None:
-    """What is free for processes side by side; on a CPU a container's limit counts as the host's memory does."""
-    return HostMemory.read().available_bytes if device.kind == "cpu" else free_bytes(device)
 
 
 def side_by_side(

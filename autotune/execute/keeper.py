@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autotune.execute import family
-from autotune.execute.host_memory import HostMemory
 from autotune.execute.limits import Limits, adopt_orphans, end_with_parent, run_before_others
 from autotune.execute.output import OutputLog
+from autotune.runtime.host_memory import HostMemory
 from autotune.trial import FailureKind
 
 LOOK_S = 0.25

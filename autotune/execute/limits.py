@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from autotune.execute.host_memory import HostMemory
+from autotune.runtime.host_memory import HostMemory
 
 FILE_BYTES = 192 * 2**30
 """More than the memory of any one GPU (B200: 180 GB), so no package that could be loaded is larger."""

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from autotune import errors
 from autotune.errors import AutotuneError, WorkerError
 from autotune.execute.channel import IDENTITY, Channel, ChannelClosed, NotOurs
-from autotune.execute.limits import Limits
+from autotune.execute.limits import SHARE_OF_MEMORY, Limits
 from autotune.execute.message import WAIT, checked
+from autotune.runtime.host_memory import HostMemory
 from autotune.trial import Failure, FailureKind, Stage
 
 log = logging.getLogger(__name__)
@@ -182,7 +181,7 @@ class WorkerServer:
         self._folder = folder
         self._sessions: dict[int, Session] = {}
         self.closed = self._starts_slowly = False
-        self.memory_limit_bytes = memory_limit_bytes or int(psutil.virtual_memory().total * 0.85)
+        self.memory_limit_bytes = memory_limit_bytes or int(SHARE_OF_MEMORY * HostMemory.read().total_bytes)
         environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch may look for GPUs without opening one

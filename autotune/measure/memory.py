@@ -43,18 +43,6 @@ class PeakMemory:
         return self._meter.reading()
 
 
-def free_bytes(device: Device, *, nvml: Any = None) -> int | None:
-    """Read how much of the device's memory, on a CPU of the host's, is free now; ``None`` where it is not told."""
-    if device.kind == "cpu":
-        import psutil
-
-        return int(psutil.virtual_memory().available)
-    try:
-        return device.memory_bytes - open_nvml(device, nvml).memory_used_bytes()
-    except OSError:
-        return None
-
-
 class _CpuMemory:
     """The resident set of this process, whose peak Linux keeps and lets a process reset (proc(5), ``clear_refs``)."""
 

@@ -1,10 +1,12 @@
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from autotune.device import Device
-from autotune.execute.device_memory import LEFT_OVER_BYTES, SETTLE_S, DeviceMemory
+from autotune.execute.device_memory import LEFT_OVER_BYTES, SETTLE_S, DeviceMemory, free_bytes
 
 CPU = Device(kind="cpu", name="Some CPU", uuid="cpu-1")
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))
@@ -77,3 +79,11 @@ def test_the_device_is_looked_at_when_no_step_runs_on_it(caplog):
 def test_what_a_step_raises_goes_through_and_a_cpu_is_not_looked_at():
     with pytest.raises(KeyError), DeviceMemory(CPU, nvml=Nvml()).around("measure"):
         raise KeyError
+
+
+def test_free_memory_is_what_nobody_uses():
+    gpu = replace(GPU, memory_bytes=10 * GIB)
+    assert free_bytes(gpu, nvml=Nvml(4 * GIB)) == 6 * GIB
+    assert free_bytes(gpu, nvml=Nvml(None)) is None
+    free = free_bytes(CPU)
+    assert free is not None and 0 < free <= psutil.virtual_memory().total

@@ -1,13 +1,11 @@
 import json
 import os
-from dataclasses import replace
 from types import SimpleNamespace
 
-import psutil
 import pytest
 
 from autotune.device import Device
-from autotune.measure.memory import PeakMemory, free_bytes
+from autotune.measure.memory import PeakMemory
 
 CPU = Device(kind="cpu", name="Some CPU", uuid="cpu-1")
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))
@@ -180,17 +178,6 @@ def test_a_peak_between_two_looks_is_the_allocators(monkeypatch, own, refused, s
     reading = peak(nvml, (own, 1600 * MIB))
     assert reading["peak_bytes"] == 2000 * MIB and source in reading["source"]
     assert reading["per_process"] is per_process
-
-
-def test_free_memory_is_what_nobody_uses():
-    nvml = Nvml()
-    assert free_bytes(replace(GPU, memory_bytes=1000 * MIB), nvml=nvml) == 400 * MIB
-    nvml.refused = {"memory"}
-    assert free_bytes(GPU, nvml=nvml) is None
-    nvml.refused = {"open"}
-    assert free_bytes(GPU, nvml=nvml) is None
-    free = free_bytes(CPU)
-    assert free is not None and MIB < free <= psutil.virtual_memory().total
 
 
 @pytest.mark.parametrize(("refused", "reason"), [("open", "Driver Not Loaded"), ("memory", "Not Supported")])

@@ -1,5 +1,6 @@
 """A library that is too old is not handed a stranger's model."""
 
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from autotune.errors import WorkError
 from autotune.model.floors import SAFE, require_safe
 from autotune.model.onnx_file import check_onnx
 from autotune.model.program import load_program
+from autotune.runtime.installed import OLDEST_TORCH
+
+ROOT = Path(__file__).parents[2]
 
 
 def installed(monkeypatch, version):
@@ -44,3 +48,12 @@ def test_an_older_one_is_refused_before_the_file_is_opened(monkeypatch, load, li
 def test_what_is_not_installed_is_no_danger(monkeypatch):
     installed(monkeypatch, None)
     require_safe("onnx")
+
+
+def test_what_the_package_asks_for_is_no_older():
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = [tuple(re.split(">=", one)) for name in ("cpu", "gpu") for one in declared[name]]
+    for library, oldest in {**SAFE, "torch": OLDEST_TORCH}.items():
+        floors = {tuple(int(number) for number in version.split(".")) for name, version in asked if name == library}
+        assert floors and all(floor >= oldest >= SAFE[library] for floor in floors)

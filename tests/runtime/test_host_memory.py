@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autotune.execute.host_memory import HostMemory
 from autotune.execute.limits import LEAST_PROCESSES, SHARE_OF_MEMORY, Limits, most_processes
+from autotune.runtime.host_memory import HostMemory
 
 MIB = 2**20
 NONE_OF_V1 = 9223372036854771712
