@@ -28,6 +28,9 @@ from autotune.trial import FailureKind
 LOOK_S = 0.25
 """Between two looks at the memory and the number of the processes."""
 
+LOOK_SHARE = 0.05
+"""Of the time at most goes to looks: each reads every process of the host, and candidates are timed meanwhile."""
+
 STACK_S = 0.3
 """A step that is out of time gets so long to write its stack into its log."""
 
@@ -103,10 +106,11 @@ class _Keeper:
         poll.register(self._output, select.POLLIN)
         look_at, end_at = 0.0, float("inf")
         while self.code is None and self.kind is None and time.monotonic() < end_at:
-            if time.monotonic() >= look_at:
+            if (begin := time.monotonic()) >= look_at:
                 if self._is_past_limits():
                     return
-                look_at = time.monotonic() + LOOK_S
+                now = time.monotonic()
+                look_at = now + max(LOOK_S, (now - begin) / LOOK_SHARE)
             for fd, events in poll.poll(max(0.0, min(look_at, end_at) - time.monotonic()) * 1e3):
                 if fd == control.fileno():
                     return
