@@ -226,7 +226,7 @@ def test_a_server_that_hung_up_is_asked_again_and_one_that_did_not_is_kept(
     postgresql: Server, monkeypatch: pytest.MonkeyPatch, pause_s: float
 ) -> None:
     monkeypatch.setattr("autotune.database.engine.PAUSE_S", pause_s)
-    hang_up = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = 'hung_up'")
+    hang_up = text("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = 'hung_up'")
     other = create_engine(postgresql.url("postgres"), isolation_level="AUTOCOMMIT")
     with Store.open(postgresql.create("hung_up", TEMPLATE)) as store, other.connect() as connection:
         study = begin(store)
