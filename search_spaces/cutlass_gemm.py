@@ -1,0 +1,156 @@
+"""The CUTLASS kernels that can compute a GEMM: what is built, what is only launched otherwise, and where to begin.
+
+A space lists builds, because a build serves every shape and takes most of a minute, while a launch takes none: time
+all builds first, then the launches of the best.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.errors import SpaceError
+from autotune.kernel_problem import GemmProblem
+from autotune.search_spaces import cutlass_multistage, cutlass_sm90
+from autotune.search_spaces.cutlass_launch import CutlassLaunch, blocks, launches
+from autotune.space import SearchSpace
+
+NAME = "cutlass"
+
+ARCHITECTURES = {(7, 5): "sm_75", (8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
+"""What is compiled for, by compute capability."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutlassBuild:
+    """Everything that decides a kernel's binary; no m, n, k, and nothing that is set at launch."""
+
+    architecture: str
+    dtype: str
+    output: str
+    bias: bool
+    activation: str
+    residual: bool
+    input_alignment_bytes: int
+    output_alignment_bytes: int
+    tile: Configuration
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        content = {**asdict(self), "tile": self.tile.as_dict()}
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutlassCandidate:
+    """A build and one way to launch it."""
+
+    build: CutlassBuild
+    launch: CutlassLaunch
+
+    @property
+    def configuration(self) -> Configuration:
+        """Tile and launch as one configuration."""
+        return Configuration.of(NAME, {**dict(self.build.tile.values), **asdict(self.launch)})
+
+
+def architecture(device: Device) -> str:
+    """What kernels for a device are compiled for.
+
+    Raises :class:`~autotune.errors.SpaceError` where its tiles are not known.
+    """
+    found = ARCHITECTURES.get(device.capability) if device.capability else None
+    if found is None:
+        capability = "no GPU" if device.capability is None else "sm_{}{}".format(*device.capability)
+        raise SpaceError(
+            f"CUTLASS tiles for {device.name}", found=capability, expected=f"one of {', '.join(ARCHITECTURES.values())}"
+        )
+    return found
+
+
+def space(device: Device, problem: GemmProblem, *, shared_memory_bytes: int | None = None) -> SearchSpace:
+    """List the builds that are legal for a problem on a device.
+
+    ``shared_memory_bytes`` is what one block may have, by default the architecture's own. Raises
+    :class:`~autotune.errors.SpaceError` where there is none.
+    """
+    target = architecture(device)
+    _check_operands(problem, target)
+    if target == "sm_90a":
+        memory = shared_memory_bytes or cutlass_sm90.SHARED_MEMORY_BYTES
+        parameters = cutlass_sm90.PARAMETERS
+        constraints = cutlass_sm90.constraints(problem, memory)
+    else:
+        memory = shared_memory_bytes or cutlass_multistage.SHARED_MEMORY_BYTES[target]
+        parameters = cutlass_multistage.parameters(target)
+        constraints = cutlass_multistage.constraints(problem, memory)
+    found = SearchSpace(backend=NAME, parameters=parameters, constraints=constraints)
+    if next(iter(found), None) is None:
+        raise SpaceError(
+            f"CUTLASS tiles for {problem.canonical} on {target}",
+            found=f"rows of A, B and D in multiples of {problem.alignment_a_bytes}, {problem.alignment_b_bytes} and "
+            f"{problem.alignment_d_bytes} bytes, {memory} bytes of shared memory",
+            expected="; ".join(constraint.reason for constraint in constraints),
+        )
+    return found
+
+
+def build_of(device: Device, problem: GemmProblem, tile: Configuration) -> CutlassBuild:
+    """The build that one tile of a problem's space needs; the same one for every shape of the same alignment."""
+    return CutlassBuild(
+        architecture=architecture(device),
+        dtype=problem.dtype,
+        output=problem.output,
+        bias=problem.bias,
+        activation=problem.activation,
+        residual=problem.residual,
+        input_alignment_bytes=min(problem.alignment_a_bytes, problem.alignment_b_bytes),
+        output_alignment_bytes=problem.alignment_d_bytes,
+        tile=tile,
+    )
+
+
+def candidates(device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[CutlassCandidate]:
+    """List the launches of one tile that differ for a problem."""
+    build = build_of(device, problem, tile)
+    return (CutlassCandidate(build=build, launch=launch) for launch in launches(problem, tile))
+
+
+def first_candidates(
+    device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
+) -> tuple[CutlassCandidate, ...]:
+    """List where to begin: the fewest waves over the multiprocessors, then the largest tile; each tile_m×tile_n once.
+
+    Ties go to the earlier choice of each parameter, so the order is the same every time.
+    """
+    if multiprocessors < 1 or count < 1:
+        raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
+    distinct: dict[tuple[int, int], tuple[tuple[int, int], Configuration]] = {}
+    for tile in space(device, problem):
+        rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
+        along_m, along_n = blocks(problem, tile)
+        rank = (-(-along_m * along_n // multiprocessors), -rows * columns)
+        if (rows, columns) not in distinct or rank < distinct[rows, columns][0]:
+            distinct[rows, columns] = (rank, tile)
+    ranked = sorted(distinct.values(), key=lambda pair: pair[0])
+    return tuple(next(candidates(device, problem, tile)) for _, tile in ranked[:count])
+
+
+def _check_operands(problem: GemmProblem, target: str) -> None:
+    """Refuse what no rule is known for: mn-major operands go by further rules, fp32 ones have no tiles here."""
+    dtypes = ("fp16",) if target == "sm_75" else ("fp16", "bf16")
+    if problem.dtype not in dtypes or (problem.output == "bf16" and "bf16" not in dtypes):
+        raise SpaceError(
+            f"CUTLASS tiles for {problem.canonical} on {target}",
+            found=f"{problem.dtype} in, {problem.output} out",
+            expected=f"operands of {' or '.join(dtypes)}",
+        )
+    if problem.a_major != "k" or problem.b_major != "k":
+        raise SpaceError(
+            f"CUTLASS tiles for {problem.canonical} on {target}",
+            found=f"A {problem.a_major}-major, B {problem.b_major}-major",
+            expected="both k-major",
+        )
