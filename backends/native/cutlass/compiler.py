@@ -1,0 +1,227 @@
+"""Kernels compiled by nvcc into libraries of plain C functions: several to a unit, side by side, kept by content.
+
+A kernel's key is the digest of everything that its code follows from: its source, the headers, the flags, the versions
+of nvcc and of CUTLASS. What was compiled once under a key is never compiled again, and a refusal of the compiler is
+kept as well. Loading a library needs neither nvcc nor the headers.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from autotune.errors import WorkError
+from autotune.runtime.host_memory import HostMemory
+
+KERNELS_A_UNIT = 4
+"""Reading CUTLASS's headers takes 14 s, so that four kernels in one unit take 63 s, and in four units 4 times 40 s."""
+
+BYTES_A_UNIT, BYTES_A_KERNEL = 2.8e9, 0.63e9
+"""Memory of nvcc at its peak, measured on CUTLASS kernels for sm_90a: 3.4 GB for one kernel, 7.8 GB for eight."""
+
+TIMEOUT_S = 900.0
+TAIL_CHARACTERS = 2000
+FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DNDEBUG", "-Xcompiler", "-fPIC", "-shared")
+"""Without NDEBUG ptxas serialises the tensor cores' instructions of sm_90a."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSource:
+    """The source of one kernel, in which ``{name}`` stands for the name that its functions begin with.
+
+    ``header`` is the header that it includes, by its path, which may include what lies beside it; kernels of a unit
+    have the same.
+    """
+
+    header: Path
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledKernel:
+    """A kernel in a shared library: its functions are ``<name>_run``, ``<name>_workspace_bytes``, ``<name>_made``."""
+
+    key: str
+    library: Path
+
+    @property
+    def name(self) -> str:
+        """What its functions begin with."""
+        return name_of(self.key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A kernel that the compiler refuses, and the end of what it said."""
+
+    key: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiler:
+    """An nvcc with the headers that it is given, for one architecture such as ``90a``."""
+
+    nvcc: Path
+    version: str
+    includes: tuple[Path, ...]
+    headers_version: str
+    architecture: str
+
+    @classmethod
+    def find(cls, architecture: str) -> "Compiler":
+        """Find nvcc and CUTLASS's headers; raises WorkError where one of them is missing."""
+        found = os.environ.get("NVCC") or shutil.which("nvcc")
+        if found is None:
+            raise WorkError(
+                f"compiling a kernel for sm_{architecture}",
+                found="no nvcc on PATH, and no variable NVCC",
+                expected="the CUDA toolkit's compiler; kernels that are compiled already need none",
+                run="install the CUDA toolkit, or name its compiler: NVCC=/usr/local/cuda/bin/nvcc",
+            )
+        said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+        version = re.search(r"V(\d+\.\d+\.\d+)", said)
+        if version is None:
+            raise WorkError(
+                f"compiling a kernel for sm_{architecture}", found=f"{found} --version, which said {said[-200:]!r}",
+                expected="NVIDIA's nvcc", run="NVCC=/path/to/nvcc and the same command",
+            )  # fmt: skip
+        spec = importlib.util.find_spec("cutlass_library")
+        if spec is None or spec.origin is None:
+            raise WorkError(
+                f"compiling a kernel for sm_{architecture}", found="no CUTLASS headers",
+                expected="the package nvidia-cutlass", run="pip install 'autotune-inference[native]'",
+            )  # fmt: skip
+        source = Path(spec.origin).parent / "source"
+        return cls(
+            nvcc=Path(found), version=version[1], includes=(source / "include", source / "tools" / "util" / "include"),
+            headers_version=metadata.version("nvidia-cutlass"), architecture=architecture,
+        )  # fmt: skip
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What nvcc is given besides files and folders."""
+        return (*FLAGS, f"-gencode=arch=compute_{self.architecture},code=sm_{self.architecture}")
+
+    def key(self, kernel: KernelSource) -> str:
+        """Give the digest of all that a kernel's code follows from."""
+        beside = sorted(path for path in kernel.header.parent.iterdir() if path.suffix in (".h", ".cuh"))
+        headers = [f"{path.name}\0{path.read_text()}" for path in beside]
+        parts = (kernel.code, kernel.header.name, *headers, *self.flags, self.version, self.headers_version)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+class KernelCache:
+    """A folder of compiled kernels; several processes may use it at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def get(self, key: str) -> CompiledKernel | Refused | None:
+        """Give what a key came to, or ``None`` where it was not compiled yet."""
+        with contextlib.suppress(FileNotFoundError):
+            return Refused(key=key, detail=(self.folder / f"{key}.refused").read_text())
+        library = self.folder / f"{key}.so"
+        return CompiledKernel(key=key, library=library) if library.is_file() else None
+
+    def compile(
+        self, compiler: Compiler, kernels: Sequence[KernelSource], *, at_once: int | None = None
+    ) -> list[CompiledKernel | Refused]:
+        """Compile what is not there yet and give what each kernel came to, in their order.
+
+        A unit that fails is compiled again one kernel at a time, so that each refusal has its kernel. Raises WorkError
+        where nvcc itself failed: killed, or out of time.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keys = [compiler.key(kernel) for kernel in kernels]
+        missing = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if self.get(key) is None}
+        by_header: dict[Path, list[str]] = {}
+        for key, kernel in missing.items():
+            by_header.setdefault(kernel.header, []).append(key)
+        units = [
+            tuple(same[first : first + KERNELS_A_UNIT])
+            for same in by_header.values()
+            for first in range(0, len(same), KERNELS_A_UNIT)
+        ]
+        with ThreadPoolExecutor(at_once or units_at_once(KERNELS_A_UNIT)) as pool:
+            failed = [key for unit in pool.map(lambda unit: self._unit(compiler, missing, unit), units) for key in unit]
+        with ThreadPoolExecutor(at_once or units_at_once(1)) as pool:
+            for _ in pool.map(lambda key: self._unit(compiler, missing, (key,), alone=True), failed):
+                pass
+        return [self._kept(key) for key in keys]
+
+    def _kept(self, key: str) -> CompiledKernel | Refused:
+        found = self.get(key)
+        if found is None:
+            raise WorkError(
+                f"kernel {key} was compiled into {self.folder}", found="nothing under its key",
+                expected="a folder that nobody empties meanwhile", run="the same command",
+            )  # fmt: skip
+        return found
+
+    def _unit(
+        self, compiler: Compiler, kernels: dict[str, KernelSource], keys: tuple[str, ...], *, alone: bool = False
+    ) -> tuple[str, ...]:
+        """Compile some kernels of one header into one library; gives those that have to be tried alone."""
+        header = kernels[keys[0]].header
+        code = [kernels[key].code.replace("{name}", name_of(key)) for key in keys]
+        with tempfile.TemporaryDirectory(dir=self.folder, prefix="unit-") as scratch:
+            unit, library = Path(scratch) / "unit.cu", Path(scratch) / "unit.so"
+            unit.write_text("\n".join([f'#include "{header.name}"', *code]) + "\n")
+            includes = [f"-I{folder}" for folder in (header.parent, *compiler.includes)]
+            said = _run([str(compiler.nvcc), *compiler.flags, *includes, str(unit), "-o", str(library)])
+            if said is not None:
+                if not alone and len(keys) > 1:
+                    return keys
+                for key in keys:
+                    _appear(self.folder / f"{key}.refused", said, Path(scratch))
+                return ()
+            for key in keys:  # a library of several kernels is one file under several names
+                own = Path(scratch) / key
+                os.link(library, own)
+                os.replace(own, self.folder / f"{key}.so")
+        return ()
+
+
+def name_of(key: str) -> str:
+    """What a kernel's functions begin with: distinct in a unit, and no longer than a name should be."""
+    return f"kernel_{key[:16]}"
+
+
+def units_at_once(kernels: int) -> int:
+    """How many units of so many kernels compile side by side: as many as there are cores, and memory for them."""
+    fit = HostMemory.read().available_bytes // (BYTES_A_UNIT + kernels * BYTES_A_KERNEL)
+    return max(1, min(len(os.sched_getaffinity(0)), int(fit)))
+
+
+def _run(command: Iterable[str]) -> str | None:
+    """Run nvcc; gives the end of what it said where it refuses the code."""
+    try:
+        done = subprocess.run(list(command), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise WorkError(
+            "a kernel was to be compiled", found=f"nvcc, still at work after {TIMEOUT_S:g} s",
+            expected="a minute or so for each kernel", run="the same with less beside it",
+        ) from error  # fmt: skip
+    said = done.stdout + done.stderr
+    if done.returncode < 0 or re.search(r"died due to signal 9|No space left on device|out of memory", said):
+        raise WorkError(
+            "a kernel was to be compiled", found=f"nvcc ended with {done.returncode}: {said[-TAIL_CHARACTERS:]}",
+            expected="memory and disk enough for nvcc (about 4 GB a kernel)", run="the same with less beside it",
+        )  # fmt: skip
+    return said[-TAIL_CHARACTERS:] if done.returncode else None
+
+
+def _appear(path: Path, text: str, scratch: Path) -> None:
+    temporary = scratch / path.name
+    temporary.write_text(text)
+    os.replace(temporary, path)

@@ -1,0 +1,80 @@
+"""A batch norm in evaluation becomes part of the convolution or the linear layer before it."""
+
+import operator
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from autotune.backends.native.graph import Pass, add_constant, aten, constant, replace, value
+
+_NORM = aten._native_batch_norm_legit_no_training.default
+_CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
+_CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
+
+
+def batch_norm(module: GraphModule) -> int:
+    """Fold batch norms into the weights before them, computed in float64 and rounded once; returns how many."""
+    return sum(_fold(module, node) for node in list(module.graph.nodes) if node.target is _NORM)
+
+
+def _fold(module: GraphModule, norm: Node) -> bool:
+    layer = norm.args[0]
+    if not isinstance(layer, Node) or not _can_take(layer) or set(layer.users) != {norm}:
+        return False
+    answers = list(norm.users)
+    if any(user.target is not operator.getitem or user.args[1] != 0 for user in answers):
+        return False
+    read = [layer.args[1], layer.args[2] if len(layer.args) > 2 else None, *norm.args[1:5]]
+    tensors = [constant(module, source) for source in read]
+    if any(tensor is None and source is not None for tensor, source in zip(tensors, read, strict=True)):
+        return False
+    weight, bias, gain, shift, mean, variance = tensors
+    like, eps = value(layer.args[1]), norm.args[6]
+    if weight is None or mean is None or variance is None or like is None or not isinstance(eps, float):
+        return False
+    if any(value(answer) is None or value(answer).dtype != weight.dtype for answer in answers):  # type: ignore[union-attr]
+        return False
+    scale = (variance.double() + eps).rsqrt()
+    scale = scale if gain is None else scale * gain.double()
+    offset = -mean.double() if bias is None else bias.double() - mean.double()
+    offset = offset * scale if shift is None else offset * scale + shift.double()
+    scaled = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    if not _fits(scaled, offset, weight.dtype):
+        return False
+    folded = scaled.to(weight.dtype).contiguous(memory_format=_memory_format(weight))
+    new = add_constant(module, "normed_weight", folded, like, before=layer)
+    moved = add_constant(module, "normed_bias", offset.to(weight.dtype), like.new_empty(len(offset)), before=layer)
+    layer.args = (layer.args[0], new, moved, *layer.args[3:])
+    for answer in answers:
+        replace(answer, layer)
+    module.graph.erase_node(norm)
+    return True
+
+
+def _can_take(layer: Node) -> bool:
+    """Whether the norm's channels, dimension 1, are the first dimension of the layer's weight."""
+    if "bias" in layer.kwargs:  # capture gives operands by position
+        return False
+    if layer.target in _CONVOLUTIONS:
+        return True
+    answer = value(layer)
+    return layer.target is aten.linear.default and answer is not None and answer.dim() == 2
+
+
+def _fits(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
+    """Whether rounding to ``dtype`` costs half a unit in the last place of a channel's largest value at most.
+
+    Else a value has left the range of the type, or was none to begin with.
+    """
+    channels = torch.cat([weight.flatten(1), bias.reshape(-1, 1)], dim=1)
+    error = (channels.to(dtype).double() - channels).abs()
+    return bool((error <= torch.finfo(dtype).eps / 2 * channels.abs().amax(dim=1, keepdim=True)).all())
+
+
+def _memory_format(weight: Tensor) -> torch.memory_format:
+    channels_last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not weight.is_contiguous() else torch.contiguous_format
+
+
+BATCH_NORM = Pass(name="batch_norm", apply=batch_norm)

@@ -1,0 +1,129 @@
+"""Kernels compiled by the real nvcc, from a small header in the place of CUTLASS."""
+
+import ctypes
+import os
+import shutil
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autotune.backends.native.cutlass import compiler as module
+from autotune.backends.native.cutlass.compiler import CompiledKernel, Compiler, KernelCache, KernelSource, Refused
+from autotune.errors import WorkError
+
+NVCC = shutil.which("nvcc")
+needs_nvcc = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+HEADER = """
+#define ANSWER(NAME, VALUE) \\
+    static_assert(VALUE > 0, "no such kernel"); \\
+    __global__ void NAME##_kernel(int* out) { *out = VALUE; } \\
+    extern "C" int NAME##_run(void) { return VALUE; }
+"""
+
+
+@pytest.fixture
+def header(tmp_path: Path) -> Path:
+    path = tmp_path / "headers" / "answer.cuh"
+    path.parent.mkdir()
+    path.write_text(HEADER)
+    return path
+
+
+def kernels(header: Path, *values: int) -> list[KernelSource]:
+    return [KernelSource(header=header, code=f"ANSWER({{name}}, {value})") for value in values]
+
+
+def compiler(nvcc: str | None = NVCC) -> Compiler:
+    return Compiler(
+        nvcc=Path(nvcc or "nvcc"), version="13.0", includes=(), headers_version="1", architecture="90a"
+    )  # fmt: skip
+
+
+def counting(folder: Path, then: str) -> Path:
+    """An nvcc that notes each time it is started."""
+    path = folder / "nvcc"
+    path.write_text(f"#!/bin/sh\necho run >> {folder}/runs\n{then}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def answer(kernel: CompiledKernel | Refused) -> int:
+    assert isinstance(kernel, CompiledKernel)
+    return int(getattr(ctypes.CDLL(str(kernel.library)), f"{kernel.name}_run")())
+
+
+@needs_nvcc
+def test_each_kernel_is_compiled_once_and_several_to_a_unit(header: Path, tmp_path: Path) -> None:
+    nvcc = counting(tmp_path, f'exec {NVCC} "$@"')
+    cache = KernelCache(tmp_path / "cache")
+    found = cache.compile(compiler(str(nvcc)), kernels(header, 5, 6, 7))
+    assert [answer(kernel) for kernel in found] == [5, 6, 7]
+    assert KernelCache(tmp_path / "cache").compile(compiler(str(nvcc)), kernels(header, 7, 5)) == [found[2], found[0]]
+    assert (tmp_path / "runs").read_text().split() == ["run"]
+    assert not [path for path in cache.folder.iterdir() if path.is_dir()], "a unit left its files behind"
+
+
+@needs_nvcc
+def test_a_kernel_that_the_compiler_refuses_is_kept_as_refused_and_costs_the_others_nothing(
+    header: Path, tmp_path: Path
+) -> None:
+    cache = KernelCache(tmp_path / "cache")
+    good, bad, other = cache.compile(compiler(), kernels(header, 5, -1, 6))
+    assert [answer(good), answer(other)] == [5, 6]
+    assert isinstance(bad, Refused) and "no such kernel" in bad.detail
+    without = replace(compiler(), nvcc=tmp_path / "no-nvcc")
+    assert cache.compile(without, kernels(header, -1, 6)) == [bad, other]
+
+
+def test_an_nvcc_that_runs_out_of_memory_refuses_no_kernel(header: Path, tmp_path: Path) -> None:
+    cache = KernelCache(tmp_path / "cache")
+    nvcc = counting(tmp_path, "echo \"nvcc error : 'cicc' died due to signal 9 (Kill signal)\" >&2; exit 9")
+    with pytest.raises(WorkError, match="memory"):
+        cache.compile(compiler(str(nvcc)), kernels(header, 5))
+    assert list(cache.folder.iterdir()) == []
+
+
+def test_an_nvcc_that_does_not_end_is_stopped(header: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
+    with pytest.raises(WorkError, match="still at work"):
+        KernelCache(tmp_path / "cache").compile(compiler(str(counting(tmp_path, "exec sleep 60"))), kernels(header, 5))
+
+
+def test_a_key_follows_from_all_that_the_code_follows_from(header: Path) -> None:
+    (kernel,) = kernels(header, 5)
+    changes = [
+        compiler().key(replace(kernel, code="ANSWER({name}, 6)")),
+        replace(compiler(), version="13.1").key(kernel),
+        replace(compiler(), headers_version="2").key(kernel),
+        replace(compiler(), architecture="80").key(kernel),
+    ]
+    keys = {compiler().key(kernel), *changes}
+    header.write_text(HEADER + "\n")
+    keys.add(compiler().key(kernel))
+    (header.parent / "beside.h").write_text("")
+    assert len({*keys, compiler().key(kernel)}) == 7
+    assert compiler().key(kernel) == replace(compiler(), nvcc=Path("/elsewhere/nvcc")).key(kernel)
+
+
+def test_units_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cores = len(os.sched_getaffinity(0))
+    for available, expected in ((0, 1), (2**50, cores)):
+        memory = module.HostMemory(total_bytes=2**50, available_bytes=available)
+        monkeypatch.setattr(module.HostMemory, "read", classmethod(lambda _, memory=memory: memory))
+        assert module.units_at_once(4) == expected
+
+
+def test_what_is_missing_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NVCC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(WorkError, match="no nvcc on PATH"):
+        Compiler.find("90a")
+    monkeypatch.setenv("NVCC", str(counting(tmp_path, "echo this is no compiler")))
+    with pytest.raises(WorkError, match="this is no compiler"):
+        Compiler.find("90a")
+    monkeypatch.setenv("NVCC", str(counting(tmp_path, "echo Cuda compilation tools, release 13.0, V13.0.88")))
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(WorkError, match="the package nvidia-cutlass"):
+        Compiler.find("90a")

@@ -1,0 +1,40 @@
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from autotune.backends.native.graph import Pass
+from autotune.backends.native.passes import EXACT
+from tests.backends.native.graphs import check, graphs
+
+# Shrinking exports a graph at each step, which takes minutes.
+FEW = settings(
+    max_examples=20,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.mark.parametrize("one", EXACT, ids=lambda one: one.name)
+@FEW
+@given(made=graphs())
+def test_each_pass_keeps_every_bit(one: Pass, made: tuple[ExportedProgram, tuple[Tensor, ...]]) -> None:
+    program, inputs = made
+    check(program, [one], *inputs)
+
+
+def test_all_exact_passes_together_keep_every_bit() -> None:
+    found: Counter[str] = Counter()
+
+    @settings(FEW, max_examples=40)
+    @given(made=graphs())
+    def keep_every_bit(made: tuple[ExportedProgram, tuple[Tensor, ...]]) -> None:
+        program, inputs = made
+        found.update(check(program, EXACT, *inputs).matches)
+
+    keep_every_bit()
+    assert all(found[one.name] for one in EXACT), f"graphs in which a pass has nothing to do prove nothing: {found}"
