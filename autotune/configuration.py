@@ -1,10 +1,10 @@
 """One point of a search space."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from autotune.canonical import canonical, digest
 
 Scalar = str | int | float | bool
 
@@ -64,12 +64,12 @@ class Configuration:
     @property
     def canonical(self) -> str:
         """Canonical JSON: sorted keys, no white space."""
-        return json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return canonical(self.as_dict())
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hexadecimal."""
-        return hashlib.sha256(self.canonical.encode()).hexdigest()
+        return digest(self.as_dict())
 
     def __str__(self) -> str:
         return f"{self.backend}({', '.join(f'{name}={value}' for name, value in self.values)})"

@@ -1,11 +1,11 @@
 """One kernel's work, with everything that decides which tiles it can take."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
+
+from autotune.canonical import canonical, digest
 
 OperandType = Literal["fp16", "bf16", "fp32"]
 Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
@@ -91,12 +91,12 @@ class GemmProblem:
     @property
     def canonical(self) -> str:
         """Canonical JSON: sorted keys, no white space."""
-        return json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return canonical(self.as_dict())
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON, in hexadecimal."""
-        return hashlib.sha256(self.canonical.encode()).hexdigest()
+        return digest(self.as_dict())
 
 
 _CHOICES: Mapping[str, Any] = {

@@ -4,11 +4,10 @@ A space lists builds, because a build serves every shape and takes most of a min
 all builds first, then the launches of the best.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from autotune.canonical import digest
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import SpaceError
@@ -40,8 +39,7 @@ class CutlassBuild:
     @property
     def key(self) -> str:
         """SHA-256 of the canonical JSON, in hexadecimal."""
-        content = {**asdict(self), "tile": self.tile.as_dict()}
-        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        return digest({**asdict(self), "tile": self.tile.as_dict()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 import autotune
 
 ROOT = Path(__file__).parents[1]
-RECORDS = ["workload", "kernel_problem", "device", "configuration", "objective", "trial", "plan"]
+RECORDS = ["canonical", "workload", "kernel_problem", "device", "configuration", "objective", "trial", "plan"]
 
 # What each layer may import of autotune, itself included. The members of a brace do not import one another.
 MIDDLE = ["model", "runtime", "measure", "accuracy", "search", "database"]

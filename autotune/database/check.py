@@ -10,6 +10,7 @@ from sqlalchemy import Select, Text, and_, inspect, literal, select, text, tuple
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
+from autotune.canonical import canonical
 from autotune.database.artifacts import ArtifactStore, is_digest
 from autotune.database.files import hashed, open_plain
 from autotune.database.rows import (
@@ -30,7 +31,6 @@ from autotune.database.schema import (
     StudyTable,
     TrialTable,
     WorkloadTable,
-    canonical,
 )
 from autotune.database.store import Store
 from autotune.database.sweep import GRACE_S, Unneeded, blobs_of, strays, sweep, unneeded

@@ -16,11 +16,11 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from autotune.canonical import canonical
 from autotune.configuration import Configuration
 from autotune.database.engine import ADVISORY_LOCK
 from autotune.database.leases import Lease
 from autotune.database.rows import Role, measurement_content, trial_values
-from autotune.database.schema import canonical
 from autotune.trial import Measurement, Trial
 
 Execute = Callable[[str, Mapping[str, Any]], Any]

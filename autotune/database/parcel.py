@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autotune.canonical import canonical
 from autotune.configuration import Configuration
 from autotune.database.artifacts import ArtifactFile, digest_of
 from autotune.database.plan_rows import REVISIONS
@@ -19,7 +20,6 @@ from autotune.database.rows import (
     plan_values,
     trial_values,
 )
-from autotune.database.schema import canonical
 from autotune.device import Device
 from autotune.objective import Objective
 from autotune.plan import Plan

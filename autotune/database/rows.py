@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
+from autotune.canonical import canonical, digest
 from autotune.configuration import Configuration
 from autotune.database.artifacts import is_digest
 from autotune.database.plan_rows import plan_record
-from autotune.database.schema import PlanTable, StudyTable, TrialTable, canonical
+from autotune.database.schema import PlanTable, StudyTable, TrialTable
 from autotune.objective import Objective
 from autotune.plan import Plan
 from autotune.trial import Failure, Measurement, Trial
@@ -18,11 +19,6 @@ from autotune.workload import Workload
 
 Role = Literal["screening", "finals", "alone"]
 StudyState = Literal["running", "finished"]
-
-
-def sha256(value: Any) -> str:
-    """SHA-256 of a value's canonical JSON, in hexadecimal."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
 
 
 def instant(moment: datetime) -> str:
@@ -85,7 +81,7 @@ def study_identity(
     name: str, workload: Workload, device_class: str, objective: Objective, serve_as: str, space_digest: str, seed: int
 ) -> str:
     """Give the digest of what makes a study: what is tuned, where, for what, among which candidates, which seed."""
-    return sha256(
+    return digest(
         [
             name,
             workload.structure,
@@ -215,7 +211,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "device_class": plan.device.device_class,
         "objective_name": plan.objective.name,
         "objective": objective_content(plan.objective),
-        "objective_digest": sha256(objective_content(plan.objective)),
+        "objective_digest": digest(objective_content(plan.objective)),
         "serve_as": plan.serve_as,
         "toolchain": plan.toolchain.digest,
         "artifact": plan.artifact,

@@ -5,7 +5,6 @@ Every row that travels between databases is named by a ``uid`` that is the same 
 """
 
 import json
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from sqlalchemy import (
@@ -24,18 +23,9 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from autotune.canonical import canonical
+
 POSITIVE = "{0} > 0 AND {0} < 1e300"  # also refuses infinity, and on PostgreSQL NaN; SQLite turns NaN into NULL
-
-
-def canonical(value: Any) -> str:
-    """Canonical JSON: sorted keys, no white space, ASCII; raises ``ValueError`` for NaN and infinity."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, Mapping):
-            return dict(item)
-        raise ValueError(f"{type(item).__name__} is no JSON: {item!r}")
-
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=plain)
 
 
 class CanonicalJson(TypeDecorator[Any]):

@@ -13,10 +13,10 @@ from typing import Any
 
 from sqlalchemy import create_engine
 
+from autotune.canonical import canonical
 from autotune.configuration import Configuration
 from autotune.database.engine import BUSY_TIMEOUT_S, locate
 from autotune.database.leases import Owner
-from autotune.database.schema import canonical
 from autotune.database.store import Store
 from autotune.device import Device
 from autotune.measure.selftests.outcome import rounded

@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 from sqlalchemy import create_engine, text
 
+from autotune.canonical import canonical, digest
 from autotune.database import rows, trials
 from autotune.database.engine import for_writing
 from autotune.database.leases import Owner
@@ -79,8 +80,8 @@ def test_a_trial_may_end_with_no_measurement_or_with_several(store: Store) -> No
 @pytest.mark.parametrize("measurement", [SAMPLES, FINALS])
 def test_a_measurement_is_named_by_the_digest_of_all_it_is(measurement: Measurement) -> None:
     uid, record = rows.measurement_content("né", "finals", measurement)
-    assert uid == rows.sha256(["né", "finals", measurement.as_dict()])
-    assert record == rows.canonical(measurement.as_dict())
+    assert uid == digest(["né", "finals", measurement.as_dict()])
+    assert record == canonical(measurement.as_dict())
 
 
 def test_what_is_refused_is_refused_in_the_same_words(store: Store) -> None:
