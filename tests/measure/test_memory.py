@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,16 +14,25 @@ GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))
 MIB = 2**20
 
 
+# In a process of its own: what this one frees meanwhile, left behind by other tests, would be missing from the peak.
+FREED = f"""
+import json, os
+from autotune.device import Device
+from autotune.measure.memory import PeakMemory
+memory = PeakMemory(Device(kind="cpu", name="Some CPU", uuid="cpu-1"))
+memory.before()
+block = bytearray(os.urandom(64)) * {MIB}  # 64 MiB, written
+memory.during()
+del block
+print(json.dumps(memory.after()))
+"""
+
+
 def test_the_peak_of_this_process_is_seen_after_it_was_freed():
-    memory = PeakMemory(CPU)
-    memory.before()
-    block = bytearray(os.urandom(64)) * MIB  # 64 MiB, written
-    memory.during()
-    size = len(block)
-    del block
-    reading = memory.after()
-    assert reading["available"] is True and json.loads(json.dumps(reading)) == reading
-    assert 0.95 * size < reading["peak_bytes"] < size + 64 * MIB
+    done = subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True, timeout=120)
+    reading = json.loads(done.stdout)
+    assert reading["available"] is True
+    assert 0.95 * 64 * MIB < reading["peak_bytes"] < 128 * MIB
     assert reading["before_bytes"] > MIB and reading["source"] and reading["per_process"] is True
 
 

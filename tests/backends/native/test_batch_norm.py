@@ -83,8 +83,8 @@ class Twice(nn.Module):
 
 def overflowing() -> nn.Module:
     model: Any = normed(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    model[0].weight.data.fill_(100)
-    model[1].weight.data.fill_(1000)
+    model[0].weight.data.fill_(1e4)
+    model[1].weight.data.fill_(1e4)
     return model.half()  # type: ignore[no-any-return]
 
 
