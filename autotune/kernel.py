@@ -1,13 +1,59 @@
 """The seam of kernels that are tuned one problem at a time: KernelMaker and Kernel."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.kernel_problem import GemmProblem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownKernel:
+    """A kernel that was measured on a problem, with its median in microseconds."""
+
+    configuration: Configuration
+    median_us: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"configuration": self.configuration.as_dict(), "median_us": self.median_us}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "KnownKernel":
+        """Read what :meth:`as_dict` wrote."""
+        return cls(configuration=Configuration.from_dict(data["configuration"]), median_us=float(data["median_us"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownKernels:
+    """What a build may choose from: by the digest of a problem the best kernel, and the best of the libraries' calls.
+
+    ``folder`` is the cache in which the kernels lie compiled.
+    """
+
+    folder: Path
+    best: Mapping[str, KnownKernel] = field(default_factory=dict)
+    library: Mapping[str, KnownKernel] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "folder": str(self.folder),
+            "best": {digest: known.as_dict() for digest, known in self.best.items()},
+            "library": {digest: known.as_dict() for digest, known in self.library.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "KnownKernels":
+        """Read what :meth:`as_dict` wrote."""
+        found = {
+            which: {digest: KnownKernel.from_dict(known) for digest, known in data[which].items()}
+            for which in ("best", "library")
+        }
+        return cls(folder=Path(data["folder"]), **found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +129,16 @@ class KernelMaker(Protocol):
         """Load a candidate that is compiled (its build in the cache ``folder``) or needs no compiler.
 
         Raises WorkError where it cannot be loaded: not compiled, another architecture, refused by its library.
+        """
+        ...
+
+    def pack(
+        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
+    ) -> Mapping[str, str]:
+        """Copy what :meth:`load` needs of a candidate from the cache into another one, which may travel.
+
+        Returns the names of the copied files with the digests of the sources they were compiled from; nothing where the
+        candidate needs no file. Raises WorkError where it is not compiled.
         """
         ...
 

@@ -32,13 +32,14 @@ STUDY = [
         "study_lease",
         "study_reproduce",
     ),
-    *("study_bench", "study_file", "study_values", "yaml_document"),
+    *("kernel_tuning", "kernel_report"),
+    *("study_kernels", "study_bench", "study_file", "study_values", "yaml_document"),
 ]
 ABOVE = {
     **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment")},
     "space": ["errors", "environment", *RECORDS, "space"],
-    "backend": ["errors", "environment", *RECORDS, "space", "backend"],
     "kernel": ["errors", "environment", *RECORDS, "space", "kernel"],
+    "backend": ["errors", "environment", *RECORDS, "space", "kernel", "backend"],
     "registry": BASE,
     **{name: [*BASE, name] for name in MIDDLE},
     "execute": [*BASE, *MIDDLE, "execute"],
