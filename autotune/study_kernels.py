@@ -6,6 +6,7 @@ from typing import Any
 
 from autotune import registry
 from autotune.configuration import Configuration
+from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.environment import cache_folder
 from autotune.kernel import KnownKernel, KnownKernels
 from autotune.kernel_problem import GemmProblem
@@ -21,9 +22,6 @@ SHARE = 0.5
 
 The rest is for building and timing whole models, which is what decides; a kernel that is known already costs nothing.
 """
-
-LIBRARY = ("cublaslt", "torch")
-"""Kinds of kernels that are libraries' own calls."""
 
 
 class StudyKernels:
@@ -76,7 +74,7 @@ class StudyKernels:
                     for trial in self.on.store.kernels.of(problem, self.on.row.device_class, toolchain)
                     if trial.state == "complete"
                 ]
-                calls = [trial for trial in complete if trial.configuration.backend in LIBRARY]
+                calls = [trial for trial in complete if trial.configuration.backend in LIBRARY_KINDS]
                 for found, trials in ((best, complete), (library, calls)):
                     if trials:
                         found[problem.digest] = _fastest(trials)

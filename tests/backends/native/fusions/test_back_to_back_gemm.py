@@ -59,6 +59,7 @@ def test_pairs_stay_within_rounding(data: st.DataObject) -> None:
     ids=["a residual between", "another user", "turned around", "another activation"],
 )
 def test_other_pairs_stay(function: Any) -> None:
+    torch.manual_seed(0)
     x = torch.randn(4, 4)
     done, before, after = fused(program_of(function, x, a=torch.randn(4, 4), b=torch.randn(4, 4)), NAMES, x)
     assert done.matches["back_to_back_gemm"] == 0 and len(nodes(done, "gemm")) == 2
@@ -70,6 +71,7 @@ def test_views_that_cancel_do_not_part_a_pair() -> None:
         inner = torch.addmm(m.v, x.view(-1, 4), m.a).view(2, 3, 4)
         return torch.addmm(m.v, functional.gelu(inner).view(-1, 4), m.b).view(2, 3, 4)
 
+    torch.manual_seed(0)
     x = torch.randn(2, 3, 4)
     program = program_of(forward, x, a=torch.randn(4, 4), b=torch.randn(4, 4), v=torch.randn(4))
     done, before, after = fused(program, NAMES, x)

@@ -10,6 +10,7 @@ from autotune.search_spaces import native
 
 
 def program() -> torch.export.ExportedProgram:
+    torch.manual_seed(0)
     layers = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4), nn.SiLU())
     with torch.no_grad():
         return torch.export.export(layers.eval(), (torch.randn(1, 3, 2, 2),))
