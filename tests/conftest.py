@@ -51,22 +51,6 @@ def misbehaving(tmp_path_factory):
     registry.refresh()
 
 
-@pytest.fixture
-def toykernels(tmp_path, monkeypatch):
-    """The backend of tests/toy_kernels.py as a plug-in, which has kernels to tune."""
-    from autotune import registry
-
-    info = tmp_path / "site" / "toykernels-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toykernels\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[autotune.backends]\ntoykernels = tests.toy_kernels:BACKEND\n")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    registry.refresh()
-    yield "toykernels"
-    monkeypatch.undo()
-    registry.refresh()
-
-
 @pytest.fixture(scope="session")
 def postgresql():
     """One PostgreSQL server for all tests; it does not wait for the disk."""

@@ -11,14 +11,11 @@ import pytest
 import autotune
 
 ROOT = Path(__file__).parents[1]
-RECORDS = [
-    *("canonical", "workload", "kernel_problem", "kernel_trial", "device", "configuration"),
-    *("objective", "trial", "plan"),
-]
+RECORDS = ["canonical", "workload", "kernel_problem", "device", "configuration", "objective", "trial", "plan"]
 
 # What each layer may import of autotune, itself included. The members of a brace do not import one another.
 MIDDLE = ["model", "runtime", "measure", "accuracy", "search", "database"]
-BASE = ["errors", "environment", *RECORDS, "space", "backend", "kernel", "registry"]
+BASE = ["errors", "environment", *RECORDS, "space", "backend", "registry"]
 STUDY = [
     *(
         "study",
@@ -32,14 +29,12 @@ STUDY = [
         "study_lease",
         "study_reproduce",
     ),
-    *("kernel_tuning", "kernel_report"),
-    *("study_kernels", "study_bench", "study_file", "study_values", "yaml_document"),
+    *("study_bench", "study_file", "study_values", "yaml_document"),
 ]
 ABOVE = {
     **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment")},
     "space": ["errors", "environment", *RECORDS, "space"],
-    "kernel": ["errors", "environment", *RECORDS, "space", "kernel"],
-    "backend": ["errors", "environment", *RECORDS, "space", "kernel", "backend"],
+    "backend": ["errors", "environment", *RECORDS, "space", "backend"],
     "registry": BASE,
     **{name: [*BASE, name] for name in MIDDLE},
     "execute": [*BASE, *MIDDLE, "execute"],
