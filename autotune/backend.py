@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from autotune.configuration import Configuration
 from autotune.device import Device
+from autotune.kernel import KnownKernels
 from autotune.space import SearchSpace
 from autotune.workload import Workload
 
@@ -31,6 +32,11 @@ class SourceModel(Protocol):
 
     workload: Workload
     factory: str | None
+
+    @property
+    def known_kernels(self) -> KnownKernels | None:
+        """The measured kernels that a build may choose from; ``None`` where nobody has told any."""
+        ...
 
     def program(self, precision: str, device: Device) -> "ExportedProgram":
         """The captured graph computing in ``precision`` (fp32, tf32, bf16, fp16) with its weights on the device."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from autotune.backend import Backend
 from autotune.errors import RequestError
+from autotune.kernel import KernelMaker
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -23,6 +24,7 @@ BUILT_IN = {
     "inductor": "autotune.backends.inductor",
     "onnxruntime": "autotune.backends.onnxruntime",
     "openvino": "autotune.backends.openvino",
+    "native": "autotune.backends.native.backend",
 }
 """Module of each built-in backend; its attribute ``BACKEND`` is the instance."""
 
@@ -47,6 +49,15 @@ def backend(name: str) -> Backend:
     if name in reasons:
         raise RequestError(f"backend {name!r} is broken", found=reasons[name], expected=f"one of {', '.join(names())}")
     raise RequestError(f"backend {name!r} is not known", expected=f"one of {', '.join(names())}", run="autotune doctor")
+
+
+def kernels(name: str) -> KernelMaker:
+    """Return what makes the tuned kernels of a backend; RequestError where its kernels cannot be tuned."""
+    maker = getattr(backend(name), "kernels", None)
+    if not isinstance(maker, KernelMaker):
+        having = [other for other in names() if hasattr(backend(other), "kernels")]
+        raise RequestError(f"the kernels of backend {name!r} cannot be tuned", expected=f"one of {', '.join(having)}")
+    return maker
 
 
 def broken() -> dict[str, str]:

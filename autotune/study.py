@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +37,7 @@ from autotune.study_memory import (
 )
 from autotune.study_request import Progress, Silent, StudyOutcome, StudyRequest
 from autotune.study_search import StudySearch
-from autotune.study_space import search_spaces
+from autotune.study_space import participants, search_spaces
 from autotune.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -138,10 +138,22 @@ class Study:
             assert request.factory is not None  # the record refuses a request without either
             answer = self.bench.prepare(request.name, request.batch, request.factory, request.inputs, request.seed)
             sources = {"files": answer["sources"], "packages": package_versions(answer["imported"])}
-        workload = self.bench.workload()
+        workload = self._with_features(self.bench.workload())
         self._check_stop()
         self.progress.event("captured", workload=workload)
         return workload, sources
+
+    def _with_features(self, workload: Workload) -> Workload:
+        """The workload with what backends find in its graph; a backend that fails at that finds nothing."""
+        looking = [name for name in participants(self.request) if hasattr(registry.backend(name), "features")]
+        if not looking:
+            return workload
+        looked = self.bench.features(looking)
+        if looked.failure is not None:
+            self.progress.event("message", text=f"{', '.join(looking)}: no look at the graph: {looked.failure}")
+            return workload
+        found = (looked.value or {})["features"]
+        return replace(workload, features=(*workload.features, *(f"{name}:{count}" for name, count in found.items())))
 
     def _begin(
         self, workload: Workload, spaces: Sequence[SearchSpace], sources: Mapping[str, Any]

@@ -14,6 +14,7 @@ from autotune.execute.server import StepResult
 from autotune.measure.statistics import median
 from autotune.search.search import Search
 from autotune.study_context import StudyContext
+from autotune.study_kernels import StudyKernels
 from autotune.study_memory import as_outcome
 from autotune.study_space import is_baseline
 from autotune.trial import Measurement, Trial, TrialState
@@ -78,6 +79,7 @@ class StudySearch:
         self._pace = Pace()
         self._defaults = on.defaults
         self._seats = threading.Semaphore(EARLY_LOADS)
+        self._kernels = StudyKernels(on)
         self._spaces = {space.backend: space for space in on.spaces}
 
     def run(self) -> Search:
@@ -104,7 +106,7 @@ class StudySearch:
                 self.on.bench.reference()
                 referenced = True
             begin = time.monotonic()
-            finished = self._generation(batch, max(SHORTEST_BUILD_S, self.on.request.budget_s - spent))
+            finished = self._generation(batch, self.on.request.budget_s - spent)
             for trial in finished:
                 search.observe(as_outcome(trial))
             count += sum(not trial.reused for trial in finished)
@@ -147,8 +149,9 @@ class StudySearch:
         """How many builds run at once: a large one keeps about two cores busy."""
         return 1 if self.on.request.device.kind == "cpu" else max(1, self.on.request.device.cores // 2)
 
-    def _generation(self, batch: list[Configuration], limit_s: float) -> list[Trial]:
-        """Build configurations together, then check and time them one after the other."""
+    def _generation(self, batch: list[Configuration], left_s: float) -> list[Trial]:
+        """Build configurations together, then check and time them one after the other; ``left_s`` of the budget."""
+        begin = time.monotonic()
         finished: list[Trial] = []
         claimed: list[Trial] = []
         for configuration in batch:
@@ -163,10 +166,12 @@ class StudySearch:
                 continue
             self.on.progress.event("trial_started", number=trial.number, configuration=configuration)
             claimed.append(trial)
+        self._kernels.prepare([trial.configuration for trial in claimed], left_s)
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
         stored: dict[Path, _Stored] = {}
         builds = self.on.bench.build(
-            [trial.configuration for trial in claimed], workers, limit_s,
+            [trial.configuration for trial in claimed], workers,
+            max(SHORTEST_BUILD_S, left_s - (time.monotonic() - begin)),
             then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target)),
         ) if claimed else []  # fmt: skip
         for trial, (built, target) in zip(claimed, builds, strict=True):

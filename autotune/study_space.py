@@ -63,6 +63,12 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
     return spaces
 
 
+def participants(request: StudyRequest) -> list[str]:
+    """The backends that a study admits and that work here."""
+    admitted, device = _admitted_backends(request), request.device
+    return [name for name in registry.names() if name in admitted and registry.backend(name).probe(device).works]
+
+
 def choose_finalists(
     complete: Sequence[Trial], baselines: Iterable[str], defaults: Sequence[Configuration]
 ) -> list[Trial]:

@@ -31,7 +31,8 @@ class Workload:
 
     ``structure`` is the fingerprint of the graph with all node arguments except devices, and of shapes and dtypes: it
     decides speed. ``weights`` is the fingerprint of the parameter values: it decides whether an artifact can be reused.
-    ``features`` name what the graph contains: ``convolution``, ``attention``, ``gemm``, ``norm``.
+    ``features`` name what the graph contains: ``convolution``, ``attention``, ``gemm``, ``norm``; and what a backend
+    found in it, with a count: ``native.conv_bn:53``.
     """
 
     name: str
@@ -51,6 +52,11 @@ class Workload:
             raise ValueError(f"batch must be at least 1, found {self.batch}")
         if not self.name or not self.inputs or not self.outputs:
             raise ValueError("a workload needs a name, an input and an output")
+
+    def matches(self, feature: str) -> int:
+        """How often a backend found something in the graph; 0 where it did not, or was not asked."""
+        counts = (found.rpartition(":") for found in self.features)
+        return sum(int(count) for name, _, count in counts if name == feature)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -5,7 +5,7 @@ all builds first, then the launches of the best.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 from autotune.canonical import digest
 from autotune.configuration import Configuration
@@ -53,6 +53,13 @@ class CutlassCandidate:
     def configuration(self) -> Configuration:
         """Tile and launch as one configuration."""
         return Configuration.of(NAME, {**dict(self.build.tile.values), **asdict(self.launch)})
+
+    @classmethod
+    def of(cls, device: Device, problem: GemmProblem, configuration: Configuration) -> "CutlassCandidate":
+        """Take apart what :attr:`configuration` put together."""
+        values = dict(configuration.values)
+        launch = CutlassLaunch(**{field.name: values.pop(field.name) for field in fields(CutlassLaunch)})  # type: ignore[arg-type]
+        return cls(build=build_of(device, problem, Configuration.of(NAME, values)), launch=launch)
 
 
 def architecture(device: Device) -> str:

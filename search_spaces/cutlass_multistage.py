@@ -17,6 +17,9 @@ SHARED_MEMORY_BYTES: Mapping[str, int] = {
 LEAST_ALIGNMENT_BYTES = 4
 """Kernels exist for 8, 4 and 2 elements of half precision."""
 
+ELEMENTS_A_THREAD = 8
+"""Elements of half precision that a thread loads at once."""
+
 Tile = Mapping[str, Scalar]
 
 
@@ -48,6 +51,13 @@ def has_several_warps(tile: Tile) -> bool:
     return int(tile["tile_m"]) * int(tile["tile_n"]) > int(tile["warp_m"]) * int(tile["warp_n"])
 
 
+def every_warp_loads(tile: Tile) -> bool:
+    """Each warp loads whole rows of A's tile and of B's, 16 bytes a thread, so that neither has too few rows."""
+    warps = int(tile["tile_m"]) * int(tile["tile_n"]) // (int(tile["warp_m"]) * int(tile["warp_n"]))
+    rows_a_warp = 32 * ELEMENTS_A_THREAD // int(tile["tile_k"])
+    return warps * rows_a_warp <= min(int(tile["tile_m"]), int(tile["tile_n"]))
+
+
 def stages_fit(problem: GemmProblem, tile: Tile, shared_memory_bytes: int) -> bool:
     """All stages of A and B lie in shared memory together; the epilogue comes after them and reuses it."""
     width = (int(tile["tile_m"]) + int(tile["tile_n"])) * int(tile["tile_k"]) * BYTES[problem.dtype]
@@ -65,6 +75,7 @@ def constraints(problem: GemmProblem, shared_memory_bytes: int) -> tuple[Constra
         Constraint(reason="a tile has at most 256×128 results", holds=tile_is_offered),
         Constraint(reason="the shape of a warp must divide the tile", holds=warps_divide_tile),
         Constraint(reason="a block needs more than one warp", holds=has_several_warps),
+        Constraint(reason="every warp must have rows of A and of B to load", holds=every_warp_loads),
         Constraint(
             reason=f"all stages must fit in {shared_memory_bytes} bytes of shared memory",
             holds=lambda tile: stages_fit(problem, tile, shared_memory_bytes),

@@ -4,9 +4,9 @@ from autotune.device import Device
 
 # Backends whose CPU kernels take the reduced precisions where the processor has the instructions. ONNX Runtime's CPU
 # provider has hardly any: it casts to fp32 and back around each node, which is fp32 with a rounding on top.
-_REDUCED_ON_CPU = ("eager", "inductor", "openvino", "torchscript")
+_REDUCED_ON_CPU = ("eager", "inductor", "native", "openvino", "torchscript")
 # ONNX Runtime's CUDA provider has no bf16 convolution, and its fused attention and norm kernels are fp16 and fp32.
-_BF16_ON_CUDA = ("eager", "inductor", "torchscript")
+_BF16_ON_CUDA = ("eager", "inductor", "native", "torchscript")
 _BF16_INSTRUCTIONS = {"avx512_bf16", "amx_bf16"}
 _FP16_INSTRUCTIONS = {"avx512_fp16", "amx_fp16"}
 

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +52,22 @@ def misbehaving(tmp_path_factory):
     registry.refresh()
 
 
+@pytest.fixture
+def toykernels(tmp_path, monkeypatch):
+    """The backend of tests/toy_kernels.py as a plug-in, which has kernels to tune."""
+    from autotune import registry
+
+    info = tmp_path / "site" / "toykernels-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toykernels\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[autotune.backends]\ntoykernels = tests.toy_kernels:BACKEND\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    registry.refresh()
+    yield "toykernels"
+    monkeypatch.undo()
+    registry.refresh()
+
+
 @pytest.fixture(scope="session")
 def postgresql():
     """One PostgreSQL server for all tests; it does not wait for the disk."""
@@ -70,3 +87,7 @@ def databases(request):
     made = Databases(server=None if request.param == "sqlite" else request.getfixturevalue("postgresql"))
     yield made
     made.drop()
+
+# A busy machine draws slowly, which says nothing of a test.
+settings.register_profile("any-speed", settings.default, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-speed")

@@ -11,11 +11,14 @@ import pytest
 import autotune
 
 ROOT = Path(__file__).parents[1]
-RECORDS = ["canonical", "workload", "kernel_problem", "device", "configuration", "objective", "trial", "plan"]
+RECORDS = [
+    *("canonical", "workload", "kernel_problem", "kernel_trial", "device", "configuration"),
+    *("objective", "trial", "plan"),
+]
 
 # What each layer may import of autotune, itself included. The members of a brace do not import one another.
 MIDDLE = ["model", "runtime", "measure", "accuracy", "search", "database"]
-BASE = ["errors", "environment", *RECORDS, "space", "backend", "registry"]
+BASE = ["errors", "environment", *RECORDS, "space", "backend", "kernel", "registry"]
 STUDY = [
     *(
         "study",
@@ -29,12 +32,14 @@ STUDY = [
         "study_lease",
         "study_reproduce",
     ),
-    *("study_bench", "study_file", "study_values", "yaml_document"),
+    *("kernel_tuning", "kernel_report"),
+    *("study_kernels", "study_bench", "study_file", "study_values", "yaml_document"),
 ]
 ABOVE = {
     **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment")},
     "space": ["errors", "environment", *RECORDS, "space"],
-    "backend": ["errors", "environment", *RECORDS, "space", "backend"],
+    "kernel": ["errors", "environment", *RECORDS, "space", "kernel"],
+    "backend": ["errors", "environment", *RECORDS, "space", "kernel", "backend"],
     "registry": BASE,
     **{name: [*BASE, name] for name in MIDDLE},
     "execute": [*BASE, *MIDDLE, "execute"],

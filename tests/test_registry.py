@@ -82,7 +82,7 @@ def test_an_unknown_name_is_answered_with_those_that_exist(packages: Packages) -
     with pytest.raises(RequestError, match=r"'tvm' is not known") as refused:
         registry.backend("tvm")
     assert refused.value.exit_code == 2
-    assert refused.value.expected == "one of eager, torchscript, inductor, onnxruntime, openvino, toy"
+    assert refused.value.expected == "one of eager, torchscript, inductor, onnxruntime, openvino, native, toy"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import typer
 import typer.core
 
 from autotune import __version__
-from autotune.cli import bench, compare, db, doctor, plan, reproduce, trials, tune
+from autotune.cli import bench, compare, db, doctor, explain, kernels, plan, reproduce, trials, tune
 from autotune.errors import AutotuneError
 
 INTERRUPTED = 130
@@ -51,6 +51,8 @@ app.command("trials")(trials.trials)
 app.command("reproduce")(reproduce.reproduce)
 app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
+app.command("explain")(explain.explain)
+app.add_typer(kernels.app, name="kernels")
 app.add_typer(db.app, name="db")
 app.command("doctor")(doctor.doctor)
 

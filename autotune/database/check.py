@@ -14,6 +14,8 @@ from autotune.canonical import canonical
 from autotune.database.artifacts import ArtifactStore, is_digest
 from autotune.database.files import hashed, open_plain
 from autotune.database.rows import (
+    kernel_record,
+    kernel_values,
     measurement_uid,
     parse_instant,
     plan_of,
@@ -26,6 +28,7 @@ from autotune.database.rows import (
 from autotune.database.schema import (
     Base,
     DeviceTable,
+    KernelTrialTable,
     MeasurementTable,
     PlanTable,
     StudyTable,
@@ -296,6 +299,12 @@ def _measurement(_: Session, row: MeasurementTable) -> Mapping[str, Any]:
     return {"uid": measurement_uid(row.trial, row.role, Measurement.from_dict(row.record))}
 
 
+def _kernel_trial(_: Session, row: KernelTrialTable) -> Mapping[str, Any]:
+    parse_instant(row.created)
+    values = kernel_values(kernel_record(row.record))
+    return {name: value for name, value in values.items() if name != "record"}
+
+
 def _plan(_: Session, row: PlanTable) -> Mapping[str, Any]:
     return plan_values(plan_of(row))
 
@@ -306,6 +315,7 @@ _READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, Any]]] = {
     StudyTable: _study,
     TrialTable: _trial,
     MeasurementTable: _measurement,
+    KernelTrialTable: _kernel_trial,
     PlanTable: _plan,
 }
 

@@ -1,4 +1,4 @@
-"""Studies, trials, measurements and plans between databases, in one zip file.
+"""Studies, trials, measurements, kernel trials and plans between databases, in one zip file.
 
 ``records.json`` holds the records, ``artifacts/<digest>/<name>`` the files of the plans' artifacts, uncompressed. A
 file is checked from end to end before a row or an artifact is written; what it may unpack to is bounded by its own size
@@ -19,41 +19,46 @@ from typing import BinaryIO
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from autotune.database import plans, trials
+from autotune.database import trials
 from autotune.database.artifacts import ArtifactFile
 from autotune.database.files import CHUNK_BYTES
-from autotune.database.parcel import Parcel, TravellingMeasurement, TravellingTrial, from_json, to_json
-from autotune.database.rows import (
-    measurement_uid,
-    objective_content,
-    parse_instant,
-    plan_of,
-    study_identity,
-    study_record,
-    trial_record,
-    trial_values,
+from autotune.database.merging import KINDS, Counts, put
+from autotune.database.parcel import (
+    Parcel,
+    TravellingKernelTrial,
+    TravellingMeasurement,
+    TravellingTrial,
+    from_json,
+    to_json,
 )
-from autotune.database.schema import DeviceTable, MeasurementTable, PlanTable, StudyTable, TrialTable, WorkloadTable
-from autotune.database.store import Store, put_device, put_workload
+from autotune.database.rows import kernel_record, plan_of, study_record, trial_record
+from autotune.database.schema import (
+    DeviceTable,
+    KernelTrialTable,
+    MeasurementTable,
+    PlanTable,
+    StudyTable,
+    TrialTable,
+    WorkloadTable,
+)
+from autotune.database.store import Store
 from autotune.device import Device
 from autotune.errors import ArtifactError, DatabaseError
-from autotune.plan import Plan
 from autotune.trial import Measurement
 from autotune.workload import Workload
 
 RECORDS = "records.json"
 RECORDS_LIMIT_BYTES = 512 << 20
 _UNSOUND = (ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile)
-KINDS = ("studies", "trials", "measurements", "plans", "artifacts")
-Counts = dict[str, dict[str, int]]
 
 
 def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: bool = True) -> dict[str, int]:
     """Write the finished trials, measurements and plans of studies (by name, all their batches) into a file.
 
-    Gives how many of each it wrote. ``artifacts`` takes the plans' artifacts along, as far as the store has them. The
-    file appears only when it is complete. Raises DatabaseError for an unknown study, or where ``out`` cannot be
-    written.
+    Kernel trials belong to no study: those of the studies' device classes go along, and without a name all there are,
+    alone. Gives how many of each it wrote. ``artifacts`` takes the plans' artifacts along, as far as the store has
+    them. The file appears only when it is complete. Raises DatabaseError for an unknown study, where there is nothing
+    to write, or where ``out`` cannot be written.
     """
     with _readable(store):
         parcel = _packed(store, studies, artifacts)
@@ -118,7 +123,8 @@ def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
     with store.reading() as session:
         studies = session.scalars(select(StudyTable).where(StudyTable.name.in_(names)).order_by(StudyTable.uid)).all()
         unknown = sorted(set(names) - {study.name for study in studies})
-        if unknown or not names:
+        kernels = tuple(_kernel_trials(session, {study.device_class for study in studies} if names else None))
+        if unknown or not (names or kernels):
             known = session.scalars(select(StudyTable.name).distinct().order_by(StudyTable.name)).all()
             raise DatabaseError(
                 f"{store.location} has no study {', '.join(unknown) or 'without a name'}",
@@ -139,6 +145,7 @@ def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
             studies=tuple(study_record(study) for study in studies),
             trials=tuple(parcel_trials),
             measurements=tuple(_measurements(session, parcel_trials)),
+            kernel_trials=kernels,
             plans=tuple(promoted),
             artifacts={each: store.artifacts.files(each) for each in digests if store.artifacts.has(each)},
         )
@@ -165,12 +172,20 @@ def _measurements(session: Session, trials_: Sequence[TravellingTrial]) -> Itera
             )
 
 
+def _kernel_trials(session: Session, device_classes: set[str] | None) -> Iterator[TravellingKernelTrial]:
+    query = select(KernelTrialTable).order_by(KernelTrialTable.uid)
+    if device_classes is not None:
+        query = query.where(KernelTrialTable.device_class.in_(sorted(device_classes)))
+    for row in session.scalars(query):
+        yield TravellingKernelTrial(uid=row.uid, trial=kernel_record(row.record), created=row.created)
+
+
 def merge_file(store: Store, path: Path) -> Counts:
     """Take in what :func:`export_studies` wrote; gives how many of each kind were ``added`` and ``known`` already.
 
-    A study with the same identity is one study here too; a trial counts once, by its uid; of two plans with one key the
-    newer stays. An artifact that is here and damaged is replaced. Raises DatabaseError for a file that is not sound, or
-    where a row it meets here cannot be read, and then nothing was written.
+    A study with the same identity is one study here too; a trial counts once, by its uid, and so does a kernel trial;
+    of two plans with one key the newer stays. An artifact that is here and damaged is replaced. Raises DatabaseError
+    for a file that is not sound, or where a row it meets here cannot be read, and then nothing was written.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -185,7 +200,7 @@ def merge_file(store: Store, path: Path) -> Counts:
         raise DatabaseError(f"{path} cannot be read", found=str(error.strerror or error)) from error
     try:
         with store.writing() as session, _readable(store):
-            counts = _merged(session, store, parcel)
+            counts = put(session, store, parcel)
             store.discard(trials.unneeded(session, set(added)))  # those of plans that are older than what is here
     except BaseException:
         _discard(store, added)
@@ -265,118 +280,3 @@ def _store_artifacts(store: Store, archive: zipfile.ZipFile, parcel: Parcel) -> 
 def _discard(store: Store, digests: Sequence[str]) -> None:
     with contextlib.suppress(DatabaseError, ArtifactError), store.writing() as session:
         store.discard(trials.unneeded(session, set(digests)))
-
-
-def _merged(session: Session, store: Store, parcel: Parcel) -> Counts:
-    counts: Counts = {kind: {"added": 0, "known": 0} for kind in KINDS}
-
-    def count(kind: str, new: bool) -> None:
-        counts[kind]["added" if new else "known"] += 1
-
-    for workload in parcel.workloads:
-        put_workload(session, workload)
-    for device in parcel.devices:
-        put_device(session, device)
-    here: dict[str, StudyTable] = {}
-    for uid in sorted(study.uid for study in parcel.studies):
-        here[uid], new = _put_study(session, parcel, uid)
-        count("studies", new)
-    kept = {digest for digest in parcel.artifacts if store.artifacts.has(digest)}
-    free = {each.trial.uid for each in parcel.trials if _is_free(session, here[each.study], each.trial.number)}
-    for each in sorted(parcel.trials, key=lambda each: each.trial.uid not in free):  # those keep their numbers
-        count("trials", _put_trial(session, here[each.study], each, kept))
-    for item in parcel.measurements:
-        new = session.get(MeasurementTable, measurement_uid(item.trial, item.role, item.measurement)) is None
-        trials.add_measurement(session, item.trial, item.role, item.measurement, item.created)
-        count("measurements", new)
-    replaced: set[str] = set()
-    for plan in parcel.plans:
-        count("plans", _put_plan(session, plan, replaced))
-    store.discard(trials.unneeded(session, replaced))
-    return counts
-
-
-def _put_study(session: Session, parcel: Parcel, uid: str) -> tuple[StudyTable, bool]:
-    """Give the row of the study with this one's identity, made where there is none, and whether it is new."""
-    study = next(each for each in parcel.studies if each.uid == uid)
-    key = (study.structure, study.weights)
-    workload = next(each for each in parcel.workloads if (each.structure, each.weights) == key)
-    identity = study_identity(
-        study.name, workload, study.device_class, study.objective, study.serve_as, study.space_digest, study.seed
-    )
-    row = session.scalars(select(StudyTable).where(StudyTable.identity == identity)).first()
-    if row is not None:
-        if study.active_s > row.active_s:
-            row.active_s, row.timings = study.active_s, dict(study.timings)
-        row.state = "finished" if "finished" in (row.state, study.state) else "running"
-        row.created = min(row.created, study.created)
-        return row, False
-    _refuse_known(session.get(StudyTable, uid) is not None, f"study {uid}")
-    names = set(StudyTable.__table__.columns.keys()) - {"identity", "objective"}
-    row = StudyTable(
-        identity=identity,
-        objective=objective_content(study.objective),
-        **{name: getattr(study, name) for name in names},
-    )
-    session.add(row)
-    session.flush()
-    return row, True
-
-
-def _is_free(session: Session, study: StudyTable, number: int) -> bool:
-    taken = select(TrialTable.uid).where(TrialTable.study == study.uid, TrialTable.number == number)
-    return session.scalar(taken) is None
-
-
-def _put_trial(session: Session, study: StudyTable, each: TravellingTrial, kept: set[str]) -> bool:
-    """Add a trial under its number, or under the study's next one where that is taken; whether it is new."""
-    trial = each.trial
-    known = session.get(TrialTable, trial.uid)
-    if known is not None:
-        other = known.study != study.uid or known.configuration_digest != trial.configuration.digest
-        _refuse_known(other, f"trial {trial.uid}")
-        return False
-    number = trial.number if _is_free(session, study, trial.number) else trials.next_number(session, study.uid)
-    values = trial_values(trial) | {"artifact": trial.artifact if trial.artifact in kept else None}
-    session.add(
-        TrialTable(
-            uid=trial.uid,
-            study=study.uid,
-            number=number,
-            attempt=trial.attempt,
-            handed_back=0,
-            backend=trial.configuration.backend,
-            configuration=trial.configuration.as_dict(),
-            configuration_digest=trial.configuration.digest,
-            structure=study.structure,
-            weights=study.weights,
-            device_class=study.device_class,
-            toolchain=trial.toolchain,
-            tried_here=None,
-            created=each.created,
-            finished=each.finished,
-            **values,
-        )
-    )
-    session.flush()
-    return True
-
-
-def _put_plan(session: Session, plan: Plan, replaced: set[str]) -> bool:
-    """Keep the newer of two plans with one key (as old: the one with the greater uid); whether it is this one."""
-    former = plans.same_key(session, plan)
-    named = session.get(PlanTable, plan.uid)
-    _refuse_known(named is not None and (former is None or former.uid != plan.uid), f"plan {plan.uid}")
-    if former is not None and (parse_instant(plan.created), plan.uid) <= (former.created, former.uid):
-        return False
-    replaced |= plans.put(session, plan)
-    return True
-
-
-def _refuse_known(clashes: bool, what: str) -> None:
-    if clashes:
-        raise DatabaseError(
-            "The file cannot be merged",
-            found=f"{what}, which is something else in this database",
-            expected="one uid for one thing",
-        )

@@ -15,12 +15,15 @@ from autotune.database.rows import (
     StudyRow,
     failure_dict,
     failure_record,
+    kernel_record,
+    kernel_values,
     objective_content,
     parse_instant,
     plan_values,
     trial_values,
 )
 from autotune.device import Device
+from autotune.kernel_trial import KernelTrial
 from autotune.objective import Objective
 from autotune.plan import Plan
 from autotune.trial import Measurement, Trial
@@ -91,6 +94,23 @@ class MeasurementEntry(_Entry):
     record: Json
 
 
+class KernelTrialEntry(_Entry):
+    """A kernel trial as it travels."""
+
+    uid: Uid
+    created: Text
+    problem: Json
+    device_class: Text
+    toolchain: Text
+    configuration: dict[Text, bool | int | float | Text]
+    state: Literal["complete", "failed"]
+    samples_us: list[Positive]
+    error: NotNegative | None
+    made: dict[Text, int | float]
+    conditions: Json
+    failure: Json | None
+
+
 class FileEntry(_Entry):
     """One file of an artifact."""
 
@@ -109,6 +129,7 @@ class Document(_Entry):
     studies: list[StudyEntry]
     trials: list[TrialEntry]
     measurements: list[MeasurementEntry]
+    kernel_trials: list[KernelTrialEntry] = []
     plans: list[Json]
     artifacts: dict[Digest, list[FileEntry]]
 
@@ -134,6 +155,15 @@ class TravellingMeasurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TravellingKernelTrial:
+    """A kernel trial with its uid, and when it was written."""
+
+    uid: str
+    trial: KernelTrial
+    created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
     """Records that refer to one another and to nothing outside, except a plan to an artifact that stayed behind."""
 
@@ -142,6 +172,7 @@ class Parcel:
     studies: tuple[StudyRow, ...]
     trials: tuple[TravellingTrial, ...]
     measurements: tuple[TravellingMeasurement, ...]
+    kernel_trials: tuple[TravellingKernelTrial, ...]
     plans: tuple[Plan, ...]
     artifacts: Mapping[str, tuple[ArtifactFile, ...]]
 
@@ -152,8 +183,11 @@ class Parcel:
         classes = {device.device_class for device in self.devices}
         if len(uids) != len(self.studies) or len(trials) != len(self.trials):
             raise ValueError("two studies or two trials have the same uid")
+        if len({each.uid for each in self.kernel_trials}) != len(self.kernel_trials):
+            raise ValueError("two kernel trials have the same uid")
         names = {workload.name for workload in self.workloads} | {device.name for device in self.devices}
         names |= {study.name for study in self.studies} | {plan.name for plan in self.plans}
+        names |= {each.trial.device_class for each in self.kernel_trials}
         for name in sorted(names):
             if not name.isprintable():
                 raise ValueError(f"the name {name!r} holds a character that does not print")
@@ -184,6 +218,10 @@ def to_json(parcel: Parcel) -> bytes:
             "measurements": [
                 {"trial": m.trial, "role": m.role, "created": m.created, "record": m.measurement.as_dict()}
                 for m in parcel.measurements
+            ],
+            "kernel_trials": [
+                {"uid": each.uid, "created": each.created, **kernel_values(each.trial)["record"]}
+                for each in parcel.kernel_trials
             ],
             "plans": [plan.as_dict() for plan in parcel.plans],
             "artifacts": {digest: [file.as_dict() for file in files] for digest, files in parcel.artifacts.items()},
@@ -224,6 +262,7 @@ def from_json(content: bytes) -> Parcel:
             studies=tuple(_study(entry) for entry in document.studies),
             trials=tuple(_trial(entry) for entry in document.trials),
             measurements=tuple(_measurement(entry) for entry in document.measurements),
+            kernel_trials=tuple(_kernel_trial(entry) for entry in document.kernel_trials),
             plans=tuple(_plan(data) for data in document.plans),
             artifacts={
                 digest: tuple(ArtifactFile(**file.model_dump()) for file in files)
@@ -267,6 +306,12 @@ def _measurement(entry: MeasurementEntry) -> TravellingMeasurement:
     return TravellingMeasurement(
         trial=entry.trial, role=entry.role, measurement=measurement, created=parse_instant(entry.created)
     )
+
+
+def _kernel_trial(entry: KernelTrialEntry) -> TravellingKernelTrial:
+    trial = kernel_record(entry.model_dump(exclude={"uid", "created"}))
+    kernel_values(trial)
+    return TravellingKernelTrial(uid=entry.uid, trial=trial, created=parse_instant(entry.created))
 
 
 def _plan(data: Json) -> Plan:

@@ -12,6 +12,7 @@ from autotune.configuration import Configuration
 from autotune.database.artifacts import is_digest
 from autotune.database.plan_rows import plan_record
 from autotune.database.schema import PlanTable, StudyTable, TrialTable
+from autotune.kernel_trial import KernelTrial
 from autotune.objective import Objective
 from autotune.plan import Plan
 from autotune.trial import Failure, Measurement, Trial
@@ -192,6 +193,34 @@ def measurement_content(trial_uid: str, role: str, measurement: Measurement) -> 
     record = canonical(measurement.as_dict())
     whole = f"[{canonical(trial_uid)},{canonical(role)},{record}]"
     return hashlib.sha256(whole.encode()).hexdigest(), record
+
+
+def kernel_values(trial: KernelTrial) -> dict[str, Any]:
+    """Give the columns of a kernel trial; raises ``ValueError`` for figures that cannot be true.
+
+    As for trials, an error that is infinite or not a number is left to the failure to tell.
+    """
+    finite = trial.error is not None and math.isfinite(trial.error)
+    if trial.error is not None and (trial.error < 0 or (trial.state == "complete" and not finite)):
+        raise ValueError(f"{trial.state} kernel trial of {trial.configuration} has an error of {trial.error!r}")
+    record = trial.as_dict() | {"error": trial.error if finite else None, "failure": failure_dict(trial.failure)}
+    canonical(record)  # refuses NaN and infinity anywhere inside
+    return {
+        "problem": trial.problem.digest,
+        "device_class": trial.device_class,
+        "toolchain": trial.toolchain,
+        "kind": trial.configuration.backend,
+        "configuration": trial.configuration.digest,
+        "state": trial.state,
+        "median_us": trial.median_us,
+        "record": record,
+    }
+
+
+def kernel_record(data: Mapping[str, Any]) -> KernelTrial:
+    """Read the record of a kernel trial's row."""
+    failure = failure_record(data["failure"])
+    return KernelTrial.from_dict({**data, "failure": None if failure is None else failure.as_dict()})
 
 
 def plan_values(plan: Plan) -> dict[str, Any]:

@@ -195,6 +195,37 @@ class MeasurementTable(Base):
     record: Mapped[Any] = mapped_column(CanonicalJson)
 
 
+class KernelTrialTable(Base):
+    """One kernel compiled, checked and timed on one problem; ``record`` is all of it, other columns are found in it.
+
+    ``problem`` and ``configuration`` are digests, ``kind`` is the configuration's backend. Here a configuration is
+    tried once, for whatever study or for none; what other machines found is kept beside that, as for trials.
+    """
+
+    __tablename__ = "kernel_trial"
+    __table_args__ = (
+        UniqueConstraint(
+            "problem", "device_class", "toolchain", "configuration", "tried_here", name="uq_kernel_trial_tried_once"
+        ),
+        Index("ix_kernel_trial_best", "device_class", "toolchain", "state", "problem", "median_us"),
+        CheckConstraint("state IN ('complete', 'failed')", name="state"),
+        CheckConstraint(f"median_us IS NULL OR ({POSITIVE.format('median_us')})", name="median_us"),
+        CheckConstraint("state <> 'complete' OR median_us IS NOT NULL", name="complete"),
+    )
+
+    uid: Mapped[str] = mapped_column(Uid, primary_key=True)
+    problem: Mapped[str] = mapped_column(Digest)
+    device_class: Mapped[str] = mapped_column(Text)
+    toolchain: Mapped[str] = mapped_column(Text)
+    kind: Mapped[str] = mapped_column(Text)
+    configuration: Mapped[str] = mapped_column(Digest)
+    state: Mapped[str] = mapped_column(Text)
+    median_us: Mapped[float | None]
+    tried_here: Mapped[bool | None]
+    created: Mapped[str] = mapped_column(Instant)
+    record: Mapped[Any] = mapped_column(CanonicalJson)
+
+
 class PlanTable(Base):
     """A promoted winner; ``record`` lacks the evidence, which is large and seldom read, so that a look-up is quick."""
 

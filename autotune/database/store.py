@@ -32,6 +32,7 @@ from autotune.database.engine import (
     has_returning,
     locate,
 )
+from autotune.database.kernel_trials import KernelTrials
 from autotune.database.rows import (
     Role,
     StudyRow,
@@ -73,6 +74,7 @@ class Store:
         self._clock = clock
         self._lease: leases.Lease | None = None
         self.artifacts = ArtifactStore(location.artifacts)
+        self.kernels = KernelTrials(self)
 
     @classmethod
     def open(cls, url: str | None = None, *, create: bool = True, clock: Callable[[], datetime] = utc_now) -> "Store":

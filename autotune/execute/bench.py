@@ -174,6 +174,18 @@ class Bench:
             return result
         return StepResult(value=result.value, failure=Failure(**refused), spans=result.spans, seconds=result.seconds)
 
+    def features(self, backends: Sequence[str]) -> StepResult:
+        """What each backend finds in the prepared model's graph, with counts, as ``backend.feature``."""
+        request = {"folder": str(self.model), "device": self.device.as_dict(), "backends": list(backends)}
+        return self._step("features", request, PREPARE_TIMEOUT_S)
+
+    def problems(self, configuration: Configuration) -> StepResult:
+        """The kernel problems of the graph that a configuration builds, each with how often it comes in a call."""
+        request = {
+            "folder": str(self.model), "device": self.device.as_dict(), "configuration": configuration.as_dict()
+        }  # fmt: skip
+        return self._step("problems", request, PREPARE_TIMEOUT_S)
+
     def workload(self) -> Workload:
         """The workload of the prepared model."""
         import json

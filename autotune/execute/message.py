@@ -57,6 +57,23 @@ def _rounds(said: Mapping[str, Any]) -> bool:
     return said.keys() == {"rounds"}
 
 
+def _kernel(said: Mapping[str, Any]) -> bool:
+    told = said["kernel"]
+    error, samples_us = told.get("error"), told.get("samples_us", ())
+    if "failure" in told:
+        Failure(**told["failure"])
+    return (
+        said.keys() == {"kernel"}
+        and told.keys() <= {"candidate", "error", "made", "samples_us", "conditions", "failure"}
+        and isinstance(told["candidate"], str)
+        and (error is None or (_finite(error) and error >= 0))
+        and ("failure" in told) != bool(samples_us)
+        and all(_finite(sample) and sample > 0 for sample in samples_us)
+        and all(isinstance(name, str) and _finite(figure) for name, figure in told.get("made", {}).items())
+        and isinstance(told.get("conditions", {}), dict)
+    )
+
+
 def _only(name: str, kind: type) -> Callable[[Mapping[str, Any]], bool]:
     return lambda said: said.keys() == {name} and isinstance(said[name], kind)
 
@@ -69,6 +86,7 @@ _SHAPES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
     "loaded": _only("loaded", bool),
     "ready": _only("ready", bool),
     "turn": _only("turn", str),
+    "kernel": _kernel,
     "utilisation": _only("utilisation", dict),
 }
 
@@ -76,7 +94,11 @@ _RESULTS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "prepare": {"workload": dict, "imported": list, "sources": dict},
     "build": {"build_s": float},
     "measure": {},
+    "features": {"features": dict},
+    "problems": {"problems": list},
     "footprint": {"samples_ms": list, "memory": dict},
+    "compile_kernels": {"made": list},
+    "time_kernels": {"timed": int},
     "prove": {"signal_error": float, "configuration": str},
 }
 """What the result of a step has to hold; of others, and beyond that, anything."""

@@ -1,4 +1,4 @@
-"""The steps that a worker runs: prepare, reference, build, measure, finals, prove.
+"""The steps that a worker runs: prepare, reference, build, measure, finals, footprint, prove; others beside this.
 
 Each takes a request of plain data and a channel on which it tells the stage it is in, and returns plain data. Folders
 hold everything larger. This module composes model, runtime, accuracy and measure; it never touches the database.
@@ -8,14 +8,15 @@ import contextlib
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from autotune.configuration import Configuration
 from autotune.device import Device
+from autotune.execute import graph_steps, kernel_steps
 from autotune.execute.channel import Channel
-from autotune.execute.message import WAIT
+from autotune.execute.stages import enter, holding
 from autotune.objective import Objective
 
 TIMING, HELD_OUT, REFERENCE = "timing.safetensors", "heldout.safetensors", "reference.safetensors"
@@ -33,7 +34,7 @@ def prepare(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """
     from autotune.model import capture, factory, inputs, source
 
-    _enter(channel, "build")
+    enter(channel, "build")
     before = set(sys.modules)
     folder, seed, batch = Path(request["folder"]), request["seed"], request["batch"]
     module = factory.make_module(request["factory"], seed)
@@ -60,7 +61,7 @@ def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     from autotune.model.precision import flat_module
     from autotune.runtime.switches import Switches
 
-    _enter(channel, "check")
+    enter(channel, "check")
     Switches(tf32="off", threads=None).apply()
     folder, device = Path(request["folder"]), Device.from_dict(request["device"])
     model = source.CapturedModel(folder)
@@ -87,9 +88,9 @@ def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     model = CapturedModel(Path(request["folder"]))
     target = Path(request["target"])
     shared = device.kind == "cuda" and backend.build_uses_device
-    with _holding(channel, device, "build", exclusive=False) if shared else contextlib.nullcontext():
+    with holding(channel, device, "build", exclusive=False) if shared else contextlib.nullcontext():
         if not shared:
-            _enter(channel, "build")
+            enter(channel, "build")
         Switches.of(configuration).apply()
         begin = time.monotonic()
         backend.build(model, configuration, device, target)
@@ -117,17 +118,17 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
     runner, turn = None, request
     if request["early"]:
-        with _holding(channel, device, "load", exclusive=False):
+        with holding(channel, device, "load", exclusive=False):
             runner = _Candidate(target, device)
         channel.send({"loaded": True})
         order = channel.receive()
         if order is None:
             return {}  # nobody waits for it any more
         turn = order
-    with _holding(channel, device, "load" if runner is None else "check", exclusive=True):
+    with holding(channel, device, "load" if runner is None else "check", exclusive=True):
         if runner is None:
             runner = _Candidate(target, device)
-            _enter(channel, "check")
+            enter(channel, "check")
         verdict = _judge(runner, model, folder, device, objective)
         checked = {"signal_error": verdict.signal_error}
         if verdict.failure is not None:
@@ -135,7 +136,7 @@ def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         if request["check_only"]:
             return checked
         sets = [_to(device, inputs) for inputs in read_sets(folder / TIMING, model)]
-        _enter(channel, "measure")
+        enter(channel, "measure")
         clock = SystemClock()
         screening = screen(
             runner, sets, _timer(device, clock), clock=clock, limit_s=request["limit_s"],
@@ -166,13 +167,13 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
     device, objective = Device.from_dict(request["device"]), Objective.from_dict(request["objective"])
     model = CapturedModel(Path(request["folder"]))
-    _enter(channel, "load")
+    enter(channel, "load")
     finalists: dict[str, _Candidate] = {}
     folders = {name: Path(folder) for name, folder in request["artifacts"].items()}
     lanes = Lanes(lambda name: _Candidate(folders[name], device), device, request["concurrency"])
     for name, folder in folders.items():
         channel.send({"turn": name})
-        with _holding(channel, device, "load", exclusive=_times_kernels_at_load(folder)):
+        with holding(channel, device, "load", exclusive=_times_kernels_at_load(folder)):
             finalists[name] = _Candidate(folder, device)
             lanes.load(name, finalists[name])
     sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
@@ -181,7 +182,7 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     meter = meter_for(objective, device, sets, clock, lanes, model.workload.batch)
     channel.send({"ready": True})
     while (order := channel.receive()) is not None and "close" not in order:
-        with _holding(channel, device, "measure", exclusive=True):
+        with holding(channel, device, "measure", exclusive=True):
             if "utilisation" in order:
                 found = measured_utilisation(finalists, sets, device, seconds=UTILISATION_S)
                 channel.send({"utilisation": found})
@@ -192,7 +193,7 @@ def finals(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
                 announce=lambda name: channel.send({"turn": name}), observers=observers, meter=meter,
                 samples=samples_a_block(objective),
             )  # fmt: skip
-            _enter(channel, "load")
+            enter(channel, "load")
         channel.send({"rounds": [{name: block.as_dict() for name, block in one.items()} for one in rounds]})
     return {}
 
@@ -210,7 +211,7 @@ def footprint(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     device, artifact = Device.from_dict(request["device"]), Path(request["artifact"])
     alone = request["alone"] or _times_kernels_at_load(artifact)
     with contextlib.ExitStack() as held:
-        held.enter_context(_holding(channel, device, "load", exclusive=alone))
+        held.enter_context(holding(channel, device, "load", exclusive=alone))
         model = CapturedModel(Path(request["folder"]))
         sets = [_to(device, inputs) for inputs in read_sets(Path(request["folder"]) / TIMING, model)]
         timer, peak = _timer(device, SystemClock()), PeakMemory(device)
@@ -218,9 +219,9 @@ def footprint(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         runner = _Candidate(artifact, device)
         if not alone:
             held.close()
-            held.enter_context(_holding(channel, device, "measure", exclusive=True))
+            held.enter_context(holding(channel, device, "measure", exclusive=True))
         else:
-            _enter(channel, "measure")
+            enter(channel, "measure")
         samples_ms = [timer.time_call(runner, inputs).wall_ms for inputs in sets]
         reading = peak.after()
     return {"samples_ms": samples_ms, "memory": {**reading, "alone": alone}}
@@ -230,7 +231,7 @@ def prove(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Build a toy model by one backend, load it, run it and compare, each stage told."""
     from autotune.execute.proof import prove_backend
 
-    return prove_backend(request, lambda stage: _enter(channel, stage))
+    return prove_backend(request, lambda stage: enter(channel, stage))
 
 
 def write_sets(path: Path, sets: list[dict[str, Any]]) -> None:
@@ -298,20 +299,6 @@ def _judge(runner: Any, model: Any, folder: Path, device: Device, objective: Obj
     return accuracy.judge(outputs, references, names, objective, metrics)
 
 
-@contextlib.contextmanager
-def _holding(channel: Channel, device: Device, stage: str, *, exclusive: bool) -> Iterator[None]:
-    """Wait until the device is free, and be in a stage from then on."""
-    from autotune.measure.lock import device_lock
-
-    with device_lock(device.uuid, exclusive, on_wait=lambda: _enter(channel, WAIT)):
-        _enter(channel, stage)
-        yield
-
-
-def _enter(channel: Channel, stage: str) -> None:
-    channel.send({"stage": stage, "at": time.monotonic()})
-
-
 def _to(device: Device, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(tensor.to(device.torch_name) for tensor in tensors)
 
@@ -343,5 +330,10 @@ STEPS: dict[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {
     "measure": measure,
     "finals": finals,
     "footprint": footprint,
+    "features": graph_steps.features,
+    "problems": graph_steps.problems,
     "prove": prove,
+    "compile_kernels": kernel_steps.compile_kernels,
+    "time_kernels": kernel_steps.time_kernels,
+    "device_rates": kernel_steps.device_rates,
 }

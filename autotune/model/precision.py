@@ -32,8 +32,9 @@ def in_precision(program: "ExportedProgram", inputs: tuple[Any, ...], precision:
     module = copy.deepcopy(flat_module(program))  # it shares its weights with the program
     _narrow_graph(module, dtype)
     module = module.to(dtype)
+    _cast_at_border(module, dtype, _output_dtypes(program))
     with torch.no_grad():
-        return torch.export.export(border(module, dtype, _output_dtypes(program)), inputs)
+        return torch.export.export(module, inputs)
 
 
 def on_device(program: "ExportedProgram", device: str) -> "ExportedProgram":
@@ -61,6 +62,26 @@ def border(module: "torch.nn.Module", dtype: "torch.dtype", outputs: "tuple[torc
     wrapped = Border()
     wrapped.training = False  # a captured graph refuses eval()
     return wrapped
+
+
+def _cast_at_border(module: Any, dtype: "torch.dtype", outputs: "tuple[torch.dtype, ...]") -> None:
+    """Do in a captured graph what :func:`border` does around a module: so its nodes still say where they are from."""
+    import torch
+
+    def cast(node: Any, to: "torch.dtype") -> Any:
+        made = module.graph.call_function(torch.ops.aten.to.dtype, (node, to))
+        made.meta["val"] = node.meta["val"].to(to)
+        return made
+
+    for node in [node for node in module.graph.nodes if node.op == "placeholder"]:
+        if node.users and node.meta["val"].is_floating_point():
+            with module.graph.inserting_after(node):
+                narrowed = cast(node, dtype)
+            node.replace_all_uses_with(narrowed, delete_user_cb=lambda user, narrowed=narrowed: user is not narrowed)
+    answer = next(node for node in module.graph.nodes if node.op == "output")
+    with module.graph.inserting_before(answer):
+        answer.args = (tuple(cast(one, to) for one, to in zip(answer.args[0], outputs, strict=True)),)
+    module.recompile()
 
 
 def _output_dtypes(program: "ExportedProgram") -> "tuple[torch.dtype, ...]":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.device import Device
+from autotune.kernel import KnownKernels
 from autotune.model import precision as precisions
 from autotune.model.capture import Captured, flat
 from autotune.model.factory import make_module
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PROGRAM, WEIGHTS, RECORD, EXAMPLE = "program.pt2", "weights.safetensors", "model.json", "example.safetensors"
+KERNELS = "kernels.json"
 
 
 class CapturedModel:
@@ -76,8 +78,21 @@ class CapturedModel:
         """A fresh folder on the same file system as the shared results."""
         return Path(tempfile.mkdtemp(dir=self.folder, prefix="scratch-"))
 
+    @property
+    def known_kernels(self) -> KnownKernels | None:
+        """The measured kernels that a build may choose from; ``None`` where nobody has told any."""
+        told = self.folder / KERNELS
+        return KnownKernels.from_dict(json.loads(told.read_text())) if told.exists() else None
+
     def _example(self) -> "tuple[torch.Tensor, ...]":
         return read_tensors(self.folder / EXAMPLE, [spec.name for spec in self.workload.inputs])
+
+
+def tell_kernels(folder: Path, known: KnownKernels) -> None:
+    """Tell the builds of a captured model which kernels were measured."""
+    made = folder / f"{KERNELS}.new"
+    made.write_text(json.dumps(known.as_dict()))
+    os.replace(made, folder / KERNELS)
 
 
 def write(

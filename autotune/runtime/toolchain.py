@@ -25,10 +25,15 @@ ON_GPUS = {
     "triton": ("triton",),
     "tensorrt": ("tensorrt", "tensorrt-cu{cuda}"),
     "cutlass": ("nvidia-cutlass",),
+    "cublaslt": ("nvidia-cublas", "nvidia-cublas-cu{cuda}"),
     "cudnn": ("nvidia-cudnn-cu{cuda}",),
     "cuda": ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu{cuda}"),
 }
-"""Entries of a GPU's toolchain alone: a new cuDNN must not outdate what was built for a CPU."""
+"""Entries of a GPU's toolchain alone: a new cuDNN must not outdate what was built for a CPU.
+
+nvcc has no entry: the same code for the same architecture is the same kernel, and a machine without nvcc runs what
+another one compiled.
+"""
 
 CUDA_MAJORS = ("13", "12")
 

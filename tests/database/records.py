@@ -1,23 +1,31 @@
 """Records that the tests of the tuning database share."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+
 from autotune.configuration import Configuration
-from autotune.database.rows import StudyRow
+from autotune.database.rows import StudyRow, kernel_record
+from autotune.database.schema import KernelTrialTable
 from autotune.database.store import Store
 from autotune.device import Device, Toolchain
+from autotune.kernel_problem import GemmProblem
+from autotune.kernel_trial import KernelTrial
 from autotune.objective import Objective
 from autotune.plan import Plan
-from autotune.trial import Failure, Measurement, Trial
+from autotune.trial import Failure, FailureKind, Measurement, Trial
 from autotune.workload import TensorSpec, Workload
 
 TOOLCHAIN = Toolchain.of({"torch": "2.13.0"})
 DEVICE = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0), power_limit_w=700)
 OBJECTIVE = Objective()
 SAMPLES = Measurement(samples_ms=((1.0, 1.1, 1.2),), protocol={"name": "trial"}, conditions={"threads": 2})
+
+PROBLEM = GemmProblem(m=128, n=768, k=3072, bias=True)
 
 
 def digest(text: str) -> str:
@@ -66,6 +74,35 @@ def tried(store: Store, study: StudyRow, level: int = 0, **changes: Any) -> Tria
     trial = complete(store.claim_trial(study.uid, configuration(level), TOOLCHAIN.digest), **changes)
     store.finish_trial(trial, {"screening": SAMPLES})
     return trial
+
+
+def kernel(stage: int = 0, median_us: float = 10.0, **changes: Any) -> KernelTrial:
+    """A kernel that completed; with a ``failure`` one that failed."""
+    values: dict[str, Any] = {
+        "problem": PROBLEM,
+        "device_class": DEVICE.device_class,
+        "toolchain": TOOLCHAIN.digest,
+        "configuration": Configuration.of("cutlass", {"tile_m": 64, "stages": stage}),
+        "state": "complete",
+        "samples_us": (median_us, 1.1 * median_us, 0.9 * median_us),
+        "error": 1e-4,
+        "made": {"registers": 168, "compile_s": 42.5},
+        "conditions": {"l2": "cold", "clock_mhz": [1980, 1965]},
+    }
+    if changes.get("failure") is not None:
+        values |= {"state": "failed", "samples_us": (), "error": None}
+    return KernelTrial(**(values | changes))
+
+
+def lost(kind: FailureKind = "crash") -> Failure:
+    return Failure(stage="measure", kind=kind, detail="an illegal address", log_tail="\x00 tail")
+
+
+def kernel_content(store: Store) -> dict[str, tuple[str, str]]:
+    """Kernel trials by their uid, with when they were written."""
+    with store.reading() as session:
+        rows = session.scalars(select(KernelTrialTable))
+        return {row.uid: (row.created, json.dumps(kernel_record(row.record).as_dict())) for row in rows}
 
 
 def plan(uid: str = "p1", model: Workload | None = None, **changes: Any) -> Plan:

@@ -4,6 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tests.database.records import (
     digest,
     failed,
     folder_with,
+    kernel,
+    lost,
     plan,
     tried,
     workload,
@@ -43,6 +46,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         store.artifacts.open(first)
         tried(store, study, 0, artifact=second)
         store.promote(plan(artifact=first))
+        store.kernels.add([kernel()])
         yield store
 
 
@@ -113,6 +117,17 @@ DAMAGES: dict[str, tuple[Callable[[Store], object], tuple[str, str]]] = {
     "trial backend": (lambda s: changed(s, "UPDATE trial SET backend = 'x'"), ("damaged", "trial row")),
     "samples": (lambda s: changed(s, "UPDATE measurement SET record = '{}'"), ("damaged", "measurement row")),
     "sample moved": (lambda s: changed(s, "UPDATE measurement SET role = 'finals'"), ("damaged", "measurement row")),
+    **{
+        f"kernel {column}": (
+            lambda s, column=column, value=value: changed(s, f"UPDATE kernel_trial SET {column} = {value}"),
+            ("damaged", "kernel_trial row"),
+        )
+        for column, value in {
+            "problem": "'x'", "device_class": "'x'", "toolchain": "'x'", "kind": "'x'", "configuration": "'x'",
+            "state": "'failed'", "median_us": "9.0", "created": "'x'", "record": "'{'",
+        }.items()
+    },
+    "kernel no trial": (lambda s: changed(s, "UPDATE kernel_trial SET record = '{}'"), ("damaged", "kernel_trial row")),
     "no trial": (lambda s: changed(s, "DELETE FROM trial"), ("orphaned", "measurement row")),
     "no study": (lambda s: changed(s, "DELETE FROM study"), ("orphaned", "trial row")),
     "no workload": (lambda s: changed(s, "DELETE FROM workload"), ("orphaned", "study row")),
@@ -131,6 +146,18 @@ def test_every_damage_is_found(store: Store, name: str) -> None:
     if name == "folder":
         os.utime(store.artifacts.root / "folders" / str(store.plans()[0].artifact))
     assert expected in found(store)
+
+
+def test_what_a_failed_kernel_leaves_out_is_no_damage(store: Store) -> None:
+    store.kernels.add([kernel(1, failure=replace(lost("inaccurate"), figure=float("inf")), error=float("nan"))])
+    store.kernels.add([kernel(2, failure=lost("inaccurate"), samples_us=(3.0,), error=0.5)])
+    assert check(store, LATER) == []
+
+
+def test_garbage_takes_no_kernel_trial(store: Store) -> None:
+    before = store.kernels.problems()
+    collect_garbage(store, LATER)
+    assert before and store.kernels.problems() == before
 
 
 def test_one_bad_row_does_not_hide_another(store: Store) -> None:

@@ -14,11 +14,26 @@ JSON = st.recursive(
     max_leaves=6,
 )
 NAMES = st.sampled_from(
-    ["stage", "error", "rounds", "result", "loaded", "ready", "turn", "utilisation", "at", "kind", "detail", "x"]
+    [
+        "stage",
+        "error",
+        "rounds",
+        "result",
+        "loaded",
+        "ready",
+        "turn",
+        "utilisation",
+        "kernel",
+        "at",
+        "kind",
+        "detail",
+        "x",
+    ]
 )
 MEASUREMENT = {"samples_ms": [[1.0, 2.0]]}
 FAILURE = {"stage": "check", "kind": "inaccurate", "detail": "wrong"}
 BLOCK = {"samples_ms": [1.0]}
+KERNEL = {"candidate": "d", "error": 1e-7, "made": {"registers": 32}, "samples_us": [3.5], "conditions": {"l2": "cold"}}
 
 
 @pytest.mark.parametrize(
@@ -34,6 +49,10 @@ BLOCK = {"samples_ms": [1.0]}
         ("finals", {"turn": "eager"}),
         ("finals", {"rounds": [{"eager": BLOCK}]}),
         ("unknown", {"result": {"anything": 1}}),
+        ("time_kernels", {"kernel": KERNEL}),
+        ("time_kernels", {"kernel": {"candidate": "d", "failure": FAILURE}}),
+        ("time_kernels", {"result": {"timed": 2}}),
+        ("compile_kernels", {"result": {"made": []}}),
     ],
 )
 def test_what_steps_say_comes_through(step, message):
@@ -62,6 +81,21 @@ def test_what_steps_say_comes_through(step, message):
         ("finals", {"rounds": [{"eager": {"surprise": 1}}]}),
         ("finals", {"rounds": 3}),
         ("finals", {"turn": 3}),
+        ("time_kernels", {"kernel": {}}),
+        ("time_kernels", {"kernel": {**KERNEL, "candidate": 1}}),
+        ("time_kernels", {"kernel": {**KERNEL, "failure": FAILURE}}),
+        ("time_kernels", {"kernel": {**KERNEL, "samples_us": []}}),
+        ("time_kernels", {"kernel": {**KERNEL, "samples_us": [0.0]}}),
+        ("time_kernels", {"kernel": {**KERNEL, "samples_us": ["1"]}}),
+        ("time_kernels", {"kernel": {**KERNEL, "error": float("nan")}}),
+        ("time_kernels", {"kernel": {**KERNEL, "made": {"registers": "32"}}}),
+        ("time_kernels", {"kernel": {**KERNEL, "conditions": []}}),
+        ("time_kernels", {"kernel": {**KERNEL, "surprise": 1}}),
+        (
+            "time_kernels",
+            {"kernel": {"candidate": "d", "failure": {"stage": "check", "kind": "boredom", "detail": ""}}},
+        ),
+        ("compile_kernels", {"result": {}}),
     ],
 )
 def test_what_no_step_says_is_refused(step, message):

@@ -61,11 +61,12 @@ def test_what_is_not_installed_has_no_entry(site: Site) -> None:
 def test_a_gpu_has_the_cuda_libraries_that_match_torch(site: Site) -> None:
     site.install(torch="2.13.0+cu130", triton="3.7.0", nvidia_cutlass="4.4.0", tensorrt_cu13="10.16.0")
     site.install(nvidia_cudnn_cu12="9.1.0", nvidia_cudnn_cu13="9.20.0", nvidia_cuda_runtime="13.0.96")
+    site.install(nvidia_cublas="13.1.0.3", nvidia_cublas_cu12="12.9.1.4")
     versions = toolchain.current(GPU).as_dict()
     assert versions["cudnn"] == "9.20.0"
-    assert versions["cuda"] == "13.0.96"
+    assert (versions["cuda"], versions["cublaslt"]) == ("13.0.96", "13.1.0.3")
     assert (versions["triton"], versions["cutlass"], versions["tensorrt"]) == ("3.7.0", "4.4.0", "10.16.0")
-    assert not {"cuda", "cudnn", "triton", "cutlass", "tensorrt"} & set(toolchain.current(CPU).as_dict())
+    assert not {"cuda", "cublaslt", "cudnn", "triton", "cutlass", "tensorrt"} & set(toolchain.current(CPU).as_dict())
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,11 @@ def test_a_gpu_has_the_cuda_libraries_that_match_torch(site: Site) -> None:
 def test_torch_tells_cuda_where_no_wheel_does(site: Site, torch: str, cuda: str | None) -> None:
     site.install(torch=torch)
     assert toolchain.current(GPU).as_dict().get("cuda") == cuda
+
+
+def test_cublaslt_is_the_one_of_torchs_cuda(site: Site) -> None:
+    site.install(torch="2.8.0+cu128", nvidia_cublas_cu12="12.8.4.1")
+    assert toolchain.current(GPU).as_dict()["cublaslt"] == "12.8.4.1"
 
 
 def test_onnxruntime_is_one_entry_whatever_provides_it(site: Site) -> None:

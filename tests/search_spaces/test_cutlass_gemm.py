@@ -206,6 +206,17 @@ def test_older_parts_have_stages_that_fit(capability: tuple[int, int]) -> None:
         space(gpu(*capability), GemmProblem(m=8, n=7, k=8))
 
 
+# Compiled with nvcc 13.0 and CUTLASS 4.2 for sm_80, those of 32 along k that are refused for sm_75 as well.
+@pytest.mark.parametrize(
+    ("m", "n", "k", "legal"),
+    [(256, 128, 32, False), (256, 64, 32, False), (128, 128, 32, True), (64, 128, 32, True), (256, 128, 64, True)],
+)
+def test_every_warp_of_a_multistage_kernel_loads(m: int, n: int, k: int, legal: bool) -> None:
+    values = {"tile_m": m, "tile_n": n, "tile_k": k, "warp_m": 32, "warp_n": 32, "stages": 3}
+    refusal = space(gpu(8), PROBLEM).refusal(Configuration.of("cutlass", values))
+    assert refusal is None if legal else refusal is not None and "rows of A and of B to load" in refusal
+
+
 @pytest.mark.parametrize(
     ("device", "problem", "message"),
     [

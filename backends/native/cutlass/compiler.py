@@ -1,8 +1,9 @@
 """Kernels compiled by nvcc into libraries of plain C functions: several to a unit, side by side, kept by content.
 
-A kernel's key is the digest of everything that its code follows from: its source, the headers, the flags, the versions
-of nvcc and of CUTLASS. What was compiled once under a key is never compiled again, and a refusal of the compiler is
-kept as well. Loading a library needs neither nvcc nor the headers.
+A kernel's key is the digest of its source, our headers, the flags and the architecture; kernels of different releases
+of CUTLASS go into different folders. What was compiled once under a key is never compiled again, by whichever nvcc; a
+refusal is kept for the release of nvcc that refused. Loading a library needs neither nvcc nor CUTLASS's headers, nor
+does its key.
 """
 
 import contextlib
@@ -13,9 +14,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -29,7 +31,7 @@ BYTES_A_UNIT, BYTES_A_KERNEL = 2.8e9, 0.63e9
 """Memory of nvcc at its peak, measured on CUTLASS kernels for sm_90a: 3.4 GB for one kernel, 7.8 GB for eight."""
 
 TIMEOUT_S = 900.0
-TAIL_CHARACTERS = 2000
+KEPT_CHARACTERS = 2000
 FLAGS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", "-DNDEBUG", "-Xcompiler", "-fPIC", "-shared")
 """Without NDEBUG ptxas serialises the tensor cores' instructions of sm_90a."""
 
@@ -48,10 +50,14 @@ class KernelSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledKernel:
-    """A kernel in a shared library: its functions are ``<name>_run``, ``<name>_workspace_bytes``, ``<name>_made``."""
+    """A kernel in a shared library: its functions are ``<name>_run``, ``<name>_workspace_bytes``, ``<name>_made``.
+
+    ``compile_s`` is its share of the time of the units that it was compiled in, 0 where it was there before.
+    """
 
     key: str
     library: Path
+    compile_s: float = field(default=0.0, compare=False)
 
     @property
     def name(self) -> str:
@@ -61,10 +67,11 @@ class CompiledKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """A kernel that the compiler refuses, and the end of what it said."""
+    """A kernel that the compiler refuses, and what it said from its first error on."""
 
     key: str
     detail: str
+    compile_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,14 +117,20 @@ class Compiler:
     @property
     def flags(self) -> tuple[str, ...]:
         """What nvcc is given besides files and folders."""
-        return (*FLAGS, f"-gencode=arch=compute_{self.architecture},code=sm_{self.architecture}")
+        return flags(self.architecture)
 
-    def key(self, kernel: KernelSource) -> str:
-        """Give the digest of all that a kernel's code follows from."""
-        beside = sorted(path for path in kernel.header.parent.iterdir() if path.suffix in (".h", ".cuh"))
-        headers = [f"{path.name}\0{path.read_text()}" for path in beside]
-        parts = (kernel.code, kernel.header.name, *headers, *self.flags, self.version, self.headers_version)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+def flags(architecture: str) -> tuple[str, ...]:
+    """What nvcc is given for an architecture besides files and folders."""
+    return (*FLAGS, f"-gencode=arch=compute_{architecture},code=sm_{architecture}")
+
+
+def key_of(kernel: KernelSource, architecture: str) -> str:
+    """Give the digest of all of ours that a kernel's code follows from."""
+    beside = sorted(path for path in kernel.header.parent.iterdir() if path.suffix in (".h", ".cuh"))
+    headers = [f"{path.name}\0{path.read_text()}" for path in beside]
+    parts = (kernel.code, kernel.header.name, *headers, *flags(architecture))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 class KernelCache:
@@ -126,12 +139,14 @@ class KernelCache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def get(self, key: str) -> CompiledKernel | Refused | None:
-        """Give what a key came to, or ``None`` where it was not compiled yet."""
-        with contextlib.suppress(FileNotFoundError):
-            return Refused(key=key, detail=(self.folder / f"{key}.refused").read_text())
+    def get(self, key: str, *, nvcc: str = "") -> CompiledKernel | Refused | None:
+        """Give the kernel of a key, else what this release of nvcc had against it, ``None`` where it was not asked."""
         library = self.folder / f"{key}.so"
-        return CompiledKernel(key=key, library=library) if library.is_file() else None
+        if library.is_file():
+            return CompiledKernel(key=key, library=library)
+        with contextlib.suppress(FileNotFoundError):
+            return Refused(key=key, detail=_refusal(self.folder, key, nvcc).read_text())
+        return None
 
     def compile(
         self, compiler: Compiler, kernels: Sequence[KernelSource], *, at_once: int | None = None
@@ -142,8 +157,13 @@ class KernelCache:
         where nvcc itself failed: killed, or out of time.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        keys = [compiler.key(kernel) for kernel in kernels]
-        missing = {key: kernel for key, kernel in zip(keys, kernels, strict=True) if self.get(key) is None}
+        keys = [key_of(kernel, compiler.architecture) for kernel in kernels]
+        missing = {
+            key: kernel
+            for key, kernel in zip(keys, kernels, strict=True)
+            if self.get(key, nvcc=compiler.version) is None
+        }
+        spent = dict.fromkeys(keys, 0.0)
         by_header: dict[Path, list[str]] = {}
         for key, kernel in missing.items():
             by_header.setdefault(kernel.header, []).append(key)
@@ -153,14 +173,15 @@ class KernelCache:
             for first in range(0, len(same), KERNELS_A_UNIT)
         ]
         with ThreadPoolExecutor(at_once or units_at_once(KERNELS_A_UNIT)) as pool:
-            failed = [key for unit in pool.map(lambda unit: self._unit(compiler, missing, unit), units) for key in unit]
+            done = pool.map(lambda unit: self._unit(compiler, missing, unit, spent), units)
+            failed = [key for unit in done for key in unit]
         with ThreadPoolExecutor(at_once or units_at_once(1)) as pool:
-            for _ in pool.map(lambda key: self._unit(compiler, missing, (key,), alone=True), failed):
+            for _ in pool.map(lambda key: self._unit(compiler, missing, (key,), spent, alone=True), failed):
                 pass
-        return [self._kept(key) for key in keys]
+        return [replace(self._kept(key, compiler), compile_s=spent[key]) for key in keys]
 
-    def _kept(self, key: str) -> CompiledKernel | Refused:
-        found = self.get(key)
+    def _kept(self, key: str, compiler: Compiler) -> CompiledKernel | Refused:
+        found = self.get(key, nvcc=compiler.version)
         if found is None:
             raise WorkError(
                 f"kernel {key} was compiled into {self.folder}", found="nothing under its key",
@@ -169,9 +190,11 @@ class KernelCache:
         return found
 
     def _unit(
-        self, compiler: Compiler, kernels: dict[str, KernelSource], keys: tuple[str, ...], *, alone: bool = False
-    ) -> tuple[str, ...]:
+        self, compiler: Compiler, kernels: dict[str, KernelSource], keys: tuple[str, ...], spent: dict[str, float], *,
+        alone: bool = False,
+    ) -> tuple[str, ...]:  # fmt: skip
         """Compile some kernels of one header into one library; gives those that have to be tried alone."""
+        start = time.perf_counter()
         header = kernels[keys[0]].header
         code = [kernels[key].code.replace("{name}", name_of(key)) for key in keys]
         with tempfile.TemporaryDirectory(dir=self.folder, prefix="unit-") as scratch:
@@ -179,11 +202,13 @@ class KernelCache:
             unit.write_text("\n".join([f'#include "{header.name}"', *code]) + "\n")
             includes = [f"-I{folder}" for folder in (header.parent, *compiler.includes)]
             said = _run([str(compiler.nvcc), *compiler.flags, *includes, str(unit), "-o", str(library)])
+            for key in keys:
+                spent[key] += (time.perf_counter() - start) / len(keys)
             if said is not None:
                 if not alone and len(keys) > 1:
                     return keys
                 for key in keys:
-                    _appear(self.folder / f"{key}.refused", said, Path(scratch))
+                    _appear(_refusal(self.folder, key, compiler.version), said, Path(scratch))
                 return ()
             for key in keys:  # a library of several kernels is one file under several names
                 own = Path(scratch) / key
@@ -204,7 +229,7 @@ def units_at_once(kernels: int) -> int:
 
 
 def _run(command: Iterable[str]) -> str | None:
-    """Run nvcc; gives the end of what it said where it refuses the code."""
+    """Run nvcc; gives what it said from its first error on where it refuses the code."""
     try:
         done = subprocess.run(list(command), capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired as error:
@@ -215,10 +240,17 @@ def _run(command: Iterable[str]) -> str | None:
     said = done.stdout + done.stderr
     if done.returncode < 0 or re.search(r"died due to signal 9|No space left on device|out of memory", said):
         raise WorkError(
-            "a kernel was to be compiled", found=f"nvcc ended with {done.returncode}: {said[-TAIL_CHARACTERS:]}",
+            "a kernel was to be compiled", found=f"nvcc ended with {done.returncode}: {said[-KEPT_CHARACTERS:]}",
             expected="memory and disk enough for nvcc (about 4 GB a kernel)", run="the same with less beside it",
         )  # fmt: skip
-    return said[-TAIL_CHARACTERS:] if done.returncode else None
+    if not done.returncode:
+        return None
+    first = re.search(r"^.*\berror\b", said, re.MULTILINE)  # what comes after it mostly follows from it
+    return said[first.start() :][:KEPT_CHARACTERS] if first else said[-KEPT_CHARACTERS:]
+
+
+def _refusal(folder: Path, key: str, nvcc: str) -> Path:
+    return folder / f"{key}.{nvcc}.refused"
 
 
 def _appear(path: Path, text: str, scratch: Path) -> None:

@@ -2,15 +2,15 @@
 
 import ctypes
 from dataclasses import dataclass
-from typing import Literal
 
 from autotune.backends.native.cutlass.compiler import CompiledKernel
 from autotune.errors import WorkError
+from autotune.search_spaces.cutlass_launch import CutlassLaunch, Decomposition, Raster, Reduction
 
-Raster = Literal["heuristic", "along_m", "along_n"]
-Decomposition = Literal["heuristic", "data_parallel", "split_k", "stream_k"]
 RASTERS: tuple[Raster, ...] = ("heuristic", "along_m", "along_n")
 DECOMPOSITIONS: tuple[Decomposition, ...] = ("heuristic", "data_parallel", "split_k", "stream_k")
+REDUCTIONS: tuple[Reduction, ...] = ("deterministic", "nondeterministic")
+"""The numbers of ``abi.h`` for each."""
 
 STATUS = (
     "success", "misaligned operand", "invalid type of data", "invalid layout", "invalid problem", "not supported",
@@ -35,27 +35,12 @@ class _Made(ctypes.Structure):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Launch:
-    """One problem and the knobs that need no rebuild.
-
-    ``splits`` of K, ``decomposition`` and ``any_order`` (of the reduction: quicker, and not the same bits each time)
-    count where the kernel's scheduler is stream-K.
-    """
+class Shape:
+    """The problem of one launch; a kernel serves every shape of its alignment."""
 
     m: int
     n: int
     k: int
-    swizzle: int = 1
-    raster: Raster = "heuristic"
-    splits: int = 1
-    decomposition: Decomposition = "heuristic"
-    any_order: bool = False
-
-    def _as_c(self) -> _Launch:
-        return _Launch(
-            self.m, self.n, self.k, self.swizzle, RASTERS.index(self.raster), self.splits,
-            DECOMPOSITIONS.index(self.decomposition), int(self.any_order),
-        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,23 +86,26 @@ class LoadedKernel:
         self._workspace_bytes.restype = ctypes.c_size_t
         self._made.argtypes = (ctypes.POINTER(_Made),)
 
-    def launch(self, on: Operands, at: Launch, *, multiprocessors: int, workspace: int = 0, stream: int = 0) -> None:
+    def launch(
+        self, on: Operands, shape: Shape, at: CutlassLaunch, *, multiprocessors: int, workspace: int = 0,
+        stream: int = 0,
+    ) -> None:  # fmt: skip
         """Put one launch into a stream; raises WorkError where CUTLASS refuses it.
 
         ``workspace`` is the address of :meth:`workspace_bytes` bytes on the device, of which each stream needs its own.
         """
         operands = _Operands(on.a, on.b, on.residual or None, on.bias or None, on.d)
-        status = self._run(operands, at._as_c(), multiprocessors, workspace or None, stream or None)
+        status = self._run(operands, _as_c(shape, at), multiprocessors, workspace or None, stream or None)
         if status != 0:
             meaning = STATUS[status] if 0 < status < len(STATUS) else "unknown"
             raise WorkError(
-                f"kernel {self.compiled.name} for {at}", found=f"CUTLASS status {status}: {meaning}",
+                f"kernel {self.compiled.name} for {shape}, {at}", found=f"CUTLASS status {status}: {meaning}",
                 expected="a problem that the kernel can compute on this device",
             )  # fmt: skip
 
-    def workspace_bytes(self, at: Launch, *, multiprocessors: int) -> int:
+    def workspace_bytes(self, shape: Shape, at: CutlassLaunch, *, multiprocessors: int) -> int:
         """Tell how much memory on the device one launch needs besides its operands."""
-        return int(self._workspace_bytes(at._as_c(), multiprocessors))
+        return int(self._workspace_bytes(_as_c(shape, at), multiprocessors))
 
     def made(self) -> Made:
         """Ask the driver what the kernel takes; raises WorkError without a GPU."""
@@ -131,3 +119,10 @@ class LoadedKernel:
         return Made(
             registers=made.registers, spilled_bytes=made.spilled, shared_bytes=made.shared, stages=made.stages
         )  # fmt: skip
+
+
+def _as_c(shape: Shape, at: CutlassLaunch) -> _Launch:
+    return _Launch(
+        shape.m, shape.n, shape.k, at.swizzle, RASTERS.index(at.raster), at.splits,
+        DECOMPOSITIONS.index(at.decomposition), REDUCTIONS.index(at.reduction),
+    )  # fmt: skip

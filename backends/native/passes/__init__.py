@@ -1,6 +1,5 @@
 """The passes that simplify a graph, in the order in which they run."""
 
-from autotune.backends.native.passes.batch_norm import BATCH_NORM
 from autotune.backends.native.passes.casts_and_views import CASTS_AND_VIEWS
 from autotune.backends.native.passes.common_subexpressions import COMMON_SUBEXPRESSIONS
 from autotune.backends.native.passes.dead_code import DEAD_CODE
@@ -9,6 +8,3 @@ from autotune.backends.native.passes.identities import IDENTITIES
 
 EXACT = (FOLD_CONSTANTS, IDENTITIES, CASTS_AND_VIEWS, COMMON_SUBEXPRESSIONS, DEAD_CODE)
 """Passes that leave every bit of every answer as it is; a NaN stays one, of whatever sign and payload."""
-
-ALL = (BATCH_NORM, *EXACT)
-"""Every pass; the one for batch norms rounds in another order."""

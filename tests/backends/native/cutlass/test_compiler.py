@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from autotune.backends.native.cutlass import compiler as module
-from autotune.backends.native.cutlass.compiler import CompiledKernel, Compiler, KernelCache, KernelSource, Refused
+from autotune.backends.native.cutlass.compiler import (
+    CompiledKernel,
+    Compiler,
+    KernelCache,
+    KernelSource,
+    Refused,
+    key_of,
+)
 from autotune.errors import WorkError
 
 NVCC = shutil.which("nvcc")
@@ -91,20 +98,27 @@ def test_an_nvcc_that_does_not_end_is_stopped(header: Path, tmp_path: Path, monk
         KernelCache(tmp_path / "cache").compile(compiler(str(counting(tmp_path, "exec sleep 60"))), kernels(header, 5))
 
 
-def test_a_key_follows_from_all_that_the_code_follows_from(header: Path) -> None:
+def test_a_key_follows_from_all_of_ours_that_the_code_follows_from(header: Path) -> None:
     (kernel,) = kernels(header, 5)
-    changes = [
-        compiler().key(replace(kernel, code="ANSWER({name}, 6)")),
-        replace(compiler(), version="13.1").key(kernel),
-        replace(compiler(), headers_version="2").key(kernel),
-        replace(compiler(), architecture="80").key(kernel),
-    ]
-    keys = {compiler().key(kernel), *changes}
+    keys = {key_of(kernel, "90a"), key_of(replace(kernel, code="ANSWER({name}, 6)"), "90a"), key_of(kernel, "80")}
     header.write_text(HEADER + "\n")
-    keys.add(compiler().key(kernel))
+    keys.add(key_of(kernel, "90a"))
     (header.parent / "beside.h").write_text("")
-    assert len({*keys, compiler().key(kernel)}) == 7
-    assert compiler().key(kernel) == replace(compiler(), nvcc=Path("/elsewhere/nvcc")).key(kernel)
+    assert len({*keys, key_of(kernel, "90a")}) == 5
+
+
+@needs_nvcc
+def test_another_nvcc_finds_what_was_compiled_and_tries_again_what_was_refused(header: Path, tmp_path: Path) -> None:
+    cache = KernelCache(tmp_path / "cache")
+    good, bad = cache.compile(compiler(), kernels(header, 5, -1))
+    assert good.compile_s > 0 and bad.compile_s > 0
+    nvcc = counting(tmp_path, "echo refused by another >&2; exit 1")
+    other = replace(compiler(str(nvcc)), version="13.1")
+    found, again = cache.compile(other, kernels(header, 5, -1))
+    assert (found, found.compile_s) == (good, 0.0)
+    assert isinstance(again, Refused) and "refused by another" in again.detail
+    assert (tmp_path / "runs").read_text().split() == ["run"]
+    assert isinstance(bad, Refused) and cache.get(bad.key, nvcc=compiler().version) == bad
 
 
 def test_units_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from autotune.backends.native.cutlass.compiler import CompiledKernel
-from autotune.backends.native.cutlass.kernel import Launch, LoadedKernel, Made, Operands
+from autotune.backends.native.cutlass.kernel import LoadedKernel, Made, Operands, Shape
 from autotune.errors import WorkError
+from autotune.search_spaces.cutlass_launch import CutlassLaunch
 
 ROOT = Path(__file__).parents[4]
 COMPILER = shutil.which("g++")
@@ -23,7 +24,7 @@ extern "C" int kernel_0123456789abcdef_run(Operands const* on, Launch const* at,
   bool const there = on->a == (void*)1 && on->b == (void*)2 && on->residual == (void*)3 && on->bias == (float*)4 &&
       on->d == (void*)5 && processors == 132 && space == (void*)6 && stream == (void*)7;
   bool const knobs = at->m == 8 && at->n == 16 && at->k == 24 && at->swizzle == 2 && at->raster == 2 &&
-      at->splits == 4 && at->decomposition == 3 && at->reduction == 1;
+      at->splits == 4 && at->decomposition == 2 && at->reduction == 1;
   if (on->bias == nullptr && on->residual == nullptr && space == nullptr && stream == nullptr) return 1;
   return there && knobs ? 0 : 99;
 }
@@ -36,8 +37,9 @@ extern "C" int kernel_0123456789abcdef_made(Made* told) {
   return 0;
 }
 """
-LAUNCH = Launch(
-    m=8, n=16, k=24, swizzle=2, raster="along_n", splits=4, decomposition="stream_k", any_order=True
+SHAPE = Shape(m=8, n=16, k=24)
+LAUNCH = CutlassLaunch(
+    swizzle=2, raster="along_n", splits=4, decomposition="split_k", reduction="nondeterministic"
 )  # fmt: skip
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
@@ -53,18 +55,20 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> LoadedKernel:
 
 
 def test_a_launch_arrives_as_it_was_given(kernel: LoadedKernel) -> None:
-    kernel.launch(Operands(a=1, b=2, residual=3, bias=4, d=5), LAUNCH, multiprocessors=132, workspace=6, stream=7)
+    kernel.launch(
+        Operands(a=1, b=2, residual=3, bias=4, d=5), SHAPE, LAUNCH, multiprocessors=132, workspace=6, stream=7
+    )
 
 
 def test_what_cutlass_refuses_is_told_in_words_and_nothing_is_null(kernel: LoadedKernel) -> None:
     with pytest.raises(WorkError, match="misaligned operand"):
-        kernel.launch(Operands(a=1, b=2, d=5), LAUNCH, multiprocessors=132)
+        kernel.launch(Operands(a=1, b=2, d=5), SHAPE, LAUNCH, multiprocessors=132)
     with pytest.raises(WorkError, match="status 99: unknown"):
-        kernel.launch(Operands(a=9, b=2, bias=4, d=5), LAUNCH, multiprocessors=132)
+        kernel.launch(Operands(a=9, b=2, bias=4, d=5), SHAPE, LAUNCH, multiprocessors=132)
 
 
 def test_sizes_past_four_gigabytes_are_told(kernel: LoadedKernel) -> None:
-    assert kernel.workspace_bytes(LAUNCH, multiprocessors=132) == 4 * 132 * 2**32
+    assert kernel.workspace_bytes(SHAPE, LAUNCH, multiprocessors=132) == 4 * 132 * 2**32
 
 
 def test_what_the_compiler_made_of_it(kernel: LoadedKernel) -> None:

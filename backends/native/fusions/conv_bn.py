@@ -13,7 +13,7 @@ _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 _CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 
 
-def batch_norm(module: GraphModule) -> int:
+def conv_bn(module: GraphModule) -> int:
     """Fold batch norms into the weights before them, computed in float64 and rounded once; returns how many."""
     return sum(_fold(module, node) for node in list(module.graph.nodes) if node.target is _NORM)
 
@@ -77,4 +77,4 @@ def _memory_format(weight: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last and not weight.is_contiguous() else torch.contiguous_format
 
 
-BATCH_NORM = Pass(name="batch_norm", apply=batch_norm)
+CONV_BN = Pass(name="conv_bn", apply=conv_bn)

@@ -1,0 +1,30 @@
+"""``autotune explain``."""
+
+from typing import Annotated
+
+import typer
+
+from autotune.cli.output import Batch, Db, DeviceOption, Json, device_class, open_store, print_json, show
+from autotune.cli.plan import find_plans
+
+
+def explain(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of the study.")],
+    batch: Batch = None,
+    device: DeviceOption = None,
+    db: Db = None,
+    json: Json = False,
+) -> None:
+    """Explain a plan: kernels before and after, what was fused where, which kernel each GEMM got and what it saved.
+
+    Without --batch every batch. With --json one plan is one object; several are a list of them.
+    """
+    from autotune.report.explain import explanation, explanation_view
+
+    with open_store(db) as store:
+        found = [explanation(plan, store) for plan in find_plans(store, model, batch, device_class(device))]
+    if json:
+        print_json(found[0] if len(found) == 1 else found)
+        return
+    for one in found:
+        show(explanation_view(one))

@@ -1,0 +1,179 @@
+"""``autotune kernels``."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autotune.cli.output import (
+    Db,
+    DeviceOption,
+    Json,
+    device_class,
+    errors,
+    nothing_on_stdout,
+    open_store,
+    print_json,
+    show,
+)
+from autotune.errors import RequestError, StudyInterruptedError, WorkError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autotune.device import Device
+    from autotune.kernel_problem import GemmProblem
+    from autotune.kernel_report import KernelReport
+
+BACKEND = "native"
+DTYPES = ("fp16", "bf16", "fp32")
+EPILOGUES = ("none", "bias", "relu", "gelu", "gelu_tanh", "silu")
+
+app = typer.Typer(no_args_is_help=True, help="Kernels that are tuned one problem at a time.")
+
+
+@app.command("list")
+def list_kernels(device: DeviceOption = None, db: Db = None, json: Json = False) -> None:
+    """List the kernel problems that are known, each with its best kernel."""
+    with open_store(db) as store:
+        rows = store.kernels.problems(device_class(device))
+    from autotune.report.kernels import problems_document, problems_table
+
+    if json:
+        print_json(problems_document(rows))
+    else:
+        show(problems_table(rows))
+
+
+@app.command("tune")
+def tune(
+    m: Annotated[int, typer.Argument(metavar="M", help="Rows of A and of the result: batch times tokens.")],
+    n: Annotated[int, typer.Argument(metavar="N", help="Columns of the result: a linear layer's outputs.")],
+    k: Annotated[int, typer.Argument(metavar="K", help="What is summed over: a linear layer's inputs.")],
+    dtype: Annotated[str, typer.Option("--dtype", metavar="TYPE", help="fp16, bf16 or fp32.")] = "fp16",
+    epilogue: Annotated[
+        str,
+        typer.Option(
+            "--epilogue", metavar="NAME", help="none, bias, or a bias and relu, gelu (with erf), gelu_tanh or silu."
+        ),
+    ] = "none",
+    residual: Annotated[bool, typer.Option("--residual", help="Add a residual before the activation.")] = False,
+    device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Time for this run: 90s, 2m, 1h.")] = "2m",
+    builds: Annotated[int, typer.Option("--builds", metavar="N", help="Kernels compiled at most, over all runs.")] = 16,
+    db: Db = None,
+    json: Json = False,
+) -> None:
+    """Find the fastest kernel for D = activation(A·B + bias + residual) with A of M×K and B of K×N.
+
+    Every trial is kept; what was tried before under the same toolchain is not tried again.
+    """
+    from autotune.runtime import discovery
+    from autotune.study_file import parse_duration
+
+    problem = kernel_problem(m, n, k, dtype, epilogue, residual=residual)
+    try:
+        budget_s = parse_duration(budget)
+    except ValueError as error:
+        raise RequestError(f"--budget {budget}", found=str(error), expected="such as 90s, 2m or 1h30m") from None
+    if builds < 1:
+        raise RequestError(f"--builds {builds}", found="no build at all", expected="at least 1")
+    where = discovery.find(device)
+    if json:
+        with nothing_on_stdout():
+            report = _run(problem, where, budget_s, builds, db)
+    else:
+        report = _run(problem, where, budget_s, builds, db)
+    _tell(report, where, json=json)
+
+
+def kernel_problem(m: int, n: int, k: int, dtype: str, epilogue: str, *, residual: bool) -> "GemmProblem":
+    """Make the problem from the words of the command line; RequestError for one that is none."""
+    from autotune.kernel_problem import GemmProblem
+
+    for option, found, accepted in (("--dtype", dtype, DTYPES), ("--epilogue", epilogue, EPILOGUES)):
+        if found not in accepted:
+            raise RequestError(f"{option} {found}", found="no such name", expected=f"one of {', '.join(accepted)}")
+    values: dict[str, Any] = {
+        "dtype": dtype, "output": dtype, "bias": epilogue != "none", "residual": residual,
+        "activation": "none" if epilogue == "bias" else epilogue,
+    }  # fmt: skip
+    try:
+        return GemmProblem(m=m, n=n, k=k, **values)
+    except ValueError as error:
+        raise RequestError(f"a product of {m}×{k} and {k}×{n}", found=str(error), expected="positive sizes") from None
+
+
+def _run(problem: "GemmProblem", device: "Device", budget_s: float, builds: int, db: str | None) -> "KernelReport":
+    from autotune.execute.server import WorkerServer
+    from autotune.kernel_tuning import tune_kernels
+    from autotune.study import stoppable
+
+    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
+    try:
+        with (
+            open_store(db, create=True) as store,
+            WorkerServer(folder) as server,
+            stoppable(server) as stop,
+        ):
+            return tune_kernels(
+                {problem: 1.0}, device, store, server, backend=BACKEND, budget_s=budget_s, builds=builds,
+                progress=KernelProgress(errors()), stop=stop,
+            )  # fmt: skip
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tell(report: "KernelReport", device: "Device", *, json: bool) -> None:
+    """Print what is known; then raise where nothing could be timed, or the run was stopped."""
+    from autotune.report.kernels import problem_words, tuned_document, tuned_view
+
+    (tuned,) = report.problems
+    if report.stopped:
+        raise StudyInterruptedError(
+            f"tuning {problem_words(tuned.problem)} was stopped; what was finished is kept",
+            run="the same command to go on",
+        )
+    if tuned.best is None:
+        failures = [str(trial.failure) for trial in tuned.trials if trial.failure is not None]
+        found = str(tuned.trouble) if tuned.trouble else "; ".join(failures[:3]) or "no candidate was timed"
+        raise WorkError(
+            f"no kernel for {problem_words(tuned.problem)} on {device.name}", found=found,
+            expected="at least one that is right", run="autotune doctor",
+        )  # fmt: skip
+    if json:
+        print_json(
+            {
+                "device": device.sku,
+                "device_class": device.device_class,
+                "toolchain": report.toolchain,
+                "seconds": report.seconds,
+                "notes": list(report.notes),
+                **tuned_document(tuned, report.rates),
+            }
+        )
+        return
+    show(tuned_view(tuned, device, report.rates))
+
+
+class KernelProgress:
+    """Prints a line for each kernel that was tried, on standard error."""
+
+    def __init__(self, console: "Console") -> None:
+        self._console = console
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Show one event; a kind that is not known here is left out."""
+        from autotune.report import words
+
+        if kind == "message":
+            self._say(data["text"])
+        elif kind == "kernel_tried":
+            trial, configuration = data["trial"], data["trial"].configuration
+            became = trial.failure or f"{words.milliseconds(trial.median_us)} µs"
+            self._say(f"{configuration.backend} ({words.knobs(configuration)}): {became}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)

@@ -1,0 +1,83 @@
+"""Steps of tuned kernels: compile some of them, and check and time others, one after the other on the device.
+
+A kernel may take the process's context on the device with it. So each result is told as soon as it is there, and before
+each candidate whose turn it is: the coordinator knows what was at work, and starts again with the rest.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autotune import registry
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.execute.channel import Channel
+from autotune.execute.stages import enter, holding
+from autotune.kernel_problem import GemmProblem
+
+CRASH = "crash"
+
+
+def device_rates(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Read how fast a GPU computes and moves bytes; ``None`` where its architecture is not known."""
+    from autotune.errors import WorkError
+    from autotune.search.kernel_rates import DeviceRates
+
+    enter(channel, "load")
+    try:
+        return {"rates": DeviceRates.read(Device.from_dict(request["device"]).torch_name).as_dict()}
+    except WorkError as error:
+        return {"rates": None, "reason": str(error)}
+
+
+def compile_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Compile builds into a cache, without any lock: what became of each, in their order."""
+    enter(channel, "build")
+    maker = registry.kernels(request["backend"])
+    made = maker.compile(
+        Device.from_dict(request["device"]), GemmProblem.from_dict(request["problem"]),
+        [Configuration.from_dict(build) for build in request["builds"]], Path(request["folder"]),
+    )  # fmt: skip
+    return {"made": [asdict(one) for one in made]}
+
+
+def time_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Load, check and time candidates of one problem, alone on the device, telling of each as soon as it is done.
+
+    ``best_us`` is the fastest time so far, ``limits`` are :class:`~autotune.execute.kernel_timing.Limits`. What a
+    candidate raises is its own failure, and the next one begins, unless it took the context on the device with it.
+    """
+    from autotune.execute.child import explain
+    from autotune.execute.kernel_timing import KernelBed, Limits
+
+    device, problem = Device.from_dict(request["device"]), GemmProblem.from_dict(request["problem"])
+    maker, folder = registry.kernels(request["backend"]), Path(request["folder"])
+    best_us: float | None = request["best_us"]
+    with holding(channel, device, "load", exclusive=True):
+        limits = Limits(**request["limits"])
+        bed = KernelBed(device, problem, maker.compute, seed=request["seed"], limits=limits)
+        for candidate in map(Configuration.from_dict, request["candidates"]):
+            channel.send({"turn": candidate.digest})
+            enter(channel, "load")
+            stage = "load"
+
+            def going(to: str) -> None:
+                nonlocal stage
+                stage = to
+                enter(channel, to)
+
+            told: dict[str, Any] = {"candidate": candidate.digest}
+            try:
+                kernel = maker.load(device, problem, candidate, folder)
+                result = bed.judge_and_time(kernel, best_us, going)
+                told |= result.as_dict()
+                if result.failure is None:
+                    best_us = min(filter(None, (best_us, result.median_us)))
+            except Exception as error:  # the worker's border: it is told, and recorded as the candidate's failure
+                explained = explain(error)
+                if explained["kind"] == CRASH:
+                    raise
+                told["failure"] = {"stage": stage, "kind": explained["kind"], "detail": explained["detail"]}
+            channel.send({"kernel": told})
+    return {"timed": len(request["candidates"])}

@@ -1,0 +1,147 @@
+"""The seam of kernels that are tuned one problem at a time: KernelMaker and Kernel."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.kernel_problem import GemmProblem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownKernel:
+    """A kernel that was measured on a problem, with its median in microseconds."""
+
+    configuration: Configuration
+    median_us: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {"configuration": self.configuration.as_dict(), "median_us": self.median_us}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "KnownKernel":
+        """Read what :meth:`as_dict` wrote."""
+        return cls(configuration=Configuration.from_dict(data["configuration"]), median_us=float(data["median_us"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownKernels:
+    """What a build may choose from: by the digest of a problem the best kernel, and the best of the libraries' calls.
+
+    ``folder`` is the cache in which the kernels lie compiled.
+    """
+
+    folder: Path
+    best: Mapping[str, KnownKernel] = field(default_factory=dict)
+    library: Mapping[str, KnownKernel] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "folder": str(self.folder),
+            "best": {digest: known.as_dict() for digest, known in self.best.items()},
+            "library": {digest: known.as_dict() for digest, known in self.library.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "KnownKernels":
+        """Read what :meth:`as_dict` wrote."""
+        found = {
+            which: {digest: KnownKernel.from_dict(known) for digest, known in data[which].items()}
+            for which in ("best", "library")
+        }
+        return cls(folder=Path(data["folder"]), **found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeKernel:
+    """What compiling a candidate came to: a kernel that can be loaded, or what the compiler said against it.
+
+    ``compile_s`` is its share of the time of the unit that it was compiled in, 0 where it was compiled before.
+    """
+
+    refusal: str | None = None
+    compile_s: float = 0.0
+
+
+class Kernel(Protocol):
+    """A loaded kernel for one problem.
+
+    ``a`` has shape [m, k], ``b`` [n, k] (a weight as torch stores it), ``bias`` [n] in fp32 or ``None``, ``residual``
+    and ``out`` [m, n]; all on the device, contiguous, in the dtypes of the problem.
+    """
+
+    @property
+    def made(self) -> Mapping[str, float]:
+        """What the compiler made of it: registers, spilled_bytes, shared_bytes, stages; empty where nobody tells."""
+        ...
+
+    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> None:
+        """Put the kernel into torch's current stream; it writes ``out``. May be captured in a CUDA graph."""
+        ...
+
+
+class KernelSpace(Protocol):
+    """The candidates for one problem on one device."""
+
+    @property
+    def builds(self) -> Sequence[Configuration]:
+        """What has to be compiled first, each build once, in the order of its kind's rules."""
+        ...
+
+    @property
+    def ready(self) -> Sequence[Configuration]:
+        """Candidates that need no compiler: the libraries' own calls, and kernels that come compiled."""
+        ...
+
+    def first(self, count: int) -> Sequence[Configuration]:
+        """Choose the builds to begin with."""
+        ...
+
+    def launches(self, build: Configuration) -> Sequence[Configuration]:
+        """List the candidates of one build, which differ in what is set at launch; the plainest first."""
+        ...
+
+
+@runtime_checkable
+class KernelMaker(Protocol):
+    """What a backend has whose kernels are tuned: its attribute ``kernels``. Stateless, imports torch in methods."""
+
+    toolchain: tuple[str, ...]
+
+    def space(self, device: Device, problem: GemmProblem) -> KernelSpace:
+        """What can compute a problem on a device; raises SpaceError where nothing can."""
+        ...
+
+    def compile(
+        self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
+    ) -> list[MadeKernel]:
+        """Compile builds, side by side within memory, into a cache that many processes share.
+
+        Needs no GPU. Raises WorkError where there is no compiler, or it fails by itself.
+        """
+        ...
+
+    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
+        """Load a candidate that is compiled (its build in the cache ``folder``) or needs no compiler.
+
+        Raises WorkError where it cannot be loaded: not compiled, another architecture, refused by its library.
+        """
+        ...
+
+    def pack(
+        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
+    ) -> Mapping[str, str]:
+        """Copy what :meth:`load` needs of a candidate from the cache into another one, which may travel.
+
+        Returns the names of the copied files with the digests of the sources they were compiled from; nothing where the
+        candidate needs no file. Raises WorkError where it is not compiled.
+        """
+        ...
+
+    def compute(self, problem: GemmProblem, a: Any, b: Any, bias: Any, residual: Any) -> Any:
+        """The problem in plain torch and the operands' own precision: what a kernel must equal within rounding."""
+        ...

@@ -1,0 +1,120 @@
+"""What a search over tiles believes before it measures, and how measurements correct it."""
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from autotune.configuration import Configuration
+from autotune.kernel import KernelSpace
+from autotune.kernel_problem import GemmProblem
+from autotune.search.kernel_cost import Estimate, KernelCost
+from autotune.search.kernel_features import features
+from autotune.search.kernel_model import Floats, ResidualModel
+from autotune.search.kernel_rates import DeviceRates
+
+TIE = 1e-4
+"""Log time within which estimates are in random order."""
+
+_SHARES = ("decomposition", "splits")
+"""What an estimate sees of a launch."""
+
+
+class KernelPrior:
+    """The builds of a space, their estimated log times, and their places among one another.
+
+    A build counts with the launch that its estimate likes best, because a kernel that can split k promises more than it
+    shows when it is launched plainly. Without ``rates`` all builds are estimated alike.
+    """
+
+    def __init__(self, space: KernelSpace, problem: GemmProblem, rates: DeviceRates | None, seed: int) -> None:
+        self.builds = tuple(space.builds)
+        self._space, self._rates = space, rates
+        self._number = {build: number for number, build in enumerate(self.builds)}
+        self._names = {build.backend: frozenset(dict(build.values)) for build in self.builds}
+        self._cost = KernelCost(rates, problem) if rates else None
+        self._ways: dict[Configuration, tuple[Configuration, ...]] = {}
+        draw = random.Random(seed)
+        plain = [self._estimate(build) for build in self.builds]
+        known = [math.log(each.us) for each in plain if each]
+        middle = float(np.median(known)) if known else 0.0
+        self._log_us = np.array([(math.log(each.us) if each else middle) + draw.uniform(0, TIE) for each in plain])
+        pairs = list(zip(self.builds, plain, strict=True))
+        self.saved = np.array([self._saved_by_launch(build, each) for build, each in pairs])
+        rows = [features(problem, build, each) for build, each in pairs]
+        self._columns = {name: column for column, name in enumerate(sorted({name for row in rows for name in row}))}
+        self._places = self._matrix(rows)
+
+    def build_of(self, candidate: Configuration) -> Configuration | None:
+        """Return the build of a candidate, ``None`` where it is no build of this space."""
+        names = self._names.get(candidate.backend, frozenset())
+        build = Configuration.of(candidate.backend, {n: value for n, value in candidate.values if n in names})
+        return build if build in self._number else None
+
+    def number(self, build: Configuration) -> int:
+        """Where a build stands among the builds."""
+        return self._number[build]
+
+    def us(self, candidate: Configuration) -> float | None:
+        """The estimated time of a candidate, where there is an estimate."""
+        estimate = self._estimate(candidate)
+        return estimate.us if estimate else None
+
+    def corrected(
+        self, plain_us: Mapping[Configuration, float], elsewhere: Iterable[tuple[GemmProblem, Configuration, float]]
+    ) -> tuple[Floats, Floats]:
+        """Predict the log time of every build at its best launch: mean and standard deviation.
+
+        ``plain_us`` are the times of builds of this space, plainly launched; ``elsewhere`` candidates timed on other
+        problems, which count only where there is an estimate of theirs.
+        """
+        numbers = [self._number[build] for build in plain_us]
+        residuals = [math.log(us) - self._log_us[number] for us, number in zip(plain_us.values(), numbers, strict=True)]
+        others = list(self._residuals_of(elsewhere))
+        if others:
+            places = np.vstack([self._places[numbers], self._matrix([row for row, _ in others])])
+        else:
+            places = self._places[numbers]
+        model = ResidualModel(places, [*residuals, *(residual for _, residual in others)])
+        mean, deviation = model.predict(self._places)
+        return self._log_us + self.saved + mean, deviation
+
+    def _residuals_of(
+        self, elsewhere: Iterable[tuple[GemmProblem, Configuration, float]]
+    ) -> Iterator[tuple[dict[str, float], float]]:
+        for problem, candidate, us in elsewhere:
+            estimate = KernelCost(self._rates, problem).estimate(candidate) if self._rates else None
+            if estimate is not None:
+                yield features(problem, candidate, estimate), math.log(us / estimate.us)
+
+    def _estimate(self, candidate: Configuration) -> Estimate | None:
+        return self._cost.estimate(candidate) if self._cost else None
+
+    def _matrix(self, rows: Sequence[Mapping[str, float]]) -> Floats:
+        """One row each; a feature that no build of this space has separates nothing here and is left out."""
+        places = np.zeros((len(rows), len(self._columns)))
+        for number, row in enumerate(rows):
+            for name, value in row.items():
+                if name in self._columns:
+                    places[number, self._columns[name]] = value
+        return places
+
+    def _saved_by_launch(self, build: Configuration, plain: Estimate | None) -> float:
+        """Log of the share of the plain time that the best launch leaves, as estimated: 0 or less."""
+        if plain is None:
+            return 0.0
+        times = [estimate.us for each in self._ways_of(build) if (estimate := self._estimate(each))]
+        return min(math.log(min(times, default=plain.us) / plain.us), 0.0)
+
+    def _ways_of(self, build: Configuration) -> Iterator[Configuration]:
+        """A build under each way to share k out.
+
+        Builds alike in kind, scheduler and depth of a tile are offered the same ways, so one of them is asked.
+        """
+        alike = Configuration.of(build.backend, {n: v for n, v in build.values if n in ("scheduler", "tile_k")})
+        if alike not in self._ways:
+            ways = [{n: v for n, v in each.values if n in _SHARES} for each in self._space.launches(build)]
+            self._ways[alike] = tuple(dict.fromkeys(Configuration.of(build.backend, way) for way in ways))
+        for way in self._ways[alike]:
+            yield Configuration.of(build.backend, {**dict(build.values), **dict(way.values)})

@@ -1,0 +1,126 @@
+"""Our own engine: a rewritten graph with kernels that were tuned for its shapes, replayed as one CUDA graph."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autotune.backend import Availability, Runner, SourceModel
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.kernel_problem import GemmProblem
+from autotune.runtime.installed import torch_availability
+from autotune.runtime.settings import Settings
+from autotune.search_spaces import native as spaces
+from autotune.space import SearchSpace
+from autotune.workload import Workload
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from autotune.backends.native.fusions import Fused
+    from autotune.kernel import KernelMaker
+
+PROGRAM = "program.pt2"
+
+
+class NativeBackend:
+    """Fuses the captured graph, lets kernels take the places of its fused operators, and captures a CUDA graph.
+
+    A build rewrites the graph on the CPU and packs kernels that are compiled already; tuning them is the study's (see
+    :mod:`autotune.kernel_tuning`). On a CPU the fused graph runs by torch's own operators.
+    """
+
+    name = "native"
+    toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "cutlass", "cublaslt")
+    build_uses_device = False
+
+    @property
+    def kernels(self) -> "KernelMaker":
+        """What makes the kernels that are tuned one problem at a time."""
+        from autotune.backends.native.kernels import KERNELS
+
+        return KERNELS
+
+    def probe(self, device: Device) -> Availability:
+        """Whether torch is here and built for the device; kernels that need a compiler are candidates where it is."""
+        return torch_availability(device)
+
+    def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
+        """Precision, every fusion that matches, layout; on a GPU the kernels' source, CUDA graph and cuDNN's search."""
+        return spaces.native_space(device, workload)
+
+    def features(self, model: SourceModel, device: Device) -> Mapping[str, int]:
+        """How often each fusion matches in the captured graph."""
+        from autotune.backends.native.fusions import matches
+
+        return matches(model.program("fp32", _host(device)))
+
+    def problems(self, model: SourceModel, configuration: Configuration, device: Device) -> Mapping[GemmProblem, int]:
+        """The kernel problems of the graph that a configuration builds, and how often each comes in one call."""
+        from autotune.backends.native.sites import sites
+        from autotune.model.precision import flat_module
+
+        module: Any = flat_module(self._rewritten(model, configuration, device)[0])
+        found = sites(module, channels_last=bool(configuration.get("channels_last", False)))
+        return Counter(site.problem for site in found if site.problem is not None)
+
+    def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
+        """Write the rewritten graph, and the kernels that take places in it."""
+        import torch
+
+        from autotune.backends.native.packing import pack
+
+        settings = Settings.of(configuration, model.workload)
+        program, fused = self._rewritten(model, configuration, device)
+        torch.export.save(program, str(folder / PROGRAM))
+        pack(folder, program, fused, configuration, device, model.known_kernels)
+        settings.write(folder)
+
+    def times_kernels_at_load(self, configuration: Configuration) -> bool:
+        """With cuDNN's benchmark, at the first calls."""
+        return bool(configuration.get("cudnn_benchmark", False))
+
+    def load(self, folder: Path, device: Device) -> Runner:
+        """Load graph and kernels; needs neither nvcc nor Triton's compiler."""
+        import torch
+
+        from autotune.backends.native import operators  # noqa: F401 (registers the operators that the graph names)
+        from autotune.backends.native.packing import places
+        from autotune.model.precision import flat_module, on_device
+        from autotune.model.program import load_program
+        from autotune.runtime.torch_runner import torch_runner
+
+        settings = Settings.read(folder)
+        module: Any = flat_module(on_device(load_program(folder / PROGRAM), device.torch_name))
+        if settings.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        places(folder, module, device)
+        return torch_runner(module.requires_grad_(False), settings, device)
+
+    def explain(self, folder: Path) -> Mapping[str, Any]:
+        """What an artifact says of itself: nodes before and after, fusions with their counts, kernels by site."""
+        from autotune.backends.native.packing import read
+
+        return read(folder)
+
+    def _rewritten(
+        self, model: SourceModel, configuration: Configuration, device: Device
+    ) -> "tuple[ExportedProgram, Fused]":
+        """The fused graph, captured again so that it can be saved; on the CPU, where no timing is disturbed."""
+        import torch
+
+        from autotune.backends.native.fusions import fuse
+
+        host = _host(device)
+        fused = fuse(model.program(str(configuration["precision"]), host), spaces.fusions(configuration))
+        with torch.no_grad():
+            return torch.export.export(fused.module, model.example_inputs(host)), fused
+
+
+def _host(device: Device) -> Device:
+    return dataclasses.replace(device, kind="cpu", index=0)
+
+
+BACKEND = NativeBackend()

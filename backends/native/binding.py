@@ -1,0 +1,92 @@
+"""Kernels take the places of a loaded graph's fused operators."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from autotune.backends.native import operators
+from autotune.backends.native.sites import fused_nodes
+from autotune.errors import ArtifactError
+from autotune.kernel import Kernel
+
+Place = Callable[..., nn.Module]
+
+
+def bind(module: GraphModule, places: Mapping[int, nn.Module]) -> None:
+    """Let modules stand for fused operators, by their positions; each takes the operator's own arguments."""
+    nodes = list(fused_nodes(module))
+    for index, stand_in in places.items():
+        if index >= len(nodes):
+            raise ArtifactError(
+                f"kernel {index} of a native artifact has no place", found=f"a graph with {len(nodes)} fused operators",
+                expected="the graph that the artifact was built with", run="autotune db check",
+            )  # fmt: skip
+        node = nodes[index]
+        name = f"site_{index}"
+        module.add_submodule(name, stand_in)
+        with module.graph.inserting_before(node):
+            call = module.graph.call_module(name, node.args)
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        module.graph.erase_node(node)
+    module.graph.lint()
+    module.recompile()
+
+
+class GemmSite(nn.Module):
+    """A kernel in the place of ``gemm``; the bias it was built with is a vector of fp32."""
+
+    def __init__(self, kernel: Kernel, bias: Tensor | None) -> None:
+        super().__init__()
+        self._kernel = kernel
+        self.register_buffer("bias", bias)
+
+    def forward(self, a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
+        """Compute into a fresh tensor."""
+        rows = a.reshape(-1, a.shape[-1])
+        added = None if residual is None else residual.reshape(-1, b.shape[0])
+        out = a.new_empty((rows.shape[0], b.shape[0]))
+        self._kernel(rows.contiguous(), b, self.bias, None if added is None else added.contiguous(), out)
+        return out.view(*a.shape[:-1], b.shape[0])
+
+
+class PixelSite(nn.Module):
+    """A GEMM kernel in the place of a 1×1 convolution over channels-last memory."""
+
+    def __init__(self, kernel: Kernel, bias: Tensor | None) -> None:
+        super().__init__()
+        self._kernel = kernel
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *_: object) -> Tensor:
+        """Compute into a fresh tensor in channels-last memory; each pixel is a row."""
+        batch, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
+        added = None if residual is None else residual.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
+        out = x.new_empty((rows.shape[0], weight.shape[0]))
+        self._kernel(rows, weight.reshape(weight.shape[:2]), self.bias, added, out)
+        return out.view(batch, height, width, weight.shape[0]).permute(0, 3, 1, 2)
+
+
+class FusedConvSite(nn.Module):
+    """cuDNN's convolution with bias, ReLU and residual in one call."""
+
+    def forward(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: list[int],
+        padding: list[int], dilation: list[int], groups: int, activation: str,
+    ) -> Tensor:  # fmt: skip
+        """Compute as ``conv2d`` does; cuDNN fuses a ReLU only."""
+        if activation != "relu":
+            return operators.conv2d(x, weight, bias, residual, stride, padding, dilation, groups, activation)  # type: ignore[no-any-return]
+        if residual is None:
+            return torch.cudnn_convolution_relu(x, weight, bias, stride, padding, dilation, groups)
+        return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, stride, padding, dilation, groups)
+
+
+def site_bias(bias: Tensor | None, *, wanted: bool, length: int, device: torch.device) -> Tensor | None:
+    """The bias as a kernel takes it: a contiguous vector of fp32, zeros where the operator has none but needs one."""
+    if bias is None:
+        return torch.zeros(length, dtype=torch.float32, device=device) if wanted else None
+    return bias.detach().to(device=device, dtype=torch.float32).contiguous()

@@ -1,0 +1,68 @@
+"""From a build of the space of CUTLASS kernels to the source that nvcc compiles."""
+
+from pathlib import Path
+
+from autotune.backends.native.cutlass.compiler import KernelSource
+from autotune.configuration import Configuration
+from autotune.kernel_problem import BYTES
+from autotune.search_spaces.cutlass_gemm import CutlassBuild
+
+HERE = Path(__file__).parent
+SM90, MULTISTAGE = HERE / "gemm_sm90.cuh", HERE / "gemm_multistage.cuh"
+
+ELEMENTS = {"fp16": "cutlass::half_t", "bf16": "cutlass::bfloat16_t", "fp32": "float"}
+ACTIVATIONS = {"none": "Identity", "relu": "ReLu", "gelu": "GELU", "gelu_tanh": "GELU_taylor", "silu": "SiLu"}
+SCHEDULES = {
+    "cooperative": ("KernelTmaWarpSpecializedCooperative", "TmaWarpSpecializedCooperative"),
+    "pingpong": ("KernelTmaWarpSpecializedPingpong", "TmaWarpSpecialized"),
+}
+"""The schedule of the main loop and that of the epilogue."""
+SCHEDULERS = {"persistent": "PersistentScheduler", "stream_k": "StreamKScheduler"}
+
+
+def source_of(build: CutlassBuild) -> KernelSource:
+    """Give the source of a build; builds that differ in nothing that the code follows from have the same.
+
+    A bias is a pointer that may be null, and so is the residual of the older architectures.
+    """
+    if build.architecture == "sm_90a":
+        return KernelSource(header=SM90, code=_line(_sm90(build)))
+    return KernelSource(header=MULTISTAGE, code=_line(_multistage(build)))
+
+
+def _sm90(build: CutlassBuild) -> list[str]:
+    """The arguments of ``GemmSm90``; the space offers it operands that are aligned for TMA only."""
+    tile = build.tile
+    schedule, epilogue = SCHEDULES[str(tile["schedule"])]
+    cluster = f"cute::Shape<cute::Int<{tile['cluster_m']}>, cute::Int<{tile['cluster_n']}>, cute::Int<1>>"
+    sides = ", ".join(f"cute::Int<{tile[side]}>" for side in ("tile_m", "tile_n", "tile_k"))
+    return [
+        ELEMENTS[build.dtype], ELEMENTS[build.output], "true" if build.residual else "false", _activation(build),
+        f"cute::Shape<{sides}>", cluster, f"cutlass::gemm::{schedule}", f"cutlass::epilogue::{epilogue}",
+        f"cutlass::gemm::{SCHEDULERS[str(tile['scheduler'])]}",
+    ]  # fmt: skip
+
+
+def _multistage(build: CutlassBuild) -> list[str]:
+    """The arguments of ``GemmMultistage``; sm_86 and sm_89 have the instructions of sm_80."""
+    turing = build.architecture == "sm_75"
+    tile = build.tile
+    return [
+        ELEMENTS[build.dtype], ELEMENTS[build.output], _activation(build), f"cutlass::arch::Sm{75 if turing else 80}",
+        _shape(tile, "tile_m", "tile_n", "tile_k"), _shape(tile, "warp_m", "warp_n", "tile_k"),
+        f"cutlass::gemm::GemmShape<16, 8, {8 if turing else 16}>", str(tile["stages"]),
+        str(build.input_alignment_bytes // BYTES[build.dtype]),
+        str(build.output_alignment_bytes // BYTES[build.output]),
+    ]  # fmt: skip
+
+
+def _activation(build: CutlassBuild) -> str:
+    return f"cutlass::epilogue::thread::{ACTIVATIONS[build.activation]}"
+
+
+def _shape(tile: Configuration, *sides: str) -> str:
+    return f"cutlass::gemm::GemmShape<{', '.join(str(tile[side]) for side in sides)}>"
+
+
+def _line(arguments: list[str]) -> str:
+    return f"AUTOTUNE_GEMM({{name}}, {', '.join(arguments)})"

@@ -1,0 +1,65 @@
+"""Fusions: operators that follow one another become one, in a graph that is simplified before and after each."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch.export import ExportedProgram
+
+from autotune.backends.native.fusions.attention import ATTENTION
+from autotune.backends.native.fusions.back_to_back_gemm import BACK_TO_BACK_GEMM
+from autotune.backends.native.fusions.conv_act import CONV_ACT
+from autotune.backends.native.fusions.conv_bn import CONV_BN
+from autotune.backends.native.fusions.gemm_epilogue import GEMM_EPILOGUE
+from autotune.backends.native.fusions.norm import NORM
+from autotune.backends.native.fusions.pointwise import POINTWISE
+from autotune.backends.native.fusions.qkv import QKV
+from autotune.backends.native.graph import Pass, Simplified, simplify
+from autotune.backends.native.passes import EXACT
+from autotune.errors import WorkError
+
+log = logging.getLogger(__name__)
+
+Fused = Simplified
+"""A simplified graph; ``matches`` counts each fusion that was asked for, and nothing else."""
+
+FUSIONS: Mapping[str, Pass] = MappingProxyType(
+    {one.name: one for one in (
+        CONV_BN, QKV, ATTENTION, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM, POINTWISE,
+    )}
+)  # fmt: skip
+"""Every fusion by its name, in the order in which they run."""
+
+
+def fuse(program: ExportedProgram, names: Iterable[str]) -> Fused:
+    """Simplify a captured graph and run the fusions of these names; ``program`` and its tensors stay as they are.
+
+    Values are kept within rounding. Raises WorkError for a name that is none, and where the graph cannot be simplified.
+    """
+    wanted = set(names)
+    unknown = sorted(wanted - set(FUSIONS))
+    if unknown:
+        raise WorkError(
+            "the graph cannot be fused",
+            found=f"no fusion named {', '.join(unknown)}",
+            expected=f"names out of {', '.join(FUSIONS)}",
+        )
+    done = simplify(program, EXACT)
+    module, found = done.module, {}
+    with torch.no_grad():
+        for name, fusion in FUSIONS.items():
+            if name in wanted:
+                found[name] = fusion.apply(module)
+                for one in EXACT:
+                    one.apply(module)
+    module.graph.lint()
+    module.recompile()
+    after = len(module.graph.nodes)
+    log.info("fused the graph to %d nodes: %s", after, found)
+    return Fused(module=module, matches=MappingProxyType(found), nodes_before=done.nodes_before, nodes_after=after)
+
+
+def matches(program: ExportedProgram) -> Mapping[str, int]:
+    """How often each fusion would match in a captured graph, with all of them on."""
+    return fuse(program, FUSIONS).matches

@@ -1,0 +1,37 @@
+"""Two products in a row, of which the second alone reads the first, become one operator.
+
+Pairs of 1×1 convolutions stay: as products they would be of another memory format than the graph's, and their answers'
+strides would change.
+"""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from autotune.backends.native.fusions.reading import call, sole_user
+from autotune.backends.native.graph import Pass, replace, same_layout, value
+
+_FUSED = torch.ops.autotune_native
+
+
+def back_to_back_gemm(module: GraphModule) -> int:
+    """Rewrite pairs of products that :mod:`gemm_epilogue` made; returns how many."""
+    return sum(_fuse(node) for node in list(module.graph.nodes) if node.target is _FUSED.gemm.default)
+
+
+def _fuse(second: Node) -> bool:
+    first, *others = second.args
+    if not isinstance(first, Node) or first.target is not _FUSED.gemm.default or sole_user(first) is not second:
+        return False
+    a, weight, bias, residual, activation = first.args
+    if residual is not None or first in others:
+        return False
+    new = call(second, _FUSED.gemm_gemm.default, (a, weight, bias, activation, *others))
+    if not same_layout(value(new), value(second)):
+        second.graph.erase_node(new)
+        return False
+    replace(second, new)
+    first.graph.erase_node(first)
+    return True
+
+
+BACK_TO_BACK_GEMM = Pass(name="back_to_back_gemm", apply=back_to_back_gemm)

@@ -1,0 +1,57 @@
+"""A convolution of images becomes one operator together with residual and activation."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from autotune.backends.native.fusions.patterns import epilogue, of_one_dtype, put
+from autotune.backends.native.fusions.reading import call
+from autotune.backends.native.graph import Pass, aten, constant, value
+
+_CONV2D = torch.ops.autotune_native.conv2d.default
+_DEFAULTS = (None, [1, 1], [0, 0], [1, 1], 1)
+
+
+def conv_act(module: GraphModule) -> int:
+    """Rewrite convolutions with constant weights, alone or with what follows them; returns how many."""
+    return sum(_fuse(module, node) for node in list(module.graph.nodes))
+
+
+def _fuse(module: GraphModule, node: Node) -> bool:
+    if node.target not in (aten.conv2d.default, aten.conv2d.padding) or node.kwargs:
+        return False
+    operands: tuple[Any, ...] = (*node.args, *_DEFAULTS[len(node.args) - 2 :])
+    x, weight, bias, stride, padding, dilation, groups = operands
+    like, kernel = value(x), constant(module, weight)
+    if not isinstance(x, Node) or not isinstance(weight, Node) or like is None or like.dim() != 4 or kernel is None:
+        return False
+    if not (bias is None or (isinstance(bias, Node) and constant(module, bias) is not None)):
+        return False
+    around = _padding(padding, kernel.shape[2:], _pair(dilation))
+    if around is None or not of_one_dtype(x, weight, bias, node):
+        return False
+    found = epilogue(module, node, bias, None, rows=False)
+    settings = (_pair(stride), around, _pair(dilation), groups)
+    args = (x, weight, bias, found.residual, *settings, found.activation)
+    return put(found, call(found.end, _CONV2D, args))
+
+
+def _pair(sizes: int | Sequence[int]) -> list[int]:
+    """Height and width, of which torch takes one for both."""
+    given = [sizes] if isinstance(sizes, int) else list(sizes)
+    return given * 2 if len(given) == 1 else given
+
+
+def _padding(padding: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]) -> list[int] | None:
+    """Padding in numbers; ``None`` where it is not the same on both sides."""
+    if not isinstance(padding, str):
+        return _pair(padding)
+    if padding == "valid":
+        return [0, 0]
+    total = [steps * (size - 1) for steps, size in zip(dilation, kernel, strict=True)]  # the same size as before
+    return None if any(size % 2 for size in total) else [size // 2 for size in total]
+
+
+CONV_ACT = Pass(name="conv_act", apply=conv_act)

@@ -1,0 +1,40 @@
+"""A product with a constant matrix becomes one operator together with bias, residual and activation."""
+
+import torch
+from torch.fx import GraphModule, Node
+
+from autotune.backends.native.fusions.patterns import epilogue, put
+from autotune.backends.native.fusions.products import product_of, weight_of
+from autotune.backends.native.fusions.reading import call
+from autotune.backends.native.graph import Pass, aten, value
+
+_GEMM = torch.ops.autotune_native.gemm.default
+
+
+def gemm_epilogue(module: GraphModule) -> int:
+    """Rewrite products with constant matrices, alone or with what follows them; returns how many."""
+    return sum(_fuse(module, node) for node in list(module.graph.nodes))
+
+
+def _fuse(module: GraphModule, node: Node) -> bool:
+    product = product_of(module, node)
+    if product is None:
+        return False
+    found = epilogue(module, node, product.bias, product.residual, rows=True)
+    size, end, residual = value(node), value(found.end), found.residual
+    assert size is not None and end is not None
+    if not end.is_contiguous():
+        return False
+    added = value(residual)
+    if added is not None and added.shape != size.shape:  # a view between the product and the sum
+        if not added.is_contiguous():
+            return False
+        residual = call(found.end, aten.view.default, (residual, list(size.shape)))
+    weight = weight_of(module, product, before=found.end)
+    new = call(found.end, _GEMM, (product.a, weight, found.bias, residual, found.activation))
+    if end.shape != size.shape:
+        new = call(found.end, aten.view.default, (new, list(end.shape)))
+    return put(found, new)
+
+
+GEMM_EPILOGUE = Pass(name="gemm_epilogue", apply=gemm_epilogue)

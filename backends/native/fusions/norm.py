@@ -1,0 +1,176 @@
+"""A residual sum with the norm that follows becomes one operator, and so does an RMS norm that is spelled out.
+
+A layer norm alone stays aten's. The fused operators answer contiguous tensors, so that only contiguous ones match.
+"""
+
+import operator
+
+import torch
+from torch.fx import GraphModule, Node
+
+from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, number, prune, sole_user
+from autotune.backends.native.graph import Pass, aten, replace, value
+from autotune.backends.native.passes.casts_and_views import lossless
+
+_FUSED = torch.ops.autotune_native
+
+
+def norm(module: GraphModule) -> int:
+    """Fuse residual sums with their norms, and the operators of an RMS norm with one another; returns how many."""
+    fused = 0
+    for node in list(module.graph.nodes):
+        if not node.users:
+            continue
+        if node.target in (aten.layer_norm.default, aten.rms_norm.default):
+            given = arguments(node)
+            if (
+                len(given["normalized_shape"]) != 1 or given["eps"] is None
+            ):  # rms_norm's own eps is the backend's to say
+                continue
+            if node.target is aten.rms_norm.default:
+                fused += _rms(node, given["input"], given["weight"], given["eps"])
+            else:
+                fused += _with_residual(node, given["input"], given["weight"], given["bias"], given["eps"], "layer")
+        elif node.target in (aten.mul.Tensor, aten.div.Tensor):
+            fused += _spelled_out(module, node)
+    return fused
+
+
+def _rms(node: Node, x: Node, weight: Node | None, eps: float) -> bool:
+    """Put an RMS norm, with the residual sum before it where there is one, in a node's place."""
+    if _with_residual(node, x, weight, None, eps, "rms"):
+        return True
+    if not _alike(node, x):
+        return False
+    replace(node, call(node, _FUSED.norm.default, (x, weight, None, eps, "rms")))
+    return True
+
+
+def _with_residual(node: Node, total: Node, weight: Node | None, bias: Node | None, eps: float, kind: str) -> bool:
+    """Fuse a norm with the sum that it normalises; what else reads the sum reads the operator's first answer."""
+    if total.target is not aten.add.Tensor or arguments(total)["alpha"] != 1:
+        return False
+    x, residual = total.args
+    parameters = [one for one in (weight, bias) if one is not None and total < one]
+    if not all(_alike(one, total) for one in (x, residual, node)) or any(one.op != "get_attr" for one in parameters):
+        return False
+    for parameter in parameters:  # a weight may be read anywhere
+        total.prepend(parameter)
+    both = call(total, _FUSED.add_norm.default, (x, residual, weight, bias, eps, kind))
+    sum_, normed = (call(total, operator.getitem, (both, position)) for position in (0, 1))
+    replace(node, normed)
+    total.replace_all_uses_with(sum_)
+    total.graph.erase_node(total)
+    return True
+
+
+def _spelled_out(module: GraphModule, product: Node) -> bool:
+    """Match x · rsqrt(mean(x²) + eps), or x over the root, then a weight and casts in either order."""
+    for wide, scale in _readings(product):
+        eps = _eps(module, scale, wide)
+        if eps is None:
+            continue
+        end, weight = _weighted(product, wide)
+        x = next((one for one in (wide, _exact(wide)) if _alike(one, end)), None)
+        if x is None:
+            continue
+        operands = end.all_input_nodes
+        if _rms(end, x, weight, eps):
+            prune(*operands)
+            return True
+    return False
+
+
+def _readings(product: Node) -> list[tuple[Node, Node]]:
+    """The ways to read a node as x over a root: x, and what the root is taken of."""
+    first, second = product.args[:2]
+    if not isinstance(first, Node) or not isinstance(second, Node):
+        return []
+    if product.target is aten.div.Tensor:
+        return [(first, inside)] if (inside := _inside(second, aten.sqrt.default, product)) else []
+    found = []
+    for x, scale in ((first, second), (second, first)):
+        inside = _inside(scale, aten.rsqrt.default, product)
+        if inside is None and scale.target is aten.reciprocal.default and sole_user(scale) is product:
+            root = scale.args[0]
+            inside = _inside(root, aten.sqrt.default, scale)
+        if inside is not None:
+            found.append((x, inside))
+    return found
+
+
+def _inside(root: object, target: torch._ops.OpOverload, user: Node) -> Node | None:
+    """What a root is taken of, where ``user`` alone reads the root."""
+    if not isinstance(root, Node) or root.target is not target or sole_user(root) is not user:
+        return None
+    inside = root.args[0]
+    return inside if isinstance(inside, Node) and sole_user(inside) is root else None
+
+
+def _eps(module: GraphModule, shifted: Node, wide: Node) -> float | None:
+    """The eps of mean(x²) + eps over the last dimension; ``None`` where this is something else."""
+    if shifted.target not in (aten.add.Tensor, aten.add.Scalar) or arguments(shifted)["alpha"] != 1:
+        return None
+    for mean, eps in ((shifted.args[0], shifted.args[1]), (shifted.args[1], shifted.args[0])):
+        added = number(module, eps)
+        if added is None or added < 0 or not isinstance(mean, Node) or mean.target is not aten.mean.dim:
+            continue
+        given, like = arguments(mean), value(wide)
+        if like is None or not like.dim() or sole_user(mean) is not shifted or not given["keepdim"]:
+            return None
+        square, last = given["self"], [dim % like.dim() for dim in given["dim"] or ()]
+        if last != [like.dim() - 1] or sole_user(square) is not mean or not _is_square(square, wide):
+            return None
+        return float(added)
+    return None
+
+
+def _is_square(square: Node, wide: Node) -> bool:
+    """Whether a node is x², where x may be read through casts that lose nothing."""
+    if square.target in (aten.mul.Tensor, aten.square.default):
+        factors = square.all_input_nodes if all(isinstance(one, Node) for one in square.args) else []
+    elif square.target is aten.pow.Tensor_Scalar and square.args[1] == 2:
+        factors = square.all_input_nodes
+    else:
+        return False
+    return {_exact(one) for one in factors} == {_exact(wide)}
+
+
+def _weighted(product: Node, wide: Node) -> tuple[Node, Node | None]:
+    """The last node of a norm that has its input's dtype, and the weight; casts may stand before and after it."""
+    end, weight, like = product, None, value(wide)
+    assert like is not None
+    found: tuple[Node, Node | None] = (product, None)
+    while (user := sole_user(end)) is not None:
+        if cast_source(user) is not end:
+            others = [one for one in user.all_input_nodes if one is not end] if user.target is aten.mul.Tensor else []
+            column = value(others[0]) if len(others) == 1 else None
+            if weight is not None or column is None or column.shape != like.shape[-1:] or column.dtype not in FLOATS:
+                break
+            weight = others[0]
+        end = user
+        if any(_alike(one, end) for one in (wide, _exact(wide))):
+            found = (end, weight)
+    return found
+
+
+def _exact(node: Node) -> Node:
+    """What lies behind casts that lose nothing."""
+    while (source := cast_source(node)) is not None:
+        before, after = value(source), value(node)
+        if before is None or after is None or not lossless(before.dtype, after.dtype):
+            break
+        node = source
+    return node
+
+
+def _alike(one: object, other: object) -> bool:
+    """Whether two nodes give contiguous floating tensors of one shape and dtype."""
+    first, second = value(one), value(other)
+    if first is None or second is None or first.dtype not in FLOATS or first.dtype is not second.dtype:
+        return False
+    same = first.shape == second.shape and first.device == second.device
+    return same and first.is_contiguous() and second.is_contiguous()
+
+
+NORM = Pass(name="norm", apply=norm)

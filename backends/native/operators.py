@@ -1,0 +1,122 @@
+"""The fused operators that a rewritten graph is made of, registered with torch as ``torch.ops.autotune_native``.
+
+Each computes by torch's own calls, on any device: that is its meaning, what a fast kernel must equal within rounding,
+and what runs where there is no fast kernel. A loaded artifact puts kernels in their places, node by node.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+NAMESPACE = "autotune_native"
+
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {
+        "none": lambda x: x,
+        "relu": torch.relu,
+        "gelu": functional.gelu,
+        "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+        "silu": functional.silu,
+    }
+)
+"""By the names of :data:`autotune.kernel_problem.Activation`."""
+
+
+@torch.library.custom_op(f"{NAMESPACE}::gemm", mutates_args=())
+def gemm(a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
+    """Give activation(a·bᵀ + bias + residual): ``a`` [..., k], ``b`` [n, k], ``bias`` [n], ``residual`` [..., n]."""
+    product = functional.linear(a, b, bias)
+    if residual is not None:
+        product = product + residual
+    return _fresh(ACTIVATIONS[activation](product), a, b)
+
+
+@gemm.register_fake
+def _(a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
+    return a.new_empty((*a.shape[:-1], b.shape[0]))
+
+
+@torch.library.custom_op(f"{NAMESPACE}::gemm_gemm", mutates_args=())
+def gemm_gemm(
+    a: Tensor, b0: Tensor, bias0: Tensor | None, activation0: str, b1: Tensor, bias1: Tensor | None,
+    residual: Tensor | None, activation1: str,
+) -> Tensor:  # fmt: skip
+    """Two GEMMs in a row, the second one of the first one's answer; shapes as in :func:`gemm`."""
+    between = ACTIVATIONS[activation0](functional.linear(a, b0, bias0))
+    product = functional.linear(between, b1, bias1)
+    if residual is not None:
+        product = product + residual
+    return _fresh(ACTIVATIONS[activation1](product), a)
+
+
+@gemm_gemm.register_fake
+def _(
+    a: Tensor, b0: Tensor, bias0: Tensor | None, activation0: str, b1: Tensor, bias1: Tensor | None,
+    residual: Tensor | None, activation1: str,
+) -> Tensor:  # fmt: skip
+    return a.new_empty((*a.shape[:-1], b1.shape[0]))
+
+
+@torch.library.custom_op(f"{NAMESPACE}::conv2d", mutates_args=())
+def conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], groups: int, activation: str,
+) -> Tensor:  # fmt: skip
+    """Give activation(convolution + bias + residual); ``x`` [batch, channels, height, width] in any memory format."""
+    answer = torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if residual is not None:
+        answer = answer + residual
+    return ACTIVATIONS[activation](answer)
+
+
+@conv2d.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], groups: int, activation: str,
+) -> Tensor:  # fmt: skip
+    return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::norm", mutates_args=())
+def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
+    """Normalise over the last dimension: ``kind`` ``layer`` (mean and variance) or ``rms`` (mean of squares).
+
+    ``weight`` and ``bias`` have the last dimension's length; statistics are fp32 at least.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    if kind == "layer":
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    answer = x.to(wide)
+    answer = answer * (answer.square().mean(-1, keepdim=True) + eps).rsqrt()
+    answer = answer if weight is None else answer * weight.to(wide)
+    answer = answer if bias is None else answer + bias.to(wide)
+    return answer.to(x.dtype)
+
+
+@norm.register_fake
+def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::add_norm", mutates_args=())
+def add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
+) -> tuple[Tensor, Tensor]:
+    """Give the sum of two tensors of one shape and dtype, and the sum normalised as by :func:`norm`."""
+    total = x + residual
+    return total, norm(total, weight, bias, eps, kind)
+
+
+@add_norm.register_fake
+def _(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+def _fresh(answer: Tensor, *given: Tensor) -> Tensor:
+    """An operator's answer shares no memory with what it was given."""
+    return answer.clone() if any(answer is tensor for tensor in given) else answer.contiguous()

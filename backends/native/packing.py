@@ -1,0 +1,108 @@
+"""What a native artifact says of itself, the kernels that it brings along, and how they come into their places."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from autotune.backends.native.binding import FusedConvSite, GemmSite, PixelSite, bind, site_bias
+from autotune.backends.native.graph import constant
+from autotune.backends.native.kernels import KERNELS
+from autotune.backends.native.sites import CONV2D, GEMM, Site, fused_nodes, sites
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.errors import ArtifactError
+from autotune.kernel import KnownKernel, KnownKernels
+from autotune.kernel_problem import GemmProblem
+from autotune.model.precision import flat_module
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from autotune.backends.native.fusions import Fused
+
+RECORD, FOLDER = "native.json", "kernels"
+SCHEMA = 1
+
+
+def pack(
+    folder: Path, program: "ExportedProgram", fused: "Fused", configuration: Configuration, device: Device,
+    known: KnownKernels | None,
+) -> None:  # fmt: skip
+    """Choose a kernel for each site, copy those that are compiled, and write down all of it."""
+    channels_last = bool(configuration.get("channels_last", False))
+    module: Any = flat_module(program)
+    target = folder / FOLDER
+    target.mkdir()
+    sources: dict[str, str] = {}
+    places = []
+    for site in sites(module, channels_last=channels_last):
+        entry: dict[str, Any] = {"index": site.index, "name": site.name, "operator": site.operator}
+        chosen = _chosen(site, configuration, known)
+        if site.problem is not None:
+            entry["problem"] = site.problem.as_dict()
+            library = known.library.get(site.problem.digest) if known else None
+            entry["library"] = library.as_dict() if library else None
+        if chosen is not None and known is not None and site.problem is not None:
+            sources |= KERNELS.pack(device, site.problem, chosen.configuration, known.folder, target)
+            entry["kernel"] = chosen.as_dict()
+        places.append(entry)
+    record = {
+        "schema": SCHEMA, "nodes_before": fused.nodes_before, "nodes_after": fused.nodes_after,
+        "fusions": dict(fused.matches), "sites": places, "sources": sources,
+    }  # fmt: skip
+    (folder / RECORD).write_text(json.dumps(record, sort_keys=True))
+
+
+def read(folder: Path) -> Mapping[str, Any]:
+    """Read what :func:`pack` wrote; raises ArtifactError where it is not there or not understood."""
+    try:
+        record: Mapping[str, Any] = json.loads((folder / RECORD).read_text())
+        if record["schema"] != SCHEMA:
+            raise ValueError(f"schema {record['schema']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"the artifact in {folder.name} does not say what it is made of",
+            found=f"{type(error).__name__}: {error}", expected=f"{RECORD} of schema {SCHEMA}", run="autotune db check",
+        ) from error  # fmt: skip
+    return record
+
+
+def places(folder: Path, module: GraphModule, device: Device) -> None:
+    """Load the kernels of an artifact and put them in their places; elsewhere torch's own calls stay."""
+    nodes = list(fused_nodes(module))
+    found: dict[int, nn.Module] = {}
+    for entry in read(folder)["sites"]:
+        node = nodes[entry["index"]] if entry["index"] < len(nodes) else None
+        if node is None:
+            raise ArtifactError(
+                f"the artifact in {folder.name} has a kernel without a place",
+                found=f"site {entry['index']} ({entry['name']}), in a graph with {len(nodes)} fused operators",
+                expected="the graph that it was built with", run="autotune db check",
+            )  # fmt: skip
+        if entry.get("kernel"):
+            problem = GemmProblem.from_dict(entry["problem"])
+            chosen = KnownKernel.from_dict(entry["kernel"]).configuration
+            kernel = KERNELS.load(device, problem, chosen, folder / FOLDER)
+            bias = site_bias(
+                _bias(module, node), wanted=problem.bias, length=problem.n, device=torch.device(device.torch_name)
+            )
+            found[entry["index"]] = (GemmSite if node.target is GEMM else PixelSite)(kernel, bias)
+        elif node.target is CONV2D and device.kind == "cuda":
+            found[entry["index"]] = FusedConvSite()
+    bind(module, found)
+
+
+def _chosen(site: Site, configuration: Configuration, known: KnownKernels | None) -> KnownKernel | None:
+    """The best kernel known for a site, where the configuration asks for it."""
+    if site.problem is None or known is None or configuration.get("kernels", "torch") != "tuned":
+        return None
+    return known.best.get(site.problem.digest)
+
+
+def _bias(module: GraphModule, node: Node) -> Tensor | None:
+    return constant(module, node.args[2])

@@ -1,0 +1,141 @@
+"""The few calls of CUDA's driver that load a cubin and launch it, through ctypes: no Triton, no compiler, no torch."""
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from autotune.errors import WorkError
+
+LIBRARY = "libcuda.so.1"
+
+LOCAL_SIZE_BYTES, NUM_REGS, MAX_DYNAMIC_SHARED_SIZE_BYTES = 3, 4, 8  # cuda.h, CUfunction_attribute
+PREFER_SHARED = 1  # cuda.h, CUfunc_cache
+STATIC_LIMIT_BYTES = 48 * 1024
+"""Shared memory that a block may have without having asked for it (CUDA C++ Programming Guide)."""
+
+_P, _I, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "cuInit": (_U,),
+    "cuGetErrorName": (_I, ctypes.POINTER(ctypes.c_char_p)),
+    "cuGetErrorString": (_I, ctypes.POINTER(ctypes.c_char_p)),
+    "cuDeviceGet": (ctypes.POINTER(_I), _I),
+    "cuDevicePrimaryCtxRetain": (ctypes.POINTER(_P), _I),
+    "cuDevicePrimaryCtxRelease_v2": (_I,),
+    "cuCtxPushCurrent_v2": (_P,),
+    "cuCtxPopCurrent_v2": (ctypes.POINTER(_P),),
+    "cuModuleLoadData": (ctypes.POINTER(_P), ctypes.c_char_p),
+    "cuModuleUnload": (_P,),
+    "cuModuleGetFunction": (ctypes.POINTER(_P), _P, ctypes.c_char_p),
+    "cuFuncSetAttribute": (_P, _I, _I),
+    "cuFuncGetAttribute": (ctypes.POINTER(_I), _I, _P),
+    "cuFuncSetCacheConfig": (_P, _I),
+    "cuLaunchKernel": (_P, _U, _U, _U, _U, _U, _U, _U, _P, ctypes.POINTER(_P), ctypes.POINTER(_P)),
+}
+
+
+class Driver:
+    """CUDA's driver; :func:`driver` gives the one of this process."""
+
+    def __init__(self, library: str = LIBRARY) -> None:
+        """Open the driver's library; raises WorkError where it is missing, or finds no GPU."""
+        asked = "loading a compiled Triton kernel"
+        try:
+            loaded = ctypes.CDLL(library)
+            self._calls: dict[str, Callable[..., int]] = {}
+            for name, types in _SIGNATURES.items():
+                call = getattr(loaded, name)
+                call.argtypes = types
+                self._calls[name] = call
+        except (OSError, AttributeError) as error:
+            raise WorkError(
+                asked, found=str(error), expected=f"NVIDIA's driver, which brings {library}", run="nvidia-smi"
+            ) from error
+        self.call(asked, "cuInit", 0)
+
+    def call(self, asked: str, name: str, *arguments: Any) -> None:
+        """Make one call; raises WorkError with the driver's own words where it fails."""
+        status = self._calls[name](*arguments)
+        if status != 0:
+            raise WorkError(
+                asked, found=f"{name} gave error {status}: {self._words(status)}",
+                expected="a GPU of the architecture that the kernel was compiled for, in working order",
+            )  # fmt: skip
+
+    def _words(self, status: int) -> str:
+        words = []
+        for name in ("cuGetErrorName", "cuGetErrorString"):
+            text = ctypes.c_char_p()
+            if self._calls[name](status, ctypes.byref(text)) == 0 and text.value:
+                words.append(text.value.decode(errors="replace"))
+        return ", ".join(words) or "unknown to the driver"
+
+
+@cache
+def driver() -> Driver:
+    """Give this process's driver."""
+    return Driver()
+
+
+class Module:
+    """A cubin that is loaded into a device's primary context, which is the one that torch works in.
+
+    Every call makes that context current for its own time, so that it works in any thread and beside other devices.
+    """
+
+    def __init__(self, on: Driver, device: int, cubin: bytes, function: str, shared_bytes: int, asked: str) -> None:
+        self._driver, self._device, self._asked = on, _I(), asked
+        self._context, self._module, self._function = _P(), _P(), _P()
+        on.call(asked, "cuDeviceGet", ctypes.byref(self._device), device)
+        on.call(asked, "cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        try:
+            with self._current():
+                on.call(asked, "cuModuleLoadData", ctypes.byref(self._module), cubin)
+                name = function.encode()
+                on.call(asked, "cuModuleGetFunction", ctypes.byref(self._function), self._module, name)
+                if shared_bytes > STATIC_LIMIT_BYTES:
+                    on.call(asked, "cuFuncSetCacheConfig", self._function, PREFER_SHARED)
+                    limit = MAX_DYNAMIC_SHARED_SIZE_BYTES
+                    on.call(asked, "cuFuncSetAttribute", self._function, limit, shared_bytes)
+        except WorkError:
+            self.close()
+            raise
+
+    def attribute(self, number: int) -> int:
+        """Ask the driver for an attribute of the kernel (CUfunction_attribute)."""
+        value = _I()
+        with self._current():
+            self._driver.call(self._asked, "cuFuncGetAttribute", ctypes.byref(value), number, self._function)
+        return value.value
+
+    def launch(
+        self, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream: int, values: Sequence[Any]
+    ) -> None:
+        """Put one launch into a stream; ``values`` are ctypes numbers, one for each of the kernel's parameters."""
+        addresses = (_P * len(values))(*(ctypes.addressof(value) for value in values))
+        with self._current():
+            self._driver.call(
+                self._asked, "cuLaunchKernel", self._function, *grid, threads, 1, 1, shared_bytes, stream or None,
+                addresses, None,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Unload it; no launch may be under way, and no graph that holds one may be replayed any more."""
+        if not self._context:
+            return
+        if self._module:
+            with self._current():
+                self._driver.call(self._asked, "cuModuleUnload", self._module)
+        self._driver.call(self._asked, "cuDevicePrimaryCtxRelease_v2", self._device)
+        self._context, self._module, self._function = _P(), _P(), _P()
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        if not self._context:
+            raise WorkError(self._asked, found="a kernel that is closed", expected="a call before close()")
+        self._driver.call(self._asked, "cuCtxPushCurrent_v2", self._context)
+        try:
+            yield
+        finally:
+            self._driver.call(self._asked, "cuCtxPopCurrent_v2", ctypes.byref(_P()))

@@ -1,0 +1,156 @@
+"""Triton's GEMMs with few rows as a kind of kernels: which there are, how they are compiled, found and launched."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from autotune.backends.native.kind import check_operands
+from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Refused, TritonCache, TritonCompiler
+from autotune.backends.native.triton_kernels.gemm import plan
+from autotune.backends.native.triton_kernels.launch import LoadedPlan
+from autotune.backends.native.triton_kernels.plan import Launch, TritonSource
+from autotune.canonical import canonical, digest
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.errors import SpaceError, WorkError
+from autotune.kernel import Kernel, MadeKernel
+from autotune.kernel_problem import GemmProblem
+from autotune.search_spaces import triton_gemm
+
+
+class TritonGemm:
+    """Points of :mod:`autotune.search_spaces.triton_gemm`, compiled by Triton and launched without it.
+
+    The cache has a folder for each release of Triton. What was packed for another place has its plan beside its
+    kernels, so that a later release of this package, whose sources have other keys, launches it as well.
+    """
+
+    def builds(self, device: Device, problem: GemmProblem) -> Sequence[Configuration]:
+        """List what is legal; none for more rows, or where the architecture or its types are not served."""
+        try:
+            return tuple(triton_gemm.space(device, problem))
+        except SpaceError:
+            return ()
+
+    def first(
+        self, device: Device, problem: GemmProblem, count: int, *, multiprocessors: int
+    ) -> Sequence[Configuration]:
+        """Choose by :func:`autotune.search_spaces.triton_gemm.first_candidates`."""
+        return triton_gemm.first_candidates(device, problem, multiprocessors=multiprocessors, count=count)
+
+    def launches(self, device: Device, problem: GemmProblem, build: Configuration) -> Sequence[Configuration]:
+        """Everything is set at build."""
+        return (build,)
+
+    def compile(
+        self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
+    ) -> list[MadeKernel]:
+        """Compile; raises WorkError where Triton is missing or does not work."""
+        compiler = TritonCompiler.find(device)
+        plans = [plan(problem, build) for build in builds]
+        sources = list(dict.fromkeys(source for one in plans for source in one.sources))
+        found = TritonCache(folder / compiler.version).compile(compiler, sources)
+        came_to = dict(zip(sources, found, strict=True))
+        return [_made([came_to[source] for source in one.sources]) for one in plans]
+
+    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
+        """Load a candidate; raises WorkError where it is not compiled, or not for this GPU."""
+        launches: Sequence[Launch]
+        packed = folder / _packed_name(device, problem, candidate)
+        if packed.is_file():
+            kernels, launches, workspace_bytes = _unpack(packed)
+        else:
+            made = plan(problem, candidate)
+            kernels = _find(device, candidate, made.sources, folder)
+            launches, workspace_bytes = made.launches, made.workspace_bytes
+        loaded = LoadedPlan(kernels, launches, workspace_bytes=workspace_bytes, device=device.index)
+        return _TritonKernel(loaded, problem, candidate, device)
+
+    def pack(
+        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
+    ) -> Mapping[str, str]:
+        """Copy a candidate's kernels, and write its plan beside them."""
+        made = plan(problem, candidate)
+        kernels = _find(device, candidate, made.sources, folder)
+        target.mkdir(parents=True, exist_ok=True)
+        copied: dict[str, str] = {}
+        for kernel, source in zip(kernels, made.sources, strict=True):
+            kernel.copy_to(target)
+            copied |= {f"{kernel.key}.{suffix}": source.digest for suffix in ("cubin", "json")}
+        record = {
+            "kernels": [kernel.key for kernel in kernels], "workspace_bytes": made.workspace_bytes,
+            "launches": [asdict(launch) for launch in made.launches],
+        }  # fmt: skip
+        name = _packed_name(device, problem, candidate)
+        (target / name).write_text(canonical(record))
+        return {**copied, name: digest(record)}
+
+
+TRITON_GEMM = TritonGemm()
+
+
+class _TritonKernel:
+    def __init__(self, loaded: LoadedPlan, problem: GemmProblem, candidate: Configuration, device: Device) -> None:
+        import torch
+
+        self._loaded, self._problem = loaded, problem
+        self._made = {**loaded.made, "stages": float(candidate["stages"])}
+        # What is called without a bias for a problem with one adds zeros.
+        self._no_bias = torch.zeros(problem.n, device=device.torch_name) if problem.bias else None
+
+    @property
+    def made(self) -> Mapping[str, float]:
+        return self._made
+
+    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> None:
+        check_operands(self._problem, a, b, bias, residual, out)
+        given = {"a": a, "b": b, "bias": self._no_bias if bias is None else bias, "residual": residual, "out": out}
+        self._loaded({name: tensor for name, tensor in given.items() if tensor is not None})
+
+
+def _made(found: Sequence[CompiledKernel | Refused]) -> MadeKernel:
+    refusal = next((kernel.detail for kernel in found if isinstance(kernel, Refused)), None)
+    return MadeKernel(refusal=refusal, compile_s=sum(kernel.compile_s for kernel in found))
+
+
+def _find(
+    device: Device, candidate: Configuration, sources: Sequence[TritonSource], folder: Path
+) -> list[CompiledKernel]:
+    """Find kernels compiled by the Triton that is installed, or by another one."""
+    try:
+        installed = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        installed = ""
+    releases = [path for path in folder.glob("*") if path.is_dir()] if folder.is_dir() and device.capability else []
+    for release in sorted(releases, key=lambda path: (path.name != installed, path.name)):
+        assert device.capability is not None
+        compiler = TritonCompiler(version=release.name, capability=device.capability)
+        found = [TritonCache(release).get(compiler.key(source)) for source in sources]
+        kernels = [kernel for kernel in found if isinstance(kernel, CompiledKernel)]
+        if len(kernels) == len(sources):
+            return kernels
+    raise WorkError(
+        f"loading the kernel {candidate} for {device.name}", found=f"it is not compiled in {folder}",
+        expected="a kernel that was compiled before it is loaded", run="autotune kernels tune for its problem",
+    )  # fmt: skip
+
+
+def _packed_name(device: Device, problem: GemmProblem, candidate: Configuration) -> str:
+    capability = list(device.capability or ())
+    key = digest({"problem": problem.as_dict(), "candidate": candidate.as_dict(), "capability": capability})
+    return f"{key}.plan.json"
+
+
+def _unpack(packed: Path) -> tuple[list[CompiledKernel], list[Launch], int]:
+    try:
+        record = json.loads(packed.read_text())
+        kernels = [CompiledKernel(key=key, folder=packed.parent) for key in record["kernels"]]
+        return kernels, [Launch.from_dict(launch) for launch in record["launches"]], int(record["workspace_bytes"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkError(
+            f"loading the kernel {packed}", found=f"{type(error).__name__}: {error}",
+            expected="a plan as it was packed", run="the build of the artifact again",
+        ) from error  # fmt: skip

@@ -1,0 +1,87 @@
+"""The plan of a norm, or of a residual addition and a norm, by one kernel."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from autotune.backends.native.triton_kernels.plan import (
+    Launch,
+    Plan,
+    TritonSource,
+    at_names,
+    blocks,
+    power_of_two,
+    present,
+)
+from autotune.kernel_problem import OperandType
+
+NormKind = Literal["layer", "rms"]
+
+LARGEST_COLUMNS = 16384
+"""A row of fp32 that 16 warps hold in 32 registers a thread."""
+
+ELEMENTS_A_PROGRAM = 1024
+"""Short rows share a program, so that each of 4 warps' threads has 8 elements: one vectorised access of fp16."""
+
+ELEMENTS_A_THREAD = 8
+CODE = Path(__file__).with_name("norm_kernels.py")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormShape:
+    """``norm`` of :mod:`autotune.backends.native.operators`, or ``add_norm`` where there is a residual.
+
+    ``x``, residual, sum and answer are contiguous, ``rows`` × ``columns``, of ``dtype``; ``weight`` and ``bias`` are
+    the dtypes of vectors of length ``columns``, or ``None``: not there. Statistics are fp32.
+    """
+
+    rows: int
+    columns: int
+    dtype: OperandType
+    weight: OperandType | None
+    bias: OperandType | None
+    eps: float
+    kind: NormKind
+    residual: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.columns <= LARGEST_COLUMNS or not 1 <= self.rows < 2**31:
+            raise ValueError(
+                f"a norm has 1 to {LARGEST_COLUMNS} columns and at least 1 row, found {self.columns} and {self.rows}"
+            )
+        if self.kind not in get_args(NormKind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(NormKind))}, found {self.kind!r}")
+        for dtype in (self.dtype, self.weight, self.bias):
+            if dtype is not None and dtype not in get_args(OperandType):
+                raise ValueError(f"a dtype must be one of {', '.join(get_args(OperandType))}, found {dtype!r}")
+
+
+def plan(shape: NormShape) -> Plan:
+    """The buffers are x, out, and where they are there weight, bias, residual and total (the sum, with a residual)."""
+    block_columns = power_of_two(shape.columns)
+    # A program per row until rows are so short that it would have less to do than a few warps.
+    block_rows = min(max(1, ELEMENTS_A_PROGRAM // block_columns), power_of_two(shape.rows))
+    warps = min(16, max(1, power_of_two(block_rows * block_columns // (32 * ELEMENTS_A_THREAD))))
+    optional = {
+        "residual": shape.dtype if shape.residual else None, "weight": shape.weight, "bias": shape.bias,
+        "total": shape.dtype if shape.residual else None,
+    }  # fmt: skip
+    passed, absent = present({"x": shape.dtype, **optional, "out": shape.dtype})
+    constants = {
+        "COLUMNS": shape.columns, "BLOCK_ROWS": block_rows, "BLOCK_COLUMNS": block_columns,
+        "LAYER": shape.kind == "layer",
+    }  # fmt: skip
+    source = TritonSource(
+        code=CODE.read_text(),
+        function="norm",
+        parameters=(*passed, ("rows", "i32"), ("eps", "fp32")),
+        constants=(*absent, *constants.items()),
+        warps=warps,
+    )
+    buffers = tuple(name for name, _ in passed)
+    launch = Launch(
+        kernel=0,
+        grid=(blocks(shape.rows, block_rows), 1, 1),
+        arguments=(*at_names(buffers), ("rows", shape.rows), ("eps", shape.eps)),
+    )
+    return Plan(sources=(source,), launches=(launch,), buffers=buffers)

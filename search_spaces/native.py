@@ -1,0 +1,89 @@
+"""What our own engine lets us vary."""
+
+from collections.abc import Mapping
+
+from autotune.configuration import Configuration, Scalar
+from autotune.device import Device
+from autotune.search_spaces.precision import precisions, threads
+from autotune.space import Constraint, Parameter, SearchSpace
+from autotune.workload import Workload
+
+FUSIONS = ("conv_bn", "qkv", "attention", "norm", "gemm_epilogue", "conv_act", "back_to_back_gemm", "pointwise")
+"""Every fusion, in the order in which they run."""
+
+ON_CPU = ("conv_bn", "qkv", "attention")
+"""Those that make less work, and not only fewer kernels: there are no kernels of ours for a CPU."""
+
+LATER = ("back_to_back_gemm",)
+"""Fusions whose kernels win for few shapes: off unless the search turns them on."""
+
+WITH_GEMMS = ("gemm_epilogue", "conv_act")
+"""Fusions that make operators for which kernels are tuned."""
+
+TUNED_COST = 4.0
+"""A build that tunes kernels first compiles some of them: about a minute each on two cores."""
+
+
+def native_space(device: Device, workload: Workload | None) -> SearchSpace:
+    """Describe the fusions that match somewhere in the graph, one switch each, and where kernels come from.
+
+    ``kernels`` torch leaves GEMMs to torch's own calls, ``tuned`` takes the best kernel known for each of them, be it
+    ours or a library's.
+    """
+    on_gpu = device.kind == "cuda"
+    convolves = workload is None or "convolution" in workload.features
+    parameters = [Parameter(name="precision", choices=precisions(device, "native"))]
+    parameters += [
+        Parameter(name=name, choices=(False, True) if name in LATER else (True, False))
+        for name in (FUSIONS if on_gpu else ON_CPU)
+        if workload is None or workload.matches(f"native.{name}")
+    ]
+    if convolves:
+        parameters.append(Parameter(name="channels_last", choices=(True, False)))
+    if on_gpu:
+        if any(parameter.name in WITH_GEMMS for parameter in parameters):
+            parameters.append(Parameter(name="kernels", choices=("torch", "tuned"), build_cost=(1.0, TUNED_COST)))
+        parameters.append(Parameter(name="cuda_graph", choices=(True, False)))
+        if convolves:
+            parameters.append(Parameter(name="cudnn_benchmark", choices=(True, False)))
+    else:
+        parameters.append(Parameter(name="threads", choices=threads(device)))
+    return SearchSpace(
+        backend="native",
+        parameters=tuple(parameters),
+        constraints=(_GEMMS_ARE_TUNED,) if any(parameter.name == "kernels" for parameter in parameters) else (),
+        defaults=_defaults(device, tuple(parameters)),
+        hints=_hints(device, tuple(parameters)),
+    )
+
+
+def fusions(configuration: Configuration) -> tuple[str, ...]:
+    """The fusions that a configuration turns on, in their order."""
+    return tuple(name for name in FUSIONS if configuration.get(name, False))
+
+
+def _has_gemms(values: Mapping[str, Scalar]) -> bool:
+    return values["kernels"] != "tuned" or any(values.get(name, False) for name in WITH_GEMMS)
+
+
+_GEMMS_ARE_TUNED = Constraint(reason=f"kernels are tuned for what {' or '.join(WITH_GEMMS)} made", holds=_has_gemms)
+
+
+def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
+    """List every fusion with torch's own GEMMs: in fp32, and on a GPU in fp16 too."""
+    first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
+    variants = [first]
+    if device.kind == "cuda" and "fp16" in precisions(device, "native"):
+        variants.append({**first, "precision": "fp16"})
+    return tuple(Configuration.of("native", values) for values in variants)
+
+
+def _hints(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
+    """List the tuned kernels in fp16; on a CPU the reduced precisions that it has instructions for."""
+    first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
+    reduced = [name for name in precisions(device, "native") if name in ("bf16", "fp16")]
+    if device.kind == "cpu":
+        return tuple(Configuration.of("native", {**first, "precision": name}) for name in reduced)
+    if "kernels" not in first or "fp16" not in reduced:
+        return ()
+    return (Configuration.of("native", {**first, "precision": "fp16", "kernels": "tuned"}),)

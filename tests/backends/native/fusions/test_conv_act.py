@@ -1,0 +1,112 @@
+"""Convolutions take residual and activation along within rounding, and nothing else."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from autotune.backends.native.fusions.conv_act import CONV_ACT
+from autotune.backends.native.graph import simplify
+from autotune.backends.native.passes import EXACT
+from tests.backends.native.fusions.comparing import DTYPES, FEW, SPELLINGS, bound, fused, magnitude, nodes, within
+from tests.backends.native.graphs import operators, program_of
+
+
+@pytest.mark.parametrize("activation", sorted(SPELLINGS))
+def test_convolutions_with_what_follows_stay_within_rounding(activation: str) -> None:
+    whole = 0
+
+    @settings(FEW, max_examples=15)
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        nonlocal whole
+        draw = data.draw
+        torch.manual_seed(draw(st.integers(0, 1000)))
+        dtype, groups = draw(st.sampled_from(DTYPES)), draw(st.integers(1, 2))
+        inside, outside = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+        height, width = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+        stride, dilation = draw(st.integers(1, 2)), draw(st.integers(1, 2))
+        padding = draw(st.sampled_from([0, 1, (1, 0), "valid", "same"]))
+        if padding == "same":
+            stride, dilation = 1, 2
+        spell = draw(st.sampled_from(SPELLINGS[activation]))
+        add_bias, add_residual, flip, tapped = (draw(st.booleans()) for _ in range(4))
+        memory = draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
+        weight, bias = torch.randn(outside, inside // groups, height, width).to(dtype), torch.randn(outside).to(dtype)
+        x = torch.randn(2, inside, 6, 7).to(dtype).to(memory_format=memory)
+
+        def convolved(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return functional.conv2d(x, weight, bias if add_bias else None, stride, padding, dilation, groups)
+
+        def forward(m: Any, x: Tensor, added: Tensor) -> tuple[Tensor, ...]:
+            value = product = convolved(x, m.weight, m.bias)
+            if add_residual:
+                value = added + product if flip else product + added
+            return (spell(value), product.sum()) if tapped else (spell(value),)
+
+        product = convolved(x, weight, bias)
+        residual = torch.randn_like(product)
+        program = program_of(forward, x, residual, weight=weight, bias=bias)
+        done, before, after = fused(program, ["conv_act"], x, residual)
+        (conv,) = nodes(done, "conv2d")
+        assert done.matches == {"conv_act": 1} and (conv.args[2] is not None) == add_bias
+        if tapped:
+            assert conv.args[3] is None and conv.args[8] == "none"
+        else:
+            assert (conv.args[3] is not None, conv.args[8]) == (add_residual, activation)
+            assert len(operators(done)) == 1
+            whole += 1
+        size = convolved(*magnitude(x, weight, bias)) + residual.double().abs()  # type: ignore[arg-type]
+        terms = weight[0].numel()
+        assert within(before[0], after[0], bound(terms, size, dtype))
+
+    check()
+    assert whole  # else nothing was seen to take all of it
+
+
+@pytest.mark.parametrize(
+    ("follow", "expected"),
+    [
+        (lambda y, r: functional.relu6(y), (False, "none")),
+        (lambda y, r: functional.hardswish(y), (False, "none")),
+        (lambda y, r: y.clamp(min=0, max=3), (False, "none")),
+        (lambda y, r: y + r[:, :, :1], (False, "none")),
+        (lambda y, r: y + r.to(memory_format=torch.channels_last), (False, "none")),
+        (lambda y, r: torch.add(y, r, alpha=0.5), (False, "none")),
+        (lambda y, r: y + 1.0, (False, "none")),
+        (lambda y, r: y.view(1, 4, 9).relu(), (False, "none")),
+        (lambda y, r: y.relu() + r, (False, "relu")),
+        (lambda y, r: (y + r).relu() + r, (True, "relu")),
+    ],
+)
+def test_an_epilogue_ends_where_it_must(follow: Any, expected: tuple[bool, str]) -> None:
+    torch.manual_seed(0)
+    x, r = torch.randn(1, 4, 3, 3), torch.randn(1, 4, 3, 3)
+    weight = torch.randn(4, 4, 3, 3)
+    program = program_of(lambda m, x, r: follow(functional.conv2d(x, m.weight, padding=1), r), x, r, weight=weight)
+    done, before, after = fused(program, ["conv_act"], x, r)
+    (conv,) = nodes(done, "conv2d")
+    assert (conv.args[3] is not None, conv.args[8]) == expected
+    torch.testing.assert_close(after, before)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: functional.conv1d(x[:, :, 0], m.weight[:, :, 0]),
+        lambda m, x: functional.conv2d(x[0], m.weight),
+        lambda m, x: functional.conv3d(x[:, :, None], m.weight[:, :, None]),
+        lambda m, x: functional.conv2d(x, x[:, :, :1, :1].repeat(4, 1, 1, 1)),
+        lambda m, x: functional.conv2d(x, m.weight, x[0, :, 0, 0]),
+        lambda m, x: functional.conv2d(x, m.weight, padding="same"),
+        lambda m, x: functional.conv_transpose2d(x, m.weight),
+    ],
+    ids=["1-D", "no batch", "3-D", "a weight that varies", "a bias that varies", "uneven padding", "transposed"],
+)
+def test_other_convolutions_stay(function: Any) -> None:
+    program = program_of(function, torch.randn(1, 4, 3, 3), weight=torch.randn(4, 4, 2, 2))
+    assert simplify(program, [*EXACT, CONV_ACT]).matches["conv_act"] == 0

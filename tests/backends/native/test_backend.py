@@ -1,0 +1,127 @@
+"""The native backend from a captured model to a runner, on a CPU; and kernels in their places."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from autotune.backends.native.backend import BACKEND
+from autotune.backends.native.binding import GemmSite, PixelSite, bind
+from autotune.backends.native.fusions import fuse
+from autotune.backends.native.sites import sites
+from autotune.errors import ArtifactError
+from autotune.kernel import KnownKernel, KnownKernels
+from autotune.model import capture, source
+from autotune.runtime import discovery
+from autotune.search_spaces.native import native_space
+
+CPU = discovery.find("cpu")
+IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 16), nn.GELU(),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    found = capture.capture("toy", 2, network(), {"input": IMAGE})
+    source.write(folder, found, {"input": IMAGE}, factory=None, seed=0)
+    return folder
+
+
+def space(captured):
+    model = source.CapturedModel(captured)
+    found = BACKEND.features(model, CPU)
+    assert found["conv_bn"] == 1 and found["conv_act"] == 2 and found["gemm_epilogue"] == 1 and found["attention"] == 0
+    features = (*model.workload.features, *(f"native.{name}:{count}" for name, count in found.items()))
+    return native_space(CPU, dataclasses.replace(model.workload, features=features))
+
+
+def test_every_default_and_hint_answers_like_the_model(captured, tmp_path):
+    found = space(captured)
+    assert found.defaults
+    for number, configuration in enumerate((*found.defaults, *found.hints)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        BACKEND.build(source.CapturedModel(captured), configuration, CPU, folder)
+        runner = BACKEND.load(folder, CPU)
+        error = (runner(IMAGE)[0] - network()(IMAGE)).abs().max()
+        assert error < (1e-5 if configuration["precision"] == "fp32" else 5e-2)
+        assert BACKEND.explain(folder)["fusions"] == {"conv_bn": 1}
+        runner.close()
+
+
+def test_a_fusion_that_matches_nowhere_is_not_searched(captured):
+    names = {parameter.name for parameter in space(captured).parameters}
+    assert "conv_bn" in names and not names & {"attention", "qkv"}
+
+
+def test_a_damaged_record_is_refused(captured, tmp_path):
+    BACKEND.build(source.CapturedModel(captured), space(captured).defaults[0], CPU, tmp_path)
+    (tmp_path / "native.json").write_text(json.dumps({"schema": 99}))
+    with pytest.raises(ArtifactError, match="does not say what it is made of"):
+        BACKEND.load(tmp_path, CPU)
+
+
+class Called:
+    """A kernel that computes by torch, and counts."""
+
+    made: dict[str, float] = {}  # noqa: RUF012
+
+    def __init__(self, problem):
+        self.problem, self.calls = problem, 0
+
+    def __call__(self, a, b, bias, residual, out):
+        self.calls += 1
+        problem = self.problem
+        assert tuple(a.shape) == (problem.m, problem.k) and tuple(b.shape) == (problem.n, problem.k)
+        assert a.is_contiguous() and b.is_contiguous() and out.is_contiguous() and bias.dtype == torch.float32
+        answer = a @ b.T + bias + (0 if residual is None else residual)
+        out.copy_(
+            {"none": lambda x: x, "relu": torch.relu, "gelu": nn.functional.gelu}[self.problem.activation](answer)
+        )
+
+
+def test_kernels_in_their_places_answer_like_the_operators():
+    model = network()
+    with torch.no_grad():
+        program = torch.export.export(model, (IMAGE,))
+        module = fuse(program, ["conv_bn", "gemm_epilogue", "conv_act"]).module
+        before = module(IMAGE)
+        found = sites(module, channels_last=True)
+        problems = {site.index: site.problem for site in found if site.problem is not None}
+        assert sorted((p.m, p.n, p.k, p.activation) for p in problems.values()) == [
+            (2, 16, 16, "gelu"), (98, 16, 8, "relu")
+        ]  # fmt: skip
+        kernels = {index: Called(problem) for index, problem in problems.items()}
+        parts = dict(model.named_modules())
+        places = {
+            index: GemmSite(kernel, parts["7"].bias.float())
+            if problems[index].k == 16
+            else PixelSite(kernel, parts["3"].bias.float())
+            for index, kernel in kernels.items()
+        }
+        bind(module, places)
+        after = module(IMAGE)
+    assert all(kernel.calls == 1 for kernel in kernels.values())
+    torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_known_of_kernels_is_told_to_builds(captured, tmp_path):
+    model = source.CapturedModel(captured)
+    assert model.known_kernels is None
+    kernel = KnownKernel(configuration=space(captured).defaults[0], median_us=1.5)
+    known = KnownKernels(folder=tmp_path, best={"a" * 64: kernel}, library={})
+    source.tell_kernels(captured, known)
+    try:
+        assert source.CapturedModel(captured).known_kernels == known
+    finally:
+        (captured / source.KERNELS).unlink()

@@ -1,0 +1,54 @@
+"""Each fused operator is what torch's own calls say, and what torch is told of it without computing is true."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from autotune.backends.native import operators
+
+FUSED = torch.ops.autotune_native
+
+
+def tensor(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+X, W, BIAS, ADDED = tensor(2, 3, 8), tensor(5, 8, seed=1), tensor(5, seed=2), tensor(2, 3, 5, seed=3)
+IMAGE, KERNEL = tensor(2, 3, 6, 6), tensor(4, 3, 3, 3, seed=4)
+
+
+@pytest.mark.parametrize("activation", sorted(operators.ACTIVATIONS))
+@pytest.mark.parametrize(("bias", "residual"), [(None, None), (BIAS, None), (None, ADDED), (BIAS, ADDED)])
+def test_gemm(activation, bias, residual):
+    inner = functional.linear(X, W, bias) + (0 if residual is None else residual)
+    found = FUSED.gemm(X, W, bias, residual, activation)
+    torch.testing.assert_close(found, operators.ACTIVATIONS[activation](inner))
+    torch.library.opcheck(FUSED.gemm, (X, W, bias, residual, activation))
+
+
+def test_two_gemms_in_a_row():
+    second = tensor(7, 5, seed=5)
+    found = FUSED.gemm_gemm(X, W, BIAS, "relu", second, None, None, "none")
+    torch.testing.assert_close(found, functional.linear(torch.relu(functional.linear(X, W, BIAS)), second))
+    torch.library.opcheck(FUSED.gemm_gemm, (X, W, BIAS, "relu", second, None, None, "none"))
+
+
+def test_convolution():
+    residual = tensor(2, 4, 6, 6, seed=6)
+    arguments = (IMAGE, KERNEL, None, residual, [1, 1], [1, 1], [1, 1], 1, "relu")
+    torch.testing.assert_close(FUSED.conv2d(*arguments), torch.relu(torch.conv2d(IMAGE, KERNEL, padding=1) + residual))
+    torch.library.opcheck(FUSED.conv2d, arguments)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_norms(kind):
+    weight, bias = tensor(8, seed=7), tensor(8, seed=8)
+    normed = FUSED.norm(X, weight, bias, 1e-5, kind)
+    mean = X.mean(-1, keepdim=True) if kind == "layer" else 0
+    expected = (X - mean) / ((X - mean).square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+    torch.testing.assert_close(normed, expected)
+    other = tensor(2, 3, 8, seed=9)
+    total, normed = FUSED.add_norm(X, other, weight, bias, 1e-5, kind)
+    torch.testing.assert_close(total, X + other)
+    torch.testing.assert_close(normed, FUSED.norm(X + other, weight, bias, 1e-5, kind))
+    torch.library.opcheck(FUSED.add_norm, (X, other, weight, bias, 1e-5, kind))
