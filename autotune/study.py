@@ -199,15 +199,14 @@ class Study:
         ((built, target),) = self.bench.build([plan.configuration], 1)
         self._check_stop()
         if built.failure is None:
-            digest = self.store.artifacts.add(target)
-            checked = self.bench.measure(
-                self.store.artifacts.open(digest), plan.objective, self.request.seed, check_only=True
-            )
-            self._check_stop()
-            if checked.failure is None:
-                entries = self.toolchain.only(registry.backend(plan.configuration.backend).toolchain)
-                return self.store.replace_plan_artifact(plan.uid, digest, workload.weights, entries)
-            built = checked
+            with self.store.artifacts.kept(target) as digest:
+                artifact = self.store.artifacts.open(digest)
+                built = self.bench.measure(artifact, plan.objective, self.request.seed, check_only=True)
+                self._check_stop()
+                if built.failure is None:
+                    entries = self.toolchain.only(registry.backend(plan.configuration.backend).toolchain)
+                    return self.store.replace_plan_artifact(plan.uid, digest, workload.weights, entries)
+            self.store.drop_unnamed(digest)
         self.progress.event("message", text=f"{plan.name}: the stored plan does not hold: {built.failure}")
         return None
 

@@ -93,7 +93,8 @@ class StudyFinals:
         ((built, target),) = self.on.bench.build([trial.configuration], 1)
         self.on.check_stop()
         if built.failure is None:
-            self.on.store.keep_artifact(trial.uid, self.on.store.artifacts.add(target))
+            with self.on.store.artifacts.kept(target) as digest:
+                self.on.store.keep_artifact(trial.uid, digest)
             return True
         if needed:
             raise WorkError(f"the baseline could not be built again: {built.failure}", run="autotune doctor")

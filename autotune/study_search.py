@@ -1,5 +1,6 @@
 """The search of a study: propose, build, check, time, learn."""
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -151,6 +152,18 @@ class StudySearch:
 
     def _generation(self, batch: list[Configuration], left_s: float) -> list[Trial]:
         """Build configurations together, then check and time them one after the other; ``left_s`` of the budget."""
+        stored: dict[Path, _Stored] = {}
+        with contextlib.ExitStack() as held:
+            finished = self._built_and_finished(batch, left_s, stored, held)
+        named = {trial.artifact for trial in finished}
+        for digest in {each.digest for each in stored.values() if each.digest is not None} - named:
+            self.on.store.drop_unnamed(digest)
+        return finished
+
+    def _built_and_finished(
+        self, batch: list[Configuration], left_s: float, stored: "dict[Path, _Stored]", held: contextlib.ExitStack
+    ) -> list[Trial]:
+        """Give the trials that ended; what was ``stored`` is ``held`` while no row names it."""
         begin = time.monotonic()
         finished: list[Trial] = []
         claimed: list[Trial] = []
@@ -168,11 +181,10 @@ class StudySearch:
             claimed.append(trial)
         self._kernels.prepare([trial.configuration for trial in claimed], left_s)
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
-        stored: dict[Path, _Stored] = {}
         builds = self.on.bench.build(
             [trial.configuration for trial in claimed], workers,
             max(SHORTEST_BUILD_S, left_s - (time.monotonic() - begin)),
-            then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target)),
+            then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target, held)),
         ) if claimed else []  # fmt: skip
         for trial, (built, target) in zip(claimed, builds, strict=True):
             if self.on.stop.is_set():
@@ -191,12 +203,14 @@ class StudySearch:
             self.on.store.hand_back([trial for trial in claimed if trial.uid not in ended])
         return finished
 
-    def _stored(self, configuration: Configuration, built: StepResult, target: Path) -> "dict[Path, _Stored]":
+    def _stored(
+        self, configuration: Configuration, built: StepResult, target: Path, held: contextlib.ExitStack
+    ) -> "dict[Path, _Stored]":
         """Move what was built into the artifact store; on a GPU begin to load it, while others are still built."""
         digest: str | None = None
         loading: EarlyLoad | None = None
         if built.failure is None:
-            digest = self.on.store.artifacts.add(target)
+            digest = held.enter_context(self.on.store.artifacts.kept(target))
             loading = self._load_early(configuration, digest)
         self.on.bench.discard(target)
         return {target: _Stored(digest=digest, loading=loading)}
@@ -235,7 +249,6 @@ class StudySearch:
         error = value.get("signal_error")
         common: dict[str, Any] = {"build_s": build_s, "signal_error": error, "artifact": digest}
         if measured.failure is not None:
-            self.on.store.drop_unnamed(digest)
             common["artifact"] = None
             return dataclasses.replace(trial, state="failed", failure=measured.failure, **common), None
         measurement = Measurement.from_dict(value["measurement"])

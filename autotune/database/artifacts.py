@@ -5,7 +5,8 @@
     <root>/blobs/<2 hex>/<SHA-256 of a file>     every file once, read-only
     <root>/manifests/<digest>.json               the files of one artifact; their canonical JSON hashes to the digest
     <root>/folders/<digest>/                     an artifact as a folder again, hard links to its blobs
-    <root>/temporary/                            what is being written; its writer holds a lock on it
+    <root>/temporary/                            what is being written, and marks of artifacts that no row names yet;
+                                                 whoever made one holds a lock on it
 
 An artifact is code: nothing in it is loaded before every byte was verified, and by :meth:`ArtifactStore.taken` nothing
 else is. That holds against damage, against other users, and against a file put in the place of another by this one. A
@@ -16,75 +17,20 @@ attaches to the process that loads is not: such a program needs no artifact to r
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
-import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from autotune.database.files import hashed, holds, make_folder, names_below, open_plain, sync_folder
+from autotune.database.files import hashed, holds, in_use, make_folder, names_below, open_plain, sync_folder
+from autotune.database.manifest import ArtifactFile, digest_of, is_digest, manifest_files, manifest_json
 from autotune.errors import ArtifactError
 
 FOLDERS = ("blobs", "manifests", "folders", "temporary")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _REBUILD = "autotune tune STUDY, which builds it again"
-
-
-def is_digest(text: object) -> bool:
-    """Whether a value is a SHA-256 in lower-case hexadecimal."""
-    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArtifactFile:
-    """One file of an artifact: its name relative to the artifact (``/`` between parts), size and SHA-256."""
-
-    name: str
-    size_bytes: int
-    sha256: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not 0 < len(self.name.encode(errors="replace")) <= 1024:
-            raise ValueError(f"the name of an artifact's file has 1 to 1024 bytes, found {self.name!r}")
-        if any(part in ("", ".", "..") or len(part) > 255 for part in self.name.split("/")):
-            raise ValueError(f"{self.name!r} is not a name below the artifact's folder")
-        if "\\" in self.name or not self.name.isprintable():
-            raise ValueError(f"{self.name!r} holds a backslash or a character that does not print")
-        if type(self.size_bytes) is not int or self.size_bytes < 0:
-            raise ValueError(f"{self.name}: a size is a number of bytes, found {self.size_bytes!r}")
-        if not is_digest(self.sha256):
-            raise ValueError(f"{self.name}: expected a SHA-256 in hexadecimal, found {self.sha256!r}")
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {"name": self.name, "size_bytes": self.size_bytes, "sha256": self.sha256}
-
-
-def manifest_json(files: Sequence[ArtifactFile]) -> str:
-    """Give the canonical JSON of an artifact's files, sorted by name; raises ``ValueError`` where two names collide."""
-    names = {file.name for file in files}
-    folders = {"/".join(name.split("/")[:depth]) for name in names for depth in range(1, name.count("/") + 1)}
-    if not files or len(names) != len(files) or names & folders:
-        raise ValueError("an artifact has at least one file, and no two of the same name")
-    return json.dumps([f.as_dict() for f in sorted(files, key=lambda f: f.name)], sort_keys=True, separators=(",", ":"))
-
-
-def manifest_files(text: str | bytes) -> tuple[ArtifactFile, ...]:
-    """Read what :func:`manifest_json` wrote; raises ``ValueError`` for anything else."""
-    try:
-        return tuple(ArtifactFile(**entry) for entry in json.loads(text))
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"not the manifest of an artifact: {error}") from error
-
-
-def digest_of(files: Sequence[ArtifactFile]) -> str:
-    """Give the digest that names an artifact: SHA-256 of :func:`manifest_json`."""
-    return hashlib.sha256(manifest_json(files).encode()).hexdigest()
 
 
 class ArtifactStore:
@@ -164,15 +110,44 @@ class ArtifactStore:
 
     def add(self, folder: Path) -> str:
         """Store a folder's files and return the artifact's digest; links and special files are refused."""
+        with self.kept(folder) as digest:
+            return digest
+
+    @contextlib.contextmanager
+    def kept(self, folder: Path) -> Iterator[str]:
+        """Store a folder's files and hold them, see :meth:`held`, until a row can name the digest that is given."""
+        with contextlib.ExitStack() as stack:
+            with self.locked():
+                files = [self._store(folder, name) for name in names_below(folder, asked=f"{folder} cannot be stored")]
+                if not files:
+                    raise ArtifactError(f"{folder} holds no file, so there is nothing to store")
+                text = manifest_json(files)
+                digest = hashlib.sha256(text.encode()).hexdigest()
+                with self._written(self.manifest(digest)) as target:
+                    target.write(text.encode())
+                stack.enter_context(self.held(digest))
+            yield digest
+
+    @contextlib.contextmanager
+    def held(self, digest: str) -> Iterator[None]:
+        """Keep every process from removing an artifact that no row names yet, until the end or this process's death.
+
+        What several builds turned out alike is one artifact: without this, whoever drops it last takes it from those
+        that are still to name it.
+        """
         with self.locked():
-            files = [self._store(folder, name) for name in names_below(folder, asked=f"{folder} cannot be stored")]
-            if not files:
-                raise ArtifactError(f"{folder} holds no file, so there is nothing to store")
-            text = manifest_json(files)
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            with self._written(self.manifest(digest)) as target:
-                target.write(text.encode())
-        return digest
+            mark, path = tempfile.mkstemp(dir=self.root / "temporary", prefix=f"{digest}.")
+            fcntl.flock(mark, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            os.close(mark)
+
+    def is_held(self, digest: str) -> bool:
+        """Whether anyone holds the artifact; certain only while the store's lock is held alone."""
+        return any(in_use(path) for path in self.root.glob(f"temporary/{digest}.*"))
 
     def _store(self, folder: Path, name: str) -> ArtifactFile:
         source = folder / name
@@ -322,11 +297,16 @@ class ArtifactStore:
             shutil.rmtree(fresh, ignore_errors=True)
 
     def remove(self, digest: str) -> None:
-        """Forget an artifact and delete the files that no other artifact shares; one that is absent is no error."""
+        """Forget an artifact and delete the files that no other artifact shares.
+
+        One that is absent is no error, and one that somebody holds stays.
+        """
         manifest = self.manifest(digest)
         if not self.has(digest):
             return
         with self.locked(alone=True):
+            if self.is_held(digest):
+                return
             try:
                 gone = {file.sha256 for file in self.files(digest)}
                 kept = {file.sha256 for each in self.digests() if each != digest for file in self.files(each)}

@@ -11,8 +11,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
 from autotune.canonical import canonical
-from autotune.database.artifacts import ArtifactStore, is_digest
+from autotune.database.artifacts import ArtifactStore
 from autotune.database.files import hashed, open_plain
+from autotune.database.manifest import is_digest
 from autotune.database.rows import (
     kernel_record,
     kernel_values,

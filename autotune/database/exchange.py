@@ -20,8 +20,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from autotune.database import trials
-from autotune.database.artifacts import ArtifactFile
 from autotune.database.files import CHUNK_BYTES
+from autotune.database.manifest import ArtifactFile
 from autotune.database.merging import KINDS, Counts, put
 from autotune.database.parcel import (
     Parcel,
@@ -187,27 +187,33 @@ def merge_file(store: Store, path: Path) -> Counts:
     of two plans with one key the newer stays. An artifact that is here and damaged is replaced. Raises DatabaseError
     for a file that is not sound, or where a row it meets here cannot be read, and then nothing was written.
     """
+    added: list[str] = []
+    try:
+        with contextlib.ExitStack() as held:
+            parcel, before = _taken_in(store, path, added, held)
+            with store.writing() as session, _readable(store):
+                counts = put(session, store, parcel)
+    finally:
+        _discard_unneeded(store, added)  # all of them after a failure, else those of plans older than what is here
+    new = sum(store.artifacts.has(digest) for digest in set(added) - before)
+    counts["artifacts"] = {"added": new, "known": len(parcel.artifacts) - new}
+    return counts
+
+
+def _taken_in(store: Store, path: Path, added: list[str], held: contextlib.ExitStack) -> tuple[Parcel, set[str]]:
+    """Read the file and store its artifacts, held; gives its records, and those of its artifacts that were here."""
     try:
         with zipfile.ZipFile(path) as archive:
             parcel = _opened(archive)
             before = {digest for digest in parcel.artifacts if store.artifacts.has(digest)}
-            added = _store_artifacts(store, archive, parcel)
+            _store_artifacts(store, archive, parcel, added, held)
     except _UNSOUND as error:
         raise DatabaseError(
             f"{path} cannot be merged", found=str(error), expected="a file that autotune db export wrote"
         ) from error
     except OSError as error:
         raise DatabaseError(f"{path} cannot be read", found=str(error.strerror or error)) from error
-    try:
-        with store.writing() as session, _readable(store):
-            counts = put(session, store, parcel)
-            store.discard(trials.unneeded(session, set(added)))  # those of plans that are older than what is here
-    except BaseException:
-        _discard(store, added)
-        raise
-    new = sum(store.artifacts.has(digest) for digest in set(added) - before)
-    counts["artifacts"] = {"added": new, "known": len(parcel.artifacts) - new}
-    return counts
+    return parcel, before
 
 
 def _opened(archive: zipfile.ZipFile) -> Parcel:
@@ -254,29 +260,27 @@ def _copy(archive: zipfile.ZipFile, name: str, file: ArtifactFile, target: Binar
         raise ValueError(f"{name} does not match its SHA-256")
 
 
-def _store_artifacts(store: Store, archive: zipfile.ZipFile, parcel: Parcel) -> list[str]:
-    """Add the artifacts that the store lacks or has damaged, all or none; gives their digests."""
-    added: list[str] = []
-    try:
-        for digest, files in parcel.artifacts.items():
-            with contextlib.suppress(ArtifactError):
-                store.artifacts.open(digest)
-                continue
-            with store.artifacts.scratch() as folder:
-                for file in files:
-                    path = folder / file.name
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    with open(path, "xb") as target:
-                        _copy(archive, _member(digest, file), file, target)
-                added.append(store.artifacts.add(folder))
-            if added[-1] != digest:
-                raise ValueError(f"artifact {digest} changed while it was being read")
-    except BaseException:
-        _discard(store, added)
-        raise
-    return added
+def _store_artifacts(
+    store: Store, archive: zipfile.ZipFile, parcel: Parcel, added: list[str], held: contextlib.ExitStack
+) -> None:
+    """Add the artifacts that the store lacks or has damaged, and hold all of them."""
+    for digest, files in parcel.artifacts.items():
+        held.enter_context(store.artifacts.held(digest))
+        with contextlib.suppress(ArtifactError):
+            store.artifacts.open(digest)
+            continue
+        with store.artifacts.scratch() as folder:
+            for file in files:
+                path = folder / file.name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with open(path, "xb") as target:
+                    _copy(archive, _member(digest, file), file, target)
+            added.append(store.artifacts.add(folder))
+        if added[-1] != digest:
+            raise ValueError(f"artifact {digest} changed while it was being read")
 
 
-def _discard(store: Store, digests: Sequence[str]) -> None:
+def _discard_unneeded(store: Store, digests: Sequence[str]) -> None:
+    """Drop what no row names; where that fails it is left to ``autotune db gc``."""
     with contextlib.suppress(DatabaseError, ArtifactError), store.writing() as session:
         store.discard(trials.unneeded(session, set(digests)))

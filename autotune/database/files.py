@@ -1,5 +1,6 @@
 """Files that may not be what they should: listed, hashed and compared without following a link."""
 
+import fcntl
 import hashlib
 import os
 import stat
@@ -80,3 +81,18 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def in_use(path: Path) -> bool:
+    """Whether a living process holds the lock that the writer of a temporary file or folder takes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

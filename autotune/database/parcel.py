@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autotune.canonical import canonical
 from autotune.configuration import Configuration
-from autotune.database.artifacts import ArtifactFile, digest_of
+from autotune.database.manifest import ArtifactFile, digest_of
 from autotune.database.plan_rows import REVISIONS
 from autotune.database.rows import (
     Role,

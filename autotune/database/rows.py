@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from autotune.canonical import canonical, digest
 from autotune.configuration import Configuration
-from autotune.database.artifacts import is_digest
+from autotune.database.manifest import is_digest
 from autotune.database.plan_rows import plan_record
 from autotune.database.schema import PlanTable, StudyTable, TrialTable
 from autotune.kernel_trial import KernelTrial

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from autotune.configuration import Configuration
 from autotune.database import leases, own_trials, plans, trials
-from autotune.database.artifacts import ArtifactStore, is_digest
+from autotune.database.artifacts import ArtifactStore
 from autotune.database.engine import (
     Location,
     database_errors,
@@ -33,6 +33,7 @@ from autotune.database.engine import (
     locate,
 )
 from autotune.database.kernel_trials import KernelTrials
+from autotune.database.manifest import is_digest
 from autotune.database.rows import (
     Role,
     StudyRow,

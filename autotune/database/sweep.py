@@ -1,15 +1,14 @@
 """What an artifact store holds and nothing needs: found by ``autotune db check``, deleted by ``autotune db gc``."""
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.database.artifacts import FOLDERS, ArtifactStore, is_digest
-from autotune.database.files import sync_folder
+from autotune.database.artifacts import FOLDERS, ArtifactStore
+from autotune.database.files import in_use, sync_folder
+from autotune.database.manifest import is_digest
 from autotune.errors import ArtifactError
 
 GRACE_S = 86_400.0
@@ -36,8 +35,9 @@ def unneeded(store: ArtifactStore, named: Set[str], before: float) -> Unneeded:
     manifest it is unknown which blobs it needs, and no blob is given.
     """
     artifacts = [
-        digest for digest in store.digests() if digest not in named and _modified(store.manifest(digest)) < before
-    ]
+        digest for digest in store.digests()
+        if digest not in named and _modified(store.manifest(digest)) < before and not store.is_held(digest)
+    ]  # fmt: skip
     kept: set[str] | None = set()
     for digest in set(store.digests()) - set(artifacts):
         try:
@@ -53,7 +53,7 @@ def unneeded(store: ArtifactStore, named: Set[str], before: float) -> Unneeded:
     blobs = [path for path in blobs if _modified(path) < before]
     leftovers = [
         *(path for path in folders if path.name not in artifacts and _modified(path) < before),
-        *(path for path in _inside(store.root / "temporary") if not _in_use(path)),
+        *(path for path in _inside(store.root / "temporary") if not in_use(path)),
     ]
     return Unneeded(
         artifacts=tuple(artifacts),
@@ -116,18 +116,3 @@ def _modified(path: Path) -> float:
     with contextlib.suppress(OSError):
         return path.lstat().st_mtime
     return float("inf")
-
-
-def _in_use(path: Path) -> bool:
-    """Whether a living process holds the lock that the writer of a temporary file or folder takes."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -7,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.database.artifacts import ArtifactFile, ArtifactStore, digest_of, is_digest, manifest_files, manifest_json
+from autotune.database.artifacts import ArtifactStore
 from autotune.database.artifacts import stored as verified
+from autotune.database.manifest import ArtifactFile, digest_of, is_digest, manifest_files, manifest_json
+from autotune.database.sweep import sweep
 from autotune.errors import ArtifactError
 from tests.database.records import digest, folder_with
 
@@ -243,6 +247,32 @@ def test_loads_of_one_artifact_do_not_disturb_one_another(tmp_path: Path) -> Non
         store.remove(found)
         assert read(first) == read(second) == {"model.so": b"verified"}
     assert os.listdir(store.root / "temporary") == []
+
+
+def test_what_somebody_holds_is_not_removed_by_another(tmp_path: Path) -> None:
+    """Two studies that built the same: the first drops it before the second could name it."""
+    store, other = ArtifactStore(tmp_path / "store"), ArtifactStore(tmp_path / "store")
+    built = folder_with(tmp_path / "built", {"model.so": b"the same"})
+    found = store.add(built)
+    with other.kept(built) as same:
+        assert same == found
+        store.remove(found)
+        sweep(store, set(), before=float("inf"))
+        assert read(store.open(found)) == {"model.so": b"the same"}
+    store.remove(found)
+    assert not store.has(found) and os.listdir(store.root / "temporary") == []
+
+
+def test_the_death_of_a_holder_lets_go(tmp_path: Path) -> None:
+    store, found = stored(tmp_path, {"model.so": b"of a dead builder"})
+    code = (
+        "import os, sys, pathlib; from autotune.database.artifacts import ArtifactStore\n"
+        "with ArtifactStore(pathlib.Path(sys.argv[1])).held(sys.argv[2]): os.kill(os.getpid(), 9)"
+    )
+    dead = subprocess.run([sys.executable, "-c", code, str(store.root), found], check=False)
+    assert dead.returncode == -9 and len(os.listdir(store.root / "temporary")) == 1
+    store.remove(found)
+    assert not store.has(found)
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing", "link", "pipe", "manifest"])
