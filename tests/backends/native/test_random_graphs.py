@@ -8,10 +8,11 @@ from torch.export import ExportedProgram
 from autotune.backends.native.graph import Pass
 from autotune.backends.native.passes import EXACT
 from tests.backends.native.graphs import check, graphs
+from tests.examples import examples
 
 # Shrinking exports a graph at each step, which takes minutes.
 FEW = settings(
-    max_examples=20,
+    max_examples=examples(20),
     deadline=None,
     derandomize=True,
     phases=[Phase.explicit, Phase.generate],
@@ -30,7 +31,7 @@ def test_each_pass_keeps_every_bit(one: Pass, made: tuple[ExportedProgram, tuple
 def test_all_exact_passes_together_keep_every_bit() -> None:
     found: Counter[str] = Counter()
 
-    @settings(FEW, max_examples=40)
+    @settings(FEW, max_examples=examples(40))
     @given(made=graphs())
     def keep_every_bit(made: tuple[ExportedProgram, tuple[Tensor, ...]]) -> None:
         program, inputs = made

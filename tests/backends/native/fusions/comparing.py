@@ -13,10 +13,11 @@ from torch.nn import functional
 from autotune.backends.native.fusions import FUSIONS, Fused, fuse
 from autotune.model.precision import flat_module
 from tests.backends.native.graphs import shared
+from tests.examples import examples
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FEW = settings(
-    max_examples=40, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
+    max_examples=examples(40), deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow],
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ from autotune.backends.native.fusions.attention import ATTENTION
 from autotune.backends.native.graph import Simplified, simplify
 from autotune.backends.native.passes import EXACT
 from tests.backends.native.graphs import operators, program_of, shared
+from tests.examples import examples
 
 Function = Callable[..., Any]
 LOWEST = torch.finfo(torch.float32).min
@@ -249,7 +250,7 @@ def bound(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float, dtype: to
     return 2 * (error * (weights @ v.abs()) + t * limits.smallest_normal * limits.eps * v.abs().amax(-2, keepdim=True))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=examples(30), deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(data=st.data())
 def test_random_attention_stays_within_rounding(data: st.DataObject) -> None:
     draw = data.draw

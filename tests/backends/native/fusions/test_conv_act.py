@@ -14,13 +14,14 @@ from autotune.backends.native.graph import simplify
 from autotune.backends.native.passes import EXACT
 from tests.backends.native.fusions.comparing import DTYPES, FEW, SPELLINGS, bound, fused, magnitude, nodes, within
 from tests.backends.native.graphs import operators, program_of
+from tests.examples import examples
 
 
 @pytest.mark.parametrize("activation", sorted(SPELLINGS))
 def test_convolutions_with_what_follows_stay_within_rounding(activation: str) -> None:
     whole = 0
 
-    @settings(FEW, max_examples=15)
+    @settings(FEW, max_examples=examples(15))
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         nonlocal whole

@@ -12,6 +12,7 @@ from autotune.backends.native.fusions import fuse
 from autotune.backends.native.fusions.conv_bn import CONV_BN
 from autotune.backends.native.graph import simplify
 from autotune.model.precision import flat_module
+from tests.examples import examples
 
 
 def normed(layer: nn.Module, norm: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -43,7 +44,7 @@ def bound(model: Any, x: Tensor) -> Tensor:
     return 2 * (terms + 12) * torch.finfo(x.dtype).eps / 2 * size
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=examples(30), deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
 @given(data=st.data())
 def test_folding_stays_within_rounding(data: st.DataObject) -> None:
     draw = data.draw

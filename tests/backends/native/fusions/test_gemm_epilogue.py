@@ -16,6 +16,7 @@ from autotune.backends.native.operators import ACTIVATIONS
 from autotune.backends.native.passes import EXACT
 from tests.backends.native.fusions.comparing import DTYPES, FEW, SPELLINGS, bound, fused, magnitude, nodes, within
 from tests.backends.native.graphs import operators, program_of
+from tests.examples import examples
 
 PRODUCTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "linear": lambda m, x: functional.linear(x, m.weight),
@@ -33,7 +34,7 @@ PRODUCTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 def test_products_with_what_follows_stay_within_rounding(activation: str) -> None:
     whole = 0
 
-    @settings(FEW, max_examples=20)
+    @settings(FEW, max_examples=examples(20))
     @given(data=st.data())
     def check(data: st.DataObject) -> None:
         nonlocal whole
