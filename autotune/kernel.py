@@ -70,8 +70,9 @@ class MadeKernel:
 class Kernel(Protocol):
     """A loaded kernel for one problem.
 
-    ``a`` has shape [m, k], ``b`` [n, k] (a weight as torch stores it), ``bias`` [n] in fp32 or ``None``, ``residual``
-    and ``out`` [m, n]; all on the device, contiguous, in the dtypes of the problem.
+    ``a`` has the problem's ``a_shape``: [m, k], or with a window [images, height, width, channels]; ``b`` [n, k] (a
+    weight as torch stores it, channels last), ``bias`` [n] in fp32 or ``None``, ``residual`` and ``out`` [m, n]; all on
+    the device, contiguous, in the dtypes of the problem.
     """
 
     @property
@@ -79,8 +80,12 @@ class Kernel(Protocol):
         """What the compiler made of it: registers, spilled_bytes, shared_bytes, stages; empty where nobody tells."""
         ...
 
-    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> None:
-        """Put the kernel into torch's current stream; it writes ``out``. May be captured in a CUDA graph."""
+    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> Any:
+        """Put the kernel into torch's current stream; it writes ``out``. May be captured in a CUDA graph.
+
+        A library that cannot write into a tensor that it is given returns its own of the same shape instead; all others
+        return ``None``.
+        """
         ...
 
 

@@ -153,9 +153,11 @@ def _check_operands(problem: GemmProblem, target: str) -> None:
             found=f"{problem.dtype} in, {problem.output} out",
             expected=f"operands of {' or '.join(dtypes)}",
         )
-    if problem.a_major != "k" or problem.b_major != "k":
+    if problem.a_major != "k" or problem.b_major != "k" or problem.window is not None:
         raise SpaceError(
             f"CUTLASS tiles for {problem.canonical} on {target}",
-            found=f"A {problem.a_major}-major, B {problem.b_major}-major",
-            expected="both k-major",
+            found="rows that are read through a window"
+            if problem.window
+            else f"A {problem.a_major}-major, B {problem.b_major}-major",
+            expected="both k-major, and packed",
         )

@@ -57,10 +57,11 @@ def _point(values: Values) -> _Point:
 
 def check_problem(problem: GemmProblem) -> None:
     """Raise :class:`~autotune.errors.SpaceError` where no kernel here computes a problem."""
-    if problem.m > MOST_ROWS or problem.a_major != "k" or problem.b_major != "k":
+    if problem.m > MOST_ROWS or problem.a_major != "k" or problem.b_major != "k" or problem.window is not None:
+        rows = "rows read through a window" if problem.window else "rows"
         raise SpaceError(
             f"Triton kernels for {problem.canonical}",
-            found=f"{problem.m} rows, A {problem.a_major}-major, B {problem.b_major}-major",
+            found=f"{problem.m} {rows}, A {problem.a_major}-major, B {problem.b_major}-major",
             expected=f"at most {MOST_ROWS} rows, both k-major",
         )
 

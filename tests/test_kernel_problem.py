@@ -2,10 +2,11 @@ import dataclasses
 import json
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.kernel_problem import GemmProblem
+from autotune.kernel_problem import GemmProblem, Window
 
 sizes = st.integers(1, 1 << 16)
 
@@ -22,6 +23,7 @@ def test_every_field_changes_the_digest() -> None:
     changes = {
         **{"m": 1, "n": 1, "k": 1, "dtype": "bf16", "output": "fp32"},
         **{"a_major": "mn", "b_major": "mn", "bias": False, "activation": "silu", "residual": True},
+        "window": Window(height=8, width=16, channels=32, kernel=(1, 1)),
     }
     assert set(changes) == {field.name for field in dataclasses.fields(GemmProblem)}
     others = {dataclasses.replace(base, **{name: value}).digest for name, value in changes.items()}
@@ -33,6 +35,38 @@ def test_work_and_traffic_by_hand() -> None:
     assert (plain.flops, plain.bytes) == (60, 2 * (10 + 15 + 6))
     full = dataclasses.replace(plain, output="fp32", bias=True, residual=True)
     assert (full.flops, full.bytes) == (60, 2 * 25 + 4 * 6 * 2 + 4 * 3)
+
+
+def test_a_convolution_reads_its_images_once() -> None:
+    window = Window(height=14, width=15, channels=24, kernel=(3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 3))
+    images = torch.zeros(4, 24, 14, 15)
+    found = torch.conv2d(images, torch.zeros(5, 24, 3, 2), None, window.stride, window.padding, window.dilation)
+    assert window.places == tuple(found.shape[2:])
+    problem = GemmProblem(m=found.numel() // 5, n=5, k=24 * 6, window=window)
+    assert problem.a_shape == (4, 14, 15, 24) and problem.alignment_a_bytes == 16
+    assert problem.bytes == 2 * (images.numel() + 5 * 144 + found.numel())
+    assert GemmProblem.from_dict(json.loads(problem.canonical)) == problem
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"channels": 0}, "at least 1"),
+        ({"kernel": (3,)}, "two dimensions"),
+        ({"padding": (-1, 0)}, "its padding 0"),
+        ({"kernel": (9, 1)}, "a place in its images"),
+    ],
+)
+def test_what_is_no_window_is_refused(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Window(**{"height": 8, "width": 8, "channels": 4, "kernel": (3, 3), **values})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [{"m": 37}, {"k": 72}, {"a_major": "mn"}])
+def test_a_problem_fits_its_window(values: dict[str, object]) -> None:
+    window = Window(height=8, width=8, channels=16, kernel=(3, 3))
+    with pytest.raises(ValueError, match=r"a window of k = 144 and \(6, 6\) places"):
+        GemmProblem(**{"m": 72, "n": 8, "k": 144, "window": window, **values})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,12 @@ def explain(
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Explain a plan: kernels before and after, what was fused where, which kernel each GEMM got and what it saved.
+    """Explain a plan: kernels before and after, what was fused where, which tile each GEMM got and what it saved.
 
     Without --batch every batch. With --json one plan is one object; several are a list of them.
     """
-    from autotune.report.explain import explanation, explanation_view
+    from autotune.report.explain import explanation
+    from autotune.report.explain_view import explanation_view
 
     with open_store(db) as store:
         found = [explanation(plan, store) for plan in find_plans(store, model, batch, device_class(device))]

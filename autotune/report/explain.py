@@ -1,31 +1,32 @@
-"""Why a plan is fast: kernels and SM efficiency before and after, what was fused, which kernel each GEMM got."""
+"""Why a plan is fast, as plain data: kernels and SM efficiency before and after, what was fused where, each GEMM."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from autotune import registry
-from autotune.configuration import Configuration
 from autotune.database.artifacts import stored
 from autotune.kernel_problem import GemmProblem
 from autotune.plan import Plan
-from autotune.report import words
+from autotune.report.kernels import problem_words
 
 if TYPE_CHECKING:
     from autotune.database.store import Store
 
-_FIGURES = ("kernels_per_call", "sm_efficiency", "gpu_utilisation")
+_TRACED = ("kernels_per_call", "copies_per_call", "gpu_utilisation", "sm_efficiency", "occupancy", "heaviest")
+_COUNTED = ("sm_util", "sm_occupancy", "any_tensor", "dram_bw")
+"""What is told of the finals' kernel trace, and of what the device counted itself."""
+
+UNKNOWN = "no kernel was chosen for it"
+"""Why torch computes a GEMM, where its record gives no other reason."""
 
 
 def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
     """Plain data about one plan: its finals, its trials by state, and what its artifact says of its graph.
 
-    ``before`` and ``after`` are the baseline's and the plan's figures from a kernel trace, ``None`` where the finals
-    took none (a CPU has no such trace). ``graph`` is ``None`` for a backend that tells nothing of its graph.
+    ``before`` and ``after`` are the baseline's and the plan's figures, ``None`` where the finals took none;
+    ``not_measured`` then says why (a CPU has no kernels to trace). ``graph`` is ``None`` for a backend that tells
+    nothing of its graph.
     """
     finalists = list(plan.evidence.get("finalists") or ())
     baseline = next((one for one in finalists if one.get("is_baseline")), None)
@@ -43,6 +44,7 @@ def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
         "speedup": plan.speedup,
         "before": _figures(baseline),
         "after": _figures(own),
+        "not_measured": _not_measured(baseline) or _not_measured(own),
         "graph": _graph(plan, store),
         "others": [
             {name: one[name] for name in ("configuration", "latency_ms", "interval_ms")}
@@ -57,10 +59,26 @@ def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
     }
 
 
-def _figures(finalist: Mapping[str, Any] | None) -> dict[str, float] | None:
-    found = (finalist or {}).get("utilisation") or {}
-    figures = {name: float(found[name]) for name in _FIGURES if isinstance(found.get(name), int | float)}
-    return figures or None
+def _figures(finalist: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What the kernel trace and the device's own counters gave of a finalist."""
+    known = zip((_TRACED, _COUNTED), _parts(finalist), strict=False)
+    return {name: part[name] for names, part in known if part["available"] for name in names} or None
+
+
+def _not_measured(finalist: Mapping[str, Any] | None) -> str | None:
+    """Why a finalist has no kernel trace; ``None`` where it has one."""
+    trace = next(iter(_parts(finalist)), None)
+    if trace is None:
+        return "the finals took no trace of kernels"
+    return None if trace["available"] else str(trace["reason"])
+
+
+def _parts(finalist: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """A finalist's kernel trace, and what its device counted; one part alone says why there is neither."""
+    found = (finalist or {}).get("utilisation")
+    if not found:
+        return []
+    return [found["trace"], found["gpm"]] if found["available"] else [found]
 
 
 def _graph(plan: Plan, store: "Store") -> dict[str, Any] | None:
@@ -69,113 +87,74 @@ def _graph(plan: Plan, store: "Store") -> dict[str, Any] | None:
     if tell is None or plan.artifact is None or not store.artifacts.has(plan.artifact):
         return None
     with stored(store.artifacts.open(plan.artifact)) as folder:
-        record = tell(folder)
+        return graph_document(tell(folder))
+
+
+def graph_document(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``graph`` of :func:`explanation` holds: places of fusions, GEMMs by what they save, and what torch computes.
+
+    An artifact that was built before places were recorded has none.
+    """
+    kernels = _kernels(site for site in record["sites"] if site.get("problem") and site.get("kernel"))
+    savings = [one["saved_us_per_call"] for one in kernels if one["saved_us_per_call"] is not None]
     return {
         "nodes_before": record["nodes_before"],
         "nodes_after": record["nodes_after"],
         "fusions": dict(record["fusions"]),
-        "kernels": [_kernel(site) for site in record["sites"] if site.get("problem")],
+        "places": dict(record.get("places", {})),
+        "kernels": kernels,
+        "saved_us_per_call": sum(savings) if savings else None,
+        "left": _left(site for site in record["sites"] if not site.get("kernel")),
     }
 
 
-def _kernel(site: Mapping[str, Any]) -> dict[str, Any]:
-    kernel, library = site.get("kernel"), site.get("library")
-    saved = library["median_us"] - kernel["median_us"] if kernel and library else None
-    return {
-        "site": site["name"],
-        "problem": site["problem"],
-        "configuration": kernel["configuration"] if kernel else None,
-        "median_us": kernel["median_us"] if kernel else None,
-        "library_us": library["median_us"] if library else None,
-        "saved_us": saved,
-    }
-
-
-def explanation_view(found: Mapping[str, Any]) -> RenderableType:
-    """The same for people to read."""
-    configuration = Configuration.from_dict(found["configuration"])
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
-    facts.add_row("plan", f"{configuration.backend}: {words.knobs(configuration)}")
-    latencies = f"{words.milliseconds(found['baseline_latency_ms'])} ms to {words.milliseconds(found['latency_ms'])} ms"
-    facts.add_row("latency", f"{latencies}, {words.speedup(found['speedup'])} ({found['status']})")
-    for name, what in zip(_FIGURES, ("kernels a call", "SM efficiency", "GPU utilisation"), strict=True):
-        facts.add_row(what, _before_and_after(found, name))
-    graph = found["graph"]
-    if graph is None:
-        facts.add_row("graph", f"{configuration.backend} tells nothing of what it did to the graph")
-    else:
-        facts.add_row("graph", f"{graph['nodes_before']} operators to {graph['nodes_after']}")
-        matched = [f"{name} {count}" for name, count in graph["fusions"].items() if count]
-        facts.add_row("fusions", ", ".join(matched) or "none matched")
-    counts = ", ".join(f"{count} {state}" for state, count in found["trials"].items())
-    facts.add_row("trials", counts or "not in this database")
-    parts: list[RenderableType] = [Text(f"{found['name']}, batch {found['batch']}", style="bold underline"), facts]
-    if graph is not None and graph["kernels"]:
-        parts.append(_kernels_table(graph["kernels"]))
-    parts.append(_others_table(found["others"]))
-    if found["refused"]:
-        see = f"autotune trials {found['name']} --batch {found['batch']} --failed"
-        parts.append(Text(f"{len(found['refused'])} candidates were refused; why, and how to see it again: {see}"))
-    return Group(*parts, Text(""))
-
-
-def _before_and_after(found: Mapping[str, Any], name: str) -> str:
-    """A figure of the baseline and of the plan; without a trace it is said that there is none."""
-    ends = [found[which].get(name) if found[which] else None for which in ("before", "after")]
-    if all(end is None for end in ends):
-        return "not available: the finals took no trace of kernels here"
-    return " to ".join(
-        "not available" if end is None else (f"{end:.0f}" if name == "kernels_per_call" else f"{end:.0%}")
-        for end in ends
-    )
-
-
-def _kernels_table(kernels: Sequence[Mapping[str, Any]]) -> RenderableType:
-    """One row for each distinct problem and kernel, with how often it comes."""
-    table = Table(title="GEMMs", title_justify="left")
-    table.add_column("times", justify="right")
-    table.add_column("m × n × k, epilogue", no_wrap=True)
-    table.add_column("kernel", overflow="fold")
-    for column in ("µs", "best library µs", "saved µs a call"):
-        table.add_column(column, justify="right", no_wrap=True)
+def _kernels(sites: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """GEMMs of the same problem and kernel as one entry, what saves most in a call first."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for one in kernels:
-        key = (GemmProblem.from_dict(one["problem"]).canonical, str(one["configuration"]))
-        groups.setdefault(key, []).append(one)
-    for same in groups.values():
-        one, times = same[0], len(same)
-        chosen = Configuration.from_dict(one["configuration"]) if one["configuration"] else None
-        table.add_row(
-            str(times),
-            problem_text(GemmProblem.from_dict(one["problem"])),
-            f"{chosen.backend}: {words.knobs(chosen)}" if chosen else "torch's own call: not tuned",
-            _us(one["median_us"]), _us(one["library_us"]),
-            "–" if one["saved_us"] is None else f"{times * one['saved_us']:.2f}",
-        )  # fmt: skip
-    return table
+    for site in sites:
+        key = (GemmProblem.from_dict(site["problem"]).canonical, site["kernel"]["words"])
+        groups.setdefault(key, []).append(site)
+    found = [_kernel(group) for group in groups.values()]
+    return sorted(found, key=lambda one: (-(one["saved_us_per_call"] or 0), -one["times"] * one["median_us"]))
 
 
-def _others_table(others: Sequence[Mapping[str, Any]]) -> RenderableType:
-    table = Table(title="What it was held against in the finals", title_justify="left")
-    table.add_column("configuration", overflow="fold")
-    table.add_column("latency ms [95% interval]", justify="right", no_wrap=True)
-    for one in others:
-        configuration = Configuration.from_dict(one["configuration"])
-        table.add_row(
-            f"{configuration.backend}: {words.knobs(configuration)}",
-            words.latency(one["latency_ms"], one["interval_ms"]),
-        )
-    return table if others else Text("no finals are on record with this plan")
+def _kernel(sites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    kernel, library, times = sites[0]["kernel"], sites[0].get("library"), len(sites)
+    saved_us = library["median_us"] - kernel["median_us"] if library else None
+    return {
+        "problem": sites[0]["problem"],
+        "times": times,
+        "sites": [site["name"] for site in sites],
+        "places": _places(sites),
+        "configuration": kernel["configuration"],
+        "kernel": kernel["words"],
+        "median_us": kernel["median_us"],
+        "library": library["words"] if library else None,
+        "library_us": library["median_us"] if library else None,
+        "saved_us": saved_us,
+        "saved_share": saved_us / library["median_us"] if library else None,
+        "saved_us_per_call": None if saved_us is None else times * saved_us,
+    }
 
 
-def problem_text(problem: GemmProblem) -> str:
-    """A problem in a few words: ``128 × 3072 × 768 fp16, bias + gelu``."""
-    parts = [name for name, there in (("bias", problem.bias), ("residual", problem.residual)) if there]
-    parts += [problem.activation] if problem.activation != "none" else []
-    return f"{problem.m} × {problem.n} × {problem.k} {problem.dtype}{', ' if parts else ''}{' + '.join(parts)}"
+def _left(sites: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What torch computes: every GEMM, and of other operators those that say why; the most frequent first."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for site in sites:
+        why = site.get("why") or (UNKNOWN if site.get("problem") else None)
+        if why is not None:
+            groups.setdefault((_what(site), why), []).append(site)
+    found = [
+        {"what": what, "why": why, "times": len(group), "places": _places(group)}
+        for (what, why), group in groups.items()
+    ]
+    return sorted(found, key=lambda one: -int(one["times"]))
 
 
-def _us(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+def _what(site: Mapping[str, Any]) -> str:
+    problem = site.get("problem")
+    return problem_words(GemmProblem.from_dict(problem)) if problem else str(site["operator"])
+
+
+def _places(sites: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [site["place"] for site in sites if "place" in site]

@@ -36,6 +36,9 @@ INSTRUCTION_CLOCKS = 40
 BARRIER_CLOCKS = 20
 """Waiting for a stage and handing it back, once a step along k."""
 
+OLDER_INSTRUCTIONS = {"cluster_gemm": 0.62, "triton_gemm": 0.62}
+"""Share of the tensor cores' rate that kinds of kernels reach which do not use the newest instructions."""
+
 LANES = 128
 EPILOGUE_CLOCKS: Mapping[str, int] = {"none": 6, "relu": 7, "gelu": 40, "gelu_tanh": 22, "silu": 18}
 """Instructions of one result in the epilogue, by activation; the one with erf is dear."""
@@ -68,6 +71,7 @@ class _Tile:
     spread: bool
     splits: int
     stages: int
+    rate: float
 
 
 class KernelCost:
@@ -78,7 +82,7 @@ class KernelCost:
 
     def estimate(self, candidate: Configuration) -> Estimate | None:
         """Tell how long a candidate takes, a build as it is launched plainly; ``None`` for one that has no tile."""
-        tile = self._tile(dict(candidate.values))
+        tile = self._tile(candidate.backend, dict(candidate.values))
         if tile is None:
             return None
         rates, problem = self._rates, self._problem
@@ -91,7 +95,7 @@ class KernelCost:
         shared_out = self._shared_out_s(tile, blocks, steps, step_s, epilogue_s)
         cache_s = self._cache_s(tile, blocks)
         memory_s = problem.bytes / rates.memory_bytes_per_s
-        sustained_s = 2 * blocks * tile.m * tile.n * problem.k / rates.flops_per_s
+        sustained_s = 2 * blocks * tile.m * tile.n * problem.k / (tile.rate * rates.flops_per_s)
         busy_s = sum(part**SHARPNESS for part in (shared_out, sustained_s, cache_s, memory_s)) ** (1 / SHARPNESS)
         total_s = FIXED_S + busy_s
         units = blocks * tile.splits
@@ -107,7 +111,7 @@ class KernelCost:
             },
         )
 
-    def _tile(self, values: Mapping[str, Scalar]) -> _Tile | None:
+    def _tile(self, kind: str, values: Mapping[str, Scalar]) -> _Tile | None:
         """Read a tile under the names of either kind of kernel."""
 
         def whole(*names: str, default: int) -> int:
@@ -130,12 +134,13 @@ class KernelCost:
             spread=values.get("scheduler") == "stream_k" and splits == 1 and decomposition != "data_parallel",
             splits=splits,
             stages=max(1, whole("stages", default=int(0.85 * self._rates.shared_bytes) // step_bytes)),
+            rate=OLDER_INSTRUCTIONS.get(kind, 1.0),
         )
 
     def _step_s(self, tile: _Tile) -> tuple[float, float]:
         """Seconds of one step along k, and what the tensor cores take of them."""
         rates = self._rates
-        tensor_s = 2 * tile.m * tile.n * tile.k / (rates.flops_per_clock * rates.clock_hz)
+        tensor_s = 2 * tile.m * tile.n * tile.k / (tile.rate * rates.flops_per_clock * rates.clock_hz)
         groups = 1 if tile.pingpong else 2
         chained = math.ceil(tile.m / 64 / groups) * math.ceil(tile.k / 16)
         instruction_s = chained * INSTRUCTION_CLOCKS / rates.clock_hz

@@ -11,7 +11,7 @@ OCTAVES: Mapping[str, float] = {
     **{f"tile_{side}": 1.0 for side in "mnk"},
     **{f"block_{side}": 1.0 for side in "mnk"},
     **{f"cluster_{side}": 1.2 for side in "mn"},
-    **{f"warp_{side}": 1.0 for side in "mn"},
+    **{f"{name}_{side}": 1.0 for name in ("warp", "warps") for side in "mn"},
     **{name: 1.0 for name in ("stages", "warps", "split_k", "splits")},
 }
 """Parameters that count by their logarithm, with the factor (in powers of two) over which tiles stay alike."""

@@ -100,10 +100,11 @@ class NativeBackend:
         return torch_runner(module.requires_grad_(False), settings, device)
 
     def explain(self, folder: Path) -> Mapping[str, Any]:
-        """What an artifact says of itself: nodes before and after, fusions with their counts, kernels by site."""
+        """What an artifact says of itself: nodes before and after, fusions with their places, kernels by site."""
         from autotune.backends.native.packing import read
+        from autotune.backends.native.telling import told
 
-        return read(folder)
+        return told(read(folder))
 
     def _rewritten(
         self, model: SourceModel, configuration: Configuration, device: Device

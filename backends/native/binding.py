@@ -10,6 +10,7 @@ from autotune.backends.native import operators
 from autotune.backends.native.sites import fused_nodes
 from autotune.errors import ArtifactError
 from autotune.kernel import Kernel
+from autotune.kernel_problem import GemmProblem
 
 Place = Callable[..., nn.Module]
 
@@ -48,26 +49,28 @@ class GemmSite(nn.Module):
         rows = a.reshape(-1, a.shape[-1])
         added = None if residual is None else residual.reshape(-1, b.shape[0])
         out = a.new_empty((rows.shape[0], b.shape[0]))
-        self._kernel(rows.contiguous(), b, self.bias, None if added is None else added.contiguous(), out)
-        return out.view(*a.shape[:-1], b.shape[0])
+        own = self._kernel(rows.contiguous(), b, self.bias, None if added is None else added.contiguous(), out)
+        return (out if own is None else own).view(*a.shape[:-1], b.shape[0])
 
 
-class PixelSite(nn.Module):
-    """A GEMM kernel in the place of a 1×1 convolution over channels-last memory."""
+class ConvSite(nn.Module):
+    """A kernel in the place of a convolution over channels-last memory: each place of its window is a row."""
 
-    def __init__(self, kernel: Kernel, bias: Tensor | None) -> None:
+    def __init__(self, kernel: Kernel, bias: Tensor | None, problem: GemmProblem) -> None:
         super().__init__()
-        self._kernel = kernel
+        self._kernel, self._problem = kernel, problem
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *_: object) -> Tensor:
-        """Compute into a fresh tensor in channels-last memory; each pixel is a row."""
-        batch, channels, height, width = x.shape
-        rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
-        added = None if residual is None else residual.permute(0, 2, 3, 1).reshape(-1, weight.shape[0])
-        out = x.new_empty((rows.shape[0], weight.shape[0]))
-        self._kernel(rows, weight.reshape(weight.shape[:2]), self.bias, added, out)
-        return out.view(batch, height, width, weight.shape[0]).permute(0, 3, 1, 2)
+        """Compute into a fresh tensor in channels-last memory."""
+        problem = self._problem
+        filters = weight.permute(0, 2, 3, 1).reshape(problem.n, problem.k)
+        images = x.permute(0, 2, 3, 1).reshape(problem.a_shape).contiguous()
+        added = None if residual is None else residual.permute(0, 2, 3, 1).reshape(-1, problem.n).contiguous()
+        out = x.new_empty((problem.m, problem.n))
+        own = self._kernel(images, filters, self.bias, added, out)
+        height, width = x.shape[2:] if problem.window is None else problem.window.places
+        return (out if own is None else own).view(x.shape[0], height, width, problem.n).permute(0, 3, 1, 2)
 
 
 class FusedConvSite(nn.Module):

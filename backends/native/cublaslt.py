@@ -72,7 +72,7 @@ class CublasLt:
 
     def ready(self, device: Device, problem: GemmProblem) -> Sequence[Configuration]:
         """List the ranks; the heuristic may know fewer algorithms, in which case the last ones do not load."""
-        if device.kind != "cuda" or problem.output not in (problem.dtype, "fp32"):
+        if device.kind != "cuda" or problem.window or problem.output not in (problem.dtype, "fp32"):
             return ()
         return [Configuration.of(NAME, {"rank": rank}) for rank in range(RANKS)]
 

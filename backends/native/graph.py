@@ -6,6 +6,7 @@ Modules that rewrite graphs are imported only while a backend builds, so that th
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from types import MappingProxyType
 
 import torch
@@ -14,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from autotune.errors import WorkError
+from autotune.model import capture
 from autotune.model.precision import flat_module
 
 log = logging.getLogger(__name__)
@@ -22,6 +24,9 @@ ROUNDS = 32
 """A pass goes through a graph in its order and meets what it wrote before, so that few rounds settle any graph."""
 
 aten = torch.ops.aten
+_STACK = "nn_module_stack"
+"""Where torch.export keeps what modules a node is from, the outermost first: a path and a type each."""
+
 _UNANNOTATED = {aten._unsafe_view.default, aten.type_as.default, aten.einsum.default, aten.broadcast_tensors.default}
 _UNANNOTATED |= {aten.meshgrid.default, aten.meshgrid.indexing, aten.cartesian_prod.default, aten.combinations.default}
 """Operators that may answer with an argument's memory although their schema does not say so."""
@@ -37,6 +42,18 @@ class Pass:
 
     name: str
     apply: Callable[[GraphModule], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fusion:
+    """A pass that keeps values within rounding; ``fuse`` changes a graph in place and gives each match's place."""
+
+    name: str
+    fuse: Callable[[GraphModule], list[str]]
+
+    def apply(self, module: GraphModule) -> int:
+        """Do the same as a pass does, which counts."""
+        return len(self.fuse(module))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +129,28 @@ def value(node: object) -> Tensor | None:
     """Shape, dtype, device and strides of what a node gives, as a tensor without data; ``None`` for anything else."""
     found = node.meta.get("val") if isinstance(node, Node) else None
     return found if isinstance(found, Tensor) else None
+
+
+def place(node: Node) -> str:
+    """The path of the module that a node was captured in, such as ``encoder.layer.0``; empty for the model's own code.
+
+    A node that was erased still has it.
+    """
+    stack = list(node.meta.get(_STACK, {}).values())
+    if not stack:
+        return ""
+    path = str(stack[-1][0])
+    if str(stack[0][1]).startswith(f"{capture.__name__}."):  # capture wraps the model in a module of its own
+        path = path.partition(".")[2]
+    return path
+
+
+def put_in_place(node: Node, *sources: Node) -> None:
+    """Let a new node be in the innermost module that all of these were captured in, where that is known."""
+    stacks = [list(source.meta.get(_STACK, {}).items()) for source in sources]
+    alike = takewhile(lambda entries: all(one == entries[0] for one in entries), zip(*stacks, strict=False))
+    if shared := dict(entries[0] for entries in alike):
+        node.meta[_STACK] = shared
 
 
 def same_layout(one: Tensor | None, other: Tensor | None) -> bool:

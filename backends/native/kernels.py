@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from autotune.backends.native import cublaslt, library
+from autotune.backends.native.cluster.kind import CLUSTER_GEMM
 from autotune.backends.native.cublaslt import CUBLASLT
 from autotune.backends.native.cutlass.kind import CUTLASS
 from autotune.backends.native.kind import CompiledKind, LibraryKind
 from autotune.backends.native.library import TORCH
-from autotune.backends.native.triton_gemm import TRITON_GEMM
+from autotune.backends.native.triton_kernels.kind import TRITON_GEMM
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import DeviceError, SpaceError, WorkError
 from autotune.kernel import Kernel, MadeKernel
 from autotune.kernel_problem import GemmProblem
-from autotune.search_spaces import cutlass_gemm, triton_gemm
+from autotune.search_spaces import cluster_gemm, cutlass_gemm, triton_gemm
 
 LIBRARIES: Mapping[str, LibraryKind] = {cublaslt.NAME: CUBLASLT, library.NAME: TORCH}
 """Kinds of kernels that come compiled, by the backend of their configurations."""
 
-COMPILED: Mapping[str, CompiledKind] = {cutlass_gemm.NAME: CUTLASS, triton_gemm.NAME: TRITON_GEMM}
+COMPILED: Mapping[str, CompiledKind] = {
+    cutlass_gemm.NAME: CUTLASS, cluster_gemm.NAME: CLUSTER_GEMM, triton_gemm.NAME: TRITON_GEMM,
+}  # fmt: skip
 """Kinds of kernels that are compiled first."""
 
 

@@ -64,7 +64,7 @@ class CompiledKind(Protocol):
 def check_operands(problem: GemmProblem, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> None:
     """Refuse operands that a kernel for this problem would read or write out of bounds; raises ValueError."""
     operand, result = TORCH_NAMES[problem.dtype], TORCH_NAMES[problem.output]
-    _check("a", a, (problem.m, problem.k), operand, out)
+    _check("a", a, problem.a_shape, operand, out)
     _check("b", b, (problem.n, problem.k), operand, out)
     _check("out", out, (problem.m, problem.n), result, out)
     if bias is not None:

@@ -24,13 +24,18 @@ class Torch:
 
     ``addmm`` adds the bias in the product's call and the residual after it, ``addmm_residual`` the other way round;
     ``addmm_activation`` computes bias and activation in one call; ``wide`` computes in fp32 and rounds at the end, for
-    results of another type than the operands.
+    results of another type than the operands. Of a convolution ``conv`` is its call with the bias and what follows,
+    ``cudnn_relu`` the one of cuDNN that does everything.
     """
 
     def ready(self, device: Device, problem: GemmProblem) -> Sequence[Configuration]:
         """List the forms that differ for this problem."""
         if problem.output != problem.dtype:
             forms = ["wide"]
+        elif problem.window is not None:
+            forms = ["conv"]
+            if device.kind == "cuda" and problem.activation == "relu":
+                forms.append("cudnn_relu")
         else:
             forms = ["addmm"]
             if problem.residual:
@@ -63,7 +68,7 @@ class _TorchKernel:
     def made(self) -> Mapping[str, float]:
         return {}
 
-    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> None:
+    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> Any:
         import torch
 
         problem = self._problem
@@ -71,12 +76,14 @@ class _TorchKernel:
         with torch.no_grad():
             if self._form == "wide":
                 out.copy_(compute(problem, a.float(), b.float(), bias, residual))
-                return
+                return None
+            if problem.window is not None:
+                return self._convolved(a, b, bias, residual)
             weight = b.t()
             added = None if self._bias is None else self._bias.of(bias)
             if self._form == "addmm_activation" and added is not None:
                 torch._addmm_activation(added, a, weight, use_gelu=self._fused, out=out)
-                return
+                return None
             first, second = (residual, added) if self._form == "addmm_residual" else (added, residual)
             if first is None:
                 torch.mm(a, weight, out=out)
@@ -85,6 +92,51 @@ class _TorchKernel:
             if second is not None:
                 out.add_(second)
             activate(out, problem.activation)
+        return None
+
+    def _convolved(self, a: Any, b: Any, bias: Any, residual: Any) -> Any:
+        """The convolution by torch's call, as rows of channels-last memory."""
+        import torch
+
+        problem, window = self._problem, self._problem.window
+        assert window is not None
+        x, weight = images(problem, a), filters(problem, b)
+        added = None if self._bias is None else self._bias.of(bias)
+        more = None if residual is None else residual.view(*x.shape[:1], *window.places, problem.n).permute(0, 3, 1, 2)
+        how = (window.stride, window.padding, window.dilation, 1)
+        if self._form == "conv":
+            answer = torch.conv2d(x, weight, added, *how)
+            if more is not None:
+                answer.add_(more)
+            activate(answer, problem.activation)
+        elif more is None:
+            answer = torch.cudnn_convolution_relu(x, weight, added, *how)
+        else:
+            answer = torch.cudnn_convolution_add_relu(x, weight, more, 1.0, added, *how)
+        return answer.permute(0, 2, 3, 1).reshape(problem.m, problem.n)
+
+
+def images(problem: GemmProblem, a: Any) -> Any:
+    """A of a convolution as torch sees it: images, channels, rows, columns, over the same memory."""
+    return a.permute(0, 3, 1, 2)
+
+
+def filters(problem: GemmProblem, b: Any) -> Any:
+    """B of a convolution as torch sees it: results, channels, rows, columns, over the same memory."""
+    assert problem.window is not None
+    return b.view(problem.n, *problem.window.kernel, problem.window.channels).permute(0, 3, 1, 2)
+
+
+def multiply(problem: GemmProblem, a: Any, b: Any) -> Any:
+    """The product alone, m×n, in the type of ``a``."""
+    import torch
+
+    window = problem.window
+    if window is None:
+        return a @ b.to(a.dtype).t()
+    x, weight = images(problem, a), filters(problem, b.to(a.dtype))
+    found = torch.conv2d(x, weight, None, window.stride, window.padding, window.dilation)
+    return found.permute(0, 2, 3, 1).reshape(problem.m, problem.n)
 
 
 def activate(values: Any, activation: str) -> None:
@@ -101,7 +153,7 @@ def activate(values: Any, activation: str) -> None:
 
 def compute(problem: GemmProblem, a: Any, b: Any, bias: Any, residual: Any) -> Any:
     """The problem in plain torch, every step in the type of ``a``, whatever the types of the rest."""
-    answer = a @ b.to(a.dtype).t()
+    answer = multiply(problem, a, b)
     if bias is not None:
         answer = answer + bias.to(a.dtype)
     if residual is not None:

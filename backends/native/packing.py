@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from autotune.backends.native.binding import FusedConvSite, GemmSite, PixelSite, bind, site_bias
+from autotune.backends.native.binding import ConvSite, FusedConvSite, GemmSite, bind, site_bias
 from autotune.backends.native.graph import constant
 from autotune.backends.native.kernels import KERNELS
 from autotune.backends.native.sites import CONV2D, GEMM, Site, fused_nodes, sites
+from autotune.backends.native.written import stand_in, write_kernels
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import ArtifactError
@@ -40,8 +41,9 @@ def pack(
     target.mkdir()
     sources: dict[str, str] = {}
     places = []
+    written = write_kernels(module, device, target, channels_last=channels_last)
     for site in sites(module, channels_last=channels_last):
-        entry: dict[str, Any] = {"index": site.index, "name": site.name, "operator": site.operator}
+        entry: dict[str, Any] = {"index": site.index, "name": site.name, "operator": site.operator, "place": site.place}
         chosen = _chosen(site, configuration, known)
         if site.problem is not None:
             entry["problem"] = site.problem.as_dict()
@@ -50,10 +52,14 @@ def pack(
         if chosen is not None and known is not None and site.problem is not None:
             sources |= KERNELS.pack(device, site.problem, chosen.configuration, known.folder, target)
             entry["kernel"] = chosen.as_dict()
+        if site.index in written:
+            of_triton = dict(written[site.index])
+            sources |= of_triton.pop("sources", {})
+            entry |= of_triton
         places.append(entry)
     record = {
         "schema": SCHEMA, "nodes_before": fused.nodes_before, "nodes_after": fused.nodes_after,
-        "fusions": dict(fused.matches), "sites": places, "sources": sources,
+        "fusions": dict(fused.matches), "places": dict(fused.places), "sites": places, "sources": sources,
     }  # fmt: skip
     (folder / RECORD).write_text(json.dumps(record, sort_keys=True))
 
@@ -91,7 +97,10 @@ def places(folder: Path, module: GraphModule, device: Device) -> None:
             bias = site_bias(
                 _bias(module, node), wanted=problem.bias, length=problem.n, device=torch.device(device.torch_name)
             )
-            found[entry["index"]] = (GemmSite if node.target is GEMM else PixelSite)(kernel, bias)
+            at_gemm = node.target is GEMM
+            found[entry["index"]] = GemmSite(kernel, bias) if at_gemm else ConvSite(kernel, bias, problem)
+        elif entry.get("plans"):
+            found[entry["index"]] = stand_in(entry, node, folder / FOLDER, device)
         elif node.target is CONV2D and device.kind == "cuda":
             found[entry["index"]] = FusedConvSite()
     bind(module, found)

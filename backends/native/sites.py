@@ -3,6 +3,7 @@
 A site is known by its position among its graph's fused operators, which saving and loading a graph keep.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,10 +13,13 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from autotune.backends.native import operators
-from autotune.backends.native.graph import value
-from autotune.kernel_problem import GemmProblem, OperandType
+from autotune.backends.native.graph import place, value
+from autotune.kernel_problem import GemmProblem, OperandType, Window
 
 DTYPES: dict[torch.dtype, OperandType] = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+
+VECTOR = 8
+"""Channels that are read at once: a convolution of images with another number of them is the libraries' alone."""
 
 _FUSED = torch.ops.autotune_native
 GEMM, CONV2D = _FUSED.gemm.default, _FUSED.conv2d.default
@@ -23,12 +27,16 @@ GEMM, CONV2D = _FUSED.gemm.default, _FUSED.conv2d.default
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One fused operator of a graph: ``index`` among all of them, the node's name, and its GEMM where it is one."""
+    """One fused operator of a graph: ``index`` among all of them, the node's name, and its GEMM where it is one.
+
+    ``place`` is the path of the module that it was captured in.
+    """
 
     index: int
     name: str
     operator: str
     problem: GemmProblem | None
+    place: str
 
 
 def fused_nodes(module: GraphModule) -> Iterator[Node]:
@@ -39,16 +47,16 @@ def fused_nodes(module: GraphModule) -> Iterator[Node]:
 
 
 def sites(module: GraphModule, *, channels_last: bool) -> list[Site]:
-    """List the fused operators; in channels-last memory a 1×1 convolution is a GEMM over its pixels."""
+    """List the fused operators; in channels-last memory a convolution is a GEMM over the places of its window."""
     found = []
     for index, node in enumerate(fused_nodes(module)):
         problem = None
         if node.target is GEMM:
             problem = _gemm_problem(node)
         elif node.target is CONV2D and channels_last:
-            problem = _pixel_problem(node)
+            problem = _conv_problem(node)
         name = cast(Any, node.target)._schema.name.rpartition("::")[2]
-        found.append(Site(index=index, name=node.name, operator=name, problem=problem))
+        found.append(Site(index=index, name=node.name, operator=name, problem=problem, place=place(node)))
     return found
 
 
@@ -60,17 +68,27 @@ def _gemm_problem(node: Node) -> GemmProblem | None:
     return _problem(x.numel() // x.shape[-1], weight, bias, residual, str(activation))
 
 
-def _pixel_problem(node: Node) -> GemmProblem | None:
-    """The GEMM of a convolution that looks at one pixel at a time and leaves none out."""
+def _conv_problem(node: Node) -> GemmProblem | None:
+    """The GEMM of a convolution of whole images; without a window where it looks at every pixel by itself."""
     x, weight = value(node.args[0]), value(node.args[1])
-    bias, residual, stride, padding, _, groups, activation = node.args[2:]
-    if x is None or weight is None or tuple(weight.shape[2:]) != (1, 1) or groups != 1 or not x.numel():
+    bias, residual, stride, padding, dilation, groups, activation = node.args[2:]
+    if x is None or weight is None or groups != 1 or not x.numel() or not _stored(node.args[1], bias):
         return None
-    if not _stored(node.args[1], bias):
+    window = Window(
+        height=x.shape[2], width=x.shape[3], channels=x.shape[1], kernel=_pair(weight.shape[2:]),
+        stride=_pair(stride), padding=_pair(padding), dilation=_pair(dilation),
+    )  # fmt: skip
+    pixels = math.prod(window.places)
+    if (window.kernel, window.stride, window.padding) == ((1, 1), (1, 1), (0, 0)):
+        return _problem(x.shape[0] * pixels, weight, bias, residual, str(activation))
+    if window.channels % VECTOR or weight.dtype == torch.float32:
         return None
-    if set(cast("list[int]", stride)) != {1} or set(cast("list[int]", padding)) != {0}:
-        return None
-    return _problem(x.numel() // x.shape[1], weight, bias, residual, str(activation))
+    return _problem(x.shape[0] * pixels, weight, bias, residual, str(activation), window)
+
+
+def _pair(sizes: object) -> tuple[int, int]:
+    first, *rest = cast("list[int]", sizes)
+    return int(first), int(rest[0] if rest else first)
 
 
 def _stored(*operands: object) -> bool:
@@ -78,12 +96,14 @@ def _stored(*operands: object) -> bool:
     return all(operand is None or (isinstance(operand, Node) and operand.op == "get_attr") for operand in operands)
 
 
-def _problem(m: int, weight: Tensor, bias: object, residual: object, activation: str) -> GemmProblem | None:
+def _problem(
+    m: int, weight: Tensor, bias: object, residual: object, activation: str, window: Window | None = None
+) -> GemmProblem | None:
     dtype = DTYPES.get(weight.dtype)
     if dtype is None:
         return None
     return GemmProblem(
-        m=m, n=weight.shape[0], k=weight.shape[1], dtype=dtype, output=dtype,
+        m=m, n=weight.shape[0], k=weight[0].numel(), dtype=dtype, output=dtype, window=window,
         bias=bias is not None or activation != "none",  # a kernel's activation comes with a bias, of zeros if need be
         activation=activation, residual=residual is not None,  # type: ignore[arg-type]
     )  # fmt: skip

@@ -85,23 +85,29 @@ class Compiler:
     architecture: str
 
     @classmethod
-    def find(cls, architecture: str) -> "Compiler":
-        """Find nvcc and CUTLASS's headers; raises WorkError where one of them is missing."""
+    def bare(cls, architecture: str) -> "Compiler":
+        """Find nvcc, for kernels that need no headers but its own; raises WorkError where it is missing."""
+        asked = f"compiling a kernel for sm_{architecture}"
         found = os.environ.get("NVCC") or shutil.which("nvcc")
         if found is None:
             raise WorkError(
-                f"compiling a kernel for sm_{architecture}",
-                found="no nvcc on PATH, and no variable NVCC",
+                asked, found="no nvcc on PATH, and no variable NVCC",
                 expected="the CUDA toolkit's compiler; kernels that are compiled already need none",
                 run="install the CUDA toolkit, or name its compiler: NVCC=/usr/local/cuda/bin/nvcc",
-            )
+            )  # fmt: skip
         said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
         version = re.search(r"V(\d+\.\d+\.\d+)", said)
         if version is None:
             raise WorkError(
-                f"compiling a kernel for sm_{architecture}", found=f"{found} --version, which said {said[-200:]!r}",
-                expected="NVIDIA's nvcc", run="NVCC=/path/to/nvcc and the same command",
+                asked, found=f"{found} --version, which said {said[-200:]!r}", expected="NVIDIA's nvcc",
+                run="NVCC=/path/to/nvcc and the same command",
             )  # fmt: skip
+        return cls(nvcc=Path(found), version=version[1], includes=(), headers_version="none", architecture=architecture)
+
+    @classmethod
+    def find(cls, architecture: str) -> "Compiler":
+        """Find nvcc and CUTLASS's headers; raises WorkError where one of them is missing."""
+        bare = cls.bare(architecture)
         spec = importlib.util.find_spec("cutlass_library")
         if spec is None or spec.origin is None:
             raise WorkError(
@@ -109,10 +115,8 @@ class Compiler:
                 expected="the package nvidia-cutlass", run="pip install 'autotune-inference[native]'",
             )  # fmt: skip
         source = Path(spec.origin).parent / "source"
-        return cls(
-            nvcc=Path(found), version=version[1], includes=(source / "include", source / "tools" / "util" / "include"),
-            headers_version=metadata.version("nvidia-cutlass"), architecture=architecture,
-        )  # fmt: skip
+        includes = source / "include", source / "tools" / "util" / "include"
+        return replace(bare, includes=includes, headers_version=metadata.version("nvidia-cutlass"))
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -167,12 +171,13 @@ class KernelCache:
         by_header: dict[Path, list[str]] = {}
         for key, kernel in missing.items():
             by_header.setdefault(kernel.header, []).append(key)
+        together = min(KERNELS_A_UNIT, -(-len(missing) // (at_once or units_at_once(1))))  # no core goes without
         units = [
-            tuple(same[first : first + KERNELS_A_UNIT])
+            tuple(same[first : first + together])
             for same in by_header.values()
-            for first in range(0, len(same), KERNELS_A_UNIT)
+            for first in range(0, len(same), together)
         ]
-        with ThreadPoolExecutor(at_once or units_at_once(KERNELS_A_UNIT)) as pool:
+        with ThreadPoolExecutor(at_once or units_at_once(together)) as pool:
             done = pool.map(lambda unit: self._unit(compiler, missing, unit, spent), units)
             failed = [key for unit in done for key in unit]
         with ThreadPoolExecutor(at_once or units_at_once(1)) as pool:

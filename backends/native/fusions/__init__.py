@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from autotune.backends.native.fusions.attention import ATTENTION
 from autotune.backends.native.fusions.back_to_back_gemm import BACK_TO_BACK_GEMM
@@ -15,16 +17,33 @@ from autotune.backends.native.fusions.gemm_epilogue import GEMM_EPILOGUE
 from autotune.backends.native.fusions.norm import NORM
 from autotune.backends.native.fusions.pointwise import POINTWISE
 from autotune.backends.native.fusions.qkv import QKV
-from autotune.backends.native.graph import Pass, Simplified, simplify
+from autotune.backends.native.graph import Fusion, simplify
 from autotune.backends.native.passes import EXACT
 from autotune.errors import WorkError
 
 log = logging.getLogger(__name__)
 
-Fused = Simplified
-"""A simplified graph; ``matches`` counts each fusion that was asked for, and nothing else."""
 
-FUSIONS: Mapping[str, Pass] = MappingProxyType(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused:
+    """A simplified and fused graph: flat tensors in, a tuple of flat tensors out, and where each fusion matched.
+
+    ``places`` has each fusion that was asked for, and nothing else: for each match the path of the module that it is
+    in, such as ``encoder.layer.0.attention``, empty where it is the model's own code.
+    """
+
+    module: GraphModule
+    places: Mapping[str, tuple[str, ...]]
+    nodes_before: int
+    nodes_after: int
+
+    @property
+    def matches(self) -> Mapping[str, int]:
+        """How often each fusion matched."""
+        return MappingProxyType({name: len(places) for name, places in self.places.items()})
+
+
+FUSIONS: Mapping[str, Fusion] = MappingProxyType(
     {one.name: one for one in (
         CONV_BN, QKV, ATTENTION, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM, POINTWISE,
     )}
@@ -50,14 +69,17 @@ def fuse(program: ExportedProgram, names: Iterable[str]) -> Fused:
     with torch.no_grad():
         for name, fusion in FUSIONS.items():
             if name in wanted:
-                found[name] = fusion.apply(module)
+                found[name] = tuple(fusion.fuse(module))
                 for one in EXACT:
                     one.apply(module)
     module.graph.lint()
     module.recompile()
-    after = len(module.graph.nodes)
-    log.info("fused the graph to %d nodes: %s", after, found)
-    return Fused(module=module, matches=MappingProxyType(found), nodes_before=done.nodes_before, nodes_after=after)
+    fused = Fused(
+        module=module, places=MappingProxyType(found), nodes_before=done.nodes_before,
+        nodes_after=len(module.graph.nodes),
+    )  # fmt: skip
+    log.info("fused the graph to %d nodes: %s", fused.nodes_after, dict(fused.matches))
+    return fused
 
 
 def matches(program: ExportedProgram) -> Mapping[str, int]:

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 from autotune.backends.native.fusions.attention_masks import HIDDEN, Masks, is_causal
 from autotune.backends.native.fusions.attention_scores import factor_of, followed, product
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, prune
-from autotune.backends.native.graph import Pass, aten, reaches_output, replace, value
+from autotune.backends.native.graph import Fusion, aten, place, reaches_output, replace, value
 from autotune.backends.native.passes.casts_and_views import lossless
 
 SDPA = aten.scaled_dot_product_attention.default
@@ -24,13 +24,13 @@ _Ordered: TypeAlias = tuple[Node, list[int]]
 """A tensor and the order in which its dimensions are read."""
 
 
-def attention(module: GraphModule) -> int:
-    """Rewrite spelled-out attention, and take constant masks that need no mask out of aten's; returns how many."""
-    masks, found = Masks(module), 0
+def attention(module: GraphModule) -> list[str]:
+    """Rewrite spelled-out attention, and take constant masks that need no mask out of aten's; gives their places."""
+    masks, places = Masks(module), []
     for node in list(module.graph.nodes):
-        if node.users:
-            found += _unmask(masks, node) if node.target is SDPA else _fuse(module, masks, node)
-    return found
+        if node.users and (_unmask(masks, node) if node.target is SDPA else _fuse(module, masks, node)):
+            places.append(place(node))
+    return places
 
 
 def _unmask(masks: Masks, node: Node) -> bool:
@@ -170,4 +170,4 @@ def _contiguous(end: Node, answer: Node) -> Node:
     return call(end, operator, (answer,), {"memory_format": torch.contiguous_format})
 
 
-ATTENTION = Pass(name="attention", apply=attention)
+ATTENTION = Fusion(name="attention", fuse=attention)

@@ -8,15 +8,15 @@ from torch.fx import GraphModule, Node
 
 from autotune.backends.native.fusions.patterns import epilogue, of_one_dtype, put
 from autotune.backends.native.fusions.reading import call
-from autotune.backends.native.graph import Pass, aten, constant, value
+from autotune.backends.native.graph import Fusion, aten, constant, place, put_in_place, value
 
 _CONV2D = torch.ops.autotune_native.conv2d.default
 _DEFAULTS = (None, [1, 1], [0, 0], [1, 1], 1)
 
 
-def conv_act(module: GraphModule) -> int:
-    """Rewrite convolutions with constant weights, alone or with what follows them; returns how many."""
-    return sum(_fuse(module, node) for node in list(module.graph.nodes))
+def conv_act(module: GraphModule) -> list[str]:
+    """Rewrite convolutions with constant weights, alone or with what follows them; gives the convolutions' places."""
+    return [place(node) for node in list(module.graph.nodes) if _fuse(module, node)]
 
 
 def _fuse(module: GraphModule, node: Node) -> bool:
@@ -35,7 +35,9 @@ def _fuse(module: GraphModule, node: Node) -> bool:
     found = epilogue(module, node, bias, None, rows=False)
     settings = (_pair(stride), around, _pair(dilation), groups)
     args = (x, weight, bias, found.residual, *settings, found.activation)
-    return put(found, call(found.end, _CONV2D, args))
+    new = call(found.end, _CONV2D, args)
+    put_in_place(new, node)
+    return put(found, new)
 
 
 def _pair(sizes: int | Sequence[int]) -> list[int]:
@@ -54,4 +56,4 @@ def _padding(padding: str | int | Sequence[int], kernel: Sequence[int], dilation
     return None if any(size % 2 for size in total) else [size // 2 for size in total]
 
 
-CONV_ACT = Pass(name="conv_act", apply=conv_act)
+CONV_ACT = Fusion(name="conv_act", fuse=conv_act)

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from autotune.backends.native.graph import Pass, add_constant, aten, constant, replace, value
+from autotune.backends.native.graph import Fusion, add_constant, aten, constant, place, replace, value
 
 _NORM = aten._native_batch_norm_legit_no_training.default
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 _CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 
 
-def conv_bn(module: GraphModule) -> int:
-    """Fold batch norms into the weights before them, computed in float64 and rounded once; returns how many."""
-    return sum(_fold(module, node) for node in list(module.graph.nodes) if node.target is _NORM)
+def conv_bn(module: GraphModule) -> list[str]:
+    """Fold batch norms into the weights before them, computed in float64 and rounded once; gives the norms' places."""
+    norms = [node for node in module.graph.nodes if node.target is _NORM]
+    return [place(node) for node in norms if _fold(module, node)]
 
 
 def _fold(module: GraphModule, norm: Node) -> bool:
@@ -77,4 +78,4 @@ def _memory_format(weight: Tensor) -> torch.memory_format:
     return torch.channels_last if channels_last and not weight.is_contiguous() else torch.contiguous_format
 
 
-CONV_BN = Pass(name="conv_bn", apply=conv_bn)
+CONV_BN = Fusion(name="conv_bn", fuse=conv_bn)

@@ -6,14 +6,14 @@ from torch.fx import GraphModule, Node
 from autotune.backends.native.fusions.patterns import epilogue, put
 from autotune.backends.native.fusions.products import product_of, weight_of
 from autotune.backends.native.fusions.reading import call
-from autotune.backends.native.graph import Pass, aten, value
+from autotune.backends.native.graph import Fusion, aten, place, put_in_place, value
 
 _GEMM = torch.ops.autotune_native.gemm.default
 
 
-def gemm_epilogue(module: GraphModule) -> int:
-    """Rewrite products with constant matrices, alone or with what follows them; returns how many."""
-    return sum(_fuse(module, node) for node in list(module.graph.nodes))
+def gemm_epilogue(module: GraphModule) -> list[str]:
+    """Rewrite products with constant matrices, alone or with what follows them; gives the products' places."""
+    return [place(node) for node in list(module.graph.nodes) if _fuse(module, node)]
 
 
 def _fuse(module: GraphModule, node: Node) -> bool:
@@ -32,9 +32,10 @@ def _fuse(module: GraphModule, node: Node) -> bool:
         residual = call(found.end, aten.view.default, (residual, list(size.shape)))
     weight = weight_of(module, product, before=found.end)
     new = call(found.end, _GEMM, (product.a, weight, found.bias, residual, found.activation))
+    put_in_place(new, node)
     if end.shape != size.shape:
         new = call(found.end, aten.view.default, (new, list(end.shape)))
     return put(found, new)
 
 
-GEMM_EPILOGUE = Pass(name="gemm_epilogue", apply=gemm_epilogue)
+GEMM_EPILOGUE = Fusion(name="gemm_epilogue", fuse=gemm_epilogue)

@@ -9,31 +9,28 @@ import torch
 from torch.fx import GraphModule, Node
 
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, number, prune, sole_user
-from autotune.backends.native.graph import Pass, aten, replace, value
+from autotune.backends.native.graph import Fusion, aten, place, put_in_place, replace, value
 from autotune.backends.native.passes.casts_and_views import lossless
 
 _FUSED = torch.ops.autotune_native
 
 
-def norm(module: GraphModule) -> int:
-    """Fuse residual sums with their norms, and the operators of an RMS norm with one another; returns how many."""
-    fused = 0
-    for node in list(module.graph.nodes):
-        if not node.users:
-            continue
-        if node.target in (aten.layer_norm.default, aten.rms_norm.default):
-            given = arguments(node)
-            if (
-                len(given["normalized_shape"]) != 1 or given["eps"] is None
-            ):  # rms_norm's own eps is the backend's to say
-                continue
-            if node.target is aten.rms_norm.default:
-                fused += _rms(node, given["input"], given["weight"], given["eps"])
-            else:
-                fused += _with_residual(node, given["input"], given["weight"], given["bias"], given["eps"], "layer")
-        elif node.target in (aten.mul.Tensor, aten.div.Tensor):
-            fused += _spelled_out(module, node)
-    return fused
+def norm(module: GraphModule) -> list[str]:
+    """Fuse residual sums with their norms, and the operators of an RMS norm; gives the norms' places."""
+    return [place(node) for node in list(module.graph.nodes) if node.users and _fuse(module, node)]
+
+
+def _fuse(module: GraphModule, node: Node) -> bool:
+    if node.target in (aten.mul.Tensor, aten.div.Tensor):
+        return _spelled_out(module, node)
+    if node.target not in (aten.layer_norm.default, aten.rms_norm.default):
+        return False
+    given = arguments(node)
+    if len(given["normalized_shape"]) != 1 or given["eps"] is None:  # rms_norm's own eps is the backend's to say
+        return False
+    if node.target is aten.rms_norm.default:
+        return _rms(node, given["input"], given["weight"], given["eps"])
+    return _with_residual(node, given["input"], given["weight"], given["bias"], given["eps"], "layer")
 
 
 def _rms(node: Node, x: Node, weight: Node | None, eps: float) -> bool:
@@ -57,6 +54,7 @@ def _with_residual(node: Node, total: Node, weight: Node | None, bias: Node | No
     for parameter in parameters:  # a weight may be read anywhere
         total.prepend(parameter)
     both = call(total, _FUSED.add_norm.default, (x, residual, weight, bias, eps, kind))
+    put_in_place(both, node)  # the sum is often that of a layer around the norm
     sum_, normed = (call(total, operator.getitem, (both, position)) for position in (0, 1))
     replace(node, normed)
     total.replace_all_uses_with(sum_)
@@ -173,4 +171,4 @@ def _alike(one: object, other: object) -> bool:
     return same and first.is_contiguous() and second.is_contiguous()
 
 
-NORM = Pass(name="norm", apply=norm)
+NORM = Fusion(name="norm", fuse=norm)

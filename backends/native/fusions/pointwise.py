@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, number
-from autotune.backends.native.graph import Pass, aten, replace, value
+from autotune.backends.native.graph import Fusion, aten, place, replace, value
 from autotune.backends.native.pointwise import DTYPES, Operand, Program, Reference, Step
 
 INPUTS = 8
@@ -39,10 +39,10 @@ _CLAMPS: Mapping[object, tuple[str, str]] = {
 }
 
 
-def pointwise(module: GraphModule) -> int:
-    """Fuse trees of two or more elementwise operators; returns how many."""
+def pointwise(module: GraphModule) -> list[str]:
+    """Fuse trees of two or more elementwise operators; gives the places of their answers."""
     # from the back, so that a tree is found at its answer, with all that it can take
-    return sum(_fuse(module, root) for root in reversed(list(module.graph.nodes)) if root.users)
+    return [place(root) for root in reversed(list(module.graph.nodes)) if root.users and _fuse(module, root)]
 
 
 def _fuse(module: GraphModule, root: Node) -> bool:
@@ -173,4 +173,4 @@ def _name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-POINTWISE = Pass(name="pointwise", apply=pointwise)
+POINTWISE = Fusion(name="pointwise", fuse=pointwise)

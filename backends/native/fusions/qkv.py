@@ -10,11 +10,13 @@ from torch.fx.node import map_arg
 from autotune.backends.native.fusions.products import Product, product_of
 from autotune.backends.native.fusions.reading import call
 from autotune.backends.native.graph import (
-    Pass,
+    Fusion,
     add_constant,
     aten,
     constant,
     is_view,
+    place,
+    put_in_place,
     reaches_output,
     replace,
     same_layout,
@@ -22,19 +24,19 @@ from autotune.backends.native.graph import (
 )  # fmt: skip
 
 
-def qkv(module: GraphModule) -> int:
-    """Join linear layers of the same input, all with bias or all without; returns how many it made."""
+def qkv(module: GraphModule) -> list[str]:
+    """Join linear layers of the same input, all with bias or all without; gives the modules that hold the joined."""
     groups: dict[tuple[Any, ...], list[tuple[Node, Product]]] = {}
     for node in module.graph.nodes:
         product, answer = product_of(module, node), value(node)
         if product is None or product.residual is not None or answer is None or not answer.is_contiguous():
             continue
         groups.setdefault((product.a, product.bias is None), []).append((node, product))
-    return sum(_join(module, group) for group in groups.values() if len(group) > 1)
+    return [place(_join(module, group)) for group in groups.values() if len(group) > 1]
 
 
-def _join(module: GraphModule, group: list[tuple[Node, Product]]) -> bool:
-    """Put one layer before the first of a group, and let each of them be a part of its answer."""
+def _join(module: GraphModule, group: list[tuple[Node, Product]]) -> Node:
+    """Put one layer before the first of a group, and let each of them be a part of its answer; gives the layer."""
     first, product = group[0]
     weights = [one.matrix for _, one in group]
     biases = [constant(module, one.bias) for _, one in group if one.bias is not None]
@@ -46,6 +48,7 @@ def _join(module: GraphModule, group: list[tuple[Node, Product]]) -> bool:
             joined = torch.cat([one for one in rows if one is not None])
             args.append(add_constant(module, name, joined, like.new_empty(joined.shape), before=first))
     layer = call(first, aten.linear.default, tuple(args))
+    put_in_place(layer, *(node for node, _ in group))
     parts, start = [], 0
     for _, one in group:
         end = start + one.matrix.shape[0]
@@ -59,7 +62,7 @@ def _join(module: GraphModule, group: list[tuple[Node, Product]]) -> bool:
         for user, answer in changed.items():
             user.meta["val"] = answer
         replace(node, part)
-    return True
+    return layer
 
 
 def _with(start: Node, instead: Tensor | None) -> dict[Node, Any] | None:
@@ -108,4 +111,4 @@ def _shows(view: Node, tensor: Any) -> bool:
     return True
 
 
-QKV = Pass(name="qkv", apply=qkv)
+QKV = Fusion(name="qkv", fuse=qkv)

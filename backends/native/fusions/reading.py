@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from autotune.backends.native.graph import aten, constant, value
+from autotune.backends.native.graph import aten, constant, put_in_place, value
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -52,11 +52,15 @@ def sole_user(node: Node) -> Node | None:
 def call(
     before: Node, operator: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> Node:
-    """Write an operator into the graph, with what it gives worked out from its arguments' shapes and strides."""
+    """Write an operator into the graph, with what it gives worked out from its arguments' shapes and strides.
+
+    It is in the place of the node that it comes before.
+    """
     named = dict(kwargs or {})
     with before.graph.inserting_before(before):
         node = before.graph.call_function(operator, args, named)
     node.meta["val"] = operator(*_values(args), **_values(named))
+    put_in_place(node, before)
     return node
 
 

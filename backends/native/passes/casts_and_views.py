@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from autotune.backends.native.graph import Pass, aten, may_replace, replace, same_layout, value
+from autotune.backends.native.graph import Pass, aten, may_replace, put_in_place, replace, same_layout, value
 
 _RESHAPES = {aten.view.default, aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
 _PERMUTATIONS = {aten.permute.default, aten.transpose.int, aten.t.default}
@@ -122,6 +122,7 @@ def _use_instead(
     with node.graph.inserting_before(node):
         new = node.graph.call_function(operator, args, dict(kwargs))  # type: ignore[arg-type]
     new.meta["val"] = answer
+    put_in_place(new, node)
     replace(node, new)
     return True
 

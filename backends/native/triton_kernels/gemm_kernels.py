@@ -141,9 +141,7 @@ def gemv(
 
 
 @triton.jit
-def add_splits(
-    partial, bias, residual, out, m, n, SPLITS: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr
-):
+def add_splits(partial, bias, residual, out, m, n, SPLITS: tl.constexpr, BLOCK: tl.constexpr, ACTIVATION: tl.constexpr):
     """Add the planes of a split GEMM in their order, so that the answer has the same bits each time."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     size = m.to(tl.int64) * n

@@ -1,8 +1,6 @@
 """Triton's GEMMs with few rows as a kind of kernels: which there are, how they are compiled, found and launched."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,8 +9,9 @@ from autotune.backends.native.kind import check_operands
 from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Refused, TritonCache, TritonCompiler
 from autotune.backends.native.triton_kernels.gemm import plan
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
-from autotune.backends.native.triton_kernels.plan import Launch, TritonSource
-from autotune.canonical import canonical, digest
+from autotune.backends.native.triton_kernels.packed import load_plan, pack_plan
+from autotune.backends.native.triton_kernels.plan import TritonSource
+from autotune.canonical import digest
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import SpaceError, WorkError
@@ -58,15 +57,13 @@ class TritonGemm:
 
     def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
         """Load a candidate; raises WorkError where it is not compiled, or not for this GPU."""
-        launches: Sequence[Launch]
         packed = folder / _packed_name(device, problem, candidate)
         if packed.is_file():
-            kernels, launches, workspace_bytes = _unpack(packed)
+            loaded = load_plan(packed, device.index)
         else:
             made = plan(problem, candidate)
             kernels = _find(device, candidate, made.sources, folder)
-            launches, workspace_bytes = made.launches, made.workspace_bytes
-        loaded = LoadedPlan(kernels, launches, workspace_bytes=workspace_bytes, device=device.index)
+            loaded = LoadedPlan(kernels, made.launches, workspace_bytes=made.workspace_bytes, device=device.index)
         return _TritonKernel(loaded, problem, candidate, device)
 
     def pack(
@@ -75,18 +72,7 @@ class TritonGemm:
         """Copy a candidate's kernels, and write its plan beside them."""
         made = plan(problem, candidate)
         kernels = _find(device, candidate, made.sources, folder)
-        target.mkdir(parents=True, exist_ok=True)
-        copied: dict[str, str] = {}
-        for kernel, source in zip(kernels, made.sources, strict=True):
-            kernel.copy_to(target)
-            copied |= {f"{kernel.key}.{suffix}": source.digest for suffix in ("cubin", "json")}
-        record = {
-            "kernels": [kernel.key for kernel in kernels], "workspace_bytes": made.workspace_bytes,
-            "launches": [asdict(launch) for launch in made.launches],
-        }  # fmt: skip
-        name = _packed_name(device, problem, candidate)
-        (target / name).write_text(canonical(record))
-        return {**copied, name: digest(record)}
+        return pack_plan(made, kernels, target, _packed_name(device, problem, candidate))
 
 
 TRITON_GEMM = TritonGemm()
@@ -142,15 +128,3 @@ def _packed_name(device: Device, problem: GemmProblem, candidate: Configuration)
     capability = list(device.capability or ())
     key = digest({"problem": problem.as_dict(), "candidate": candidate.as_dict(), "capability": capability})
     return f"{key}.plan.json"
-
-
-def _unpack(packed: Path) -> tuple[list[CompiledKernel], list[Launch], int]:
-    try:
-        record = json.loads(packed.read_text())
-        kernels = [CompiledKernel(key=key, folder=packed.parent) for key in record["kernels"]]
-        return kernels, [Launch.from_dict(launch) for launch in record["launches"]], int(record["workspace_bytes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WorkError(
-            f"loading the kernel {packed}", found=f"{type(error).__name__}: {error}",
-            expected="a plan as it was packed", run="the build of the artifact again",
-        ) from error  # fmt: skip

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from autotune.backends.native.kind import TORCH_NAMES
 from autotune.kernel import Kernel
-from autotune.kernel_problem import Activation, GemmProblem
+from autotune.kernel_problem import Activation, GemmProblem, Window
 
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -31,7 +31,7 @@ def operands(problem: GemmProblem, seed: int, device: str = "cpu") -> Operands:
         return torch.randn(*shape, generator=source).to(getattr(torch, dtype)).to(device)
 
     operand, result = TORCH_NAMES[problem.dtype], TORCH_NAMES[problem.output]
-    a, b = normal(problem.m, problem.k, dtype=operand), normal(problem.n, problem.k, dtype=operand)
+    a, b = normal(*problem.a_shape, dtype=operand), normal(problem.n, problem.k, dtype=operand)
     bias = normal(problem.n, dtype="float32") if problem.bias else None
     return a, b, bias, normal(problem.m, problem.n, dtype=result) if problem.residual else None
 
@@ -43,11 +43,33 @@ def empty(problem: GemmProblem, device: str = "cpu") -> Tensor:
     )
 
 
-def terms(given: Operands) -> Tensor:
+def product(problem: GemmProblem, a: Tensor, b: Tensor) -> Tensor:
+    """A·B, by hand where A is read through a window: place after place of its kernel."""
+    window = problem.window
+    if window is None:
+        return a @ b.t()
+    padded = torch.nn.functional.pad(a, (0, 0, window.padding[1], window.padding[1], *2 * (window.padding[0],)))
+    down, right = window.places
+    rows = [
+        padded[:, y : y + (down - 1) * window.stride[0] + 1 : window.stride[0],
+               x : x + (right - 1) * window.stride[1] + 1 : window.stride[1]]
+        for y in range(0, window.kernel[0] * window.dilation[0], window.dilation[0])
+        for x in range(0, window.kernel[1] * window.dilation[1], window.dilation[1])
+    ]  # fmt: skip
+    return torch.cat(rows, dim=-1).reshape(problem.m, problem.k) @ b.t()
+
+
+def convolution(images: int, filters: int, window: Window, **values: Any) -> GemmProblem:
+    """The problem of a convolution."""
+    m, k = images * math.prod(window.places), window.channels * math.prod(window.kernel)
+    return GemmProblem(m=m, n=filters, k=k, window=window, **values)
+
+
+def terms(problem: GemmProblem, given: Operands) -> Tensor:
     """The sum of the sizes of each element's terms, in fp64: what rounding errors are relative to."""
     a, b, bias, residual = (None if tensor is None else tensor.double().abs() for tensor in given)
     assert a is not None and b is not None
-    total = a @ b.t()
+    total = product(problem, a, b)
     total = total if bias is None else total + bias
     return total if residual is None else total + residual
 
@@ -56,7 +78,7 @@ def reference(problem: GemmProblem, given: Operands) -> Tensor:
     """The definition in fp64, from torch's functions and not from the code under test."""
     a, b, bias, residual = (None if tensor is None else tensor.double() for tensor in given)
     assert a is not None and b is not None
-    total = torch.nn.functional.linear(a, b, bias)
+    total = product(problem, a, b) if bias is None else product(problem, a, b) + bias
     total = total if residual is None else total + residual
     functions = {
         "none": lambda x: x,
@@ -84,11 +106,11 @@ def check(kernel: Kernel, problem: GemmProblem, seed: int, device: str = "cpu") 
     for turn in (0, 1):
         given = operands(problem, seed + turn, device)
         out = empty(problem, device)
-        kernel(*given, out)
-        compare(problem, given, out)
+        own = kernel(*given, out)
+        compare(problem, given, out if own is None else own)
 
 
 def compare(problem: GemmProblem, given: Operands, out: Tensor) -> None:
     """Hold results against the definition."""
-    error = ((out.double() - reference(problem, given)).abs() / terms(given)).max().item()
+    error = ((out.double() - reference(problem, given)).abs() / terms(problem, given)).max().item()
     assert error <= bound(problem), f"{problem}: error {error:.3g}, at most {bound(problem):.3g}"

@@ -1,15 +1,18 @@
 """The native backend from a captured model to a runner, on a CPU; and kernels in their places."""
 
+import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from autotune.backends.native.backend import BACKEND
-from autotune.backends.native.binding import GemmSite, PixelSite, bind
+from autotune.backends.native.binding import ConvSite, GemmSite, bind, site_bias
 from autotune.backends.native.fusions import fuse
+from autotune.backends.native.kernels import KERNELS
 from autotune.backends.native.sites import sites
 from autotune.errors import ArtifactError
 from autotune.kernel import KnownKernel, KnownKernels
@@ -106,13 +109,53 @@ def test_kernels_in_their_places_answer_like_the_operators():
         places = {
             index: GemmSite(kernel, parts["7"].bias.float())
             if problems[index].k == 16
-            else PixelSite(kernel, parts["3"].bias.float())
+            else ConvSite(kernel, parts["3"].bias.float(), problems[index])
             for index, kernel in kernels.items()
         }
         bind(module, places)
         after = module(IMAGE)
     assert all(kernel.calls == 1 for kernel in kernels.values())
     torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-6)
+
+
+class Block(nn.Module):
+    """Convolutions that are GEMMs of a window, one of them with a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(8, 16, 3, padding=1)
+        self.second = nn.Conv2d(16, 16, (3, 1), padding=(2, 0), dilation=(2, 1), bias=False)
+        self.third = nn.Conv2d(16, 24, 1, stride=2)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.third(torch.relu(self.second(x) + x))
+
+
+def test_kernels_of_convolutions_in_their_places_answer_like_the_operators():
+    torch.manual_seed(0)
+    model, images = Block().to(torch.bfloat16).eval(), torch.randn(2, 8, 9, 7).to(torch.bfloat16)
+    with torch.no_grad():
+        module = fuse(torch.export.export(model, (images,)), ["conv_act"]).module
+        module.to(memory_format=torch.channels_last)
+        before = module(images.to(memory_format=torch.channels_last))
+        found = sites(module, channels_last=True)
+        assert [(site.problem.m, site.problem.n, site.problem.k) for site in found] == [
+            (126, 16, 72), (126, 16, 48), (40, 24, 16)
+        ]  # fmt: skip
+        assert [site.problem.residual for site in found] == [False, True, False]
+        for memory in (torch.channels_last, torch.contiguous_format):
+            bound = copy.deepcopy(module)
+            places = {}
+            for site, biased in zip(found, (model.first, None, model.third), strict=True):
+                kernel = KERNELS.load(CPU, site.problem, KERNELS.space(CPU, site.problem).ready[0], Path())
+                bias = None if biased is None else biased.bias
+                wanted = site_bias(bias, wanted=site.problem.bias, length=site.problem.n, device=images.device)
+                places[site.index] = ConvSite(kernel, wanted, site.problem)
+            bind(bound, places)
+            after = bound(images.to(memory_format=memory))
+            assert after.is_contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(before, after, rtol=2e-2, atol=2e-2)
 
 
 def test_what_is_known_of_kernels_is_told_to_builds(captured, tmp_path):

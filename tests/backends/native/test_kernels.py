@@ -38,11 +38,12 @@ def test_it_is_a_kernel_maker() -> None:
     [
         (CPU, {}, {"torch"}),
         (CPU, {"dtype": "fp32", "output": "fp32"}, {"torch"}),
-        (HOPPER, {}, {"cutlass", "cublaslt", "torch"}),
-        (HOPPER, {"m": 8}, {"cutlass", "triton_gemm", "cublaslt", "torch"}),
-        (HOPPER, {"n": 33}, {"cublaslt", "torch"}),
+        (HOPPER, {}, {"cutlass", "cluster_gemm", "cublaslt", "torch"}),
+        (HOPPER, {"m": 8}, {"cutlass", "cluster_gemm", "triton_gemm", "cublaslt", "torch"}),
+        (HOPPER, {"n": 33}, {"cluster_gemm", "cublaslt", "torch"}),
         (HOPPER, {"dtype": "fp32", "output": "fp32"}, {"cublaslt", "torch"}),
         (replace(HOPPER, capability=(12, 0)), {}, {"cublaslt", "torch"}),
+        (HOPPER, {"m": 10_000}, {"cutlass", "cublaslt", "torch"}),
     ],
 )
 def test_each_kind_is_offered_where_it_serves(device: Device, change: dict[str, object], expected: set[str]) -> None:
@@ -62,7 +63,7 @@ def test_builds_are_distinct_and_each_has_a_launch() -> None:
 def test_the_first_builds_are_of_each_kind_in_turn() -> None:
     space = NativeKernels(multiprocessors=132).space(HOPPER, replace(PROBLEM, m=16))
     first = space.first(6)
-    assert [build.backend for build in first] == ["cutlass", "triton_gemm"] * 3
+    assert [build.backend for build in first] == ["cutlass", "cluster_gemm", "triton_gemm"] * 2
     assert len(set(first)) == 6 and set(first) <= set(space.builds)
     assert space.first(0) == ()
     assert NativeKernels().space(CPU, PROBLEM).first(4) == ()
@@ -88,7 +89,7 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
         lambda: KERNELS.pack(CPU, PROBLEM, unknown, tmp_path, tmp_path),
         lambda: KERNELS.space(CPU, PROBLEM).launches(unknown),
     ):
-        with pytest.raises(WorkError, match=r"kind 'magic'(.|\n)*cutlass, triton_gemm, cublaslt, torch"):
+        with pytest.raises(WorkError, match=r"kind 'magic'(.|\n)*cutlass, cluster_gemm, triton_gemm, cublaslt, torch"):
             call()
 
 
@@ -149,14 +150,19 @@ def sampled(device: Device, problem: GemmProblem, folder: Path) -> Iterator[Conf
     for build in space.builds:
         chosen.setdefault((build.backend, build.get("schedule", ""), build.get("scheduler", "")), build)
     if shutil.which("nvcc") is None:
-        chosen = {key: build for key, build in chosen.items() if build.backend != "cutlass"}
+        chosen = {key: build for key, build in chosen.items() if build.backend not in ("cutlass", "cluster_gemm")}
     builds = list(chosen.values())
     for build, made in zip(builds, KERNELS.compile(device, problem, builds, folder), strict=True):
         assert made.refusal is None, (build, made.refusal)
         unlike = {
-            (launch.get("decomposition", ""), launch.get("reduction", "")): launch for launch in space.launches(build)
+            (launch.get("decomposition", ""), launch.get("reduction", ""), splits_in_a_cluster(launch)): launch
+            for launch in space.launches(build)
         }
         yield from unlike.values()
+
+
+def splits_in_a_cluster(launch: Configuration) -> object:
+    return launch["splits"] if launch.backend == "cluster_gemm" else None
 
 
 @pytest.mark.gpu
@@ -243,7 +249,7 @@ def test_the_heuristic_gives_the_same_ranks_again(device: Device, cache: Path) -
 def test_packed_kernels_load_from_their_new_place(device: Device, cache: Path, tmp_path: Path) -> None:
     problem = GemmProblem(m=16, n=256, k=512)
     for candidate in sampled(device, problem, cache):
-        if candidate.backend in ("cutlass", "triton_gemm"):
+        if candidate.backend in ("cutlass", "cluster_gemm", "triton_gemm"):
             packed = KERNELS.pack(device, problem, candidate, cache, tmp_path)
             assert packed and all((tmp_path / name).is_file() for name in packed)
             kernel = KERNELS.load(device, problem, candidate, tmp_path)

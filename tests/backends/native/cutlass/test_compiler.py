@@ -65,7 +65,7 @@ def answer(kernel: CompiledKernel | Refused) -> int:
 def test_each_kernel_is_compiled_once_and_several_to_a_unit(header: Path, tmp_path: Path) -> None:
     nvcc = counting(tmp_path, f'exec {NVCC} "$@"')
     cache = KernelCache(tmp_path / "cache")
-    found = cache.compile(compiler(str(nvcc)), kernels(header, 5, 6, 7))
+    found = cache.compile(compiler(str(nvcc)), kernels(header, 5, 6, 7), at_once=1)
     assert [answer(kernel) for kernel in found] == [5, 6, 7]
     assert KernelCache(tmp_path / "cache").compile(compiler(str(nvcc)), kernels(header, 7, 5)) == [found[2], found[0]]
     assert (tmp_path / "runs").read_text().split() == ["run"]

@@ -1,0 +1,79 @@
+// The instructions that the kernels of this folder are made of. Tests put emulated ones in their place.
+#ifndef AUTOTUNE_INSTRUCTIONS
+#define AUTOTUNE_INSTRUCTIONS
+
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace autotune {
+
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char shared[];
+  return shared;
+}
+
+__device__ __forceinline__ uint32_t shared_address(void const* at) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
+}
+
+// The blocks that share k out among themselves; before sm_90 there is one alone.
+struct Cluster {
+#if __CUDA_ARCH__ >= 900
+  __device__ __forceinline__ void sync() const { cooperative_groups::this_cluster().sync(); }
+  // What lies in the shared memory of another block where `own` lies in this one's.
+  __device__ __forceinline__ float const* of(float* own, int other) const {
+    return cooperative_groups::this_cluster().map_shared_rank(own, other);
+  }
+#else
+  __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ float const* of(float* own, int) const { return own; }
+#endif
+};
+
+__device__ __forceinline__ void copy_ahead(uint32_t to, void const* from, bool there) {
+  int const bytes = there ? 16 : 0;  // the rest is filled with zeros
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes));
+}
+
+__device__ __forceinline__ void commit() { asm volatile("cp.async.commit_group;\n" ::); }
+
+template <int kLeft>
+__device__ __forceinline__ void wait_for_all_but() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kLeft));
+}
+
+__device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t from) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(from));
+}
+
+template <class Element>
+__device__ __forceinline__ void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1);
+
+template <>
+__device__ __forceinline__ void multiply<__half>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+template <>
+__device__ __forceinline__ void multiply<__nv_bfloat16>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0,
+                                                        uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+}  // namespace autotune
+
+#endif

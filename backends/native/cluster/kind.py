@@ -1,0 +1,185 @@
+"""Our GEMM over clusters as a kind of kernels: which builds there are, how they are compiled, found and launched."""
+
+import ctypes
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from autotune.backends.native.cutlass.compiler import (
+    CompiledKernel,
+    Compiler,
+    KernelCache,
+    KernelSource,
+    Refused,
+    key_of,
+)
+from autotune.backends.native.kind import check_operands
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.errors import SpaceError, WorkError
+from autotune.kernel import Kernel, MadeKernel
+from autotune.kernel_problem import GemmProblem
+from autotune.search_spaces import cluster_gemm
+from autotune.search_spaces.cluster_gemm import ClusterBuild
+
+HEADER = Path(__file__).with_name("gemm_cluster.cuh")
+ELEMENTS = {"fp16": "__half", "bf16": "__nv_bfloat16", "fp32": "float"}
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+"""The numbers of ``gemm_cluster.cuh`` for each."""
+
+WINDOW = (
+    "height", "width", "channels", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w", "dilation_h",
+    "dilation_w", "places_h", "places_w",
+)  # fmt: skip
+SIDES = ("tile_m", "tile_n", "tile_k", "warps_m", "warps_n", "stages")
+
+
+class _Order(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("a", "b", "bias", "residual", "d")),
+        *((name, ctypes.c_int) for name in ("m", "n", "k", "activation", *WINDOW)),
+    )
+
+
+class _Made(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int) for name in ("registers", "spilled_bytes", "shared_bytes"))
+
+
+class ClusterGemm:
+    """Tiles of :mod:`autotune.search_spaces.cluster_gemm`, compiled by nvcc without any other headers.
+
+    The cache has a library under the key of its source. What was packed for another place has its build's key in its
+    name as well, by which a later release of this package finds it too, whose header gives the source another key.
+    """
+
+    def builds(self, device: Device, problem: GemmProblem) -> Sequence[Configuration]:
+        """List the tiles; none where the architecture, the types, the rows or their alignment are not served."""
+        try:
+            return tuple(cluster_gemm.space(device, problem))
+        except SpaceError:
+            return ()
+
+    def first(
+        self, device: Device, problem: GemmProblem, count: int, *, multiprocessors: int
+    ) -> Sequence[Configuration]:
+        """Choose by :func:`autotune.search_spaces.cluster_gemm.first_candidates`."""
+        return cluster_gemm.first_candidates(device, problem, multiprocessors=multiprocessors, count=count)
+
+    def launches(self, device: Device, problem: GemmProblem, build: Configuration) -> Sequence[Configuration]:
+        """List the splits of one tile, one first."""
+        return tuple(cluster_gemm.launches(device, problem, build))
+
+    def compile(
+        self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
+    ) -> list[MadeKernel]:
+        """Compile tiles; raises WorkError where nvcc is missing."""
+        wanted = [cluster_gemm.build_of(device, problem, tile) for tile in builds]
+        if not wanted:
+            return []
+        compiler = Compiler.bare(_short(wanted[0].architecture))
+        found = KernelCache(folder).compile(compiler, [source_of(build) for build in wanted])
+        return [
+            MadeKernel(refusal=kernel.detail if isinstance(kernel, Refused) else None, compile_s=kernel.compile_s)
+            for kernel in found
+        ]
+
+    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
+        """Load a library; raises WorkError where it is not compiled, or not for this GPU."""
+        values = dict(candidate.values)
+        splits = int(values.pop("splits"))
+        build = cluster_gemm.build_of(device, problem, Configuration.of(cluster_gemm.NAME, values))
+        return _ClusterKernel(_find(build, folder), problem, splits, device)
+
+    def pack(
+        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
+    ) -> Mapping[str, str]:
+        """Copy a candidate's library, under a name that tells its build."""
+        values = {name: value for name, value in candidate.values if name != "splits"}
+        build = cluster_gemm.build_of(device, problem, Configuration.of(cluster_gemm.NAME, values))
+        found = _find(build, folder)
+        target.mkdir(parents=True, exist_ok=True)
+        packed = target / f"{build.key}.{found.key}.so"
+        shutil.copyfile(found.library, packed)
+        return {packed.name: found.key}
+
+
+CLUSTER_GEMM = ClusterGemm()
+
+
+def source_of(build: ClusterBuild) -> KernelSource:
+    """Give the source of a build."""
+    kinds = [ELEMENTS[build.dtype], ELEMENTS[build.output], "true" if build.window else "false"]
+    arguments = [*kinds, *(str(build.tile[side]) for side in SIDES)]
+    return KernelSource(header=HEADER, code=f"AUTOTUNE_GEMM({{name}}, {', '.join(arguments)})")
+
+
+def order_of(problem: GemmProblem, operands: Sequence[Any]) -> ctypes.Structure:
+    """What a kernel is told: the addresses of a, b, bias, residual and out, which may be ``None``, and the problem."""
+    addresses = (None if tensor is None else tensor.data_ptr() for tensor in operands)
+    window = problem.window
+    seen: tuple[int, ...] = ()
+    if window is not None:
+        pairs = (*window.stride, *window.padding, *window.dilation, *window.places)
+        seen = (window.height, window.width, window.channels, window.kernel[1], *pairs)
+    return _Order(*addresses, problem.m, problem.n, problem.k, ACTIVATIONS.index(problem.activation), *seen)
+
+
+class _ClusterKernel:
+    def __init__(self, compiled: CompiledKernel, problem: GemmProblem, splits: int, device: Device) -> None:
+        import torch
+
+        self._problem, self._splits, self._name = problem, splits, compiled.name
+        try:
+            library = ctypes.CDLL(str(compiled.library))
+            self._run, made = getattr(library, f"{compiled.name}_run"), getattr(library, f"{compiled.name}_made")
+        except (OSError, AttributeError) as error:
+            raise WorkError(
+                f"loading kernel {compiled.name}", found=str(error), expected=f"{compiled.library} as it was compiled",
+                run="the same after deleting that file: it is compiled again",
+            ) from error  # fmt: skip
+        self._run.argtypes = (ctypes.POINTER(_Order), ctypes.c_int, ctypes.c_void_p)
+        made.argtypes = (ctypes.POINTER(_Made),)
+        told = _Made()
+        with torch.cuda.device(device.index):
+            status = made(told)
+        self._check(status, "loading it")
+        self._made = {name: float(getattr(told, name)) for name, *_ in _Made._fields_}
+
+    @property
+    def made(self) -> Mapping[str, float]:
+        return self._made
+
+    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> None:
+        import torch
+
+        check_operands(self._problem, a, b, bias, residual, out)
+        problem = self._problem
+        order = order_of(problem, (a, b, bias, residual, out))
+        with torch.cuda.device(out.device):
+            status = self._run(order, self._splits, torch.cuda.current_stream().cuda_stream)
+        self._check(status, f"launching it on {problem.canonical} with {self._splits} splits")
+
+    def _check(self, status: int, asked: str) -> None:
+        if status != 0:
+            raise WorkError(
+                f"kernel {self._name}: {asked}", found=f"CUDA error {status}",
+                expected="a GPU of the architecture that it was compiled for",
+            )  # fmt: skip
+
+
+def _find(build: ClusterBuild, folder: Path) -> CompiledKernel:
+    """Find a build's library: compiled here, or packed."""
+    found = KernelCache(folder).get(key_of(source_of(build), _short(build.architecture)))
+    if isinstance(found, CompiledKernel):
+        return found
+    for packed in sorted(folder.glob(f"{build.key}.*.so")):
+        return CompiledKernel(key=packed.name.split(".")[1], library=packed)
+    raise WorkError(
+        f"loading the kernel {build.tile} for {build.architecture}", found=f"it is not compiled in {folder}",
+        expected="a kernel that was compiled before it is loaded", run="autotune kernels tune for its problem",
+    )  # fmt: skip
+
+
+def _short(architecture: str) -> str:
+    return architecture.removeprefix("sm_")

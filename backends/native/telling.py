@@ -1,0 +1,84 @@
+"""What a native artifact's record says, with its kernels in words that people know from the libraries."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from autotune.backends.native import cublaslt, library
+from autotune.configuration import Configuration
+from autotune.search_spaces import cluster_gemm, cutlass_gemm, triton_gemm
+
+
+def told(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with ``words`` beside the configuration of each GEMM's kernel and of the best library call known."""
+    return {**record, "sites": [_told_site(site) if site.get("problem") else site for site in record["sites"]]}
+
+
+def kernel_words(configuration: Configuration) -> str:
+    """Tile and launch of a kernel, without what is at its plainest: ``CUTLASS 128×64×64, cluster 2×1, pingpong``."""
+    title, parts = _KINDS[configuration.backend]
+    return f"{title} {', '.join(parts(dict(configuration.values)))}"
+
+
+def _told_site(site: Mapping[str, Any]) -> dict[str, Any]:
+    known = {which: site[which] for which in ("kernel", "library") if site.get(which)}
+    words = {which: kernel_words(Configuration.from_dict(one["configuration"])) for which, one in known.items()}
+    return {**site, **{which: {**one, "words": words[which]} for which, one in known.items()}}
+
+
+def _cutlass(values: Mapping[str, Any]) -> Iterator[str]:
+    yield _sides(values, "tile", "mnk")
+    if "warp_m" in values:  # CUTLASS 2.x
+        yield f"warp {_sides(values, 'warp', 'mn')}"
+        yield f"{values['stages']} stages"
+        return
+    if (values["cluster_m"], values["cluster_n"]) != (1, 1):
+        yield f"cluster {_sides(values, 'cluster', 'mn')}"
+    yield str(values["schedule"])
+    decomposition = values["decomposition"]
+    if decomposition == "split_k":
+        yield f"split-K {values['splits']}"
+    elif decomposition != "data_parallel":
+        yield "stream-K" if decomposition == "stream_k" else "stream-K where it helps"
+    if values["reduction"] != "deterministic":
+        yield "sums in any order"
+    if values["swizzle"] != 1:
+        yield f"swizzle {values['swizzle']}"
+    if values["raster"] != "heuristic":
+        yield str(values["raster"]).replace("_", " ")
+
+
+def _triton(values: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{values['form']} {_sides(values, 'block', 'nk')} of B"
+    if values["split_k"] != 1:
+        yield f"split-K {values['split_k']}"
+    yield f"{values['warps']} warps"
+    yield f"{values['stages']} stages"
+
+
+def _cluster(values: Mapping[str, Any]) -> Iterator[str]:
+    yield _sides(values, "tile", "mnk")
+    yield f"warps {_sides(values, 'warps', 'mn')}"
+    yield f"{values['stages']} stages"
+    if values["splits"] != 1:
+        yield f"split-K {values['splits']} in a cluster"
+
+
+def _cublaslt(values: Mapping[str, Any]) -> Iterator[str]:
+    yield f"heuristic's choice {int(values['rank']) + 1}"
+
+
+def _torch(values: Mapping[str, Any]) -> Iterator[str]:
+    yield str(values["form"])
+
+
+def _sides(values: Mapping[str, Any], what: str, sides: str) -> str:
+    return "×".join(str(values[f"{what}_{side}"]) for side in sides)
+
+
+_KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
+    cutlass_gemm.NAME: ("CUTLASS", _cutlass),
+    cluster_gemm.NAME: ("own kernel", _cluster),
+    triton_gemm.NAME: ("Triton", _triton),
+    cublaslt.NAME: ("cuBLASLt", _cublaslt),
+    library.NAME: ("torch", _torch),
+}

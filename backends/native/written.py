@@ -1,0 +1,238 @@
+"""Kernels that Triton writes for norms and pointwise programs: planned and compiled at build, put in place at load.
+
+A norm has one plan. A pointwise program has one for each way in which its inputs may lie in memory: as the graph was
+captured, and where the model runs in channels-last memory that way too; with any other way torch's own operators stay.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+
+from autotune import environment
+from autotune.backends.native.graph import value
+from autotune.backends.native.sites import DTYPES, fused_nodes
+from autotune.backends.native.triton_kernels import norm, pointwise
+from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Refused, TritonCache, TritonCompiler
+from autotune.backends.native.triton_kernels.launch import LoadedPlan
+from autotune.backends.native.triton_kernels.norm import NormShape
+from autotune.backends.native.triton_kernels.packed import load_plan, pack_plan
+from autotune.backends.native.triton_kernels.plan import POINTER_ALIGNMENT_BYTES, Plan
+from autotune.backends.native.triton_kernels.pointwise import InputLayout
+from autotune.device import Device
+from autotune.errors import WorkError
+
+log = logging.getLogger(__name__)
+
+FOLDER = "triton"
+NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+
+_FUSED = torch.ops.autotune_native
+NORM, ADD_NORM, POINTWISE = _FUSED.norm.default, _FUSED.add_norm.default, _FUSED.pointwise.default
+
+_Layout = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides of a tensor, strides 0 where a dimension has one element."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A plan for one node; a program's with the layouts of its inputs, and whether its answer lies channels last."""
+
+    plan: Plan
+    layouts: tuple[_Layout, ...] = ()
+    channels_last: bool = False
+
+
+def write_kernels(module: GraphModule, device: Device, folder: Path, *, channels_last: bool) -> dict[int, Any]:
+    """Compile kernels for the norms and programs of a graph and pack them into ``folder``.
+
+    Gives by the place among the fused nodes what the artifact's record says of it: ``plans``, or ``why`` there are
+    none; and under ``sources`` of each the digests by file. Nothing on a CPU.
+    """
+    if device.kind != "cuda":
+        return {}
+    found: dict[int, list[Written] | str] = {}
+    for index, node in enumerate(fused_nodes(module)):
+        if node.target in (NORM, ADD_NORM, POINTWISE):
+            try:
+                found[index] = list(_planned(node, channels_last=channels_last))
+            except (WorkError, ValueError) as error:
+                found[index] = str(error)
+    try:
+        compiler = TritonCompiler.find(device)
+    except WorkError as error:
+        return {index: {"why": str(error)} for index in found}
+    sources = [s for each in found.values() if not isinstance(each, str) for one in each for s in one.plan.sources]
+    distinct = list(dict.fromkeys(sources))
+    try:
+        cache = TritonCache(environment.cache_folder() / "kernels" / "triton" / compiler.version)
+        made = dict(zip(distinct, cache.compile(compiler, distinct), strict=True))
+    except (WorkError, OSError) as error:
+        log.warning("norms and pointwise operators are left to torch: %s", error)
+        return {index: {"why": str(error)} for index in found}
+    return {
+        index: {"why": each} if isinstance(each, str) else _packed(each, made, folder) for index, each in found.items()
+    }
+
+
+def _planned(node: Node, *, channels_last: bool) -> Iterator[Written]:
+    """Plan a node; raises WorkError or ValueError where it is torch's."""
+    if node.target is POINTWISE:
+        yield from _program_plans(node, channels_last=channels_last)
+        return
+    x, residual, weight, bias, eps, kind = _norm_arguments(node)
+    given = value(x)
+    vectors = [None if each is None else value(each) for each in (weight, bias)]
+    if given is None or not given.numel() or given.dtype not in DTYPES:
+        raise ValueError("its input is empty, or of a type that kernels do not read")
+    if any(one is not None and one.dtype not in DTYPES for one in vectors):
+        raise ValueError("its weights are of a type that kernels do not read")
+    columns = given.shape[-1]
+    dtypes = [None if one is None else DTYPES[one.dtype] for one in vectors]
+    shape = NormShape(
+        rows=given.numel() // columns, columns=columns, dtype=DTYPES[given.dtype], weight=dtypes[0], bias=dtypes[1],
+        eps=eps, kind=cast(Any, kind), residual=residual is not None,
+    )  # fmt: skip
+    yield Written(plan=norm.plan(shape))
+
+
+def _norm_arguments(node: Node) -> tuple[Any, Any, Any, Any, float, str]:
+    """x, residual, weight, bias, eps and kind of either norm."""
+    if node.target is NORM:
+        x, weight, bias, eps, kind = node.args
+        return x, None, weight, bias, cast(float, eps), str(kind)
+    x, residual, weight, bias, eps, kind = node.args
+    return x, residual, weight, bias, cast(float, eps), str(kind)
+
+
+def _program_plans(node: Node, *, channels_last: bool) -> Iterator[Written]:
+    inputs, program = cast("tuple[Sequence[Node], str]", node.args)
+    tensors = [value(one) for one in inputs]
+    answer = value(node)
+    known = [tensor for tensor in tensors if tensor is not None]
+    if answer is None or len(known) != len(tensors):
+        raise ValueError("its inputs are not tensors")
+    yield _program_plan(program, known, answer.shape)
+    if channels_last and answer.dim() == len(NHWC):
+        lying = [_as_channels_last(tensor) for tensor in known]
+        if any(_layout(one) != _layout(other) for one, other in zip(lying, known, strict=True)):
+            yield _program_plan(program, lying, answer.shape, channels_last=True)
+
+
+def _program_plan(
+    program: str, inputs: Sequence[Tensor], shape: Sequence[int], *, channels_last: bool = False
+) -> Written:
+    """Plan a program; in channels-last memory on views of its inputs and its answer in the order of that memory."""
+    views = inputs
+    if channels_last:
+        views = [tensor.expand([1] * (4 - tensor.dim()) + list(tensor.shape)).permute(NHWC) for tensor in inputs]
+        shape = [shape[dimension] for dimension in NHWC]
+    layouts = [
+        InputLayout(shape=tuple(view.shape), strides=tuple(view.stride()), dtype=str(view.dtype).partition(".")[2])
+        for view in views
+    ]
+    return Written(
+        plan=pointwise.plan(program, layouts, shape), layouts=tuple(map(_layout, inputs)), channels_last=channels_last
+    )
+
+
+def _as_channels_last(tensor: Tensor) -> Tensor:
+    """An input as it lies where convolutions answer in channels-last memory."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == len(NHWC) else tensor
+
+
+def _layout(tensor: Tensor) -> _Layout:
+    strides = (stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tuple(tensor.shape), tuple(strides)
+
+
+def _packed(written: Sequence[Written], made: Mapping[Any, CompiledKernel | Refused], folder: Path) -> dict[str, Any]:
+    plans: list[dict[str, Any]] = []
+    sources: dict[str, str] = {}
+    why = ""
+    for one in written:
+        kernels = [made[source] for source in one.plan.sources]
+        compiled = [kernel for kernel in kernels if isinstance(kernel, CompiledKernel)]
+        if len(compiled) < len(kernels):
+            why = next(kernel.detail for kernel in kernels if isinstance(kernel, Refused))
+            continue
+        files = pack_plan(one.plan, compiled, folder / FOLDER)
+        sources |= {f"{FOLDER}/{name}": digest for name, digest in files.items()}
+        plans.append({"file": list(files)[-1], "layouts": one.layouts, "channels_last": one.channels_last})
+    return {"plans": plans, "sources": sources} if plans else {"why": why}
+
+
+def stand_in(entry: Mapping[str, Any], node: Node, folder: Path, device: Device) -> nn.Module:
+    """Load the plans of a record's entry, for the place of its node."""
+    loaded = [load_plan(folder / FOLDER / one["file"], device.index) for one in entry["plans"]]
+    if node.target is NORM:
+        return NormSite(loaded[0])
+    if node.target is ADD_NORM:
+        return AddNormSite(loaded[0])
+    layouts = [tuple((tuple(shape), tuple(strides)) for shape, strides in one["layouts"]) for one in entry["plans"]]
+    ways = zip(layouts, loaded, (bool(one["channels_last"]) for one in entry["plans"]), strict=True)
+    return PointwiseSite({layout: (plan, last) for layout, plan, last in ways}, value(node))
+
+
+class NormSite(nn.Module):
+    """A kernel in the place of ``norm``."""
+
+    def __init__(self, plan: LoadedPlan) -> None:
+        super().__init__()
+        self._plan = plan
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object) -> Tensor:
+        """Compute into a fresh tensor."""
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        self._plan(_there(x=x, weight=weight, bias=bias, out=out))
+        return out
+
+
+class AddNormSite(nn.Module):
+    """A kernel in the place of ``add_norm``."""
+
+    def __init__(self, plan: LoadedPlan) -> None:
+        super().__init__()
+        self._plan = plan
+
+    def forward(
+        self, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the sum and its norm into fresh tensors."""
+        total, out = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
+        self._plan(_there(x=x, residual=residual, weight=weight, bias=bias, total=total, out=out))
+        return total, out
+
+
+class PointwiseSite(nn.Module):
+    """Kernels in the place of ``pointwise``, by the layouts of its inputs; torch computes where there is none."""
+
+    def __init__(self, ways: Mapping[tuple[_Layout, ...], tuple[LoadedPlan, bool]], answer: Tensor | None) -> None:
+        super().__init__()
+        assert answer is not None  # it was planned for
+        self._ways, self._shape, self._dtype = dict(ways), tuple(answer.shape), answer.dtype
+
+    def forward(self, inputs: Sequence[Tensor], program: str) -> Tensor:
+        """Compute into a fresh tensor, in channels-last memory where the inputs lie there."""
+        plan, channels_last = self._ways.get(tuple(map(_layout, inputs)), (None, False))
+        if plan is None or any(tensor.data_ptr() % POINTER_ALIGNMENT_BYTES for tensor in inputs):
+            return cast(Tensor, POINTWISE(inputs, program))
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+        out = torch.empty(self._shape, dtype=self._dtype, device=inputs[0].device, memory_format=memory)
+        plan({**{f"in{index}": tensor for index, tensor in enumerate(inputs)}, "out": out})
+        return out
+
+
+def _there(**operands: Tensor | None) -> dict[str, Tensor]:
+    """Operands that are there, as kernels read them: contiguous, and beginning where a vector may begin."""
+    found = {}
+    for name, tensor in operands.items():
+        if tensor is not None:
+            whole = tensor.contiguous()
+            found[name] = whole.clone() if whole.data_ptr() % POINTER_ALIGNMENT_BYTES else whole
+    return found

@@ -1,0 +1,189 @@
+"""The kernels of a GEMM with few rows whose k dimension is shared out among the blocks of a cluster.
+
+A build serves every shape, every epilogue and every number of splits; it takes a second or two to compile. Those for
+convolutions read their rows from images.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+from autotune.canonical import digest
+from autotune.configuration import Configuration, Scalar
+from autotune.device import Device
+from autotune.errors import SpaceError
+from autotune.kernel_problem import GemmProblem
+from autotune.space import Constraint, Parameter, SearchSpace
+
+NAME = "cluster_gemm"
+
+ARCHITECTURES = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
+"""What is compiled for, by compute capability."""
+
+SHARED_MEMORY_BYTES = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90a": 227 * 1024}
+"""What one block may have (CUDA C++ Programming Guide, technical specifications)."""
+
+CLUSTERS_FROM = (9, 0)
+SPLITS = (1, 2, 3, 4, 6, 8)
+"""Blocks of a cluster along k; 8 is what every part with clusters can hold."""
+
+MOST_ROWS = 8192
+"""Beyond it the tensor cores' newer instructions decide, which these kernels do not use."""
+
+MOST_ACCUMULATORS = 128
+"""Of a thread. Compiled for sm_90a by nvcc 13.0, 64 of them take 124 registers; nothing is spilled up to 128."""
+
+OPERAND_ALIGNMENT_BYTES = 16
+OPERAND_BYTES = 2
+SUMS_PADDING = 4
+SMALL = 32
+"""Two warps, the least of a block, share 16 by 32 results."""
+
+STAGES = (4, 3, 6, 8)
+
+PARAMETERS = (
+    Parameter(name="tile_m", choices=(64, 16, 32, 128)),
+    Parameter(name="tile_n", choices=(64, 16, 32, 128)),
+    Parameter(name="tile_k", choices=(64, 32, 128)),
+    Parameter(name="warps_m", choices=(2, 1, 4)),
+    Parameter(name="warps_n", choices=(2, 1, 4)),
+    Parameter(name="stages", choices=STAGES),
+)
+Tile = Mapping[str, Scalar]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterBuild:
+    """Everything that decides a kernel's binary."""
+
+    architecture: str
+    dtype: str
+    output: str
+    window: bool
+    tile: Configuration
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return digest({**asdict(self), "tile": self.tile.as_dict()})
+
+
+def architecture(device: Device) -> str | None:
+    """What kernels for a device are compiled for, ``None`` where it is too old or too new."""
+    return ARCHITECTURES.get(device.capability) if device.capability else None
+
+
+def space(device: Device, problem: GemmProblem) -> SearchSpace:
+    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
+    target = architecture(device)
+    alignment = min(problem.alignment_a_bytes, problem.alignment_b_bytes)
+    majors = (problem.a_major, problem.b_major)
+    served = (
+        target is not None and problem.dtype in ("fp16", "bf16") and majors == ("k", "k")
+        and problem.m <= MOST_ROWS and alignment == OPERAND_ALIGNMENT_BYTES
+    )  # fmt: skip
+    if target is None or not served:
+        raise SpaceError(
+            f"cluster kernels for {problem.canonical} on {device.name}",
+            found="{}, {} rows of {} in multiples of {} bytes, {}- and {}-major".format(
+                "no GPU" if device.capability is None else "sm_{}{}".format(*device.capability),
+                problem.m, problem.dtype, alignment, *majors,
+            ),
+            expected=f"one of {', '.join(ARCHITECTURES.values())}, at most {MOST_ROWS} rows of fp16 or bf16 in "
+            f"multiples of {OPERAND_ALIGNMENT_BYTES} bytes, both k-major",
+        )  # fmt: skip
+    return SearchSpace(
+        backend=NAME, parameters=PARAMETERS, constraints=tuple(_rules(problem, SHARED_MEMORY_BYTES[target]))
+    )
+
+
+def build_of(device: Device, problem: GemmProblem, tile: Configuration) -> ClusterBuild:
+    """The build that a tile needs; raises SpaceError where the device is not served."""
+    space(device, problem)
+    return ClusterBuild(
+        architecture=str(architecture(device)), dtype=problem.dtype, output=problem.output,
+        window=problem.window is not None, tile=tile,
+    )  # fmt: skip
+
+
+def splits(device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[int]:
+    """List the splits of k for which every block of a cluster has a part, one first."""
+    steps = -(-problem.k // int(tile["tile_k"]))
+    for count in SPLITS:
+        clustered = device.capability is not None and device.capability >= CLUSTERS_FROM
+        if count == 1 or (clustered and (count - 1) * -(-steps // count) < steps):
+            yield count
+
+
+def launches(device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[Configuration]:
+    """List a tile with each of its splits."""
+    for count in splits(device, problem, tile):
+        yield Configuration.of(NAME, {**dict(tile.values), "splits": count})
+
+
+def first_candidates(
+    device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
+) -> tuple[Configuration, ...]:
+    """List the tiles to begin with: many multiprocessors busy with as little waste, each tile_m×tile_n once.
+
+    Ties go to the earlier choice of each parameter, so the order is the same every time.
+    """
+    if multiprocessors < 1 or count < 1:
+        raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
+    best: dict[tuple[int, int], tuple[tuple[float, ...], Configuration]] = {}
+    for tile in space(device, problem):
+        rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
+        blocks = -(-problem.m // rows) * -(-problem.n // columns)
+        useful = problem.m * problem.n / (blocks * rows * columns)
+        most = max(splits(device, problem, tile))
+        waves = -(-blocks // multiprocessors)
+        busy = min(1.0, blocks * most / multiprocessors) if waves == 1 else blocks / (waves * multiprocessors)
+        rank = (-round(8 * busy * useful), float(waves), -float(rows * columns))
+        if (rows, columns) not in best or rank < best[rows, columns][0]:
+            best[rows, columns] = (rank, tile)
+    ranked = sorted(best.values(), key=lambda pair: pair[0])
+    return tuple(tile for _, tile in ranked[:count])
+
+
+def shared_bytes(tile: Tile) -> int:
+    """Shared memory of a block: the stages, or the sums that take their place."""
+    rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
+    stage = (rows + columns) * int(tile["tile_k"]) * OPERAND_BYTES
+    return max(int(tile["stages"]) * stage, rows * (columns + SUMS_PADDING) * 4)
+
+
+def _rules(problem: GemmProblem, memory_bytes: int) -> Iterator[Constraint]:
+    def of_a_warp(tile: Tile) -> tuple[int, int]:
+        return int(tile["tile_m"]) // int(tile["warps_m"]), int(tile["tile_n"]) // int(tile["warps_n"])
+
+    def warps_have_whole_instructions(tile: Tile) -> bool:
+        return all(side % 16 == 0 and side > 0 for side in of_a_warp(tile))
+
+    def accumulators_stay_in_registers(tile: Tile) -> bool:
+        rows, columns = of_a_warp(tile)
+        return rows * columns <= MOST_ACCUMULATORS * 32
+
+    def warps_are_few(tile: Tile) -> bool:
+        return 2 <= int(tile["warps_m"]) * int(tile["warps_n"]) <= 8
+
+    def tile_is_no_larger_than_needed(tile: Tile) -> bool:
+        sides = ((int(tile["tile_m"]), problem.m), (int(tile["tile_n"]), problem.n))
+        return all(side <= SMALL or side < 2 * size for side, size in sides)
+
+    def stages_are_used(tile: Tile) -> bool:
+        steps = -(-problem.k // int(tile["tile_k"]))
+        return int(tile["stages"]) <= max(steps, min(STAGES))
+
+    yield Constraint(reason="a warp's part is in multiples of 16 by 16", holds=warps_have_whole_instructions)
+    yield Constraint(
+        reason=f"more than {MOST_ACCUMULATORS} accumulators a thread leave no registers",
+        holds=accumulators_stay_in_registers,
+    )
+    yield Constraint(reason="a block has 2 to 8 warps", holds=warps_are_few)
+    yield Constraint(
+        reason=f"no tile over {SMALL} has twice the size of its dimension", holds=tile_is_no_larger_than_needed
+    )
+    yield Constraint(reason="no more stages than steps over k", holds=stages_are_used)
+    yield Constraint(
+        reason=f"the stages must fit in {memory_bytes} bytes of shared memory",
+        holds=lambda tile: shared_bytes(tile) <= memory_bytes,
+    )

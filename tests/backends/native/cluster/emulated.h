@@ -1,0 +1,267 @@
+// What instructions.cuh and the CUDA runtime offer to the kernels, on a CPU: every thread of a cluster is a fiber, and
+// what threads do together happens when all of them have come to it. Copies ahead arrive when they are waited for, so
+// that a kernel that reads too early reads what lay there before.
+#define AUTOTUNE_INSTRUCTIONS
+
+#include <math.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+#define __expf expf
+
+struct uint3 { int x, y, z; };
+struct dim3 {
+  int x, y, z;
+  dim3(int x = 1, int y = 1, int z = 1) : x(x), y(y), z(z) {}
+};
+struct float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { uint32_t x, y, z, w; };
+inline float2 make_float2(float x, float y) { return {x, y}; }
+using std::max;
+using std::min;
+
+using __half = _Float16;
+struct __nv_bfloat16 { uint16_t bits; };
+inline float __half2float(__half value) { return static_cast<float>(value); }
+inline __half __float2half_rn(float value) { return static_cast<__half>(value); }
+inline float __bfloat162float(__nv_bfloat16 value) {
+  uint32_t const bits = static_cast<uint32_t>(value.bits) << 16;
+  float found;
+  memcpy(&found, &bits, 4);
+  return found;
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // no NaN is rounded in these tests
+}
+
+namespace emulated {
+
+struct Meeting {  // of some threads: nobody goes on before all have come
+  int expected = 0, come = 0, times = 0;
+};
+
+struct Copy {
+  unsigned char* to;
+  void const* from;
+  bool there;
+};
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  uint3 thread, block;
+  std::deque<std::vector<Copy>> groups{1};
+  bool ended = false;
+};
+
+struct Warp {
+  Meeting meeting;
+  uint32_t values[32][8];
+};
+
+constexpr size_t kStack = 128 * 1024;
+inline std::vector<Fiber> fibers;
+inline std::vector<Meeting> blocks;
+inline std::vector<Warp> warps;
+inline std::vector<std::vector<unsigned char>> memories;
+inline Meeting cluster;
+inline ucontext_t scheduler;
+inline Fiber* now = nullptr;
+inline int warps_a_block = 0;
+
+inline void meet(Meeting& meeting) {
+  int const time = meeting.times;
+  if (++meeting.come == meeting.expected) {
+    meeting.come = 0;
+    ++meeting.times;
+  }
+  while (meeting.times == time) swapcontext(&now->context, &scheduler);
+}
+
+inline Warp& warp() { return warps[now->block.z * warps_a_block + now->thread.x / 32]; }
+
+// Gives the values of all threads of a warp once all of them have told theirs.
+template <class Use>
+void together(uint32_t const* told, int count, Use use) {
+  Warp& own = warp();
+  memcpy(own.values[now->thread.x % 32], told, count * 4);
+  meet(own.meeting);
+  use(own.values);
+  meet(own.meeting);
+}
+
+}  // namespace emulated
+
+#define threadIdx (emulated::now->thread)
+#define blockIdx (emulated::now->block)
+inline dim3 gridDim;
+
+inline void __syncthreads() { emulated::meet(emulated::blocks[blockIdx.z]); }
+
+namespace autotune {
+
+inline unsigned char* shared_memory() {
+  auto const at = reinterpret_cast<uintptr_t>(emulated::memories[blockIdx.z].data());
+  return reinterpret_cast<unsigned char*>((at + 127) / 128 * 128);
+}
+
+inline uint32_t shared_address(void const*) { return 0; }
+
+struct Cluster {
+  void sync() const { emulated::meet(emulated::cluster); }
+  float const* of(float* own, int other) const {
+    auto const at = reinterpret_cast<unsigned char*>(own) - shared_memory();
+    auto const base = reinterpret_cast<uintptr_t>(emulated::memories[other].data());
+    return reinterpret_cast<float const*>((base + 127) / 128 * 128 + at);
+  }
+};
+
+inline void copy_ahead(uint32_t to, void const* from, bool there) {
+  if (to % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) abort();
+  emulated::now->groups.back().push_back({shared_memory() + to, from, there});
+}
+
+inline void commit() { emulated::now->groups.emplace_back(); }
+
+template <int kLeft>
+void wait_for_all_but() {
+  auto& groups = emulated::now->groups;
+  while (groups.size() > kLeft + 1) {  // the last one is not committed yet
+    for (auto const& copy : groups.front()) {
+      if (copy.there) memcpy(copy.to, copy.from, 16);
+      else memset(copy.to, 0, 16);
+    }
+    groups.pop_front();
+  }
+}
+
+inline void load_matrices(uint32_t (&to)[4], uint32_t from) {
+  emulated::together(&from, 1, [&](uint32_t (*values)[8]) {
+    int const lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; ++i) {
+      memcpy(&to[i], shared_memory() + values[8 * i + lane / 4][0] + lane % 4 * 4, 4);
+    }
+  });
+}
+
+template <class Element>
+float element(uint32_t pair, int which) {
+  uint16_t const bits = static_cast<uint16_t>(which ? pair >> 16 : pair);
+  Element found;
+  memcpy(&found, &bits, 2);
+  if constexpr (sizeof(found) == sizeof(__half) && std::is_same_v<Element, __half>) return __half2float(found);
+  else return __bfloat162float(found);
+}
+
+// mma.m16n8k16 as the PTX manual lays its operands out over the threads.
+template <class Element>
+void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+  uint32_t const told[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  emulated::together(told, 6, [&](uint32_t (*values)[8]) {
+    int const lane = threadIdx.x % 32;
+    for (int i = 0; i < 4; ++i) {
+      int const row = lane / 4 + (i / 2) * 8, column = lane % 4 * 2 + i % 2;
+      for (int k = 0; k < 16; ++k) {
+        uint32_t const* const left = values[row % 8 * 4 + k % 8 / 2];
+        uint32_t const* const right = values[column * 4 + k % 8 / 2];
+        c[i] += element<Element>(left[row / 8 + k / 8 * 2], k % 2) * element<Element>(right[4 + k / 8], k % 2);
+      }
+    }
+  });
+}
+
+}  // namespace autotune
+
+// The few things of the runtime that a launch uses.
+enum cudaError_t { cudaSuccess = 0 };
+using cudaStream_t = void*;
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+  int id;
+  struct { dim3 clusterDim; } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes = 0;
+  cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  int numAttrs = 0;
+};
+struct cudaFuncAttributes { int numRegs; size_t localSizeBytes; };
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, Kernel) {
+  *found = {};
+  return cudaSuccess;
+}
+
+namespace emulated {
+
+template <class Kernel, class Order>
+struct Run {
+  static inline Kernel* kernel;
+  static inline Order const* order;
+  static void one() {
+    kernel(*order);
+    now->ended = true;
+    swapcontext(&now->context, &scheduler);
+  }
+};
+
+}  // namespace emulated
+
+// Runs the clusters one after the other: each has the blocks of one place of the grid along z.
+template <class Order>
+cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* how, void (*kernel)(Order const), Order const& order) {
+  using namespace emulated;
+  using Runs = Run<void(Order const), Order>;
+  int const splits = how->gridDim.z, threads = how->blockDim.x;
+  if (how->numAttrs != (splits > 1) || (splits > 1 && how->attrs->val.clusterDim.z != splits)) abort();
+  gridDim = how->gridDim;
+  warps_a_block = threads / 32;
+  Runs::kernel = kernel;
+  Runs::order = &order;
+  for (int at = 0; at < gridDim.x * gridDim.y; ++at) {
+    blocks.assign(splits, {threads, 0, 0});
+    warps.assign(splits * warps_a_block, {{32, 0, 0}, {}});
+    // All bits set are NaN: what is read before it was written shows.
+    memories.assign(splits, std::vector<unsigned char>(how->dynamicSmemBytes + 128, 0xff));
+    cluster = {splits * threads, 0, 0};
+    fibers = std::vector<Fiber>(splits * threads);
+    for (int i = 0; i < splits * threads; ++i) {
+      Fiber& fiber = fibers[i];
+      fiber.thread = {i % threads, 0, 0};
+      fiber.block = {at % gridDim.x, at / gridDim.x, i / threads};
+      fiber.stack = std::make_unique<char[]>(kStack);
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStack;
+      makecontext(&fiber.context, &Runs::one, 0);
+    }
+    for (size_t left = fibers.size(); left > 0;) {
+      for (Fiber& fiber : fibers) {
+        if (fiber.ended) continue;
+        now = &fiber;
+        swapcontext(&scheduler, &fiber.context);
+        left -= fiber.ended;
+      }
+    }
+  }
+  return cudaSuccess;
+}
