@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from autotune.configuration import Configuration
-from autotune.device import Device
+from autotune.device import Device, Toolchain
 from autotune.kernel_problem import GemmProblem
 
 
@@ -113,9 +113,17 @@ class KernelSpace(Protocol):
 
 @runtime_checkable
 class KernelMaker(Protocol):
-    """What a backend has whose kernels are tuned: its attribute ``kernels``. Stateless, imports torch in methods."""
+    """What a backend has whose kernels are tuned: its attribute ``kernels``. Stateless, imports torch in methods.
+
+    ``toolchain`` names the entries of a toolchain that its kernels follow from.
+    """
 
     toolchain: tuple[str, ...]
+
+    @property
+    def sources(self) -> str:
+        """Digest of the sources of its own that kernels are compiled from: with other ones they are other kernels."""
+        ...
 
     def space(self, device: Device, problem: GemmProblem) -> KernelSpace:
         """What can compute a problem on a device; raises SpaceError where nothing can."""
@@ -150,3 +158,8 @@ class KernelMaker(Protocol):
     def compute(self, problem: GemmProblem, a: Any, b: Any, bias: Any, residual: Any) -> Any:
         """The problem in plain torch and the operands' own precision: what a kernel must equal within rounding."""
         ...
+
+
+def toolchain_of(maker: KernelMaker, installed: Toolchain) -> Toolchain:
+    """What the kernels of a maker follow from: versions that are installed, and the maker's own sources."""
+    return Toolchain.of({**installed.only(maker.toolchain).as_dict(), "sources": maker.sources})

@@ -16,7 +16,7 @@ from autotune.errors import AutotuneError, RequestError, SpaceError, WorkError
 from autotune.execute.kernel_bench import KernelBench, Made
 from autotune.execute.kernel_timing import needed_bytes
 from autotune.execute.server import WorkerServer
-from autotune.kernel import KernelSpace, MadeKernel
+from autotune.kernel import KernelSpace, MadeKernel, toolchain_of
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_report import KernelReport, TunedProblem
 from autotune.kernel_trial import KernelTrial
@@ -126,7 +126,7 @@ class _Tuner:
     ) -> None:  # fmt: skip
         self.maker = registry.kernels(backend)
         self.device, self.store, self.server, self.progress, self.seed = device, store, server, progress, seed
-        self.toolchain = versions.current(device).only(self.maker.toolchain).digest
+        self.toolchain = toolchain_of(self.maker, versions.current(device)).digest
         folder = kernels_folder()
         folder.mkdir(parents=True, exist_ok=True)
         self.bench = KernelBench(server, device, backend, folder, toolchain=self.toolchain, seed=seed)

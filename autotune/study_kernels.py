@@ -8,7 +8,7 @@ from autotune import registry
 from autotune.configuration import Configuration
 from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.environment import cache_folder
-from autotune.kernel import KnownKernel, KnownKernels
+from autotune.kernel import KnownKernel, KnownKernels, toolchain_of
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_trial import KernelTrial
 from autotune.kernel_tuning import tune_kernels
@@ -67,7 +67,7 @@ class StudyKernels:
         best: dict[str, KnownKernel] = {}
         library: dict[str, KnownKernel] = {}
         for configuration in asking:
-            toolchain = self.on.toolchain.only(registry.kernels(configuration.backend).toolchain).digest
+            toolchain = toolchain_of(registry.kernels(configuration.backend), self.on.toolchain).digest
             for problem in self._of(configuration):
                 complete = [
                     trial

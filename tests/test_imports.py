@@ -33,6 +33,8 @@ STUDY = [
         "study_reproduce",
     ),
     *("kernel_tuning", "kernel_report"),
+    *("kernel_recording", "kernel_recording_builds", "kernel_recording_compile", "kernel_recording_times"),
+    *("kernel_comparison_shapes", "kernel_comparison_finals", "kernel_comparison_steps"),
     *("study_kernels", "study_bench", "study_file", "study_values", "yaml_document"),
 ]
 ABOVE = {
@@ -46,6 +48,7 @@ ABOVE = {
     **{name: [*BASE, *MIDDLE, "execute", *STUDY] for name in STUDY},
     "deploy": [*BASE, *MIDDLE, "execute", *STUDY, "deploy"],
     "report": [*BASE, *MIDDLE, "execute", *STUDY, "report"],
+    "kernel_comparison": [*BASE, *MIDDLE, "execute", *STUDY, "report", "kernel_comparison"],
     "reliability": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "testing", "reliability"],
     "cli": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "cli"],
     "backends": [*BASE, "model", "runtime", "backends", "search_spaces"],

@@ -69,6 +69,7 @@ class ToyKernel:
 
 class ToyKernels:
     toolchain = ("torch",)
+    sources = "of toys"
 
     def space(self, device, problem):
         if problem.activation != "none":
@@ -111,6 +112,7 @@ class ToyKernels:
 class ToyBackend:
     name = "toykernels"
     toolchain = ("torch",)
+    sources = "of toys"
     build_uses_device = False
     kernels = ToyKernels()
 

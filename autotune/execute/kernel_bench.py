@@ -110,9 +110,12 @@ class KernelBench:
         candidates: Sequence[Configuration],
         best_us: float | None,
         tell: Callable[[KernelTrial], None],
+        *,
+        limits: Limits | None = None,
     ) -> None:
         """Check and time candidates, each told as soon as it is done; one that crashes or hangs is a failed trial.
 
+        ``limits`` are by default those of the device's kind, :data:`LIMITS`.
         Ends early, and records nothing of what was at work, where the server was stopped. Raises WorkError where it is
         no candidate that fails.
         """
@@ -120,7 +123,7 @@ class KernelBench:
         while rest and not self.server.closed:
             request = {
                 **self._request(problem), "candidates": [each.as_dict() for each in rest.values()], "seed": self.seed,
-                "best_us": best_us, "limits": asdict(LIMITS[self.device.kind]),
+                "best_us": best_us, "limits": asdict(limits or LIMITS[self.device.kind]),
             }  # fmt: skip
             session = self.server.start("time_kernels", request, stage="load")
             patience_s = START_S + self._calls_s(problem)

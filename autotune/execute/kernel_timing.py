@@ -2,8 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autotune.device import Device
@@ -34,6 +35,9 @@ ABANDON_FACTOR = 4.0
 
 FEWEST = 3
 """Samples that every candidate gets."""
+
+SETS, STRIDE = 4, 1_000_003
+"""Sets of operands that calls of rounds take in turns, and what tells their seeds apart."""
 
 HALF_WIDTH = 0.005
 WARM_MS, WARM_LIMIT_S = 200.0, 0.5
@@ -95,7 +99,7 @@ def error_bound(problem: GemmProblem) -> float:
 
 def needed_bytes(problem: GemmProblem) -> int:
     """The memory that checking a kernel takes: operands in fp64 too, and results, what is right and their sizes."""
-    operands = (problem.m + problem.n) * problem.k
+    operands = math.prod(problem.a_shape) + problem.n * problem.k
     results = problem.m * problem.n
     return operands * (BYTES[problem.dtype] + 2 * 8) + results * (3 * BYTES[problem.output] + 4 * 8)
 
@@ -121,11 +125,12 @@ class KernelBed:
             torch.cuda.set_device(device.torch_name)
         self._torch, self._device, self._problem = torch, device, problem
         self._seed, self._limits, self._clock = seed, limits, SystemClock()
-        self._operands = self._drawn()
+        self._operands = self._drawn(seed)
         exact: list[Any] = [each if each is None else each.double() for each in self._operands]
         a, b, bias, residual = exact
         self._expected = compute(problem, a, b, bias, residual)
-        self._sizes = a.abs() @ b.abs().t()
+        product = replace(problem, bias=False, activation="none", residual=False)
+        self._sizes = compute(product, a.abs(), b.abs(), None, None)
         for added in (bias, residual):
             if added is not None:
                 self._sizes += added.abs()
@@ -146,7 +151,7 @@ class KernelBed:
         It is not timed to the end where it is hopelessly slower than ``best_us``; what it was timed counts.
         """
         going("check")
-        error, failure = self._judged(kernel)
+        error, failure = self.judge(kernel)
         if failure is not None:
             return KernelResult(error=error, made=dict(kernel.made), failure=failure)
         going("measure")
@@ -154,11 +159,42 @@ class KernelBed:
             samples_us, conditions = self._timed(kernel, best_us)
         return KernelResult(error=error, samples_us=samples_us, made=dict(kernel.made), conditions=conditions)
 
-    def _drawn(self) -> tuple[Any, Any, Any, Any]:
+    def rounds(
+        self, kernels: Mapping[str, Kernel], *, rounds: int, samples: int
+    ) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
+        """Time checked kernels against each other: in every round each has a block of samples, in random order.
+
+        Operands rotate among :data:`SETS` sets from call to call, so that none stays in a cache that is not flushed.
+        Gives by name a list of microseconds for each round, and what was true around them.
+        """
+        from autotune.measure.conditions import flags
+
+        sets = [(*drawn, self._fresh()[0]) for drawn in (self._operands, *map(self._drawn, self._seeds(SETS - 1)))]
+        order = random.Random(self._seed)
+        found: dict[str, list[list[float]]] = {name: [] for name in sorted(kernels)}
+        with self._torch.inference_mode():
+            turns = {name: _Turn(kernel, sets, self._timer) for name, kernel in kernels.items()}
+            self._observers.before()
+            for _ in range(rounds):
+                for name in order.sample(sorted(turns), len(turns)):
+                    found[name].append([1e3 * turns[name].ms() for _ in range(samples)])
+            readings = self._observers.after()
+        around = {
+            "clock": {name: turn.clock for name, turn in turns.items()}, "seed": self._seed, "process": os.getpid(),
+            "queued": {name: turn.queued for name, turn in turns.items()}, "l2": self._timer.l2, "sets": SETS,
+            "readings": readings, "flags": list(flags(readings)),
+        }  # fmt: skip
+        return found, around
+
+    def _seeds(self, count: int) -> Iterator[int]:
+        """Seeds of further operands, which no process that was given the next seed draws too."""
+        return (self._seed + STRIDE * number for number in range(1, count + 1))
+
+    def _drawn(self, seed: int) -> tuple[Any, Any, Any, Any]:
         """Draw normal numbers, as activations and weights are; products of a row and a column stay near 1."""
         problem, torch = self._problem, self._torch
         dtype, result = (getattr(torch, _TORCH[name]) for name in (problem.dtype, problem.output))
-        generator = torch.Generator(device=self._device.torch_name).manual_seed(self._seed)
+        generator = torch.Generator(device=self._device.torch_name).manual_seed(seed)
 
         def draw(*shape: int) -> Any:
             return torch.randn(*shape, generator=generator, device=self._device.torch_name)
@@ -166,7 +202,7 @@ class KernelBed:
         def matrix(rows: int, major: str) -> Any:
             return draw(rows, problem.k) if major == "k" else draw(problem.k, rows).t()
 
-        a = matrix(problem.m, problem.a_major).to(dtype)
+        a = (draw(*problem.a_shape) if problem.window else matrix(problem.m, problem.a_major)).to(dtype)
         b = (matrix(problem.n, problem.b_major) / math.sqrt(problem.k)).to(dtype)
         bias = draw(problem.n) if problem.bias else None
         return a, b, bias, draw(problem.m, problem.n).to(result) if problem.residual else None
@@ -178,13 +214,17 @@ class KernelBed:
         around = self._torch.full((size + 2 * GUARD,), math.nan, dtype=dtype, device=self._device.torch_name)
         return around[GUARD : GUARD + size].view(self._problem.m, self._problem.n), around
 
-    def _judged(self, kernel: Kernel) -> tuple[float | None, Failure | None]:
-        """Call it twice, each time into a fresh result: the second call finds what the first one left behind."""
+    def judge(self, kernel: Kernel) -> tuple[float | None, Failure | None]:
+        """Check a kernel: its largest error, and its failure where rounding does not explain it.
+
+        It is called twice, each time into a fresh result: the second call finds what the first one left behind.
+        """
         worst = 0.0
         for _ in range(2):
             out, around = self._fresh()
             with self._torch.inference_mode():
-                kernel(*self._operands, out)
+                own = kernel(*self._operands, out)
+            out = out if own is None else own
             if not bool(self._torch.isfinite(out).all()):
                 return None, Failure(stage="check", kind="non_finite", detail="a result is not finite, or not written")
             if not bool(around[:GUARD].isnan().all() and around[-GUARD:].isnan().all()):
@@ -251,6 +291,31 @@ class KernelBed:
             rule.observe(ms)
             reason = rule.finished()
         return tuple(samples_us), {"clock": clock, "queued": queued, "grouped": grouped, "stopped": reason}
+
+
+class _Turn:
+    """One kernel's calls in rounds, each on the next set of operands, on the clock that :class:`KernelBed` reads."""
+
+    def __init__(self, kernel: Kernel, sets: Sequence[tuple[Any, ...]], timer: Any) -> None:
+        self._kernel, self._sets, self._timer, self._next = kernel, sets, timer, 0
+        timer.settle()
+        for _ in range(FEWEST):
+            self._call = timer.time_call(kernel, sets[0])
+        self._grouped = timer.grouping(self._call.wall_ms)
+        self._like = timer.time_on_device(kernel, sets[0], self._call)
+        self.clock = "wall" if self._like is None else "device"
+        self.queued = self._like is None or self._like.queued
+
+    def ms(self) -> float:
+        """Time one call; raises WorkError where the device's clock stops telling."""
+        inputs, self._next = self._sets[self._next % len(self._sets)], self._next + 1
+        if self.clock == "wall":
+            return float(self._timer.time_call(self._kernel, inputs, self._grouped).wall_ms)
+        told = self._timer.time_on_device(self._kernel, inputs, self._call, self._like)
+        if told is None:
+            raise WorkError("the device's clock stopped telling times", run="autotune doctor")
+        self._like, self.queued = told, self.queued and told.queued
+        return float(told.ms)
 
 
 _TORCH = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}

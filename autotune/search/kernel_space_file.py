@@ -4,8 +4,10 @@ A binary serves every shape, so one file holds problems that differ in m, n and 
 of each of its launches on each of them. A launch that is not offered on a problem has neither a time nor a failure.
 """
 
+import gzip
 import json
 import math
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -195,15 +197,17 @@ class RecordedSpace:
         )
 
     def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(json.dumps(self.as_dict(), allow_nan=False) + "\n")
+        """Write it as JSON, compressed where the name ends in ``.gz``: the same bytes for the same record."""
+        data = (json.dumps(self.as_dict(), allow_nan=False) + "\n").encode()
+        path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def read_recorded_space(path: Path) -> RecordedSpace:
     """Read a file that :meth:`RecordedSpace.write` wrote; RequestError where it is none."""
     try:
-        return RecordedSpace.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        data = path.read_bytes()
+        return RecordedSpace.from_dict(json.loads(gzip.decompress(data) if path.suffix == ".gz" else data))
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as problem:
         raise RequestError(
             f"reading the recorded space {path}",
             found=f"{type(problem).__name__}: {problem}",

@@ -14,6 +14,7 @@ from autotune.backends.native.cutlass.kind import CUTLASS
 from autotune.backends.native.kind import CompiledKind, LibraryKind
 from autotune.backends.native.library import TORCH
 from autotune.backends.native.triton_kernels.kind import TRITON_GEMM
+from autotune.canonical import digest
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import DeviceError, SpaceError, WorkError
@@ -28,6 +29,10 @@ COMPILED: Mapping[str, CompiledKind] = {
     cutlass_gemm.NAME: CUTLASS, cluster_gemm.NAME: CLUSTER_GEMM, triton_gemm.NAME: TRITON_GEMM,
 }  # fmt: skip
 """Kinds of kernels that are compiled first."""
+
+
+SOURCES = ("cutlass/*.h", "cutlass/*.cuh", "cluster/*.cuh", "triton_kernels/gemm_kernels.py")
+"""What tuned kernels are compiled from; what is generated from a configuration is in the configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,13 @@ class NativeKernels:
 
     toolchain: tuple[str, ...] = ("cublaslt", "cutlass", "torch", "triton")
 
+    @cached_property
+    def sources(self) -> str:
+        """Digest of the headers and of the text of the Triton kernels."""
+        here = Path(__file__).parent
+        files = [path for pattern in SOURCES for path in sorted(here.glob(pattern))]
+        return digest({path.relative_to(here).as_posix(): path.read_text() for path in files})
+
     def __init__(self, *, multiprocessors: int | None = None) -> None:
         self.multiprocessors = multiprocessors
 
@@ -120,11 +132,21 @@ class NativeKernels:
     def pack(
         self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
     ) -> Mapping[str, str]:
-        """Copy what loading a candidate reads from the cache into another one; the libraries' calls read nothing."""
+        """Copy what loading a candidate reads from the cache into another one; the libraries' calls read nothing.
+
+        One that another machine compiled is compiled here first; raises WorkError where that cannot be.
+        """
         name = candidate.backend
         if name in LIBRARIES:
             return {}
-        copied = _compiled(candidate).pack(device, problem, candidate, folder / name, target / name)
+        kind = _compiled(candidate)
+        try:
+            copied = kind.pack(device, problem, candidate, folder / name, target / name)
+        except WorkError:
+            (made,) = kind.compile(device, problem, [kind.build_of(candidate)], folder / name)
+            if made.refusal is not None:
+                raise
+            copied = kind.pack(device, problem, candidate, folder / name, target / name)
         return {f"{name}/{file}": source for file, source in copied.items()}
 
     def compute(self, problem: GemmProblem, a: Any, b: Any, bias: Any, residual: Any) -> Any:

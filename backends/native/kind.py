@@ -44,6 +44,10 @@ class CompiledKind(Protocol):
         """List the candidates of one build, the plainest first."""
         ...
 
+    def build_of(self, candidate: Configuration) -> Configuration:
+        """Give the build that a candidate launches."""
+        ...
+
     def compile(
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
     ) -> list[MadeKernel]:

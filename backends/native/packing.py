@@ -16,7 +16,7 @@ from autotune.backends.native.sites import CONV2D, GEMM, Site, fused_nodes, site
 from autotune.backends.native.written import stand_in, write_kernels
 from autotune.configuration import Configuration
 from autotune.device import Device
-from autotune.errors import ArtifactError
+from autotune.errors import ArtifactError, WorkError
 from autotune.kernel import KnownKernel, KnownKernels
 from autotune.kernel_problem import GemmProblem
 from autotune.model.precision import flat_module
@@ -50,8 +50,12 @@ def pack(
             library = known.library.get(site.problem.digest) if known else None
             entry["library"] = library.as_dict() if library else None
         if chosen is not None and known is not None and site.problem is not None:
-            sources |= KERNELS.pack(device, site.problem, chosen.configuration, known.folder, target)
-            entry["kernel"] = chosen.as_dict()
+            try:
+                sources |= KERNELS.pack(device, site.problem, chosen.configuration, known.folder, target)
+            except WorkError as error:  # its compiler is not here, and nobody left it in the cache
+                entry["why"] = str(error)
+                chosen = known.library.get(site.problem.digest)
+            entry["kernel"] = chosen.as_dict() if chosen else None
         if site.index in written:
             of_triton = dict(written[site.index])
             sources |= of_triton.pop("sources", {})

@@ -23,6 +23,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     )
 
 
+def test_a_compressed_file_is_the_same_for_the_same_record_and_damage_is_told(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("one.json.gz", "two.json.gz")]
+    for path in paths:
+        SPACE.write(path)
+        assert read_recorded_space(path) == SPACE
+    data = paths[0].read_bytes()
+    assert data == paths[1].read_bytes() and len(data) < len(json.dumps(SPACE.as_dict())) / 3
+    for damaged in (data[: len(data) // 2], data[:100] + bytes(100) + data[200:], b"{}"):
+        paths[0].write_bytes(damaged)
+        with pytest.raises(RequestError, match="recorded space"):
+            read_recorded_space(paths[0])
+
+
 def changed(**change: Any) -> dict[str, Any]:
     return {**json.loads(json.dumps(SPACE.as_dict())), **change}
 

@@ -70,6 +70,11 @@ class ClusterGemm:
         """List the splits of one tile, one first."""
         return tuple(cluster_gemm.launches(device, problem, build))
 
+    def build_of(self, candidate: Configuration) -> Configuration:
+        """A candidate without its splits."""
+        values = {name: value for name, value in candidate.values if name != "splits"}
+        return Configuration.of(cluster_gemm.NAME, values)
+
     def compile(
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
     ) -> list[MadeKernel]:
@@ -86,17 +91,14 @@ class ClusterGemm:
 
     def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
         """Load a library; raises WorkError where it is not compiled, or not for this GPU."""
-        values = dict(candidate.values)
-        splits = int(values.pop("splits"))
-        build = cluster_gemm.build_of(device, problem, Configuration.of(cluster_gemm.NAME, values))
-        return _ClusterKernel(_find(build, folder), problem, splits, device)
+        build = cluster_gemm.build_of(device, problem, self.build_of(candidate))
+        return _ClusterKernel(_find(build, folder), problem, int(candidate["splits"]), device)
 
     def pack(
         self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
     ) -> Mapping[str, str]:
         """Copy a candidate's library, under a name that tells its build."""
-        values = {name: value for name, value in candidate.values if name != "splits"}
-        build = cluster_gemm.build_of(device, problem, Configuration.of(cluster_gemm.NAME, values))
+        build = cluster_gemm.build_of(device, problem, self.build_of(candidate))
         found = _find(build, folder)
         target.mkdir(parents=True, exist_ok=True)
         packed = target / f"{build.key}.{found.key}.so"

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ class Cutlass:
     def launches(self, device: Device, problem: GemmProblem, build: Configuration) -> Sequence[Configuration]:
         """List the launches of one tile."""
         return tuple(candidate.configuration for candidate in cutlass_gemm.candidates(device, problem, build))
+
+    def build_of(self, candidate: Configuration) -> Configuration:
+        """A candidate without what is set at launch."""
+        launch = {field.name for field in fields(CutlassLaunch)}
+        return Configuration.of(cutlass_gemm.NAME, {n: value for n, value in candidate.values if n not in launch})
 
     def compile(
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path

@@ -44,6 +44,10 @@ class TritonGemm:
         """Everything is set at build."""
         return (build,)
 
+    def build_of(self, candidate: Configuration) -> Configuration:
+        """A candidate is its build."""
+        return candidate
+
     def compile(
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
     ) -> list[MadeKernel]:

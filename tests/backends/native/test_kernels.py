@@ -12,9 +12,9 @@ import torch
 from autotune.backends.native import kernels as module
 from autotune.backends.native.kernels import KERNELS, NativeKernels
 from autotune.configuration import Configuration
-from autotune.device import Device
+from autotune.device import Device, Toolchain
 from autotune.errors import DeviceError, SpaceError, WorkError
-from autotune.kernel import KernelMaker, MadeKernel
+from autotune.kernel import KernelMaker, MadeKernel, toolchain_of
 from autotune.kernel_problem import GemmProblem
 from autotune.runtime import discovery
 from tests.backends.native.kernel_problems import check, compare, empty, epilogues, operands
@@ -119,6 +119,33 @@ def test_builds_of_several_kinds_come_back_in_their_order(tmp_path: Path, monkey
     assert [answer.refusal for answer in made] == ["two 1", "one 2", "two 3", "two 1"]
     assert (one.calls, two.calls) == ([([2], "one")], [([1, 3], "two")])
     assert KERNELS.pack(HOPPER, PROBLEM, builds[0], tmp_path, tmp_path) == {"two/file": "two two"}
+
+
+def test_another_source_is_another_toolchain(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = Toolchain.of({"torch": "2.13", "python": "3.11"})
+    found = toolchain_of(KERNELS, installed)
+    assert found.as_dict() == {"torch": "2.13", "sources": KERNELS.sources}
+    monkeypatch.setattr(module, "SOURCES", ("cutlass/*.h",))
+    assert toolchain_of(NativeKernels(), installed).digest != found.digest
+
+
+def test_a_kernel_that_another_machine_compiled_is_compiled_to_be_packed(tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    problem = GemmProblem(m=16, n=64, k=256)
+    candidate = next(c for c in KERNELS.space(HOPPER, problem).builds if c.backend == "cluster_gemm")
+    candidate = KERNELS.space(HOPPER, problem).launches(candidate)[0]
+    packed = KERNELS.pack(HOPPER, problem, candidate, tmp_path / "cache", tmp_path / "artifact")
+    assert packed and all((tmp_path / "artifact" / name).is_file() for name in packed)
+
+
+def test_without_a_compiler_nothing_can_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("NVCC", raising=False)
+    space = KERNELS.space(HOPPER, PROBLEM)
+    candidate = space.launches(next(c for c in space.builds if c.backend == "cluster_gemm"))[0]
+    with pytest.raises(WorkError, match="no nvcc on PATH"):
+        KERNELS.pack(HOPPER, PROBLEM, candidate, tmp_path, tmp_path / "artifact")
 
 
 def test_a_librarys_call_needs_no_file(tmp_path: Path) -> None:
