@@ -104,6 +104,7 @@ def graph_document(record: Mapping[str, Any]) -> dict[str, Any]:
         "places": dict(record.get("places", {})),
         "kernels": kernels,
         "saved_us_per_call": sum(savings) if savings else None,
+        "written": dict(Counter(site["operator"] for site in record["sites"] if site.get("plans"))),
         "left": _left(site for site in record["sites"] if not site.get("kernel")),
     }
 

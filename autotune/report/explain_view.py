@@ -39,6 +39,8 @@ def explanation_view(found: Mapping[str, Any]) -> RenderableType:
         facts.add_row("graph", f"{configuration.backend} tells nothing of its graph, or the artifact is not here")
     else:
         facts.add_row("graph", f"{graph['nodes_before']} nodes to {graph['nodes_after']}")
+        if graph["written"]:
+            facts.add_row("Triton kernels", ", ".join(f"{count} {name}" for name, count in graph["written"].items()))
         parts += _graph_tables(graph)
     parts.append(_others_table(found["others"]))
     if found["refused"]:

@@ -20,8 +20,12 @@ if TYPE_CHECKING:
 
 
 def problem_words(problem: GemmProblem) -> str:
-    """Name a problem: ``128×3072×768 fp16, bias, gelu``."""
+    """Name a problem: ``128×3072×768 fp16, bias, gelu``; of a convolution with its window."""
     parts = [f"{problem.m}×{problem.n}×{problem.k} {problem.dtype}"]
+    if problem.window is not None:
+        window = problem.window
+        stride = "" if window.stride == (1, 1) else f" / {window.stride[0]}×{window.stride[1]}"
+        parts[0] += f" ({window.kernel[0]}×{window.kernel[1]}{stride} of {window.height}×{window.width})"
     if problem.output != problem.dtype:
         parts[0] += f" to {problem.output}"
     parts += [f"{name} {major}-major" for name, major in _unusual(problem)]

@@ -75,6 +75,12 @@ def test_gemms_come_by_what_they_save_in_a_call():
     assert found["saved_us_per_call"] == 8.5
 
 
+def test_what_triton_computes_is_counted():
+    norms = [{"name": f"norm_{n}", "operator": "add_norm", "plans": [{"file": "a.plan.json"}]} for n in range(25)]
+    found = graph(*norms, {"name": "p", "operator": "pointwise", "plans": [{"file": "b.plan.json"}]})
+    assert found["written"] == {"add_norm": 25, "pointwise": 1} and found["left"] == []
+
+
 def test_without_a_library_call_nothing_is_said_to_be_saved():
     found = graph(site(UP, 0, "intermediate.dense", us=6.0))
     assert found["kernels"][0]["saved_us"] is None and found["saved_us_per_call"] is None

@@ -5,7 +5,7 @@ from rich.console import Console
 
 from autotune.configuration import Configuration
 from autotune.device import Device
-from autotune.kernel_problem import GemmProblem
+from autotune.kernel_problem import GemmProblem, Window
 from autotune.kernel_report import TunedProblem
 from autotune.kernel_trial import KernelTrial
 from autotune.report.kernels import problem_words, roofline_us, trial_document, tuned_document, tuned_view
@@ -75,3 +75,6 @@ def test_problems_are_named_by_what_sets_them_apart():
     assert problem_words(PROBLEM) == "4096×3072×768 fp16, bias, gelu"
     other = GemmProblem(m=1, n=2, k=3, dtype="bf16", output="fp32", a_major="mn", residual=True)
     assert problem_words(other) == "1×2×3 bf16 to fp32, A mn-major, residual"
+    window = Window(height=56, width=56, channels=64, kernel=(3, 3), stride=(2, 2), padding=(1, 1))
+    convolution = GemmProblem(m=784, n=128, k=576, bias=True, activation="relu", window=window)
+    assert problem_words(convolution) == "784×128×576 fp16 (3×3 / 2×2 of 56×56), bias, relu"
