@@ -31,11 +31,12 @@ def test_each_pass_keeps_every_bit(one: Pass, made: tuple[ExportedProgram, tuple
 def test_all_exact_passes_together_keep_every_bit() -> None:
     found: Counter[str] = Counter()
 
-    @settings(FEW, max_examples=examples(40))
-    @given(made=graphs())
     def keep_every_bit(made: tuple[ExportedProgram, tuple[Tensor, ...]]) -> None:
         program, inputs = made
         found.update(check(program, EXACT, *inputs).matches)
 
-    keep_every_bit()
+    # Which graphs are drawn depends on the modules that are imported, whose constants hypothesis tries.
+    for many in (examples(40), 120):
+        if not all(found[one.name] for one in EXACT):
+            settings(FEW, max_examples=many)(given(made=graphs())(keep_every_bit))()
     assert all(found[one.name] for one in EXACT), f"graphs in which a pass has nothing to do prove nothing: {found}"
