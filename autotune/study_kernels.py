@@ -23,6 +23,9 @@ SHARE = 0.5
 The rest is for building and timing whole models, which is what decides; a kernel that is known already costs nothing.
 """
 
+LOG_LINES = 8
+"""So much is told of what a step printed before it failed."""
+
 
 class StudyKernels:
     """Tunes what configurations with ``kernels=tuned`` need, within a share of the budget, and tells builds of it."""
@@ -56,7 +59,8 @@ class StudyKernels:
         if digest not in self._problems:
             looked = self.on.bench.problems(configuration)
             if looked.failure is not None:
-                text = f"{configuration}: its kernels are not tuned: {looked.failure}"
+                tail = looked.failure.log_tail.strip().splitlines()[-LOG_LINES:]
+                text = "\n    ".join([f"{configuration}: its kernels are not tuned: {looked.failure}", *tail])
                 self.on.progress.event("message", text=text)
             entries: list[Mapping[str, Any]] = (looked.value or {}).get("problems", [])
             self._problems[digest] = {GemmProblem.from_dict(one["problem"]): float(one["count"]) for one in entries}

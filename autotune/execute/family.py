@@ -13,6 +13,9 @@ PAUSE_S = 0.002
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
+PF_EXITING = 0x4
+"""The flag of a process that the kernel takes down (include/linux/sched.h, field 9 of proc_pid_stat(5))."""
+
 ASK_EVERY = 16
 """So many processes' memory is read between two questions whether to go on."""
 
@@ -38,6 +41,15 @@ def memory_bytes(pids: Collection[int], limit_bytes: int, stop: Callable[[], boo
         if number % ASK_EVERY == 0 and stop():
             break
     return exact
+
+
+def is_ending(pid: int) -> bool:
+    """Whether a process has died or is about to, and the kernel takes down what it held: that of a GPU takes seconds."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & PF_EXITING)
 
 
 def end(root: int, reap: Callable[[], None], spare: Collection[int] = (), limit_s: float = 10.0) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 
 from autotune import errors
 from autotune.errors import AutotuneError, WorkerError
+from autotune.execute import family
 from autotune.execute.channel import IDENTITY, Channel, ChannelClosed, NotOurs
 from autotune.execute.limits import SHARE_OF_MEMORY, Limits
 from autotune.execute.message import WAIT, checked
@@ -34,6 +35,8 @@ WAIT_LIMIT_S = 3600.0
 """So long a step may wait for a device: several times what the longest finals of another study hold it."""
 LINGER_S = 2.0
 """A step that has answered, or has closed its channel, gets so long to end."""
+TEARDOWN_S = 30.0
+"""The kernel gets so long to take down a step that has ended: its channel closes before its contexts on a GPU do."""
 STEPS = "autotune.execute.steps"
 SECRETS = ("AUTOTUNE_DB", "PGPASSWORD")
 """Variables that may hold a password; no step needs a database, and a candidate may print all that it finds."""
@@ -128,7 +131,9 @@ class Session:
     def finish(self) -> None:
         """Close the channel and wait until the processes are gone, killing them if they linger."""
         self._channel.close()
-        if not self.ended.wait(LINGER_S):
+        if not self.ended.wait(LINGER_S) and family.is_ending(self.pid):
+            self.ended.wait(TEARDOWN_S)
+        if not self.ended.is_set():
             self.kill("protocol")
             if not self.ended.wait(LINGER_S):
                 with contextlib.suppress(ProcessLookupError, PermissionError):

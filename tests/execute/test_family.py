@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import psutil
 import pytest
@@ -134,3 +135,15 @@ def test_to_read_the_memory_of_many_processes_can_be_stopped(children, monkeypat
     asked = []
     some = family.memory_bytes(family.members(children[0].pid), 1, lambda: asked.append(1) or len(asked) == 2)
     assert len(asked) == 2 and 0 < some < family.memory_bytes(family.members(children[0].pid), 1)
+
+
+def test_who_is_ended_and_not_yet_waited_for_is_ending():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert not family.is_ending(process.pid)
+    process.kill()
+    deadline = time.monotonic() + 10
+    while not family.is_ending(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert family.is_ending(process.pid)
+    process.communicate()
+    assert not family.is_ending(process.pid)
