@@ -44,7 +44,7 @@ def memory_bytes(pids: Collection[int], limit_bytes: int, stop: Callable[[], boo
 
 
 def is_ending(pid: int) -> bool:
-    """Whether a process has died or is about to, and the kernel takes down what it held: that of a GPU takes seconds."""
+    """Whether a process has died and the kernel takes down what it held: a context on a GPU takes seconds."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except OSError:
