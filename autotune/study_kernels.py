@@ -58,6 +58,8 @@ class StudyKernels:
         digest = Configuration.of(configuration.backend, values).digest
         if digest not in self._problems:
             looked = self.on.bench.problems(configuration)
+            if self.on.stop.is_set():
+                return {}
             if looked.failure is not None:
                 tail = looked.failure.log_tail.strip().splitlines()[-LOG_LINES:]
                 text = "\n    ".join([f"{configuration}: its kernels are not tuned: {looked.failure}", *tail])

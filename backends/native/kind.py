@@ -1,5 +1,7 @@
 """The kinds of kernels: what each has to offer, and what every one of them may rely on when it is called."""
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,3 +93,10 @@ def _check(name: str, tensor: Any, shape: tuple[int, ...], dtype: str, out: Any)
         )
     if tensor.data_ptr() % ALIGNMENT_BYTES:
         raise ValueError(f"{name} must begin at a multiple of {ALIGNMENT_BYTES} bytes, found {tensor.data_ptr():#x}")
+
+
+def place(source: Path, target: Path) -> None:
+    """Copy a kernel to where it is to be; who has loaded what lies there keeps it: writing over it would break that."""
+    copied = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.copyfile(source, copied)
+    copied.replace(target)

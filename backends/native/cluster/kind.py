@@ -1,7 +1,6 @@
 """Our GEMM over clusters as a kind of kernels: which builds there are, how they are compiled, found and launched."""
 
 import ctypes
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from autotune.backends.native.cutlass.compiler import (
     Refused,
     key_of,
 )
-from autotune.backends.native.kind import check_operands
+from autotune.backends.native.kind import check_operands, place
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import SpaceError, WorkError
@@ -102,7 +101,7 @@ class ClusterGemm:
         found = _find(build, folder)
         target.mkdir(parents=True, exist_ok=True)
         packed = target / f"{build.key}.{found.key}.so"
-        shutil.copyfile(found.library, packed)
+        place(found.library, packed)
         return {packed.name: found.key}
 
 

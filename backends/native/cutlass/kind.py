@@ -1,6 +1,5 @@
 """CUTLASS's kernels as a kind: which builds there are, how they are compiled, found again and launched."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from importlib import metadata
@@ -10,7 +9,7 @@ from typing import Any
 from autotune.backends.native.cutlass.compiler import CompiledKernel, Compiler, KernelCache, Refused, key_of
 from autotune.backends.native.cutlass.kernel import LoadedKernel, Operands, Shape
 from autotune.backends.native.cutlass.source import source_of
-from autotune.backends.native.kind import check_operands
+from autotune.backends.native.kind import check_operands, place
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import SpaceError, WorkError
@@ -77,7 +76,7 @@ class Cutlass:
         found = _find(build, folder)
         target.mkdir(parents=True, exist_ok=True)
         packed = target / f"{build.key}.{found.key}.so"
-        shutil.copyfile(found.library, packed)
+        place(found.library, packed)
         return {packed.name: found.key}
 
 

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from autotune.backends.native.kind import place
 from autotune.backends.native.triton_kernels.plan import TritonSource
 from autotune.canonical import canonical, digest
 from autotune.device import Device
@@ -90,7 +90,7 @@ class CompiledKernel:
     def copy_to(self, folder: Path) -> "CompiledKernel":
         """Copy both files into an artifact."""
         for suffix in ("cubin", "json"):
-            shutil.copyfile(self.folder / f"{self.key}.{suffix}", folder / f"{self.key}.{suffix}")
+            place(self.folder / f"{self.key}.{suffix}", folder / f"{self.key}.{suffix}")
         return CompiledKernel(key=self.key, folder=folder)
 
 
