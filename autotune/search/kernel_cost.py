@@ -3,11 +3,13 @@
 The time of a GEMM is a fixed part (launch, first bytes, last bytes) and the longest of four that overlap: what one
 multiprocessor does for its share of the tiles, what all tensor cores sustain together, what memory moves, and what the
 L2 cache hands out. A multiprocessor's part counts whole tiles, so a last wave that is half empty costs a full one. One
-step along k takes the longest of the tensor cores, their shortest instruction, the bytes that the multiprocessor can
-take in, and the latency of a copy that its stages do not hide. The epilogue comes on top, and pingpong hides a part.
+step along k takes the longest of the tensor cores, the copies into shared memory, and the latency of a copy that its
+stages do not hide. The epilogue comes on top, and pingpong hides a part.
 
-The constants are fitted to times of six CUTLASS tiles on seven shapes on an H200 (see this module's test); they are in
-clocks, so that they carry over to other parts as far as those are built alike.
+The constants are fitted to times on an H200 with cold caches, as a layer finds them: 219 CUTLASS and 37 cluster
+kernels, half precision with bias, on six shapes of 32 to 25088 rows (see this module's test), those near the best
+counting most. Not fitted are the shares of the L2 cache, what activations cost, and Triton's rate. What follows the
+clock is in clocks, so that it carries over to other parts as far as those are built alike.
 """
 
 import math
@@ -18,36 +20,66 @@ from autotune.configuration import Configuration, Scalar
 from autotune.kernel_problem import BYTES, GemmProblem
 from autotune.search.kernel_rates import DeviceRates
 
-FIXED_S = 3.0e-6
-COPY_LATENCY_S = 0.8e-6
-TILE_OVERHEAD_S = 0.3e-6
+FIXED_S = 2.63e-6
+COPY_LATENCY_S = 1.32e-6
+"""Until a copy has arrived under load."""
+
+TILE_OVERHEAD_S = 0.81e-6
 """Barriers and the epilogue's first and last bytes, once a tile."""
+
+COLD_SHARE = 0.56
+"""Share of the memory's sustained rate that is left while the caches are filled anew."""
 
 INTAKE_BYTES_PER_CLOCK = 64
 """What one multiprocessor takes in from the L2 cache."""
 
-CACHE_SHARE, SPILLED_CACHE_SHARE = 0.9, 0.45
+CACHE_SHARE, SPILLED_CACHE_SHARE = 0.9, 0.6
 """What the L2 cache hands out when all multiprocessors ask, as a share of what they could take in: where it holds both
 operands, and where they go through it."""
 
-INSTRUCTION_CLOCKS = 40
-"""The shortest time of one tensor-core step of 16 along k, in which a narrow tile waits."""
+PIECE_BYTES, PIECE_CLOCKS = 128, 1.25
+"""A row of a tile is copied in equal pieces, of 128 bytes at most; one takes so many clocks, however short."""
 
-BARRIER_CLOCKS = 20
+INSTRUCTION_CLOCKS = 9.1
+"""What one tensor-core instruction, 64 rows and 16 along k, takes besides its columns."""
+
+ODD_COLUMNS, ODD_STORES = 2.5, 1.5
+"""How much slower the steps and the stores of a tile are whose columns are no multiple of 32, 16 columns aside: its
+results leave in stripes of 16."""
+
+BARRIER_CLOCKS = 31.0
 """Waiting for a stage and handing it back, once a step along k."""
 
-OLDER_INSTRUCTIONS = {"cluster_gemm": 0.62, "triton_gemm": 0.62}
+OLDER_SHARE: Mapping[str, float] = {"cluster_gemm": 0.17, "triton_gemm": 0.62}
 """Share of the tensor cores' rate that kinds of kernels reach which do not use the newest instructions."""
 
-LANES = 128
-EPILOGUE_CLOCKS: Mapping[str, int] = {"none": 6, "relu": 7, "gelu": 40, "gelu_tanh": 22, "silu": 18}
-"""Instructions of one result in the epilogue, by activation; the one with erf is dear."""
+MOST_RESIDENTS, REGISTER_BYTES, SUM_BYTES = 8, 262144, 8
+"""Blocks of such kernels that share a multiprocessor at most, its registers, and what a result takes of them."""
 
-EXPOSED = 0.65
+SCHEDULERS = 4
+"""Warps of a multiprocessor that compute at once."""
+
+FOLD_S = 0.91e-6
+"""Waiting for another block's partial sums, once a block that adds its own."""
+
+SPREAD_S = 0.63e-6
+"""What a scheduler costs that can share k out, in any launch."""
+
+LANES = 128
+STORE_CLOCKS = 23.0
+"""Scaling, converting and storing one result."""
+
+ACTIVATION_CLOCKS: Mapping[str, int] = {"none": 0, "relu": 1, "gelu": 34, "gelu_tanh": 16, "silu": 12}
+"""Instructions of one result's activation; the one with erf is dear."""
+
+EXPOSED = 0.25
 """Share of an epilogue that pingpong does not hide behind the other group's steps: both want the same issue slots."""
 
-SHARPNESS = 6.0
-"""Exponent of the norm that joins what overlaps: the longest, and a little for the others."""
+LARGE_CLUSTER, LARGE_CLUSTERS_FILL = 8, 0.91
+"""Blocks of a cluster from which on groups of multiprocessors are left with a rest, and what share of all is used."""
+
+SHARPNESS = 3.1
+"""Exponent of the norm that joins what overlaps: the longest, and a part of the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +92,10 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Tile:
-    """The numbers of a configuration that decide its time."""
+    """The numbers of a configuration that decide its time.
+
+    ``scheduled`` kernels can share k out, ``spread`` ones do; ``older_share`` is ``None`` with the newest instructions.
+    """
 
     m: int
     n: int
@@ -69,9 +104,16 @@ class _Tile:
     cluster_n: int
     pingpong: bool
     spread: bool
+    scheduled: bool
     splits: int
     stages: int
-    rate: float
+    warps: int
+    older_share: float | None
+
+    @property
+    def odd(self) -> bool:
+        """Whether the columns come in no whole stripes of 32."""
+        return self.n > 16 and self.n % 32 != 0
 
 
 class KernelCost:
@@ -79,6 +121,7 @@ class KernelCost:
 
     def __init__(self, rates: DeviceRates, problem: GemmProblem) -> None:
         self._rates, self._problem = rates, problem
+        self._width = BYTES[problem.dtype]
 
     def estimate(self, candidate: Configuration) -> Estimate | None:
         """Tell how long a candidate takes, a build as it is launched plainly; ``None`` for one that has no tile."""
@@ -88,17 +131,17 @@ class KernelCost:
         rates, problem = self._rates, self._problem
         along_m = -(-problem.m // (tile.m * tile.cluster_m)) * tile.cluster_m
         along_n = -(-problem.n // (tile.n * tile.cluster_n)) * tile.cluster_n
-        steps = -(-problem.k // tile.k)
-        step_s, tensor_s = self._step_s(tile)
-        epilogue_s = self._epilogue_s(tile)
-        blocks = along_m * along_n
-        shared_out = self._shared_out_s(tile, blocks, steps, step_s, epilogue_s)
-        cache_s = self._cache_s(tile, blocks)
-        memory_s = problem.bytes / rates.memory_bytes_per_s
-        sustained_s = 2 * blocks * tile.m * tile.n * problem.k / (tile.rate * rates.flops_per_s)
-        busy_s = sum(part**SHARPNESS for part in (shared_out, sustained_s, cache_s, memory_s)) ** (1 / SHARPNESS)
-        total_s = FIXED_S + busy_s
+        blocks, steps = along_m * along_n, -(-problem.k // tile.k)
         units = blocks * tile.splits
+        together = min(self._residents(tile), -(-units // rates.multiprocessors))
+        step_s, tensor_s = self._step_s(tile, together)
+        epilogue_s = self._epilogue_s(tile) * together
+        shared_out = self._shared_out_s(tile, blocks, steps, step_s, epilogue_s, together)
+        cache_s = self._cache_s(tile, blocks)
+        memory_s = problem.bytes / (COLD_SHARE * rates.memory_bytes_per_s)
+        sustained_s = 2 * blocks * tile.m * tile.n * problem.k / ((tile.older_share or 1.0) * rates.flops_per_s)
+        busy_s = sum(part**SHARPNESS for part in (shared_out, sustained_s, cache_s, memory_s)) ** (1 / SHARPNESS)
+        total_s = FIXED_S + busy_s + SPREAD_S * tile.scheduled
         return Estimate(
             us=1e6 * total_s,
             parts={
@@ -121,9 +164,10 @@ class KernelCost:
         m = whole("tile_m", "block_m", default=max(16, min(64, 1 << (self._problem.m - 1).bit_length())))
         if not (n and k):
             return None
-        step_bytes = (m + n) * k * BYTES[self._problem.dtype]
+        step_bytes = (m + n) * k * self._width
         decomposition = values.get("decomposition", "heuristic")
         splits = max(1, whole("splits", "split_k", default=1))
+        scheduled = values.get("scheduler") == "stream_k"
         return _Tile(
             m=m,
             n=n,
@@ -131,52 +175,71 @@ class KernelCost:
             cluster_m=whole("cluster_m", default=1),
             cluster_n=whole("cluster_n", default=1),
             pingpong=values.get("schedule") == "pingpong",
-            spread=values.get("scheduler") == "stream_k" and splits == 1 and decomposition != "data_parallel",
+            spread=scheduled and splits == 1 and decomposition not in ("data_parallel", "split_k"),
+            scheduled=scheduled,
             splits=splits,
             stages=max(1, whole("stages", default=int(0.85 * self._rates.shared_bytes) // step_bytes)),
-            rate=OLDER_INSTRUCTIONS.get(kind, 1.0),
+            warps=whole("warps", default=whole("warps_m", default=2) * whole("warps_n", default=2)),
+            older_share=OLDER_SHARE.get(kind),
         )
 
-    def _step_s(self, tile: _Tile) -> tuple[float, float]:
-        """Seconds of one step along k, and what the tensor cores take of them."""
-        rates = self._rates
-        tensor_s = 2 * tile.m * tile.n * tile.k / (tile.rate * rates.flops_per_clock * rates.clock_hz)
-        groups = 1 if tile.pingpong else 2
-        chained = math.ceil(tile.m / 64 / groups) * math.ceil(tile.k / 16)
-        instruction_s = chained * INSTRUCTION_CLOCKS / rates.clock_hz
-        fetched = (min(tile.m, self._problem.m) + min(tile.n, self._problem.n)) * tile.k * BYTES[self._problem.dtype]
-        intake_s = fetched / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
-        longest_s = max(tensor_s, instruction_s, intake_s, COPY_LATENCY_S / tile.stages)
-        return longest_s + BARRIER_CLOCKS / rates.clock_hz, tensor_s
+    def _residents(self, tile: _Tile) -> int:
+        """How many blocks share a multiprocessor: one, where a block is made to take all of it."""
+        if tile.older_share is None:
+            return 1
+        held = tile.stages * (tile.m + tile.n) * tile.k * self._width
+        registers = tile.m * tile.n * SUM_BYTES
+        return max(1, min(self._rates.shared_bytes // held, REGISTER_BYTES // registers, MOST_RESIDENTS))
+
+    def _step_s(self, tile: _Tile, together: int) -> tuple[float, float]:
+        """Seconds of one step along k of the blocks of a multiprocessor, and what the tensor cores take of them."""
+        rates, problem = self._rates, self._problem
+        tensor = together * 2 * tile.m * tile.n * tile.k / rates.flops_per_clock
+        latency = COPY_LATENCY_S * rates.clock_hz
+        row_bytes = tile.k * self._width
+        if tile.older_share is None:
+            tensor += math.ceil(tile.m / 64) * math.ceil(tile.k / 16) * INSTRUCTION_CLOCKS
+            tensor *= ODD_COLUMNS if tile.odd else 1.0
+            copied = (tile.m + tile.n) * row_bytes / math.gcd(row_bytes, PIECE_BYTES) * PIECE_CLOCKS
+        else:
+            tensor *= max(1.0, SCHEDULERS / (tile.warps * together)) / tile.older_share
+            rows = min(tile.m, problem.m) + min(tile.n, problem.n)
+            copied = together * rows * row_bytes / INTAKE_BYTES_PER_CLOCK
+        # The stage that is being computed on cannot be filled.
+        clocks = max(tensor, copied, latency / max(tile.stages - 1, 1)) + BARRIER_CLOCKS
+        return clocks / rates.clock_hz, tensor / rates.clock_hz
 
     def _epilogue_s(self, tile: _Tile) -> float:
         """Seconds of the epilogue of one tile."""
-        clocks = EPILOGUE_CLOCKS[self._problem.activation] + 4 * self._problem.residual
+        store = STORE_CLOCKS * (ODD_STORES if tile.older_share is None and tile.n % 32 else 1.0)
+        clocks = store + ACTIVATION_CLOCKS[self._problem.activation] + 4 * self._problem.residual
         return TILE_OVERHEAD_S + tile.m * tile.n * clocks / (LANES * self._rates.clock_hz)
 
-    def _shared_out_s(self, tile: _Tile, blocks: int, steps: int, step_s: float, epilogue_s: float) -> float:
+    def _shared_out_s(
+        self, tile: _Tile, blocks: int, steps: int, step_s: float, epilogue_s: float, together: int
+    ) -> float:
         """Seconds of the multiprocessor that has most to do."""
         rates = self._rates
         cluster = tile.cluster_m * tile.cluster_n
-        usable = max(rates.multiprocessors // cluster * cluster, 1)
-        fold_s = TILE_OVERHEAD_S + 2 * 4 * tile.m * tile.n / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
+        fill = LARGE_CLUSTERS_FILL if cluster >= LARGE_CLUSTER else 1.0
+        usable = max(int(fill * rates.multiprocessors) // cluster * cluster, 1) * together
+        fold_s = FOLD_S + 2 * 4 * tile.m * tile.n / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
         whole_s = self._waves_s(tile, -(-blocks // usable), steps, step_s, epilogue_s)
         if tile.splits > 1:
             waves = -(-blocks * tile.splits // usable)
             folds_s = fold_s * (tile.splits - 1)
             return self._waves_s(tile, waves, -(-steps // tile.splits), step_s, epilogue_s) + folds_s
         if tile.spread and blocks % usable:
-            spread_s = -(-blocks * steps // usable) * step_s + -(-blocks // usable) * epilogue_s + 2 * fold_s
-            return min(whole_s, spread_s)
+            spread_s = -(-blocks * steps // usable) * step_s + -(-blocks // usable) * epilogue_s
+            return spread_s + fold_s * max(2, -(-usable // blocks))
         return whole_s
 
     def _cache_s(self, tile: _Tile, blocks: int) -> float:
         """Seconds in which the L2 cache hands out the operands, a multicast one once a cluster, and partial sums."""
         rates, problem = self._rates, self._problem
-        width = BYTES[problem.dtype]
         rows, columns = min(tile.m, problem.m) / tile.cluster_n, min(tile.n, problem.n) / tile.cluster_m
-        moved = blocks * problem.k * width * (rows + columns) + 2 * 4 * tile.m * tile.n * blocks * (tile.splits - 1)
-        held = (problem.m + problem.n) * problem.k * width <= rates.cache_bytes
+        moved = blocks * problem.k * self._width * (rows + columns) + 8 * tile.m * tile.n * blocks * (tile.splits - 1)
+        held = (problem.m + problem.n) * problem.k * self._width <= rates.cache_bytes
         share = CACHE_SHARE if held else SPILLED_CACHE_SHARE
         return moved / (share * INTAKE_BYTES_PER_CLOCK * rates.clock_hz * rates.multiprocessors)
 

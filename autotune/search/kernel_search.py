@@ -3,10 +3,11 @@
 A build takes most of a minute and a launch nothing, so :meth:`KernelSearch.ask` proposes builds, each timed at its
 plainest launch, and :meth:`KernelSearch.ask_launches` then varies the launch of the few that are best. Builds are
 chosen by expected improvement: the estimate of :mod:`~autotune.search.kernel_cost`, corrected by what was measured
-(:mod:`~autotune.search.kernel_model`).
+(:mod:`~autotune.search.kernel_model`), times the odds that a build of its kind works at all.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -87,7 +88,7 @@ class KernelSearch:
         free = self._free()
         if not free.any() or not self._plain_us():
             return math.inf if free.any() else 0.0
-        return float(-np.expm1(-self._gains()[free].max()))
+        return float(-np.expm1(-(self._gains() * self._odds())[free].max()))
 
     def build_of(self, candidate: Configuration) -> Configuration | None:
         """Return the build of a candidate, ``None`` where it is no build of this space."""
@@ -107,7 +108,7 @@ class KernelSearch:
         chosen = [build for build in self._first if build not in self._asked][:count]
         self._asked.update(chosen)
         while len(chosen) < count and (free := self._free()).any():
-            build = self._prior.builds[int(np.where(free, self._gains(), -1.0).argmax())]
+            build = self._prior.builds[int(np.where(free, self._gains() * self._odds(), -1.0).argmax())]
             chosen.append(build)
             self._asked.add(build)
         return tuple(chosen)
@@ -170,6 +171,15 @@ class KernelSearch:
             _, deviation = self._prior.corrected({**plain_us, **believed}, elsewhere)
         reached = [*self._expected(plain_us).values(), *(mean[self._prior.number(build)] for build in pending)]
         return expected_gain(mean, deviation, min(reached, default=float(mean.min())))
+
+    def _odds(self) -> Floats:
+        """How likely each build works: by Laplace's rule of its kind, of which those under way are yet to prove it.
+
+        So a kind that fails throughout costs few builds, and the first batch is not all of one kind.
+        """
+        worked = Counter(build.backend for build in self._times_us())
+        asked = Counter(build.backend for build in self._prior.builds if build in self._asked)
+        return np.array([(worked[each.backend] + 1) / (asked[each.backend] + 1) for each in self._prior.builds])
 
     def _expected(self, plain_us: dict[Configuration, float]) -> dict[Configuration, float]:
         """The log time that each timed build may come to: its best launch's, or what that is estimated to save."""

@@ -1,6 +1,7 @@
-"""The estimate against times measured on an H200: six CUTLASS tiles with bias and GELU, of twelve that were timed.
+"""The estimate against times measured on an H200 with cold caches: CUTLASS tiles with bias, without activation.
 
-Known of each shape are the best of the twelve and the time of the worst. The constants were fitted to these shapes.
+Of each shape the times are those of the best of 219 builds, of one in the middle and of one near the end, plainly
+launched. The constants were fitted to all builds of these shapes.
 """
 
 import pytest
@@ -11,32 +12,55 @@ from autotune.search.kernel_cost import KernelCost
 from tests.search.kernel_simulator import RATES
 
 
-def tile(m: int, n: int, k: int, schedule: str, cluster_m: int = 1, **more: str | int) -> Configuration:
-    values = {"tile_m": m, "tile_n": n, "tile_k": k, "cluster_m": cluster_m, "cluster_n": 1, "schedule": schedule}
-    return Configuration.of("cutlass", {**values, "scheduler": "persistent", **more})
+def tile(m: int, n: int, k: int, schedule: str, clusters: tuple[int, int] = (1, 1), **more: str | int) -> Configuration:
+    values = {"tile_m": m, "tile_n": n, "tile_k": k, "cluster_m": clusters[0], "cluster_n": clusters[1]}
+    return Configuration.of("cutlass", {**values, "schedule": schedule, "scheduler": "persistent", **more})
 
 
-TILES = {
-    "64x64x128": tile(64, 64, 128, "pingpong"),
-    "64x16x128": tile(64, 16, 128, "pingpong"),
-    "64x128x64": tile(64, 128, 64, "pingpong"),
-    "64x256x64": tile(64, 256, 64, "pingpong", cluster_m=2),
-    "256x128x64": tile(256, 128, 64, "cooperative"),
-    "128x256x64": tile(128, 256, 64, "cooperative"),
-}
+STREAM_K = {"scheduler": "stream_k"}
+WIDE = tile(128, 256, 64, "cooperative")
 MEASURED = [
-    ((128, 3072, 768), "64x64x128", 5.34, 13.7),
-    ((128, 768, 3072), "64x16x128", 7.08, 33.8),
-    ((197, 3072, 768), "64x128x64", 6.87, 16.9),
-    ((4096, 3072, 768), "64x256x64", 38.1, 151.0),
-    ((4096, 768, 3072), "64x128x64", 32.0, 94.0),
-    ((6304, 3072, 768), "256x128x64", 62.5, 250.0),
-    ((8192, 8192, 8192), "128x256x64", 1775.0, 12158.0),
+    (
+        (25088, 64, 256),
+        (tile(64, 64, 64, "pingpong"), 9.38),
+        (tile(256, 192, 32, "cooperative", **STREAM_K), 13.96),
+        (tile(128, 96, 128, "cooperative", (2, 4), **STREAM_K), 24.0),
+    ),
+    (
+        (4096, 3072, 768),
+        (tile(128, 192, 64, "pingpong", (2, 1)), 31.19),
+        (tile(192, 96, 48, "pingpong", (1, 4)), 49.73),
+        (tile(256, 112, 96, "cooperative", (4, 2), **STREAM_K), 80.95),
+    ),
+    (
+        (4096, 768, 3072),
+        (tile(128, 192, 32, "pingpong", (1, 2)), 30.75),
+        (tile(128, 96, 48, "cooperative", (1, 8), **STREAM_K), 54.14),
+        (tile(128, 64, 48, "cooperative", (2, 1), **STREAM_K), 86.2),
+    ),
+    (
+        (197, 768, 3072),
+        (tile(64, 32, 128, "pingpong", (1, 8)), 9.42),
+        (tile(128, 48, 32, "cooperative", (4, 1)), 20.68),
+        (tile(256, 32, 128, "cooperative", (8, 1)), 81.39),
+    ),
+    (
+        (1576, 2304, 768),
+        (tile(128, 256, 32, "cooperative"), 14.38),
+        (tile(256, 192, 96, "cooperative", (1, 8), **STREAM_K), 23.57),
+        (tile(128, 32, 48, "pingpong", (1, 8)), 34.39),
+    ),
+    (
+        (32, 4096, 11008),
+        (tile(64, 64, 64, "pingpong"), 36.82),
+        (tile(128, 256, 128, "cooperative", (2, 2), **STREAM_K), 83.85),
+        (tile(256, 32, 64, "cooperative", (8, 1), **STREAM_K), 1141.15),
+    ),
 ]
 
 
 def problem(m: int, n: int, k: int) -> GemmProblem:
-    return GemmProblem(m=m, n=n, k=k, bias=True, activation="gelu")
+    return GemmProblem(m=m, n=n, k=k, bias=True)
 
 
 def estimate_us(of: GemmProblem, candidate: Configuration) -> float:
@@ -45,22 +69,47 @@ def estimate_us(of: GemmProblem, candidate: Configuration) -> float:
     return found.us
 
 
-@pytest.mark.parametrize(("shape", "best", "best_us", "worst_us"), MEASURED)
-def test_the_best_measured_tile_is_estimated_right_and_among_the_best(shape, best, best_us, worst_us) -> None:
-    times_us = {name: estimate_us(problem(*shape), each) for name, each in TILES.items()}
-    assert times_us[best] == pytest.approx(best_us, rel=0.25)
-    assert times_us[best] <= 1.15 * min(times_us.values())
-    assert max(times_us.values()) <= 1.3 * worst_us
+@pytest.mark.parametrize(("shape", "best", "middle", "late"), MEASURED)
+def test_the_best_measured_tile_is_estimated_right_and_the_others_in_their_order(shape, best, middle, late) -> None:
+    best_us, middle_us, late_us = (estimate_us(problem(*shape), each) for each, _ in (best, middle, late))
+    assert best_us == pytest.approx(best[1], rel=0.25)
+    assert best_us < 0.8 * middle_us < 0.8 * late_us
+
+
+def test_columns_in_stripes_of_sixteen_and_narrow_copies_cost_more_than_they_compute() -> None:
+    large = problem(4096, 768, 3072)
+    assert estimate_us(large, tile(128, 112, 64, "pingpong")) > 1.4 * estimate_us(large, tile(128, 128, 64, "pingpong"))
+    assert estimate_us(large, tile(128, 128, 48, "pingpong")) > 1.2 * estimate_us(large, tile(128, 128, 32, "pingpong"))
+
+
+def test_two_stages_leave_the_latency_of_a_copy_to_be_waited_for() -> None:
+    def us(stages: int) -> float:
+        values = {"tile_m": 32, "tile_n": 32, "tile_k": 128, "warps_m": 2, "warps_n": 2, "stages": stages, "splits": 1}
+        return estimate_us(problem(32, 1024, 8192), Configuration.of("cluster_gemm", values))
+
+    assert us(2) > 1.5 * us(3) > 1.5 * us(4)
+
+
+def test_blocks_of_small_tiles_share_a_multiprocessor() -> None:
+    values = {"tile_m": 32, "tile_n": 32, "tile_k": 128, "warps_m": 2, "warps_n": 2, "stages": 4, "splits": 1}
+    small = Configuration.of("cluster_gemm", values)
+    assert estimate_us(problem(32 * 132, 32 * 4, 4096), small) < 3 * estimate_us(problem(32 * 132, 32, 4096), small)
+
+
+def test_an_activation_costs_time() -> None:
+    plain, gelu = (GemmProblem(m=4096, n=3072, k=768, bias=True, activation=each) for each in ("none", "gelu"))
+    assert estimate_us(gelu, WIDE) > estimate_us(plain, WIDE)
 
 
 def test_a_small_m_wants_a_tile_that_fills_the_device() -> None:
-    times_us = {name: estimate_us(problem(128, 768, 3072), each) for name, each in TILES.items()}
-    assert min(times_us, key=lambda name: times_us[name]) == "64x16x128"
+    tiles = [tile(64, 16, 128, "pingpong"), tile(64, 128, 64, "pingpong"), tile(256, 128, 64, "cooperative"), WIDE]
+    times_us = [estimate_us(problem(128, 768, 3072), each) for each in tiles]
+    assert min(times_us) == times_us[0] < 0.6 * times_us[1]
 
 
 def test_a_last_wave_costs_a_whole_one() -> None:
     full, over = problem(128 * 11, 256 * 12, 4096), problem(128 * 11, 256 * 12 + 8, 4096)
-    assert estimate_us(over, TILES["128x256x64"]) > 1.5 * estimate_us(full, TILES["128x256x64"])
+    assert estimate_us(over, WIDE) > 1.5 * estimate_us(full, WIDE)
 
 
 def test_splitting_k_pays_where_few_blocks_have_a_long_way_only() -> None:

@@ -129,7 +129,7 @@ def test_earlier_trials_of_the_problem_count_as_told() -> None:
 
 def test_trials_of_other_problems_correct_the_estimates_and_are_not_the_best() -> None:
     alike = [build for build in SPACE.builds if build["schedule"] == "pingpong"]
-    slow = [timed(next(launches(OTHER, build)), 500.0, OTHER) for build in alike[::4]]
+    slow = [timed(next(launches(OTHER, build)), 500.0, OTHER) for build in alike[::2]]
     search = searching(earlier=slow)
     assert search.best is None
     assert search.spent == 0
@@ -156,6 +156,34 @@ def before_gain(build: Configuration) -> float:
     """What a build promises where nothing is known yet."""
     search = searching()
     return float(search._gains()[search._prior.number(build)])
+
+
+def test_a_kind_that_fails_throughout_costs_few_builds() -> None:
+    few_rows = replace(PROBLEM, m=16, n=4096, k=11008)
+    promising = [
+        Configuration.of("triton_gemm", {"block_n": n, "block_k": 128, "split_k": 1, "stages": stages, "warps": warps})
+        for n in (16, 32, 64)
+        for stages in (4, 5, 6)
+        for warps in (2, 4, 8)
+    ]
+
+    class Both(Space):
+        def launches(self, build: Configuration) -> Sequence[Configuration]:
+            return (build,) if build in promising else super().launches(build)
+
+    space = Both(few_rows)
+    space.builds = (*promising, *space.builds)
+    search = KernelSearch(space, few_rows, rates=RATES)
+    asked: list[Configuration] = []
+    while len(asked) < 16:
+        batch = search.ask(4)
+        plainest = {build: search.plainest(build) for build in batch}
+        search.tell(
+            replace(failed(each), problem=few_rows) if build in promising else timed(each, problem=few_rows)
+            for build, each in plainest.items()
+        )
+        asked += batch
+    assert sum(build in promising for build in asked) <= 6
 
 
 def test_launches_are_those_of_the_best_builds_each_once_until_none_is_left() -> None:
