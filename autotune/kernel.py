@@ -134,8 +134,14 @@ class KernelMaker(Protocol):
     ) -> list[MadeKernel]:
         """Compile builds, side by side within memory, into a cache that many processes share.
 
-        Needs no GPU. Raises WorkError where there is no compiler, or it fails by itself.
+        Needs no GPU. Raises WorkError where there is no compiler and one of them is not there, or it fails by itself.
         """
+        ...
+
+    def compiled(
+        self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
+    ) -> Sequence[Configuration]:
+        """Give those of the builds that are compiled and lie in the cache, in their order: they need no compiler."""
         ...
 
     def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:

@@ -102,10 +102,10 @@ class _Batch:
 
 
 class _WithoutKinds:
-    """A space without the builds of some kinds, whose compiler is missing."""
+    """A space without the builds of some kinds, whose compiler is missing, but for those that are compiled already."""
 
-    def __init__(self, space: KernelSpace, kinds: frozenset[str]) -> None:
-        self._space, self._kinds = space, kinds
+    def __init__(self, space: KernelSpace, kinds: frozenset[str], compiled: frozenset[Configuration]) -> None:
+        self._space, self._kinds, self._compiled = space, kinds, compiled
         self.builds = self._left(space.builds)
         self.ready = space.ready
 
@@ -116,7 +116,7 @@ class _WithoutKinds:
         return self._space.launches(build)
 
     def _left(self, builds: Sequence[Configuration]) -> tuple[Configuration, ...]:
-        return tuple(build for build in builds if build.backend not in self._kinds)
+        return tuple(build for build in builds if build.backend not in self._kinds or build in self._compiled)
 
 
 class _Tuner:
@@ -135,6 +135,7 @@ class _Tuner:
         self.missing: dict[str, AutotuneError] = {}
         self.rates: DeviceRates | None = None
         self.stop = threading.Event()
+        self.longest_s = 0.0
 
     def run(self, stop: threading.Event) -> KernelReport:
         self.stop = stop
@@ -164,7 +165,7 @@ class _Tuner:
         return KernelReport(
             problems=tuple(self._tuned(work) for work in self.works), toolchain=self.toolchain, rates=self.rates,
             seconds=time.monotonic() - begin, spans=tuple(self.bench.spans), stopped=self._stopped,
-            notes=tuple(f"no kernels of kind {kind}: {error}" for kind, error in self.missing.items()),
+            notes=tuple(_no_more(kind, error) for kind, error in self.missing.items()),
         )  # fmt: skip
 
     @property
@@ -192,13 +193,20 @@ class _Tuner:
         """Begin, or begin again without the kinds that turned out to be missing."""
         assert work.space is not None  # a problem without candidates takes no part
         work.search = KernelSearch(
-            _WithoutKinds(work.space, frozenset(self.missing)) if self.missing else work.space,
+            self._without_missing(work) if self.missing else work.space,
             work.problem,
             earlier=[trial for one in self.works for trial in one.trials.values()],
             hints=self.store.kernels.hints(work.problem, self.device.device_class, self.toolchain),
             rates=self.rates,
             seed=self.seed,
         )
+
+    def _without_missing(self, work: _Work) -> KernelSpace:
+        """The builds that can be had: of kinds whose compiler is missing, those in the cache."""
+        assert work.space is not None
+        of_missing = [build for build in work.space.builds if build.backend in self.missing]
+        there = self.maker.compiled(self.device, work.problem, of_missing, self.bench.folder)
+        return _WithoutKinds(work.space, frozenset(self.missing), frozenset(there))
 
     def _build(self, able: Sequence[_Work], schedule: KernelSchedule, pool: ThreadPoolExecutor) -> None:
         """Time the libraries' calls, then builds as the schedule says; on a GPU the next ones compile meanwhile."""
@@ -228,11 +236,17 @@ class _Tuner:
         self, works: Mapping[GemmProblem, _Work], schedule: KernelSchedule, pool: ThreadPoolExecutor
     ) -> _Batch | None:
         """Begin to compile what the schedule says, ``None`` at its end."""
-        while not self._stopped and (turn := schedule.next(self._at_once)) is not None:
+        while not self._stopped and (turn := self._turn(schedule)) is not None:
             batch = self._begin(works[turn[0]], turn[1], schedule, pool)
             if batch is not None:
                 return batch
         return None
+
+    def _turn(self, schedule: KernelSchedule) -> tuple[GemmProblem, int] | None:
+        """Whose builds come next; nobody's where they would not be there within the budget, by the longest so far."""
+        if schedule.elapsed_s + self.longest_s > self.budget_s:
+            return None
+        return schedule.next(self._at_once)
 
     def _begin(self, work: _Work, asked: int, schedule: KernelSchedule, pool: ThreadPoolExecutor) -> _Batch | None:
         """Begin to compile the next builds of a problem; ``None``, and the schedule told, where it has no more."""
@@ -241,8 +255,16 @@ class _Tuner:
             schedule.tell(work.problem, asked=asked, built=0, best_us=work.best_us)
             return None
         limit_s = max(SHORTEST_COMPILE_S, self.budget_s - schedule.elapsed_s)
-        result = pool.submit(self.bench.compile, work.problem, builds, limit_s)
+        result = pool.submit(self._compile, work.problem, builds, limit_s)
         return _Batch(work=work, asked=asked, builds=builds, result=result)
+
+    def _compile(
+        self, problem: GemmProblem, builds: Sequence[Configuration], limit_s: float
+    ) -> tuple[dict[Configuration, Made], dict[str, AutotuneError]]:
+        begin = time.monotonic()
+        came_to = self.bench.compile(problem, builds, limit_s)
+        self.longest_s = max(self.longest_s, time.monotonic() - begin)
+        return came_to
 
     @property
     def _at_once(self) -> int:
@@ -260,7 +282,7 @@ class _Tuner:
         """Go on without kinds that cannot be compiled here, with other builds in their place."""
         for kind, error in missing.items():
             self.missing[kind] = error
-            self.progress.event("message", text=f"no kernels of kind {kind}: {error}")
+            self.progress.event("message", text=_no_more(kind, error))
         for work in able:
             self._begin_search(work)
         return self._begin(batch.work, batch.asked, schedule, pool)
@@ -326,3 +348,7 @@ class _Tuner:
 def _search(work: _Work) -> KernelSearch:
     assert work.search is not None  # it begins before anything is proposed
     return work.search
+
+
+def _no_more(kind: str, error: AutotuneError) -> str:
+    return f"no kernels of kind {kind} but those that are compiled already: {error}"

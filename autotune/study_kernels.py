@@ -1,7 +1,9 @@
 """The second level of a study: the kernels of a graph are tuned before what takes them is built."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from autotune import registry
@@ -18,7 +20,7 @@ from autotune.study_context import StudyContext
 log = logging.getLogger(__name__)
 
 SHARE = 0.5
-"""Of the budget that is left when a configuration wants tuned kernels, so much goes to its kernels at most.
+"""Of the budget that is left when a configuration first wants tuned kernels, so much goes to kernels at most.
 
 The rest is for building and timing whole models, which is what decides; a kernel that is known already costs nothing.
 """
@@ -33,24 +35,38 @@ class StudyKernels:
     def __init__(self, on: StudyContext) -> None:
         self.on = on
         self._problems: dict[str, Mapping[GemmProblem, float]] = {}
+        self._tuned: set[tuple[str, GemmProblem]] = set()
+        self._spent_s = 0.0
 
     def prepare(self, configurations: Sequence[Configuration], budget_s: float) -> None:
         """Tune the kernels of those configurations that want them tuned, then tell the builds what is known.
 
+        ``budget_s`` is what the whole study has left. Each problem is tuned once, for all configurations that have it.
         Whatever goes wrong costs tuned kernels and nothing else: a build leaves to torch what nothing is known for.
         """
+        begin = time.monotonic()
         asking = [one for one in configurations if one.get("kernels", "") == "tuned"]
-        for configuration in asking:
-            problems = self._of(configuration)
-            if problems and not self.on.stop.is_set():
+        if not asking:
+            return
+        allowed_s = SHARE * (budget_s + self._spent_s) - self._spent_s
+        with ThreadPoolExecutor(max(1, min(len(asking), self.on.request.device.cores // 2))) as pool:
+            looked = list(pool.map(self._of, asking))
+        for backend in dict.fromkeys(one.backend for one in asking):
+            counts: dict[GemmProblem, float] = {}
+            for configuration, problems in zip(asking, looked, strict=True):
+                for problem, count in problems.items():
+                    if configuration.backend == backend and (backend, problem) not in self._tuned:
+                        counts[problem] = max(count, counts.get(problem, 0.0))
+            if counts and not self.on.stop.is_set():
                 report = tune_kernels(
-                    problems, self.on.request.device, self.on.store, self.on.bench.server,
-                    backend=configuration.backend, budget_s=SHARE * budget_s, progress=self.on.progress,
+                    counts, self.on.request.device, self.on.store, self.on.bench.server, backend=backend,
+                    budget_s=max(0.0, allowed_s - (time.monotonic() - begin)), progress=self.on.progress,
                     stop=self.on.stop, seed=self.on.request.seed,
                 )  # fmt: skip
+                self._tuned |= {(backend, problem) for problem in counts}
                 self.on.bench.split.add(report.spans)
-        if asking:
-            tell_kernels(self.on.bench.model, self._known(asking))
+        self._spent_s += time.monotonic() - begin
+        tell_kernels(self.on.bench.model, self._known(asking))
 
     def _of(self, configuration: Configuration) -> Mapping[GemmProblem, float]:
         """The problems of a configuration's graph; what its own search decides does not change them."""

@@ -108,11 +108,21 @@ def test_whatever_goes_wrong_is_one_trial_and_is_never_tried_again_but_what_lack
 def test_a_kind_without_a_compiler_is_said_once_and_the_others_take_its_place(tune):
     report, events, (stored,) = tune(problem(4), builds=2)
     assert [message.splitlines()[0] for message in events.messages] == [
-        "no kernels of kind nowhere: toy kernels of the kind nowhere"
+        "no kernels of kind nowhere but those that are compiled already: toy kernels of the kind nowhere"
     ]
     assert len(report.notes) == 1 and "no compiler" in report.notes[0]
     assert {trial.configuration.backend for trial in stored} == {"toy", "torch"}
     assert report.problems[0].compiled == 2
+
+
+def test_without_a_compiler_what_is_compiled_already_serves(tune, tmp_path):
+    folder = tmp_path / "cache" / "autotune" / "kernels"
+    folder.mkdir(parents=True)
+    (folder / "compiled").write_text(f"{build('none', 1, 'nowhere')}\n")
+    _, events, (stored,) = tune(problem(4))
+    assert len(events.messages) == 1
+    served = [trial for trial in stored if trial.configuration.backend == "nowhere"]
+    assert {(trial.configuration["number"], trial.state) for trial in served} == {(1, "complete")}
 
 
 def test_without_any_build_the_libraries_are_timed(tune):
@@ -122,7 +132,7 @@ def test_without_any_build_the_libraries_are_timed(tune):
 
 
 def test_several_problems_share_a_budget_and_each_gets_its_libraries(tune):
-    report, _, stored = tune(problem(8), problem(3), problem(1), budget_s=1e-6)
+    report, _, stored = tune(problem(8), problem(3), problem(1), budget_s=0.0)
     assert [[trial.configuration for trial in one] for one in stored] == [[LIBRARY]] * 3
     assert [tuned.compiled for tuned in report.problems] == [0, 0, 0]
 

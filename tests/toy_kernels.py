@@ -82,6 +82,8 @@ class ToyKernels:
 
     def compile(self, device, problem, builds, folder):
         if builds[0].backend == "nowhere":
+            if self.compiled(device, problem, builds, folder) == list(builds):
+                return [MadeKernel() for _ in builds]
             raise WorkError("toy kernels of the kind nowhere", found="no compiler", expected="a compiler")
         with (Path(folder) / "compiled").open("a") as log:
             log.writelines(f"{one}\n" for one in builds)
@@ -91,6 +93,11 @@ class ToyKernels:
         return [
             MadeKernel(refusal="no such tile" if one["fault"] == "refused" else None, compile_s=0.5) for one in builds
         ]
+
+    def compiled(self, device, problem, builds, folder):
+        log = Path(folder) / "compiled"
+        there = log.read_text().splitlines() if log.exists() else []
+        return [build for build in builds if str(build) in there]
 
     def load(self, device, problem, candidate, folder):
         fault = str(candidate.get("fault", "none"))

@@ -71,7 +71,7 @@ class NativeSpace:
 
     def launches(self, build: Configuration) -> Sequence[Configuration]:
         """List the candidates of one build, the plainest first."""
-        return _compiled(build).launches(self.device, self.problem, build)
+        return _kind(build).launches(self.device, self.problem, build)
 
     @cached_property
     def _by_kind(self) -> Mapping[str, Sequence[Configuration]]:
@@ -116,18 +116,36 @@ class NativeKernels:
     def compile(
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
     ) -> list[MadeKernel]:
-        """Compile builds into the cache ``folder``, in their order; a refusal is kept and said again."""
+        """Compile builds into the cache ``folder``, in their order; a refusal is kept and said again.
+
+        Where the compiler of a kind is missing, those that are there serve as they are.
+        """
         made: dict[Configuration, MadeKernel] = {}
-        for kind, same in _grouped(builds):
-            made |= zip(same, _compiled(same[0]).compile(device, problem, same, folder / kind), strict=True)
+        for name, same in _grouped(builds):
+            kind = _kind(same[0])
+            try:
+                made |= zip(same, kind.compile(device, problem, same, folder / name), strict=True)
+            except WorkError:
+                if len(kind.compiled(device, problem, same, folder / name)) < len(same):
+                    raise
+                made |= {build: MadeKernel() for build in same}
         return [made[build] for build in builds]
+
+    def compiled(
+        self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
+    ) -> Sequence[Configuration]:
+        """Give those of the builds that lie in the cache, compiled here or by another machine."""
+        there: set[Configuration] = set()
+        for name, same in _grouped(builds):
+            there |= set(_kind(same[0]).compiled(device, problem, same, folder / name))
+        return [build for build in builds if build in there]
 
     def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
         """Load a candidate; raises WorkError where it is not compiled, or refused by its library."""
         name = candidate.backend
         if name in LIBRARIES:
             return LIBRARIES[name].load(device, problem, candidate, folder)
-        return _compiled(candidate).load(device, problem, candidate, folder / name)
+        return _kind(candidate).load(device, problem, candidate, folder / name)
 
     def pack(
         self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
@@ -139,7 +157,7 @@ class NativeKernels:
         name = candidate.backend
         if name in LIBRARIES:
             return {}
-        kind = _compiled(candidate)
+        kind = _kind(candidate)
         try:
             copied = kind.pack(device, problem, candidate, folder / name, target / name)
         except WorkError:
@@ -162,7 +180,7 @@ def _grouped(builds: Sequence[Configuration]) -> Iterator[tuple[str, list[Config
         yield kind, list(dict.fromkeys(build for build in builds if build.backend == kind))
 
 
-def _compiled(configuration: Configuration) -> CompiledKind:
+def _kind(configuration: Configuration) -> CompiledKind:
     found = COMPILED.get(configuration.backend)
     if found is None:
         raise WorkError(

@@ -53,7 +53,13 @@ class CompiledKind(Protocol):
     def compile(
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
     ) -> list[MadeKernel]:
-        """Compile builds into ``folder``."""
+        """Compile builds into ``folder``; raises WorkError where there is no compiler."""
+        ...
+
+    def compiled(
+        self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
+    ) -> Sequence[Configuration]:
+        """Give those of the builds that :meth:`load` finds in ``folder``."""
         ...
 
     def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
@@ -93,6 +99,11 @@ def _check(name: str, tensor: Any, shape: tuple[int, ...], dtype: str, out: Any)
         )
     if tensor.data_ptr() % ALIGNMENT_BYTES:
         raise ValueError(f"{name} must begin at a multiple of {ALIGNMENT_BYTES} bytes, found {tensor.data_ptr():#x}")
+
+
+def stems(folder: Path) -> frozenset[str]:
+    """What the libraries of a cache, or of a folder of packed kernels, are found by."""
+    return frozenset(path.name.split(".")[0] for path in folder.rglob("*.so"))
 
 
 def place(source: Path, target: Path) -> None:

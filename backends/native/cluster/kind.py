@@ -13,7 +13,7 @@ from autotune.backends.native.cutlass.compiler import (
     Refused,
     key_of,
 )
-from autotune.backends.native.kind import check_operands, place
+from autotune.backends.native.kind import check_operands, place, stems
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import SpaceError, WorkError
@@ -87,6 +87,17 @@ class ClusterGemm:
             MadeKernel(refusal=kernel.detail if isinstance(kernel, Refused) else None, compile_s=kernel.compile_s)
             for kernel in found
         ]
+
+    def compiled(
+        self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
+    ) -> Sequence[Configuration]:
+        """Give the tiles whose libraries are there, whichever nvcc compiled them."""
+        there, found = stems(folder), []
+        for tile in builds if there else ():
+            build = cluster_gemm.build_of(device, problem, tile)
+            if not there.isdisjoint((build.key, _key(build))):
+                found.append(tile)
+        return found
 
     def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
         """Load a library; raises WorkError where it is not compiled, or not for this GPU."""
@@ -169,9 +180,13 @@ class _ClusterKernel:
             )  # fmt: skip
 
 
+def _key(build: ClusterBuild) -> str:
+    return key_of(source_of(build), _short(build.architecture))
+
+
 def _find(build: ClusterBuild, folder: Path) -> CompiledKernel:
     """Find a build's library: compiled here, or packed."""
-    found = KernelCache(folder).get(key_of(source_of(build), _short(build.architecture)))
+    found = KernelCache(folder).get(_key(build))
     if isinstance(found, CompiledKernel):
         return found
     for packed in sorted(folder.glob(f"{build.key}.*.so")):

@@ -9,7 +9,7 @@ from typing import Any
 from autotune.backends.native.cutlass.compiler import CompiledKernel, Compiler, KernelCache, Refused, key_of
 from autotune.backends.native.cutlass.kernel import LoadedKernel, Operands, Shape
 from autotune.backends.native.cutlass.source import source_of
-from autotune.backends.native.kind import check_operands, place
+from autotune.backends.native.kind import check_operands, place, stems
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import SpaceError, WorkError
@@ -63,6 +63,17 @@ class Cutlass:
             for kernel in found
         ]
 
+    def compiled(
+        self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
+    ) -> Sequence[Configuration]:
+        """Give the tiles whose libraries are there, whichever nvcc compiled them."""
+        there, found = stems(folder), []
+        for tile in builds if there else ():
+            build = cutlass_gemm.build_of(device, problem, tile)
+            if not there.isdisjoint((build.key, _key(build))):
+                found.append(tile)
+        return found
+
     def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
         """Load a library; raises WorkError where it is not compiled, or not for this GPU."""
         wanted = CutlassCandidate.of(device, problem, candidate)
@@ -115,9 +126,13 @@ class _CutlassKernel:
             )  # fmt: skip
 
 
+def _key(build: CutlassBuild) -> str:
+    return key_of(source_of(build), _short(build.architecture))
+
+
 def _find(build: CutlassBuild, folder: Path) -> CompiledKernel:
     """Find a build's library: compiled with the release of CUTLASS that is installed, with another one, or packed."""
-    key = key_of(source_of(build), _short(build.architecture))
+    key = _key(build)
     try:
         installed = metadata.version("nvidia-cutlass")
     except metadata.PackageNotFoundError:

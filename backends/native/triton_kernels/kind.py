@@ -59,6 +59,12 @@ class TritonGemm:
         came_to = dict(zip(sources, found, strict=True))
         return [_made([came_to[source] for source in one.sources]) for one in plans]
 
+    def compiled(
+        self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
+    ) -> Sequence[Configuration]:
+        """Give the points whose kernels are there, compiled by any release of Triton, or packed."""
+        return [build for build in builds if _is_there(device, problem, build, folder)]
+
     def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
         """Load a candidate; raises WorkError where it is not compiled, or not for this GPU."""
         packed = folder / _packed_name(device, problem, candidate)
@@ -104,6 +110,16 @@ class _TritonKernel:
 def _made(found: Sequence[CompiledKernel | Refused]) -> MadeKernel:
     refusal = next((kernel.detail for kernel in found if isinstance(kernel, Refused)), None)
     return MadeKernel(refusal=refusal, compile_s=sum(kernel.compile_s for kernel in found))
+
+
+def _is_there(device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> bool:
+    if (folder / _packed_name(device, problem, candidate)).is_file():
+        return True
+    try:
+        _find(device, candidate, plan(problem, candidate).sources, folder)
+    except WorkError:
+        return False
+    return True
 
 
 def _find(

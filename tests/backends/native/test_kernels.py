@@ -148,6 +148,23 @@ def test_without_a_compiler_nothing_can_be_packed(tmp_path: Path, monkeypatch: p
         KERNELS.pack(HOPPER, PROBLEM, candidate, tmp_path, tmp_path / "artifact")
 
 
+def test_without_a_compiler_what_is_compiled_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("needs nvcc")
+    problem = GemmProblem(m=16, n=64, k=256)
+    builds = [build for build in KERNELS.space(HOPPER, problem).builds if build.backend == "cluster_gemm"][:2]
+    candidate = KERNELS.space(HOPPER, problem).launches(builds[0])[0]
+    KERNELS.compile(HOPPER, problem, builds[:1], tmp_path / "cache")
+    KERNELS.pack(HOPPER, problem, candidate, tmp_path / "cache", tmp_path / "packed")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("NVCC", raising=False)
+    for folder in (tmp_path / "cache", tmp_path / "packed"):
+        assert list(KERNELS.compiled(HOPPER, problem, builds, folder)) == builds[:1]
+        assert KERNELS.compile(HOPPER, problem, builds[:1], folder) == [MadeKernel()]
+        with pytest.raises(WorkError, match="no nvcc on PATH"):
+            KERNELS.compile(HOPPER, problem, builds, folder)
+
+
 def test_a_librarys_call_needs_no_file(tmp_path: Path) -> None:
     (candidate,) = KERNELS.space(CPU, PROBLEM).ready
     assert KERNELS.pack(CPU, PROBLEM, candidate, tmp_path, tmp_path / "artifact") == {}
