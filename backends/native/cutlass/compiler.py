@@ -95,7 +95,10 @@ class Compiler:
                 expected="the CUDA toolkit's compiler; kernels that are compiled already need none",
                 run="install the CUDA toolkit, or name its compiler: NVCC=/usr/local/cuda/bin/nvcc",
             )  # fmt: skip
-        said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+        try:
+            said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+        except OSError as error:
+            said = str(error)
         version = re.search(r"V(\d+\.\d+\.\d+)", said)
         if version is None:
             raise WorkError(
