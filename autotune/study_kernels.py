@@ -50,7 +50,8 @@ class StudyKernels:
             return
         allowed_s = SHARE * (budget_s + self._spent_s) - self._spent_s
         with ThreadPoolExecutor(max(1, min(len(asking), self.on.request.device.cores // 2))) as pool:
-            looked = list(pool.map(self._of, asking))
+            list(pool.map(self._of, {_graph_of(one): one for one in asking}.values()))
+        looked = [self._of(one) for one in asking]
         for backend in dict.fromkeys(one.backend for one in asking):
             counts: dict[GemmProblem, float] = {}
             for configuration, problems in zip(asking, looked, strict=True):
@@ -70,8 +71,9 @@ class StudyKernels:
 
     def _of(self, configuration: Configuration) -> Mapping[GemmProblem, float]:
         """The problems of a configuration's graph; what its own search decides does not change them."""
-        values = {name: value for name, value in configuration.values if name not in _NO_PART}
-        digest = Configuration.of(configuration.backend, values).digest
+        digest = _graph_of(configuration)
+        if self.on.stop.is_set():
+            return {}
         if digest not in self._problems:
             looked = self.on.bench.problems(configuration)
             if self.on.stop.is_set():
@@ -105,6 +107,12 @@ class StudyKernels:
 
 _NO_PART = ("kernels", "cuda_graph", "cudnn_benchmark", "threads")
 """Parameters that leave a graph's kernel problems as they are."""
+
+
+def _graph_of(configuration: Configuration) -> str:
+    """What two configurations share whose graphs are the same."""
+    values = {name: value for name, value in configuration.values if name not in _NO_PART}
+    return Configuration.of(configuration.backend, values).digest
 
 
 def _fastest(trials: Sequence[KernelTrial]) -> KnownKernel:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,9 +101,12 @@ def _check(name: str, tensor: Any, shape: tuple[int, ...], dtype: str, out: Any)
         raise ValueError(f"{name} must begin at a multiple of {ALIGNMENT_BYTES} bytes, found {tensor.data_ptr():#x}")
 
 
-def stems(folder: Path) -> frozenset[str]:
-    """What the libraries of a cache, or of a folder of packed kernels, are found by."""
-    return frozenset(path.name.split(".")[0] for path in folder.rglob("*.so"))
+def libraries_of(
+    builds: Sequence[Configuration], names: Callable[[Configuration], Iterable[str]], folder: Path
+) -> list[Configuration]:
+    """Give the builds of which a library lies in a cache, or among packed kernels, under one of its ``names``."""
+    there = {path.name.split(".")[0] for path in folder.rglob("*.so")}
+    return [build for build in builds if not there.isdisjoint(names(build))] if there else []
 
 
 def place(source: Path, target: Path) -> None:

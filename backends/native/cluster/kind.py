@@ -13,7 +13,7 @@ from autotune.backends.native.cutlass.compiler import (
     Refused,
     key_of,
 )
-from autotune.backends.native.kind import check_operands, place, stems
+from autotune.backends.native.kind import check_operands, libraries_of, place
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import SpaceError, WorkError
@@ -92,12 +92,12 @@ class ClusterGemm:
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
     ) -> Sequence[Configuration]:
         """Give the tiles whose libraries are there, whichever nvcc compiled them."""
-        there, found = stems(folder), []
-        for tile in builds if there else ():
+
+        def names(tile: Configuration) -> tuple[str, str]:
             build = cluster_gemm.build_of(device, problem, tile)
-            if not there.isdisjoint((build.key, _key(build))):
-                found.append(tile)
-        return found
+            return build.key, _key(build)
+
+        return libraries_of(builds, names, folder)
 
     def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
         """Load a library; raises WorkError where it is not compiled, or not for this GPU."""
