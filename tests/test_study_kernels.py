@@ -1,0 +1,60 @@
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from autotune import study_kernels
+from autotune.configuration import Configuration
+from autotune.kernel_problem import GemmProblem
+
+ONE, TWO = GemmProblem(m=8, n=16, k=32), GemmProblem(m=8, n=32, k=16)
+
+
+def asked(fused, **values):
+    return Configuration.of("native", {"kernels": "tuned", "norm": fused, **values})
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """A study whose graphs have one problem fused and two otherwise; it notes what is looked at, tuned and told."""
+    notes = SimpleNamespace(looked=[], tuned=[], told=0)
+
+    def problems(configuration):
+        notes.looked.append(configuration["norm"])
+        counts = {ONE: 3} if configuration["norm"] else {ONE: 1, TWO: 5}
+        entries = [{"problem": problem.as_dict(), "count": count} for problem, count in counts.items()]
+        return SimpleNamespace(failure=None, value={"problems": entries})
+
+    def tuned(counts, *_, budget_s, **values):
+        notes.tuned.append((dict(counts), budget_s))
+        return SimpleNamespace(spans=())
+
+    def told(*_):
+        notes.told += 1
+
+    monkeypatch.setattr(study_kernels, "tune_kernels", tuned)
+    monkeypatch.setattr(study_kernels, "tell_kernels", told)
+    monkeypatch.setattr(study_kernels.StudyKernels, "_known", lambda self, asking: None)
+    bench = SimpleNamespace(problems=problems, server=None, split=SimpleNamespace(add=lambda spans: None), model=None)
+    request = SimpleNamespace(device=SimpleNamespace(cores=4), seed=0)
+    on = SimpleNamespace(bench=bench, request=request, store=None, progress=None, stop=threading.Event())
+    return study_kernels.StudyKernels(on), notes, on
+
+
+def test_a_graph_is_looked_at_once_and_a_problem_tuned_once_for_all(study):
+    kernels, notes, _ = study
+    kernels.prepare([asked(True), asked(True, cuda_graph=False), asked(False)], 100.0)
+    assert sorted(notes.looked) == [False, True]
+    ((counts, budget_s),) = notes.tuned
+    assert counts == {ONE: 3.0, TWO: 5.0} and 0 < budget_s <= study_kernels.SHARE * 100.0
+    kernels.prepare([asked(True, threads=2)], 90.0)
+    assert len(notes.tuned) == 1 and len(notes.looked) == 2 and notes.told == 2
+
+
+def test_nothing_is_tuned_for_who_asks_for_nothing_or_is_stopped(study):
+    kernels, notes, on = study
+    kernels.prepare([Configuration.of("native", {"kernels": "torch", "norm": True})], 100.0)
+    assert not notes.looked and notes.told == 0
+    on.stop.set()
+    kernels.prepare([asked(True)], 100.0)
+    assert not notes.looked and not notes.tuned
