@@ -20,9 +20,6 @@ LATER = ("back_to_back_gemm",)
 WITH_GEMMS = ("gemm_epilogue", "conv_act")
 """Fusions that make operators for which kernels are tuned."""
 
-TUNED_COST = 4.0
-"""A build that tunes kernels first compiles some of them: about a minute each on two cores."""
-
 
 def native_space(device: Device, workload: Workload | None) -> SearchSpace:
     """Describe the fusions that match somewhere in the graph, one switch each, and where kernels come from.
@@ -42,7 +39,7 @@ def native_space(device: Device, workload: Workload | None) -> SearchSpace:
         parameters.append(Parameter(name="channels_last", choices=(True, False)))
     if on_gpu:
         if any(parameter.name in WITH_GEMMS for parameter in parameters):
-            parameters.append(Parameter(name="kernels", choices=("torch", "tuned"), build_cost=(1.0, TUNED_COST)))
+            parameters.append(Parameter(name="kernels", choices=("torch", "tuned")))
         parameters.append(Parameter(name="cuda_graph", choices=(True, False)))
         if convolves:
             parameters.append(Parameter(name="cudnn_benchmark", choices=(True, False)))
