@@ -144,9 +144,13 @@ class KernelMaker(Protocol):
         """Give those of the builds that are compiled and lie in the cache, in their order: they need no compiler."""
         ...
 
-    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
+    def load(
+        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, *, early: bool = False
+    ) -> Kernel:
         """Load a candidate that is compiled (its build in the cache ``folder``) or needs no compiler.
 
+        With ``early`` its launches may begin before those before them in the stream have ended (programmatic dependent
+        launch), where it knows how: then ``b`` and ``bias`` are read at once, so they are constants written long ago.
         Raises WorkError where it cannot be loaded: not compiled, another architecture, refused by its library.
         """
         ...

@@ -105,7 +105,7 @@ class StudyKernels:
         return KnownKernels(folder=cache_folder() / "kernels", best=best, library=library)
 
 
-_NO_PART = ("kernels", "cuda_graph", "cudnn_benchmark", "threads")
+_NO_PART = ("kernels", "cuda_graph", "cudnn_benchmark", "programmatic_launch", "threads")
 """Parameters that leave a graph's kernel problems as they are."""
 
 

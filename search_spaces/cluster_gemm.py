@@ -1,30 +1,21 @@
 """The kernels of a GEMM with few rows whose k dimension is shared out among the blocks of a cluster.
 
-A build serves every shape, every epilogue and every number of splits; it takes a second or two to compile. Those for
-convolutions read their rows from images.
+Those for convolutions read their rows from images. A build takes a second or two to compile.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 
-from autotune.canonical import digest
-from autotune.configuration import Configuration, Scalar
+from autotune.configuration import Scalar
 from autotune.device import Device
 from autotune.errors import SpaceError
 from autotune.kernel_problem import GemmProblem
+from autotune.search_spaces.split_gemm import ARCHITECTURES, SplitGemm, architecture
 from autotune.space import Constraint, Parameter, SearchSpace
 
 NAME = "cluster_gemm"
 
-ARCHITECTURES = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
-"""What is compiled for, by compute capability."""
-
 SHARED_MEMORY_BYTES = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90a": 227 * 1024}
 """What one block may have (CUDA C++ Programming Guide, technical specifications)."""
-
-CLUSTERS_FROM = (9, 0)
-SPLITS = (1, 2, 3, 4, 6, 8)
-"""Blocks of a cluster along k; 8 is what every part with clusters can hold."""
 
 MOST_ROWS = 8192
 """Beyond it the tensor cores' newer instructions decide, which these kernels do not use."""
@@ -51,27 +42,6 @@ PARAMETERS = (
 Tile = Mapping[str, Scalar]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterBuild:
-    """Everything that decides a kernel's binary."""
-
-    architecture: str
-    dtype: str
-    output: str
-    window: bool
-    tile: Configuration
-
-    @property
-    def key(self) -> str:
-        """SHA-256 of the canonical JSON, in hexadecimal."""
-        return digest({**asdict(self), "tile": self.tile.as_dict()})
-
-
-def architecture(device: Device) -> str | None:
-    """What kernels for a device are compiled for, ``None`` where it is too old or too new."""
-    return ARCHITECTURES.get(device.capability) if device.capability else None
-
-
 def space(device: Device, problem: GemmProblem) -> SearchSpace:
     """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
     target = architecture(device)
@@ -96,52 +66,7 @@ def space(device: Device, problem: GemmProblem) -> SearchSpace:
     )
 
 
-def build_of(device: Device, problem: GemmProblem, tile: Configuration) -> ClusterBuild:
-    """The build that a tile needs; raises SpaceError where the device is not served."""
-    space(device, problem)
-    return ClusterBuild(
-        architecture=str(architecture(device)), dtype=problem.dtype, output=problem.output,
-        window=problem.window is not None, tile=tile,
-    )  # fmt: skip
-
-
-def splits(device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[int]:
-    """List the splits of k for which every block of a cluster has a part, one first."""
-    steps = -(-problem.k // int(tile["tile_k"]))
-    for count in SPLITS:
-        clustered = device.capability is not None and device.capability >= CLUSTERS_FROM
-        if count == 1 or (clustered and (count - 1) * -(-steps // count) < steps):
-            yield count
-
-
-def launches(device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[Configuration]:
-    """List a tile with each of its splits."""
-    for count in splits(device, problem, tile):
-        yield Configuration.of(NAME, {**dict(tile.values), "splits": count})
-
-
-def first_candidates(
-    device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
-) -> tuple[Configuration, ...]:
-    """List the tiles to begin with: many multiprocessors busy with as little waste, each tile_m×tile_n once.
-
-    Ties go to the earlier choice of each parameter, so the order is the same every time.
-    """
-    if multiprocessors < 1 or count < 1:
-        raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
-    best: dict[tuple[int, int], tuple[tuple[float, ...], Configuration]] = {}
-    for tile in space(device, problem):
-        rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
-        blocks = -(-problem.m // rows) * -(-problem.n // columns)
-        useful = problem.m * problem.n / (blocks * rows * columns)
-        most = max(splits(device, problem, tile))
-        waves = -(-blocks // multiprocessors)
-        busy = min(1.0, blocks * most / multiprocessors) if waves == 1 else blocks / (waves * multiprocessors)
-        rank = (-round(8 * busy * useful), float(waves), -float(rows * columns))
-        if (rows, columns) not in best or rank < best[rows, columns][0]:
-            best[rows, columns] = (rank, tile)
-    ranked = sorted(best.values(), key=lambda pair: pair[0])
-    return tuple(tile for _, tile in ranked[:count])
+GEMM = SplitGemm(name=NAME, space=space)
 
 
 def shared_bytes(tile: Tile) -> int:

@@ -53,6 +53,9 @@ BARRIER_CLOCKS = 31.0
 OLDER_SHARE: Mapping[str, float] = {"cluster_gemm": 0.17, "triton_gemm": 0.62}
 """Share of the tensor cores' rate that kinds of kernels reach which do not use the newest instructions."""
 
+LEAN = "hopper_gemm"
+"""The kind whose blocks compute one tile and end."""
+
 MOST_RESIDENTS, REGISTER_BYTES, SUM_BYTES = 8, 262144, 8
 """Blocks of such kernels that share a multiprocessor at most, its registers, and what a result takes of them."""
 
@@ -95,6 +98,8 @@ class _Tile:
     """The numbers of a configuration that decide its time.
 
     ``scheduled`` kernels can share k out, ``spread`` ones do; ``older_share`` is ``None`` with the newest instructions.
+    ``lean`` ones compute one tile a block, and ``residents`` of them are made to share a multiprocessor; ``swapped``
+    ones take the columns of a tile for the rows of their instructions.
     """
 
     m: int
@@ -109,11 +114,14 @@ class _Tile:
     stages: int
     warps: int
     older_share: float | None
+    lean: bool
+    residents: int
+    swapped: bool
 
     @property
     def odd(self) -> bool:
-        """Whether the columns come in no whole stripes of 32."""
-        return self.n > 16 and self.n % 32 != 0
+        """Whether the columns come in no whole stripes of 32, in which CUTLASS's newest kernels store."""
+        return self.older_share is None and not self.lean and self.n > 16 and self.n % 32 != 0
 
 
 class KernelCost:
@@ -165,6 +173,7 @@ class KernelCost:
         if not (n and k):
             return None
         step_bytes = (m + n) * k * self._width
+        residents = whole("residents", default=1)
         decomposition = values.get("decomposition", "heuristic")
         splits = max(1, whole("splits", "split_k", default=1))
         scheduled = values.get("scheduler") == "stream_k"
@@ -178,15 +187,18 @@ class KernelCost:
             spread=scheduled and splits == 1 and decomposition not in ("data_parallel", "split_k"),
             scheduled=scheduled,
             splits=splits,
-            stages=max(1, whole("stages", default=int(0.85 * self._rates.shared_bytes) // step_bytes)),
+            stages=max(1, whole("stages", default=int(0.85 * self._rates.shared_bytes / residents) // step_bytes)),
             warps=whole("warps", default=whole("warps_m", default=2) * whole("warps_n", default=2)),
             older_share=OLDER_SHARE.get(kind),
+            lean=kind == LEAN,
+            residents=residents,
+            swapped=bool(values.get("swapped", False)),
         )
 
     def _residents(self, tile: _Tile) -> int:
-        """How many blocks share a multiprocessor: one, where a block is made to take all of it."""
+        """How many blocks share a multiprocessor: as many as they are made for, or as fit."""
         if tile.older_share is None:
-            return 1
+            return tile.residents
         held = tile.stages * (tile.m + tile.n) * tile.k * self._width
         registers = tile.m * tile.n * SUM_BYTES
         return max(1, min(self._rates.shared_bytes // held, REGISTER_BYTES // registers, MOST_RESIDENTS))
@@ -198,9 +210,10 @@ class KernelCost:
         latency = COPY_LATENCY_S * rates.clock_hz
         row_bytes = tile.k * self._width
         if tile.older_share is None:
-            tensor += math.ceil(tile.m / 64) * math.ceil(tile.k / 16) * INSTRUCTION_CLOCKS
+            instructions = math.ceil((tile.n if tile.swapped else tile.m) / 64) * math.ceil(tile.k / 16)
+            tensor += together * instructions * INSTRUCTION_CLOCKS
             tensor *= ODD_COLUMNS if tile.odd else 1.0
-            copied = (tile.m + tile.n) * row_bytes / math.gcd(row_bytes, PIECE_BYTES) * PIECE_CLOCKS
+            copied = together * (tile.m + tile.n) * row_bytes / math.gcd(row_bytes, PIECE_BYTES) * PIECE_CLOCKS
         else:
             tensor *= max(1.0, SCHEDULERS / (tile.warps * together)) / tile.older_share
             rows = min(tile.m, problem.m) + min(tile.n, problem.n)
@@ -211,7 +224,7 @@ class KernelCost:
 
     def _epilogue_s(self, tile: _Tile) -> float:
         """Seconds of the epilogue of one tile."""
-        store = STORE_CLOCKS * (ODD_STORES if tile.older_share is None and tile.n % 32 else 1.0)
+        store = STORE_CLOCKS * (ODD_STORES if tile.older_share is None and not tile.lean and tile.n % 32 else 1.0)
         clocks = store + ACTIVATION_CLOCKS[self._problem.activation] + 4 * self._problem.residual
         return TILE_OVERHEAD_S + tile.m * tile.n * clocks / (LANES * self._rates.clock_hz)
 

@@ -12,11 +12,11 @@ OCTAVES: Mapping[str, float] = {
     **{f"block_{side}": 1.0 for side in "mnk"},
     **{f"cluster_{side}": 1.2 for side in "mn"},
     **{f"{name}_{side}": 1.0 for name in ("warp", "warps") for side in "mn"},
-    **{name: 1.0 for name in ("stages", "warps", "split_k", "splits")},
+    **{name: 1.0 for name in ("stages", "warps", "split_k", "splits", "groups", "residents")},
 }
 """Parameters that count by their logarithm, with the factor (in powers of two) over which tiles stay alike."""
 
-CHOICES = ("schedule", "scheduler")
+CHOICES = ("schedule", "scheduler", "swapped")
 """Parameters of which another value is a distance of ``APART``."""
 
 APART = 1.0

@@ -54,7 +54,10 @@ class GemmSite(nn.Module):
 
 
 class ConvSite(nn.Module):
-    """A kernel in the place of a convolution over channels-last memory: each place of its window is a row."""
+    """A kernel in the place of a convolution over channels-last memory: each place of its window is a row.
+
+    Of a problem without a window the rows are the images' parts, which the places take apart.
+    """
 
     def __init__(self, kernel: Kernel, bias: Tensor | None, problem: GemmProblem) -> None:
         super().__init__()
@@ -64,13 +67,35 @@ class ConvSite(nn.Module):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *_: object) -> Tensor:
         """Compute into a fresh tensor in channels-last memory."""
         problem = self._problem
-        filters = weight.permute(0, 2, 3, 1).reshape(problem.n, problem.k)
-        images = x.permute(0, 2, 3, 1).reshape(problem.a_shape).contiguous()
+        window = problem.window
+        height, width = _places(x, weight) if window is None else window.places
+        images = _parts(x, weight) if window is None else x.permute(0, 2, 3, 1).reshape(problem.a_shape)
         added = None if residual is None else residual.permute(0, 2, 3, 1).reshape(-1, problem.n).contiguous()
         out = x.new_empty((problem.m, problem.n))
-        own = self._kernel(images, filters, self.bias, added, out)
-        height, width = x.shape[2:] if problem.window is None else problem.window.places
+        own = self._kernel(images.contiguous(), filters(problem, weight), self.bias, added, out)
         return (out if own is None else own).view(x.shape[0], height, width, problem.n).permute(0, 3, 1, 2)
+
+
+def _places(x: Tensor, weight: Tensor) -> tuple[int, int]:
+    return x.shape[2] // weight.shape[2], x.shape[3] // weight.shape[3]
+
+
+def _parts(x: Tensor, weight: Tensor) -> Tensor:
+    """The parts of images, a row each, in the order of filters in channels-last memory."""
+    down, right = weight.shape[2:]
+    height, width = _places(x, weight)
+    parts = x.permute(0, 2, 3, 1).reshape(x.shape[0], height, down, width, right, x.shape[1])
+    return parts.transpose(2, 3).reshape(x.shape[0] * height * width, down * right * x.shape[1])
+
+
+def filters(problem: GemmProblem, weight: Tensor) -> Tensor:
+    """The weight of a linear layer or a convolution as a kernel reads it, n×k."""
+    return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).reshape(problem.n, problem.k)
+
+
+def lies_as_read(problem: GemmProblem, weight: Tensor | None) -> bool:
+    """Whether a kernel reads a constant weight where it lies, so that no launch has to bring it into order first."""
+    return weight is not None and filters(problem, weight).data_ptr() == weight.data_ptr()
 
 
 class FusedConvSite(nn.Module):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from autotune.backends.native import cublaslt, library
-from autotune.backends.native.cluster.kind import CLUSTER_GEMM
 from autotune.backends.native.cublaslt import CUBLASLT
+from autotune.backends.native.cuda_kernels.kind import CLUSTER_GEMM, HOPPER_GEMM
 from autotune.backends.native.cutlass.kind import CUTLASS
 from autotune.backends.native.kind import CompiledKind, LibraryKind
 from autotune.backends.native.library import TORCH
@@ -20,18 +20,19 @@ from autotune.device import Device
 from autotune.errors import DeviceError, SpaceError, WorkError
 from autotune.kernel import Kernel, MadeKernel
 from autotune.kernel_problem import GemmProblem
-from autotune.search_spaces import cluster_gemm, cutlass_gemm, triton_gemm
+from autotune.search_spaces import cluster_gemm, cutlass_gemm, hopper_gemm, triton_gemm
 
 LIBRARIES: Mapping[str, LibraryKind] = {cublaslt.NAME: CUBLASLT, library.NAME: TORCH}
 """Kinds of kernels that come compiled, by the backend of their configurations."""
 
 COMPILED: Mapping[str, CompiledKind] = {
-    cutlass_gemm.NAME: CUTLASS, cluster_gemm.NAME: CLUSTER_GEMM, triton_gemm.NAME: TRITON_GEMM,
+    hopper_gemm.NAME: HOPPER_GEMM, cutlass_gemm.NAME: CUTLASS, cluster_gemm.NAME: CLUSTER_GEMM,
+    triton_gemm.NAME: TRITON_GEMM,
 }  # fmt: skip
 """Kinds of kernels that are compiled first."""
 
 
-SOURCES = ("cutlass/*.h", "cutlass/*.cuh", "cluster/*.cuh", "triton_kernels/gemm_kernels.py")
+SOURCES = ("cutlass/*.h", "cutlass/*.cuh", "cuda_kernels/*.cuh", "triton_kernels/gemm_kernels.py")
 """What tuned kernels are compiled from; what is generated from a configuration is in the configuration."""
 
 
@@ -140,12 +141,14 @@ class NativeKernels:
             there |= set(_kind(same[0]).compiled(device, problem, same, folder / name))
         return [build for build in builds if build in there]
 
-    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
+    def load(
+        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, *, early: bool = False
+    ) -> Kernel:
         """Load a candidate; raises WorkError where it is not compiled, or refused by its library."""
         name = candidate.backend
         if name in LIBRARIES:
             return LIBRARIES[name].load(device, problem, candidate, folder)
-        return _kind(candidate).load(device, problem, candidate, folder / name)
+        return _kind(candidate).load(device, problem, candidate, folder / name, early=early)
 
     def pack(
         self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path

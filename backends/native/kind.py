@@ -62,7 +62,9 @@ class CompiledKind(Protocol):
         """Give those of the builds that :meth:`load` finds in ``folder``."""
         ...
 
-    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
+    def load(
+        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, *, early: bool = False
+    ) -> Kernel:
         """Load a candidate from ``folder``; raises WorkError where it is not there or does not load."""
         ...
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from autotune.backends.native.binding import ConvSite, FusedConvSite, GemmSite, bind, site_bias
+from autotune.backends.native.binding import ConvSite, FusedConvSite, GemmSite, bind, lies_as_read, site_bias
 from autotune.backends.native.graph import constant
 from autotune.backends.native.kernels import KERNELS
+from autotune.backends.native.library import TORCH
 from autotune.backends.native.sites import CONV2D, GEMM, Site, fused_nodes, sites
 from autotune.backends.native.written import stand_in, write_kernels
 from autotune.configuration import Configuration
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from autotune.backends.native.fusions import Fused
 
 RECORD, FOLDER = "native.json", "kernels"
-SCHEMA = 1
+SCHEMA = 2
 
 
 def pack(
@@ -36,12 +37,13 @@ def pack(
 ) -> None:  # fmt: skip
     """Choose a kernel for each site, copy those that are compiled, and write down all of it."""
     channels_last = bool(configuration.get("channels_last", False))
+    early = bool(configuration.get("programmatic_launch", False))
     module: Any = flat_module(program)
     target = folder / FOLDER
     target.mkdir()
     sources: dict[str, str] = {}
     places = []
-    written = write_kernels(module, device, target, channels_last=channels_last)
+    written = write_kernels(module, device, target, channels_last=channels_last, early=early)
     for site in sites(module, channels_last=channels_last):
         entry: dict[str, Any] = {"index": site.index, "name": site.name, "operator": site.operator, "place": site.place}
         chosen = _chosen(site, configuration, known)
@@ -62,7 +64,7 @@ def pack(
             entry |= of_triton
         places.append(entry)
     record = {
-        "schema": SCHEMA, "nodes_before": fused.nodes_before, "nodes_after": fused.nodes_after,
+        "schema": SCHEMA, "early": early, "nodes_before": fused.nodes_before, "nodes_after": fused.nodes_after,
         "fusions": dict(fused.matches), "places": dict(fused.places), "sites": places, "sources": sources,
     }  # fmt: skip
     (folder / RECORD).write_text(json.dumps(record, sort_keys=True))
@@ -86,7 +88,8 @@ def places(folder: Path, module: GraphModule, device: Device) -> None:
     """Load the kernels of an artifact and put them in their places; elsewhere torch's own calls stay."""
     nodes = list(fused_nodes(module))
     found: dict[int, nn.Module] = {}
-    for entry in read(folder)["sites"]:
+    record = read(folder)
+    for entry in record["sites"]:
         node = nodes[entry["index"]] if entry["index"] < len(nodes) else None
         if node is None:
             raise ArtifactError(
@@ -97,7 +100,8 @@ def places(folder: Path, module: GraphModule, device: Device) -> None:
         if entry.get("kernel"):
             problem = GemmProblem.from_dict(entry["problem"])
             chosen = KnownKernel.from_dict(entry["kernel"]).configuration
-            kernel = KERNELS.load(device, problem, chosen, folder / FOLDER)
+            early = bool(record["early"]) and lies_as_read(problem, constant(module, node.args[1]))
+            kernel = KERNELS.load(device, problem, chosen, folder / FOLDER, early=early)
             bias = site_bias(
                 _bias(module, node), wanted=problem.bias, length=problem.n, device=torch.device(device.torch_name)
             )
@@ -106,8 +110,20 @@ def places(folder: Path, module: GraphModule, device: Device) -> None:
         elif entry.get("plans"):
             found[entry["index"]] = stand_in(entry, node, folder / FOLDER, device)
         elif node.target is CONV2D and device.kind == "cuda":
-            found[entry["index"]] = FusedConvSite()
+            found[entry["index"]] = _conv_by_torch(entry, module, node, device)
     bind(module, found)
+
+
+def _conv_by_torch(entry: Mapping[str, Any], module: GraphModule, node: Node, device: Device) -> nn.Module:
+    """CuDNN's call, or torch's product where the images are only taken apart: it is several times as fast."""
+    problem = GemmProblem.from_dict(entry["problem"]) if entry.get("problem") else None
+    weight = constant(module, node.args[1])
+    if problem is None or problem.window is not None or weight is None or tuple(weight.shape[2:]) == (1, 1):
+        return FusedConvSite()
+    kernel = TORCH.load(device, problem, TORCH.ready(device, problem)[0], Path())
+    place_of = torch.device(device.torch_name)
+    bias = site_bias(_bias(module, node), wanted=problem.bias, length=problem.n, device=place_of)
+    return ConvSite(kernel, bias, problem)
 
 
 def _chosen(site: Site, configuration: Configuration, known: KnownKernels | None) -> KnownKernel | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from autotune.backends.native import cublaslt, library
 from autotune.configuration import Configuration
-from autotune.search_spaces import cluster_gemm, cutlass_gemm, triton_gemm
+from autotune.search_spaces import cluster_gemm, cutlass_gemm, hopper_gemm, triton_gemm
 
 
 def told(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,6 +63,19 @@ def _cluster(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"split-K {values['splits']} in a cluster"
 
 
+def _hopper(values: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{_sides(values, 'tile', 'mnk')}, wgmma"
+    if values["swapped"]:
+        yield "rows for columns"
+    if values["groups"] != 1:
+        yield f"{values['groups']} groups"
+    yield f"{hopper_gemm.stages(values)} stages"
+    if values["residents"] != 1:
+        yield f"{values['residents']} blocks a multiprocessor"
+    if values["splits"] != 1:
+        yield f"split-K {values['splits']} in a cluster"
+
+
 def _cublaslt(values: Mapping[str, Any]) -> Iterator[str]:
     yield f"heuristic's choice {int(values['rank']) + 1}"
 
@@ -78,6 +91,7 @@ def _sides(values: Mapping[str, Any], what: str, sides: str) -> str:
 _KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
     cutlass_gemm.NAME: ("CUTLASS", _cutlass),
     cluster_gemm.NAME: ("own kernel", _cluster),
+    hopper_gemm.NAME: ("own kernel", _hopper),
     triton_gemm.NAME: ("Triton", _triton),
     cublaslt.NAME: ("cuBLASLt", _cublaslt),
     library.NAME: ("torch", _torch),

@@ -6,15 +6,8 @@ from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import SpaceError
 from autotune.kernel_problem import GemmProblem
-from autotune.search_spaces.cluster_gemm import (
-    ARCHITECTURES,
-    MOST_ROWS,
-    first_candidates,
-    launches,
-    shared_bytes,
-    space,
-    splits,
-)
+from autotune.search_spaces.cluster_gemm import GEMM, MOST_ROWS, shared_bytes, space
+from autotune.search_spaces.split_gemm import ARCHITECTURES
 
 
 def gpu(major: int, minor: int = 0) -> Device:
@@ -31,14 +24,14 @@ PROBLEMS = st.builds(
 @given(problem=PROBLEMS, multiprocessors=st.sampled_from([40, 132]))
 def test_any_problem_has_kernels_and_first_ones_among_them(problem: GemmProblem, multiprocessors: int) -> None:
     legal = set(space(gpu(9), problem))
-    first = first_candidates(gpu(9), problem, multiprocessors=multiprocessors, count=4)
+    first = GEMM.first_candidates(gpu(9), problem, multiprocessors=multiprocessors, count=4)
     assert 0 < len(first) <= 4 and set(first) <= legal
     assert len({(tile["tile_m"], tile["tile_n"]) for tile in first}) == len(first)
     for tile in first:
-        ways = list(launches(gpu(9), problem, tile))
+        ways = list(GEMM.launches(gpu(9), problem, tile))
         assert ways[0]["splits"] == 1 and len(set(ways)) == len(ways)
         steps = -(-problem.k // int(tile["tile_k"]))
-        for count in splits(gpu(9), problem, tile):
+        for count in GEMM.splits(gpu(9), problem, tile):
             assert (count - 1) * -(-steps // count) < steps, "a block without a part of k"
 
 
@@ -79,8 +72,8 @@ def test_the_sums_take_the_place_of_the_stages() -> None:
 def test_clusters_come_with_hopper() -> None:
     problem = GemmProblem(m=64, n=768, k=3072)
     tile = next(iter(space(gpu(8), problem)))
-    assert list(splits(gpu(8), problem, tile)) == [1]
-    assert list(splits(gpu(9), problem, tile)) == [1, 2, 3, 4, 6, 8]
+    assert list(GEMM.splits(gpu(8), problem, tile)) == [1]
+    assert list(GEMM.splits(gpu(9), problem, tile)) == [1, 2, 3, 4, 6, 8]
 
 
 @pytest.mark.parametrize(

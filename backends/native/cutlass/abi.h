@@ -5,11 +5,12 @@ namespace autotune {
 
 // What is set for each launch. `raster`: 0 heuristic, 1 along M, 2 along N. The last three count where the scheduler is
 // stream-K: `splits` of K, `decomposition` 0 heuristic, 1 data-parallel, 2 split-K, 3 stream-K, `reduction` 0
-// deterministic, 1 in any order.
+// deterministic, 1 in any order. `early`: from sm_90 on the launch may begin before the one before it in the stream has ended.
 struct Launch {
   int m, n, k;
   int swizzle, raster;
   int splits, decomposition, reduction;
+  int early;
 };
 
 struct Operands {

@@ -15,6 +15,7 @@
 #include "cutlass/gemm/device/gemm_universal_with_broadcast.h"
 
 #include "abi.h"
+#include "activations.h"
 
 namespace autotune {
 

@@ -22,7 +22,8 @@ STATUS = (
 
 class _Launch(ctypes.Structure):
     _fields_ = tuple(
-        (name, ctypes.c_int) for name in ("m", "n", "k", "swizzle", "raster", "splits", "decomposition", "reduction")
+        (name, ctypes.c_int)
+        for name in ("m", "n", "k", "swizzle", "raster", "splits", "decomposition", "reduction", "early")
     )
 
 
@@ -88,14 +89,15 @@ class LoadedKernel:
 
     def launch(
         self, on: Operands, shape: Shape, at: CutlassLaunch, *, multiprocessors: int, workspace: int = 0,
-        stream: int = 0,
+        stream: int = 0, early: bool = False,
     ) -> None:  # fmt: skip
         """Put one launch into a stream; raises WorkError where CUTLASS refuses it.
 
+        With ``early`` it may begin before the launch before it has ended, where the architecture knows how.
         ``workspace`` is the address of :meth:`workspace_bytes` bytes on the device, of which each stream needs its own.
         """
         operands = _Operands(on.a, on.b, on.residual or None, on.bias or None, on.d)
-        status = self._run(operands, _as_c(shape, at), multiprocessors, workspace or None, stream or None)
+        status = self._run(operands, _as_c(shape, at, early=early), multiprocessors, workspace or None, stream or None)
         if status != 0:
             meaning = STATUS[status] if 0 < status < len(STATUS) else "unknown"
             raise WorkError(
@@ -121,8 +123,8 @@ class LoadedKernel:
         )  # fmt: skip
 
 
-def _as_c(shape: Shape, at: CutlassLaunch) -> _Launch:
+def _as_c(shape: Shape, at: CutlassLaunch, *, early: bool = False) -> _Launch:
     return _Launch(
         shape.m, shape.n, shape.k, at.swizzle, RASTERS.index(at.raster), at.splits,
-        DECOMPOSITIONS.index(at.decomposition), REDUCTIONS.index(at.reduction),
+        DECOMPOSITIONS.index(at.decomposition), REDUCTIONS.index(at.reduction), early,
     )  # fmt: skip

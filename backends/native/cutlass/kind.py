@@ -74,10 +74,12 @@ class Cutlass:
 
         return libraries_of(builds, names, folder)
 
-    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
+    def load(
+        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, *, early: bool = False
+    ) -> Kernel:
         """Load a library; raises WorkError where it is not compiled, or not for this GPU."""
         wanted = CutlassCandidate.of(device, problem, candidate)
-        return _CutlassKernel(LoadedKernel(_find(wanted.build, folder)), problem, wanted.launch, device)
+        return _CutlassKernel(LoadedKernel(_find(wanted.build, folder)), problem, wanted.launch, device, early=early)
 
     def pack(
         self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
@@ -95,10 +97,12 @@ CUTLASS = Cutlass()
 
 
 class _CutlassKernel:
-    def __init__(self, loaded: LoadedKernel, problem: GemmProblem, launch: CutlassLaunch, device: Device) -> None:
+    def __init__(
+        self, loaded: LoadedKernel, problem: GemmProblem, launch: CutlassLaunch, device: Device, *, early: bool
+    ) -> None:
         import torch
 
-        self._loaded, self._problem, self._launch = loaded, problem, launch
+        self._loaded, self._problem, self._launch, self._early = loaded, problem, launch, early
         self._shape = Shape(m=problem.m, n=problem.n, k=problem.k)
         with torch.cuda.device(device.index):
             self._made = {name: float(value) for name, value in asdict(loaded.made()).items()}
@@ -122,7 +126,7 @@ class _CutlassKernel:
         with torch.cuda.device(out.device):
             self._loaded.launch(
                 Operands(**addresses), self._shape, self._launch, multiprocessors=self._multiprocessors,
-                workspace=workspace.data_ptr(), stream=torch.cuda.current_stream().cuda_stream,
+                workspace=workspace.data_ptr(), stream=torch.cuda.current_stream().cuda_stream, early=self._early,
             )  # fmt: skip
 
 

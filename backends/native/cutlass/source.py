@@ -10,8 +10,13 @@ from autotune.search_spaces.cutlass_gemm import CutlassBuild
 HERE = Path(__file__).parent
 SM90, MULTISTAGE = HERE / "gemm_sm90.cuh", HERE / "gemm_multistage.cuh"
 
+HALF = 2
+
 ELEMENTS = {"fp16": "cutlass::half_t", "bf16": "cutlass::bfloat16_t", "fp32": "float"}
-ACTIVATIONS = {"none": "Identity", "relu": "ReLu", "gelu": "GELU", "gelu_tanh": "GELU_taylor", "silu": "SiLu"}
+EXACT = {"none": "Identity", "relu": "ReLu", "gelu": "GELU", "gelu_tanh": "GELU_taylor", "silu": "SiLu"}
+"""CUTLASS's own."""
+FAST = {"gelu": "FastGelu", "gelu_tanh": "FastGeluTanh", "silu": "FastSilu"}
+"""Ours, as exact as results in half precision can show."""
 SCHEDULES = {
     "cooperative": ("KernelTmaWarpSpecializedCooperative", "TmaWarpSpecializedCooperative"),
     "pingpong": ("KernelTmaWarpSpecializedPingpong", "TmaWarpSpecialized"),
@@ -57,7 +62,9 @@ def _multistage(build: CutlassBuild) -> list[str]:
 
 
 def _activation(build: CutlassBuild) -> str:
-    return f"cutlass::epilogue::thread::{ACTIVATIONS[build.activation]}"
+    if BYTES[build.output] == HALF and build.activation in FAST:
+        return f"autotune::{FAST[build.activation]}"
+    return f"cutlass::epilogue::thread::{EXACT[build.activation]}"
 
 
 def _shape(tile: Configuration, *sides: str) -> str:

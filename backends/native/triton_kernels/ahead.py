@@ -27,7 +27,7 @@ from autotune.device import Device
 from autotune.errors import WorkError
 from autotune.runtime.host_memory import HostMemory
 
-SCHEMA = 1
+SCHEMA = 2
 BYTES_A_KERNEL = 0.5e9
 OLDEST_TRITON = (3, 4)
 TIMEOUT_S = 300.0
@@ -40,7 +40,8 @@ class CubinRecord:
     """How a cubin is launched.
 
     ``target`` is its architecture such as ``sm_90a``; ``parameters`` are names and Triton types in their order, after
-    which the kernel takes ``hidden_pointers`` addresses that may be null.
+    which the kernel takes ``hidden_pointers`` addresses that may be null. An ``early`` one waits by itself for the
+    launch before it in the stream, so that it may begin while that one still works.
     """
 
     function: str
@@ -49,6 +50,7 @@ class CubinRecord:
     shared_bytes: int
     parameters: tuple[tuple[str, str], ...]
     hidden_pointers: int
+    early: bool
     triton: str
     cubin_sha256: str
 

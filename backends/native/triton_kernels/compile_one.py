@@ -93,6 +93,7 @@ def _record(asked: dict[str, Any], function: Any, compiled: Any, version: str) -
         "shared_bytes": metadata.shared,
         "parameters": [(name, types[name]) for name in function.arg_names if name in types],
         "hidden_pointers": len(hidden),
+        "early": "griddepcontrol.wait" in code,
         "triton": version,
     }
 

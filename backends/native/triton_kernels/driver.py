@@ -31,8 +31,24 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuFuncSetAttribute": (_P, _I, _I),
     "cuFuncGetAttribute": (ctypes.POINTER(_I), _I, _P),
     "cuFuncSetCacheConfig": (_P, _I),
-    "cuLaunchKernel": (_P, _U, _U, _U, _U, _U, _U, _U, _P, ctypes.POINTER(_P), ctypes.POINTER(_P)),
+    "cuLaunchKernelEx": (_P, _P, ctypes.POINTER(_P), ctypes.POINTER(_P)),
 }
+PROGRAMMATIC_STREAM_SERIALIZATION = 6  # cuda.h, CUlaunchAttributeID
+
+
+class _Attribute(ctypes.Structure):
+    """``CUlaunchAttribute``, whose value is a union of 64 bytes."""
+
+    _fields_ = (("id", _I), ("pad", _I), ("value", _I), ("rest", ctypes.c_char * 60))
+
+
+class _Launch(ctypes.Structure):
+    """``CUlaunchConfig``."""
+
+    _fields_ = (
+        ("grid", _U * 3), ("threads", _U * 3), ("shared_bytes", _U), ("stream", _P),
+        ("attributes", ctypes.POINTER(_Attribute)), ("attribute_count", _U),
+    )  # fmt: skip
 
 
 class Driver:
@@ -110,15 +126,23 @@ class Module:
         return value.value
 
     def launch(
-        self, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream: int, values: Sequence[Any]
-    ) -> None:
-        """Put one launch into a stream; ``values`` are ctypes numbers, one for each of the kernel's parameters."""
+        self, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream: int, values: Sequence[Any], *,
+        early: bool = False,
+    ) -> None:  # fmt: skip
+        """Put one launch into a stream; ``values`` are ctypes numbers, one for each of the kernel's parameters.
+
+        An ``early`` one may begin while the launch before it still works.
+        """
         addresses = (_P * len(values))(*(ctypes.addressof(value) for value in values))
+        overlap = _Attribute(id=PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
+        how = _Launch(
+            grid=grid, threads=(threads, 1, 1), shared_bytes=shared_bytes, stream=stream or None,
+            attributes=ctypes.pointer(overlap) if early else None, attribute_count=int(early),
+        )  # fmt: skip
         with self._current():
             self._driver.call(
-                self._asked, "cuLaunchKernel", self._function, *grid, threads, 1, 1, shared_bytes, stream or None,
-                addresses, None,
-            )  # fmt: skip
+                self._asked, "cuLaunchKernelEx", ctypes.byref(how), self._function, addresses, None
+            )
 
     def close(self) -> None:
         """Unload it; no launch may be under way, and no graph that holds one may be replayed any more."""

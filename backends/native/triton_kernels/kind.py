@@ -65,8 +65,10 @@ class TritonGemm:
         """Give the points whose kernels are there, compiled by any release of Triton, or packed."""
         return [build for build in builds if _is_there(device, problem, build, folder)]
 
-    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
-        """Load a candidate; raises WorkError where it is not compiled, or not for this GPU."""
+    def load(
+        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, *, early: bool = False
+    ) -> Kernel:
+        """Load a candidate, never to begin early; raises WorkError where it is not compiled, or not for this GPU."""
         packed = folder / _packed_name(device, problem, candidate)
         if packed.is_file():
             loaded = load_plan(packed, device.index)

@@ -44,7 +44,8 @@ class LoadedKernel:
         """
         values = [_value(self._asked, name, kind, arguments[name]) for name, kind in self.record.parameters]
         values += [ctypes.c_void_p()] * self.record.hidden_pointers
-        self._module.launch(grid, self.record.threads, self.record.shared_bytes, stream, values)
+        record = self.record
+        self._module.launch(grid, record.threads, record.shared_bytes, stream, values, early=record.early)
 
     def close(self) -> None:
         """Unload it; no launch may be under way, and no graph that holds one may be replayed any more."""

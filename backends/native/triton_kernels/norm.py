@@ -43,12 +43,18 @@ class NormShape:
     eps: float
     kind: NormKind
     residual: bool = False
+    total: bool = False
+    """Whether the sum with the residual is wanted too; it is what is normalised then, as rounded as it is written."""
+    early: bool = False
+    """Whether its launch may begin before the one before it has ended, from sm_90 on."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.columns <= LARGEST_COLUMNS or not 1 <= self.rows < 2**31:
             raise ValueError(
                 f"a norm has 1 to {LARGEST_COLUMNS} columns and at least 1 row, found {self.columns} and {self.rows}"
             )
+        if self.total and not self.residual:
+            raise ValueError(f"a sum is of x and a residual, found {self}")
         if self.kind not in get_args(NormKind):
             raise ValueError(f"kind must be one of {', '.join(get_args(NormKind))}, found {self.kind!r}")
         for dtype in (self.dtype, self.weight, self.bias):
@@ -57,19 +63,19 @@ class NormShape:
 
 
 def plan(shape: NormShape) -> Plan:
-    """The buffers are x, out, and where they are there weight, bias, residual and total (the sum, with a residual)."""
+    """The buffers are x, out, and where they are there weight, bias, residual and total."""
     block_columns = power_of_two(shape.columns)
     # A program per row until rows are so short that it would have less to do than a few warps.
     block_rows = min(max(1, ELEMENTS_A_PROGRAM // block_columns), power_of_two(shape.rows))
     warps = min(16, max(1, power_of_two(block_rows * block_columns // (32 * ELEMENTS_A_THREAD))))
     optional = {
         "residual": shape.dtype if shape.residual else None, "weight": shape.weight, "bias": shape.bias,
-        "total": shape.dtype if shape.residual else None,
+        "total": shape.dtype if shape.total else None,
     }  # fmt: skip
     passed, absent = present({"x": shape.dtype, **optional, "out": shape.dtype})
     constants = {
         "COLUMNS": shape.columns, "BLOCK_ROWS": block_rows, "BLOCK_COLUMNS": block_columns,
-        "LAYER": shape.kind == "layer",
+        "LAYER": shape.kind == "layer", "EARLY": shape.early,
     }  # fmt: skip
     source = TritonSource(
         code=CODE.read_text(),

@@ -43,8 +43,10 @@ class InputLayout:
             raise ValueError(f"shape {self.shape} needs as many strides, none negative, found {self.strides}")
 
 
-def plan(program: str, inputs: Sequence[InputLayout], shape: Sequence[int]) -> Plan:
+def plan(program: str, inputs: Sequence[InputLayout], shape: Sequence[int], *, early: bool = False) -> Plan:
     """The plan of ``torch.ops.autotune_native.pointwise(inputs, program)``, whose answer is contiguous of ``shape``.
+
+    An ``early`` launch may begin before the one before it has ended, from sm_90 on.
 
     The buffers are out, and in0, in1, … of the inputs that the program reads. Raises WorkError for a program with
     float64, a number that fp32 does not have, an empty answer, or inputs that do not broadcast to its shape.
@@ -61,7 +63,8 @@ def plan(program: str, inputs: Sequence[InputLayout], shape: Sequence[int]) -> P
     })  # fmt: skip
     wide = size >= 2**31 - BLOCK or any(_reach(inputs[i], shape) >= 2**31 for i in used)
     block = min(BLOCK, max(32 * WARPS, power_of_two(size)))
-    lines = [
+    lines = ["gdc_launch_dependents()", "gdc_wait()"] if early else []
+    lines += [
         f"at = tl.program_id(0){'.to(tl.int64)' if wide else ''} * {block} + tl.arange(0, {block})",
         f"inside = at < {size}",
     ]

@@ -38,12 +38,13 @@ def test_it_is_a_kernel_maker() -> None:
     [
         (CPU, {}, {"torch"}),
         (CPU, {"dtype": "fp32", "output": "fp32"}, {"torch"}),
-        (HOPPER, {}, {"cutlass", "cluster_gemm", "cublaslt", "torch"}),
-        (HOPPER, {"m": 8}, {"cutlass", "cluster_gemm", "triton_gemm", "cublaslt", "torch"}),
-        (HOPPER, {"n": 33}, {"cluster_gemm", "cublaslt", "torch"}),
+        (HOPPER, {}, {"hopper_gemm", "cutlass", "cluster_gemm", "cublaslt", "torch"}),
+        (HOPPER, {"m": 8}, {"hopper_gemm", "cutlass", "cluster_gemm", "triton_gemm", "cublaslt", "torch"}),
+        (HOPPER, {"n": 33}, {"hopper_gemm", "cluster_gemm", "cublaslt", "torch"}),
+        (HOPPER, {"n": 33, "k": 33}, {"cublaslt", "torch"}),
         (HOPPER, {"dtype": "fp32", "output": "fp32"}, {"cublaslt", "torch"}),
         (replace(HOPPER, capability=(12, 0)), {}, {"cublaslt", "torch"}),
-        (HOPPER, {"m": 10_000}, {"cutlass", "cublaslt", "torch"}),
+        (HOPPER, {"m": 10_000}, {"hopper_gemm", "cutlass", "cublaslt", "torch"}),
     ],
 )
 def test_each_kind_is_offered_where_it_serves(device: Device, change: dict[str, object], expected: set[str]) -> None:
@@ -62,9 +63,9 @@ def test_builds_are_distinct_and_each_has_a_launch() -> None:
 
 def test_the_first_builds_are_of_each_kind_in_turn() -> None:
     space = NativeKernels(multiprocessors=132).space(HOPPER, replace(PROBLEM, m=16))
-    first = space.first(6)
-    assert [build.backend for build in first] == ["cutlass", "cluster_gemm", "triton_gemm"] * 2
-    assert len(set(first)) == 6 and set(first) <= set(space.builds)
+    first = space.first(8)
+    assert [build.backend for build in first] == ["hopper_gemm", "cutlass", "cluster_gemm", "triton_gemm"] * 2
+    assert len(set(first)) == 8 and set(first) <= set(space.builds)
     assert space.first(0) == ()
     assert NativeKernels().space(CPU, PROBLEM).first(4) == ()
 
@@ -89,7 +90,7 @@ def test_another_kind_is_refused(tmp_path: Path) -> None:
         lambda: KERNELS.pack(CPU, PROBLEM, unknown, tmp_path, tmp_path),
         lambda: KERNELS.space(CPU, PROBLEM).launches(unknown),
     ):
-        with pytest.raises(WorkError, match=r"kind 'magic'(.|\n)*cutlass, cluster_gemm, triton_gemm, cublaslt, torch"):
+        with pytest.raises(WorkError, match=r"kind 'magic'(.|\n)*hopper_gemm, cutlass, cluster_gemm, triton_gemm"):
             call()
 
 

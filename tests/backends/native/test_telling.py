@@ -10,7 +10,7 @@ from autotune.backends.native.telling import kernel_words, told
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.kernel_problem import GemmProblem
-from autotune.search_spaces import cluster_gemm, cutlass_gemm, triton_gemm
+from autotune.search_spaces import cluster_gemm, cutlass_gemm, hopper_gemm, triton_gemm
 
 PROBLEM = GemmProblem(m=48, n=3072, k=768, bias=True, activation="gelu", residual=True)
 
@@ -28,11 +28,11 @@ def cutlass(*capability):
     "candidates",
     [
         list(cutlass(9, 0)), list(cutlass(8, 0)), list(islice(triton_gemm.space(device(9, 0), PROBLEM), 0, None, 7)),
-        [way for tile in islice(cluster_gemm.space(device(9, 0), PROBLEM), 0, None, 9)
-         for way in cluster_gemm.launches(device(9, 0), PROBLEM, tile)],
+        *([way for tile in islice(kind.space(device(9, 0), PROBLEM), 0, None, 9)
+           for way in kind.launches(device(9, 0), PROBLEM, tile)] for kind in (cluster_gemm.GEMM, hopper_gemm.GEMM)),
         CUBLASLT.ready(device(9, 0), PROBLEM), TORCH.ready(device(9, 0), PROBLEM),
     ],
-    ids=["cutlass 3", "cutlass 2", "triton", "cluster", "cublaslt", "torch"],
+    ids=["cutlass 3", "cutlass 2", "triton", "cluster", "hopper", "cublaslt", "torch"],
 )  # fmt: skip
 def test_no_two_candidates_are_told_alike(candidates):
     assert len(candidates) > 1

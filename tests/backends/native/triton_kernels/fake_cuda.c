@@ -3,6 +3,13 @@
 #include <string.h>
 
 typedef void* P;
+typedef struct { int id; char pad[4]; union { char whole[64]; int programmatic; }; } CUlaunchAttribute;
+typedef struct {
+  unsigned gridDimX, gridDimY, gridDimZ, blockDimX, blockDimY, blockDimZ, sharedMemBytes;
+  P hStream;
+  CUlaunchAttribute* attrs;
+  unsigned numAttrs;
+} CUlaunchConfig;
 char noted[4096];
 char failing[64];
 static int depth = 0;
@@ -43,12 +50,14 @@ int cuFuncGetAttribute(int* value, int attribute, P function) {
   *value = 1000 + attribute;
   return function == (P)9 && depth == 1 ? 0 : 201;
 }
-int cuLaunchKernel(P function, unsigned x, unsigned y, unsigned z, unsigned tx, unsigned ty, unsigned tz,
-                   unsigned shared, P stream, P* parameters, P* extra) {
+int cuLaunchKernelEx(const CUlaunchConfig* how, P function, P* parameters, P* extra) {
   char text[256];
-  if (function != (P)9 || depth != 1 || extra || ty != 1 || tz != 1 || *(P*)parameters[3]) return 1;
-  snprintf(text, sizeof text, "grid=%u,%u,%u threads=%u shared=%u stream=%p x=%p n=%d factor=%g", x, y, z, tx, shared,
-           stream, *(P*)parameters[0], *(int*)parameters[1], *(float*)parameters[2]);
+  if (function != (P)9 || depth != 1 || extra || how->blockDimY != 1 || how->blockDimZ != 1 || *(P*)parameters[3]) return 1;
+  if (how->numAttrs > 1) return 1;
+  snprintf(text, sizeof text, "grid=%u,%u,%u threads=%u shared=%u stream=%p%s x=%p n=%d factor=%g", how->gridDimX,
+           how->gridDimY, how->gridDimZ, how->blockDimX, how->sharedMemBytes, how->hStream,
+           how->numAttrs && how->attrs->id == 6 && how->attrs->programmatic == 1 ? " early" : "", *(P*)parameters[0],
+           *(int*)parameters[1], *(float*)parameters[2]);
   int status = note("launch");
   return status ? status : note(text);
 }

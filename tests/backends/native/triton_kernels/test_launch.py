@@ -62,7 +62,8 @@ def compiled(folder: Path, *, shared_bytes: int = 0, **other: Any) -> CompiledKe
     cubin = b"\x7fELF and the rest"
     record = {
         "schema": SCHEMA, "function": "twice", "target": "sm_90a", "threads": 128, "shared_bytes": shared_bytes,
-        "parameters": [["x", "*fp16"], ["n", "i32"], ["factor", "fp32"]], "hidden_pointers": 2, "triton": "3.9.0",
+        "parameters": [["x", "*fp16"], ["n", "i32"], ["factor", "fp32"]], "hidden_pointers": 2, "early": False,
+        "triton": "3.9.0",
         "cubin_sha256": hashlib.sha256(cubin).hexdigest(), **other,
     }  # fmt: skip
     (folder / "k.json").write_text(json.dumps(record))
@@ -80,6 +81,12 @@ def test_a_launch_arrives_as_it_was_given(fake: Fake, tmp_path: Path) -> None:
     assert fake.noted.split() == f"retain load function {launched} unload release".split()
     with pytest.raises(WorkError, match="closed"):
         kernel.launch((3, 2, 1), ARGUMENTS, 0)
+
+
+@needs_gcc
+def test_a_kernel_that_waits_by_itself_is_launched_early(fake: Fake, tmp_path: Path) -> None:
+    LoadedKernel(compiled(tmp_path, early=True), 1, on=fake.driver).launch((3, 2, 1), ARGUMENTS, 0)
+    assert "stream=(nil) early x=0x1000" in fake.noted
 
 
 @needs_gcc
@@ -108,7 +115,7 @@ def test_a_launch_that_fails_is_told(fake: Fake, tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"0x1008.*\n.*multiple of 16"):
         kernel.launch((1, 1, 1), {**ARGUMENTS, "x": 4104}, 0)
     fake.reset("launch")
-    with pytest.raises(WorkError, match="cuLaunchKernel gave error"):
+    with pytest.raises(WorkError, match="cuLaunchKernelEx gave error"):
         kernel.launch((1, 1, 1), ARGUMENTS, 0)
     with pytest.raises(WorkError, match=r"parameters of \['fp8'\]"):
         LoadedKernel(compiled(tmp_path, parameters=[["x", "fp8"]]), 1, on=fake.driver)

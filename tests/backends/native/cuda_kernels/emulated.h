@@ -1,12 +1,15 @@
 // What instructions.cuh and the CUDA runtime offer to the kernels, on a CPU: every thread of a cluster is a fiber, and
 // what threads do together happens when all of them have come to it. Copies ahead arrive when they are waited for, so
 // that a kernel that reads too early reads what lay there before.
+#pragma once
+
 #define AUTOTUNE_INSTRUCTIONS
 
 #include <math.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -82,6 +85,7 @@ inline Meeting cluster;
 inline ucontext_t scheduler;
 inline Fiber* now = nullptr;
 inline int warps_a_block = 0;
+inline void (*begin_cluster)() = nullptr;
 
 inline void meet(Meeting& meeting) {
   int const time = meeting.times;
@@ -119,7 +123,13 @@ inline unsigned char* shared_memory() {
   return reinterpret_cast<unsigned char*>((at + 127) / 128 * 128);
 }
 
-inline uint32_t shared_address(void const*) { return 0; }
+inline void let_next_begin() {}
+inline void wait_for_earlier() {}
+inline float fast_tanh(float x) { return tanhf(x); }
+
+inline uint32_t shared_address(void const* at) {
+  return static_cast<uint32_t>(static_cast<unsigned char const*>(at) - shared_memory());
+}
 
 struct Cluster {
   void sync() const { emulated::meet(emulated::cluster); }
@@ -189,10 +199,17 @@ void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
 // The few things of the runtime that a launch uses.
 enum cudaError_t { cudaSuccess = 0 };
 using cudaStream_t = void*;
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaLaunchAttributeClusterDimension };
+enum {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaLaunchAttributeClusterDimension,
+  cudaLaunchAttributeProgrammaticStreamSerialization
+};
 struct cudaLaunchAttribute {
   int id;
-  struct { dim3 clusterDim; } val;
+  struct {
+    dim3 clusterDim;
+    int programmaticStreamSerializationAllowed;
+  } val;
 };
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
@@ -232,7 +249,7 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* how, void (*kernel)(Ord
   using namespace emulated;
   using Runs = Run<void(Order const), Order>;
   int const splits = how->gridDim.z, threads = how->blockDim.x;
-  if (how->numAttrs != (splits > 1) || (splits > 1 && how->attrs->val.clusterDim.z != splits)) abort();
+  if (splits > 1 && (how->numAttrs < 1 || how->attrs->val.clusterDim.z != splits)) abort();
   gridDim = how->gridDim;
   warps_a_block = threads / 32;
   Runs::kernel = kernel;
@@ -243,6 +260,7 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* how, void (*kernel)(Ord
     // All bits set are NaN: what is read before it was written shows.
     memories.assign(splits, std::vector<unsigned char>(how->dynamicSmemBytes + 128, 0xff));
     cluster = {splits * threads, 0, 0};
+    if (begin_cluster) begin_cluster();
     fibers = std::vector<Fiber>(splits * threads);
     for (int i = 0; i < splits * threads; ++i) {
       Fiber& fiber = fibers[i];

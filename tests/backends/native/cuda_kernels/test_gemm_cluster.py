@@ -1,20 +1,16 @@
-"""The kernels' own code on a CPU, with emulated instructions, against the definition."""
+"""The cluster kernels' own code on a CPU, with emulated instructions, against the definition."""
 
 import ctypes
-import shutil
-import subprocess
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from autotune.backends.native.cluster.kind import ELEMENTS, HEADER, SIDES, order_of
+from autotune.backends.native.cuda_kernels.kind import ELEMENTS
 from autotune.kernel_problem import GemmProblem, Window
+from tests.backends.native.cuda_kernels.emulating import Emulated, emulated
 from tests.backends.native.kernel_problems import check, convolution, epilogues
 
-HERE = Path(__file__).parent
 TILES = (
     ("fp16", "fp16", (64, 64, 64, 2, 2, 4)),
     ("fp16", "fp32", (16, 64, 32, 1, 4, 3)),
@@ -33,41 +29,20 @@ CONVOLUTIONS = (
 )  # fmt: skip
 
 
-class Emulated:
-    """A compiled tile as a kernel of one problem."""
-
-    def __init__(self, run: Any, problem: GemmProblem, splits: int) -> None:
-        self._run, self._problem, self._splits = run, problem, splits
-        self.made: dict[str, float] = {}
-
-    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> None:
-        order = order_of(self._problem, (a, b, bias, residual, out))
-        assert self._run(ctypes.byref(order), self._splits, None) == 0
-
-
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    folder = tmp_path_factory.mktemp("emulated")
     lines = [
-        f"AUTOTUNE_GEMM({kind}_{number}, {ELEMENTS[dtype]}, {ELEMENTS[output]}, {window}, {', '.join(map(str, sides))})"
+        f"AUTOTUNE_GEMM_CLUSTER({kind}_{number}, {ELEMENTS[dtype]}, {ELEMENTS[output]}, {window}, "
+        f"{', '.join(map(str, sides))})"
         for number, (dtype, output, sides) in enumerate(TILES)
         for kind, window in (("tile", "false"), ("window", "true"))
     ]
-    (folder / "tiles.cpp").write_text("\n".join([f'#include "{HERE / "emulated.h"}"', f'#include "{HEADER}"', *lines]))
-    compiler = shutil.which("g++")
-    assert compiler is not None, "the tests need g++"
-    built = folder / "tiles.so"
-    subprocess.run(
-        [compiler, "-std=c++20", "-O2", "-w", "-shared", "-fPIC", str(folder / "tiles.cpp"), "-o", str(built)],
-        check=True,
-    )
-    return ctypes.CDLL(str(built))
+    return emulated(tmp_path_factory.mktemp("emulated"), "emulated.h", "gemm_cluster.cuh", lines)
 
 
 @pytest.mark.parametrize("number", range(len(TILES)))
 def test_tiles_compute_any_shape_by_any_number_of_splits(number: int, library: ctypes.CDLL) -> None:
-    dtype, output, sides = TILES[number]
-    assert len(sides) == len(SIDES)
+    dtype, output, _ = TILES[number]
     kinds = list(epilogues(GemmProblem(m=1, n=1, k=1, dtype=dtype, output=output)))  # type: ignore[arg-type]
     for turn, (m, n, k, splits) in enumerate(SHAPES):
         problem = replace(kinds[(3 * number + 5 * turn) % len(kinds)], m=m, n=n, k=k)

@@ -34,6 +34,26 @@ struct Cluster {
 #endif
 };
 
+// With these a launch may begin while the one before it in the stream still works; before sm_90 none does.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+#endif
+}
+
+// Until the launches before this one have ended and all they wrote is there.
+__device__ __forceinline__ void wait_for_earlier() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;\n" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ float fast_tanh(float x) {
+  float answer;
+  asm("tanh.approx.f32 %0, %1;\n" : "=f"(answer) : "f"(x));
+  return answer;
+}
+
 __device__ __forceinline__ void copy_ahead(uint32_t to, void const* from, bool there) {
   int const bytes = there ? 16 : 0;  // the rest is filled with zeros
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes));

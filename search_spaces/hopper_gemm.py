@@ -1,0 +1,140 @@
+"""Lean kernels of a GEMM by the tensor cores' and copy engines' instructions of sm_90a.
+
+A block computes one tile and ends, so that short launches are short. The tensor cores want 64 rows at least; where A
+has few, they take B's rows for theirs (``swapped``) and A's for columns, in multiples of 8. Those for convolutions read
+their rows from images. A build takes a second to compile.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+
+from autotune.configuration import Scalar
+from autotune.device import Device
+from autotune.errors import SpaceError
+from autotune.kernel_problem import GemmProblem
+from autotune.search_spaces.split_gemm import SplitGemm, architecture
+from autotune.space import Constraint, Parameter, SearchSpace
+
+NAME = "hopper_gemm"
+ARCHITECTURE = "sm_90a"
+
+SHARED_MEMORY_BYTES, RESERVED_BYTES = 228 * 1024, 1024
+"""Of a multiprocessor, and what the system keeps of it for each block."""
+
+ALIGNMENT_BYTES = 1024
+BARRIER_BYTES = 16
+MOST_STAGES = 16
+OPERAND_BYTES, SUM_BYTES = 2, 4
+OPERAND_ALIGNMENT_BYTES = 16
+
+REGISTERS, REGISTERS_BESIDE, MOST_REGISTERS = 65536, 40, 255
+"""Of a multiprocessor, and what a thread needs besides its accumulators: at most 31 in what nvcc 13.0 makes of them."""
+
+MOST_ACCUMULATORS = 128
+ROWS_OF_INSTRUCTION, MOST_COLUMNS = 64, 256
+BOX_COLUMNS = 64
+"""What one copy brings of each row, and so what the channels of a convolution are multiples of."""
+
+PARTS = 8
+"""Into so many parts rows are divided at most where tiles are made for exactly as many."""
+
+Tile = Mapping[str, Scalar]
+
+
+def space(device: Device, problem: GemmProblem) -> SearchSpace:
+    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
+    alignment = min(problem.alignment_a_bytes, problem.alignment_b_bytes)
+    majors = (problem.a_major, problem.b_major)
+    channels = BOX_COLUMNS if problem.window is None else problem.window.channels
+    served = (
+        architecture(device) == ARCHITECTURE and problem.dtype in ("fp16", "bf16") and majors == ("k", "k")
+        and alignment == OPERAND_ALIGNMENT_BYTES and channels % BOX_COLUMNS == 0
+    )  # fmt: skip
+    if not served:
+        raise SpaceError(
+            f"kernels of {ARCHITECTURE} for {problem.canonical} on {device.name}",
+            found="{}, {} in multiples of {} bytes, {}- and {}-major, {} channels".format(
+                "no GPU" if device.capability is None else "sm_{}{}".format(*device.capability),
+                problem.dtype, alignment, *majors, "no" if problem.window is None else channels,
+            ),
+            expected=f"{ARCHITECTURE}, fp16 or bf16 in multiples of {OPERAND_ALIGNMENT_BYTES} bytes, both k-major, and "
+            f"channels in multiples of {BOX_COLUMNS}",
+        )  # fmt: skip
+    return SearchSpace(backend=NAME, parameters=_parameters(problem), constraints=tuple(_rules(problem)))
+
+
+GEMM = SplitGemm(name=NAME, space=space)
+
+
+def stages(tile: Tile) -> int:
+    """As many as fit where ``residents`` blocks share a multiprocessor."""
+    share = SHARED_MEMORY_BYTES // int(tile["residents"]) - RESERVED_BYTES - ALIGNMENT_BYTES
+    return min(MOST_STAGES, share // (_stage_bytes(tile) + BARRIER_BYTES))
+
+
+def _stage_bytes(tile: Tile) -> int:
+    return (int(tile["tile_m"]) + int(tile["tile_n"])) * int(tile["tile_k"]) * OPERAND_BYTES
+
+
+def _parameters(problem: GemmProblem) -> tuple[Parameter, ...]:
+    """Sides of tiles: those of the instructions, and such that few rows, or few columns, come out even."""
+    whole = (64, 128, 192, 256)
+    even = {math.ceil(problem.m / parts / 8) * 8 for parts in range(1, PARTS + 1)}
+    rows = sorted({size for size in even if size <= MOST_COLUMNS} - set(whole))
+    return (
+        Parameter(name="swapped", choices=(False, True)),
+        Parameter(name="tile_m", choices=(*whole, *rows)),
+        Parameter(name="tile_n", choices=(*whole, 16, 32, 48, 96, 160)),
+        Parameter(name="tile_k", choices=(64, 128)),
+        Parameter(name="groups", choices=(1, 2)),
+        Parameter(name="residents", choices=(1, 2, 3)),
+    )
+
+
+def _rules(problem: GemmProblem) -> Iterator[Constraint]:
+    def sides(tile: Tile) -> tuple[int, int]:
+        """Rows and columns of the instructions."""
+        found = int(tile["tile_m"]), int(tile["tile_n"])
+        return (found[1], found[0]) if tile["swapped"] else found
+
+    def accumulators(tile: Tile) -> int:
+        rows, columns = sides(tile)
+        return rows // int(tile["groups"]) * columns // 128
+
+    def rows_are_whole_instructions(tile: Tile) -> bool:
+        return sides(tile)[0] % (ROWS_OF_INSTRUCTION * int(tile["groups"])) == 0
+
+    def accumulators_stay_in_registers(tile: Tile) -> bool:
+        threads = (128 * int(tile["groups"]) + 32) * int(tile["residents"])
+        wanted = accumulators(tile) + REGISTERS_BESIDE
+        return accumulators(tile) <= MOST_ACCUMULATORS and wanted <= min(MOST_REGISTERS, REGISTERS // threads)
+
+    def tile_is_no_larger_than_needed(tile: Tile) -> bool:
+        rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
+        least = (8, ROWS_OF_INSTRUCTION) if tile["swapped"] else (ROWS_OF_INSTRUCTION, 16)
+        return all(
+            side == smallest or side < 2 * size
+            for side, size, smallest in zip((rows, columns), (problem.m, problem.n), least, strict=True)
+        )
+
+    def stages_fit(tile: Tile) -> bool:
+        rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
+        sums = rows * (columns + 8) * SUM_BYTES
+        share = SHARED_MEMORY_BYTES // int(tile["residents"]) - RESERVED_BYTES - ALIGNMENT_BYTES - 1024
+        return stages(tile) >= 2 and sums <= share
+
+    yield Constraint(reason="each group of four warps takes 64 rows at a time", holds=rows_are_whole_instructions)
+    yield Constraint(
+        reason=f"more than {MOST_ACCUMULATORS} accumulators a thread, or too many threads, leave no registers",
+        holds=accumulators_stay_in_registers,
+    )
+    yield Constraint(
+        reason="no tile over the smallest has twice the size of its dimension", holds=tile_is_no_larger_than_needed
+    )
+    yield Constraint(
+        reason="two stages, and the sums, must fit beside the other blocks of a multiprocessor", holds=stages_fit
+    )
+    if problem.window is not None:
+        yield Constraint(
+            reason="steps along k are whole in a convolution", holds=lambda tile: problem.k % int(tile["tile_k"]) == 0
+        )

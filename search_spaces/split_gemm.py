@@ -1,0 +1,91 @@
+"""What our own GEMM kernels have in common: a build serves every shape, every epilogue, every number of splits of k."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+from autotune.canonical import digest
+from autotune.configuration import Configuration
+from autotune.device import Device
+from autotune.kernel_problem import GemmProblem
+from autotune.space import SearchSpace
+
+ARCHITECTURES = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
+"""What is compiled for, by compute capability."""
+
+CLUSTERS_FROM = (9, 0)
+SPLITS = (1, 2, 3, 4, 6, 8)
+"""Blocks of a cluster along k; 8 is what every part with clusters can hold."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitBuild:
+    """Everything that decides a kernel's binary."""
+
+    kind: str
+    architecture: str
+    dtype: str
+    output: str
+    window: bool
+    tile: Configuration
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON, in hexadecimal."""
+        return digest({**asdict(self), "tile": self.tile.as_dict()})
+
+
+def architecture(device: Device) -> str | None:
+    """What kernels for a device are compiled for, ``None`` where it is too old or too new."""
+    return ARCHITECTURES.get(device.capability) if device.capability else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitGemm:
+    """One kind of them; ``space`` lists its tiles, or raises :class:`~autotune.errors.SpaceError` where it has none."""
+
+    name: str
+    space: Callable[[Device, GemmProblem], SearchSpace]
+
+    def build_of(self, device: Device, problem: GemmProblem, tile: Configuration) -> SplitBuild:
+        """The build that a tile needs; raises SpaceError where the device or the problem is not served."""
+        self.space(device, problem)
+        return SplitBuild(
+            kind=self.name, architecture=str(architecture(device)), dtype=problem.dtype, output=problem.output,
+            window=problem.window is not None, tile=tile,
+        )  # fmt: skip
+
+    def splits(self, device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[int]:
+        """List the splits of k for which every block of a cluster has a part, one first."""
+        steps = -(-problem.k // int(tile["tile_k"]))
+        clustered = device.capability is not None and device.capability >= CLUSTERS_FROM
+        for count in SPLITS:
+            if count == 1 or (clustered and (count - 1) * -(-steps // count) < steps):
+                yield count
+
+    def launches(self, device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[Configuration]:
+        """List a tile with each of its splits."""
+        for count in self.splits(device, problem, tile):
+            yield Configuration.of(self.name, {**dict(tile.values), "splits": count})
+
+    def first_candidates(
+        self, device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
+    ) -> tuple[Configuration, ...]:
+        """List the tiles to begin with: many multiprocessors busy with as little waste, each tile_m×tile_n once.
+
+        Ties go to the earlier choice of each parameter, so the order is the same every time.
+        """
+        if multiprocessors < 1 or count < 1:
+            raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
+        best: dict[tuple[int, int], tuple[tuple[float, ...], Configuration]] = {}
+        for tile in self.space(device, problem):
+            rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
+            blocks = -(-problem.m // rows) * -(-problem.n // columns)
+            useful = problem.m * problem.n / (blocks * rows * columns)
+            most = max(self.splits(device, problem, tile))
+            waves = -(-blocks // multiprocessors)
+            busy = min(1.0, blocks * most / multiprocessors) if waves == 1 else blocks / (waves * multiprocessors)
+            rank = (-round(8 * busy * useful), float(waves), -float(rows * columns))
+            if (rows, columns) not in best or rank < best[rows, columns][0]:
+                best[rows, columns] = (rank, tile)
+        ranked = sorted(best.values(), key=lambda pair: pair[0])
+        return tuple(tile for _, tile in ranked[:count])

@@ -1,0 +1,205 @@
+// What instructions_sm90.cuh and tensor_maps.cuh offer to the kernels, on a CPU. A copy's bytes are unknown from when it is
+// begun until somebody waits for its barrier; products read their operands when they are waited for, and their sums are
+// unknown until then: so whoever reads or writes too early computes something else.
+#include "emulated.h"
+
+#define AUTOTUNE_INSTRUCTIONS_SM90
+#define AUTOTUNE_TENSOR_MAPS
+
+#include <functional>
+#include <map>
+
+#include "epilogue.cuh"
+
+struct CUtensorMap {
+  unsigned char const* from;
+  int rank, sizes[4], box, lower[2], upper[2], steps[2];  // of images: channels, width, height, images
+};
+
+namespace emulated {
+
+struct Barrier {
+  int expected = 0, left = 0, phase = 0;
+  int64_t bytes = 0;  // that are still to come
+  std::vector<std::function<void()>> copies;
+
+  void over() {
+    if (left == 0 && bytes == 0) ++phase, left = expected;
+  }
+};
+
+inline std::map<std::pair<int, uint32_t>, Barrier> barriers;  // by block and address
+inline std::map<std::pair<int, int>, Meeting> meetings;       // of some of a block's threads
+inline std::map<Fiber*, std::deque<std::vector<std::function<void()>>>> products;
+
+inline Barrier& barrier_at(uint32_t at) { return barriers.at({now->block.z, at}); }
+
+// What a new cluster finds.
+inline void begin_sm90() {
+  barriers.clear();
+  meetings.clear();
+  products.clear();
+}
+
+inline bool const begins = (begin_cluster = begin_sm90, true);
+
+// Bits 4 to 6 of an address are turned by bits 7 to 9.
+inline uint32_t turned(uint32_t at) { return at ^ (at >> 7 & 7) << 4; }
+
+}  // namespace emulated
+
+namespace autotune {
+
+constexpr int kBoxColumns = 64;
+
+template <class Element>
+int map_rows(CUtensorMap* map, void const* from, int rows, int columns, int box_rows) {
+  if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || columns % 8 != 0 || box_rows > 256) return 1;
+  *map = {static_cast<unsigned char const*>(from), 2, {columns, rows}, box_rows};
+  return 0;
+}
+
+template <class Element>
+int map_window(CUtensorMap* map, Order const& order, int box_pixels) {
+  if (reinterpret_cast<uintptr_t>(order.a) % 16 != 0 || order.channels % 8 != 0) return 1;
+  int const images = order.m / (order.places_h * order.places_w);
+  int const kernel_h = order.k / order.channels / order.kernel_w;
+  *map = {static_cast<unsigned char const*>(order.a), 4, {order.channels, order.width, order.height, images}, box_pixels,
+          {-order.padding_w, -order.padding_h},
+          {order.padding_w - (order.kernel_w - 1) * order.dilation_w, order.padding_h - (kernel_h - 1) * order.dilation_h},
+          {order.stride_w, order.stride_h}};
+  return 0;
+}
+
+inline void barrier_init(uint32_t barrier, int arrivals) {
+  emulated::barriers[{blockIdx.z, barrier}] = {arrivals, arrivals};
+}
+inline void barriers_are_made() {}
+
+inline void barrier_arrive(uint32_t barrier) {
+  auto& at = emulated::barrier_at(barrier);
+  if (at.left-- == 0) abort();
+  at.over();
+}
+
+inline void barrier_expect(uint32_t barrier, int bytes) {
+  emulated::barrier_at(barrier).bytes += bytes;
+  barrier_arrive(barrier);
+}
+
+inline void barrier_wait(uint32_t barrier, int parity) {
+  auto& at = emulated::barrier_at(barrier);
+  while ((at.phase & 1) == parity) {
+    auto copies = std::move(at.copies);
+    at.copies.clear();
+    for (auto& copy : copies) copy();
+    at.over();
+    if ((at.phase & 1) == parity) swapcontext(&emulated::now->context, &emulated::scheduler);
+  }
+}
+
+inline void meet(int threads) {
+  auto& meeting = emulated::meetings[{blockIdx.z, threads}];
+  meeting.expected = threads;
+  emulated::meet(meeting);
+}
+
+inline void prefetch_map(CUtensorMap const*) {}
+inline void prefetch_line(void const*) {}
+
+// Copies rows of 128 bytes, of which `source` gives the addresses, or zeros; all of them count.
+inline void copy_rows(uint32_t to, uint32_t barrier, int rows, std::function<unsigned char const*(int row, int chunk)> source) {
+  if (to % 1024 != 0) abort();
+  unsigned char* const memory = shared_memory();
+  memset(memory + to, 0xff, rows * 128);
+  auto& at = emulated::barrier_at(barrier);
+  at.copies.push_back([=, &at] {
+    for (int row = 0; row < rows; ++row) {
+      for (int chunk = 0; chunk < 8; ++chunk) {
+        unsigned char* const place = memory + emulated::turned(to + row * 128 + chunk * 16);
+        if (auto const* from = source(row, chunk)) memcpy(place, from, 16);
+        else memset(place, 0, 16);
+      }
+    }
+    at.bytes -= rows * 128;
+  });
+}
+
+inline void copy_box(uint32_t to, CUtensorMap const* map, uint32_t barrier, int column, int row) {
+  CUtensorMap const of = *map;
+  if (of.rank != 2) abort();
+  copy_rows(to, barrier, of.box, [=](int i, int chunk) -> unsigned char const* {
+    int const at = column + chunk * 8, in = row + i;
+    if (in >= of.sizes[1] || at >= of.sizes[0]) return nullptr;
+    return of.from + (static_cast<int64_t>(in) * of.sizes[0] + at) * 2;
+  });
+}
+
+inline void copy_pixels(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x, int y, int image, int right,
+                        int down) {
+  CUtensorMap const of = *map;
+  if (of.rank != 4 || channel + kBoxColumns > of.sizes[0]) abort();
+  // From the first pixel on through the box: its corners are counted from the first and the last pixel of an image.
+  std::vector<std::array<int, 3>> places;
+  for (int i = 0; i < of.box; ++i) {
+    places.push_back({image, y, x});
+    if ((x += of.steps[0]) < of.sizes[1] + of.upper[0]) continue;
+    x = of.lower[0];
+    if ((y += of.steps[1]) < of.sizes[2] + of.upper[1]) continue;
+    y = of.lower[1];
+    ++image;
+  }
+  copy_rows(to, barrier, of.box, [=](int i, int chunk) -> unsigned char const* {
+    int const in = places[i][0], row = places[i][1] + down, column = places[i][2] + right;
+    if (in >= of.sizes[3] || row < 0 || row >= of.sizes[2] || column < 0 || column >= of.sizes[1]) return nullptr;
+    int64_t const pixel = (static_cast<int64_t>(in) * of.sizes[2] + row) * of.sizes[1] + column;
+    return of.from + (pixel * of.sizes[0] + channel + chunk * 8) * 2;
+  });
+}
+
+inline uint64_t described(uint32_t tile) {
+  return static_cast<uint64_t>((tile & 0x3ffff) >> 4) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+inline void products_begin() { emulated::products[emulated::now].resize(1 + emulated::products[emulated::now].size()); }
+inline void products_commit() {}
+
+template <int kLeft>
+void products_wait() {
+  auto& groups = emulated::products[emulated::now];
+  while (groups.size() > kLeft) {
+    for (auto& product : groups.front()) product();
+    groups.pop_front();
+  }
+}
+
+// An element of a described tile: a row of its 64 columns, and one of 16 from where the description says.
+template <class Element>
+float element_of(unsigned char const* memory, uint64_t description, int row, int column) {
+  if (description >> 62 != 1) abort();
+  uint32_t const start = (description & 0x3fff) << 4, stride = (description >> 32 & 0x3fff) << 4;
+  uint16_t bits;
+  memcpy(&bits, memory + emulated::turned(start + row / 8 * stride + row % 8 * 128 + column * 2), 2);
+  return element<Element>(bits, 0);
+}
+
+template <class Element, int kColumns>
+struct Product {
+  static void run(float (&sums)[kColumns / 2], uint64_t a, uint64_t b, int add) {
+    int const lane = threadIdx.x % 32, first = threadIdx.x % 128 / 32 * 16 + lane / 4;
+    unsigned char const* const memory = shared_memory();
+    if (!add) std::fill_n(sums, kColumns / 2, NAN);
+    emulated::products[emulated::now].back().push_back([=, &sums] {
+      for (int i = 0; i < kColumns / 2; ++i) {
+        int const row = first + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+        float sum = add ? sums[i] : 0.0f;
+        for (int k = 0; k < 16; ++k) {
+          sum += element_of<Element>(memory, a, row, k) * element_of<Element>(memory, b, column, k);
+        }
+        sums[i] = sum;
+      }
+    });
+  }
+};
+
+}  // namespace autotune
