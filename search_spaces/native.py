@@ -8,7 +8,10 @@ from autotune.search_spaces.precision import precisions, threads
 from autotune.space import Constraint, Parameter, SearchSpace
 from autotune.workload import Workload
 
-FUSIONS = ("conv_bn", "qkv", "attention", "norm", "gemm_epilogue", "conv_act", "back_to_back_gemm", "pointwise")
+FUSIONS = (
+    "conv_bn", "qkv", "attention", "attention_kernel", "norm", "gemm_epilogue", "conv_act", "back_to_back_gemm",
+    "pointwise",
+)  # fmt: skip
 """Every fusion, in the order in which they run."""
 
 ON_CPU = ("conv_bn", "qkv", "attention")
@@ -20,12 +23,16 @@ LATER = ("back_to_back_gemm",)
 WITH_GEMMS = ("gemm_epilogue", "conv_act")
 """Fusions that make operators for which kernels are tuned."""
 
+PROGRAMMATIC_FROM = (9, 0)
+"""The compute capability from which a launch may begin before the one before it has ended."""
+
 
 def native_space(device: Device, workload: Workload | None) -> SearchSpace:
     """Describe the fusions that match somewhere in the graph, one switch each, and where kernels come from.
 
     ``kernels`` torch leaves GEMMs to torch's own calls, ``tuned`` takes the best kernel known for each of them, be it
-    ours or a library's.
+    ours or a library's. With ``programmatic_launch`` our kernels begin, and fetch their weights, while the one before
+    still works (CUDA's programmatic dependent launch).
     """
     on_gpu = device.kind == "cuda"
     convolves = workload is None or "convolution" in workload.features
@@ -40,6 +47,8 @@ def native_space(device: Device, workload: Workload | None) -> SearchSpace:
     if on_gpu:
         if any(parameter.name in WITH_GEMMS for parameter in parameters):
             parameters.append(Parameter(name="kernels", choices=("torch", "tuned")))
+        if device.capability is not None and device.capability >= PROGRAMMATIC_FROM:
+            parameters.append(Parameter(name="programmatic_launch", choices=(True, False)))
         parameters.append(Parameter(name="cuda_graph", choices=(True, False)))
         if convolves:
             parameters.append(Parameter(name="cudnn_benchmark", choices=(True, False)))

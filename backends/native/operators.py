@@ -117,6 +117,27 @@ def _(
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
+@torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
+def attention(
+    query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    """Scaled dot product attention of [batch, heads, rows, depth] as torch defines it.
+
+    ``mask`` broadcasts to [batch, heads, rows, columns]: true where a key is seen, or of the queries' type and added.
+    The answer lies in memory as [batch, rows, heads, depth], from where the next layer reads it.
+    """
+    answer = functional.scaled_dot_product_attention(query, key, values, mask, 0.0, causal, scale=scale)
+    return answer.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@attention.register_fake
+def _(
+    query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor:
+    batch, heads, rows, _ = query.shape
+    return query.new_empty((batch, rows, heads, values.shape[-1])).transpose(1, 2)
+
+
 def _fresh(answer: Tensor, *given: Tensor) -> Tensor:
     """An operator's answer shares no memory with what it was given."""
     return answer.clone() if any(answer is tensor for tensor in given) else answer.contiguous()

@@ -4,7 +4,7 @@ A site is known by its position among its graph's fused operators, which saving 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -47,7 +47,10 @@ def fused_nodes(module: GraphModule) -> Iterator[Node]:
 
 
 def sites(module: GraphModule, *, channels_last: bool) -> list[Site]:
-    """List the fused operators; in channels-last memory a convolution is a GEMM over the places of its window."""
+    """List the fused operators; in channels-last memory a convolution is a GEMM over the places of its window.
+
+    Where windows lie side by side, as for a vision transformer's patches, it is one over the images' parts themselves.
+    """
     found = []
     for index, node in enumerate(fused_nodes(module)):
         problem = None
@@ -69,7 +72,7 @@ def _gemm_problem(node: Node) -> GemmProblem | None:
 
 
 def _conv_problem(node: Node) -> GemmProblem | None:
-    """The GEMM of a convolution of whole images; without a window where it looks at every pixel by itself."""
+    """The GEMM of a convolution of whole images; without a window where each pixel is looked at once."""
     x, weight = value(node.args[0]), value(node.args[1])
     bias, residual, stride, padding, dilation, groups, activation = node.args[2:]
     if x is None or weight is None or groups != 1 or not x.numel() or not _stored(node.args[1], bias):
@@ -79,11 +82,20 @@ def _conv_problem(node: Node) -> GemmProblem | None:
         stride=_pair(stride), padding=_pair(padding), dilation=_pair(dilation),
     )  # fmt: skip
     pixels = math.prod(window.places)
-    if (window.kernel, window.stride, window.padding) == ((1, 1), (1, 1), (0, 0)):
+    if is_split(x.shape, window.kernel, window.stride, window.padding, window.dilation):
         return _problem(x.shape[0] * pixels, weight, bias, residual, str(activation))
     if window.channels % VECTOR or weight.dtype == torch.float32:
         return None
     return _problem(x.shape[0] * pixels, weight, bias, residual, str(activation), window)
+
+
+def is_split(
+    image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> bool:
+    """Whether a convolution's places take an image [batch, channels, height, width] apart: each pixel is in one."""
+    divides = all(size % side == 0 for size, side in zip(image[2:], kernel, strict=True))
+    dense = all(step == 1 or side == 1 for step, side in zip(dilation, kernel, strict=True))
+    return divides and dense and tuple(kernel) == tuple(stride) and not any(padding)
 
 
 def _pair(sizes: object) -> tuple[int, int]:

@@ -1,10 +1,12 @@
-"""Kernels that Triton writes for norms and pointwise programs: planned and compiled at build, put in place at load.
+"""Kernels by Triton for norms, attention and pointwise programs: planned and compiled at build, put in place at load.
 
-A norm has one plan. A pointwise program has one for each way in which its inputs may lie in memory: as the graph was
-captured, and where the model runs in channels-last memory that way too; with any other way torch's own operators stay.
+A norm and an attention have one plan. A pointwise program has one for each way in which its inputs may lie in memory:
+as the graph was captured, and where the model runs in channels-last memory that way too; with any other way torch's own
+operators stay.
 """
 
 import logging
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,9 @@ from torch.fx import GraphModule, Node
 from autotune import environment
 from autotune.backends.native.graph import value
 from autotune.backends.native.sites import DTYPES, fused_nodes
-from autotune.backends.native.triton_kernels import norm, pointwise
+from autotune.backends.native.triton_kernels import attention, norm, pointwise
 from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Refused, TritonCache, TritonCompiler
+from autotune.backends.native.triton_kernels.attention import AttentionShape
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.norm import NormShape
 from autotune.backends.native.triton_kernels.packed import load_plan, pack_plan
@@ -34,6 +37,8 @@ NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 
 _FUSED = torch.ops.autotune_native
 NORM, ADD_NORM, POINTWISE = _FUSED.norm.default, _FUSED.add_norm.default, _FUSED.pointwise.default
+ATTENTION = _FUSED.attention.default
+WRITTEN = (NORM, ADD_NORM, POINTWISE, ATTENTION)
 
 _Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides of a tensor, strides 0 where a dimension has one element."""
@@ -48,9 +53,12 @@ class Written:
     channels_last: bool = False
 
 
-def write_kernels(module: GraphModule, device: Device, folder: Path, *, channels_last: bool) -> dict[int, Any]:
+def write_kernels(
+    module: GraphModule, device: Device, folder: Path, *, channels_last: bool, early: bool = False
+) -> dict[int, Any]:
     """Compile kernels for the norms and programs of a graph and pack them into ``folder``.
 
+    With ``early`` their launches may begin before those before them have ended, from sm_90 on.
     Gives by the place among the fused nodes what the artifact's record says of it: ``plans``, or ``why`` there are
     none; and under ``sources`` of each the digests by file. Nothing on a CPU.
     """
@@ -58,9 +66,9 @@ def write_kernels(module: GraphModule, device: Device, folder: Path, *, channels
         return {}
     found: dict[int, list[Written] | str] = {}
     for index, node in enumerate(fused_nodes(module)):
-        if node.target in (NORM, ADD_NORM, POINTWISE):
+        if node.target in WRITTEN:
             try:
-                found[index] = list(_planned(node, channels_last=channels_last))
+                found[index] = list(_planned(node, channels_last=channels_last, early=early))
             except (WorkError, ValueError) as error:
                 found[index] = str(error)
     try:
@@ -80,10 +88,14 @@ def write_kernels(module: GraphModule, device: Device, folder: Path, *, channels
     }
 
 
-def _planned(node: Node, *, channels_last: bool) -> Iterator[Written]:
+def _planned(node: Node, *, channels_last: bool, early: bool) -> Iterator[Written]:
     """Plan a node; raises WorkError or ValueError where it is torch's."""
     if node.target is POINTWISE:
-        yield from _program_plans(node, channels_last=channels_last)
+        yield from _program_plans(node, channels_last=channels_last, early=early)
+        return
+    if node.target is ATTENTION:
+        of_attention, layouts = _attention_shape(node, early=early)
+        yield Written(plan=attention.plan(of_attention), layouts=layouts)
         return
     x, residual, weight, bias, eps, kind = _norm_arguments(node)
     given = value(x)
@@ -97,8 +109,39 @@ def _planned(node: Node, *, channels_last: bool) -> Iterator[Written]:
     shape = NormShape(
         rows=given.numel() // columns, columns=columns, dtype=DTYPES[given.dtype], weight=dtypes[0], bias=dtypes[1],
         eps=eps, kind=cast(Any, kind), residual=residual is not None,
+        total=residual is not None and _reads(node, 0), early=early,
     )  # fmt: skip
     yield Written(plan=norm.plan(shape))
+
+
+def _attention_shape(node: Node, *, early: bool) -> tuple[AttentionShape, tuple[_Layout, ...]]:
+    """What the kernel of an attention is compiled for: sizes, and how its operands lie in memory."""
+    *operands, mask, causal, scale = node.args
+    tensors = [value(one) for one in (*operands, *([] if mask is None else [mask]))]
+    known = [tensor for tensor in tensors if tensor is not None]
+    if len(known) != len(tensors) or any(one.stride(-1) != 1 for one in known[:3]):
+        raise ValueError("its operands are not tensors whose rows lie in one piece")
+    query, key, values, *masks = known
+    if DTYPES.get(query.dtype) not in ("fp16", "bf16"):
+        raise ValueError(f"its kernel computes in fp16 or bf16, and it is in {query.dtype}")
+    batch, heads, rows, depth = query.shape
+    seen = masks[0].expand(batch, heads, rows, key.shape[2]) if masks else None
+    shape = AttentionShape(
+        batch=batch, heads=heads, rows=rows, columns=key.shape[2], depth=depth, dtype=cast(Any, DTYPES[query.dtype]),
+        scale=cast("float | None", scale) or depth**-0.5, q=_strides(query), k=_strides(key), v=_strides(values),
+        mask=None if seen is None else tuple(seen.stride()), causal=bool(causal), early=early,
+        mask_dtype="bool" if seen is None or seen.dtype is torch.bool else cast(Any, DTYPES[seen.dtype]),
+    )  # fmt: skip
+    return shape, tuple(map(_layout, known))
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.stride()[:3])
+
+
+def _reads(node: Node, index: int) -> bool:
+    """Whether anybody reads one of a node's answers."""
+    return any(user.target is not operator.getitem or user.args[1] == index for user in node.users)
 
 
 def _norm_arguments(node: Node) -> tuple[Any, Any, Any, Any, float, str]:
@@ -110,22 +153,22 @@ def _norm_arguments(node: Node) -> tuple[Any, Any, Any, Any, float, str]:
     return x, residual, weight, bias, cast(float, eps), str(kind)
 
 
-def _program_plans(node: Node, *, channels_last: bool) -> Iterator[Written]:
+def _program_plans(node: Node, *, channels_last: bool, early: bool) -> Iterator[Written]:
     inputs, program = cast("tuple[Sequence[Node], str]", node.args)
     tensors = [value(one) for one in inputs]
     answer = value(node)
     known = [tensor for tensor in tensors if tensor is not None]
     if answer is None or len(known) != len(tensors):
         raise ValueError("its inputs are not tensors")
-    yield _program_plan(program, known, answer.shape)
+    yield _program_plan(program, known, answer.shape, early=early)
     if channels_last and answer.dim() == len(NHWC):
         lying = [_as_channels_last(tensor) for tensor in known]
         if any(_layout(one) != _layout(other) for one, other in zip(lying, known, strict=True)):
-            yield _program_plan(program, lying, answer.shape, channels_last=True)
+            yield _program_plan(program, lying, answer.shape, early=early, channels_last=True)
 
 
 def _program_plan(
-    program: str, inputs: Sequence[Tensor], shape: Sequence[int], *, channels_last: bool = False
+    program: str, inputs: Sequence[Tensor], shape: Sequence[int], *, early: bool, channels_last: bool = False
 ) -> Written:
     """Plan a program; in channels-last memory on views of its inputs and its answer in the order of that memory."""
     views = inputs
@@ -137,8 +180,9 @@ def _program_plan(
         for view in views
     ]
     return Written(
-        plan=pointwise.plan(program, layouts, shape), layouts=tuple(map(_layout, inputs)), channels_last=channels_last
-    )
+        plan=pointwise.plan(program, layouts, shape, early=early), layouts=tuple(map(_layout, inputs)),
+        channels_last=channels_last,
+    )  # fmt: skip
 
 
 def _as_channels_last(tensor: Tensor) -> Tensor:
@@ -173,8 +217,10 @@ def stand_in(entry: Mapping[str, Any], node: Node, folder: Path, device: Device)
     if node.target is NORM:
         return NormSite(loaded[0])
     if node.target is ADD_NORM:
-        return AddNormSite(loaded[0])
+        return AddNormSite(loaded[0], total=_reads(node, 0))
     layouts = [tuple((tuple(shape), tuple(strides)) for shape, strides in one["layouts"]) for one in entry["plans"]]
+    if node.target is ATTENTION:
+        return AttentionSite(loaded[0], layouts[0])
     ways = zip(layouts, loaded, (bool(one["channels_last"]) for one in entry["plans"]), strict=True)
     return PointwiseSite({layout: (plan, last) for layout, plan, last in ways}, value(node))
 
@@ -196,17 +242,39 @@ class NormSite(nn.Module):
 class AddNormSite(nn.Module):
     """A kernel in the place of ``add_norm``."""
 
-    def __init__(self, plan: LoadedPlan) -> None:
+    def __init__(self, plan: LoadedPlan, *, total: bool) -> None:
         super().__init__()
-        self._plan = plan
+        self._plan, self._total = plan, total
 
     def forward(
         self, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object
     ) -> tuple[Tensor, Tensor]:
-        """Compute the sum and its norm into fresh tensors."""
-        total, out = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
+        """Compute the sum, where anybody reads it, and its norm into fresh tensors."""
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        total = torch.empty_like(out) if self._total else None
         self._plan(_there(x=x, residual=residual, weight=weight, bias=bias, total=total, out=out))
-        return total, out
+        return out if total is None else total, out
+
+
+class AttentionSite(nn.Module):
+    """A kernel in the place of ``attention``, for operands that lie as it was compiled for; else torch computes."""
+
+    def __init__(self, plan: LoadedPlan, layouts: tuple[_Layout, ...]) -> None:
+        super().__init__()
+        self._plan, self._layouts = plan, layouts
+
+    def forward(
+        self, query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+    ) -> Tensor:
+        """Compute into a fresh tensor."""
+        given = {"q": query, "k": key, "v": values, **({} if mask is None else {"mask": mask})}
+        lies = tuple(map(_layout, given.values())) == self._layouts
+        if not lies or any(tensor.data_ptr() % POINTER_ALIGNMENT_BYTES for tensor in given.values()):
+            return cast(Tensor, ATTENTION(query, key, values, mask, causal, scale))
+        batch, heads, rows, _ = query.shape
+        out = query.new_empty((batch, rows, heads, values.shape[-1]))
+        self._plan({**given, "out": out})
+        return out.transpose(1, 2)
 
 
 class PointwiseSite(nn.Module):

@@ -10,6 +10,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from autotune.backends.native.fusions.attention import ATTENTION
+from autotune.backends.native.fusions.attention_kernel import ATTENTION_KERNEL
 from autotune.backends.native.fusions.back_to_back_gemm import BACK_TO_BACK_GEMM
 from autotune.backends.native.fusions.conv_act import CONV_ACT
 from autotune.backends.native.fusions.conv_bn import CONV_BN
@@ -45,7 +46,7 @@ class Fused:
 
 FUSIONS: Mapping[str, Fusion] = MappingProxyType(
     {one.name: one for one in (
-        CONV_BN, QKV, ATTENTION, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM, POINTWISE,
+        CONV_BN, QKV, ATTENTION, ATTENTION_KERNEL, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM, POINTWISE,
     )}
 )  # fmt: skip
 """Every fusion by its name, in the order in which they run."""
