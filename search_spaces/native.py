@@ -10,7 +10,7 @@ from autotune.workload import Workload
 
 FUSIONS = (
     "conv_bn", "qkv", "attention", "attention_kernel", "norm", "gemm_epilogue", "conv_act", "back_to_back_gemm",
-    "pointwise",
+    "pooling", "pointwise",
 )  # fmt: skip
 """Every fusion, in the order in which they run."""
 

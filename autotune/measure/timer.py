@@ -11,6 +11,8 @@ from autotune.measure.statistics import checked
 
 Function = Callable[..., Any]
 
+WORD_BYTES = 4
+
 L2 = Literal["steady", "cold"]
 """The state of the device's L2 cache when a call begins: what the calls before it left, or flushed. It is part of a
 measurement's identity, because no time of the one compares with a time of the other."""
@@ -101,8 +103,10 @@ class CpuTimer:
 class CudaTimer:
     """Wall time of a call with a synchronisation after it, and device time of further calls by :class:`DeviceClock`.
 
-    No event is in the wall time, which is what a caller waits for. With ``l2="cold"``, for kernels, twice the L2 cache
-    is written before each call, outside both clocks.
+    No event is in the wall time, which is what a caller waits for. With ``l2="cold"``, for kernels, memory of twice the
+    L2 cache is read before each call, outside both clocks. Written lines would have to be written back while the kernel
+    runs, which is not its own doing: on an H200 that costs 7 of 35 us in a product that reads 100 MB, and 0.7 us in
+    small ones.
     """
 
     kind: Literal["cpu", "cuda"] = "cuda"
@@ -118,7 +122,7 @@ class CudaTimer:
         self._device_clock = DeviceClock(device)
         cache_bytes = int(torch.cuda.get_device_properties(self._device).L2_cache_size) if l2 == "cold" else 0
         self._flushed: Any = (
-            torch.empty(2 * cache_bytes, dtype=torch.uint8, device=self._device) if cache_bytes else None
+            torch.zeros(2 * cache_bytes // WORD_BYTES, dtype=torch.float32, device=self._device) if cache_bytes else None
         )
 
     def settle(self) -> None:
@@ -155,4 +159,4 @@ class CudaTimer:
         )
 
     def _flush(self) -> None:
-        self._flushed.zero_()
+        self._flushed.amax()

@@ -56,6 +56,12 @@ OLDER_SHARE: Mapping[str, float] = {"cluster_gemm": 0.17, "triton_gemm": 0.62}
 LEAN = "hopper_gemm"
 """The kind whose blocks compute one tile and end."""
 
+LEAN_PIECE_CLOCKS = 4.3
+"""Clocks of a piece where no other block of a cluster is sent the same: what one multiprocessor gets of the L2 cache."""
+
+CLUSTER_FILL: Mapping[int, float] = {3: 0.95, 4: 0.9, 6: 0.9, 8: 0.84}
+"""Share of the multiprocessors that clusters of so many blocks along k find room on: groups of them are uneven."""
+
 MOST_RESIDENTS, REGISTER_BYTES, SUM_BYTES = 8, 262144, 8
 """Blocks of such kernels that share a multiprocessor at most, its registers, and what a result takes of them."""
 
@@ -213,7 +219,8 @@ class KernelCost:
             instructions = math.ceil((tile.n if tile.swapped else tile.m) / 64) * math.ceil(tile.k / 16)
             tensor += together * instructions * INSTRUCTION_CLOCKS
             tensor *= ODD_COLUMNS if tile.odd else 1.0
-            copied = together * (tile.m + tile.n) * row_bytes / math.gcd(row_bytes, PIECE_BYTES) * PIECE_CLOCKS
+            piece_clocks = LEAN_PIECE_CLOCKS if tile.lean else PIECE_CLOCKS
+            copied = together * (tile.m + tile.n) * row_bytes / math.gcd(row_bytes, PIECE_BYTES) * piece_clocks
         else:
             tensor *= max(1.0, SCHEDULERS / (tile.warps * together)) / tile.older_share
             rows = min(tile.m, problem.m) + min(tile.n, problem.n)
@@ -235,6 +242,7 @@ class KernelCost:
         rates = self._rates
         cluster = tile.cluster_m * tile.cluster_n
         fill = LARGE_CLUSTERS_FILL if cluster >= LARGE_CLUSTER else 1.0
+        fill = CLUSTER_FILL.get(tile.splits, 1.0) if tile.lean else fill
         usable = max(int(fill * rates.multiprocessors) // cluster * cluster, 1) * together
         fold_s = FOLD_S + 2 * 4 * tile.m * tile.n / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
         whole_s = self._waves_s(tile, -(-blocks // usable), steps, step_s, epilogue_s)

@@ -117,6 +117,32 @@ def _(
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
+@torch.library.custom_op(f"{NAMESPACE}::max_pool2d", mutates_args=())
+def max_pool2d(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Give the largest of each window of ``x`` [batch, channels, height, width], in any memory format."""
+    return torch.max_pool2d(x, kernel, stride, padding, dilation)  # type: ignore[arg-type]
+
+
+@max_pool2d.register_fake
+def _(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    return torch.max_pool2d(x, kernel, stride, padding, dilation)  # type: ignore[arg-type]
+
+
+@torch.library.custom_op(f"{NAMESPACE}::mean_pool2d", mutates_args=())
+def mean_pool2d(x: Tensor) -> Tensor:
+    """Give the mean of each channel of each image: [batch, channels, 1, 1] of [batch, channels, height, width]."""
+    return functional.adaptive_avg_pool2d(x, 1)
+
+
+@mean_pool2d.register_fake
+def _(x: Tensor) -> Tensor:
+    return functional.adaptive_avg_pool2d(x, 1)
+
+
 @torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
 def attention(
     query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None

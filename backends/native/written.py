@@ -1,8 +1,8 @@
-"""Kernels by Triton for norms, attention and pointwise programs: planned and compiled at build, put in place at load.
+"""Kernels by Triton for norms, attention, pooling and pointwise programs: compiled at build, put in place at load.
 
-A norm and an attention have one plan. A pointwise program has one for each way in which its inputs may lie in memory:
-as the graph was captured, and where the model runs in channels-last memory that way too; with any other way torch's own
-operators stay.
+All but a program have one plan, pooling only where the model runs in channels-last memory. A pointwise program has one
+for each way in which its inputs may lie in memory: as the graph was captured, and channels last where the model runs in
+that; with any other way torch's own operators stay.
 """
 
 import logging
@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from autotune import environment
 from autotune.backends.native.graph import value
 from autotune.backends.native.sites import DTYPES, fused_nodes
-from autotune.backends.native.triton_kernels import attention, norm, pointwise
+from autotune.backends.native.triton_kernels import attention, norm, pointwise, pooling
 from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Refused, TritonCache, TritonCompiler
 from autotune.backends.native.triton_kernels.attention import AttentionShape
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
@@ -27,8 +27,10 @@ from autotune.backends.native.triton_kernels.norm import NormShape
 from autotune.backends.native.triton_kernels.packed import load_plan, pack_plan
 from autotune.backends.native.triton_kernels.plan import POINTER_ALIGNMENT_BYTES, Plan
 from autotune.backends.native.triton_kernels.pointwise import InputLayout
+from autotune.backends.native.triton_kernels.pooling import PoolShape
 from autotune.device import Device
 from autotune.errors import WorkError
+from autotune.kernel_problem import Window
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,8 @@ NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
 _FUSED = torch.ops.autotune_native
 NORM, ADD_NORM, POINTWISE = _FUSED.norm.default, _FUSED.add_norm.default, _FUSED.pointwise.default
 ATTENTION = _FUSED.attention.default
-WRITTEN = (NORM, ADD_NORM, POINTWISE, ATTENTION)
+MAX_POOL, MEAN_POOL = _FUSED.max_pool2d.default, _FUSED.mean_pool2d.default
+WRITTEN = (NORM, ADD_NORM, POINTWISE, ATTENTION, MAX_POOL, MEAN_POOL)
 
 _Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides of a tensor, strides 0 where a dimension has one element."""
@@ -97,6 +100,10 @@ def _planned(node: Node, *, channels_last: bool, early: bool) -> Iterator[Writte
         of_attention, layouts = _attention_shape(node, early=early)
         yield Written(plan=attention.plan(of_attention), layouts=layouts)
         return
+    if node.target in (MAX_POOL, MEAN_POOL):
+        plan = pooling.max_pool if node.target is MAX_POOL else pooling.mean_pool
+        yield Written(plan=plan(_pool_shape(node, channels_last=channels_last, early=early)))
+        return
     x, residual, weight, bias, eps, kind = _norm_arguments(node)
     given = value(x)
     vectors = [None if each is None else value(each) for each in (weight, bias)]
@@ -133,6 +140,19 @@ def _attention_shape(node: Node, *, early: bool) -> tuple[AttentionShape, tuple[
         mask_dtype="bool" if seen is None or seen.dtype is torch.bool else cast(Any, DTYPES[seen.dtype]),
     )  # fmt: skip
     return shape, tuple(map(_layout, known))
+
+
+def _pool_shape(node: Node, *, channels_last: bool, early: bool) -> PoolShape:
+    x, *sides = node.args
+    given = value(x)
+    if given is None or not channels_last or given.dtype not in DTYPES:
+        raise ValueError("pooling has kernels for images in channels-last memory of types that kernels read")
+    kernel, stride, padding, dilation = cast("list[list[int]]", sides or [[1, 1], [1, 1], [0, 0], [1, 1]])
+    window = Window(
+        height=given.shape[2], width=given.shape[3], channels=given.shape[1], kernel=(kernel[0], kernel[1]),
+        stride=(stride[0], stride[1]), padding=(padding[0], padding[1]), dilation=(dilation[0], dilation[1]),
+    )  # fmt: skip
+    return PoolShape(images=given.shape[0], window=window, dtype=DTYPES[given.dtype], early=early)
 
 
 def _strides(tensor: Tensor) -> tuple[int, ...]:
@@ -219,6 +239,8 @@ def stand_in(entry: Mapping[str, Any], node: Node, folder: Path, device: Device)
     if node.target is ADD_NORM:
         return AddNormSite(loaded[0], total=_reads(node, 0))
     layouts = [tuple((tuple(shape), tuple(strides)) for shape, strides in one["layouts"]) for one in entry["plans"]]
+    if node.target in (MAX_POOL, MEAN_POOL):
+        return PoolSite(loaded[0], cast(Any, node.target), value(node))
     if node.target is ATTENTION:
         return AttentionSite(loaded[0], layouts[0])
     ways = zip(layouts, loaded, (bool(one["channels_last"]) for one in entry["plans"]), strict=True)
@@ -275,6 +297,23 @@ class AttentionSite(nn.Module):
         out = query.new_empty((batch, rows, heads, values.shape[-1]))
         self._plan({**given, "out": out})
         return out.transpose(1, 2)
+
+
+class PoolSite(nn.Module):
+    """A kernel in the place of ``max_pool2d`` or ``mean_pool2d``, for images that lie channels last."""
+
+    def __init__(self, plan: LoadedPlan, otherwise: Any, answer: Tensor | None) -> None:
+        super().__init__()
+        assert answer is not None  # it was planned for
+        self._plan, self._otherwise, self._shape = plan, otherwise, tuple(answer.shape)
+
+    def forward(self, x: Tensor, *sides: Sequence[int]) -> Tensor:
+        """Compute into a fresh tensor, channels last too."""
+        if not x.is_contiguous(memory_format=torch.channels_last) or x.data_ptr() % POINTER_ALIGNMENT_BYTES:
+            return cast(Tensor, self._otherwise(x, *sides))
+        out = torch.empty(self._shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        self._plan({"x": x, "out": out})
+        return out
 
 
 class PointwiseSite(nn.Module):

@@ -95,7 +95,7 @@ struct GemmHopper {
         if (++stage == kStages) stage = 0, parity ^= 1;
       }
     } else if (warp < kWorkers / 32) {
-      prefetch_residual(order, first_m, first_n);
+      prefetch_epilogue(order, first_m, first_n);
       float sums[kBlocks][kColumns / 2];
       multiply(sums, base, full, empty, steps);
       meet(kWorkers);  // the sums take the place of the operands
@@ -136,7 +136,11 @@ struct GemmHopper {
     }
   }
 
-  static __device__ __forceinline__ void prefetch_residual(Order const& order, int first_m, int first_n) {
+  // What the epilogue will read, while the products wait for their operands.
+  static __device__ __forceinline__ void prefetch_epilogue(Order const& order, int first_m, int first_n) {
+    if (order.bias != nullptr && threadIdx.x * 32 < kN && first_n + threadIdx.x * 32 < order.n) {
+      prefetch_line(order.bias + first_n + threadIdx.x * 32);
+    }
     if (order.residual == nullptr) return;
     constexpr int kLine = 128 / sizeof(Output), kLines = (kN + kLine - 1) / kLine;
     for (int item = threadIdx.x; item < kM * kLines; item += kWorkers) {

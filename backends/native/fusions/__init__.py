@@ -17,6 +17,7 @@ from autotune.backends.native.fusions.conv_bn import CONV_BN
 from autotune.backends.native.fusions.gemm_epilogue import GEMM_EPILOGUE
 from autotune.backends.native.fusions.norm import NORM
 from autotune.backends.native.fusions.pointwise import POINTWISE
+from autotune.backends.native.fusions.pooling import POOLING
 from autotune.backends.native.fusions.qkv import QKV
 from autotune.backends.native.graph import Fusion, simplify
 from autotune.backends.native.passes import EXACT
@@ -46,7 +47,7 @@ class Fused:
 
 FUSIONS: Mapping[str, Fusion] = MappingProxyType(
     {one.name: one for one in (
-        CONV_BN, QKV, ATTENTION, ATTENTION_KERNEL, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM, POINTWISE,
+        CONV_BN, QKV, ATTENTION, ATTENTION_KERNEL, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM, POOLING, POINTWISE,
     )}
 )  # fmt: skip
 """Every fusion by its name, in the order in which they run."""

@@ -29,18 +29,18 @@ def _fuse(module: GraphModule, node: Node) -> bool:
         return False
     if not (bias is None or (isinstance(bias, Node) and constant(module, bias) is not None)):
         return False
-    around = _padding(padding, kernel.shape[2:], _pair(dilation))
+    around = _padding(padding, kernel.shape[2:], pair(dilation))
     if around is None or not of_one_dtype(x, weight, bias, node):
         return False
     found = epilogue(module, node, bias, None, rows=False)
-    settings = (_pair(stride), around, _pair(dilation), groups)
+    settings = (pair(stride), around, pair(dilation), groups)
     args = (x, weight, bias, found.residual, *settings, found.activation)
     new = call(found.end, _CONV2D, args)
     put_in_place(new, node)
     return put(found, new)
 
 
-def _pair(sizes: int | Sequence[int]) -> list[int]:
+def pair(sizes: int | Sequence[int]) -> list[int]:
     """Height and width, of which torch takes one for both."""
     given = [sizes] if isinstance(sizes, int) else list(sizes)
     return given * 2 if len(given) == 1 else given
@@ -49,7 +49,7 @@ def _pair(sizes: int | Sequence[int]) -> list[int]:
 def _padding(padding: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]) -> list[int] | None:
     """Padding in numbers; ``None`` where it is not the same on both sides."""
     if not isinstance(padding, str):
-        return _pair(padding)
+        return pair(padding)
     if padding == "valid":
         return [0, 0]
     total = [steps * (size - 1) for steps, size in zip(dilation, kernel, strict=True)]  # the same size as before

@@ -1,6 +1,6 @@
 """A residual sum with the norm that follows becomes one operator, and so does an RMS norm that is spelled out.
 
-A layer norm alone stays aten's. The fused operators answer contiguous tensors, so that only contiguous ones match.
+The fused operators answer contiguous tensors, so that only contiguous ones match.
 """
 
 import operator
@@ -30,17 +30,21 @@ def _fuse(module: GraphModule, node: Node) -> bool:
         return False
     if node.target is aten.rms_norm.default:
         return _rms(node, given["input"], given["weight"], given["eps"])
-    return _with_residual(node, given["input"], given["weight"], given["bias"], given["eps"], "layer")
+    parameters = given["weight"], given["bias"], given["eps"], "layer"
+    return _with_residual(node, given["input"], *parameters) or _alone(node, given["input"], *parameters)
+
+
+def _alone(node: Node, x: Node, weight: Node | None, bias: Node | None, eps: float, kind: str) -> bool:
+    """Put a norm without a sum before it in a node's place."""
+    if not _alike(node, x):
+        return False
+    replace(node, call(node, _FUSED.norm.default, (x, weight, bias, eps, kind)))
+    return True
 
 
 def _rms(node: Node, x: Node, weight: Node | None, eps: float) -> bool:
     """Put an RMS norm, with the residual sum before it where there is one, in a node's place."""
-    if _with_residual(node, x, weight, None, eps, "rms"):
-        return True
-    if not _alike(node, x):
-        return False
-    replace(node, call(node, _FUSED.norm.default, (x, weight, None, eps, "rms")))
-    return True
+    return _with_residual(node, x, weight, None, eps, "rms") or _alone(node, x, weight, None, eps, "rms")
 
 
 def _with_residual(node: Node, total: Node, weight: Node | None, bias: Node | None, eps: float, kind: str) -> bool:

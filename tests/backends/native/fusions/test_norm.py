@@ -1,6 +1,7 @@
 """Residual sums and norms that are spelled out compute the same within rounding, and what only looks so stays."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,9 +127,6 @@ def test_what_is_left_is_the_operator_alone() -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        lambda m, x, r: layer(x, m.w),
-        lambda m, x, r: layer(x + r[:1], m.w),
-        lambda m, x, r: layer(torch.add(x, r, alpha=2), m.w),
         lambda m, x, r: layer(x.transpose(0, 1) + r.transpose(0, 1), m.w),
         lambda m, x, r: functional.layer_norm(x + r, [3, 8]),
         lambda m, x, r: x * torch.rsqrt(r.pow(2).mean(-1, keepdim=True) + EPS),
@@ -148,6 +146,20 @@ def test_what_is_left_is_the_operator_alone() -> None:
 )
 def test_what_only_looks_like_a_norm_stays(function: Function) -> None:
     assert simplify(program_of(function, X, R, w=W), [*EXACT, NORM]).matches["norm"] == 0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x, r: layer(x, m.w),
+        lambda m, x, r: layer(x + r[:1], m.w),
+        lambda m, x, r: layer(torch.add(x, r, alpha=2), m.w),
+    ],
+)
+def test_a_norm_without_a_sum_that_fits_stands_alone(function: Function) -> None:
+    done = simplify(program_of(function, X, R, w=W), [*EXACT, NORM])
+    assert done.matches["norm"] == 1 and operators(done)[-1] == "autotune_native.norm.default"
+    torch.testing.assert_close(done.module(X, R)[0], function(SimpleNamespace(w=W), X, R))
 
 
 def test_a_product_with_another_tensor_is_no_weight() -> None:

@@ -1,0 +1,51 @@
+"""Pooling that kernels of ours compute in channels-last memory: torch's own take several times as long there."""
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+from autotune.backends.native import operators
+from autotune.backends.native.fusions.conv_act import pair
+from autotune.backends.native.fusions.reading import FLOATS, arguments, call
+from autotune.backends.native.graph import Fusion, aten, place, put_in_place, replace, same_layout, value
+
+_FUSED = getattr(torch.ops, operators.NAMESPACE)
+
+
+def pooling(module: GraphModule) -> list[str]:
+    """Rewrite the largest of windows, and means of whole images, as our operators; gives their places."""
+    return [place(node) for node in list(module.graph.nodes) if node.users and _rewrite(node)]
+
+
+def _rewrite(node: Node) -> bool:
+    if node.target is aten.max_pool2d.default:
+        given = arguments(node)
+        sides = [pair(given[name]) for name in ("kernel_size", "stride", "padding", "dilation")]
+        sides[1] = sides[1] or sides[0]
+        return not given["ceil_mode"] and _put(node, _FUSED.max_pool2d.default, (given["self"], *sides))
+    if node.target is aten.adaptive_avg_pool2d.default and pair(arguments(node)["output_size"]) == [1, 1]:
+        return _put(node, _FUSED.mean_pool2d.default, (node.args[0],))
+    if node.target is aten.mean.dim:
+        given = arguments(node)
+        like = value(given["self"])
+        over = sorted(dim % 4 for dim in given["dim"] or ()) if like is not None and like.dim() == 4 else []
+        if over == [2, 3] and given["keepdim"] and given["dtype"] in (None, like.dtype):  # type: ignore[union-attr]
+            return _put(node, _FUSED.mean_pool2d.default, (given["self"],))
+    return False
+
+
+def _put(node: Node, target: Any, args: tuple[Any, ...]) -> bool:
+    x, like = value(args[0]), value(node)
+    if x is None or like is None or x.dim() != 4 or not x.numel() or x.dtype not in FLOATS:
+        return False
+    new = call(node, target, args)
+    if not same_layout(value(new), like):
+        node.graph.erase_node(new)
+        return False
+    put_in_place(new, node)
+    replace(node, new)
+    return True
+
+
+POOLING = Fusion(name="pooling", fuse=pooling)
