@@ -1,8 +1,9 @@
 """Lean kernels of a GEMM by the tensor cores' and copy engines' instructions of sm_90a.
 
-A block computes one tile and ends, so that short launches are short. The tensor cores want 64 rows at least; where A
-has few, they take B's rows for theirs (``swapped``) and A's for columns, in multiples of 8. Those for convolutions read
-their rows from images. A build takes a second to compile.
+A block computes one tile and ends, so that short launches are short. ``cluster_m`` by ``cluster_n`` blocks fetch
+together what they read both. The tensor cores want 64 rows at least; where A has few, they take B's rows for theirs
+(``swapped``) and A's for columns, in multiples of 8. Those for convolutions read their rows from images. A build takes
+a second to compile.
 """
 
 import math
@@ -37,6 +38,9 @@ BOX_COLUMNS = 64
 
 PARTS = 8
 """Into so many parts rows are divided at most where tiles are made for exactly as many."""
+
+MOST_BLOCKS = 8
+"""Of a cluster: what every part with clusters can hold."""
 
 Tile = Mapping[str, Scalar]
 
@@ -88,6 +92,8 @@ def _parameters(problem: GemmProblem) -> tuple[Parameter, ...]:
         Parameter(name="tile_k", choices=(64, 128)),
         Parameter(name="groups", choices=(1, 2)),
         Parameter(name="residents", choices=(1, 2, 3)),
+        Parameter(name="cluster_m", choices=(1, 2, 4)),
+        Parameter(name="cluster_n", choices=(1, 2, 4)),
     )
 
 
@@ -123,6 +129,16 @@ def _rules(problem: GemmProblem) -> Iterator[Constraint]:
         share = SHARED_MEMORY_BYTES // int(tile["residents"]) - RESERVED_BYTES - ALIGNMENT_BYTES - 1024
         return stages(tile) >= 2 and sums <= share
 
+    def blocks_fetch_even_parts(tile: Tile) -> bool:
+        parts = int(tile["tile_m"]) / int(tile["cluster_n"]), int(tile["tile_n"]) / int(tile["cluster_m"])
+        return all(part % 8 == 0 for part in parts)
+
+    def clusters_are_filled(tile: Tile) -> bool:
+        blocks = -(-problem.m // int(tile["tile_m"])), -(-problem.n // int(tile["tile_n"]))
+        clusters = int(tile["cluster_m"]), int(tile["cluster_n"])
+        filled = all(size == 1 or count >= size for count, size in zip(blocks, clusters, strict=True))
+        return filled and clusters[0] * clusters[1] <= MOST_BLOCKS
+
     yield Constraint(reason="each group of four warps takes 64 rows at a time", holds=rows_are_whole_instructions)
     yield Constraint(
         reason=f"more than {MOST_ACCUMULATORS} accumulators a thread, or too many threads, leave no registers",
@@ -133,6 +149,10 @@ def _rules(problem: GemmProblem) -> Iterator[Constraint]:
     )
     yield Constraint(
         reason="two stages, and the sums, must fit beside the other blocks of a multiprocessor", holds=stages_fit
+    )
+    yield Constraint(reason="each block of a cluster fetches whole groups of 8 rows", holds=blocks_fetch_even_parts)
+    yield Constraint(
+        reason=f"a cluster has at most {MOST_BLOCKS} blocks, and none without a tile", holds=clusters_are_filled
     )
     if problem.window is not None:
         yield Constraint(

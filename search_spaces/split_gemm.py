@@ -59,7 +59,8 @@ class SplitGemm:
         steps = -(-problem.k // int(tile["tile_k"]))
         clustered = device.capability is not None and device.capability >= CLUSTERS_FROM
         for count in SPLITS:
-            if count == 1 or (clustered and (count - 1) * -(-steps // count) < steps):
+            together = count * int(tile.get("cluster_m", 1)) * int(tile.get("cluster_n", 1))
+            if count == 1 or (clustered and together <= SPLITS[-1] and (count - 1) * -(-steps // count) < steps):
                 yield count
 
     def launches(self, device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[Configuration]:

@@ -88,6 +88,7 @@ def databases(request):
     yield made
     made.drop()
 
+
 # A busy machine draws slowly, which says nothing of a test.
 settings.register_profile("any-speed", settings.default, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", settings.get_profile("any-speed"))  # see tests/examples.py

@@ -121,9 +121,8 @@ class CudaTimer:
         self.settle()
         self._device_clock = DeviceClock(device)
         cache_bytes = int(torch.cuda.get_device_properties(self._device).L2_cache_size) if l2 == "cold" else 0
-        self._flushed: Any = (
-            torch.zeros(2 * cache_bytes // WORD_BYTES, dtype=torch.float32, device=self._device) if cache_bytes else None
-        )
+        words = 2 * cache_bytes // WORD_BYTES
+        self._flushed: Any = torch.zeros(words, dtype=torch.float32, device=self._device) if words else None
 
     def settle(self) -> None:
         """Wait for all streams of the device."""

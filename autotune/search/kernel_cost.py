@@ -20,47 +20,67 @@ from autotune.configuration import Configuration, Scalar
 from autotune.kernel_problem import BYTES, GemmProblem
 from autotune.search.kernel_rates import DeviceRates
 
-FIXED_S = 2.63e-6
-COPY_LATENCY_S = 1.32e-6
-"""Until a copy has arrived under load."""
 
-TILE_OVERHEAD_S = 0.81e-6
-"""Barriers and the epilogue's first and last bytes, once a tile."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """What fitting settles for a group of kinds of kernels.
 
-COLD_SHARE = 0.56
-"""Share of the memory's sustained rate that is left while the caches are filled anew."""
+    ``fixed_s`` and ``tile_s`` (barriers, the epilogue's first and last bytes) are spent once a launch and once a tile,
+    ``copy_latency_s`` until a copy has arrived under load, ``fold_s`` waiting for another block's partial sums.
+    ``cold_share`` is the share of the memory's sustained rate that is left while the caches are filled anew.
+    ``piece_clocks`` is what a row's piece takes to be copied, ``instruction_clocks`` what one tensor-core instruction
+    (64 rows, 16 along k) takes besides its columns, ``barrier_clocks`` waiting for a stage and handing it back, once a
+    step along k, ``store_clocks`` scaling, converting and storing one result. ``cache_share`` is what the L2 cache
+    hands out when all multiprocessors ask, as a share of what they could take in, where it holds both operands.
+    """
+
+    fixed_s: float = 2.63e-6
+    tile_s: float = 0.81e-6
+    copy_latency_s: float = 1.32e-6
+    fold_s: float = 0.91e-6
+    cold_share: float = 0.56
+    piece_clocks: float = 1.25
+    instruction_clocks: float = 9.1
+    barrier_clocks: float = 31.0
+    store_clocks: float = 23.0
+    cache_share: float = 0.9
+
+
+TILED = Constants()
+LEAN = Constants(
+    fixed_s=2.9e-6,
+    tile_s=0.1e-6,
+    copy_latency_s=0.6e-6,
+    fold_s=0.5e-6,
+    cold_share=0.86,
+    piece_clocks=2.1,
+    instruction_clocks=4.4,
+    barrier_clocks=60.0,
+    store_clocks=30.0,
+)
+"""Of kernels whose blocks compute one tile and end, where a piece is one that a block fetches itself."""
+
+LEAN_KINDS = ("hopper_gemm",)
+FIXED_S = TILED.fixed_s
 
 INTAKE_BYTES_PER_CLOCK = 64
 """What one multiprocessor takes in from the L2 cache."""
 
-CACHE_SHARE, SPILLED_CACHE_SHARE = 0.9, 0.6
-"""What the L2 cache hands out when all multiprocessors ask, as a share of what they could take in: where it holds both
-operands, and where they go through it."""
+SPILLED = 0.67
+"""Share of what the L2 cache hands out that is left where the operands go through it."""
 
-PIECE_BYTES, PIECE_CLOCKS = 128, 1.25
-"""A row of a tile is copied in equal pieces, of 128 bytes at most; one takes so many clocks, however short."""
-
-INSTRUCTION_CLOCKS = 9.1
-"""What one tensor-core instruction, 64 rows and 16 along k, takes besides its columns."""
+PIECE_BYTES = 128
+"""A row of a tile is copied in equal pieces, of so many bytes at most; one takes as long as another, however short."""
 
 ODD_COLUMNS, ODD_STORES = 2.5, 1.5
 """How much slower the steps and the stores of a tile are whose columns are no multiple of 32, 16 columns aside: its
 results leave in stripes of 16."""
 
-BARRIER_CLOCKS = 31.0
-"""Waiting for a stage and handing it back, once a step along k."""
-
 OLDER_SHARE: Mapping[str, float] = {"cluster_gemm": 0.17, "triton_gemm": 0.62}
 """Share of the tensor cores' rate that kinds of kernels reach which do not use the newest instructions."""
 
-LEAN = "hopper_gemm"
-"""The kind whose blocks compute one tile and end."""
-
-LEAN_PIECE_CLOCKS = 4.3
-"""Clocks of a piece where no other block of a cluster is sent the same: what one multiprocessor gets of the L2 cache."""
-
 CLUSTER_FILL: Mapping[int, float] = {3: 0.95, 4: 0.9, 6: 0.9, 8: 0.84}
-"""Share of the multiprocessors that clusters of so many blocks along k find room on: groups of them are uneven."""
+"""Share of the multiprocessors that clusters of so many blocks find room on: groups of them are uneven."""
 
 MOST_RESIDENTS, REGISTER_BYTES, SUM_BYTES = 8, 262144, 8
 """Blocks of such kernels that share a multiprocessor at most, its registers, and what a result takes of them."""
@@ -68,18 +88,12 @@ MOST_RESIDENTS, REGISTER_BYTES, SUM_BYTES = 8, 262144, 8
 SCHEDULERS = 4
 """Warps of a multiprocessor that compute at once."""
 
-FOLD_S = 0.91e-6
-"""Waiting for another block's partial sums, once a block that adds its own."""
-
 SPREAD_S = 0.63e-6
 """What a scheduler costs that can share k out, in any launch."""
 
 LANES = 128
-STORE_CLOCKS = 23.0
-"""Scaling, converting and storing one result."""
-
-ACTIVATION_CLOCKS: Mapping[str, int] = {"none": 0, "relu": 1, "gelu": 34, "gelu_tanh": 16, "silu": 12}
-"""Instructions of one result's activation; the one with erf is dear."""
+ACTIVATION_CLOCKS: Mapping[str, int] = {"none": 0, "relu": 1, "gelu": 9, "gelu_tanh": 8, "silu": 5}
+"""Instructions of one result's activation."""
 
 EXPOSED = 0.25
 """Share of an epilogue that pingpong does not hide behind the other group's steps: both want the same issue slots."""
@@ -125,6 +139,11 @@ class _Tile:
     swapped: bool
 
     @property
+    def constants(self) -> Constants:
+        """Those of its group of kinds."""
+        return LEAN if self.lean else TILED
+
+    @property
     def odd(self) -> bool:
         """Whether the columns come in no whole stripes of 32, in which CUTLASS's newest kernels store."""
         return self.older_share is None and not self.lean and self.n > 16 and self.n % 32 != 0
@@ -152,10 +171,10 @@ class KernelCost:
         epilogue_s = self._epilogue_s(tile) * together
         shared_out = self._shared_out_s(tile, blocks, steps, step_s, epilogue_s, together)
         cache_s = self._cache_s(tile, blocks)
-        memory_s = problem.bytes / (COLD_SHARE * rates.memory_bytes_per_s)
+        memory_s = problem.bytes / (tile.constants.cold_share * rates.memory_bytes_per_s)
         sustained_s = 2 * blocks * tile.m * tile.n * problem.k / ((tile.older_share or 1.0) * rates.flops_per_s)
         busy_s = sum(part**SHARPNESS for part in (shared_out, sustained_s, cache_s, memory_s)) ** (1 / SHARPNESS)
-        total_s = FIXED_S + busy_s + SPREAD_S * tile.scheduled
+        total_s = tile.constants.fixed_s + busy_s + SPREAD_S * tile.scheduled
         return Estimate(
             us=1e6 * total_s,
             parts={
@@ -196,7 +215,7 @@ class KernelCost:
             stages=max(1, whole("stages", default=int(0.85 * self._rates.shared_bytes / residents) // step_bytes)),
             warps=whole("warps", default=whole("warps_m", default=2) * whole("warps_n", default=2)),
             older_share=OLDER_SHARE.get(kind),
-            lean=kind == LEAN,
+            lean=kind in LEAN_KINDS,
             residents=residents,
             swapped=bool(values.get("swapped", False)),
         )
@@ -213,27 +232,31 @@ class KernelCost:
         """Seconds of one step along k of the blocks of a multiprocessor, and what the tensor cores take of them."""
         rates, problem = self._rates, self._problem
         tensor = together * 2 * tile.m * tile.n * tile.k / rates.flops_per_clock
-        latency = COPY_LATENCY_S * rates.clock_hz
+        latency = tile.constants.copy_latency_s * rates.clock_hz
         row_bytes = tile.k * self._width
         if tile.older_share is None:
             instructions = math.ceil((tile.n if tile.swapped else tile.m) / 64) * math.ceil(tile.k / 16)
-            tensor += together * instructions * INSTRUCTION_CLOCKS
+            tensor += together * instructions * tile.constants.instruction_clocks
             tensor *= ODD_COLUMNS if tile.odd else 1.0
-            piece_clocks = LEAN_PIECE_CLOCKS if tile.lean else PIECE_CLOCKS
-            copied = together * (tile.m + tile.n) * row_bytes / math.gcd(row_bytes, PIECE_BYTES) * piece_clocks
+            pieces = together * row_bytes / math.gcd(row_bytes, PIECE_BYTES)
+            copied = pieces * (tile.m + tile.n) * TILED.piece_clocks
+            if tile.lean:
+                fetched = pieces * (tile.m / tile.cluster_n + tile.n / tile.cluster_m)
+                copied = max(copied, fetched * LEAN.piece_clocks)
         else:
             tensor *= max(1.0, SCHEDULERS / (tile.warps * together)) / tile.older_share
             rows = min(tile.m, problem.m) + min(tile.n, problem.n)
             copied = together * rows * row_bytes / INTAKE_BYTES_PER_CLOCK
         # The stage that is being computed on cannot be filled.
-        clocks = max(tensor, copied, latency / max(tile.stages - 1, 1)) + BARRIER_CLOCKS
+        clocks = max(tensor, copied, latency / max(tile.stages - 1, 1)) + tile.constants.barrier_clocks
         return clocks / rates.clock_hz, tensor / rates.clock_hz
 
     def _epilogue_s(self, tile: _Tile) -> float:
         """Seconds of the epilogue of one tile."""
-        store = STORE_CLOCKS * (ODD_STORES if tile.older_share is None and not tile.lean and tile.n % 32 else 1.0)
+        stripes = tile.older_share is None and not tile.lean and tile.n % 32 != 0
+        store = tile.constants.store_clocks * (ODD_STORES if stripes else 1.0)
         clocks = store + ACTIVATION_CLOCKS[self._problem.activation] + 4 * self._problem.residual
-        return TILE_OVERHEAD_S + tile.m * tile.n * clocks / (LANES * self._rates.clock_hz)
+        return tile.constants.tile_s + tile.m * tile.n * clocks / (LANES * self._rates.clock_hz)
 
     def _shared_out_s(
         self, tile: _Tile, blocks: int, steps: int, step_s: float, epilogue_s: float, together: int
@@ -242,9 +265,9 @@ class KernelCost:
         rates = self._rates
         cluster = tile.cluster_m * tile.cluster_n
         fill = LARGE_CLUSTERS_FILL if cluster >= LARGE_CLUSTER else 1.0
-        fill = CLUSTER_FILL.get(tile.splits, 1.0) if tile.lean else fill
+        fill = CLUSTER_FILL.get(cluster * tile.splits, 1.0) if tile.lean else fill
         usable = max(int(fill * rates.multiprocessors) // cluster * cluster, 1) * together
-        fold_s = FOLD_S + 2 * 4 * tile.m * tile.n / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
+        fold_s = tile.constants.fold_s + 2 * 4 * tile.m * tile.n / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
         whole_s = self._waves_s(tile, -(-blocks // usable), steps, step_s, epilogue_s)
         if tile.splits > 1:
             waves = -(-blocks * tile.splits // usable)
@@ -261,7 +284,7 @@ class KernelCost:
         rows, columns = min(tile.m, problem.m) / tile.cluster_n, min(tile.n, problem.n) / tile.cluster_m
         moved = blocks * problem.k * self._width * (rows + columns) + 8 * tile.m * tile.n * blocks * (tile.splits - 1)
         held = (problem.m + problem.n) * problem.k * self._width <= rates.cache_bytes
-        share = CACHE_SHARE if held else SPILLED_CACHE_SHARE
+        share = tile.constants.cache_share * (1.0 if held else SPILLED)
         return moved / (share * INTAKE_BYTES_PER_CLOCK * rates.clock_hz * rates.multiprocessors)
 
     def _waves_s(self, tile: _Tile, waves: int, steps: int, step_s: float, epilogue_s: float) -> float:

@@ -157,9 +157,7 @@ def attention(
 
 
 @attention.register_fake
-def _(
-    query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None
-) -> Tensor:
+def _(query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
     batch, heads, rows, _ = query.shape
     return query.new_empty((batch, rows, heads, values.shape[-1])).transpose(1, 2)
 

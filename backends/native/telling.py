@@ -69,6 +69,8 @@ def _hopper(values: Mapping[str, Any]) -> Iterator[str]:
         yield "rows for columns"
     if values["groups"] != 1:
         yield f"{values['groups']} groups"
+    if (values["cluster_m"], values["cluster_n"]) != (1, 1):
+        yield f"cluster {_sides(values, 'cluster', 'mn')}"
     yield f"{hopper_gemm.stages(values)} stages"
     if values["residents"] != 1:
         yield f"{values['residents']} blocks a multiprocessor"

@@ -86,35 +86,45 @@ struct Epilogue {
   // A block's part of a tile whose sums lie in shared memory, kPitch floats from one row to the next: all of it, or the
   // share of this block where the tile's sums are spread over the blocks of a cluster. `thread` of `threads` take part.
   template <int kM, int kN, int kPitch>
-  static __device__ __forceinline__ void hand_out(Order const& order, float* own, int first_m, int first_n, int split,
-                                                  int splits, int thread, int threads) {
+  static __device__ __forceinline__ void hand_out(Order const& order, Cluster const& cluster, float* own, int first_m,
+                                                  int first_n, int split, int splits, int thread, int threads) {
     auto const by = [&](auto finish) {
-      Cluster const cluster;
+      constexpr int kItems = kM * kN / kVector, kTogether = decltype(finish)::kTogether;
 #pragma unroll 1
-      for (int item = split * threads + thread; item < kM * kN / kVector; item += splits * threads) {
-        int const row = item / (kN / kVector), column = item % (kN / kVector) * kVector;
-        if (first_m + row >= order.m || first_n + column >= order.n) continue;
-        float total[kVector];
-        read(total, cluster.of(own, 0) + row * kPitch + column);
-#pragma unroll 1
-        for (int other = 1; other < splits; ++other) {
-          float part[kVector];
-          read(part, cluster.of(own, other) + row * kPitch + column);
+      for (int first = split * threads + thread; first < kItems; first += kTogether * splits * threads) {
+        alignas(16) Output residual[kTogether][kVector];
 #pragma unroll
-          for (int i = 0; i < kVector; ++i) total[i] += part[i];
+        for (int i = 0; i < kTogether; ++i) {
+          int const item = first + i * splits * threads;
+          int const row = first_m + item / (kN / kVector), column = first_n + item % (kN / kVector) * kVector;
+          if (item < kItems && row < order.m && column < order.n) finish.ask(residual[i], row, column);
         }
-        finish(first_m + row, first_n + column, total);
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) {
+          int const item = first + i * splits * threads;
+          int const row = item / (kN / kVector), column = item % (kN / kVector) * kVector;
+          if (item >= kItems || first_m + row >= order.m || first_n + column >= order.n) continue;
+          float total[kVector];
+          read(total, cluster.of(own, 0) + row * kPitch + column);
+#pragma unroll 1
+          for (int other = 1; other < splits; ++other) {
+            float part[kVector];
+            read(part, cluster.of(own, other) + row * kPitch + column);
+#pragma unroll
+            for (int j = 0; j < kVector; ++j) total[j] += part[j];
+          }
+          finish(residual[i], first_m + row, first_n + column, total);
+        }
       }
     };
-    if (order.n % kVector != 0) {
-      return by([&](int row, int column, float(&total)[kVector]) { some(order, row, column, total); });
-    }
+    if (order.n % kVector != 0) return by(Some{order});
+    bool const adds = order.residual != nullptr;
     switch (order.activation) {
-      case 1: return by([&](int row, int column, float(&total)[kVector]) { all<1>(order, row, column, total); });
-      case 2: return by([&](int row, int column, float(&total)[kVector]) { all<2>(order, row, column, total); });
-      case 3: return by([&](int row, int column, float(&total)[kVector]) { all<3>(order, row, column, total); });
-      case 4: return by([&](int row, int column, float(&total)[kVector]) { all<4>(order, row, column, total); });
-      default: return by([&](int row, int column, float(&total)[kVector]) { all<0>(order, row, column, total); });
+      case 1: return adds ? by(All<1, true>{order}) : by(All<1, false>{order});
+      case 2: return adds ? by(All<2, true>{order}) : by(All<2, false>{order});
+      case 3: return adds ? by(All<3, true>{order}) : by(All<3, false>{order});
+      case 4: return adds ? by(All<4, true>{order}) : by(All<4, false>{order});
+      default: return adds ? by(All<0, true>{order}) : by(All<0, false>{order});
     }
   }
 
@@ -127,44 +137,63 @@ struct Epilogue {
     }
   }
 
-  template <int kActivation>
-  static __device__ __forceinline__ void all(Order const& order, int row, int column, float (&total)[kVector]) {
-    int64_t const at = static_cast<int64_t>(row) * order.n + column;
-    alignas(16) Output kept[kVector];
-    if (order.bias != nullptr) {
-      float bias[kVector];
-      read(bias, order.bias + column);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) total[i] += bias[i];
-    }
-    if (order.residual != nullptr) {
-      vectors(kept, static_cast<Output const*>(order.residual) + at);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) total[i] += as_float(kept[i]);
-    }
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) kept[i] = rounded<Output>(activated<Output, kActivation>(total[i]));
-    vectors(static_cast<Output*>(order.d) + at, kept);
-  }
+  // Where rows are multiples of a vector.
+  template <int kActivation, bool kResidual>
+  struct All {
+    static constexpr int kTogether = kResidual ? 4 : 1;  // places in hand, so that memory is waited for once for all
 
-  // Where rows are no multiples of a vector, so that some of its results may lie outside, and none is aligned.
-  static __device__ __forceinline__ void some(Order const& order, int row, int column, float (&total)[kVector]) {
-    int64_t const at = static_cast<int64_t>(row) * order.n + column;
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) {
-      if (column + i >= order.n) break;
-      float value = total[i];
-      if (order.bias != nullptr) value += order.bias[column + i];
-      if (order.residual != nullptr) value += as_float(static_cast<Output const*>(order.residual)[at + i]);
-      switch (order.activation) {
-        case 1: value = activated<Output, 1>(value); break;
-        case 2: value = activated<Output, 2>(value); break;
-        case 3: value = activated<Output, 3>(value); break;
-        case 4: value = activated<Output, 4>(value); break;
+    Order const& order;
+
+    __device__ __forceinline__ void ask(Output (&residual)[kVector], int row, int column) const {
+      if constexpr (kResidual) {
+        vectors(residual, static_cast<Output const*>(order.residual) + static_cast<int64_t>(row) * order.n + column);
       }
-      static_cast<Output*>(order.d)[at + i] = rounded<Output>(value);
     }
-  }
+
+    __device__ __forceinline__ void operator()(Output (&kept)[kVector], int row, int column,
+                                               float (&total)[kVector]) const {
+      if (order.bias != nullptr) {
+        float bias[kVector];
+        read(bias, order.bias + column);
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) total[i] += bias[i];
+      }
+      if constexpr (kResidual) {
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) total[i] += as_float(kept[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) kept[i] = rounded<Output>(activated<Output, kActivation>(total[i]));
+      vectors(static_cast<Output*>(order.d) + static_cast<int64_t>(row) * order.n + column, kept);
+    }
+  };
+
+  // Where they are none, so that some of a vector's results may lie outside, and none is aligned.
+  struct Some {
+    static constexpr int kTogether = 1;
+
+    Order const& order;
+
+    __device__ __forceinline__ void ask(Output (&)[kVector], int, int) const {}
+
+    __device__ __forceinline__ void operator()(Output (&)[kVector], int row, int column, float (&total)[kVector]) const {
+      int64_t const at = static_cast<int64_t>(row) * order.n + column;
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        if (column + i >= order.n) break;
+        float value = total[i];
+        if (order.bias != nullptr) value += order.bias[column + i];
+        if (order.residual != nullptr) value += as_float(static_cast<Output const*>(order.residual)[at + i]);
+        switch (order.activation) {
+          case 1: value = activated<Output, 1>(value); break;
+          case 2: value = activated<Output, 2>(value); break;
+          case 3: value = activated<Output, 3>(value); break;
+          case 4: value = activated<Output, 4>(value); break;
+        }
+        static_cast<Output*>(order.d)[at + i] = rounded<Output>(value);
+      }
+    }
+  };
 
   static __device__ __forceinline__ void vectors(Output* to, Output const* from) {
 #pragma unroll
@@ -174,10 +203,10 @@ struct Epilogue {
   }
 };
 
-// Zero, or one of cudaError_t; the launch is in the stream when this returns. `splits` blocks along z are a cluster.
+// Zero, or one of cudaError_t; the launch is in the stream when this returns. The grid is of whole clusters.
 template <class Given>
-int launch_clusters(void (*kernel)(Given const), Given const& given, dim3 grid, int threads, int shared, bool early,
-                    cudaStream_t stream) {
+int launch_clusters(void (*kernel)(Given const), Given const& given, dim3 grid, dim3 blocks, int threads, int shared,
+                    bool early, cudaStream_t stream) {
   if (shared > kSharedWithoutAsking) {
     auto const set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (set != cudaSuccess) return static_cast<int>(set);
@@ -188,12 +217,12 @@ int launch_clusters(void (*kernel)(Given const), Given const& given, dim3 grid, 
   how.dynamicSmemBytes = shared;
   how.stream = stream;
   cudaLaunchAttribute attributes[2] = {};
-  if (grid.z > 1) {
+  if (blocks.x * blocks.y * blocks.z > 1) {
     auto& cluster = attributes[how.numAttrs++];
     cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = 1;
-    cluster.val.clusterDim.y = 1;
-    cluster.val.clusterDim.z = grid.z;
+    cluster.val.clusterDim.x = blocks.x;
+    cluster.val.clusterDim.y = blocks.y;
+    cluster.val.clusterDim.z = blocks.z;
   }
   if (early) {
     auto& overlap = attributes[how.numAttrs++];

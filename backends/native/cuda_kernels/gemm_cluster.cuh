@@ -172,9 +172,9 @@ struct GemmCluster {
     Cluster const cluster;
     if (splits == 1) __syncthreads();
     else cluster.sync();
-    Epilogue<Output>::template hand_out<kM, kN, kPitch>(order, own, first_m, first_n, split, splits, threadIdx.x,
-                                                        kThreads);
-    if (splits > 1) cluster.sync();  // nobody leaves while its sums are being read
+    Epilogue<Output>::template hand_out<kM, kN, kPitch>(order, cluster, own, first_m, first_n, split, splits,
+                                                        threadIdx.x, kThreads);
+    if (splits > 1) cluster.meet();  // nobody leaves while its sums are being read
   }
 };
 
@@ -190,8 +190,9 @@ __global__ void __launch_bounds__(Gemm::kThreads) gemm_cluster(__grid_constant__
   using NAME##_kernel = autotune::GemmCluster<ELEMENT, OUTPUT, WINDOW, M, N, __VA_ARGS__>;                            \
   extern "C" int NAME##_run(autotune::Order const* order, int splits, void* stream) {                                 \
     dim3 const grid((order->m + M - 1) / M, (order->n + N - 1) / N, splits);                                          \
-    return autotune::launch_clusters(autotune::gemm_cluster<NAME##_kernel>, *order, grid, NAME##_kernel::kThreads,    \
-                                     NAME##_kernel::kShared, order->early != 0, static_cast<cudaStream_t>(stream));   \
+    return autotune::launch_clusters(autotune::gemm_cluster<NAME##_kernel>, *order, grid, dim3(1, 1, splits),         \
+                                     NAME##_kernel::kThreads, NAME##_kernel::kShared, order->early != 0,              \
+                                     static_cast<cudaStream_t>(stream));                                              \
   }                                                                                                                   \
   extern "C" int NAME##_made(autotune::Made* told) {                                                                  \
     return autotune::made(autotune::gemm_cluster<NAME##_kernel>, NAME##_kernel::kShared, told);                       \

@@ -1,6 +1,7 @@
 // A GEMM with its epilogue by the tensor cores' and copy engines' instructions of sm_90a, lean where a launch is short: a
 // block computes one tile, its copies begin with its first instruction, and where blocks are few they share k out among
-// the blocks of a cluster, which add up their parts in their order. Bits are the same each time.
+// the blocks of a cluster, which add up their parts in their order. Bits are the same each time. What bounds most shapes is
+// what the L2 cache hands out: so neighbours in a cluster may each fetch a part of what they both read, for both.
 //
 // The tensor cores want 64 rows at least. Where A has few, they take B's rows for theirs (kSwapped), and A's for columns,
 // of which 8 are enough.
@@ -19,17 +20,23 @@ struct HopperOrder {
 };
 
 // A tile of kM by kN results, kK deep in each of kStages steps that are under way; kGroups times four warps share its rows,
-// and one warp more copies.
-template <class Element, class Output, bool kWindow, bool kSwapped, int kM, int kN, int kK, int kGroups, int kStages>
+// and one warp more copies. kAlongM by kAlongN blocks fetch A and B together.
+template <class Element, class Output, bool kWindow, bool kSwapped, int kM, int kN, int kK, int kGroups, int kStages,
+          int kAlongM, int kAlongN>
 struct GemmHopper {
   static constexpr int kRows = kSwapped ? kN : kM, kColumns = kSwapped ? kM : kN;  // of the products
   static constexpr int kBlocks = kRows / kGroups / 64;
   static constexpr int kWorkers = 128 * kGroups, kThreads = kWorkers + 32;
   static_assert(kBlocks * kGroups * 64 == kRows && kColumns % 8 == 0 && kColumns <= 256, "not a tile of wgmma.m64nNk16");
-  static_assert(kRows <= 256 && kK % kBoxColumns == 0 && kStages >= 2, "not a tile that copies bring");
+  static_assert(kRows <= 256 && kK % kBoxColumns == 0 && kStages >= 2 && kStages <= 32, "not a tile that copies bring");
 
   static constexpr int kDepth = kK, kBoxes = kK / kBoxColumns;
   static constexpr int kBoxBytesA = kM * kBoxColumns * 2, kBoxBytesB = kN * kBoxColumns * 2;
+  // Rows that a block fetches: blocks along N read the same A, blocks along M the same B.
+  static constexpr int kOwnM = kM / kAlongN, kOwnN = kN / kAlongM;
+  static constexpr bool kTogether = kAlongM * kAlongN > 1;
+  static constexpr int kReaders = kAlongM + kAlongN - 1;  // blocks that what a block fetches goes to, itself among them
+  static_assert(kOwnM % 8 == 0 && kOwnM * kAlongN == kM && kOwnN % 8 == 0 && kOwnN * kAlongM == kN, "uneven parts");
   static constexpr int kStageBytes = kBoxes * (kBoxBytesA + kBoxBytesB);
   // Floats from one row of the sums to the next, so that a warp's stores meet in no bank.
   static constexpr int kPitch = kSwapped ? kN + 4 : kN + (kN % 16 == 0 ? 8 : 0);
@@ -46,46 +53,36 @@ struct GemmHopper {
     int const steps = max(0, min(given.share, given.steps - first_step));
     unsigned char* const shared = shared_memory() + (0u - shared_address(shared_memory())) % kAlignment;
     uint32_t const base = shared_address(shared), full = base + kBodyBytes, empty = full + kStages * 8;
-    int const warp = threadIdx.x / 32;
-    bool const copies = threadIdx.x == kWorkers;
+    int const warp = uniform(threadIdx.x / 32);
+    bool const copies = warp == kWorkers / 32;
+    int const along_m = blockIdx.x % kAlongM, along_n = blockIdx.y % kAlongN, plane = split * kAlongM * kAlongN;
+    Cluster const cluster{along_m + along_n * kAlongM, kAlongM * kAlongN};
 
     Corner corner;
     auto copy_a = [&](int step, int stage) {
 #pragma unroll
       for (int box = 0; box < kBoxes; ++box) {
-        copy_a_box(base + stage * kStageBytes + box * kBoxBytesA, given, full + stage * 8, corner, first_m,
-                   (first_step + step) * kK + box * kBoxColumns);
+        copy_a_box(base + stage * kStageBytes + box * kBoxBytesA + along_n * kOwnM * kBoxColumns * 2, given,
+                   full + stage * 8, corner, first_m + along_n * kOwnM, (first_step + step) * kK + box * kBoxColumns,
+                   along_m + plane);
       }
     };
     auto copy_b = [&](int step, int stage) {
-      uint32_t const to = base + stage * kStageBytes + kBoxes * kBoxBytesA;
+      uint32_t const to = base + stage * kStageBytes + kBoxes * kBoxBytesA + along_m * kOwnN * kBoxColumns * 2;
       barrier_expect(full + stage * 8, kStageBytes);
 #pragma unroll
       for (int box = 0; box < kBoxes; ++box) {
-        copy_box(to + box * kBoxBytesB, &given.b, full + stage * 8, (first_step + step) * kK + box * kBoxColumns, first_n);
+        int const depth = (first_step + step) * kK + box * kBoxColumns, row = first_n + along_m * kOwnN;
+        if constexpr (kAlongM > 1) {
+          constexpr int kRow = (1 << kAlongM) - 1;
+          copy_box_to(to + box * kBoxBytesB, &given.b, full + stage * 8, depth, row, kRow << (along_n * kAlongM + plane));
+        } else {
+          copy_box(to + box * kBoxBytesB, &given.b, full + stage * 8, depth, row);
+        }
       }
     };
 
-    if (copies) {
-      prefetch_map(&given.b);
-      prefetch_map(&given.a);
-      for (int stage = 0; stage < kStages; ++stage) {
-        barrier_init(full + stage * 8, 1);
-        barrier_init(empty + stage * 8, kWorkers / 32);
-      }
-      barriers_are_made();
-#pragma unroll 1
-      for (int step = 0; step < min(kStages, steps); ++step) copy_b(step, step);
-      if constexpr (kWindow) corner = corner_of(order, first_m);
-      wait_for_earlier();  // which may still write A
-#pragma unroll 1
-      for (int step = 0; step < min(kStages, steps); ++step) copy_a(step, step);
-    }
-    __syncthreads();
-    let_next_begin();
-
-    float* const own = reinterpret_cast<float*>(shared);
-    if (copies) {
+    auto copy_the_rest = [&] {
       int stage = 0, parity = 0;
 #pragma unroll 1
       for (int step = kStages; step < steps; ++step) {
@@ -94,22 +91,52 @@ struct GemmHopper {
         copy_a(step, stage);
         if (++stage == kStages) stage = 0, parity ^= 1;
       }
-    } else if (warp < kWorkers / 32) {
+    };
+
+    if (copies && is_chosen()) {
+      prefetch_map(&given.b);
+      prefetch_map(&given.a);
+#pragma unroll
+      for (int stage = 0; stage < kStages; ++stage) {
+        barrier_init(full + stage * 8, 1);
+        barrier_init(empty + stage * 8, kWorkers / 32 * kReaders);
+      }
+      barriers_are_made();
+    }
+    if constexpr (kTogether) {
+      __syncwarp();
+      cluster.sync();  // everybody's barriers
+    }
+    if (copies && is_chosen()) {
+#pragma unroll 1
+      for (int step = 0; step < min(kStages, steps); ++step) copy_b(step, step);
+      if constexpr (kWindow) corner = corner_of(order, first_m + along_n * kOwnM);
+      wait_for_earlier();  // which may still write A
+#pragma unroll 1
+      for (int step = 0; step < min(kStages, steps); ++step) copy_a(step, step);
+    }
+    if constexpr (!kTogether) __syncthreads();
+    let_next_begin();
+
+    float* const own = reinterpret_cast<float*>(shared);
+    if (copies) {
+      if (is_chosen()) copy_the_rest();
+      __syncwarp();
+    } else {
       prefetch_epilogue(order, first_m, first_n);
       float sums[kBlocks][kColumns / 2];
-      multiply(sums, base, full, empty, steps);
+      multiply(sums, base, full, empty, steps, plane, along_m, along_n);
       meet(kWorkers);  // the sums take the place of the operands
       keep(own, sums, steps > 0);
       if (splits == 1) meet(kWorkers);
     }
-    Cluster const cluster;
     if (splits > 1) cluster.sync();
-    if (warp < kWorkers / 32) {
+    if (!copies) {
       wait_for_earlier();  // which may still write the residual, or read what lies where D will
-      Epilogue<Output>::template hand_out<kM, kN, kPitch>(order, own, first_m, first_n, split, splits, threadIdx.x,
-                                                          kWorkers);
+      Epilogue<Output>::template hand_out<kM, kN, kPitch>(order, cluster, own, first_m, first_n, split, splits,
+                                                          threadIdx.x, kWorkers);
     }
-    if (splits > 1) cluster.sync();  // nobody leaves while its sums are being read
+    if (splits > 1) cluster.meet();  // nobody leaves while its sums are being read
   }
 
  private:
@@ -125,14 +152,23 @@ struct GemmHopper {
   }
 
   static __device__ __forceinline__ void copy_a_box(uint32_t to, HopperOrder const& given, uint32_t barrier,
-                                                    Corner const& corner, int first_m, int depth) {
+                                                    Corner const& corner, int row, int depth, int first_reader) {
+    uint16_t readers = 0;
+#pragma unroll
+    for (int i = 0; i < kAlongN; ++i) readers |= 1 << (first_reader + i * kAlongM);
     if constexpr (kWindow) {  // channels are whole boxes, so that one lies under one place of the kernel
       Order const& order = given.order;
       int const tap = depth / order.channels, channel = depth % order.channels;
       int const right = tap % order.kernel_w * order.dilation_w, down = tap / order.kernel_w * order.dilation_h;
-      copy_pixels(to, &given.a, barrier, channel, corner.x, corner.y, corner.image, right, down);
+      if constexpr (kAlongN > 1) {
+        copy_pixels_to(to, &given.a, barrier, channel, corner.x, corner.y, corner.image, right, down, readers);
+      } else {
+        copy_pixels(to, &given.a, barrier, channel, corner.x, corner.y, corner.image, right, down);
+      }
+    } else if constexpr (kAlongN > 1) {
+      copy_box_to(to, &given.a, barrier, depth, row, readers);
     } else {
-      copy_box(to, &given.a, barrier, depth, first_m);
+      copy_box(to, &given.a, barrier, depth, row);
     }
   }
 
@@ -150,8 +186,19 @@ struct GemmHopper {
     }
   }
 
+  // Tell who fetches that this warp has left a stage: one lane each of the blocks that fetch for this one.
+  static __device__ __forceinline__ void leave(uint32_t empty, int plane, int along_m, int along_n) {
+    int const lane = threadIdx.x % 32;
+    if constexpr (!kTogether) {
+      if (lane == 0) barrier_arrive(empty);
+    } else if (lane < kReaders) {  // first those along M, then the others along N
+      int const other = lane - kAlongM, n = other < along_n ? other : other + 1;
+      barrier_arrive_at(empty, plane + (lane < kAlongM ? lane + along_n * kAlongM : along_m + n * kAlongM));
+    }
+  }
+
   static __device__ __forceinline__ void multiply(float (&sums)[kBlocks][kColumns / 2], uint32_t base, uint32_t full,
-                                                  uint32_t empty, int steps) {
+                                                  uint32_t empty, int steps, int plane, int along_m, int along_n) {
     constexpr int kRowBytes = (kSwapped ? kBoxBytesB : kBoxBytesA), kColumnBytes = kSwapped ? kBoxBytesA : kBoxBytesB;
     uint32_t const of_group = threadIdx.x / 128 * (kRows / kGroups) * kBoxColumns * 2;
     uint32_t const rows = base + (kSwapped ? kBoxes * kBoxBytesA : 0) + of_group;
@@ -175,7 +222,8 @@ struct GemmHopper {
       products_commit();
       if (step > 0) {
         products_wait<1>();  // the tensor cores have left the stage before this one
-        if (threadIdx.x % 32 == 0) barrier_arrive(empty + (stage == 0 ? kStages - 1 : stage - 1) * 8);
+        // Only where somebody waits for it, so that nobody is told who may have ended.
+        if (step - 1 + kStages < steps) leave(empty + (stage == 0 ? kStages - 1 : stage - 1) * 8, plane, along_m, along_n);
       }
       if (++stage == kStages) stage = 0, parity ^= 1;
     }
@@ -209,28 +257,32 @@ __global__ void __launch_bounds__(Gemm::kThreads, 1) gemm_hopper(__grid_constant
 }
 
 // Zero, or an error of the runtime or the driver; the launch is in the stream when this returns.
-template <class Gemm, class Element, bool kWindow, int kM, int kN>
+template <class Gemm, class Element, bool kWindow, int kM, int kN, int kAlongM, int kAlongN>
 int launch_hopper(Order const& order, int splits, cudaStream_t stream) {
   HopperOrder given;
   given.order = order;
   given.steps = (order.k + Gemm::kDepth - 1) / Gemm::kDepth;
   given.share = (given.steps + splits - 1) / splits;
-  int error = kWindow ? map_window<Element>(&given.a, order, kM) : map_rows<Element>(&given.a, order.a, order.m, order.k, kM);
-  if (error == 0) error = map_rows<Element>(&given.b, order.b, order.n, order.k, kN);
+  int error = kWindow ? map_window<Element>(&given.a, order, Gemm::kOwnM)
+                      : map_rows<Element>(&given.a, order.a, order.m, order.k, Gemm::kOwnM);
+  if (error == 0) error = map_rows<Element>(&given.b, order.b, order.n, order.k, Gemm::kOwnN);
   if (error != 0) return error;
-  dim3 const grid((order.m + kM - 1) / kM, (order.n + kN - 1) / kN, splits);
-  return launch_clusters(gemm_hopper<Gemm>, given, grid, Gemm::kThreads, Gemm::kShared, order.early != 0, stream);
+  auto const whole = [](int size, int of) { return (size + of - 1) / of; };
+  dim3 const blocks(kAlongM, kAlongN, splits);
+  dim3 const grid(whole(order.m, kM * kAlongM) * kAlongM, whole(order.n, kN * kAlongN) * kAlongN, splits);
+  return launch_clusters(gemm_hopper<Gemm>, given, grid, blocks, Gemm::kThreads, Gemm::kShared, order.early != 0, stream);
 }
 
 }  // namespace autotune
 
 // One kernel under a name of its own; the arguments are those of GemmHopper.
-#define AUTOTUNE_GEMM_HOPPER(NAME, ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, ...)                                \
-  using NAME##_kernel = autotune::GemmHopper<ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, __VA_ARGS__>;             \
-  extern "C" int NAME##_run(autotune::Order const* order, int splits, void* stream) {                          \
-    return autotune::launch_hopper<NAME##_kernel, ELEMENT, WINDOW, M, N>(*order, splits,                       \
-                                                                         static_cast<cudaStream_t>(stream));   \
-  }                                                                                                            \
-  extern "C" int NAME##_made(autotune::Made* told) {                                                           \
-    return autotune::made(autotune::gemm_hopper<NAME##_kernel>, NAME##_kernel::kShared, told);                 \
+#define AUTOTUNE_GEMM_HOPPER(NAME, ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, K, GROUPS, STAGES, ALONG_M, ALONG_N)     \
+  using NAME##_kernel =                                                                                             \
+      autotune::GemmHopper<ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, K, GROUPS, STAGES, ALONG_M, ALONG_N>;            \
+  extern "C" int NAME##_run(autotune::Order const* order, int splits, void* stream) {                               \
+    return autotune::launch_hopper<NAME##_kernel, ELEMENT, WINDOW, M, N, ALONG_M, ALONG_N>(                         \
+        *order, splits, static_cast<cudaStream_t>(stream));                                                         \
+  }                                                                                                                 \
+  extern "C" int NAME##_made(autotune::Made* told) {                                                                \
+    return autotune::made(autotune::gemm_hopper<NAME##_kernel>, NAME##_kernel::kShared, told);                      \
   }

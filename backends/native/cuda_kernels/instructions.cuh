@@ -20,16 +20,26 @@ __device__ __forceinline__ uint32_t shared_address(void const* at) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
-// The blocks that share k out among themselves; before sm_90 there is one alone.
+// The blocks of a cluster; before sm_90 there is one alone. Those that share k out among themselves have every `step`th rank
+// from `first` on.
 struct Cluster {
+  int first = 0, step = 1;
 #if __CUDA_ARCH__ >= 900
-  __device__ __forceinline__ void sync() const { cooperative_groups::this_cluster().sync(); }
-  // What lies in the shared memory of another block where `own` lies in this one's.
+  // Until all threads are here, and what they wrote into shared memory is seen. All of a warp come together.
+  __device__ __forceinline__ void sync() const {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+  }
+  // The same without an eye on what anybody wrote: a fence would wait for what is on its way to global memory.
+  __device__ __forceinline__ void meet() const {
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;\nbarrier.cluster.wait.aligned;\n" ::: "memory");
+  }
+  // What lies in the shared memory of another one of those where `own` lies in this one's.
   __device__ __forceinline__ float const* of(float* own, int other) const {
-    return cooperative_groups::this_cluster().map_shared_rank(own, other);
+    return cooperative_groups::this_cluster().map_shared_rank(own, first + other * step);
   }
 #else
   __device__ __forceinline__ void sync() const { __syncthreads(); }
+  __device__ __forceinline__ void meet() const { __syncthreads(); }
   __device__ __forceinline__ float const* of(float* own, int) const { return own; }
 #endif
 };
@@ -47,6 +57,9 @@ __device__ __forceinline__ void wait_for_earlier() {
   asm volatile("griddepcontrol.wait;\n" ::: "memory");
 #endif
 }
+
+// A number that is the same in all threads of a warp, so that the compiler knows it.
+__device__ __forceinline__ int uniform(int value) { return __shfl_sync(0xffffffff, value, 0); }
 
 __device__ __forceinline__ float fast_tanh(float x) {
   float answer;

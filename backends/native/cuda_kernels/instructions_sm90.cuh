@@ -9,6 +9,19 @@
 
 namespace autotune {
 
+// Whether a thread is the one of its warp that acts for it.
+__device__ __forceinline__ bool is_chosen() {
+  uint32_t chosen;
+  asm volatile(
+      "{\n"
+      ".reg .pred found;\n"
+      "elect.sync _|found, 0xffffffff;\n"
+      "selp.b32 %0, 1, 0, found;\n"
+      "}\n"
+      : "=r"(chosen));
+  return chosen != 0;
+}
+
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals) : "memory");
 }
@@ -26,6 +39,18 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
 
 __device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
+}
+
+// The same of the barrier that lies there in another block of the cluster.
+__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, int rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
 }
 
 // Until the phase of this parity is over.
@@ -70,6 +95,26 @@ __device__ __forceinline__ void copy_pixels(uint32_t to, CUtensorMap const* map,
       "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
       "[%2], {%7, %8};\n" ::"r"(to),
       "l"(map), "r"(barrier), "r"(channel), "r"(x), "r"(y), "r"(image), "h"(static_cast<uint16_t>(right)),
+      "h"(static_cast<uint16_t>(down))
+      : "memory");
+}
+
+// Both to the same place of every block of the cluster that is in `blocks`, whose barriers count the bytes.
+__device__ __forceinline__ void copy_box_to(uint32_t to, CUtensorMap const* map, uint32_t barrier, int column, int row,
+                                            uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, %5}], "
+      "[%2], %3;\n" ::"r"(to),
+      "l"(map), "r"(barrier), "h"(blocks), "r"(column), "r"(row)
+      : "memory");
+}
+
+__device__ __forceinline__ void copy_pixels_to(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x,
+                                               int y, int image, int right, int down, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, "
+      "%5, %6, %7}], [%2], {%8, %9}, %3;\n" ::"r"(to),
+      "l"(map), "r"(barrier), "h"(blocks), "r"(channel), "r"(x), "r"(y), "r"(image), "h"(static_cast<uint16_t>(right)),
       "h"(static_cast<uint16_t>(down))
       : "memory");
 }

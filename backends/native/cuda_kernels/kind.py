@@ -28,6 +28,9 @@ ELEMENTS = {"fp16": "__half", "bf16": "__nv_bfloat16", "fp32": "float"}
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 """The numbers of ``epilogue.cuh`` for each."""
 
+KERNELS_A_UNIT = 12
+"""Our headers are read in a second, so that as many kernels in one unit take half a second each."""
+
 WINDOW = (
     "height", "width", "channels", "kernel_w", "stride_h", "stride_w", "padding_h", "padding_w", "dilation_h",
     "dilation_w", "places_h", "places_w",
@@ -86,7 +89,8 @@ class CudaGemm:
         if not wanted:
             return []
         compiler = Compiler.bare(_short(wanted[0].architecture))
-        found = KernelCache(folder).compile(compiler, [self.source_of(build) for build in wanted])
+        sources = [self.source_of(build) for build in wanted]
+        found = KernelCache(folder).compile(compiler, sources, a_unit=KERNELS_A_UNIT)
         return [
             MadeKernel(refusal=kernel.detail if isinstance(kernel, Refused) else None, compile_s=kernel.compile_s)
             for kernel in found
@@ -146,7 +150,8 @@ def cluster_source(build: SplitBuild) -> KernelSource:
 def hopper_source(build: SplitBuild) -> KernelSource:
     """Give the source of a tile of :mod:`autotune.search_spaces.hopper_gemm`."""
     tile = build.tile
-    sides = (tile["tile_m"], tile["tile_n"], tile["tile_k"], tile["groups"], hopper_gemm.stages(dict(tile.values)))
+    stages = hopper_gemm.stages(dict(tile.values))
+    sides = tile["tile_m"], tile["tile_n"], tile["tile_k"], tile["groups"], stages, tile["cluster_m"], tile["cluster_n"]
     turned = "true" if tile["swapped"] else "false"
     return _source("gemm_hopper.cuh", "AUTOTUNE_GEMM_HOPPER", *_types(build), turned, *map(str, sides))
 

@@ -156,9 +156,10 @@ class KernelCache:
         return None
 
     def compile(
-        self, compiler: Compiler, kernels: Sequence[KernelSource], *, at_once: int | None = None
-    ) -> list[CompiledKernel | Refused]:
-        """Compile what is not there yet and give what each kernel came to, in their order.
+        self, compiler: Compiler, kernels: Sequence[KernelSource], *, at_once: int | None = None,
+        a_unit: int = KERNELS_A_UNIT,
+    ) -> list[CompiledKernel | Refused]:  # fmt: skip
+        """Compile what is not there yet and give what each kernel came to, in their order, ``a_unit`` in one at most.
 
         A unit that fails is compiled again one kernel at a time, so that each refusal has its kernel. Raises WorkError
         where nvcc itself failed: killed, or out of time.
@@ -174,7 +175,7 @@ class KernelCache:
         by_header: dict[Path, list[str]] = {}
         for key, kernel in missing.items():
             by_header.setdefault(kernel.header, []).append(key)
-        together = min(KERNELS_A_UNIT, -(-len(missing) // (at_once or units_at_once(1))))  # no core goes without
+        together = min(a_unit, -(-len(missing) // (at_once or units_at_once(1))))  # no core goes without
         units = [
             tuple(same[first : first + together])
             for same in by_header.values()

@@ -1,22 +1,25 @@
 """Fused attention that a kernel of ours computes, where there is one for it: torch chooses among its own by itself."""
 
+from typing import Any
+
 import torch
 from torch.fx import GraphModule, Node
 
 from autotune.backends.native import operators
 from autotune.backends.native.fusions.attention import SDPA
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call
-from autotune.backends.native.graph import Fusion, aten, place, put_in_place, replace, same_layout, value
+from autotune.backends.native.graph import Fusion, aten, constant, place, put_in_place, replace, same_layout, value
 
+_BOTH = (aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default)
 _ATTENTION = getattr(torch.ops, operators.NAMESPACE).attention.default
 
 
 def attention_kernel(module: GraphModule) -> list[str]:
     """Rewrite torch's fused attention of batches and heads as our operator; gives the attentions' places."""
-    return [place(node) for node in list(module.graph.nodes) if node.target is SDPA and _rewrite(node)]
+    return [place(node) for node in list(module.graph.nodes) if node.target is SDPA and _rewrite(module, node)]
 
 
-def _rewrite(node: Node) -> bool:
+def _rewrite(module: GraphModule, node: Node) -> bool:
     given = arguments(node)
     operands = [given["query"], given["key"], given["value"]]
     query, key, values = (value(one) for one in operands)
@@ -26,10 +29,11 @@ def _rewrite(node: Node) -> bool:
         return False
     if query.dtype not in FLOATS or query.shape[:2] != key.shape[:2] or key.shape != values.shape:
         return False
-    mask = value(given["attn_mask"])
-    if given["attn_mask"] is not None and (mask is None or mask.dtype not in (torch.bool, query.dtype)):
+    mask = _shortest(module, given["attn_mask"])
+    like = value(mask)
+    if mask is not None and (like is None or like.dtype not in (torch.bool, query.dtype)):
         return False
-    args = (*operands, given["attn_mask"], bool(given["is_causal"]), given["scale"])
+    args = (*operands, mask, bool(given["is_causal"]), given["scale"])
     new = call(node, _ATTENTION, args)
     if not same_layout(value(new), value(node)):
         contiguous = call(node, aten.clone.default, (new,), {"memory_format": torch.contiguous_format})
@@ -42,6 +46,27 @@ def _rewrite(node: Node) -> bool:
     put_in_place(new, node)
     replace(node, new)
     return True
+
+
+def _shortest(module: GraphModule, mask: Any) -> Any:
+    """A mask without what only repeats it, which the kernel does by itself, and without what hides nothing."""
+    while isinstance(mask, Node) and value(mask) is not None:
+        if mask.target is aten.expand.default:
+            mask = mask.args[0]
+            continue
+        like = value(mask)
+        if mask.target not in _BOTH or like is None or like.dtype is not torch.bool:
+            break
+        left, right = mask.args
+        if not (_hides_nothing(module, left) or _hides_nothing(module, right)):
+            break
+        mask = right if _hides_nothing(module, left) else left
+    return mask
+
+
+def _hides_nothing(module: GraphModule, mask: object) -> bool:
+    known = constant(module, mask)
+    return known is not None and known.dtype is torch.bool and bool(known.all())
 
 
 ATTENTION_KERNEL = Fusion(name="attention_kernel", fuse=attention_kernel)

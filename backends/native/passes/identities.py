@@ -4,7 +4,16 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from autotune.backends.native.graph import Pass, aten, constant, may_replace, replace, same_layout, value
+from autotune.backends.native.graph import (
+    Pass,
+    aten,
+    constant,
+    may_replace,
+    reaches_output,
+    replace,
+    same_layout,
+    value,
+)
 
 _VIEWS = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.slice.Tensor, aten.select.int}
 _VIEWS |= {aten.transpose.int, aten.permute.default, aten.t.default, aten.alias.default, aten.detach.default}
@@ -19,11 +28,35 @@ def identities(module: GraphModule) -> int:
     """
     taken = 0
     for node in list(module.graph.nodes):
+        if _gathered(module, node):
+            taken += 1
+            continue
         source = _arithmetic(module, node) or _copied(node) or _seen_again(node)
         if source is not None and same_layout(value(node), value(source)) and may_replace(node, source):
             replace(node, source)
             taken += 1
     return taken
+
+
+def _gathered(module: GraphModule, node: Node) -> bool:
+    """Look at a tensor in another shape where constant indices would gather each of its elements in their order."""
+    if node.target is not aten.index.Tensor:
+        return False
+    source, given = node.args
+    like, answer = value(source), value(node)
+    places = [constant(module, one) for one in given]  # type: ignore[union-attr]
+    if like is None or answer is None or not like.is_contiguous() or not answer.is_contiguous() or reaches_output(node):
+        return False
+    if like.numel() != answer.numel() or any(one is None or one.is_floating_point() for one in places):
+        return False
+    numbers = torch.arange(like.numel()).reshape(like.shape)
+    if not torch.equal(numbers[tuple(one.cpu() for one in places if one is not None)].flatten(), numbers.flatten()):
+        return False
+    with node.graph.inserting_before(node):
+        view = node.graph.call_function(aten.view.default, (source, list(answer.shape)))
+    view.meta = dict(node.meta)
+    replace(node, view)
+    return True
 
 
 def _arithmetic(module: GraphModule, node: Node) -> Node | None:

@@ -140,9 +140,7 @@ class Module:
             attributes=ctypes.pointer(overlap) if early else None, attribute_count=int(early),
         )  # fmt: skip
         with self._current():
-            self._driver.call(
-                self._asked, "cuLaunchKernelEx", ctypes.byref(how), self._function, addresses, None
-            )
+            self._driver.call(self._asked, "cuLaunchKernelEx", ctypes.byref(how), self._function, addresses, None)
 
     def close(self) -> None:
         """Unload it; no launch may be under way, and no graph that holds one may be replayed any more."""

@@ -119,6 +119,29 @@ def test_a_lossless_cast_brings_every_value_back(narrow: torch.dtype, wide: torc
     assert lossless(narrow, narrow)
 
 
+@pytest.mark.parametrize(
+    ("function", "looked_at"),
+    [
+        (lambda m, x: x[m.deep, m.columns] + 1.0, 1),
+        (lambda m, x: x[m.down, m.columns] * 2.0, 1),
+        (lambda m, x: x[m.rows] - 1.0, 1),
+        (lambda m, x: x[:, m.columns] + 1.0, 0),  # a slice before the indices is no constant
+        (lambda m, x: x[m.turned] + 1.0, 0),
+        (lambda m, x: x[m.first] + 1.0, 0),
+        (lambda m, x: x.t()[m.across, m.rows] + 1.0, 0),
+        (lambda m, x: x[m.rows], 0),  # the caller's own memory
+    ],
+)
+def test_a_gathering_of_all_elements_in_their_order_is_a_view(function: Function, looked_at: int) -> None:
+    rows, columns = torch.arange(2), torch.arange(3)
+    constants = {
+        "rows": rows, "columns": columns, "down": rows[:, None].clone(), "deep": rows[:, None, None].clone(),
+        "across": columns[:, None].clone(), "turned": rows.flip(0), "first": rows[:1].clone(),
+    }  # fmt: skip
+    done = run(IDENTITIES, function, torch.randn(2, 3), **constants)
+    assert ("index.Tensor" in operators(done)) == (looked_at == 0)
+
+
 def test_constants_fold_up_to_the_limit() -> None:
     def tables(module: Any, x: Tensor) -> Tensor:
         return x + torch.arange(4.0).mul(2).unsqueeze(0)

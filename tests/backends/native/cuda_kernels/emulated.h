@@ -67,6 +67,7 @@ struct Fiber {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   uint3 thread, block;
+  int rank = 0;  // of its block in the cluster
   std::deque<std::vector<Copy>> groups{1};
   bool ended = false;
 };
@@ -96,7 +97,7 @@ inline void meet(Meeting& meeting) {
   while (meeting.times == time) swapcontext(&now->context, &scheduler);
 }
 
-inline Warp& warp() { return warps[now->block.z * warps_a_block + now->thread.x / 32]; }
+inline Warp& warp() { return warps[now->rank * warps_a_block + now->thread.x / 32]; }
 
 // Gives the values of all threads of a warp once all of them have told theirs.
 template <class Use>
@@ -114,15 +115,18 @@ void together(uint32_t const* told, int count, Use use) {
 #define blockIdx (emulated::now->block)
 inline dim3 gridDim;
 
-inline void __syncthreads() { emulated::meet(emulated::blocks[blockIdx.z]); }
+inline void __syncwarp() { emulated::meet(emulated::warp().meeting); }
+inline void __syncthreads() { emulated::meet(emulated::blocks[emulated::now->rank]); }
 
 namespace autotune {
 
-inline unsigned char* shared_memory() {
-  auto const at = reinterpret_cast<uintptr_t>(emulated::memories[blockIdx.z].data());
+inline unsigned char* shared_memory_of(int rank) {
+  auto const at = reinterpret_cast<uintptr_t>(emulated::memories[rank].data());
   return reinterpret_cast<unsigned char*>((at + 127) / 128 * 128);
 }
+inline unsigned char* shared_memory() { return shared_memory_of(emulated::now->rank); }
 
+inline int uniform(int value) { return value; }
 inline void let_next_begin() {}
 inline void wait_for_earlier() {}
 inline float fast_tanh(float x) { return tanhf(x); }
@@ -132,11 +136,12 @@ inline uint32_t shared_address(void const* at) {
 }
 
 struct Cluster {
+  int first = 0, step = 1;
   void sync() const { emulated::meet(emulated::cluster); }
+  void meet() const { sync(); }
   float const* of(float* own, int other) const {
     auto const at = reinterpret_cast<unsigned char*>(own) - shared_memory();
-    auto const base = reinterpret_cast<uintptr_t>(emulated::memories[other].data());
-    return reinterpret_cast<float const*>((base + 127) / 128 * 128 + at);
+    return reinterpret_cast<float const*>(shared_memory_of(first + other * step) + at);
   }
 };
 
@@ -243,29 +248,38 @@ struct Run {
 
 }  // namespace emulated
 
-// Runs the clusters one after the other: each has the blocks of one place of the grid along z.
+// Runs the clusters one after the other.
 template <class Order>
 cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* how, void (*kernel)(Order const), Order const& order) {
   using namespace emulated;
   using Runs = Run<void(Order const), Order>;
-  int const splits = how->gridDim.z, threads = how->blockDim.x;
-  if (splits > 1 && (how->numAttrs < 1 || how->attrs->val.clusterDim.z != splits)) abort();
+  int const threads = how->blockDim.x;
+  dim3 of;
+  for (int i = 0; i < how->numAttrs; ++i) {
+    if (how->attrs[i].id == cudaLaunchAttributeClusterDimension) of = how->attrs[i].val.clusterDim;
+  }
   gridDim = how->gridDim;
+  if (gridDim.x % of.x != 0 || gridDim.y % of.y != 0 || gridDim.z % of.z != 0) abort();
+  int const size = of.x * of.y * of.z;
+  dim3 const clusters(gridDim.x / of.x, gridDim.y / of.y, gridDim.z / of.z);
   warps_a_block = threads / 32;
   Runs::kernel = kernel;
   Runs::order = &order;
-  for (int at = 0; at < gridDim.x * gridDim.y; ++at) {
-    blocks.assign(splits, {threads, 0, 0});
-    warps.assign(splits * warps_a_block, {{32, 0, 0}, {}});
+  for (int at = 0; at < clusters.x * clusters.y * clusters.z; ++at) {
+    blocks.assign(size, {threads, 0, 0});
+    warps.assign(size * warps_a_block, {{32, 0, 0}, {}});
     // All bits set are NaN: what is read before it was written shows.
-    memories.assign(splits, std::vector<unsigned char>(how->dynamicSmemBytes + 128, 0xff));
-    cluster = {splits * threads, 0, 0};
+    memories.assign(size, std::vector<unsigned char>(how->dynamicSmemBytes + 128, 0xff));
+    cluster = {size * threads, 0, 0};
     if (begin_cluster) begin_cluster();
-    fibers = std::vector<Fiber>(splits * threads);
-    for (int i = 0; i < splits * threads; ++i) {
+    fibers = std::vector<Fiber>(size * threads);
+    for (int i = 0; i < size * threads; ++i) {
       Fiber& fiber = fibers[i];
+      int const rank = i / threads;
       fiber.thread = {i % threads, 0, 0};
-      fiber.block = {at % gridDim.x, at / gridDim.x, i / threads};
+      fiber.rank = rank;
+      fiber.block = {at % clusters.x * of.x + rank % of.x, at / clusters.x % clusters.y * of.y + rank / of.x % of.y,
+                     at / (clusters.x * clusters.y) * of.z + rank / (of.x * of.y)};
       fiber.stack = std::make_unique<char[]>(kStack);
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();

@@ -28,11 +28,12 @@ struct Barrier {
   }
 };
 
-inline std::map<std::pair<int, uint32_t>, Barrier> barriers;  // by block and address
+inline std::map<std::pair<int, uint32_t>, Barrier> barriers;  // by the rank of a block and address
 inline std::map<std::pair<int, int>, Meeting> meetings;       // of some of a block's threads
 inline std::map<Fiber*, std::deque<std::vector<std::function<void()>>>> products;
 
-inline Barrier& barrier_at(uint32_t at) { return barriers.at({now->block.z, at}); }
+inline Barrier& barrier_of(int rank, uint32_t at) { return barriers.at({rank, at}); }
+inline Barrier& barrier_at(uint32_t at) { return barrier_of(now->rank, at); }
 
 // What a new cluster finds.
 inline void begin_sm90() {
@@ -71,16 +72,19 @@ int map_window(CUtensorMap* map, Order const& order, int box_pixels) {
   return 0;
 }
 
+inline bool is_chosen() { return threadIdx.x % 32 == 5; }
+
 inline void barrier_init(uint32_t barrier, int arrivals) {
-  emulated::barriers[{blockIdx.z, barrier}] = {arrivals, arrivals};
+  emulated::barriers[{emulated::now->rank, barrier}] = {arrivals, arrivals};
 }
 inline void barriers_are_made() {}
 
-inline void barrier_arrive(uint32_t barrier) {
-  auto& at = emulated::barrier_at(barrier);
+inline void barrier_arrive_at(uint32_t barrier, int rank) {
+  auto& at = emulated::barrier_of(rank, barrier);
   if (at.left-- == 0) abort();
   at.over();
 }
+inline void barrier_arrive(uint32_t barrier) { barrier_arrive_at(barrier, emulated::now->rank); }
 
 inline void barrier_expect(uint32_t barrier, int bytes) {
   emulated::barrier_at(barrier).bytes += bytes;
@@ -99,7 +103,7 @@ inline void barrier_wait(uint32_t barrier, int parity) {
 }
 
 inline void meet(int threads) {
-  auto& meeting = emulated::meetings[{blockIdx.z, threads}];
+  auto& meeting = emulated::meetings[{emulated::now->rank, threads}];
   meeting.expected = threads;
   emulated::meet(meeting);
 }
@@ -107,36 +111,44 @@ inline void meet(int threads) {
 inline void prefetch_map(CUtensorMap const*) {}
 inline void prefetch_line(void const*) {}
 
-// Copies rows of 128 bytes, of which `source` gives the addresses, or zeros; all of them count.
-inline void copy_rows(uint32_t to, uint32_t barrier, int rows, std::function<unsigned char const*(int row, int chunk)> source) {
+using Source = std::function<unsigned char const*(int row, int chunk)>;
+
+// Copies rows of 128 bytes, of which `source` gives the addresses, or zeros; all of them count, in every block that is asked.
+inline void copy_rows(uint32_t to, uint32_t barrier, int rows, uint16_t readers, Source source) {
   if (to % 1024 != 0) abort();
-  unsigned char* const memory = shared_memory();
-  memset(memory + to, 0xff, rows * 128);
-  auto& at = emulated::barrier_at(barrier);
-  at.copies.push_back([=, &at] {
-    for (int row = 0; row < rows; ++row) {
-      for (int chunk = 0; chunk < 8; ++chunk) {
-        unsigned char* const place = memory + emulated::turned(to + row * 128 + chunk * 16);
-        if (auto const* from = source(row, chunk)) memcpy(place, from, 16);
-        else memset(place, 0, 16);
+  for (int rank = 0; rank < 16; ++rank) {
+    if (!(readers >> rank & 1)) continue;
+    unsigned char* const memory = shared_memory_of(rank);
+    memset(memory + to, 0xff, rows * 128);
+    auto& at = emulated::barrier_of(rank, barrier);
+    at.copies.push_back([=, &at] {
+      for (int row = 0; row < rows; ++row) {
+        for (int chunk = 0; chunk < 8; ++chunk) {
+          unsigned char* const place = memory + emulated::turned(to + row * 128 + chunk * 16);
+          if (auto const* from = source(row, chunk)) memcpy(place, from, 16);
+          else memset(place, 0, 16);
+        }
       }
-    }
-    at.bytes -= rows * 128;
-  });
+      at.bytes -= rows * 128;
+    });
+  }
 }
 
-inline void copy_box(uint32_t to, CUtensorMap const* map, uint32_t barrier, int column, int row) {
+inline void copy_box_to(uint32_t to, CUtensorMap const* map, uint32_t barrier, int column, int row, uint16_t readers) {
   CUtensorMap const of = *map;
   if (of.rank != 2) abort();
-  copy_rows(to, barrier, of.box, [=](int i, int chunk) -> unsigned char const* {
+  copy_rows(to, barrier, of.box, readers, [=](int i, int chunk) -> unsigned char const* {
     int const at = column + chunk * 8, in = row + i;
     if (in >= of.sizes[1] || at >= of.sizes[0]) return nullptr;
     return of.from + (static_cast<int64_t>(in) * of.sizes[0] + at) * 2;
   });
 }
+inline void copy_box(uint32_t to, CUtensorMap const* map, uint32_t barrier, int column, int row) {
+  copy_box_to(to, map, barrier, column, row, 1 << emulated::now->rank);
+}
 
-inline void copy_pixels(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x, int y, int image, int right,
-                        int down) {
+inline void copy_pixels_to(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x, int y, int image,
+                           int right, int down, uint16_t readers) {
   CUtensorMap const of = *map;
   if (of.rank != 4 || channel + kBoxColumns > of.sizes[0]) abort();
   // From the first pixel on through the box: its corners are counted from the first and the last pixel of an image.
@@ -149,12 +161,16 @@ inline void copy_pixels(uint32_t to, CUtensorMap const* map, uint32_t barrier, i
     y = of.lower[1];
     ++image;
   }
-  copy_rows(to, barrier, of.box, [=](int i, int chunk) -> unsigned char const* {
+  copy_rows(to, barrier, of.box, readers, [=](int i, int chunk) -> unsigned char const* {
     int const in = places[i][0], row = places[i][1] + down, column = places[i][2] + right;
     if (in >= of.sizes[3] || row < 0 || row >= of.sizes[2] || column < 0 || column >= of.sizes[1]) return nullptr;
     int64_t const pixel = (static_cast<int64_t>(in) * of.sizes[2] + row) * of.sizes[1] + column;
     return of.from + (pixel * of.sizes[0] + channel + chunk * 8) * 2;
   });
+}
+inline void copy_pixels(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x, int y, int image, int right,
+                        int down) {
+  copy_pixels_to(to, map, barrier, channel, x, y, image, right, down, 1 << emulated::now->rank);
 }
 
 inline uint64_t described(uint32_t tile) {

@@ -12,17 +12,21 @@ from tests.backends.native.cuda_kernels.emulating import Emulated, emulated
 from tests.backends.native.kernel_problems import check, convolution, epilogues
 
 TILES = (
-    ("fp16", "fp16", "false, 64, 64, 64, 1, 4"),
-    ("fp16", "fp16", "true, 8, 64, 128, 1, 3"),
-    ("bf16", "fp32", "false, 128, 40, 64, 2, 3"),
-    ("fp16", "fp16", "true, 56, 128, 64, 1, 5"),
-    ("bf16", "bf16", "true, 24, 128, 64, 2, 2"),
-    ("fp16", "fp16", "false, 64, 256, 64, 1, 2"),
+    ("fp16", "fp16", "false, 64, 64, 64, 1, 4, 1, 1"),
+    ("fp16", "fp16", "true, 8, 64, 128, 1, 3, 2, 1"),
+    ("bf16", "fp32", "false, 128, 40, 64, 2, 3, 1, 1"),
+    ("fp16", "fp16", "true, 56, 128, 64, 1, 5, 1, 1"),
+    ("bf16", "bf16", "true, 24, 128, 64, 2, 2, 1, 1"),
+    ("fp16", "fp16", "false, 64, 256, 64, 1, 2, 1, 4"),
+    ("fp16", "fp16", "false, 64, 48, 64, 1, 3, 2, 2"),
 )
-"""Types, then swapped, tile_m, tile_n, tile_k, groups and stages."""
+"""Types, then swapped, tile_m, tile_n, tile_k, groups, stages and the blocks along m and n that fetch together."""
 
 SHAPES = ((1, 8, 8, 1), (33, 100, 520, 1), (33, 100, 520, 3), (130, 72, 1032, 4), (16, 65, 264, 8))
 """m, n, k and splits."""
+
+MOST_BLOCKS = 8
+"""Of a cluster."""
 
 CONVOLUTIONS = (
     (convolution(2, 24, Window(height=9, width=7, channels=64, kernel=(3, 3), padding=(1, 1))), 2),
@@ -30,6 +34,11 @@ CONVOLUTIONS = (
     (convolution(3, 9, Window(height=8, width=11, channels=128, kernel=(2, 5), stride=(1, 3), padding=(1, 0),
                               dilation=(3, 2))), 3),
 )  # fmt: skip
+
+
+def together(number: int) -> int:
+    along_m, along_n = map(int, TILES[number][2].split(", ")[-2:])
+    return along_m * along_n
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 def test_tiles_compute_any_shape_by_any_number_of_splits(number: int, library: ctypes.CDLL) -> None:
     dtype, output, _ = TILES[number]
     kinds = list(epilogues(GemmProblem(m=1, n=1, k=1, dtype=dtype, output=output)))  # type: ignore[arg-type]
-    for turn, (m, n, k, splits) in enumerate(SHAPES):
+    for turn, (m, n, k, most) in enumerate(SHAPES):
+        splits = min(most, MOST_BLOCKS // together(number))
         problem = replace(kinds[(3 * number + 5 * turn) % len(kinds)], m=m, n=n, k=k)
         check(Emulated(getattr(library, f"tile_{number}_run"), problem, splits), problem, turn)
 
@@ -57,7 +67,8 @@ def test_tiles_compute_any_shape_by_any_number_of_splits(number: int, library: c
 def test_tiles_compute_convolutions(number: int, library: ctypes.CDLL) -> None:
     dtype, output, sides = TILES[number]
     depth = int(sides.split(", ")[3])
-    for turn, (problem, splits) in enumerate(CONVOLUTIONS):
+    for turn, (problem, most) in enumerate(CONVOLUTIONS):
+        splits = min(most, MOST_BLOCKS // together(number))
         kinds = list(epilogues(replace(problem, dtype=dtype, output=output)))  # type: ignore[arg-type]
         one = kinds[(3 * number + 5 * turn) % len(kinds)]
         if one.k % depth == 0:

@@ -52,6 +52,20 @@ def test_attention_stays_within_rounding(data: st.DataObject) -> None:
     torch.testing.assert_close(after, before, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
+def test_a_mask_is_read_as_short_as_it_is() -> None:
+    shown = torch.ones(1, 1, 5, 5, dtype=torch.bool)
+
+    def forward(m: Any, q: Tensor, keys: Tensor) -> Tensor:
+        mask = m.shown & keys[:, None, None, :].expand(2, 1, 5, 5)
+        return functional.scaled_dot_product_attention(q, q, q, mask).transpose(1, 2).flatten(2)
+
+    keys = torch.tensor([[True, True, False, True, False], [True, False, False, False, True]])
+    done, before, after = fused(program_of(forward, Q, keys, shown=shown), ["attention_kernel"], Q, keys)
+    (node,) = [node for node in done.module.graph.nodes if "attention" in str(node.target)]
+    assert node.args[3].meta["val"].shape == (2, 1, 1, 5)
+    torch.testing.assert_close(after, before)
+
+
 @pytest.mark.parametrize(
     "function",
     [
