@@ -73,7 +73,8 @@ GEMM = SplitGemm(name=NAME, space=space)
 def stages(tile: Tile) -> int:
     """As many as fit where ``residents`` blocks share a multiprocessor."""
     share = SHARED_MEMORY_BYTES // int(tile["residents"]) - RESERVED_BYTES - ALIGNMENT_BYTES
-    return min(MOST_STAGES, share // (_stage_bytes(tile) + BARRIER_BYTES))
+    bias = int(tile["tile_n"]) * SUM_BYTES
+    return min(MOST_STAGES, (share - bias) // (_stage_bytes(tile) + BARRIER_BYTES))
 
 
 def _stage_bytes(tile: Tile) -> int:

@@ -9,8 +9,8 @@ from autotune.space import Constraint, Parameter, SearchSpace
 from autotune.workload import Workload
 
 FUSIONS = (
-    "conv_bn", "qkv", "attention", "attention_kernel", "norm", "gemm_epilogue", "conv_act", "back_to_back_gemm",
-    "pooling", "pointwise",
+    "conv_bn", "space_to_depth", "qkv", "attention", "attention_kernel", "norm", "gemm_epilogue", "conv_act",
+    "back_to_back_gemm", "pooling", "pointwise",
 )  # fmt: skip
 """Every fusion, in the order in which they run."""
 

@@ -54,7 +54,8 @@ class CudaGraphRunner:
         self._call: Any = call  # the graph reads the weights that the call owns
         with self._on_device, self._no_grad:
             self._graph, self._outputs = _capture(call, self._inputs, self._device)
-            self._current_stream = torch.cuda.current_stream
+            self._current_stream, self._empty_like = torch.cuda.current_stream, torch.empty_like
+            self._copy_together: Callable[..., None] = torch._foreach_copy_
             self._stream = self._current_stream(self._device)
 
     def __call__(self, *inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
@@ -67,12 +68,21 @@ class CudaGraphRunner:
             if stream != self._stream:
                 stream.wait_stream(self._stream)
                 self._stream = stream
-            for buffer, tensor in zip(self._inputs, inputs, strict=True):
-                buffer.copy_(tensor)  # blocking for memory of the host, which the caller may reuse at once
+            self._copy(self._inputs, inputs)  # blocking for memory of the host, which the caller may reuse at once
             self._graph.replay()
             if self._static_outputs:
                 return self._outputs
-            return tuple(output.clone() for output in self._outputs)
+            fresh = [self._empty_like(output) for output in self._outputs]
+            self._copy(fresh, self._outputs)
+            return tuple(fresh)
+
+    def _copy(self, to: "list[torch.Tensor]", given: "Sequence[torch.Tensor]") -> None:
+        """Copy tensors, by one launch where several lie on the device in one type."""
+        if len(to) > 1 and all(tensor.is_cuda for tensor in given):
+            self._copy_together(to, given)
+            return
+        for buffer, tensor in zip(to, given, strict=True):
+            buffer.copy_(tensor)
 
     def close(self) -> None:
         """Wait for the last replay, then free the graph, its memory pool and its buffers."""

@@ -44,19 +44,21 @@ class Constants:
     barrier_clocks: float = 31.0
     store_clocks: float = 23.0
     cache_share: float = 0.9
+    shared_share: float = 1.0
 
 
 TILED = Constants()
 LEAN = Constants(
-    fixed_s=2.9e-6,
-    tile_s=0.1e-6,
-    copy_latency_s=0.6e-6,
-    fold_s=0.5e-6,
-    cold_share=0.86,
-    piece_clocks=2.1,
-    instruction_clocks=4.4,
-    barrier_clocks=60.0,
-    store_clocks=30.0,
+    fixed_s=3.3e-6,
+    tile_s=0.2e-6,
+    copy_latency_s=0.73e-6,
+    fold_s=0.34e-6,
+    cold_share=0.9,
+    piece_clocks=1.5,
+    instruction_clocks=10.0,
+    barrier_clocks=80.0,
+    store_clocks=14.0,
+    cache_share=1.13,
 )
 """Of kernels whose blocks compute one tile and end, where a piece is one that a block fetches itself."""
 
@@ -65,6 +67,9 @@ FIXED_S = TILED.fixed_s
 
 INTAKE_BYTES_PER_CLOCK = 64
 """What one multiprocessor takes in from the L2 cache."""
+
+SHARED_BYTES_PER_CLOCK = 128
+"""What the shared memory of a multiprocessor takes in or gives out."""
 
 SPILLED = 0.67
 """Share of what the L2 cache hands out that is left where the operands go through it."""
@@ -242,7 +247,7 @@ class KernelCost:
             copied = pieces * (tile.m + tile.n) * TILED.piece_clocks
             if tile.lean:
                 fetched = pieces * (tile.m / tile.cluster_n + tile.n / tile.cluster_m)
-                copied = max(copied, fetched * LEAN.piece_clocks)
+                copied = max(fetched * LEAN.piece_clocks, self._shared_clocks(tile, together) / LEAN.shared_share)
         else:
             tensor *= max(1.0, SCHEDULERS / (tile.warps * together)) / tile.older_share
             rows = min(tile.m, problem.m) + min(tile.n, problem.n)
@@ -250,6 +255,13 @@ class KernelCost:
         # The stage that is being computed on cannot be filled.
         clocks = max(tensor, copied, latency / max(tile.stages - 1, 1)) + tile.constants.barrier_clocks
         return clocks / rates.clock_hz, tensor / rates.clock_hz
+
+    def _shared_clocks(self, tile: _Tile, together: int) -> float:
+        """Clocks in which shared memory takes one step's operands in, and gives them to the tensor cores."""
+        rows, columns = (tile.n, tile.m) if tile.swapped else (tile.m, tile.n)
+        instructions = math.ceil(rows / 64) * math.ceil(tile.k / 16)
+        moved = instructions * (64 + columns) * 16 + (tile.m + tile.n) * tile.k
+        return together * moved * self._width / SHARED_BYTES_PER_CLOCK
 
     def _epilogue_s(self, tile: _Tile) -> float:
         """Seconds of the epilogue of one tile."""

@@ -143,6 +143,33 @@ def _(x: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(x, 1)
 
 
+@torch.library.custom_op(f"{NAMESPACE}::space_to_depth", mutates_args=())
+def space_to_depth(
+    x: Tensor, block: Sequence[int], before: Sequence[int], size: Sequence[int], channels: int, dtype: torch.dtype
+) -> Tensor:
+    """Take images [batch, c, height, width] apart into blocks of pixels, whose elements become channels, as ``dtype``.
+
+    Gives [batch, ``channels``, *``size``]: block (Y, X) begins at the pixel (Y·block[0] - before[0], X·block[1] -
+    before[1]), and of its pixel (y, x) the channel i is the channel (y·block[1] + x)·c + i. What lies outside, and the
+    channels that are left, are zeros.
+    """
+    (down, right), (above, left) = block, before
+    below, beside = (
+        steps * side - first - whole for steps, side, first, whole in zip(size, block, before, x.shape[2:], strict=True)
+    )
+    whole = functional.pad(x.to(dtype), (left, beside, above, below))
+    parts = whole.reshape(*x.shape[:2], size[0], down, size[1], right).permute(0, 3, 5, 1, 2, 4)
+    answer = parts.reshape(x.shape[0], -1, *size)
+    return functional.pad(answer, (0, 0, 0, 0, 0, channels - answer.shape[1]))
+
+
+@space_to_depth.register_fake
+def _(
+    x: Tensor, block: Sequence[int], before: Sequence[int], size: Sequence[int], channels: int, dtype: torch.dtype
+) -> Tensor:
+    return x.new_empty((x.shape[0], channels, *size), dtype=dtype)
+
+
 @torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
 def attention(
     query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None

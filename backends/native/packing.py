@@ -14,7 +14,8 @@ from autotune.backends.native.graph import constant
 from autotune.backends.native.kernels import KERNELS
 from autotune.backends.native.library import TORCH
 from autotune.backends.native.sites import CONV2D, GEMM, Site, fused_nodes, sites
-from autotune.backends.native.written import stand_in, write_kernels
+from autotune.backends.native.written import write_kernels
+from autotune.backends.native.written_sites import stand_in
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import ArtifactError, WorkError
@@ -110,11 +111,11 @@ def places(folder: Path, module: GraphModule, device: Device) -> None:
         elif entry.get("plans"):
             found[entry["index"]] = stand_in(entry, node, folder / FOLDER, device)
         elif node.target is CONV2D and device.kind == "cuda":
-            found[entry["index"]] = _conv_by_torch(entry, module, node, device)
+            found[entry["index"]] = conv_by_torch(entry, module, node, device)
     bind(module, found)
 
 
-def _conv_by_torch(entry: Mapping[str, Any], module: GraphModule, node: Node, device: Device) -> nn.Module:
+def conv_by_torch(entry: Mapping[str, Any], module: GraphModule, node: Node, device: Device) -> nn.Module:
     """CuDNN's call, or torch's product where the images are only taken apart: it is several times as fast."""
     problem = GemmProblem.from_dict(entry["problem"]) if entry.get("problem") else None
     weight = constant(module, node.args[1])

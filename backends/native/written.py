@@ -1,50 +1,53 @@
-"""Kernels by Triton for norms, attention, pooling and pointwise programs: compiled at build, put in place at load.
+"""Kernels by Triton for all but GEMMs and convolutions, planned and compiled at build.
 
-All but a program have one plan, pooling only where the model runs in channels-last memory. A pointwise program has one
-for each way in which its inputs may lie in memory: as the graph was captured, and channels last where the model runs in
-that; with any other way torch's own operators stay.
+Norms, attention and pooling have one plan, the latter only where the model runs in channels-last memory. Programs and
+blocks of pixels have one for each way in which their inputs may lie in memory: as the graph was captured, and channels
+last where the model runs in that; with any other way torch's own operators stay.
 """
 
 import logging
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from autotune import environment
 from autotune.backends.native.graph import value
 from autotune.backends.native.sites import DTYPES, fused_nodes
-from autotune.backends.native.triton_kernels import attention, norm, pointwise, pooling
+from autotune.backends.native.triton_kernels import attention, norm, pointwise, pooling, space_to_depth
 from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Refused, TritonCache, TritonCompiler
 from autotune.backends.native.triton_kernels.attention import AttentionShape
-from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.norm import NormShape
-from autotune.backends.native.triton_kernels.packed import load_plan, pack_plan
-from autotune.backends.native.triton_kernels.plan import POINTER_ALIGNMENT_BYTES, Plan
+from autotune.backends.native.triton_kernels.packed import pack_plan
+from autotune.backends.native.triton_kernels.plan import Plan
 from autotune.backends.native.triton_kernels.pointwise import InputLayout
 from autotune.backends.native.triton_kernels.pooling import PoolShape
+from autotune.backends.native.triton_kernels.space_to_depth import BlockShape
+from autotune.backends.native.written_sites import (
+    ADD_NORM,
+    ATTENTION,
+    FOLDER,
+    MAX_POOL,
+    MEAN_POOL,
+    NORM,
+    POINTWISE,
+    SPACE_TO_DEPTH,
+    Layout,
+    layout,
+    reads,
+)
 from autotune.device import Device
 from autotune.errors import WorkError
 from autotune.kernel_problem import Window
 
 log = logging.getLogger(__name__)
 
-FOLDER = "triton"
 NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
-
-_FUSED = torch.ops.autotune_native
-NORM, ADD_NORM, POINTWISE = _FUSED.norm.default, _FUSED.add_norm.default, _FUSED.pointwise.default
-ATTENTION = _FUSED.attention.default
-MAX_POOL, MEAN_POOL = _FUSED.max_pool2d.default, _FUSED.mean_pool2d.default
-WRITTEN = (NORM, ADD_NORM, POINTWISE, ATTENTION, MAX_POOL, MEAN_POOL)
-
-_Layout = tuple[tuple[int, ...], tuple[int, ...]]
-"""Shape and strides of a tensor, strides 0 where a dimension has one element."""
+WRITTEN = (NORM, ADD_NORM, POINTWISE, ATTENTION, MAX_POOL, MEAN_POOL, SPACE_TO_DEPTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,7 @@ class Written:
     """A plan for one node; a program's with the layouts of its inputs, and whether its answer lies channels last."""
 
     plan: Plan
-    layouts: tuple[_Layout, ...] = ()
+    layouts: tuple[Layout, ...] = ()
     channels_last: bool = False
 
 
@@ -100,6 +103,9 @@ def _planned(node: Node, *, channels_last: bool, early: bool) -> Iterator[Writte
         of_attention, layouts = _attention_shape(node, early=early)
         yield Written(plan=attention.plan(of_attention), layouts=layouts)
         return
+    if node.target is SPACE_TO_DEPTH:
+        yield from _block_plans(node, channels_last=channels_last, early=early)
+        return
     if node.target in (MAX_POOL, MEAN_POOL):
         plan = pooling.max_pool if node.target is MAX_POOL else pooling.mean_pool
         yield Written(plan=plan(_pool_shape(node, channels_last=channels_last, early=early)))
@@ -116,12 +122,12 @@ def _planned(node: Node, *, channels_last: bool, early: bool) -> Iterator[Writte
     shape = NormShape(
         rows=given.numel() // columns, columns=columns, dtype=DTYPES[given.dtype], weight=dtypes[0], bias=dtypes[1],
         eps=eps, kind=cast(Any, kind), residual=residual is not None,
-        total=residual is not None and _reads(node, 0), early=early,
+        total=residual is not None and reads(node, 0), early=early,
     )  # fmt: skip
     yield Written(plan=norm.plan(shape))
 
 
-def _attention_shape(node: Node, *, early: bool) -> tuple[AttentionShape, tuple[_Layout, ...]]:
+def _attention_shape(node: Node, *, early: bool) -> tuple[AttentionShape, tuple[Layout, ...]]:
     """What the kernel of an attention is compiled for: sizes, and how its operands lie in memory."""
     *operands, mask, causal, scale = node.args
     tensors = [value(one) for one in (*operands, *([] if mask is None else [mask]))]
@@ -139,7 +145,7 @@ def _attention_shape(node: Node, *, early: bool) -> tuple[AttentionShape, tuple[
         mask=None if seen is None else tuple(seen.stride()), causal=bool(causal), early=early,
         mask_dtype="bool" if seen is None or seen.dtype is torch.bool else cast(Any, DTYPES[seen.dtype]),
     )  # fmt: skip
-    return shape, tuple(map(_layout, known))
+    return shape, tuple(map(layout, known))
 
 
 def _pool_shape(node: Node, *, channels_last: bool, early: bool) -> PoolShape:
@@ -155,13 +161,22 @@ def _pool_shape(node: Node, *, channels_last: bool, early: bool) -> PoolShape:
     return PoolShape(images=given.shape[0], window=window, dtype=DTYPES[given.dtype], early=early)
 
 
+def _block_plans(node: Node, *, channels_last: bool, early: bool) -> Iterator[Written]:
+    x, block, before, size, channels, dtype = cast("tuple[Any, ...]", node.args)
+    given = value(x)
+    if given is None or not channels_last or not {given.dtype, dtype} <= set(DTYPES):
+        raise ValueError("blocks have kernels for answers in channels-last memory of types that kernels read")
+    lying = dict.fromkeys((layout(given), layout(_as_channels_last(given))))
+    for shape, strides in lying:
+        shape_of = BlockShape(
+            shape=cast(Any, shape), strides=cast(Any, strides), dtype=DTYPES[given.dtype], output=DTYPES[dtype],
+            block=tuple(block), before=tuple(before), size=tuple(size), channels=channels, early=early,
+        )  # fmt: skip
+        yield Written(plan=space_to_depth.plan(shape_of), layouts=((shape, strides),))
+
+
 def _strides(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.stride()[:3])
-
-
-def _reads(node: Node, index: int) -> bool:
-    """Whether anybody reads one of a node's answers."""
-    return any(user.target is not operator.getitem or user.args[1] == index for user in node.users)
 
 
 def _norm_arguments(node: Node) -> tuple[Any, Any, Any, Any, float, str]:
@@ -183,7 +198,7 @@ def _program_plans(node: Node, *, channels_last: bool, early: bool) -> Iterator[
     yield _program_plan(program, known, answer.shape, early=early)
     if channels_last and answer.dim() == len(NHWC):
         lying = [_as_channels_last(tensor) for tensor in known]
-        if any(_layout(one) != _layout(other) for one, other in zip(lying, known, strict=True)):
+        if any(layout(one) != layout(other) for one, other in zip(lying, known, strict=True)):
             yield _program_plan(program, lying, answer.shape, early=early, channels_last=True)
 
 
@@ -200,7 +215,7 @@ def _program_plan(
         for view in views
     ]
     return Written(
-        plan=pointwise.plan(program, layouts, shape, early=early), layouts=tuple(map(_layout, inputs)),
+        plan=pointwise.plan(program, layouts, shape, early=early), layouts=tuple(map(layout, inputs)),
         channels_last=channels_last,
     )  # fmt: skip
 
@@ -208,11 +223,6 @@ def _program_plan(
 def _as_channels_last(tensor: Tensor) -> Tensor:
     """An input as it lies where convolutions answer in channels-last memory."""
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == len(NHWC) else tensor
-
-
-def _layout(tensor: Tensor) -> _Layout:
-    strides = (stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tuple(tensor.shape), tuple(strides)
 
 
 def _packed(written: Sequence[Written], made: Mapping[Any, CompiledKernel | Refused], folder: Path) -> dict[str, Any]:
@@ -229,117 +239,3 @@ def _packed(written: Sequence[Written], made: Mapping[Any, CompiledKernel | Refu
         sources |= {f"{FOLDER}/{name}": digest for name, digest in files.items()}
         plans.append({"file": list(files)[-1], "layouts": one.layouts, "channels_last": one.channels_last})
     return {"plans": plans, "sources": sources} if plans else {"why": why}
-
-
-def stand_in(entry: Mapping[str, Any], node: Node, folder: Path, device: Device) -> nn.Module:
-    """Load the plans of a record's entry, for the place of its node."""
-    loaded = [load_plan(folder / FOLDER / one["file"], device.index) for one in entry["plans"]]
-    if node.target is NORM:
-        return NormSite(loaded[0])
-    if node.target is ADD_NORM:
-        return AddNormSite(loaded[0], total=_reads(node, 0))
-    layouts = [tuple((tuple(shape), tuple(strides)) for shape, strides in one["layouts"]) for one in entry["plans"]]
-    if node.target in (MAX_POOL, MEAN_POOL):
-        return PoolSite(loaded[0], cast(Any, node.target), value(node))
-    if node.target is ATTENTION:
-        return AttentionSite(loaded[0], layouts[0])
-    ways = zip(layouts, loaded, (bool(one["channels_last"]) for one in entry["plans"]), strict=True)
-    return PointwiseSite({layout: (plan, last) for layout, plan, last in ways}, value(node))
-
-
-class NormSite(nn.Module):
-    """A kernel in the place of ``norm``."""
-
-    def __init__(self, plan: LoadedPlan) -> None:
-        super().__init__()
-        self._plan = plan
-
-    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object) -> Tensor:
-        """Compute into a fresh tensor."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        self._plan(_there(x=x, weight=weight, bias=bias, out=out))
-        return out
-
-
-class AddNormSite(nn.Module):
-    """A kernel in the place of ``add_norm``."""
-
-    def __init__(self, plan: LoadedPlan, *, total: bool) -> None:
-        super().__init__()
-        self._plan, self._total = plan, total
-
-    def forward(
-        self, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the sum, where anybody reads it, and its norm into fresh tensors."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        total = torch.empty_like(out) if self._total else None
-        self._plan(_there(x=x, residual=residual, weight=weight, bias=bias, total=total, out=out))
-        return out if total is None else total, out
-
-
-class AttentionSite(nn.Module):
-    """A kernel in the place of ``attention``, for operands that lie as it was compiled for; else torch computes."""
-
-    def __init__(self, plan: LoadedPlan, layouts: tuple[_Layout, ...]) -> None:
-        super().__init__()
-        self._plan, self._layouts = plan, layouts
-
-    def forward(
-        self, query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None
-    ) -> Tensor:
-        """Compute into a fresh tensor."""
-        given = {"q": query, "k": key, "v": values, **({} if mask is None else {"mask": mask})}
-        lies = tuple(map(_layout, given.values())) == self._layouts
-        if not lies or any(tensor.data_ptr() % POINTER_ALIGNMENT_BYTES for tensor in given.values()):
-            return cast(Tensor, ATTENTION(query, key, values, mask, causal, scale))
-        batch, heads, rows, _ = query.shape
-        out = query.new_empty((batch, rows, heads, values.shape[-1]))
-        self._plan({**given, "out": out})
-        return out.transpose(1, 2)
-
-
-class PoolSite(nn.Module):
-    """A kernel in the place of ``max_pool2d`` or ``mean_pool2d``, for images that lie channels last."""
-
-    def __init__(self, plan: LoadedPlan, otherwise: Any, answer: Tensor | None) -> None:
-        super().__init__()
-        assert answer is not None  # it was planned for
-        self._plan, self._otherwise, self._shape = plan, otherwise, tuple(answer.shape)
-
-    def forward(self, x: Tensor, *sides: Sequence[int]) -> Tensor:
-        """Compute into a fresh tensor, channels last too."""
-        if not x.is_contiguous(memory_format=torch.channels_last) or x.data_ptr() % POINTER_ALIGNMENT_BYTES:
-            return cast(Tensor, self._otherwise(x, *sides))
-        out = torch.empty(self._shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-        self._plan({"x": x, "out": out})
-        return out
-
-
-class PointwiseSite(nn.Module):
-    """Kernels in the place of ``pointwise``, by the layouts of its inputs; torch computes where there is none."""
-
-    def __init__(self, ways: Mapping[tuple[_Layout, ...], tuple[LoadedPlan, bool]], answer: Tensor | None) -> None:
-        super().__init__()
-        assert answer is not None  # it was planned for
-        self._ways, self._shape, self._dtype = dict(ways), tuple(answer.shape), answer.dtype
-
-    def forward(self, inputs: Sequence[Tensor], program: str) -> Tensor:
-        """Compute into a fresh tensor, in channels-last memory where the inputs lie there."""
-        plan, channels_last = self._ways.get(tuple(map(_layout, inputs)), (None, False))
-        if plan is None or any(tensor.data_ptr() % POINTER_ALIGNMENT_BYTES for tensor in inputs):
-            return cast(Tensor, POINTWISE(inputs, program))
-        memory = torch.channels_last if channels_last else torch.contiguous_format
-        out = torch.empty(self._shape, dtype=self._dtype, device=inputs[0].device, memory_format=memory)
-        plan({**{f"in{index}": tensor for index, tensor in enumerate(inputs)}, "out": out})
-        return out
-
-
-def _there(**operands: Tensor | None) -> dict[str, Tensor]:
-    """Operands that are there, as kernels read them: contiguous, and beginning where a vector may begin."""
-    found = {}
-    for name, tensor in operands.items():
-        if tensor is not None:
-            whole = tensor.contiguous()
-            found[name] = whole.clone() if whole.data_ptr() % POINTER_ALIGNMENT_BYTES else whole
-    return found

@@ -61,6 +61,19 @@ class TestOnGpu:
             assert all(str(answer.device) == "cuda:0" for answer in answers)
             torch.testing.assert_close(tuple(answer.cpu() for answer in answers), model(*given))
 
+    def test_tensors_of_one_type_are_copied_together(self) -> None:
+        specs = tuple(
+            TensorSpec(name=name, shape=shape, dtype="float32") for name, shape in (("x", (4, 8)), ("y", (3,)))
+        )
+        signature = Signature(specs, "cuda:0")
+        runner = CudaGraphRunner(lambda x, y: (x.t() * 2, y - 1), signature.zeros(), signature=signature)
+        for place in ("cuda:0", "cpu"):
+            x, y = torch.randn(8, 4, device=place).t(), torch.randn(3, device=place)
+            double, less = runner(x, y)
+            assert double.stride() == (1, 8)
+            torch.testing.assert_close((double.cpu(), less.cpu()), (x.t().cpu() * 2, y.cpu() - 1))
+        runner.close()
+
     def test_outputs_are_fresh_unless_static_is_asked_for(self, runner: CudaGraphRunner) -> None:
         first, second = runner(*inputs(0)), runner(*inputs(1))
         torch.testing.assert_close(first[0].cpu(), model(*inputs(0))[0])

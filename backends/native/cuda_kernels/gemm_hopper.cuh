@@ -7,7 +7,7 @@
 // of which 8 are enough.
 #pragma once
 
-#include "epilogue.cuh"
+#include "epilogue_sm90.cuh"
 #include "instructions_sm90.cuh"
 #include "tensor_maps.cuh"
 
@@ -20,13 +20,14 @@ struct HopperOrder {
 };
 
 // A tile of kM by kN results, kK deep in each of kStages steps that are under way; kGroups times four warps share its rows,
-// and one warp more copies. kAlongM by kAlongN blocks fetch A and B together.
-template <class Element, class Output, bool kWindow, bool kSwapped, int kM, int kN, int kK, int kGroups, int kStages,
-          int kAlongM, int kAlongN>
+// and one warp more copies. A multiprocessor should have room for kResidents blocks. kAlongM by kAlongN blocks fetch A and B
+// together.
+template <class Element, class Output, bool kWindow, bool kSwapped, int kM, int kN, int kK, int kGroups, int kResidents,
+          int kStages, int kAlongM, int kAlongN>
 struct GemmHopper {
   static constexpr int kRows = kSwapped ? kN : kM, kColumns = kSwapped ? kM : kN;  // of the products
   static constexpr int kBlocks = kRows / kGroups / 64;
-  static constexpr int kWorkers = 128 * kGroups, kThreads = kWorkers + 32;
+  static constexpr int kWorkers = 128 * kGroups, kThreads = kWorkers + 32, kAtOnce = kResidents;
   static_assert(kBlocks * kGroups * 64 == kRows && kColumns % 8 == 0 && kColumns <= 256, "not a tile of wgmma.m64nNk16");
   static_assert(kRows <= 256 && kK % kBoxColumns == 0 && kStages >= 2 && kStages <= 32, "not a tile that copies bring");
 
@@ -43,7 +44,12 @@ struct GemmHopper {
   static constexpr int kSumsBytes = kM * kPitch * 4;
   static constexpr int kBodyBytes = kStages * kStageBytes > kSumsBytes ? kStages * kStageBytes : kSumsBytes;
   static constexpr int kAlignment = 1024;  // over which the rows' chunks are turned
-  static constexpr int kShared = kAlignment + kBodyBytes + 2 * kStages * 8;
+  using Direct = DirectEpilogue<Output, kSwapped, kM, kN, kGroups>;
+  static constexpr int kShared = kAlignment + kBodyBytes + 2 * kStages * 8 + Direct::kBiasBytes;
+  // Stages that a tile of results takes the place of, where a residual is waiting there for the sums.
+  static constexpr int kLess = (Direct::kBytes + kStageBytes - 1) / kStageBytes;
+  static constexpr bool kStaged = kStages - kLess >= 2;
+  static_assert(kLess <= kStages, "results do not fit");
 
   static __device__ __forceinline__ void kernel(HopperOrder const& given) {
     Order const& order = given.order;
@@ -57,6 +63,10 @@ struct GemmHopper {
     bool const copies = warp == kWorkers / 32;
     int const along_m = blockIdx.x % kAlongM, along_n = blockIdx.y % kAlongN, plane = split * kAlongM * kAlongN;
     Cluster const cluster{along_m + along_n * kAlongM, kAlongM * kAlongN};
+    bool const adds = order.residual != nullptr, direct = Direct::serves(order) && splits == 1 && (kStaged || !adds);
+    int const ring = direct && adds ? kStages - kLess : kStages;
+    unsigned char* const tile = shared + (kStages - kLess) * kStageBytes;
+    auto* const bias = reinterpret_cast<float*>(shared + kBodyBytes + 2 * kStages * 8);
 
     Corner corner;
     auto copy_a = [&](int step, int stage) {
@@ -85,11 +95,11 @@ struct GemmHopper {
     auto copy_the_rest = [&] {
       int stage = 0, parity = 0;
 #pragma unroll 1
-      for (int step = kStages; step < steps; ++step) {
+      for (int step = ring; step < steps; ++step) {
         barrier_wait(empty + stage * 8, parity);
         copy_b(step, stage);
         copy_a(step, stage);
-        if (++stage == kStages) stage = 0, parity ^= 1;
+        if (++stage == ring) stage = 0, parity ^= 1;
       }
     };
 
@@ -109,11 +119,11 @@ struct GemmHopper {
     }
     if (copies && is_chosen()) {
 #pragma unroll 1
-      for (int step = 0; step < min(kStages, steps); ++step) copy_b(step, step);
+      for (int step = 0; step < min(ring, steps); ++step) copy_b(step, step);
       if constexpr (kWindow) corner = corner_of(order, first_m + along_n * kOwnM);
       wait_for_earlier();  // which may still write A
 #pragma unroll 1
-      for (int step = 0; step < min(kStages, steps); ++step) copy_a(step, step);
+      for (int step = 0; step < min(ring, steps); ++step) copy_a(step, step);
     }
     if constexpr (!kTogether) __syncthreads();
     let_next_begin();
@@ -123,15 +133,30 @@ struct GemmHopper {
       if (is_chosen()) copy_the_rest();
       __syncwarp();
     } else {
-      prefetch_epilogue(order, first_m, first_n);
+      if (direct) {
+        Direct::fetch_bias(order, shared_address(bias), first_n);
+        if (adds) {
+          wait_for_earlier();  // which may still write it
+          Direct::fetch_residual(order, shared_address(tile), first_m, first_n);
+        }
+        commit();
+      } else {
+        prefetch_epilogue(order, first_m, first_n);
+      }
       float sums[kBlocks][kColumns / 2];
-      multiply(sums, base, full, empty, steps, plane, along_m, along_n);
-      meet(kWorkers);  // the sums take the place of the operands
-      keep(own, sums, steps > 0);
-      if (splits == 1) meet(kWorkers);
+      multiply(sums, base, full, empty, ring, steps, plane, along_m, along_n);
+      if (direct) wait_for_all_but<0>();
+      meet(kWorkers);  // what was fetched is there for all, and results or sums take the place of the operands
+      if (direct) {
+        wait_for_earlier();  // which may still read what lies where D will
+        Direct::finish(order, sums, steps > 0, tile, bias, adds, first_m, first_n);
+      } else {
+        keep(own, sums, steps > 0);
+        if (splits == 1) meet(kWorkers);
+      }
     }
     if (splits > 1) cluster.sync();
-    if (!copies) {
+    if (!copies && !direct) {
       wait_for_earlier();  // which may still write the residual, or read what lies where D will
       Epilogue<Output>::template hand_out<kM, kN, kPitch>(order, cluster, own, first_m, first_n, split, splits,
                                                           threadIdx.x, kWorkers);
@@ -198,7 +223,8 @@ struct GemmHopper {
   }
 
   static __device__ __forceinline__ void multiply(float (&sums)[kBlocks][kColumns / 2], uint32_t base, uint32_t full,
-                                                  uint32_t empty, int steps, int plane, int along_m, int along_n) {
+                                                  uint32_t empty, int ring, int steps, int plane, int along_m,
+                                                  int along_n) {
     constexpr int kRowBytes = (kSwapped ? kBoxBytesB : kBoxBytesA), kColumnBytes = kSwapped ? kBoxBytesA : kBoxBytesB;
     uint32_t const of_group = threadIdx.x / 128 * (kRows / kGroups) * kBoxColumns * 2;
     uint32_t const rows = base + (kSwapped ? kBoxes * kBoxBytesA : 0) + of_group;
@@ -223,9 +249,9 @@ struct GemmHopper {
       if (step > 0) {
         products_wait<1>();  // the tensor cores have left the stage before this one
         // Only where somebody waits for it, so that nobody is told who may have ended.
-        if (step - 1 + kStages < steps) leave(empty + (stage == 0 ? kStages - 1 : stage - 1) * 8, plane, along_m, along_n);
+        if (step - 1 + ring < steps) leave(empty + (stage == 0 ? ring - 1 : stage - 1) * 8, plane, along_m, along_n);
       }
-      if (++stage == kStages) stage = 0, parity ^= 1;
+      if (++stage == ring) stage = 0, parity ^= 1;
     }
     products_wait<0>();
   }
@@ -252,7 +278,7 @@ struct GemmHopper {
 };
 
 template <class Gemm>
-__global__ void __launch_bounds__(Gemm::kThreads, 1) gemm_hopper(__grid_constant__ HopperOrder const given) {
+__global__ void __launch_bounds__(Gemm::kThreads, Gemm::kAtOnce) gemm_hopper(__grid_constant__ HopperOrder const given) {
   Gemm::kernel(given);
 }
 
@@ -276,13 +302,13 @@ int launch_hopper(Order const& order, int splits, cudaStream_t stream) {
 }  // namespace autotune
 
 // One kernel under a name of its own; the arguments are those of GemmHopper.
-#define AUTOTUNE_GEMM_HOPPER(NAME, ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, K, GROUPS, STAGES, ALONG_M, ALONG_N)     \
-  using NAME##_kernel =                                                                                             \
-      autotune::GemmHopper<ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, K, GROUPS, STAGES, ALONG_M, ALONG_N>;            \
-  extern "C" int NAME##_run(autotune::Order const* order, int splits, void* stream) {                               \
-    return autotune::launch_hopper<NAME##_kernel, ELEMENT, WINDOW, M, N, ALONG_M, ALONG_N>(                         \
-        *order, splits, static_cast<cudaStream_t>(stream));                                                         \
-  }                                                                                                                 \
-  extern "C" int NAME##_made(autotune::Made* told) {                                                                \
-    return autotune::made(autotune::gemm_hopper<NAME##_kernel>, NAME##_kernel::kShared, told);                      \
+#define AUTOTUNE_GEMM_HOPPER(NAME, ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, K, GROUPS, RESIDENTS, STAGES, ALONG_M, ALONG_N) \
+  using NAME##_kernel =                                                                                                  \
+      autotune::GemmHopper<ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, K, GROUPS, RESIDENTS, STAGES, ALONG_M, ALONG_N>;      \
+  extern "C" int NAME##_run(autotune::Order const* order, int splits, void* stream) {                                    \
+    return autotune::launch_hopper<NAME##_kernel, ELEMENT, WINDOW, M, N, ALONG_M, ALONG_N>(                              \
+        *order, splits, static_cast<cudaStream_t>(stream));                                                              \
+  }                                                                                                                      \
+  extern "C" int NAME##_made(autotune::Made* told) {                                                                     \
+    return autotune::made(autotune::gemm_hopper<NAME##_kernel>, NAME##_kernel::kShared, told);                           \
   }

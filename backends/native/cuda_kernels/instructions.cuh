@@ -85,6 +85,29 @@ __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t from) 
                : "r"(from));
 }
 
+// Two neighbours as one, rounded, and back.
+template <class Element>
+__device__ __forceinline__ uint32_t paired(float first, float second) {
+  uint32_t both;
+  if constexpr (sizeof(Element) == 4) {
+    both = 0;
+  } else if constexpr (__is_same(Element, __half)) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(both) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(both) : "f"(second), "f"(first));
+  }
+  return both;
+}
+
+template <class Element>
+__device__ __forceinline__ float2 unpaired(uint32_t both) {
+  if constexpr (__is_same(Element, __half)) {
+    return __half22float2(*reinterpret_cast<__half2 const*>(&both));
+  } else {
+    return make_float2(__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u));
+  }
+}
+
 template <class Element>
 __device__ __forceinline__ void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1);
 

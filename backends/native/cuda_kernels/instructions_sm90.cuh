@@ -71,6 +71,30 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
 // Of some of a block's threads, which come in whole warps.
 __device__ __forceinline__ void meet(int threads) { asm volatile("bar.sync 1, %0;\n" ::"r"(threads) : "memory"); }
 
+// Two matrices of eight by eight, of which a thread has two neighbours of one row, or of one column (kTurned). The first
+// eight threads give the addresses of one's rows, the next eight those of the other's.
+template <bool kTurned>
+__device__ __forceinline__ void store_matrices(uint32_t at, uint32_t const (&two)[2]) {
+  if constexpr (kTurned) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};\n" ::"r"(at), "r"(two[0]), "r"(two[1])
+                 : "memory");
+  } else {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};\n" ::"r"(at), "r"(two[0]), "r"(two[1])
+                 : "memory");
+  }
+}
+
+template <bool kTurned>
+__device__ __forceinline__ void load_two_matrices(uint32_t (&two)[2], uint32_t at) {
+  if constexpr (kTurned) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];\n" : "=r"(two[0]), "=r"(two[1]) : "r"(at)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];\n" : "=r"(two[0]), "=r"(two[1]) : "r"(at)
+                 : "memory");
+  }
+}
+
 __device__ __forceinline__ void prefetch_map(CUtensorMap const* map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
 }

@@ -150,10 +150,11 @@ def cluster_source(build: SplitBuild) -> KernelSource:
 def hopper_source(build: SplitBuild) -> KernelSource:
     """Give the source of a tile of :mod:`autotune.search_spaces.hopper_gemm`."""
     tile = build.tile
-    stages = hopper_gemm.stages(dict(tile.values))
-    sides = tile["tile_m"], tile["tile_n"], tile["tile_k"], tile["groups"], stages, tile["cluster_m"], tile["cluster_n"]
     turned = "true" if tile["swapped"] else "false"
-    return _source("gemm_hopper.cuh", "AUTOTUNE_GEMM_HOPPER", *_types(build), turned, *map(str, sides))
+    sides = (tile[side] for side in ("tile_m", "tile_n", "tile_k", "groups", "residents"))
+    stages, together = hopper_gemm.stages(dict(tile.values)), (tile["cluster_m"], tile["cluster_n"])
+    arguments = map(str, (*sides, stages, *together))
+    return _source("gemm_hopper.cuh", "AUTOTUNE_GEMM_HOPPER", *_types(build), turned, *arguments)
 
 
 def _types(build: SplitBuild) -> tuple[str, str, str]:

@@ -19,6 +19,7 @@ from autotune.backends.native.fusions.norm import NORM
 from autotune.backends.native.fusions.pointwise import POINTWISE
 from autotune.backends.native.fusions.pooling import POOLING
 from autotune.backends.native.fusions.qkv import QKV
+from autotune.backends.native.fusions.space_to_depth import SPACE_TO_DEPTH
 from autotune.backends.native.graph import Fusion, simplify
 from autotune.backends.native.passes import EXACT
 from autotune.errors import WorkError
@@ -47,7 +48,8 @@ class Fused:
 
 FUSIONS: Mapping[str, Fusion] = MappingProxyType(
     {one.name: one for one in (
-        CONV_BN, QKV, ATTENTION, ATTENTION_KERNEL, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM, POOLING, POINTWISE,
+        CONV_BN, SPACE_TO_DEPTH, QKV, ATTENTION, ATTENTION_KERNEL, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM,
+        POOLING, POINTWISE,
     )}
 )  # fmt: skip
 """Every fusion by its name, in the order in which they run."""

@@ -13,10 +13,13 @@ MOST_DEPTH, LEAST_DEPTH = 128, 16
 BLOCK_ROWS, WARPS = 64, 4
 """Queries of a program: what one instruction of four warps takes at least."""
 
-SHORT, LONG = 64, 128
-"""Keys of a step: where there are few, and else."""
+NARROW, SHORT, LONG = 32, 64, 128
+"""Keys of a step: where the last would be mostly empty and time goes into work, where there are few, and else."""
 
-STAGES = 2
+MANY = 1024
+"""Programs from which on an attention's time goes into its work, and less into waiting for the first bytes."""
+
+STAGES = 3
 MOST_HEADS = 65535
 """Of all batches together: CUDA's limit of a grid."""
 
@@ -74,7 +77,7 @@ def plan(shape: AttentionShape) -> Plan:
         for name, given in (("Q", shape.q), ("K", shape.k), ("V", shape.v), ("M", shape.mask or (0, 0, 0, 0)))
         for side, stride in zip(("BATCH", "HEAD", "ROW", "COLUMN"), given, strict=False)
     }
-    columns = SHORT if shape.columns <= SHORT or shape.depth > SHORT else LONG
+    columns = _step(shape)
     constants = {
         "HEADS": shape.heads, "ROWS": shape.rows, "COLUMNS": shape.columns, "DEPTH": shape.depth,
         "BLOCK_DEPTH": power_of_two(shape.depth), "BLOCK_ROWS": BLOCK_ROWS, "BLOCK_COLUMNS": columns, **strides,
@@ -90,3 +93,12 @@ def plan(shape: AttentionShape) -> Plan:
         arguments=(*at_names(tuple(passed)), ("scale_log2", shape.scale * math.log2(math.e))),
     )  # fmt: skip
     return Plan(sources=(source,), launches=(launch,), buffers=tuple(passed))
+
+
+def _step(shape: AttentionShape) -> int:
+    """Keys that are looked at together."""
+    longest = SHORT if shape.columns <= SHORT or shape.depth > SHORT else LONG
+    if blocks(shape.rows, BLOCK_ROWS) * shape.batch * shape.heads < MANY:
+        return longest
+    sizes = [size for size in (LONG, SHORT, NARROW) if size <= longest]
+    return min(sizes, key=lambda size: blocks(shape.columns, size) * size)

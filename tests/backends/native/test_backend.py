@@ -13,7 +13,8 @@ from autotune.backends.native.backend import BACKEND
 from autotune.backends.native.binding import ConvSite, GemmSite, bind, site_bias
 from autotune.backends.native.fusions import fuse
 from autotune.backends.native.kernels import KERNELS
-from autotune.backends.native.sites import sites
+from autotune.backends.native.packing import conv_by_torch
+from autotune.backends.native.sites import fused_nodes, is_split, sites
 from autotune.errors import ArtifactError
 from autotune.kernel import KnownKernel, KnownKernels
 from autotune.model import capture, source
@@ -156,6 +157,49 @@ def test_kernels_of_convolutions_in_their_places_answer_like_the_operators():
             after = bound(images.to(memory_format=memory))
             assert after.is_contiguous(memory_format=torch.channels_last)
             torch.testing.assert_close(before, after, rtol=2e-2, atol=2e-2)
+
+
+class Patches(nn.Module):
+    """A convolution that takes images apart, as the first layer of a vision transformer does."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, (4, 2), stride=(4, 2))
+
+    def forward(self, x):
+        return torch.relu(self.conv(x))
+
+
+@pytest.mark.parametrize("memory", [torch.channels_last, torch.contiguous_format])
+def test_a_convolution_that_takes_images_apart_is_a_product_of_their_parts(memory):
+    torch.manual_seed(0)
+    model, images = Patches().eval(), torch.randn(2, 3, 12, 8)
+    with torch.no_grad():
+        module = fuse(torch.export.export(model, (images,)), ["conv_act"]).module
+        module.to(memory_format=torch.channels_last)
+        before = module(images)
+        (site,) = sites(module, channels_last=True)
+        problem = site.problem
+        assert (problem.m, problem.n, problem.k, problem.window, problem.activation) == (24, 16, 24, None, "relu")
+        (node,) = fused_nodes(module)
+        bind(module, {site.index: conv_by_torch({"problem": problem.as_dict()}, module, node, CPU)})
+        after = module(images.to(memory_format=memory))
+    assert after.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "split"),
+    [
+        ((4, 2), (4, 2), (0, 0), (1, 1), True),
+        ((4, 2), (4, 1), (0, 0), (1, 1), False),
+        ((4, 2), (4, 2), (1, 0), (1, 1), False),
+        ((4, 2), (4, 2), (0, 0), (1, 2), False),
+        ((5, 2), (5, 2), (0, 0), (1, 1), False),  # the last rows are in no place
+    ],
+)
+def test_every_pixel_of_images_that_are_taken_apart_is_in_one_part(kernel, stride, padding, dilation, split):
+    assert is_split((2, 3, 12, 8), kernel, stride, padding, dilation) is split
 
 
 def test_what_is_known_of_kernels_is_told_to_builds(captured, tmp_path):

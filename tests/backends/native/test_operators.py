@@ -52,3 +52,14 @@ def test_norms(kind):
     torch.testing.assert_close(total, X + other)
     torch.testing.assert_close(normed, FUSED.norm(X + other, weight, bias, 1e-5, kind))
     torch.library.opcheck(FUSED.add_norm, (X, other, weight, bias, 1e-5, kind))
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_blocks_of_pixels_become_channels(memory):
+    given = (IMAGE.contiguous(memory_format=memory), [2, 3], [2, 1], [4, 2], 20, torch.float32)
+    found = FUSED.space_to_depth(*given)
+    assert found.shape == (2, 20, 4, 2) and found.dtype is torch.float32
+    # block (2, 1) begins at the pixel (2, 2); its pixel (1, 2) is the one at (3, 4)
+    torch.testing.assert_close(found[:, (1 * 3 + 2) * 3 :, 2, 1][:, :3], IMAGE[:, :, 3, 4].float())
+    assert not found[:, 18:].any() and not found[:, :, 0].any()
+    torch.library.opcheck(FUSED.space_to_depth, given)

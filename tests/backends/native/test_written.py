@@ -1,4 +1,4 @@
-"""Norms and pointwise programs from a graph to compiled kernels in their places."""
+"""Norms, attention, pooling and pointwise programs from a graph to compiled kernels in their places."""
 
 import copy
 import json
@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from autotune.backends.native import written as module
+from autotune.backends.native import written, written_sites
 from autotune.backends.native.binding import bind
 from autotune.backends.native.fusions import fuse
 from autotune.backends.native.sites import fused_nodes
 from autotune.backends.native.triton_kernels.plan import Plan
-from autotune.backends.native.written import FOLDER, stand_in, write_kernels
+from autotune.backends.native.written import write_kernels
+from autotune.backends.native.written_sites import FOLDER, stand_in
 from autotune.device import Device
 from autotune.model.precision import flat_module
 from autotune.runtime import discovery
@@ -22,7 +24,6 @@ from tests.backends.native.triton_kernels.interpreted import interpret
 
 CPU = discovery.find("cpu")
 HOPPER = Device(kind="cuda", name="Test GPU", uuid="gpu", capability=(9, 0))
-FUSIONS = ["norm", "pointwise"]
 
 
 class Vision(nn.Module):
@@ -51,14 +52,68 @@ class Language(nn.Module):
         return y.transpose(0, 1)
 
 
-INPUTS = {Vision: torch.randn(2, 3, 8, 9), Language: torch.randn(2, 5, 48)}
+class Attentive(nn.Module):
+    """Attention among parts of one layer's answer, and over another's, with a mask of keys and without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 3 * 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (one.unflatten(2, (2, 16)).transpose(1, 2) for one in self.layer(x).split(32, 2))
+        mask = (x[:, :, 0] > -1.0)[:, None, None, :]
+        seen = functional.scaled_dot_product_attention(q, k, v, mask)
+        return functional.scaled_dot_product_attention(seen, k, v, is_causal=True).transpose(1, 2).flatten(2)
+
+
+class Pooled(nn.Module):
+    """A network's first pooling and its last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(functional.max_pool2d(self.conv(x), 3, 2, 1), 1).flatten(1)
+
+
+class Stem(nn.Module):
+    """A first convolution over three channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 5, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+IMAGES = torch.randn(2, 3, 8, 9)
+INPUTS = {
+    Vision: IMAGES,
+    Language: torch.randn(2, 5, 48),
+    Attentive: torch.randn(2, 5, 48),
+    Pooled: IMAGES,
+    Stem: IMAGES,
+}
+FUSIONS = {
+    Vision: ["pointwise"],
+    Language: ["norm"],
+    Attentive: ["attention_kernel", "pointwise"],
+    Pooled: ["pooling"],
+    Stem: ["space_to_depth"],
+}
+KINDS = pytest.mark.parametrize(
+    ("kind", "channels_last"),
+    [*((kind, last) for kind in (Vision, Language, Attentive) for last in (False, True)), (Pooled, True), (Stem, True)],
+)
 
 
 def fused(kind: type[nn.Module], dtype: torch.dtype, device: str = "cpu") -> tuple[Any, Tensor]:
     torch.manual_seed(0)
     model, given = kind().to(device, dtype).eval(), INPUTS[kind].to(device, dtype)
     with torch.no_grad():
-        program = fuse(torch.export.export(model, (given,)), FUSIONS).module
+        program = fuse(torch.export.export(model, (given,)), FUSIONS[kind]).module
         return flat_module(torch.export.export(program, (given,))), given
 
 
@@ -71,35 +126,34 @@ class Interpreted:
     def __call__(self, buffers: dict[str, Tensor]) -> None:
         self.calls += 1
         taken = {name: buffers[name] for name in self.plan.buffers}
-        (answered,) = interpret([(self.plan, {name: tensor.clone() for name, tensor in taken.items()})], self.folder)
+        (answered,) = interpret([(self.plan, taken)], self.folder)
         for name in ("out", "total"):
             if name in taken:
                 taken[name].copy_(answered[name])
 
 
-@pytest.mark.parametrize("kind", [Vision, Language])
-@pytest.mark.parametrize("channels_last", [False, True])
+@KINDS
 def test_kernels_in_their_places_answer_like_the_operators(
     kind: type[nn.Module], channels_last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plans: dict[str, Plan] = {}
-    pack = module.pack_plan
+    pack = written.pack_plan
 
     def noting(plan: Plan, *rest: Any) -> dict[str, str]:
         files = pack(plan, *rest)
         plans[list(files)[-1]] = plan
         return files
 
-    monkeypatch.setattr(module, "pack_plan", noting)
+    monkeypatch.setattr(written, "pack_plan", noting)
     used: list[Interpreted] = []
 
     def load(path: Path, device: int) -> Interpreted:
         used.append(Interpreted(plans[path.name], tmp_path))
         return used[-1]
 
-    monkeypatch.setattr(module, "load_plan", load)
+    monkeypatch.setattr(written_sites, "load_plan", load)
     graph, given = fused(kind, torch.float16)
     if channels_last:
         graph.to(memory_format=torch.channels_last)
@@ -107,13 +161,13 @@ def test_kernels_in_their_places_answer_like_the_operators(
     record = write_kernels(graph, HOPPER, tmp_path / "kernels", channels_last=channels_last)
     nodes = list(fused_nodes(graph))
     assert len(record) == len(nodes) > 0
-    written = json.loads(json.dumps(record))
-    for entry in written.values():
+    told = json.loads(json.dumps(record))
+    for entry in told.values():
         assert entry["plans"] and all((tmp_path / "kernels" / name).is_file() for name in entry["sources"])
-    images = kind is Vision and channels_last
-    assert [len(entry["plans"]) for entry in written.values()][-1] == (2 if images else 1)
+    images = kind in (Vision, Stem) and channels_last
+    assert [len(entry["plans"]) for entry in told.values()][-1] == (2 if images else 1)
     places = {
-        int(index): stand_in(entry, nodes[int(index)], tmp_path / "kernels", HOPPER) for index, entry in written.items()
+        int(index): stand_in(entry, nodes[int(index)], tmp_path / "kernels", HOPPER) for index, entry in told.items()
     }
     bound = copy.deepcopy(graph)
     bind(bound, places)
@@ -126,10 +180,40 @@ def test_kernels_in_their_places_answer_like_the_operators(
 
 def test_a_layout_without_a_kernel_is_torchs() -> None:
     graph, _ = fused(Vision, torch.float32)
-    node = next(node for node in fused_nodes(graph) if node.target is module.POINTWISE)
-    site = module.PointwiseSite({}, module.value(node))
+    node = next(node for node in fused_nodes(graph) if node.target is written_sites.POINTWISE)
+    site = written_sites.PointwiseSite({}, written_sites.value(node))
     inputs, program = [torch.randn(2, 3)], '{"dtype":"float32","steps":[["neg",{"in":0}]]}'
     assert torch.equal(site(inputs, program), -inputs[0])
+
+
+def test_pooling_is_torchs_unless_images_lie_channels_last(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    record = write_kernels(fused(Pooled, torch.float16)[0], HOPPER, tmp_path, channels_last=False)
+    assert len(record) == 2 and all("channels-last memory" in entry["why"] for entry in record.values())
+
+
+def test_attention_of_another_type_is_torchs(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    record = write_kernels(fused(Attentive, torch.float32)[0], HOPPER, tmp_path, channels_last=False)
+    assert [entry for entry in record.values() if "fp16 or bf16" in entry.get("why", "")]
+
+
+class Refusing:
+    """A plan that must not be called."""
+
+    def __call__(self, buffers: dict[str, Tensor]) -> None:
+        raise AssertionError("called for operands that it was not compiled for")
+
+
+def test_operands_that_lie_otherwise_than_planned_are_torchs() -> None:
+    x = torch.randn(2, 16, 3, 4)
+    pool = written_sites.PoolSite(Refusing(), written_sites.MEAN_POOL, torch.empty(2, 16, 1, 1))  # type: ignore[arg-type]
+    torch.testing.assert_close(pool(x), x.mean((2, 3), keepdim=True))
+    q = torch.randn(2, 3, 5, 8)
+    attention = written_sites.AttentionSite(Refusing(), (written_sites.layout(q),) * 3)  # type: ignore[arg-type]
+    other = q.transpose(2, 3).contiguous().transpose(2, 3)
+    expected = functional.scaled_dot_product_attention(other, q, q)
+    torch.testing.assert_close(attention(other, q, q, None, False, None), expected)
 
 
 def test_nothing_is_written_for_a_cpu(tmp_path: Path) -> None:
@@ -138,9 +222,9 @@ def test_nothing_is_written_for_a_cpu(tmp_path: Path) -> None:
 
 def test_without_triton_the_reason_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
-        raise module.WorkError("compiling", found="no package triton")
+        raise written.WorkError("compiling", found="no package triton")
 
-    monkeypatch.setattr(module.TritonCompiler, "find", absent)
+    monkeypatch.setattr(written.TritonCompiler, "find", absent)
     record = write_kernels(fused(Language, torch.float16)[0], HOPPER, tmp_path, channels_last=False)
     assert record and all("no package triton" in entry["why"] for entry in record.values())
 
@@ -153,8 +237,7 @@ def test_what_kernels_do_not_read_is_torchs(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", [Vision, Language])
-@pytest.mark.parametrize("channels_last", [False, True])
+@KINDS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_on_a_gpu_also_in_a_graph(
     kind: type[nn.Module], channels_last: bool, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -166,10 +249,10 @@ def test_on_a_gpu_also_in_a_graph(
     if channels_last:
         graph.to(memory_format=torch.channels_last)
     bound = copy.deepcopy(graph)
-    written = write_kernels(graph, device, tmp_path / "kernels", channels_last=channels_last)
+    told = write_kernels(graph, device, tmp_path / "kernels", channels_last=channels_last)
     nodes = list(fused_nodes(bound))
-    assert written and all("plans" in entry for entry in written.values()), written
-    places = {index: stand_in(entry, nodes[index], tmp_path / "kernels", device) for index, entry in written.items()}
+    assert told and all("plans" in entry for entry in told.values()), told
+    places = {index: stand_in(entry, nodes[index], tmp_path / "kernels", device) for index, entry in told.items()}
     bind(bound, places)
     with torch.inference_mode():
         bound(given)

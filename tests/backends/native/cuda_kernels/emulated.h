@@ -77,6 +77,7 @@ struct Warp {
   uint32_t values[32][8];
 };
 
+constexpr int kAhead = 4;  // times that a warp goes on before the next one does, so that who does not wait for others shows
 constexpr size_t kStack = 128 * 1024;
 inline std::vector<Fiber> fibers;
 inline std::vector<Meeting> blocks;
@@ -164,6 +165,20 @@ void wait_for_all_but() {
   }
 }
 
+template <class Element>
+uint32_t paired(float first, float second) {
+  uint16_t two[2] = {};
+  if constexpr (sizeof(Element) == 2) {
+    auto const round = [](float value) {
+      if constexpr (std::is_same_v<Element, __half>) return __float2half_rn(value);
+      else return __float2bfloat16_rn(value);
+    };
+    Element const rounded[2] = {round(first), round(second)};
+    memcpy(two, rounded, 4);
+  }
+  return two[0] | static_cast<uint32_t>(two[1]) << 16;
+}
+
 inline void load_matrices(uint32_t (&to)[4], uint32_t from) {
   emulated::together(&from, 1, [&](uint32_t (*values)[8]) {
     int const lane = threadIdx.x % 32;
@@ -180,6 +195,12 @@ float element(uint32_t pair, int which) {
   memcpy(&found, &bits, 2);
   if constexpr (sizeof(found) == sizeof(__half) && std::is_same_v<Element, __half>) return __half2float(found);
   else return __bfloat162float(found);
+}
+
+template <class Element>
+float2 unpaired(uint32_t both) {
+  if constexpr (sizeof(Element) == 4) return {};
+  else return {element<Element>(both, 0), element<Element>(both, 1)};
 }
 
 // mma.m16n8k16 as the PTX manual lays its operands out over the threads.
@@ -287,11 +308,16 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* how, void (*kernel)(Ord
       makecontext(&fiber.context, &Runs::one, 0);
     }
     for (size_t left = fibers.size(); left > 0;) {
-      for (Fiber& fiber : fibers) {
-        if (fiber.ended) continue;
-        now = &fiber;
-        swapcontext(&scheduler, &fiber.context);
-        left -= fiber.ended;
+      for (size_t warp = 0; warp < fibers.size(); warp += 32) {
+        for (int turn = 0; turn < kAhead; ++turn) {
+          for (size_t lane = 0; lane < 32; ++lane) {
+            Fiber& fiber = fibers[warp + lane];
+            if (fiber.ended) continue;
+            now = &fiber;
+            swapcontext(&scheduler, &fiber.context);
+            left -= fiber.ended;
+          }
+        }
       }
     }
   }

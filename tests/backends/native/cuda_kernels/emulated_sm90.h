@@ -108,6 +108,36 @@ inline void meet(int threads) {
   emulated::meet(meeting);
 }
 
+// Where an element of a thread's matrix lies: its row or, turned, its column is a row of 16 bytes that another thread names.
+inline unsigned char* place_of(uint32_t (*values)[8], int matrix, bool turned, int which) {
+  int const lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2 + which;
+  uint32_t const at = values[matrix * 8 + (turned ? column : row)][0];
+  if (at % 16 != 0) abort();
+  return shared_memory() + at + (turned ? row : column) * 2;
+}
+
+template <bool kTurned>
+void store_matrices(uint32_t at, uint32_t const (&two)[2]) {
+  emulated::together(&at, 1, [&](uint32_t (*values)[8]) {
+    for (int i = 0; i < 4; ++i) {
+      uint16_t const bits = two[i / 2] >> i % 2 * 16;
+      memcpy(place_of(values, i / 2, kTurned, i % 2), &bits, 2);
+    }
+  });
+}
+
+template <bool kTurned>
+void load_two_matrices(uint32_t (&two)[2], uint32_t at) {
+  emulated::together(&at, 1, [&](uint32_t (*values)[8]) {
+    two[0] = two[1] = 0;
+    for (int i = 0; i < 4; ++i) {
+      uint16_t bits;
+      memcpy(&bits, place_of(values, i / 2, kTurned, i % 2), 2);
+      two[i / 2] |= static_cast<uint32_t>(bits) << i % 2 * 16;
+    }
+  });
+}
+
 inline void prefetch_map(CUtensorMap const*) {}
 inline void prefetch_line(void const*) {}
 

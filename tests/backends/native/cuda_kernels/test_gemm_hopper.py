@@ -12,17 +12,17 @@ from tests.backends.native.cuda_kernels.emulating import Emulated, emulated
 from tests.backends.native.kernel_problems import check, convolution, epilogues
 
 TILES = (
-    ("fp16", "fp16", "false, 64, 64, 64, 1, 4, 1, 1"),
-    ("fp16", "fp16", "true, 8, 64, 128, 1, 3, 2, 1"),
-    ("bf16", "fp32", "false, 128, 40, 64, 2, 3, 1, 1"),
-    ("fp16", "fp16", "true, 56, 128, 64, 1, 5, 1, 1"),
-    ("bf16", "bf16", "true, 24, 128, 64, 2, 2, 1, 1"),
-    ("fp16", "fp16", "false, 64, 256, 64, 1, 2, 1, 4"),
-    ("fp16", "fp16", "false, 64, 48, 64, 1, 3, 2, 2"),
+    ("fp16", "fp16", "false, 64, 64, 64, 1, 3, 4, 1, 1"),
+    ("fp16", "fp16", "true, 8, 64, 128, 1, 3, 3, 2, 1"),
+    ("bf16", "fp32", "false, 128, 40, 64, 2, 1, 3, 1, 1"),
+    ("fp16", "fp16", "true, 56, 128, 64, 1, 1, 5, 1, 1"),
+    ("bf16", "bf16", "true, 24, 128, 64, 2, 1, 3, 1, 1"),
+    ("fp16", "fp16", "false, 64, 256, 64, 1, 1, 2, 1, 4"),
+    ("bf16", "bf16", "false, 128, 48, 64, 1, 2, 4, 2, 2"),
 )
-"""Types, then swapped, tile_m, tile_n, tile_k, groups, stages and the blocks along m and n that fetch together."""
+"""Types, then swapped, tile_m, tile_n, tile_k, groups, residents, stages and the blocks along m and n that share."""
 
-SHAPES = ((1, 8, 8, 1), (33, 100, 520, 1), (33, 100, 520, 3), (130, 72, 1032, 4), (16, 65, 264, 8))
+SHAPES = ((1, 8, 8, 1), (150, 104, 520, 1), (33, 100, 520, 3), (130, 72, 1032, 4), (16, 65, 264, 1), (70, 296, 640, 1))
 """m, n, k and splits."""
 
 MOST_BLOCKS = 8

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from autotune.backends.native.triton_kernels import attention as module
 from autotune.backends.native.triton_kernels.ahead import CompiledKernel, TritonCache, TritonCompiler
 from autotune.backends.native.triton_kernels.attention import AttentionShape, plan
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
@@ -72,10 +73,24 @@ def check(case: Case, out: Tensor) -> None:
     assert worst <= bound, f"{shape}: off by {worst}, at most {bound}"
 
 
-def test_random_attentions_equal_torchs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("many", [1, module.MANY])
+def test_random_attentions_equal_torchs(many: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MANY", many)
     cases = [drawn(seed, KINDS[seed % len(KINDS)]) for seed in range(25)]
     for case, found in zip(cases, interpret([(plan(c.shape), c.given) for c in cases], tmp_path), strict=True):
         check(case, found["out"])
+
+
+@pytest.mark.parametrize(
+    ("batch", "columns", "depth", "keys"),
+    [(1, 197, 64, 128), (32, 197, 64, 32), (32, 128, 64, 128), (1, 50, 64, 64), (32, 50, 64, 64), (32, 256, 128, 64)],
+)
+def test_steps_are_long_unless_many_programs_would_compute_what_is_not_there(
+    batch: int, columns: int, depth: int, keys: int
+) -> None:
+    change = {"batch": batch, "heads": 16, "rows": 197, "columns": columns, "depth": depth}
+    (source,) = plan(AttentionShape(**{**SHAPE, **change})).sources
+    assert dict(source.constants)["BLOCK_COLUMNS"] == keys
 
 
 @pytest.mark.parametrize(
