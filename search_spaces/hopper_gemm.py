@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from autotune.configuration import Scalar
 from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import GemmProblem
+from autotune.kernel_problem import GemmProblem, Window
 from autotune.search_spaces.split_gemm import SplitGemm, architecture
 from autotune.space import Constraint, Parameter, SearchSpace
 
@@ -34,7 +34,7 @@ REGISTERS, REGISTERS_BESIDE, MOST_REGISTERS = 65536, 40, 255
 MOST_ACCUMULATORS = 128
 ROWS_OF_INSTRUCTION, MOST_COLUMNS = 64, 256
 BOX_COLUMNS = 64
-"""What one copy brings of each row, and so what the channels of a convolution are multiples of."""
+"""What one copy brings of each row."""
 
 PARTS = 8
 """Into so many parts rows are divided at most where tiles are made for exactly as many."""
@@ -49,25 +49,31 @@ def space(device: Device, problem: GemmProblem) -> SearchSpace:
     """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
     alignment = min(problem.alignment_a_bytes, problem.alignment_b_bytes)
     majors = (problem.a_major, problem.b_major)
-    channels = BOX_COLUMNS if problem.window is None else problem.window.channels
+    boxes = problem.window is None or in_boxes(problem.window)
     served = (
         architecture(device) == ARCHITECTURE and problem.dtype in ("fp16", "bf16") and majors == ("k", "k")
-        and alignment == OPERAND_ALIGNMENT_BYTES and channels % BOX_COLUMNS == 0
+        and alignment == OPERAND_ALIGNMENT_BYTES and boxes
     )  # fmt: skip
     if not served:
         raise SpaceError(
             f"kernels of {ARCHITECTURE} for {problem.canonical} on {device.name}",
-            found="{}, {} in multiples of {} bytes, {}- and {}-major, {} channels".format(
+            found="{}, {} in multiples of {} bytes, {}- and {}-major, channels {}".format(
                 "no GPU" if device.capability is None else "sm_{}{}".format(*device.capability),
-                problem.dtype, alignment, *majors, "no" if problem.window is None else channels,
+                problem.dtype, alignment, *majors, "that copies bring" if boxes else "that do not fill them",
             ),
             expected=f"{ARCHITECTURE}, fp16 or bf16 in multiples of {OPERAND_ALIGNMENT_BYTES} bytes, both k-major, and "
-            f"channels in multiples of {BOX_COLUMNS}",
+            f"channels, or rows of a kernel without padding beside it, that fill copies of {BOX_COLUMNS}",
         )  # fmt: skip
     return SearchSpace(backend=NAME, parameters=_parameters(problem), constraints=tuple(_rules(problem)))
 
 
 GEMM = SplitGemm(name=NAME, space=space)
+
+
+def in_boxes(window: Window) -> bool:
+    """Whether copies of 64 columns bring a convolution's pixels: by their channels, or rows of its kernel at a time."""
+    whole_rows = window.padding[1] == 0 and window.dilation[1] == 1
+    return window.channels * (window.kernel[1] if whole_rows else 1) % BOX_COLUMNS == 0
 
 
 def stages(tile: Tile) -> int:

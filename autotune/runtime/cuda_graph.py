@@ -57,6 +57,9 @@ class CudaGraphRunner:
             self._current_stream, self._empty_like = torch.cuda.current_stream, torch.empty_like
             self._copy_together: Callable[..., None] = torch._foreach_copy_
             self._stream = self._current_stream(self._device)
+            # To ask for a stream's handle costs a tenth of making an object of it, and most calls need no more.
+            self._handle_now: Callable[[int], int] = torch._C._cuda_getCurrentRawStream
+            self._handle, self._index = self._stream.cuda_stream, self._stream.device.index
 
     def __call__(self, *inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
         """Answer one call on the caller's current stream; raises ModelError where the inputs do not fit."""
@@ -64,10 +67,10 @@ class CudaGraphRunner:
         with self._lock, self._on_device, self._no_grad:
             if self._graph is None:
                 raise ArtifactError("a closed runner was called", expected="a call before close()")
-            stream = self._current_stream(self._device)
-            if stream != self._stream:
+            if self._handle_now(self._index) != self._handle:
+                stream = self._current_stream(self._device)
                 stream.wait_stream(self._stream)
-                self._stream = stream
+                self._stream, self._handle = stream, stream.cuda_stream
             self._copy(self._inputs, inputs)  # blocking for memory of the host, which the caller may reuse at once
             self._graph.replay()
             if self._static_outputs:

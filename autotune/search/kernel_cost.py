@@ -253,7 +253,8 @@ class KernelCost:
             rows = min(tile.m, problem.m) + min(tile.n, problem.n)
             copied = together * rows * row_bytes / INTAKE_BYTES_PER_CLOCK
         # The stage that is being computed on cannot be filled.
-        clocks = max(tensor, copied, latency / max(tile.stages - 1, 1)) + tile.constants.barrier_clocks
+        arrival = latency + copied if tile.lean else latency
+        clocks = max(tensor, copied, arrival / max(tile.stages - 1, 1)) + tile.constants.barrier_clocks
         return clocks / rates.clock_hz, tensor / rates.clock_hz
 
     def _shared_clocks(self, tile: _Tile, together: int) -> float:

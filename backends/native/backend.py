@@ -88,6 +88,7 @@ class NativeBackend:
 
         from autotune.backends.native import operators  # noqa: F401 (registers the operators that the graph names)
         from autotune.backends.native.packing import places
+        from autotune.backends.native.sites import taken_as_given
         from autotune.model.precision import flat_module, on_device
         from autotune.model.program import load_program
         from autotune.runtime.torch_runner import torch_runner
@@ -96,7 +97,10 @@ class NativeBackend:
         module: Any = flat_module(on_device(load_program(folder / PROGRAM), device.torch_name))
         if settings.channels_last:
             module = module.to(memory_format=torch.channels_last)
+        as_given = taken_as_given(module)
         places(folder, module, device)
+        if as_given:
+            settings = dataclasses.replace(settings, channels_last=False)
         return torch_runner(module.requires_grad_(False), settings, device)
 
     def explain(self, folder: Path) -> Mapping[str, Any]:

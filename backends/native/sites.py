@@ -46,6 +46,17 @@ def fused_nodes(module: GraphModule) -> Iterator[Node]:
             yield node
 
 
+def taken_as_given(module: GraphModule) -> bool:
+    """Whether images may come in any memory format: who reads them writes blocks of their pixels."""
+    images = [node for node in module.graph.nodes if node.op == "placeholder" and _is_image(node)]
+    return all(user.target is _FUSED.space_to_depth.default for node in images for user in node.users)
+
+
+def _is_image(node: Node) -> bool:
+    like = value(node)
+    return like is not None and like.dim() == 4
+
+
 def sites(module: GraphModule, *, channels_last: bool) -> list[Site]:
     """List the fused operators; in channels-last memory a convolution is a GEMM over the places of its window.
 

@@ -1,4 +1,6 @@
+from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from autotune.configuration import Configuration, Scalar
 from autotune.device import Device
 from autotune.errors import SpaceError
 from autotune.kernel_problem import GemmProblem, Window
-from autotune.search_spaces.hopper_gemm import GEMM, space, stages
+from autotune.search_spaces.hopper_gemm import GEMM, in_boxes, space, stages
 
 HOPPER = Device(kind="cuda", name="Test GPU", uuid="gpu-test", capability=(9, 0))
 IMAGES = Window(
@@ -99,6 +101,21 @@ def test_steps_are_whole_in_a_convolution() -> None:
     problem = GemmProblem(m=196, n=64, k=576, window=IMAGES, bias=True)
     assert refusal(problem, tile_m=64, tile_n=64) is None
     assert "whole in a convolution" in str(refusal(problem, tile_m=64, tile_n=64, tile_k=128))
+
+
+@pytest.mark.parametrize(
+    ("change", "served"),
+    [
+        ({"channels": 64, "padding": (1, 1)}, True),
+        ({"channels": 16, "kernel": (4, 4)}, True),
+        ({"channels": 32, "kernel": (3, 2), "padding": (1, 0)}, True),
+        ({"channels": 16, "kernel": (4, 4), "padding": (0, 1)}, False),
+        ({"channels": 16, "kernel": (4, 4), "dilation": (1, 2)}, False),
+        ({"channels": 16, "kernel": (4, 3)}, False),
+    ],
+)
+def test_a_copy_brings_whole_channels_or_whole_rows_of_a_kernel(change: dict[str, Any], served: bool) -> None:
+    assert in_boxes(replace(IMAGES, **{"padding": (0, 0), "kernel": (3, 3), **change})) is served
 
 
 @pytest.mark.parametrize(

@@ -282,14 +282,26 @@ __global__ void __launch_bounds__(Gemm::kThreads, Gemm::kAtOnce) gemm_hopper(__g
   Gemm::kernel(given);
 }
 
+// A window over few channels as one over the elements of as many neighbours as its kernel has columns: they lie side by side,
+// so that a copy brings whole boxes of them. Nobody may look beside the images' rows.
+inline Order of_whole_boxes(Order order) {
+  if (order.channels % kBoxColumns != 0) {
+    order.channels *= order.kernel_w;
+    order.width -= order.kernel_w - 1;
+    order.kernel_w = 1;
+  }
+  return order;
+}
+
 // Zero, or an error of the runtime or the driver; the launch is in the stream when this returns.
 template <class Gemm, class Element, bool kWindow, int kM, int kN, int kAlongM, int kAlongN>
 int launch_hopper(Order const& order, int splits, cudaStream_t stream) {
   HopperOrder given;
-  given.order = order;
+  given.order = kWindow ? of_whole_boxes(order) : order;
   given.steps = (order.k + Gemm::kDepth - 1) / Gemm::kDepth;
   given.share = (given.steps + splits - 1) / splits;
-  int error = kWindow ? map_window<Element>(&given.a, order, Gemm::kOwnM)
+  int64_t const row = static_cast<int64_t>(order.width) * order.channels;
+  int error = kWindow ? map_window<Element>(&given.a, given.order, order.channels, row, Gemm::kOwnM)
                       : map_rows<Element>(&given.a, order.a, order.m, order.k, Gemm::kOwnM);
   if (error == 0) error = map_rows<Element>(&given.b, order.b, order.n, order.k, Gemm::kOwnN);
   if (error != 0) return error;

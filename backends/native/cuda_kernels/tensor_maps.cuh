@@ -41,17 +41,18 @@ int map_rows(CUtensorMap* map, void const* from, int rows, int columns, int box_
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 
-// The images of an order's window, in boxes of some pixels in the order of the convolution's places.
+// The images of an order's window, in boxes of some pixels in the order of the convolution's places. From one pixel to the next
+// it is `pixel` elements, from one row to the next `row`: fewer than channels where neighbours overlap.
 template <class Element>
-int map_window(CUtensorMap* map, Order const& order, int box_pixels) {
+int map_window(CUtensorMap* map, Order const& order, int64_t pixel, int64_t row, int box_pixels) {
   static auto const encode = driver_function<PFN_cuTensorMapEncodeIm2col_v12000>("cuTensorMapEncodeIm2col");
   if (encode == nullptr) return CUDA_ERROR_NOT_FOUND;
   int const images = order.m / (order.places_h * order.places_w), taps = order.k / order.channels;
   int const kernel_h = taps / order.kernel_w;
-  auto const size = [](int of) { return static_cast<cuuint64_t>(of); };
+  auto const size = [](int64_t of) { return static_cast<cuuint64_t>(of); };
   cuuint64_t const sizes[] = {size(order.channels), size(order.width), size(order.height), size(images)};
-  cuuint64_t const pixel = size(order.channels) * sizeof(Element), row = pixel * order.width;
-  cuuint64_t const strides[] = {pixel, row, row * order.height};
+  cuuint64_t const strides[] = {size(pixel) * sizeof(Element), size(row) * sizeof(Element),
+                                size(row * order.height) * sizeof(Element)};
   int const lower[] = {-order.padding_w, -order.padding_h};
   // The last place of the kernel's upper left corner, counted from the last pixel.
   int const upper[] = {order.padding_w - (order.kernel_w - 1) * order.dilation_w,

@@ -14,7 +14,7 @@ from autotune.backends.native.binding import ConvSite, GemmSite, bind, site_bias
 from autotune.backends.native.fusions import fuse
 from autotune.backends.native.kernels import KERNELS
 from autotune.backends.native.packing import conv_by_torch
-from autotune.backends.native.sites import fused_nodes, is_split, sites
+from autotune.backends.native.sites import fused_nodes, is_split, sites, taken_as_given
 from autotune.errors import ArtifactError
 from autotune.kernel import KnownKernel, KnownKernels
 from autotune.model import capture, source
@@ -186,6 +186,27 @@ def test_a_convolution_that_takes_images_apart_is_a_product_of_their_parts(memor
         after = module(images.to(memory_format=memory))
     assert after.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
+
+
+def test_images_of_which_blocks_are_taken_come_as_they_lie():
+    def taken(model):
+        program = torch.export.export(model.eval(), (IMAGE,))
+        return taken_as_given(fuse(program, ["space_to_depth", "conv_act"]).module)
+
+    assert taken(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU()))
+    assert not taken(nn.Conv2d(3, 8, 3))
+    assert not taken(Both())
+
+
+class Both(nn.Module):
+    """Reads images by blocks, and as they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.conv(x) + x[..., ::2, ::2]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,16 @@ def test_resnet50_is_made_of_fused_convolutions() -> None:
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
+def test_resnet50_begins_with_blocks_of_pixels_and_pools_by_kernels() -> None:
+    names = ("conv_bn", "space_to_depth", "conv_act", "pooling")
+    done, before, after = fused("resnet50", names, pixel_values=pixels())
+    assert done.matches == {"conv_bn": 53, "space_to_depth": 1, "conv_act": 53, "pooling": 2}
+    stem = next(node for node in done.module.graph.nodes if str(node.target) == "autotune_native.conv2d.default")
+    images, filters = (node.meta["val"].shape for node in stem.args[:2])
+    assert (tuple(images), tuple(filters)) == ((1, 16, 115, 115), (64, 16, 4, 4))
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
 def test_efficientnet_b0_takes_its_activations_and_its_padding_by_name() -> None:
     done, before, after = fused("efficientnet_b0", ("conv_bn", "conv_act"), pixel_values=pixels())
     assert done.matches == {"conv_bn": 49, "conv_act": 81}
@@ -81,10 +91,13 @@ def test_bert_base_is_made_of_fused_products() -> None:
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
-def test_vit_b16_has_pairs_of_products() -> None:
-    names = ("qkv", "gemm_epilogue", "conv_act", "back_to_back_gemm")
+def test_vit_b16_has_pairs_of_products_and_norms_alone() -> None:
+    names = ("space_to_depth", "qkv", "attention_kernel", "norm", "gemm_epilogue", "conv_act", "back_to_back_gemm")
     done, before, after = fused("vit_b16", names, pixel_values=pixels())
-    assert done.matches == {"qkv": 12, "gemm_epilogue": 49, "conv_act": 1, "back_to_back_gemm": 12}
+    matches = {"qkv": 12, "gemm_epilogue": 49, "conv_act": 1, "back_to_back_gemm": 12, "attention_kernel": 12}
+    assert done.matches == {**matches, "space_to_depth": 0, "norm": 25}
+    (patches,) = [site.problem for site in sites(done.module, channels_last=True) if site.operator == "conv2d"]
+    assert patches is not None and (patches.m, patches.n, patches.k, patches.window) == (196, 768, 768, None)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 

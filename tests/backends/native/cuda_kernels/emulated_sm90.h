@@ -14,6 +14,7 @@
 struct CUtensorMap {
   unsigned char const* from;
   int rank, sizes[4], box, lower[2], upper[2], steps[2];  // of images: channels, width, height, images
+  int64_t pixel, row;
 };
 
 namespace emulated {
@@ -61,14 +62,14 @@ int map_rows(CUtensorMap* map, void const* from, int rows, int columns, int box_
 }
 
 template <class Element>
-int map_window(CUtensorMap* map, Order const& order, int box_pixels) {
-  if (reinterpret_cast<uintptr_t>(order.a) % 16 != 0 || order.channels % 8 != 0) return 1;
+int map_window(CUtensorMap* map, Order const& order, int64_t pixel, int64_t row, int box_pixels) {
+  if (reinterpret_cast<uintptr_t>(order.a) % 16 != 0 || pixel % 8 != 0) return 1;
   int const images = order.m / (order.places_h * order.places_w);
   int const kernel_h = order.k / order.channels / order.kernel_w;
   *map = {static_cast<unsigned char const*>(order.a), 4, {order.channels, order.width, order.height, images}, box_pixels,
           {-order.padding_w, -order.padding_h},
           {order.padding_w - (order.kernel_w - 1) * order.dilation_w, order.padding_h - (kernel_h - 1) * order.dilation_h},
-          {order.stride_w, order.stride_h}};
+          {order.stride_w, order.stride_h}, pixel, row};
   return 0;
 }
 
@@ -194,8 +195,7 @@ inline void copy_pixels_to(uint32_t to, CUtensorMap const* map, uint32_t barrier
   copy_rows(to, barrier, of.box, readers, [=](int i, int chunk) -> unsigned char const* {
     int const in = places[i][0], row = places[i][1] + down, column = places[i][2] + right;
     if (in >= of.sizes[3] || row < 0 || row >= of.sizes[2] || column < 0 || column >= of.sizes[1]) return nullptr;
-    int64_t const pixel = (static_cast<int64_t>(in) * of.sizes[2] + row) * of.sizes[1] + column;
-    return of.from + (pixel * of.sizes[0] + channel + chunk * 8) * 2;
+    return of.from + ((static_cast<int64_t>(in) * of.sizes[2] + row) * of.row + column * of.pixel + channel + chunk * 8) * 2;
   });
 }
 inline void copy_pixels(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x, int y, int image, int right,

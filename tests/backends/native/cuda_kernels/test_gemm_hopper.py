@@ -33,6 +33,8 @@ CONVOLUTIONS = (
     (convolution(1, 40, Window(height=12, width=12, channels=128, kernel=(1, 1), stride=(2, 2))), 1),
     (convolution(3, 9, Window(height=8, width=11, channels=128, kernel=(2, 5), stride=(1, 3), padding=(1, 0),
                               dilation=(3, 2))), 3),
+    (convolution(2, 64, Window(height=9, width=13, channels=16, kernel=(4, 4), stride=(2, 1))), 1),
+    (convolution(1, 24, Window(height=7, width=11, channels=32, kernel=(3, 2), stride=(1, 3), padding=(1, 0))), 2),
 )  # fmt: skip
 
 
