@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -316,7 +316,9 @@ def _shapes(only: str | None) -> list[Shape]:
 def _bench(device: Device, options: argparse.Namespace, folder: Path) -> Iterator[KernelBench]:
     toolchain = toolchain_of(registry.kernels(options.backend), versions.current(device)).digest
     with tempfile.TemporaryDirectory(prefix="autotune-") as scratch, WorkerServer(Path(scratch), steps=STEPS) as server:
-        yield KernelBench(server, device, options.backend, folder, toolchain=toolchain, seed=options.seed)
+        bench = KernelBench(server, device, options.backend, folder, toolchain=toolchain, seed=options.seed)
+        with closing(bench):
+            yield bench
 
 
 @contextmanager

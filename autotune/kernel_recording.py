@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from autotune import registry
@@ -167,7 +167,9 @@ def _chosen(options: argparse.Namespace, device: Device, bench: KernelBench) -> 
 def _bench(device: Device, backend: str, folder: Path, seed: int) -> Iterator[KernelBench]:
     toolchain = toolchain_of(registry.kernels(backend), versions.current(device)).digest
     with tempfile.TemporaryDirectory(prefix="autotune-") as scratch, WorkerServer(Path(scratch)) as server:
-        yield KernelBench(server, device, backend, folder.resolve(), toolchain=toolchain, seed=seed)
+        bench = KernelBench(server, device, backend, folder.resolve(), toolchain=toolchain, seed=seed)
+        with closing(bench):
+            yield bench
 
 
 def _counted(recording: Recording) -> str:

@@ -1,5 +1,6 @@
 """The tuning of kernels, problem by problem: what is known is kept, the rest compiled while other kernels are timed."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -139,6 +140,10 @@ class _Tuner:
 
     def run(self, stop: threading.Event) -> KernelReport:
         self.stop = stop
+        with contextlib.closing(self.bench):
+            return self._run()
+
+    def _run(self) -> KernelReport:
         begin = time.monotonic()
         for work in self.works:
             self._know(work)
@@ -162,6 +167,7 @@ class _Tuner:
                 launches = _search(work).ask_launches(LAUNCHES)
                 if not launches or not self._time(work, launches):
                     break
+        self.bench.close()
         return KernelReport(
             problems=tuple(self._tuned(work) for work in self.works), toolchain=self.toolchain, rates=self.rates,
             seconds=time.monotonic() - begin, spans=tuple(self.bench.spans), stopped=self._stopped,

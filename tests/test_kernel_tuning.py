@@ -199,6 +199,9 @@ class FakeBench:
                 )
             )  # fmt: skip
 
+    def close(self):
+        pass
+
 
 class FakeServer:
     closed = False

@@ -1,5 +1,6 @@
 """The kernels of one backend on one device, compiled and timed in processes of their own: KernelBench."""
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from autotune.errors import AutotuneError, WorkError
 from autotune.execute.bench import BUILD_TIMEOUT_S
 from autotune.execute.channel import ChannelClosed
 from autotune.execute.kernel_timing import Limits
-from autotune.execute.server import Session, Span, WorkerServer
+from autotune.execute.server import LINGER_S, Session, Span, WorkerServer
 from autotune.kernel import MadeKernel
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_trial import KernelTrial
@@ -53,8 +54,20 @@ class KernelBench:
     ) -> None:
         self.server, self.device, self.backend, self.folder = server, device, backend, folder
         self.toolchain, self.seed = toolchain, seed
-        self.spans: list[Span] = []
+        self._spans: list[Span] = []
+        self._idle: Session | None = None
         server.preload(PRELOAD)
+
+    def close(self) -> None:
+        """End the process that timed kernels, and is ready for more."""
+        session, self._idle = self._idle, None
+        if session is not None:
+            self._end(session)
+
+    @property
+    def spans(self) -> list[Span]:
+        """Stages of all steps with their begin and end; of a process that times kernels once it has ended."""
+        return list(self._spans)
 
     def rates(self) -> DeviceRates | None:
         """Read how fast the GPU is; ``None`` for a CPU, and where nobody knows."""
@@ -62,7 +75,7 @@ class KernelBench:
             return None
         if self.device.uuid not in _rates:
             found = self.server.run("device_rates", {"device": self.device.as_dict()}, timeout_s=START_S, stage="load")
-            self.spans += found.spans
+            self._spans += found.spans
             if found.value is None:
                 log.warning("the rates of %s could not be read: %s", self.device.name, found.failure)
                 return None
@@ -90,7 +103,7 @@ class KernelBench:
     def _compiled(self, problem: GemmProblem, builds: Sequence[Configuration], limit_s: float) -> list[Made]:
         request = {**self._request(problem), "builds": [build.as_dict() for build in builds]}
         result = self.server.run("compile_kernels", request, timeout_s=limit_s)
-        self.spans += result.spans
+        self._spans += result.spans
         if self.server.closed:
             return [None] * len(builds)
         if result.raised is not None:
@@ -125,21 +138,27 @@ class KernelBench:
                 **self._request(problem), "candidates": [each.as_dict() for each in rest.values()], "seed": self.seed,
                 "best_us": best_us, "limits": asdict(limits or LIMITS[self.device.kind]),
             }  # fmt: skip
-            session = self.server.start("time_kernels", request, stage="load")
-            patience_s = START_S + self._calls_s(problem)
+            resumed, session = self._idle is not None, self._asked(request)
+            patience_s, failed, heard = START_S + self._calls_s(problem), False, False
             for told in self._heard(session, problem, patience_s):
                 candidate = rest.pop(told["candidate"], None)
                 if candidate is None:
                     raise WorkError(f"kernels of {problem.canonical}", found="a result that nobody asked for")
                 trial = self._trial(problem, candidate, told)
+                failed, heard = failed or trial.failure is not None, True
                 if trial.median_us is not None:
                     best_us = trial.median_us if best_us is None else min(best_us, trial.median_us)
                 tell(trial)
-            self.spans += session.spans
+            if session.ready and not failed:
+                self._idle = session
+            else:  # who failed may have left something behind
+                self._end(session)
             if not rest or self.server.closed:
                 return
             failure = session.failure(patience_s)
             culprit = rest.pop(session.turn or "", None)
+            if culprit is None and resumed and not heard:
+                continue  # it was gone before it was asked
             if culprit is None:
                 tail = failure.log_tail.strip().splitlines()[-8:]
                 raise WorkError(
@@ -148,22 +167,44 @@ class KernelBench:
                 )  # fmt: skip
             tell(self._trial(problem, culprit, {"failure": failure.as_dict()}))
 
+    def _asked(self, request: dict[str, Any]) -> Session:
+        """The process that is ready for more, or a new one, with a request."""
+        session, self._idle = self._idle, None
+        if session is not None:
+            session.ready = False
+            with contextlib.suppress(OSError, ChannelClosed):
+                session.send({"request": request})
+                return session
+            self._end(session)
+        return self.server.start("time_kernels", request, stage="load")
+
+    def _end(self, session: Session) -> None:
+        if session.ready:
+            with contextlib.suppress(OSError, ChannelClosed):
+                session.send({"end": True})
+                session.receive(LINGER_S)
+        session.finish()
+        self._spans += session.spans
+
     def _heard(self, session: Session, problem: GemmProblem, patience_s: float) -> Iterator[dict[str, Any]]:
-        """What a step tells of its candidates, until it ends in whatever way; ``session.turn`` is who was at work."""
+        """What a step tells of its candidates, until it is ready for more (``session.ready``), or ends in whatever way.
+
+        ``session.turn`` is who was at work.
+        """
         try:
-            while True:
+            while not session.ready:
                 message = session.receive(patience_s)
                 if "turn" in message:
                     session.turn, patience_s = message["turn"], CANDIDATE_S + self._calls_s(problem)
                 elif "kernel" in message:
                     session.turn = None
                     yield message["kernel"]
+                elif "ready" in message:
+                    session.rest()
                 else:
                     break
         except ChannelClosed:
             log.debug("a process that timed kernels is gone")
-        finally:
-            session.finish()
 
     def failed(self, problem: GemmProblem, candidate: Configuration, failure: Failure) -> KernelTrial:
         """Make the trial of a candidate that could not be built."""

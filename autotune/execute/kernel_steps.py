@@ -4,6 +4,8 @@ A kernel may take the process's context on the device with it. So each result is
 each candidate whose turn it is: the coordinator knows what was at work, and starts again with the rest.
 """
 
+import math
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,9 @@ from autotune.execute.stages import enter, holding
 from autotune.kernel_problem import GemmProblem
 
 CRASH = "crash"
+
+COOLS_S = 1.0
+"""A device that has been idle for longer is brought to speed again."""
 
 
 def device_rates(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -45,39 +50,61 @@ def compile_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, A
 def time_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Load, check and time candidates of one problem, alone on the device, telling of each as soon as it is done.
 
-    ``best_us`` is the fastest time so far, ``limits`` are :class:`~autotune.execute.kernel_timing.Limits`. What a
-    candidate raises is its own failure, and the next one begins, unless it took the context on the device with it.
+    Then it is ready for the next request, until it is told to end: to import, and to wake a device, takes longer than
+    most problems do. ``best_us`` is the fastest time so far, ``limits`` are
+    :class:`~autotune.execute.kernel_timing.Limits`. What a candidate raises is its own failure, and the next one
+    begins, unless it took the context on the device with it.
     """
+    device = Device.from_dict(request["device"])
+    timed, last_s = 0, -math.inf
+    while True:
+        with holding(channel, device, "load", exclusive=True):
+            _time_one(request, device, channel, warm=time.monotonic() - last_s < COOLS_S)
+        timed, last_s = timed + len(request["candidates"]), time.monotonic()
+        _leave(device)
+        channel.send({"ready": True})
+        told = channel.receive()
+        if not told or "request" not in told:
+            return {"timed": timed}
+        request = told["request"]
+
+
+def _time_one(request: Mapping[str, Any], device: Device, channel: Channel, *, warm: bool) -> None:
     from autotune.execute.child import explain
     from autotune.execute.kernel_timing import KernelBed, Limits
 
-    device, problem = Device.from_dict(request["device"]), GemmProblem.from_dict(request["problem"])
+    problem, limits = GemmProblem.from_dict(request["problem"]), Limits(**request["limits"])
     maker, folder = registry.kernels(request["backend"]), Path(request["folder"])
     best_us: float | None = request["best_us"]
-    with holding(channel, device, "load", exclusive=True):
-        limits = Limits(**request["limits"])
-        bed = KernelBed(device, problem, maker.compute, seed=request["seed"], limits=limits)
-        for candidate in map(Configuration.from_dict, request["candidates"]):
-            channel.send({"turn": candidate.digest})
-            enter(channel, "load")
-            stage = "load"
+    bed = KernelBed(device, problem, maker.compute, seed=request["seed"], limits=limits, warm=warm)
+    for candidate in map(Configuration.from_dict, request["candidates"]):
+        channel.send({"turn": candidate.digest})
+        enter(channel, "load")
+        stage = "load"
 
-            def going(to: str) -> None:
-                nonlocal stage
-                stage = to
-                enter(channel, to)
+        def going(to: str) -> None:
+            nonlocal stage
+            stage = to
+            enter(channel, to)
 
-            told: dict[str, Any] = {"candidate": candidate.digest}
-            try:
-                kernel = maker.load(device, problem, candidate, folder)
-                result = bed.judge_and_time(kernel, best_us, going)
-                told |= result.as_dict()
-                if result.failure is None:
-                    best_us = min(filter(None, (best_us, result.median_us)))
-            except Exception as error:  # the worker's border: it is told, and recorded as the candidate's failure
-                explained = explain(error)
-                if explained["kind"] == CRASH:
-                    raise
-                told["failure"] = {"stage": stage, "kind": explained["kind"], "detail": explained["detail"]}
-            channel.send({"kernel": told})
-    return {"timed": len(request["candidates"])}
+        told: dict[str, Any] = {"candidate": candidate.digest}
+        try:
+            kernel = maker.load(device, problem, candidate, folder)
+            result = bed.judge_and_time(kernel, best_us, going)
+            told |= result.as_dict()
+            if result.failure is None:
+                best_us = min(filter(None, (best_us, result.median_us)))
+        except Exception as error:  # the worker's border: it is told, and recorded as the candidate's failure
+            explained = explain(error)
+            if explained["kind"] == CRASH:
+                raise
+            told["failure"] = {"stage": stage, "kind": explained["kind"], "detail": explained["detail"]}
+        channel.send({"kernel": told})
+
+
+def _leave(device: Device) -> None:
+    """Give the device's memory back, for whoever holds the device next."""
+    if device.kind == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()

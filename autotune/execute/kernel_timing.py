@@ -111,8 +111,11 @@ class KernelBed:
     CPU's caches are as the call before left them, and the clock is the wall's.
     """
 
-    def __init__(self, device: Device, problem: GemmProblem, compute: Callable[..., Any], *, seed: int, limits: Limits):
-        """``compute`` is the maker's: the problem in the precision of its operands."""
+    def __init__(
+        self, device: Device, problem: GemmProblem, compute: Callable[..., Any], *, seed: int, limits: Limits,
+        warm: bool = False,
+    ) -> None:  # fmt: skip
+        """``compute`` is the maker's: the problem in its operands' precision. A ``warm`` device is at speed already."""
         import torch
 
         from autotune.measure.clock import SystemClock
@@ -143,7 +146,7 @@ class KernelBed:
             CpuTimer(self._clock) if device.kind == "cpu" else CudaTimer(self._clock, device.torch_name, l2="cold")
         )
         self._observers = observers_for(device, self._clock, canary=False)
-        self._is_warm = False
+        self._is_warm = warm
 
     def judge_and_time(self, kernel: Kernel, best_us: float | None, going: Callable[[str], None]) -> KernelResult:
         """Check a kernel and time it, told the stage; what it raises passes through.

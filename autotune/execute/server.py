@@ -121,6 +121,11 @@ class Session:
                 self._told = message.get("error", self._told)
                 return message
 
+    def rest(self) -> None:
+        """Note that the step has nothing to do until it is told more."""
+        self.ready = True
+        self._marks.append(("idle", time.monotonic()))
+
     def kill(self, why: FailureKind | None = None) -> None:
         """Have the step and everything that it started killed; where it is out of time, it says first where it is."""
         self.ended_for = self.ended_for or why

@@ -1,6 +1,10 @@
 """The steps of tuned kernels, each in a process of its own as the coordinator runs them."""
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 
 import pytest
 
@@ -20,8 +24,11 @@ PROBLEM = GemmProblem(m=8, n=16, k=32, dtype="fp32", output="fp32")
 def bench(tmp_path, cpu, toykernels, monkeypatch):
     monkeypatch.setattr("autotune.execute.kernel_bench.CANDIDATE_S", 3.0)
     (tmp_path / "cache").mkdir()
-    with WorkerServer(tmp_path) as server:
-        yield KernelBench(server, cpu, "toykernels", tmp_path / "cache", toolchain="t", seed=0)
+    with (
+        WorkerServer(tmp_path) as server,
+        closing(KernelBench(server, cpu, "toykernels", tmp_path / "cache", toolchain="t", seed=0)) as bench,
+    ):
+        yield bench
 
 
 def timed(bench, *faults, problem=PROBLEM, best_us=None):
@@ -44,6 +51,29 @@ def test_who_crashes_or_hangs_is_the_only_one_to_fail(bench):
     assert (good.problem, good.device_class, good.toolchain) == (PROBLEM, bench.device.device_class, "t")
     assert "expected: a kernel" in found[4].failure.detail
     assert found[6].error > 0
+
+
+def test_one_process_times_problem_after_problem_until_somebody_fails(bench):
+    def process(*faults, problem=PROBLEM):
+        return timed(bench, *faults, problem=problem)[-1].conditions.get("process")
+
+    first = process("none")
+    assert first == process("none", problem=replace(PROBLEM, m=4)) != os.getpid()
+    assert not any(stage == "load" for stage, _, _ in bench.spans)  # it has not ended yet
+    assert process("inaccurate") is None
+    other = process("none")
+    assert other != first
+    bench.close()
+    stages = [stage for stage, _, _ in bench.spans]
+    assert stages.count("idle") == 4 and stages.count("measure") == 3
+    bench.close()
+
+
+def test_a_process_that_dies_while_it_has_nothing_to_do_is_nobodys_failure(bench):
+    (found,) = timed(bench, "none")
+    os.kill(found.conditions["process"], signal.SIGKILL)
+    (again,) = timed(bench, "none", problem=replace(PROBLEM, m=4))
+    assert again.state == "complete" and again.conditions["process"] != found.conditions["process"]
 
 
 def test_the_last_candidate_may_crash_too(bench):
@@ -69,6 +99,7 @@ def test_timing_waits_for_the_device(bench):
             assert made[build("none")] == MadeKernel(compile_s=0.5)
         waiting.result()
     assert found[0].state == "complete"
+    bench.close()
     assert "wait" in [stage for stage, _, _ in bench.spans]
 
 

@@ -5,8 +5,11 @@
 // depends on none of M, N and K.
 #pragma once
 
-// A launch may begin while the one before it in the stream still works.
+// A launch may begin while the one before it in the stream still works, where the kernel itself waits for that one.
+// With CUTLASS's stream-K scheduler such a kernel does not compile: gemm_sm90_stream_k.cuh does without.
+#ifndef AUTOTUNE_LAUNCHES_IN_TURN
 #define CUTLASS_ENABLE_GDC_FOR_SM90 1
+#endif
 
 #include <cuda_runtime.h>
 
@@ -34,6 +37,11 @@ struct GemmSm90 {
   static constexpr int kAlignment = 16 / sizeof(Element);
   static constexpr int kOutputAlignment = 16 / sizeof(Output);
   static constexpr bool kStreamK = cute::is_same_v<Scheduler, cutlass::gemm::StreamKScheduler>;
+#ifdef AUTOTUNE_LAUNCHES_IN_TURN
+  static constexpr bool kMayBeginEarly = false;
+#else
+  static constexpr bool kMayBeginEarly = true;
+#endif
 
   using Fusion = cutlass::epilogue::fusion::LinCombPerColBiasEltAct<Activation, Output, float, float, Output>;
   using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
@@ -86,7 +94,7 @@ struct GemmSm90 {
     if (auto const status = device.initialize(given, workspace, stream); status != cutlass::Status::kSuccess) {
       return static_cast<int>(status);
     }
-    return static_cast<int>(device.run(stream, nullptr, at.early != 0));
+    return static_cast<int>(device.run(stream, nullptr, kMayBeginEarly && at.early != 0));
   }
 
   static size_t workspace_bytes(Launch const& at, int multiprocessors) {

@@ -8,7 +8,8 @@ from autotune.kernel_problem import BYTES
 from autotune.search_spaces.cutlass_gemm import CutlassBuild
 
 HERE = Path(__file__).parent
-SM90, MULTISTAGE = HERE / "gemm_sm90.cuh", HERE / "gemm_multistage.cuh"
+SM90, SM90_STREAM_K = HERE / "gemm_sm90.cuh", HERE / "gemm_sm90_stream_k.cuh"
+MULTISTAGE = HERE / "gemm_multistage.cuh"
 
 HALF = 2
 
@@ -31,7 +32,8 @@ def source_of(build: CutlassBuild) -> KernelSource:
     A bias is a pointer that may be null, and so is the residual of the older architectures.
     """
     if build.architecture == "sm_90a":
-        return KernelSource(header=SM90, code=_line(_sm90(build)))
+        header = SM90_STREAM_K if build.tile["scheduler"] == "stream_k" else SM90
+        return KernelSource(header=header, code=_line(_sm90(build)))
     return KernelSource(header=MULTISTAGE, code=_line(_multistage(build)))
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from autotune.backends.native.cutlass.compiler import CompiledKernel, Compiler, KernelCache
 from autotune.backends.native.cutlass.kernel import LoadedKernel, Shape
-from autotune.backends.native.cutlass.source import MULTISTAGE, SM90, source_of
+from autotune.backends.native.cutlass.source import MULTISTAGE, SM90, SM90_STREAM_K, source_of
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import WorkError
@@ -22,6 +22,7 @@ from autotune.search_spaces.cutlass_launch import CutlassLaunch
 HEADS = {
     path: re.findall(r"template <(class Element,[^;]*?)>\nstruct", path.read_text())[0] for path in (SM90, MULTISTAGE)
 }
+HEADS[SM90_STREAM_K] = HEADS[SM90]
 
 
 def gpu(capability: tuple[int, int]) -> Device:
@@ -99,6 +100,15 @@ def test_nvcc_takes_a_pingpong_kernel_with_everything(tmp_path: Path) -> None:
     point = Configuration.of("cutlass", {**tile, "schedule": "pingpong", "scheduler": "persistent"})
     kernel = compiled(build_of(gpu((9, 0)), problem, point), tmp_path)
     assert kernel.workspace_bytes(Shape(m=128, n=64, k=64), CutlassLaunch(), multiprocessors=132) == 0
+
+
+def test_nvcc_takes_a_stream_k_kernel(tmp_path: Path) -> None:
+    problem = GemmProblem(m=256, n=512, k=128)
+    tile = {"tile_m": 128, "tile_n": 64, "tile_k": 64, "cluster_m": 1, "cluster_n": 1}
+    point = Configuration.of("cutlass", {**tile, "schedule": "cooperative", "scheduler": "stream_k"})
+    kernel = compiled(build_of(gpu((9, 0)), problem, point), tmp_path)
+    launch = CutlassLaunch(decomposition="split_k", splits=2)
+    assert kernel.workspace_bytes(Shape(m=256, n=512, k=128), launch, multiprocessors=132) > 0
 
 
 def test_nvcc_takes_a_multistage_kernel_for_rows_of_two_elements(tmp_path: Path) -> None:
