@@ -27,16 +27,23 @@ class KnownKernel:
         return cls(configuration=Configuration.from_dict(data["configuration"]), median_us=float(data["median_us"]))
 
 
+NEAR = 1.1
+"""A kernel that takes so many times as long as the best, timed alone, may be the better one among its neighbours."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownKernels:
     """What a build may choose from: by the digest of a problem the best kernel, and the best of the libraries' calls.
 
-    ``folder`` is the cache in which the kernels lie compiled.
+    ``near`` are those of our own that take at most :data:`NEAR` times as long as the best, the fastest first: timed
+    alone, a kernel does not show how it goes with its neighbours. ``folder`` is the cache in which the kernels lie
+    compiled.
     """
 
     folder: Path
     best: Mapping[str, KnownKernel] = field(default_factory=dict)
     library: Mapping[str, KnownKernel] = field(default_factory=dict)
+    near: Mapping[str, tuple[KnownKernel, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -44,6 +51,7 @@ class KnownKernels:
             "folder": str(self.folder),
             "best": {digest: known.as_dict() for digest, known in self.best.items()},
             "library": {digest: known.as_dict() for digest, known in self.library.items()},
+            "near": {digest: [known.as_dict() for known in several] for digest, several in self.near.items()},
         }
 
     @classmethod
@@ -53,7 +61,10 @@ class KnownKernels:
             which: {digest: KnownKernel.from_dict(known) for digest, known in data[which].items()}
             for which in ("best", "library")
         }
-        return cls(folder=Path(data["folder"]), **found)
+        near = {
+            digest: tuple(KnownKernel.from_dict(known) for known in several) for digest, several in data["near"].items()
+        }
+        return cls(folder=Path(data["folder"]), **found, near=near)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

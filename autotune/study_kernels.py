@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,7 +10,7 @@ from autotune import registry
 from autotune.configuration import Configuration
 from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.environment import cache_folder
-from autotune.kernel import KnownKernel, KnownKernels, toolchain_of
+from autotune.kernel import NEAR, KnownKernel, KnownKernels, toolchain_of
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_trial import KernelTrial
 from autotune.kernel_tuning import tune_kernels
@@ -30,7 +30,7 @@ LOG_LINES = 8
 
 
 class StudyKernels:
-    """Tunes what configurations with ``kernels=tuned`` need, within a share of the budget, and tells builds of it."""
+    """Tunes the kernels of configurations that ask for any, within a share of the budget, and tells builds of them."""
 
     def __init__(self, on: StudyContext) -> None:
         self.on = on
@@ -45,7 +45,7 @@ class StudyKernels:
         Whatever goes wrong costs tuned kernels and nothing else: a build leaves to torch what nothing is known for.
         """
         begin = time.monotonic()
-        asking = [one for one in configurations if one.get("kernels", "") == "tuned"]
+        asking = [one for one in configurations if one.get("kernels", "torch") != "torch"]
         if not asking:
             return
         allowed_s = SHARE * (budget_s + self._spent_s) - self._spent_s
@@ -87,22 +87,23 @@ class StudyKernels:
         return self._problems[digest]
 
     def _known(self, asking: Sequence[Configuration]) -> KnownKernels:
-        """What the database knows of the problems: the best kernels, and the best of the libraries' calls."""
+        """What the database knows of the problems: the best kernels, those near them, the libraries' best calls."""
         best: dict[str, KnownKernel] = {}
         library: dict[str, KnownKernel] = {}
+        near: dict[str, tuple[KnownKernel, ...]] = {}
         for configuration in asking:
             toolchain = toolchain_of(registry.kernels(configuration.backend), self.on.toolchain).digest
             for problem in self._of(configuration):
-                complete = [
-                    trial
-                    for trial in self.on.store.kernels.of(problem, self.on.row.device_class, toolchain)
-                    if trial.state == "complete"
-                ]
-                calls = [trial for trial in complete if trial.configuration.backend in LIBRARY_KINDS]
-                for found, trials in ((best, complete), (library, calls)):
-                    if trials:
-                        found[problem.digest] = _fastest(trials)
-        return KnownKernels(folder=cache_folder() / "kernels", best=best, library=library)
+                complete = _by_time(self.on.store.kernels.of(problem, self.on.row.device_class, toolchain))
+                calls = [known for known in complete if known.configuration.backend in LIBRARY_KINDS]
+                for found, several in ((best, complete), (library, calls)):
+                    if several:
+                        found[problem.digest] = several[0]
+                near[problem.digest] = tuple(
+                    known for known in complete
+                    if known not in calls and known.median_us <= NEAR * complete[0].median_us
+                )  # fmt: skip
+        return KnownKernels(folder=cache_folder() / "kernels", best=best, library=library, near=near)
 
 
 _NO_PART = ("kernels", "cuda_graph", "cudnn_benchmark", "programmatic_launch", "threads")
@@ -115,6 +116,11 @@ def _graph_of(configuration: Configuration) -> str:
     return Configuration.of(configuration.backend, values).digest
 
 
-def _fastest(trials: Sequence[KernelTrial]) -> KnownKernel:
-    first = min(trials, key=lambda trial: (trial.median_us or 0.0, trial.configuration.digest))
-    return KnownKernel(configuration=first.configuration, median_us=first.median_us or 0.0)
+def _by_time(trials: Iterable[KernelTrial]) -> list[KnownKernel]:
+    """What was timed to the end, the fastest first."""
+    complete = [
+        KnownKernel(configuration=trial.configuration, median_us=trial.median_us)
+        for trial in trials
+        if trial.state == "complete" and trial.median_us is not None
+    ]
+    return sorted(complete, key=lambda known: (known.median_us, known.configuration.digest))

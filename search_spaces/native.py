@@ -32,7 +32,8 @@ def native_space(device: Device, workload: Workload | None) -> SearchSpace:
 
     ``kernels`` torch leaves GEMMs to torch's own calls, ``tuned`` takes the best kernel known for each of them, be it
     ours or a library's. With ``programmatic_launch`` our kernels begin, and fetch their weights, while the one before
-    still works (CUDA's programmatic dependent launch).
+    still works (CUDA's programmatic dependent launch); ``kernels`` overlapped then prefers those of ours that go well
+    with their neighbours though they are up to a tenth slower alone.
     """
     on_gpu = device.kind == "cuda"
     convolves = workload is None or "convolution" in workload.features
@@ -45,9 +46,11 @@ def native_space(device: Device, workload: Workload | None) -> SearchSpace:
     if convolves:
         parameters.append(Parameter(name="channels_last", choices=(True, False)))
     if on_gpu:
+        programmatic = device.capability is not None and device.capability >= PROGRAMMATIC_FROM
         if any(parameter.name in WITH_GEMMS for parameter in parameters):
-            parameters.append(Parameter(name="kernels", choices=("torch", "tuned")))
-        if device.capability is not None and device.capability >= PROGRAMMATIC_FROM:
+            choices = ("torch", "tuned", "overlapped") if programmatic else ("torch", "tuned")
+            parameters.append(Parameter(name="kernels", choices=choices))
+        if programmatic:
             parameters.append(Parameter(name="programmatic_launch", choices=(True, False)))
         parameters.append(Parameter(name="cuda_graph", choices=(True, False)))
         if convolves:
@@ -57,7 +60,7 @@ def native_space(device: Device, workload: Workload | None) -> SearchSpace:
     return SearchSpace(
         backend="native",
         parameters=tuple(parameters),
-        constraints=(_GEMMS_ARE_TUNED,) if any(parameter.name == "kernels" for parameter in parameters) else (),
+        constraints=_CONSTRAINTS if any(parameter.name == "kernels" for parameter in parameters) else (),
         defaults=_defaults(device, tuple(parameters)),
         hints=_hints(device, tuple(parameters)),
     )
@@ -69,10 +72,17 @@ def fusions(configuration: Configuration) -> tuple[str, ...]:
 
 
 def _has_gemms(values: Mapping[str, Scalar]) -> bool:
-    return values["kernels"] != "tuned" or any(values.get(name, False) for name in WITH_GEMMS)
+    return values["kernels"] == "torch" or any(values.get(name, False) for name in WITH_GEMMS)
 
 
-_GEMMS_ARE_TUNED = Constraint(reason=f"kernels are tuned for what {' or '.join(WITH_GEMMS)} made", holds=_has_gemms)
+def _overlaps(values: Mapping[str, Scalar]) -> bool:
+    return values["kernels"] != "overlapped" or bool(values["programmatic_launch"])
+
+
+_CONSTRAINTS = (
+    Constraint(reason=f"kernels are tuned for what {' or '.join(WITH_GEMMS)} made", holds=_has_gemms),
+    Constraint(reason="kernels overlap where programmatic_launch lets them", holds=_overlaps),
+)
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
@@ -85,11 +95,12 @@ def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Config
 
 
 def _hints(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List the tuned kernels in fp16; on a CPU the reduced precisions that it has instructions for."""
+    """List the tuned kernels in fp16, chosen either way; on a CPU the reduced precisions that it has."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
     reduced = [name for name in precisions(device, "native") if name in ("bf16", "fp16")]
     if device.kind == "cpu":
         return tuple(Configuration.of("native", {**first, "precision": name}) for name in reduced)
     if "kernels" not in first or "fp16" not in reduced:
         return ()
-    return (Configuration.of("native", {**first, "precision": "fp16", "kernels": "tuned"}),)
+    kernels = next(parameter for parameter in parameters if parameter.name == "kernels").choices[1:]
+    return tuple(Configuration.of("native", {**first, "precision": "fp16", "kernels": each}) for each in kernels)

@@ -3,9 +3,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from autotune import study_kernels
+from autotune import registry, study_kernels
 from autotune.configuration import Configuration
+from autotune.database.store import Store
+from autotune.kernel import toolchain_of
 from autotune.kernel_problem import GemmProblem
+from tests.database import records
 
 ONE, TWO = GemmProblem(m=8, n=16, k=32), GemmProblem(m=8, n=32, k=16)
 
@@ -58,3 +61,27 @@ def test_nothing_is_tuned_for_who_asks_for_nothing_or_is_stopped(study):
     on.stop.set()
     kernels.prepare([asked(True)], 100.0)
     assert not notes.looked and not notes.tuned
+
+
+def test_builds_are_told_the_best_kernel_the_best_call_and_those_of_ours_near_the_best(tmp_path):
+    toolchain = toolchain_of(registry.kernels("native"), records.TOOLCHAIN).digest
+    times_us = {"library": 10.0, "near": 10.9, "far": 11.1}
+    kinds = {"library": "cublaslt"}
+    made = {name: Configuration.of(kinds.get(name, "hopper_gemm"), {"name": name}) for name in times_us}
+    with Store.open(str(tmp_path / "kernels.db")) as store:
+        store.kernels.add(
+            [
+                records.kernel(
+                    problem=ONE, toolchain=toolchain, configuration=made[name], samples_us=(us,),
+                )
+                for name, us in times_us.items()
+            ]
+        )  # fmt: skip
+        row = SimpleNamespace(device_class=records.DEVICE.device_class)
+        on = SimpleNamespace(store=store, row=row, toolchain=records.TOOLCHAIN)
+        kernels = study_kernels.StudyKernels(on)
+        kernels._of = lambda configuration: {ONE: 1.0, TWO: 1.0}
+        known = kernels._known([asked(True)])
+    assert known.best[ONE.digest].configuration == known.library[ONE.digest].configuration == made["library"]
+    assert [each.configuration for each in known.near[ONE.digest]] == [made["near"]]
+    assert not known.near[TWO.digest] and TWO.digest not in known.best

@@ -47,18 +47,18 @@ def pack(
     written = write_kernels(module, device, target, channels_last=channels_last, early=early)
     for site in sites(module, channels_last=channels_last):
         entry: dict[str, Any] = {"index": site.index, "name": site.name, "operator": site.operator, "place": site.place}
-        chosen = _chosen(site, configuration, known)
+        kernel = chosen(site, configuration, known)
         if site.problem is not None:
             entry["problem"] = site.problem.as_dict()
             library = known.library.get(site.problem.digest) if known else None
             entry["library"] = library.as_dict() if library else None
-        if chosen is not None and known is not None and site.problem is not None:
+        if kernel is not None and known is not None and site.problem is not None:
             try:
-                sources |= KERNELS.pack(device, site.problem, chosen.configuration, known.folder, target)
+                sources |= KERNELS.pack(device, site.problem, kernel.configuration, known.folder, target)
             except WorkError as error:  # its compiler is not here, and nobody left it in the cache
                 entry["why"] = str(error)
-                chosen = known.library.get(site.problem.digest)
-            entry["kernel"] = chosen.as_dict() if chosen else None
+                kernel = known.library.get(site.problem.digest)
+            entry["kernel"] = kernel.as_dict() if kernel else None
         if site.index in written:
             of_triton = dict(written[site.index])
             sources |= of_triton.pop("sources", {})
@@ -100,9 +100,9 @@ def places(folder: Path, module: GraphModule, device: Device) -> None:
             )  # fmt: skip
         if entry.get("kernel"):
             problem = GemmProblem.from_dict(entry["problem"])
-            chosen = KnownKernel.from_dict(entry["kernel"]).configuration
+            taken = KnownKernel.from_dict(entry["kernel"]).configuration
             early = bool(record["early"]) and lies_as_read(problem, constant(module, node.args[1]))
-            kernel = KERNELS.load(device, problem, chosen, folder / FOLDER, early=early)
+            kernel = KERNELS.load(device, problem, taken, folder / FOLDER, early=early)
             bias = site_bias(
                 _bias(module, node), wanted=problem.bias, length=problem.n, device=torch.device(device.torch_name)
             )
@@ -127,11 +127,18 @@ def conv_by_torch(entry: Mapping[str, Any], module: GraphModule, node: Node, dev
     return ConvSite(kernel, bias, problem)
 
 
-def _chosen(site: Site, configuration: Configuration, known: KnownKernels | None) -> KnownKernel | None:
-    """The best kernel known for a site, where the configuration asks for it."""
-    if site.problem is None or known is None or configuration.get("kernels", "torch") != "tuned":
+def chosen(site: Site, configuration: Configuration, known: KnownKernels | None) -> KnownKernel | None:
+    """The kernel of a site, where the configuration asks for one and any is known.
+
+    It is the fastest alone; or, where kernels shall overlap, one of ours that is nearly as fast: the fastest of those
+    that leave room beside them, so that blocks of the next launch can be there and fetch weights before it ends.
+    """
+    wanted = configuration.get("kernels", "torch")
+    if site.problem is None or known is None or wanted == "torch":
         return None
-    return known.best.get(site.problem.digest)
+    near = known.near.get(site.problem.digest, ()) if wanted == "overlapped" else ()
+    roomy = (each for each in near if int(each.configuration.get("residents", 1)) > 1)
+    return next(roomy, None) or next(iter(near), None) or known.best.get(site.problem.digest)
 
 
 def _bias(module: GraphModule, node: Node) -> Tensor | None:

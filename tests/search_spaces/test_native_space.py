@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from autotune.device import Device
 from autotune.search_spaces.native import FUSIONS, fusions, native_space
 from tests.database import records
@@ -10,9 +12,18 @@ def test_every_fusion_has_a_switch_on_a_gpu():
     space = native_space(GPU, None)
     assert set(FUSIONS) <= {parameter.name for parameter in space.parameters}
     assert [configuration["precision"] for configuration in space.defaults] == ["fp32", "fp16"]
-    (hint,) = space.hints
-    assert hint["kernels"] == "tuned" and hint["precision"] == "fp16"
-    assert set(fusions(hint)) == set(FUSIONS) - {"back_to_back_gemm"}
+    assert [hint["kernels"] for hint in space.hints] == ["tuned", "overlapped"]
+    for hint in space.hints:
+        assert hint["precision"] == "fp16" and set(fusions(hint)) == set(FUSIONS) - {"back_to_back_gemm"}
+
+
+def test_kernels_overlap_only_where_launches_may_begin_early():
+    space = native_space(GPU, None)
+    late = type(space.hints[1]).of("native", {**dict(space.hints[1].values), "programmatic_launch": False})
+    assert space.refusal(space.hints[1]) is None and "programmatic_launch" in (space.refusal(late) or "")
+    older = native_space(replace(GPU, capability=(8, 0)), None)
+    assert [hint["kernels"] for hint in older.hints] == ["tuned"]
+    assert "programmatic_launch" not in {parameter.name for parameter in older.parameters}
 
 
 def test_tuned_kernels_need_operators_to_take_them():

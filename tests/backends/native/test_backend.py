@@ -227,7 +227,7 @@ def test_what_is_known_of_kernels_is_told_to_builds(captured, tmp_path):
     model = source.CapturedModel(captured)
     assert model.known_kernels is None
     kernel = KnownKernel(configuration=space(captured).defaults[0], median_us=1.5)
-    known = KnownKernels(folder=tmp_path, best={"a" * 64: kernel}, library={})
+    known = KnownKernels(folder=tmp_path, best={"a" * 64: kernel}, library={}, near={"a" * 64: (kernel, kernel)})
     source.tell_kernels(captured, known)
     try:
         assert source.CapturedModel(captured).known_kernels == known
