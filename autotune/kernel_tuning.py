@@ -75,7 +75,10 @@ def tune_kernels(
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
-    """One problem under way: its candidates, what is known of them, and what this run added."""
+    """One problem under way: its candidates, what is known of them, and what this run added.
+
+    ``cached`` are the builds that are there, by kind, of those whose compiler is missing.
+    """
 
     problem: GemmProblem
     weight: float
@@ -83,6 +86,7 @@ class _Work:
     search: KernelSearch | None = None
     trials: dict[Configuration, KernelTrial] = field(default_factory=dict)
     compile_s: dict[Configuration, float] = field(default_factory=dict)
+    cached: dict[str, frozenset[Configuration]] = field(default_factory=dict)
     measured: int = 0
     compiled: int = 0
     trouble: AutotuneError | None = None
@@ -210,9 +214,12 @@ class _Tuner:
     def _without_missing(self, work: _Work) -> KernelSpace:
         """The builds that can be had: of kinds whose compiler is missing, those in the cache."""
         assert work.space is not None
-        of_missing = [build for build in work.space.builds if build.backend in self.missing]
-        there = self.maker.compiled(self.device, work.problem, of_missing, self.bench.folder)
-        return _WithoutKinds(work.space, frozenset(self.missing), frozenset(there))
+        for kind in self.missing.keys() - work.cached.keys():
+            of_kind = [build for build in work.space.builds if build.backend == kind]
+            found = self.maker.compiled(self.device, work.problem, of_kind, self.bench.folder)
+            work.cached[kind] = frozenset(found)
+        there = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
+        return _WithoutKinds(work.space, frozenset(self.missing), there)
 
     def _build(self, able: Sequence[_Work], schedule: KernelSchedule, pool: ThreadPoolExecutor) -> None:
         """Time the libraries' calls, then builds as the schedule says; on a GPU the next ones compile meanwhile."""

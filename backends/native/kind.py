@@ -2,9 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from autotune.configuration import Configuration
 from autotune.device import Device
@@ -15,6 +15,18 @@ ALIGNMENT_BYTES = 16
 """Every operand begins at a multiple of it, as torch allocates; kernels are chosen for that."""
 
 TORCH_NAMES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+class Build(Protocol):
+    """What decides a binary, and the key of it."""
+
+    @property
+    def key(self) -> str:
+        """SHA-256 in hexadecimal."""
+        ...
+
+
+BuildT = TypeVar("BuildT", bound=Build)
 
 
 class LibraryKind(Protocol):
@@ -104,11 +116,26 @@ def _check(name: str, tensor: Any, shape: tuple[int, ...], dtype: str, out: Any)
 
 
 def libraries_of(
-    builds: Sequence[Configuration], names: Callable[[Configuration], Iterable[str]], folder: Path
+    tiles: Sequence[Configuration],
+    build_of: Callable[[Configuration], BuildT],
+    key_of: Callable[[BuildT], str],
+    folder: Path,
 ) -> list[Configuration]:
-    """Give the builds of which a library lies in a cache, or among packed kernels, under one of its ``names``."""
-    there = {path.name.split(".")[0] for path in folder.rglob("*.so")}
-    return [build for build in builds if not there.isdisjoint(names(build))] if there else []
+    """Give the tiles of which a library lies in a cache, by its source's key, or among packed kernels, by its build's.
+
+    A space has thousands of tiles, so that nothing is worked out that no file could answer to.
+    """
+    names = [path.name.split(".")[:-1] for path in folder.rglob("*.so")]
+    cached = {name[0] for name in names if len(name) == 1}
+    packed = {name[0] for name in names if len(name) > 1}
+    if not names:
+        return []
+    builds = [build_of(tile) for tile in tiles]
+    return [
+        tile
+        for tile, build in zip(tiles, builds, strict=True)
+        if (cached and key_of(build) in cached) or (packed and build.key in packed)
+    ]
 
 
 def place(source: Path, target: Path) -> None:

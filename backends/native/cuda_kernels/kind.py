@@ -100,12 +100,7 @@ class CudaGemm:
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
     ) -> Sequence[Configuration]:
         """Give the tiles whose libraries are there, whichever nvcc compiled them."""
-
-        def names(tile: Configuration) -> tuple[str, str]:
-            build = self.tiles.build_of(device, problem, tile)
-            return build.key, self._key(build)
-
-        return libraries_of(builds, names, folder)
+        return libraries_of(builds, lambda tile: self.tiles.build_of(device, problem, tile), self._key, folder)
 
     def load(
         self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, *, early: bool = False

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -134,10 +135,15 @@ def flags(architecture: str) -> tuple[str, ...]:
 
 def key_of(kernel: KernelSource, architecture: str) -> str:
     """Give the digest of all of ours that a kernel's code follows from."""
-    beside = sorted(path for path in kernel.header.parent.iterdir() if path.suffix in (".h", ".cuh"))
-    headers = [f"{path.name}\0{path.read_text()}" for path in beside]
-    parts = (kernel.code, kernel.header.name, *headers, *flags(architecture))
+    parts = (kernel.code, kernel.header.name, _headers(kernel.header.parent), *flags(architecture))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+@cache
+def _headers(folder: Path) -> str:
+    """Names and texts of our headers in a folder: what is installed stays as it is while a process runs."""
+    beside = sorted(path for path in folder.iterdir() if path.suffix in (".h", ".cuh"))
+    return "\0".join(f"{path.name}\0{path.read_text()}" for path in beside)
 
 
 class KernelCache:

@@ -67,12 +67,7 @@ class Cutlass:
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
     ) -> Sequence[Configuration]:
         """Give the tiles whose libraries are there, whichever nvcc compiled them."""
-
-        def names(tile: Configuration) -> tuple[str, str]:
-            build = cutlass_gemm.build_of(device, problem, tile)
-            return build.key, _key(build)
-
-        return libraries_of(builds, names, folder)
+        return libraries_of(builds, lambda tile: cutlass_gemm.build_of(device, problem, tile), _key, folder)
 
     def load(
         self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, *, early: bool = False

@@ -98,13 +98,15 @@ def test_an_nvcc_that_does_not_end_is_stopped(header: Path, tmp_path: Path, monk
         KernelCache(tmp_path / "cache").compile(compiler(str(counting(tmp_path, "exec sleep 60"))), kernels(header, 5))
 
 
-def test_a_key_follows_from_all_of_ours_that_the_code_follows_from(header: Path) -> None:
+def test_a_key_follows_from_all_of_ours_that_the_code_follows_from(header: Path, tmp_path: Path) -> None:
     (kernel,) = kernels(header, 5)
     keys = {key_of(kernel, "90a"), key_of(replace(kernel, code="ANSWER({name}, 6)"), "90a"), key_of(kernel, "80")}
-    header.write_text(HEADER + "\n")
-    keys.add(key_of(kernel, "90a"))
-    (header.parent / "beside.h").write_text("")
-    assert len({*keys, key_of(kernel, "90a")}) == 5
+    for folder, files in (("same", {}), ("changed", {header.name: HEADER + "\n"}), ("beside", {"beside.h": ""})):
+        (tmp_path / folder).mkdir()
+        for name, text in {header.name: HEADER, **files}.items():
+            (tmp_path / folder / name).write_text(text)
+        keys.add(key_of(replace(kernel, header=tmp_path / folder / header.name), "90a"))
+    assert len(keys) == 5
 
 
 @needs_nvcc
