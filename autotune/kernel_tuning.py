@@ -77,13 +77,15 @@ def tune_kernels(
 class _Work:
     """One problem under way: its candidates, what is known of them, and what this run added.
 
-    ``cached`` are the builds that are there, by kind, of those whose compiler is missing.
+    ``search`` goes on ``without`` the kinds whose compiler is missing, but for the builds in ``cached``, by kind, that
+    are there all the same.
     """
 
     problem: GemmProblem
     weight: float
     space: KernelSpace | None = None
     search: KernelSearch | None = None
+    without: frozenset[str] = frozenset()
     trials: dict[Configuration, KernelTrial] = field(default_factory=dict)
     compile_s: dict[Configuration, float] = field(default_factory=dict)
     cached: dict[str, frozenset[Configuration]] = field(default_factory=dict)
@@ -156,19 +158,17 @@ class _Tuner:
             raise self.works[0].trouble or SpaceError("no kernel problem has a candidate")
         if any(work.space is not None and work.space.builds for work in able):
             self.rates = self.bench.rates()
-        for work in able:
-            self._begin_search(work)
         schedule = KernelSchedule(
             {work.problem: work.weight for work in able},
             budget_s=BUILD_SHARE * self.budget_s,
-            earlier={work.problem: (_search(work).spent, work.best_us) for work in able},
+            earlier={work.problem: (self._search(work).spent, work.best_us) for work in able if work.trials},
             most_builds=self.builds,
         )
         with ThreadPoolExecutor(1, thread_name_prefix="autotune-compile") as pool:
             self._build(able, schedule, pool)
         for work in sorted(able, key=lambda one: one.weight * (one.best_us or 0.0), reverse=True):
             while time.monotonic() - begin < self.budget_s and not self._stopped:
-                launches = _search(work).ask_launches(LAUNCHES)
+                launches = self._search(work).ask_launches(LAUNCHES)
                 if not launches or not self._time(work, launches):
                     break
         self.bench.close()
@@ -199,17 +199,20 @@ class _Tuner:
         for trial in self.store.kernels.of(work.problem, self.device.device_class, self.toolchain):
             work.trials.setdefault(trial.configuration, trial)
 
-    def _begin_search(self, work: _Work) -> None:
-        """Begin, or begin again without the kinds that turned out to be missing."""
+    def _search(self, work: _Work) -> KernelSearch:
+        """A problem's search, begun when it is first needed, and again without kinds that turned out to be missing."""
         assert work.space is not None  # a problem without candidates takes no part
-        work.search = KernelSearch(
-            self._without_missing(work) if self.missing else work.space,
-            work.problem,
-            earlier=[trial for one in self.works for trial in one.trials.values()],
-            hints=self.store.kernels.hints(work.problem, self.device.device_class, self.toolchain),
-            rates=self.rates,
-            seed=self.seed,
-        )
+        if work.search is None or work.without != self.missing.keys():
+            work.without = frozenset(self.missing)
+            work.search = KernelSearch(
+                self._without_missing(work) if self.missing else work.space,
+                work.problem,
+                earlier=[trial for one in self.works for trial in one.trials.values()],
+                hints=self.store.kernels.hints(work.problem, self.device.device_class, self.toolchain),
+                rates=self.rates,
+                seed=self.seed,
+            )
+        return work.search
 
     def _without_missing(self, work: _Work) -> KernelSpace:
         """The builds that can be had: of kinds whose compiler is missing, those in the cache."""
@@ -236,7 +239,7 @@ class _Tuner:
                 return
             made, missing = batch.result.result()
             if missing:
-                batch = self._without(able, missing, batch, pool, schedule)
+                batch = self._without(missing, batch, pool, schedule)
                 continue
             following = self._next(works, schedule, pool) if overlap else None
             timed = self._took_in(batch, made)
@@ -263,7 +266,7 @@ class _Tuner:
 
     def _begin(self, work: _Work, asked: int, schedule: KernelSchedule, pool: ThreadPoolExecutor) -> _Batch | None:
         """Begin to compile the next builds of a problem; ``None``, and the schedule told, where it has no more."""
-        builds = _search(work).ask(asked)
+        builds = self._search(work).ask(asked)
         if not builds:
             schedule.tell(work.problem, asked=asked, built=0, best_us=work.best_us)
             return None
@@ -285,26 +288,19 @@ class _Tuner:
         return min(8, max(2, self.device.cores // 2))
 
     def _without(
-        self,
-        able: Sequence[_Work],
-        missing: Mapping[str, AutotuneError],
-        batch: _Batch,
-        pool: ThreadPoolExecutor,
-        schedule: KernelSchedule,
+        self, missing: Mapping[str, AutotuneError], batch: _Batch, pool: ThreadPoolExecutor, schedule: KernelSchedule
     ) -> _Batch | None:
         """Go on without kinds that cannot be compiled here, with other builds in their place."""
         for kind, error in missing.items():
             self.missing[kind] = error
             self.progress.event("message", text=_no_more(kind, error))
-        for work in able:
-            self._begin_search(work)
         return self._begin(batch.work, batch.asked, schedule, pool)
 
     def _took_in(self, batch: _Batch, made: Mapping[Configuration, Made]) -> bool:
         """Record what the compiler refused and time the rest; false where the problem is in trouble."""
         work, launched = batch.work, []
         for build in batch.builds:
-            became, candidate = made[build], _search(work).plainest(build)
+            became, candidate = made[build], self._search(work).plainest(build)
             if isinstance(became, MadeKernel) and became.refusal is None:
                 work.compile_s[build] = became.compile_s
                 work.compiled += 1
@@ -331,8 +327,7 @@ class _Tuner:
 
     def _take(self, work: _Work, trial: KernelTrial) -> None:
         """Take in one result, and write it unless it says nothing of the kernel."""
-        search = _search(work)
-        build = search.build_of(trial.configuration)
+        build = self._search(work).build_of(trial.configuration)
         if build in work.compile_s:
             trial = replace(trial, made={**trial.made, "compile_s": work.compile_s[build]})
         work.trials[trial.configuration] = trial
@@ -356,11 +351,6 @@ class _Tuner:
             problem=work.problem, weight=work.weight, trials=tuple(sorted(work.trials.values(), key=rank)),
             measured=work.measured, compiled=work.compiled, trouble=work.trouble,
         )  # fmt: skip
-
-
-def _search(work: _Work) -> KernelSearch:
-    assert work.search is not None  # it begins before anything is proposed
-    return work.search
 
 
 def _no_more(kind: str, error: AutotuneError) -> str:

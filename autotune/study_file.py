@@ -90,11 +90,15 @@ class SpaceEntry(_Entry):
 
 
 class SearchEntry(_Entry):
-    """How long to search: distinct builds, seconds of active search, and the seed of everything random."""
+    """How long to search: distinct builds, seconds of active search, and the seed of everything random.
+
+    Without ``tune_kernels`` kernels are taken as the database knows them.
+    """
 
     trials: Positive = DEFAULT_TRIALS
     budget: Annotated[float, BeforeValidator(budget_seconds)] = DEFAULT_BUDGET_S
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    tune_kernels: bool = True
 
 
 class StudyFile(_Entry):

@@ -41,7 +41,8 @@ class StudyKernels:
     def prepare(self, configurations: Sequence[Configuration], budget_s: float) -> None:
         """Tune the kernels of those configurations that want them tuned, then tell the builds what is known.
 
-        ``budget_s`` is what the whole study has left. Each problem is tuned once, for all configurations that have it.
+        ``budget_s`` is what the whole study has left. Each problem is tuned once, for all configurations that have it;
+        where the study is to tune none, builds are told what is known all the same.
         Whatever goes wrong costs tuned kernels and nothing else: a build leaves to torch what nothing is known for.
         """
         begin = time.monotonic()
@@ -58,7 +59,7 @@ class StudyKernels:
                 for problem, count in problems.items():
                     if configuration.backend == backend and (backend, problem) not in self._tuned:
                         counts[problem] = max(count, counts.get(problem, 0.0))
-            if counts and not self.on.stop.is_set():
+            if counts and self.on.request.tune_kernels and not self.on.stop.is_set():
                 report = tune_kernels(
                     counts, self.on.request.device, self.on.store, self.on.bench.server, backend=backend,
                     budget_s=max(0.0, allowed_s - (time.monotonic() - begin)), progress=self.on.progress,

@@ -26,7 +26,8 @@ class StudyRequest:
 
     The model comes as a ``factory`` with ``inputs``, or ``prepared``: a folder that a process holding the module has
     written. ``trials`` counts distinct builds, ``budget_s`` seconds of active search (builds included, finals not);
-    both count over all runs of the study. ``backends`` and ``precisions`` of ``None`` mean all.
+    both count over all runs of the study. ``backends`` and ``precisions`` of ``None`` mean all. Without
+    ``tune_kernels`` kernels are taken as the database knows them.
     """
 
     name: str
@@ -42,6 +43,7 @@ class StudyRequest:
     trials: int = DEFAULT_TRIALS
     budget_s: float = DEFAULT_BUDGET_S
     seed: int = 0
+    tune_kernels: bool = True
 
     def __post_init__(self) -> None:
         if (self.factory is None) == (self.prepared is None):

@@ -39,7 +39,7 @@ def study(monkeypatch):
     monkeypatch.setattr(study_kernels, "tell_kernels", told)
     monkeypatch.setattr(study_kernels.StudyKernels, "_known", lambda self, asking: None)
     bench = SimpleNamespace(problems=problems, server=None, split=SimpleNamespace(add=lambda spans: None), model=None)
-    request = SimpleNamespace(device=SimpleNamespace(cores=4), seed=0)
+    request = SimpleNamespace(device=SimpleNamespace(cores=4), seed=0, tune_kernels=True)
     on = SimpleNamespace(bench=bench, request=request, store=None, progress=None, stop=threading.Event())
     return study_kernels.StudyKernels(on), notes, on
 
@@ -52,6 +52,13 @@ def test_a_graph_is_looked_at_once_and_a_problem_tuned_once_for_all(study):
     assert counts == {ONE: 3.0, TWO: 5.0} and 0 < budget_s <= study_kernels.SHARE * 100.0
     kernels.prepare([asked(True, threads=2)], 90.0)
     assert len(notes.tuned) == 1 and len(notes.looked) == 2 and notes.told == 2
+
+
+def test_a_study_that_is_to_tune_none_takes_what_is_known(study):
+    kernels, notes, on = study
+    on.request.tune_kernels = False
+    kernels.prepare([asked(True)], 100.0)
+    assert not notes.tuned and notes.looked == [True] and notes.told == 1
 
 
 def test_nothing_is_tuned_for_who_asks_for_nothing_or_is_stopped(study):

@@ -132,6 +132,7 @@ def study_requests(
             trials=file.search.trials if trials is None else trials,
             budget_s=budget_s,
             seed=file.search.seed,
+            tune_kernels=file.search.tune_kernels,
         )
         for size in ([batch] if batch is not None else file.batch)
     ]

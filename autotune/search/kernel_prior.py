@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -25,26 +26,49 @@ class KernelPrior:
     """The builds of a space, their estimated log times, and their places among one another.
 
     A build counts with the launch that its estimate likes best, because a kernel that can split k promises more than it
-    shows when it is launched plainly. Without ``rates`` all builds are estimated alike.
+    shows when it is launched plainly. Without ``rates`` all builds are estimated alike. Thousands of estimates take
+    most of a second: they wait until the first of them is asked for.
     """
 
     def __init__(self, space: KernelSpace, problem: GemmProblem, rates: DeviceRates | None, seed: int) -> None:
         self.builds = tuple(space.builds)
-        self._space, self._rates = space, rates
+        self._space, self._problem, self._rates, self._seed = space, problem, rates, seed
         self._number = {build: number for number, build in enumerate(self.builds)}
         self._names = {build.backend: frozenset(dict(build.values)) for build in self.builds}
         self._cost = KernelCost(rates, problem) if rates else None
         self._ways: dict[Configuration, tuple[Configuration, ...]] = {}
-        draw = random.Random(seed)
-        plain = [self._estimate(build) for build in self.builds]
-        known = [math.log(each.us) for each in plain if each]
+
+    @cached_property
+    def _plain(self) -> list[Estimate | None]:
+        return [self._estimate(build) for build in self.builds]
+
+    @cached_property
+    def _log_us(self) -> Floats:
+        draw = random.Random(self._seed)
+        known = [math.log(each.us) for each in self._plain if each]
         middle = float(np.median(known)) if known else 0.0
-        self._log_us = np.array([(math.log(each.us) if each else middle) + draw.uniform(0, TIE) for each in plain])
-        pairs = list(zip(self.builds, plain, strict=True))
-        self.saved = np.array([self._saved_by_launch(build, each) for build, each in pairs])
-        rows = [features(problem, build, each) for build, each in pairs]
-        self._columns = {name: column for column, name in enumerate(sorted({name for row in rows for name in row}))}
-        self._places = self._matrix(rows)
+        return np.array([(math.log(each.us) if each else middle) + draw.uniform(0, TIE) for each in self._plain])
+
+    @cached_property
+    def saved(self) -> Floats:
+        """Log of the share of its plain time that the best launch of each build is estimated to leave."""
+        return np.array([self._saved_by_launch(*pair) for pair in zip(self.builds, self._plain, strict=True)])
+
+    def saved_of(self, build: Configuration) -> float:
+        """:attr:`saved` of one build alone."""
+        return self._saved_by_launch(build, self._estimate(build))
+
+    @cached_property
+    def _rows(self) -> list[dict[str, float]]:
+        return [features(self._problem, *pair) for pair in zip(self.builds, self._plain, strict=True)]
+
+    @cached_property
+    def _columns(self) -> dict[str, int]:
+        return {name: column for column, name in enumerate(sorted({name for row in self._rows for name in row}))}
+
+    @cached_property
+    def _places(self) -> Floats:
+        return self._matrix(self._rows)
 
     def build_of(self, candidate: Configuration) -> Configuration | None:
         """Return the build of a candidate, ``None`` where it is no build of this space."""

@@ -185,7 +185,7 @@ class KernelSearch:
         """The log time that each timed build may come to: its best launch's, or what that is estimated to save."""
         found = {}
         for build, us in self._times_us().items():
-            saved = self._prior.saved[self._prior.number(build)] if len(us) == 1 else 0.0
+            saved = self._prior.saved_of(build) if len(us) == 1 else 0.0
             found[build] = min(math.log(min(us.values())), math.log(plain_us[build]) + saved)
         return found
 

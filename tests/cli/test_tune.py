@@ -47,6 +47,7 @@ def test_one_request_a_batch(study):
     assert [request.batch for request in requests] == [2, 4]
     first = requests[0]
     assert (first.name, first.trials, first.budget_s, first.seed) == ("toy", 2, 120.0, 3)
+    assert first.tune_kernels
     assert (first.device.kind, first.backends, first.precisions) == ("cpu", ("eager", "torchscript"), ("fp32",))
     assert first.factory == f"{study.parent.resolve()}/toy.py:toy"
     assert first.inputs[0].sizes(2) == (2, 16)
