@@ -158,8 +158,11 @@ def short_name(name: str) -> str:
     """Cut a C++ kernel's return type, parameters and template arguments, but for the first argument that tells.
 
     ``void at::native::elementwise_kernel<4, at::native::AddFunctor<float>>(int)`` becomes
-    ``at::native::elementwise_kernel<AddFunctor>``; names that are not C++ stay as they are, up to 120 characters.
+    ``at::native::elementwise_kernel<AddFunctor>``, and so does a name that profilers leave mangled because it is too
+    long for them. Names that are not C++ stay as they are, up to 120 characters.
     """
+    if mangled := _demangled(name):
+        return mangled[:LONGEST_NAME]
     plain = re.sub(r"(?:\(anonymous namespace\)|<unnamed>)::", "", name.strip()).removeprefix("void ")
     opening = plain.find("<")
     base = re.split(r"[<(]", plain, maxsplit=1)[0].strip()
@@ -169,6 +172,23 @@ def short_name(name: str) -> str:
         telling = next((word for word in map(_told, _arguments(plain[opening + 1 :])) if word), "")
         base += f"<{telling}>" if telling else ""
     return base[:LONGEST_NAME]
+
+
+def _demangled(name: str) -> str:
+    """The words of a mangled name in a namespace and the last one of its first template argument; empty for others."""
+    words, rest = _words(name.removeprefix("_ZN")) if name.startswith("_ZN") else ([], "")
+    telling, _ = _words(re.sub(r"^IN?(?:S[0-9A-Z]*_)?", "", rest)) if rest.startswith("I") else ([], "")
+    return "::".join(words) + (f"<{telling[-1]}>" if words and telling else "")
+
+
+def _words(mangled: str) -> tuple[list[str], str]:
+    """Identifiers, each after its length, and what follows them."""
+    words = []
+    while (length := re.match(r"[1-9]\d{0,3}", mangled)) and len(mangled) >= length.end() + int(length[0]):
+        end = length.end() + int(length[0])
+        words.append(mangled[length.end() : end])
+        mangled = mangled[end:]
+    return words, mangled
 
 
 def untraced_call_ms(call: Callable[[], None], clock: Clock) -> float:

@@ -226,6 +226,12 @@ def test_the_untraced_calls_are_as_many_as_is_said_of_them():
         ("void at::native::<unnamed>::softmax<__half, (int)7, (bool)0>(T2 *, int)", "at::native::softmax"),
         ("nchwToNhwcKernel<__half, __half, float, (bool)0, (cudnnKernelDataType_t)0>", "nchwToNhwcKernel"),
         ("spin_kernel(long)", "spin_kernel"),
+        (
+            "_ZN7cutlass13device_kernelINS_4gemm6kernel13GemmUniversalIN4cute5tupleIJiiiiEEENS1_10collective13Coll",
+            "cutlass::device_kernel<GemmUniversal>",
+        ),
+        ("_ZN2at6native9somethingE", "at::native::something"),
+        ("_ZN99short", "_ZN99short"),
         ("Memcpy DtoD (Device -> Device)", "Memcpy DtoD"),
         ("", "unnamed"),
     ],
@@ -234,7 +240,7 @@ def test_names_are_shortened_but_still_tell(name, short):
     assert short_name(name) == short
 
 
-@given(st.text() | st.text(alphabet="ab<>(),:{} 1*"))
+@given(st.text() | st.text(alphabet="ab<>(),:{} 1*") | st.text(alphabet="INS_0123ab").map("_ZN{}".format))
 def test_any_name_has_a_short_one(name):
     assert 0 < len(short_name(name)) <= LONGEST_NAME
 
