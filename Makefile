@@ -41,8 +41,12 @@ demo: setup
 	@mkdir -p .demo
 	$(BIN)/autotune tune $(DEMO_STUDY) --batch $(DEMO_BATCH) --budget $(DEMO_BUDGET) --db $(DEMO_DB)
 
+# What measures nothing runs on all cores; the others time, or watch who else is at work, and so run alone.
+SIDE_BY_SIDE := $(addprefix tests/,backends database model report runtime search search_spaces studies)
+
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --dist loadfile $(SIDE_BY_SIDE)
+	$(BIN)/python -m pytest -q $(addprefix --ignore=,$(SIDE_BY_SIDE))
 
 lint: setup
 	$(BIN)/ruff check .
