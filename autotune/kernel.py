@@ -117,6 +117,10 @@ class KernelSpace(Protocol):
         """Choose the builds to begin with."""
         ...
 
+    def suggested(self, count: int) -> Sequence[Configuration]:
+        """Give builds that somebody else recommends, the most recommended first; none where nobody does."""
+        ...
+
     def launches(self, build: Configuration) -> Sequence[Configuration]:
         """List the candidates of one build, which differ in what is set at launch; the plainest first."""
         ...

@@ -119,6 +119,9 @@ class _WithoutKinds:
     def first(self, count: int) -> Sequence[Configuration]:
         return self._left(self._space.first(count)) if self.builds else ()
 
+    def suggested(self, count: int) -> Sequence[Configuration]:
+        return self._left(self._space.suggested(count))
+
     def launches(self, build: Configuration) -> Sequence[Configuration]:
         return self._space.launches(build)
 

@@ -35,6 +35,9 @@ class ToySpace:
     def first(self, count):
         return self.builds[:count]
 
+    def suggested(self, count):
+        return ()
+
     def launches(self, of):
         return [launch(of, order) for order in range(2)]
 

@@ -70,6 +70,9 @@ class KernelPrior:
     def _places(self) -> Floats:
         return self._matrix(self._rows)
 
+    def __contains__(self, build: Configuration) -> bool:
+        return build in self._number
+
     def build_of(self, candidate: Configuration) -> Configuration | None:
         """Return the build of a candidate, ``None`` where it is no build of this space."""
         names = self._names.get(candidate.backend, frozenset())

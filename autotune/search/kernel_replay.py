@@ -73,6 +73,10 @@ class ReplaySpace:
         """The first ones: a recording knows no rule."""
         return self.builds[:count]
 
+    def suggested(self, count: int) -> tuple[Configuration, ...]:
+        """None: nobody was asked."""
+        return ()
+
     def launches(self, build: Configuration) -> tuple[Configuration, ...]:
         """The recorded launches, the plainest first; of a refused build itself."""
         return self._launches[build]

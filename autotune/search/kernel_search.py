@@ -26,6 +26,9 @@ HINTS = 4
 FINALISTS, WITHIN = 4, 0.15
 """Builds at most whose launches are varied, and how far behind the best they may be expected to lie."""
 
+SUGGESTED = 2
+"""Builds that come from advisers: of nvMatmulHeuristics' tiles an H200 has timed thirteen, 6 to 65% behind the best."""
+
 HOPELESS = 1.5
 """A launch whose estimate is as many times that of its build's best launch so far is not tried."""
 
@@ -41,8 +44,9 @@ class KernelSearch:
 
     ``earlier`` are trials of the same device class and toolchain: those of this problem are taken as told, those of
     others only correct the estimates. ``hints`` are builds or candidates that were best elsewhere, best first; one that
-    is not in the space is passed over. ``rates`` are the device's; without them every build is estimated alike, and the
-    search begins with the space's own rule (:meth:`~autotune.kernel.KernelSpace.first`). Not thread-safe.
+    is not in the space is passed over, and what the space's advisers suggest comes after them. ``rates`` are the
+    device's; without them every build is estimated alike, and the search begins with the space's own rule
+    (:meth:`~autotune.kernel.KernelSpace.first`). Not thread-safe.
     """
 
     def __init__(
@@ -65,7 +69,8 @@ class KernelSearch:
         first = space.first(HINTS) if self._prior.builds and rates is None else ()
         hinted = dict.fromkeys(build for each in hints if (build := self.build_of(each)) is not None)
         ruled = dict.fromkeys(build for each in first if (build := self.build_of(each)) is not None)
-        self._first = (*tuple(hinted)[:HINTS], *ruled)
+        advised = [build for build in space.suggested(SUGGESTED) if build in self._prior]
+        self._first = tuple(dict.fromkeys((*tuple(hinted)[:HINTS], *advised, *ruled)))
         self.tell(earlier)
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 from autotune.backends.native import cublaslt, library
 from autotune.backends.native.cublaslt import CUBLASLT
 from autotune.backends.native.cuda_kernels.kind import CLUSTER_GEMM, HOPPER_GEMM
+from autotune.backends.native.cutlass import matmul_heuristics
 from autotune.backends.native.cutlass.kind import CUTLASS
 from autotune.backends.native.kind import CompiledKind, LibraryKind
 from autotune.backends.native.library import TORCH
@@ -69,6 +70,10 @@ class NativeSpace:
         ]
         turns = (build for turn in zip_longest(*chosen) for build in turn if build is not None)
         return tuple(turns)[:count]
+
+    def suggested(self, count: int) -> Sequence[Configuration]:
+        """Ask nvMatmulHeuristics for CUTLASS tiles, where it is installed."""
+        return matmul_heuristics.suggested(self.device, self.problem, count)
 
     def launches(self, build: Configuration) -> Sequence[Configuration]:
         """List the candidates of one build, the plainest first."""

@@ -9,7 +9,7 @@ from autotune.configuration import Configuration
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_trial import KernelTrial
 from autotune.search.kernel_rates import DeviceRates
-from autotune.search.kernel_search import FINALISTS, HINTS, KernelSearch
+from autotune.search.kernel_search import FINALISTS, HINTS, SUGGESTED, KernelSearch
 from autotune.search_spaces import cutlass_gemm
 from autotune.trial import Failure
 from tests.search.kernel_simulator import DEVICE, RATES, Simulator, launches
@@ -26,6 +26,10 @@ class Space:
         self.problem = problem
         self.builds = tuple(cutlass_gemm.space(DEVICE, problem))[::step]
         self.ready: tuple[Configuration, ...] = ()
+        self.advice: tuple[Configuration, ...] = ()
+
+    def suggested(self, count: int) -> Sequence[Configuration]:
+        return self.advice[:count]
 
     def first(self, count: int) -> Sequence[Configuration]:
         return self.builds[-count:]
@@ -94,6 +98,18 @@ def test_builds_under_way_are_not_proposed_again_nor_their_like_alone() -> None:
     first, second = search.ask(4), search.ask(4)
     assert not set(first) & set(second)
     assert len({(b["tile_m"], b["tile_n"], b["tile_k"]) for b in (*first, *second)}) > 2
+
+
+def test_what_advisers_suggest_comes_after_hints_and_is_asked_once() -> None:
+    space = Space()
+    strange = Configuration.of("cutlass", {"tile_m": 1})
+    space.advice = (space.builds[7], strange, *space.builds[8:40])
+    hints = [space.builds[5], space.builds[7]]
+    asked = KernelSearch(space, PROBLEM, rates=RATES, hints=hints).ask(8)
+    assert asked[:2] == tuple(hints) and len(set(asked)) == 8
+    space.advice = space.builds[7:40]
+    asked = KernelSearch(space, PROBLEM, rates=RATES, hints=hints[:1]).ask(8)
+    assert asked[:3] == (space.builds[5], *space.builds[7 : 7 + SUGGESTED]) and asked[3] not in space.builds[9:40]
 
 
 def test_it_begins_with_hints_that_are_in_the_space() -> None:
