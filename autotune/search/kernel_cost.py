@@ -161,12 +161,23 @@ class KernelCost:
     def __init__(self, rates: DeviceRates, problem: GemmProblem) -> None:
         self._rates, self._problem = rates, problem
         self._width = BYTES[problem.dtype]
+        self._us: dict[_Tile, float] = {}
 
     def estimate(self, candidate: Configuration) -> Estimate | None:
         """Tell how long a candidate takes, a build as it is launched plainly; ``None`` for one that has no tile."""
         tile = self._tile(candidate.backend, dict(candidate.values))
+        return None if tile is None else self._estimate(tile)
+
+    def us(self, kind: str, values: Mapping[str, Scalar]) -> float | None:
+        """Tell what :meth:`estimate` does of a configuration of a kind, without its parts."""
+        tile = self._tile(kind, values)
         if tile is None:
             return None
+        if tile not in self._us:
+            self._us[tile] = self._estimate(tile).us
+        return self._us[tile]
+
+    def _estimate(self, tile: _Tile) -> Estimate:
         rates, problem = self._rates, self._problem
         along_m = -(-problem.m // (tile.m * tile.cluster_m)) * tile.cluster_m
         along_n = -(-problem.n // (tile.n * tile.cluster_n)) * tile.cluster_n
@@ -195,35 +206,32 @@ class KernelCost:
 
     def _tile(self, kind: str, values: Mapping[str, Scalar]) -> _Tile | None:
         """Read a tile under the names of either kind of kernel."""
-
-        def whole(*names: str, default: int) -> int:
-            return next((int(values[name]) for name in names if name in values), default)
-
-        n, k = whole("tile_n", "block_n", default=0), whole("tile_k", "block_k", default=0)
-        m = whole("tile_m", "block_m", default=max(16, min(64, 1 << (self._problem.m - 1).bit_length())))
+        given = values.get
+        n, k = int(given("tile_n", given("block_n", 0))), int(given("tile_k", given("block_k", 0)))
         if not (n and k):
             return None
+        m = int(given("tile_m", given("block_m", 0))) or max(16, min(64, 1 << (self._problem.m - 1).bit_length()))
         step_bytes = (m + n) * k * self._width
-        residents = whole("residents", default=1)
-        decomposition = values.get("decomposition", "heuristic")
-        splits = max(1, whole("splits", "split_k", default=1))
-        scheduled = values.get("scheduler") == "stream_k"
+        residents = int(given("residents", 1))
+        decomposition = given("decomposition", "heuristic")
+        splits = max(1, int(given("splits", given("split_k", 1))))
+        scheduled = given("scheduler") == "stream_k"
         return _Tile(
             m=m,
             n=n,
             k=k,
-            cluster_m=whole("cluster_m", default=1),
-            cluster_n=whole("cluster_n", default=1),
-            pingpong=values.get("schedule") == "pingpong",
+            cluster_m=int(given("cluster_m", 1)),
+            cluster_n=int(given("cluster_n", 1)),
+            pingpong=given("schedule") == "pingpong",
             spread=scheduled and splits == 1 and decomposition not in ("data_parallel", "split_k"),
             scheduled=scheduled,
             splits=splits,
-            stages=max(1, whole("stages", default=int(0.85 * self._rates.shared_bytes / residents) // step_bytes)),
-            warps=whole("warps", default=whole("warps_m", default=2) * whole("warps_n", default=2)),
+            stages=max(1, int(given("stages", 0)) or int(0.85 * self._rates.shared_bytes / residents) // step_bytes),
+            warps=int(given("warps", 0)) or int(given("warps_m", 2)) * int(given("warps_n", 2)),
             older_share=OLDER_SHARE.get(kind),
             lean=kind in LEAN_KINDS,
             residents=residents,
-            swapped=bool(values.get("swapped", False)),
+            swapped=bool(given("swapped", False)),
         )
 
     def _residents(self, tile: _Tile) -> int:

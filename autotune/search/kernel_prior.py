@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from autotune.configuration import Configuration
+from autotune.configuration import Configuration, Scalar
 from autotune.kernel import KernelSpace
 from autotune.kernel_problem import GemmProblem
 from autotune.search.kernel_cost import Estimate, KernelCost
@@ -36,7 +36,7 @@ class KernelPrior:
         self._number = {build: number for number, build in enumerate(self.builds)}
         self._names = {build.backend: frozenset(dict(build.values)) for build in self.builds}
         self._cost = KernelCost(rates, problem) if rates else None
-        self._ways: dict[Configuration, tuple[Configuration, ...]] = {}
+        self._ways: dict[tuple[str, Scalar | None, Scalar | None], tuple[dict[str, Scalar], ...]] = {}
 
     @cached_property
     def _plain(self) -> list[Estimate | None]:
@@ -129,19 +129,20 @@ class KernelPrior:
 
     def _saved_by_launch(self, build: Configuration, plain: Estimate | None) -> float:
         """Log of the share of the plain time that the best launch leaves, as estimated: 0 or less."""
-        if plain is None:
+        if plain is None or self._cost is None:
             return 0.0
-        times = [estimate.us for each in self._ways_of(build) if (estimate := self._estimate(each))]
+        values = dict(build.values)
+        ways = (self._cost.us(build.backend, {**values, **way}) for way in self._ways_of(build, values))
+        times = [us for us in ways if us is not None]
         return min(math.log(min(times, default=plain.us) / plain.us), 0.0)
 
-    def _ways_of(self, build: Configuration) -> Iterator[Configuration]:
-        """A build under each way to share k out.
+    def _ways_of(self, build: Configuration, values: Mapping[str, Scalar]) -> tuple[dict[str, Scalar], ...]:
+        """Each way to share k out.
 
         Builds alike in kind, scheduler and depth of a tile are offered the same ways, so one of them is asked.
         """
-        alike = Configuration.of(build.backend, {n: v for n, v in build.values if n in ("scheduler", "tile_k")})
+        alike = build.backend, values.get("scheduler"), values.get("tile_k")
         if alike not in self._ways:
-            ways = [{n: v for n, v in each.values if n in _SHARES} for each in self._space.launches(build)]
-            self._ways[alike] = tuple(dict.fromkeys(Configuration.of(build.backend, way) for way in ways))
-        for way in self._ways[alike]:
-            yield Configuration.of(build.backend, {**dict(build.values), **dict(way.values)})
+            ways = [tuple((n, v) for n, v in each.values if n in _SHARES) for each in self._space.launches(build)]
+            self._ways[alike] = tuple(dict(way) for way in dict.fromkeys(ways))
+        return self._ways[alike]
