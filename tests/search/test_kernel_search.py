@@ -8,6 +8,7 @@ import pytest
 from autotune.configuration import Configuration
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_trial import KernelTrial
+from autotune.search.kernel_cost import KernelCost
 from autotune.search.kernel_rates import DeviceRates
 from autotune.search.kernel_search import FINALISTS, HINTS, SUGGESTED, KernelSearch
 from autotune.search_spaces import cutlass_gemm
@@ -98,6 +99,17 @@ def test_builds_under_way_are_not_proposed_again_nor_their_like_alone() -> None:
     first, second = search.ask(4), search.ask(4)
     assert not set(first) & set(second)
     assert len({(b["tile_m"], b["tile_n"], b["tile_k"]) for b in (*first, *second)}) > 2
+
+
+def test_nothing_is_estimated_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def estimated(*_: object) -> None:
+        raise AssertionError("an estimate was asked for")
+
+    monkeypatch.setattr(KernelCost, "estimate", estimated)
+    search = searching(earlier=[timed(SPACE.launches(SPACE.builds[3])[0])], hints=[SPACE.builds[5]])
+    assert search.spent == 1 and search.best is not None and search.ask(1) == (SPACE.builds[5],)
+    with pytest.raises(AssertionError, match="an estimate"):
+        search.ask(1)
 
 
 def test_what_advisers_suggest_comes_after_hints_and_is_asked_once() -> None:
