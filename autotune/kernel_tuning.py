@@ -174,7 +174,7 @@ class _Tuner:
                 launches = self._search(work).ask_launches(LAUNCHES)
                 if not launches or not self._time(work, launches):
                     break
-        self.bench.close()
+        self.bench.close()  # what its process spent is told at its end
         return KernelReport(
             problems=tuple(self._tuned(work) for work in self.works), toolchain=self.toolchain, rates=self.rates,
             seconds=time.monotonic() - begin, spans=tuple(self.bench.spans), stopped=self._stopped,

@@ -19,7 +19,10 @@ def read_results(studies: Path) -> list[dict[str, Any]]:
     documents = []
     for path in sorted(studies.glob("*/results/*.json")):
         document = json.loads(path.read_text())
-        wrong = verify_results(document)
+        try:
+            wrong = verify_results(document)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not what autotune tune --results writes: {error!r}") from error
         if wrong:
             raise ValueError(f"{path}: {wrong[0]}")
         documents.append(document)
@@ -78,5 +81,5 @@ if __name__ == "__main__":
         sys.exit("usage: python -m autotune.report.table STUDIES_FOLDER")
     try:
         sys.stdout.write(markdown(read_results(Path(sys.argv[1]))))
-    except (ValueError, KeyError) as problem:
+    except ValueError as problem:
         sys.exit(f"error: a results file is wrong: {problem}")

@@ -1,6 +1,7 @@
 import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -176,6 +177,15 @@ def test_the_markdown_table(tmp_path):
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match="plan speedup"):
         read_results(tmp_path)
+    for other in ("{}", "[]"):
+        path.write_text(other)
+        with pytest.raises(ValueError, match=r"nvidia-h200-b1\.json is not what"):
+            read_results(tmp_path)
+
+
+def test_what_is_committed_follows_from_its_samples():
+    studies = Path(__file__).parents[2] / "studies"
+    assert len(read_results(studies)) >= 12 and len(read_results(studies / "engine")) >= 4
 
 
 @given(st.floats(min_value=1e-4, max_value=1e6))
