@@ -1,6 +1,6 @@
 """What is minimised, and what must hold."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,46 @@ class Metric:
     """A measure of the user's own on (outputs, references), with the largest or smallest value allowed.
 
     ``function`` is ``module:callable`` or ``path.py:callable``; it gets two lists, one entry an input, each a dict of
-    output name to tensor, and returns a number.
+    output name to tensor, and returns a number. ``code`` is the digest of its source and of the files that it reads,
+    empty if that is unknown: a metric whose code has changed is another metric.
     """
 
     function: str
     at_most: float | None = None
     at_least: float | None = None
+    code: str = ""
 
     def __post_init__(self) -> None:
         if (self.at_most is None) == (self.at_least is None):
             raise ValueError(f"metric {self.function!r} needs exactly one of at_most and at_least")
+
+    @property
+    def name(self) -> str:
+        """The callable's own name, without the place it comes from."""
+        return self.function.rpartition(":")[2]
+
+    def covers(self, asked: "Metric") -> bool:
+        """Whether whoever passes this metric passes the other: the same code, and a bound that is as strict.
+
+        The place of the code does not matter if its digest is known.
+        """
+        same = self.code == asked.code and (self.name if self.code else self.function) == (
+            asked.name if asked.code else asked.function
+        )
+        if self.at_most is not None and asked.at_most is not None:
+            return same and self.at_most <= asked.at_most
+        if self.at_least is not None and asked.at_least is not None:
+            return same and self.at_least >= asked.at_least
+        return False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; without ``code`` if it is unknown."""
+        data = {"function": self.function, "at_most": self.at_most, "at_least": self.at_least}
+        return {**data, "code": self.code} if self.code else data
+
+    def __str__(self) -> str:
+        bound = f"at most {self.at_most:g}" if self.at_most is not None else f"at least {self.at_least:g}"
+        return f"{self.name} {bound}{f' (code {self.code[:8]})' if self.code else ''}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +109,7 @@ class Objective:
             "signal_error": self.signal_error,
             "signal_error_by_output": dict(self.signal_error_by_output),
             "integer_agreement": self.integer_agreement,
-            "metrics": [{"function": m.function, "at_most": m.at_most, "at_least": m.at_least} for m in self.metrics],
+            "metrics": [metric.as_dict() for metric in self.metrics],
         }
 
     @classmethod
@@ -92,11 +122,17 @@ class Objective:
 
     def serves(self, asked: "Objective") -> bool:
         """Whether a plan found under these constraints answers a caller who asks for ``asked``: never if looser."""
-        names = {name for name, _ in self.signal_error_by_output + asked.signal_error_by_output}
-        return (
-            self.name == asked.name
-            and self.signal_error <= asked.signal_error
-            and all(self.limit_of(name) <= asked.limit_of(name) for name in names)
-            and self.integer_agreement >= asked.integer_agreement
-            and set(asked.metrics) <= set(self.metrics)
-        )
+        return self.name == asked.name and not any(True for _ in self.looser_than(asked))
+
+    def looser_than(self, asked: "Objective") -> Iterator[tuple[str, str, str]]:
+        """Yield (constraint, what was asked, what stands here) for each constraint that is looser here."""
+        if not self.signal_error <= asked.signal_error:
+            yield "signal_error", f"{asked.signal_error:g}", f"{self.signal_error:g}"
+        for name in sorted({name for name, _ in self.signal_error_by_output + asked.signal_error_by_output}):
+            if not self.limit_of(name) <= asked.limit_of(name):
+                yield f"signal_error of {name}", f"{asked.limit_of(name):g}", f"{self.limit_of(name):g}"
+        if not self.integer_agreement >= asked.integer_agreement:
+            yield "integer_agreement", f"{asked.integer_agreement:g}", f"{self.integer_agreement:g}"
+        for metric in asked.metrics:
+            if not any(own.covers(metric) for own in self.metrics):
+                yield "metrics", str(metric), ", ".join(map(str, self.metrics)) or "none"

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from autotune.configuration import Configuration
 from autotune.device import Device, Toolchain
+from autotune.identity import ArtifactKey, PlanKey
 from autotune.objective import Objective
 
 PlanStatus = Literal["promoted", "tie", "baseline"]
@@ -16,8 +17,10 @@ PlanStatus = Literal["promoted", "tie", "baseline"]
 class Plan:
     """Configuration, artifact and evidence, and what the plan is valid for.
 
-    It is found by ``structure``, ``device.device_class``, ``objective`` (constraints included) and ``serve_as``; its
-    artifact serves only models with the same ``weights`` under the same ``toolchain`` entries of its backend.
+    It is found by its ``key``: structure, form of the answer, device class, objective (constraints included) and
+    serving format; its artifact serves only models with the same ``weights`` under the same ``toolchain`` entries of
+    its backend, and has the tuned ``kernels`` of this digest in it. ``fingerprint`` is the version of the fingerprints
+    that it was recorded by; version 1 knew no ``form``.
     ``speedup`` is baseline over plan from the same finals, exactly 1.0 when the baseline won. ``evidence`` holds the
     finals: one entry a finalist with its configuration, latency, interval and raw samples.
     """
@@ -41,6 +44,9 @@ class Plan:
     signal_error: float
     evidence: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
+    form: str = ""
+    kernels: str = ""
+    fingerprint: int = 1
     schema: int = 1
 
     def __post_init__(self) -> None:
@@ -51,6 +57,22 @@ class Plan:
                 raise ValueError(f"plan {self.name}: latencies and speedup are positive numbers, found {value!r}")
         if self.status == "baseline" and self.speedup != 1.0:
             raise ValueError(f"plan {self.name}: a baseline plan has a speedup of exactly 1.0, found {self.speedup!r}")
+
+    @property
+    def key(self) -> PlanKey:
+        """What it is found by."""
+        return PlanKey(
+            structure=self.structure,
+            form=self.form,
+            device_class=self.device.device_class,
+            objective=self.objective,
+            serve_as=self.serve_as,
+        )
+
+    @property
+    def artifact_key(self) -> ArtifactKey:
+        """What its artifact was built from."""
+        return ArtifactKey(weights=self.weights, toolchain=self.toolchain, kernels=self.kernels)
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -85,6 +107,9 @@ class Plan:
             "flags": list(self.flags),
             "evidence": dict(self.evidence),
             "created": self.created,
+            "form": self.form,
+            "kernels": self.kernels,
+            "fingerprint": self.fingerprint,
             "schema": self.schema,
         }
 

@@ -97,7 +97,8 @@ class Trial:
     ``uid`` is the same wherever the trial travels; ``number`` counts within its study; ``attempt`` counts how often its
     build was begun. ``latency_ms`` is the median of its screening samples, ``score`` what the objective minimises in
     its own unit (``None`` where that is this latency), ``signal_error`` the worst over its outputs.
-    ``reused`` says that the result came from an earlier study of the same workload, device class and toolchain.
+    ``kernels`` is the digest of the tuned kernels that the build was handed, empty if it was handed none. ``reused``
+    says that the result came from an earlier study of the same workload, device class and toolchain.
     """
 
     uid: str
@@ -111,6 +112,7 @@ class Trial:
     build_s: float | None = None
     artifact: str | None = None
     toolchain: str = ""
+    kernels: str = ""
     failure: Failure | None = None
     reused: bool = False
 

@@ -32,7 +32,8 @@ class Workload:
     ``structure`` is the fingerprint of the graph with all node arguments except devices, and of shapes and dtypes: it
     decides speed. ``weights`` is the fingerprint of the parameter values: it decides whether an artifact can be reused.
     ``features`` name what the graph contains: ``convolution``, ``attention``, ``gemm``, ``norm``; and what a backend
-    found in it, with a count: ``native.conv_bn:53``.
+    found in it, with a count: ``native.conv_bn:53``. ``former`` is the structure as fingerprint 1 gave it, if that is
+    another one.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Workload:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     features: tuple[str, ...] = ()
+    former: str = ""
 
     def __post_init__(self) -> None:
         for field in ("structure", "weights"):

@@ -9,15 +9,16 @@ from autotune.database.parcel import Parcel, TravellingKernelTrial, TravellingTr
 from autotune.database.rows import (
     kernel_values,
     measurement_uid,
-    objective_content,
     parse_instant,
-    study_identity,
+    study_keys,
     trial_values,
 )
 from autotune.database.schema import KernelTrialTable, MeasurementTable, PlanTable, StudyTable, TrialTable
 from autotune.database.store import Store, put_device, put_workload
 from autotune.errors import DatabaseError
+from autotune.identity import objective_content
 from autotune.plan import Plan
+from autotune.trial import Trial
 
 KINDS = ("studies", "trials", "measurements", "kernel_trials", "plans", "artifacts")
 Counts = dict[str, dict[str, int]]
@@ -44,7 +45,8 @@ def put(session: Session, store: Store, parcel: Parcel) -> Counts:
     kept = {digest for digest in parcel.artifacts if store.artifacts.has(digest)}
     free = {each.trial.uid for each in parcel.trials if _is_free(session, here[each.study], each.trial.number)}
     for each in sorted(parcel.trials, key=lambda each: each.trial.uid not in free):  # those keep their numbers
-        count("trials", _put_trial(session, here[each.study], each, kept))
+        if not _was_left_out(each.trial):
+            count("trials", _put_trial(session, here[each.study], each, kept))
     for item in parcel.measurements:
         new = session.get(MeasurementTable, measurement_uid(item.trial, item.role, item.measurement)) is None
         trials.add_measurement(session, item.trial, item.role, item.measurement, item.created)
@@ -61,12 +63,8 @@ def put(session: Session, store: Store, parcel: Parcel) -> Counts:
 def _put_study(session: Session, parcel: Parcel, uid: str) -> tuple[StudyTable, bool]:
     """Give the row of the study with this one's identity, made where there is none, and whether it is new."""
     study = next(each for each in parcel.studies if each.uid == uid)
-    key = (study.structure, study.weights)
-    workload = next(each for each in parcel.workloads if (each.structure, each.weights) == key)
-    identity = study_identity(
-        study.name, workload, study.device_class, study.objective, study.serve_as, study.space_digest, study.seed
-    )
-    row = session.scalars(select(StudyTable).where(StudyTable.identity == identity)).first()
+    keys = study_keys(study.identity)
+    row = session.scalars(select(StudyTable).where(StudyTable.identity == keys["identity"])).first()
     if row is not None:
         if study.active_s > row.active_s:
             row.active_s, row.timings = study.active_s, dict(study.timings)
@@ -74,15 +72,20 @@ def _put_study(session: Session, parcel: Parcel, uid: str) -> tuple[StudyTable, 
         row.created = min(row.created, study.created)
         return row, False
     _refuse_known(session.get(StudyTable, uid) is not None, f"study {uid}")
-    names = set(StudyTable.__table__.columns.keys()) - {"identity", "objective"}
+    names = set(StudyTable.__table__.columns.keys()) - {*keys, "objective"}
     row = StudyTable(
-        identity=identity,
+        **keys,
         objective=objective_content(study.objective),
         **{name: getattr(study, name) for name in names},
     )
     session.add(row)
     session.flush()
     return row, True
+
+
+def _was_left_out(trial: Trial) -> bool:
+    """Whether the budget ended before a trial had a result: older versions wrote such rows, which say nothing."""
+    return trial.state == "pruned" and trial.latency_ms is None
 
 
 def _is_free(session: Session, study: StudyTable, number: int) -> bool:

@@ -63,7 +63,7 @@ _CLAIM = {
 _END = """
 UPDATE trial SET
     state = :state, latency_ms = :latency_ms, score = :score, signal_error = :signal_error, build_s = :build_s,
-    artifact = :artifact, failure = :failure, reused = :reused, finished = :now
+    artifact = :artifact, kernels = :kernels, failure = :failure, reused = :reused, finished = :now
 FROM {held}
 WHERE {is_mine} AND trial.study = {held}.study AND trial.uid = :uid AND trial.number = :number
     AND trial.configuration_digest = :digest AND trial.attempt = :attempt AND trial.state = 'running'

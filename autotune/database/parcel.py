@@ -17,12 +17,12 @@ from autotune.database.rows import (
     failure_record,
     kernel_record,
     kernel_values,
-    objective_content,
     parse_instant,
     plan_values,
     trial_values,
 )
 from autotune.device import Device
+from autotune.identity import Conditions, objective_content
 from autotune.kernel_trial import KernelTrial
 from autotune.objective import Objective
 from autotune.plan import Plan
@@ -62,6 +62,7 @@ class StudyEntry(_Entry):
     active_s: NotNegative
     timings: Json
     created: Text
+    conditions: Json = {}
 
 
 class TrialEntry(_Entry):
@@ -79,6 +80,7 @@ class TrialEntry(_Entry):
     signal_error: float | None
     build_s: NotNegative | None
     artifact: Digest | None
+    kernels: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     failure: Json | None
     reused: bool
     created: Text
@@ -232,6 +234,7 @@ def to_json(parcel: Parcel) -> bytes:
 def _study_data(study: StudyRow) -> dict[str, Any]:
     data = {name: getattr(study, name) for name in StudyEntry.model_fields}
     data["objective"] = objective_content(study.objective)
+    data["conditions"] = study.conditions.as_dict() if study.conditions is not None else {}
     return data
 
 
@@ -282,6 +285,7 @@ def _study(entry: StudyEntry) -> StudyRow:
     data = {name: getattr(entry, name) for name in StudyEntry.model_fields}
     canonical([entry.settings, entry.timings])
     data |= {"objective": Objective.from_dict(_checked(entry.objective)), "created": parse_instant(entry.created)}
+    data["conditions"] = Conditions.from_dict(_checked(entry.conditions))
     return StudyRow(**data)
 
 

@@ -9,7 +9,7 @@ from autotune.device import slug
 from autotune.errors import DatabaseError, DeviceError
 from autotune.plan import Plan
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """The revisions this version knows, oldest first; the last is what :mod:`autotune.database.schema` describes."""
 
 VERSION_TABLE = "autotune_version"

@@ -1,6 +1,7 @@
 """Queries on plans; each runs in the transaction it gets."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, Text, bindparam, delete, select, type_coerce
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 from autotune.database.plan_rows import device_classes, plan_record, readable
 from autotune.database.rows import plan_values
 from autotune.database.schema import PlanTable
+from autotune.identity import PlanKey
 from autotune.objective import Objective
 from autotune.plan import Plan
 
@@ -18,27 +20,39 @@ from autotune.plan import Plan
 _PLAN = PlanTable.__table__.c
 _RECORD = (_PLAN.uid, type_coerce(_PLAN.record, Text).label("record"), _PLAN.evidence)
 _CANDIDATES = (
-    select(*_RECORD, _PLAN.weights, type_coerce(_PLAN.objective, Text).label("objective"), _PLAN.serve_as)
+    select(*_RECORD, _PLAN.weights, type_coerce(_PLAN.objective, Text).label("objective"), _PLAN.serve_as, _PLAN.form)
     .where(_PLAN.structure == bindparam("structure"), _PLAN.device_class == bindparam("device_class"))
     .order_by(_PLAN.latency_ms, _PLAN.uid)
 )
+_NEAREST = 20
+"""So many plans of a structure, and so many of a name, are looked at to say why none of them serves."""
 
 
-def find(
-    connection: Connection, structure: str, device_class: str, objective: Objective, serve_as: str, weights: str | None
-) -> Plan | None:
+def find(connection: Connection, key: PlanKey, weights: str | None) -> Plan | None:
     """See :meth:`autotune.database.store.Store.find_plan`."""
-    rows = connection.execute(_CANDIDATES, {"structure": structure, "device_class": device_class})
-    serving = [row for row in rows if serve_as in ("any", row.serve_as) and _objective(row).serves(objective)]
+    rows = connection.execute(_CANDIDATES, {"structure": key.structure, "device_class": key.device_class})
+    serving = [row for row in rows if _key(row, key).serves(key)]
     if not serving:
         return None
-    best = min(serving, key=lambda row: weights is not None and row.weights != weights)  # the first, so the fastest
+    # The first of those that are alike, so the fastest.
+    best = min(serving, key=lambda row: (weights is not None and row.weights != weights, row.form != key.form))
     return plan_record(best.uid, best.record, best.evidence)
 
 
-def _objective(row: Any) -> Objective:
+def _key(row: Any, asked: PlanKey) -> PlanKey:
     with readable(row.uid):
-        return Objective.from_dict(json.loads(row.objective))
+        objective = Objective.from_dict(json.loads(row.objective))
+    return replace(asked, form=row.form, objective=objective, serve_as=row.serve_as)
+
+
+def nearest(connection: Connection, key: PlanKey, name: str, former: str) -> list[Plan]:
+    """See :meth:`autotune.database.store.Store.nearest_plans`."""
+    found: dict[str, Plan] = {}
+    for condition in (_PLAN.structure.in_([key.structure, *filter(None, [former])]), _PLAN.name == name):
+        query = select(*_RECORD).where(condition).order_by(_PLAN.created.desc(), _PLAN.uid).limit(_NEAREST)
+        for row in connection.execute(query):
+            found.setdefault(row.uid, plan_record(row.uid, row.record, row.evidence))
+    return sorted(found.values(), key=lambda plan: sum(1 for _ in plan.key.differences(key)))
 
 
 def listed(session: Session, name: str | None, batch: int | None, device: str | None) -> list[Plan]:
@@ -75,5 +89,5 @@ def put(session: Session, plan: Plan) -> set[str]:
 def same_key(session: Session, plan: Plan) -> PlanTable | None:
     """Give the row that a plan would replace."""
     values = plan_values(plan)
-    keys = ("structure", "weights", "device_class", "serve_as", "objective_digest")
+    keys = ("structure", "form", "weights", "device_class", "serve_as", "objective_digest")
     return session.scalars(select(PlanTable).where(*(getattr(PlanTable, key) == values[key] for key in keys))).first()

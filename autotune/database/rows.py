@@ -12,11 +12,11 @@ from autotune.configuration import Configuration
 from autotune.database.manifest import is_digest
 from autotune.database.plan_rows import plan_record
 from autotune.database.schema import PlanTable, StudyTable, TrialTable
+from autotune.identity import Conditions, Identity, objective_content
 from autotune.kernel_trial import KernelTrial
 from autotune.objective import Objective
 from autotune.plan import Plan
 from autotune.trial import Failure, Measurement, Trial
-from autotune.workload import Workload
 
 Role = Literal["screening", "finals", "alone"]
 StudyState = Literal["running", "finished"]
@@ -40,7 +40,7 @@ class StudyRow:
     """A study as the database knows it.
 
     ``active_s`` is the search time already spent over all its runs, ``timings`` how the time was split when it was
-    finished last, ``created`` ISO 8601 in UTC.
+    finished last, ``created`` ISO 8601 in UTC. ``conditions`` are ``None`` if it was recorded by fingerprint 1.
     """
 
     uid: str
@@ -58,42 +58,21 @@ class StudyRow:
     active_s: float
     timings: Mapping[str, Any]
     created: str
+    conditions: Conditions | None = None
+
+    @property
+    def identity(self) -> Identity:
+        """Everything that decides what it finds."""
+        return Identity(
+            name=self.name, structure=self.structure, weights=self.weights, device_class=self.device_class,
+            objective=self.objective, serve_as=self.serve_as, space=self.space_digest, seed=self.seed,
+            conditions=self.conditions,
+        )  # fmt: skip
 
     @property
     def can_be_reproduced(self) -> bool:
         """Whether its settings say how the model and its inputs are made; tensors given in Python are not stored."""
         return bool(self.settings.get("factory"))
-
-
-def objective_content(objective: Objective) -> dict[str, Any]:
-    """Give an objective such that equal demands have equal canonical JSON: numbers as floats, metrics sorted."""
-
-    def floats(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: floats(item) for key, item in value.items()}
-        return float(value) if isinstance(value, int) else value
-
-    content: dict[str, Any] = floats({key: value for key, value in objective.as_dict().items() if key != "metrics"})
-    content["metrics"] = sorted((floats(metric) for metric in objective.as_dict()["metrics"]), key=canonical)
-    return content
-
-
-def study_identity(
-    name: str, workload: Workload, device_class: str, objective: Objective, serve_as: str, space_digest: str, seed: int
-) -> str:
-    """Give the digest of what makes a study: what is tuned, where, for what, among which candidates, which seed."""
-    return digest(
-        [
-            name,
-            workload.structure,
-            workload.weights,
-            device_class,
-            objective_content(objective),
-            serve_as,
-            space_digest,
-            seed,
-        ]
-    )
 
 
 def study_record(row: StudyTable) -> StudyRow:
@@ -114,7 +93,14 @@ def study_record(row: StudyTable) -> StudyRow:
         active_s=row.active_s,
         timings=row.timings,
         created=row.created,
+        conditions=Conditions.from_dict(row.conditions),
     )
+
+
+def study_keys(identity: Identity) -> dict[str, Any]:
+    """Return the columns of a study's row that follow from its identity alone."""
+    conditions = identity.conditions.as_dict() if identity.conditions is not None else {}
+    return {"identity": identity.study, "conditions": conditions, "reuse": identity.trial}
 
 
 def trial_values(trial: Trial) -> dict[str, Any]:
@@ -141,6 +127,7 @@ def trial_values(trial: Trial) -> dict[str, Any]:
         "signal_error": trial.signal_error if finite else None,
         "build_s": trial.build_s,
         "artifact": trial.artifact,
+        "kernels": trial.kernels,
         "failure": failure_dict(trial.failure),
         "reused": trial.reused,
     }
@@ -178,6 +165,7 @@ def trial_record(row: TrialTable) -> Trial:
         build_s=row.build_s,
         artifact=row.artifact,
         toolchain=row.toolchain,
+        kernels=row.kernels,
         failure=failure_record(row.failure),
         reused=row.reused,
     )
@@ -242,6 +230,7 @@ def plan_values(plan: Plan) -> dict[str, Any]:
         "objective": objective_content(plan.objective),
         "objective_digest": digest(objective_content(plan.objective)),
         "serve_as": plan.serve_as,
+        "form": plan.form,
         "toolchain": plan.toolchain.digest,
         "artifact": plan.artifact,
         "latency_ms": plan.latency_ms,

@@ -85,7 +85,11 @@ class DeviceTable(Base):
 
 
 class StudyTable(Base):
-    """A search; ``identity`` is the digest of what makes it this one, ``active_s`` the time it has searched."""
+    """A search; ``identity`` is the digest of what makes it this one, ``active_s`` the time it has searched.
+
+    ``conditions`` is the record of :class:`autotune.identity.Conditions`, empty if fingerprint 1 kept none; ``reuse``
+    the digest of those under which its trials were judged and timed.
+    """
 
     __tablename__ = "study"
     __table_args__ = (
@@ -111,6 +115,8 @@ class StudyTable(Base):
     active_s: Mapped[float]
     timings: Mapped[Any] = mapped_column(CanonicalJson)
     created: Mapped[str] = mapped_column(Instant)
+    conditions: Mapped[Any] = mapped_column(CanonicalJson, server_default="{}")
+    reuse: Mapped[str | None] = mapped_column(Digest)
 
 
 class LeaseTable(Base):
@@ -132,9 +138,10 @@ class LeaseTable(Base):
 
 
 class TrialTable(Base):
-    """One configuration built, checked and timed; ``tried_here`` is true, or null where it was merged.
+    """One configuration built, checked and timed; ``tried_here`` is true, or null if it was merged.
 
-    Of its attempts, ``handed_back`` are those that were stopped in good order or do not count any more.
+    ``kernels`` is the digest of the tuned kernels that its build was handed. Of its attempts, ``handed_back`` are those
+    that were stopped in good order or do not count any more.
     Here a configuration is tried once. What another machine found for it in the same study is kept beside that: nulls
     are distinct to a unique constraint. (A partial index says the same, and costs 130 ms: naming PostgreSQL in one
     imports all its drivers.)
@@ -180,6 +187,7 @@ class TrialTable(Base):
     tried_here: Mapped[bool | None]
     created: Mapped[str] = mapped_column(Instant)
     finished: Mapped[str | None] = mapped_column(Instant)
+    kernels: Mapped[str] = mapped_column(Text, server_default="")
 
 
 class MeasurementTable(Base):
@@ -231,7 +239,9 @@ class PlanTable(Base):
 
     __tablename__ = "plan"
     __table_args__ = (
-        UniqueConstraint("structure", "device_class", "weights", "serve_as", "objective_digest", name="uq_plan_key"),
+        UniqueConstraint(
+            "structure", "form", "device_class", "weights", "serve_as", "objective_digest", name="uq_plan_key"
+        ),
         CheckConstraint(POSITIVE.format("latency_ms"), name="latency_ms"),
         Index(None, "name", "batch"),
         Index(None, "artifact"),
@@ -253,3 +263,4 @@ class PlanTable(Base):
     created: Mapped[str] = mapped_column(Instant)
     record: Mapped[Any] = mapped_column(CanonicalJson)
     evidence: Mapped[str] = mapped_column(Text)
+    form: Mapped[str] = mapped_column(Text, server_default="")

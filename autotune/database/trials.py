@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
 from autotune.configuration import Configuration
@@ -19,10 +19,14 @@ from autotune.database.rows import (
     trial_values,
 )
 from autotune.database.schema import MeasurementTable, PlanTable, StudyTable, TrialTable
+from autotune.identity import Identity
 from autotune.trial import Failure, FailureKind, Measurement, Trial
 
 QUARANTINE: frozenset[FailureKind] = frozenset({"crash", "timeout", "out_of_memory", "log_flood", "protocol"})
 """Kinds of failure that took a worker down: such a configuration is not built again under the same toolchain."""
+
+_REBUILT = ("artifact", "kernels")
+"""What of a finished trial changes if it is built again."""
 
 MOST_ATTEMPTS = 3
 """A trial whose coordinator died so often while it ran has failed. One death may be chance and two bad luck; from the
@@ -126,6 +130,12 @@ def hand_back(session: Session, claimed: Sequence[Trial]) -> None:
         session.execute(update(TrialTable).where(*same).values(handed_back=TrialTable.handed_back + 1))
 
 
+def withdraw(session: Session, trial: Trial) -> None:
+    """See :meth:`autotune.database.store.Store.withdraw_trial`."""
+    same = (TrialTable.uid == trial.uid, TrialTable.attempt == trial.attempt, TrialTable.state == "running")
+    session.execute(delete(TrialTable).where(*same))
+
+
 def quarantined_by(
     session: Session, structure: str, device_class: str, toolchain: str, configuration: Configuration
 ) -> tuple[StudyRow, Trial] | None:
@@ -152,18 +162,21 @@ def quarantined_by(
 
 
 def earlier(
-    session: Session, structure: str, weights: str, device_class: str, toolchain: str, configuration: Configuration
+    session: Session, identity: Identity, toolchain: str, configuration: Configuration, kernels: str
 ) -> Trial | None:
     """See :meth:`autotune.database.store.Store.earlier_trial`."""
     rows = session.scalars(
         select(TrialTable)
+        .join(StudyTable, TrialTable.study == StudyTable.uid)
         .where(
-            TrialTable.structure == structure,
-            TrialTable.weights == weights,
-            TrialTable.device_class == device_class,
+            TrialTable.structure == identity.structure,
+            TrialTable.weights == identity.weights,
+            TrialTable.device_class == identity.device_class,
             TrialTable.toolchain == toolchain,
             TrialTable.configuration_digest == configuration.digest,
+            TrialTable.kernels == kernels,
             TrialTable.state.in_(("complete", "failed")),
+            StudyTable.reuse == identity.trial,
         )
         .order_by(TrialTable.state != "complete", TrialTable.reused, TrialTable.finished.desc(), TrialTable.uid)
     )
@@ -188,7 +201,7 @@ def finish(session: Session, trial: Trial, measurements: Mapping[Role, Measureme
             setattr(row, name, value)
         row.finished = now
         session.flush()
-    elif any(getattr(row, name) != value for name, value in values.items() if name != "artifact"):
+    elif any(getattr(row, name) != value for name, value in values.items() if name not in _REBUILT):
         raise ValueError(f"trial {trial.number} is finished as {row.state} and keeps what it came to")
     for role, measurement in measurements.items():
         add_measurement(session, trial.uid, role, measurement, now)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -109,7 +110,7 @@ def _fill(store: Store, count: int) -> None:
 def _look_up_ms(store: Store, number: int) -> float:
     structure = _structure(number)
     started = time.perf_counter_ns()
-    found = store.find_plan(structure, PLAN.device.device_class, OBJECTIVE)
+    found = store.find_plan(replace(PLAN.key, structure=structure, objective=OBJECTIVE))
     elapsed = time.perf_counter_ns() - started
     if found is None or found.uid != _uid(number):
         raise RuntimeError(f"plan {number} was asked for, and {found} was found")

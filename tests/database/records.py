@@ -13,6 +13,7 @@ from autotune.database.rows import StudyRow, kernel_record
 from autotune.database.schema import KernelTrialTable
 from autotune.database.store import Store
 from autotune.device import Device, Toolchain
+from autotune.identity import Conditions, PlanKey
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_trial import KernelTrial
 from autotune.objective import Objective
@@ -44,6 +45,21 @@ def workload(name: str = "resnet50", batch: int = 1, weights: str = "w") -> Work
     )
 
 
+CONDITIONS = Conditions(form="f" * 64, inputs="i" * 64, toolchain="t" * 64, measuring="m" * 64)
+
+
+def key(**changes: Any) -> PlanKey:
+    """What the plan of these records is found by."""
+    values: dict[str, Any] = {
+        "structure": workload().structure,
+        "form": "",
+        "device_class": DEVICE.device_class,
+        "objective": OBJECTIVE,
+        "serve_as": "any",
+    }
+    return PlanKey(**(values | changes))
+
+
 def configuration(level: int = 0, backend: str = "inductor") -> Configuration:
     return Configuration.of(backend, {"level": level, "freezing": True})
 
@@ -57,6 +73,7 @@ def begin(store: Store, name: str = "resnet50", **changes: Any) -> StudyRow:
         "space_digest": digest("space"),
         "seed": 0,
         "settings": {"trials": 60},
+        "conditions": CONDITIONS,
     }
     return store.begin_study(name, **(values | changes))
 

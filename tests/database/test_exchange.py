@@ -16,8 +16,6 @@ from autotune.database.store import Store
 from autotune.errors import DatabaseError
 from autotune.trial import Measurement
 from tests.database.records import (
-    DEVICE,
-    OBJECTIVE,
     TOOLCHAIN,
     begin,
     configuration,
@@ -25,6 +23,7 @@ from tests.database.records import (
     folder_with,
     kernel,
     kernel_content,
+    key,
     lost,
     plan,
     tried,
@@ -214,7 +213,7 @@ def test_a_plan_arrives_with_or_without_its_artifact(databases: Databases, tmp_p
         assert [trial.artifact for trial in here.trials(here.studies()[0].uid)] == [None]
         assert merge_file(here, tmp_path / "with.zip")["artifacts"] == {"added": 1, "known": 0}
         assert (here.artifacts.open(artifact) / "data" / "w").read_bytes() == b"weights"
-        assert here.find_plan(workload().structure, DEVICE.device_class, OBJECTIVE) == plan(artifact=artifact)
+        assert here.find_plan(key()) == plan(artifact=artifact)
 
 
 def test_the_newer_of_two_plans_stays(databases: Databases, tmp_path: Path) -> None:

@@ -195,7 +195,7 @@ def test_a_database_from_before_kernel_trials_keeps_its_rows_on_the_way_up_and_d
 ) -> None:
     url = databases.url(tmp_path / "a.db", empty=True)
     with Store.open(url) as store:
-        study = begin(store)
+        study = begin(store, conditions=None)
         tried(store, study)
         store.kernels.add([kernel()])
         before = store.trials(study.uid)

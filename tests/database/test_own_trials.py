@@ -235,7 +235,7 @@ def test_a_server_that_hung_up_is_asked_again_and_one_that_did_not_is_kept(
         uses = (
             lambda: held.claim_trial(study.uid, configuration(), TOOLCHAIN.digest),
             lambda: held.finish_trial(complete(store.trials(study.uid)[0])),
-            lambda: store.find_plan(study.structure, study.device_class, study.objective),
+            lambda: store.find_plan(study.identity.plan),
             store.studies,
         )
         for use in uses:

@@ -7,13 +7,14 @@ import pytest
 from sqlalchemy import text
 
 from autotune.database.plan_rows import StoredJson
-from autotune.database.rows import objective_content
 from autotune.database.store import Store
 from autotune.device import Device, Toolchain
 from autotune.errors import DatabaseError, DeviceError
+from autotune.identity import objective_content
 from autotune.objective import Metric, Objective
 from autotune.trial import Failure, Measurement
 from tests.database.records import (
+    CONDITIONS,
     DEVICE,
     OBJECTIVE,
     SAMPLES,
@@ -24,6 +25,7 @@ from tests.database.records import (
     digest,
     failed,
     folder_with,
+    key,
     plan,
     tried,
     workload,
@@ -209,21 +211,42 @@ def test_a_name_is_only_ever_a_name(store: Store) -> None:
 
 def test_a_configuration_is_answered_from_an_earlier_study(store: Store) -> None:
     first, second = begin(store), begin(store, seed=1)
-    key = (first.structure, first.weights, first.device_class, TOOLCHAIN.digest)
+    at = (first.identity, TOOLCHAIN.digest)
     claimed = store.claim_trial(first.uid, configuration(0), TOOLCHAIN.digest)
-    assert store.earlier_trial(*key, configuration(0)) is None
+    assert store.earlier_trial(*at, configuration(0)) is None
     store.finish_trial(failed(claimed, kind="timeout"))
-    assert store.earlier_trial(*key, configuration(0)) is None
+    assert store.earlier_trial(*at, configuration(0)) is None
     broken = failed(store.claim_trial(second.uid, configuration(0), TOOLCHAIN.digest), kind="error")
     store.finish_trial(broken)
-    assert store.earlier_trial(*key, configuration(0)) == broken
+    assert store.earlier_trial(*at, configuration(0)) == broken
     found = tried(store, begin(store, seed=2), 0)
-    assert store.earlier_trial(*key, configuration(0)) == found
+    assert store.earlier_trial(*at, configuration(0)) == found
     assert store.measurements(found.uid) == [SAMPLES]
-    for changed in range(4):
-        other = tuple("other" if place == changed else part for place, part in enumerate(key))
-        assert store.earlier_trial(*other, configuration(0)) is None  # type: ignore[call-arg,arg-type]
-    assert store.earlier_trial(*key, configuration(1)) is None
+    for change in ({"structure": "other"}, {"weights": "other"}, {"device_class": "other"}, {"objective": STRICT}):
+        assert store.earlier_trial(replace(first.identity, **change), TOOLCHAIN.digest, configuration(0)) is None  # type: ignore[arg-type]
+    for part in ("inputs", "measuring"):
+        conditions = replace(CONDITIONS, **{part: "other"})
+        other = replace(first.identity, conditions=conditions)
+        assert store.earlier_trial(other, TOOLCHAIN.digest, configuration(0)) is None
+    assert store.earlier_trial(replace(first.identity, conditions=None), TOOLCHAIN.digest, configuration(0)) is None
+    assert store.earlier_trial(first.identity, "other", configuration(0)) is None
+    assert store.earlier_trial(*at, configuration(0), kernels=digest("tuned")) is None
+    unlike = replace(first.identity, name="another", serve_as="onnx", space="another", seed=7)
+    assert store.earlier_trial(unlike, TOOLCHAIN.digest, configuration(0)) == found
+    assert store.earlier_trial(*at, configuration(1)) is None
+
+
+def test_a_trial_without_a_result_is_withdrawn_and_its_configuration_can_be_tried_again(store: Store) -> None:
+    study = begin(store)
+    finished = tried(store, study, 0)
+    claimed = store.claim_trial(study.uid, configuration(1), TOOLCHAIN.digest)
+    store.withdraw_trial(replace(claimed, attempt=2))  # of an attempt that is another coordinator's
+    assert store.trials(study.uid) == [finished, claimed]
+    for trial in (claimed, finished):  # a result is never withdrawn
+        store.withdraw_trial(trial)
+    assert store.trials(study.uid) == [finished]
+    again = store.claim_trial(study.uid, configuration(1), TOOLCHAIN.digest)
+    assert (again.number, again.attempt, again.state) == (claimed.number, 1, "running") and again.uid != claimed.uid
 
 
 def test_losers_lose_their_artifacts_and_keep_their_rows(store: Store, tmp_path: Path) -> None:
@@ -238,8 +261,8 @@ def test_losers_lose_their_artifacts_and_keep_their_rows(store: Store, tmp_path:
     assert store.artifacts.digests() == sorted([digests[0], digests[2], digests[3]])
     store.drop_artifact(elsewhere.uid)
     assert not store.artifacts.has(digests[2])
-    store.keep_artifact(shared.uid, stored(store, tmp_path, "shared"))
-    assert store.trial(shared.uid).artifact == digests[2]
+    store.keep_artifact(shared.uid, stored(store, tmp_path, "shared"), kernels=digest("tuned"))
+    assert store.trial(shared.uid) == replace(shared, kernels=digest("tuned"))
     store.finish_trial(promoted)
     assert store.trial(promoted.uid).artifact is None
 
@@ -265,10 +288,8 @@ def test_a_plan_is_kept_whole_and_replaced_by_its_key(store: Store, tmp_path: Pa
 
 
 def test_a_looser_plan_never_serves_a_stricter_caller(store: Store) -> None:
-    model = workload()
-
     def found(objective: Objective, **changes: str) -> str | None:
-        answer = store.find_plan(model.structure, DEVICE.device_class, objective, **changes)
+        answer = store.find_plan(key(objective=objective, **changes))
         return answer.uid if answer else None
 
     assert found(LOOSE) is None
@@ -284,18 +305,17 @@ def test_a_looser_plan_never_serves_a_stricter_caller(store: Store) -> None:
     assert found(OBJECTIVE, serve_as="onnx") is None
     store.promote(plan("onnx", serve_as="onnx", latency_ms=0.8))
     assert (found(OBJECTIVE, serve_as="onnx"), found(OBJECTIVE)) == ("onnx", "onnx")
-    assert store.find_plan(model.structure, H100.device_class, LOOSE) is None
-    assert store.find_plan(digest("other"), DEVICE.device_class, LOOSE) is None
+    assert store.find_plan(key(device_class=H100.device_class, objective=LOOSE)) is None
+    assert store.find_plan(key(structure=digest("other"), objective=LOOSE)) is None
 
 
 def test_a_plan_for_these_weights_comes_before_a_faster_one_for_others(store: Store) -> None:
     store.promote(plan("other", weights=digest("other"), latency_ms=0.5))
-    key = (workload().structure, DEVICE.device_class, OBJECTIVE)
-    answer = store.find_plan(*key, weights=digest("w"))
+    answer = store.find_plan(key(), weights=digest("w"))
     assert answer is not None and answer.uid == "other"
     store.promote(plan("own", latency_ms=1.0))
     for weights, uid in ((digest("w"), "own"), (digest("other"), "other"), (digest("third"), "other"), (None, "other")):
-        answer = store.find_plan(*key, weights=weights)
+        answer = store.find_plan(key(), weights=weights)
         assert answer is not None and answer.uid == uid
 
 
@@ -311,6 +331,31 @@ def test_a_rebuilt_artifact_joins_its_plan(store: Store, tmp_path: Path) -> None
     assert {found.uid for found in store.plans()} == {"p1", copy.uid}
     assert store.replace_plan_artifact("p1", second, digest("w"), newer) == changed
     assert store.artifacts.digests() == sorted([second, third])
+
+
+def test_plans_of_one_model_in_two_forms_stand_beside_each_other(store: Store, tmp_path: Path) -> None:
+    first, second = (stored(store, tmp_path, content) for content in "ab")
+    store.promote(plan("old", artifact=first))
+    renewed = store.replace_plan_artifact("old", second, digest("w"), TOOLCHAIN, form="one", fingerprint=2)
+    assert renewed.uid == "old" and store.plans() == [renewed], "a form that was unknown is found out in place"
+    store.promote(plan("fast", form="two", latency_ms=0.5))
+    assert [store.find_plan(key(form=form), digest("w")).uid for form in ("one", "two", "")] == ["old", "fast", "fast"]  # type: ignore[union-attr]
+    beside = store.replace_plan_artifact("fast", second, digest("w"), TOOLCHAIN, form="three")
+    assert beside.uid not in ("old", "fast") and len(store.plans()) == 3
+
+
+def test_the_nearest_plans_of_a_miss_come_with_what_differs(store: Store) -> None:
+    store.promote(plan("loose", objective=LOOSE))
+    store.promote(plan("elsewhere", device=H100, objective=LOOSE, serve_as="any"))
+    store.promote(plan("former", structure=digest("former"), name="another"))
+    store.promote(plan("stranger", structure=digest("stranger"), name="stranger"))
+    asked = key(serve_as="onnx")
+    near = store.nearest_plans(asked, "resnet50", digest("former"))
+    assert [found.uid for found in near] == ["former", "loose", "elsewhere"]
+    differences = [(part, wanted, found) for part, wanted, found in near[2].key.differences(asked)]
+    assert ("device class", DEVICE.device_class, H100.device_class) in differences
+    assert ("constraint signal_error", "0.02", "0.1") in differences
+    assert ("serving format", "onnx", "any") in differences
 
 
 def test_plans_are_listed_by_any_unambiguous_part_of_a_device(store: Store) -> None:
@@ -361,11 +406,10 @@ def test_a_plan_whose_column_is_no_json_is_told(store: Store, column: str, conte
     store.promote(plan("p7"))
     with store.writing() as session:
         session.execute(text(f"UPDATE plan SET {column} = :content"), {"content": content})
-    where = (plan().structure, DEVICE.device_class, OBJECTIVE)
     reads = {
-        "record": (store.plans, lambda: store.plan("p7"), lambda: store.find_plan(*where)),
+        "record": (store.plans, lambda: store.plan("p7"), lambda: store.find_plan(key())),
         "evidence": (lambda: dict(store.plans()[0].evidence),),
-        "objective": (lambda: store.find_plan(*where),),
+        "objective": (lambda: store.find_plan(key()),),
     }
     for read in reads[column]:
         with pytest.raises(
