@@ -35,6 +35,8 @@ class BenchOutcome:
         return {
             "name": self.plan.name,
             "batch": self.plan.batch,
+            "structure": self.plan.structure,
+            "weights": self.plan.weights,
             "device": self.plan.device.sku,
             "configuration": self.plan.configuration.as_dict(),
             **self.drift.as_dict(),
@@ -61,7 +63,8 @@ def bench_plan(plan: Plan, store: "Store", device: Device) -> BenchOutcome:
             expected=f"a device of the class that the plan is for: {plan.device.device_class}",
             run="autotune tune, for a plan on this device",
         )
-    stored = store.measurements(str(plan.evidence.get("trial", "")), "alone")
+    timed = store.measurements(str(plan.evidence.get("trial", "")), "alone")
+    stored = [alone for alone in timed if alone.conditions.get("kernels", plan.kernels) == plan.kernels]
     if plan.artifact is None or not store.artifacts.has(plan.artifact) or not stored:
         raise ArtifactError(
             f"{plan.name} at batch {plan.batch} cannot be timed again",

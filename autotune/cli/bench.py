@@ -9,6 +9,7 @@ from autotune.cli.output import (
     Db,
     DeviceOption,
     Json,
+    Structure,
     device_class,
     errors,
     nothing_on_stdout,
@@ -26,21 +27,27 @@ def bench(
     on: Annotated[
         str, typer.Option("--on", metavar="DEVICE", help="auto, cpu, cuda or cuda:N: where to time.")
     ] = "auto",
+    structure: Structure = None,
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Time a stored plan again and say whether it holds, has drifted, or cannot be told."""
+    """Time a stored plan again and say whether it holds, has drifted, or cannot be told.
+
+    Several plans of the name are all timed; with --json one is one object, and several are a list of them.
+    """
     from autotune.report.bench import bench_view
+    from autotune.report.distinction import differing, named
     from autotune.runtime.discovery import find
     from autotune.study_bench import bench_plan
 
     here = find(on)
     with open_store(db) as store:
-        plans = find_plans(store, model, batch, device_class(device) or here.device_class)
+        plans = find_plans(store, model, batch, device_class(device) or here.device_class, structure)
+        parts = differing(plans)
         outcomes = []
         for plan in plans:
             if not json:
-                errors().print(f"timing {plan.name} at batch {plan.batch} on {here.name}", markup=False)
+                errors().print(f"timing {named(plan, parts)} on {here.name}", markup=False)
             with nothing_on_stdout():
                 outcomes.append(bench_plan(plan, store, here))
     if json:
@@ -48,4 +55,4 @@ def bench(
         print_json(documents[0] if len(documents) == 1 else documents)
         return
     for outcome in outcomes:
-        show(bench_view(outcome))
+        show(bench_view(outcome, parts))

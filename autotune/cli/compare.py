@@ -17,7 +17,10 @@ def compare(
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Compare devices: for each model and batch, one row a device class with baseline, plan and speedup."""
+    """Compare devices: for each model and batch, one row a device class with baseline, plan and speedup.
+
+    Other constraints, another serving format or another structure of the model make a row of their own.
+    """
     from autotune.report.compare import compare_table, rows_by_device
 
     asked = [device_class(part.strip()) for part in devices.split(",") if part.strip()] if devices else [None]

@@ -28,6 +28,11 @@ DeviceOption = Annotated[
     typer.Option("--device", metavar="SKU", help="Any part of a SKU that fits one only; cpu is this machine's."),
 ]
 
+Structure = Annotated[
+    str | None,
+    typer.Option("--structure", metavar="PREFIX", help="Only plans of the structure whose digest begins so."),
+]
+
 
 def show(renderable: "RenderableType") -> None:
     """Print a table to standard output."""

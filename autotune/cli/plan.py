@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.output import Batch, Db, DeviceOption, Json, device_class, open_plans, print_json, show
+from autotune.cli.output import Batch, Db, DeviceOption, Json, Structure, device_class, open_plans, print_json, show
 
 if TYPE_CHECKING:
     from autotune.database.reading import PlanReader
@@ -16,7 +16,7 @@ app = typer.Typer(help="Stored plans.", no_args_is_help=True)
 
 @app.command("list")
 def list_plans(batch: Batch = None, device: DeviceOption = None, db: Db = None, json: Json = False) -> None:
-    """List the stored plans, one row for each model, batch and device class."""
+    """List the stored plans."""
     with open_plans(db) as store:
         plans = store.plans(batch=batch, device=device_class(device))
         if json:
@@ -32,33 +32,54 @@ def show_plan(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of the study.")],
     batch: Batch = None,
     device: DeviceOption = None,
+    structure: Structure = None,
     db: Db = None,
     json: Json = False,
 ) -> None:
     """Show a plan with its device, toolchain, artifact and evidence; without --batch, that of every batch.
 
-    With --json one plan is one object; several are a list of them.
+    Several plans of one batch and device, such as those of two structures, are all shown. With --json one plan is one
+    object; several are a list of them.
     """
     with open_plans(db) as store:
-        plans = find_plans(store, model, batch, device_class(device))
+        plans = find_plans(store, model, batch, device_class(device), structure)
         if json:
             documents = [plan.as_dict() for plan in plans]
             print_json(documents[0] if len(documents) == 1 else documents)
             return
+        from autotune.errors import ArtifactError
+        from autotune.report.distinction import differing
         from autotune.report.plans import plan_view
 
+        parts = differing(plans)
         for plan in plans:
-            here = plan.artifact is not None and store.artifacts.has(plan.artifact)
-            show(plan_view(plan, store.location, artifact_here=here))
+            try:
+                here = None if plan.artifact is None else store.artifacts.has(plan.artifact)
+            except ArtifactError:
+                here = None
+            show(plan_view(plan, store.location, artifact_here=here, parts=parts))
 
 
-def find_plans(store: "Store | PlanReader", model: str, batch: int | None, device: str | None) -> "list[Plan]":
-    """Return the plans asked for; PlanNotFoundError says which there are instead."""
-    plans = store.plans(name=model, batch=batch, device=device)
-    if plans:
-        return plans
+def find_plans(
+    store: "Store | PlanReader", model: str, batch: int | None, device: str | None, structure: str | None = None
+) -> "list[Plan]":
+    """Return the plans asked for, several if a name fits several; PlanNotFoundError says which there are instead.
+
+    ``structure`` is the beginning of the structure's digest.
+    """
     from autotune.errors import PlanNotFoundError
 
+    plans = store.plans(name=model, batch=batch, device=device)
+    chosen = [plan for plan in plans if plan.structure.startswith((structure or "").lower())]
+    if chosen:
+        return chosen
+    if plans:
+        raise PlanNotFoundError(
+            f"no plan for {model} of structure {structure} in {store.location}",
+            found=f"plans of structure {', '.join(sorted({plan.structure[:8] for plan in plans}))}",
+            expected="the beginning of one of these",
+            run=f"autotune plan show {model}",
+        )
     others = sorted({f"{plan.name} at batch {plan.batch} on {plan.device.sku}" for plan in store.plans()})
     named = [other for other in others if other.startswith(f"{model} at ")] or others
     where = f" on {device}" if device else ""

@@ -58,6 +58,10 @@ class TuneProgress:
             self._best_ms = data["best_ms"]
             self._say(_trial_line(data["trial"]))
             self._trials()
+        elif kind == "trial_left_out":
+            self._running.pop(data["trial"].number, None)
+            self._say(data["text"])
+            self._trials()
         elif kind == "finals_started":
             self._say(f"finals between {data['count']}, interleaved, in fresh processes")
             self._live.update(self._task, total=None)

@@ -32,9 +32,9 @@ def reproduce(
 
     with open_store(db) as store:
         row, found = find_trial(store, find_studies(store, study, batch), trial)
-    device = device_of(row, discovery.devices())
-    with nothing_on_stdout():
-        reproduction = run(row, found, device, sys.stderr)
+        device = device_of(row, discovery.devices())
+        with nothing_on_stdout():
+            reproduction = run(row, found, store, device, sys.stderr)
     if json:
         print_json(reproduction.as_dict())
     else:

@@ -32,6 +32,8 @@ def trials(
                     "study": row.name,
                     "batch": row.batch,
                     "device_class": row.device_class,
+                    "structure": row.structure,
+                    "weights": row.weights,
                     **trial.as_dict(),
                     "reproduce": commands.get(trial.uid),
                 }

@@ -33,7 +33,7 @@ def tune(
         str | None, typer.Option("--budget", metavar="TIME", help="Time of active search over all runs: 90s, 3m, 1h.")
     ] = None,
     results: Annotated[
-        Path | None, typer.Option("--results", metavar="DIR", help="Also write DIR/<sku>-b<batch>.json.")
+        Path | None, typer.Option("--results", metavar="DIR", help="Also write DIR/<study>/<sku>-b<batch>.json.")
     ] = None,
     json: Json = False,
 ) -> None:
@@ -84,8 +84,11 @@ def _run(
         for outcome in sweep(requests, run) if swept else map(run, requests):
             tell(outcome_view(outcome, store.location))
             if results is not None:
-                path = write_results(outcome, results, command=shlex.join(["autotune", *sys.argv[1:]]))
-                errors().print(f"wrote {path}")
+                written = write_results(outcome, results, command=shlex.join(["autotune", *sys.argv[1:]]))
+                if written.kept is not None:
+                    other = f"{written.kept} is another study's (it differs in {', '.join(written.differing)})"
+                    errors().print(f"{other} and stays as it is", markup=False)
+                errors().print(f"wrote {written.path}", markup=False)
             outcomes.append(outcome)
     return outcomes
 
@@ -115,7 +118,6 @@ def study_requests(
             f"study {file.name} asks for backend {', '.join(unknown)}",
             found="no backend of that name",
             expected=f"some of {', '.join(registry.names())}",
-            run="autotune doctor",
         )
     where = discovery.find(device or file.device)
     return [

@@ -8,6 +8,9 @@
     <root>/temporary/                            what is being written, and marks of artifacts that no row names yet;
                                                  whoever made one holds a lock on it
 
+A store that this process cannot write (a read-only mount or image, another user's folder) is read all the same: what is
+taken or opened of it is copied into a temporary folder elsewhere and verified there, without a lock.
+
 An artifact is code: nothing in it is loaded before every byte was verified, and by :meth:`ArtifactStore.taken` nothing
 else is. That holds against damage, against other users, and against a file put in the place of another by this one. A
 program of the same user that writes into the very file under way is found out only after the load, and one that
@@ -21,11 +24,13 @@ import os
 import shutil
 import stat
 import tempfile
+import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from autotune.database.files import hashed, holds, in_use, make_folder, names_below, open_plain, sync_folder
+from autotune.database.files import hashed, holds, in_use, make_folder, may, names_below, open_plain, sync_folder
 from autotune.database.manifest import ArtifactFile, digest_of, is_digest, manifest_files, manifest_json
 from autotune.errors import ArtifactError
 
@@ -37,12 +42,25 @@ class ArtifactStore:
     """Artifacts under one folder; safe to use from several processes and threads at once.
 
     ``add`` and ``open`` share a lock that whoever deletes takes alone, so that no blob goes while it is being used.
-    Raises ArtifactError where the folder is a link, can be written by everyone or cannot be written at all.
+    Raises ArtifactError where the folder is a link or can be written by everyone, and what writes where it cannot be
+    written. ``close`` deletes what :meth:`open` has copied out of a store that cannot be written.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._copies: ArtifactStore | None = None
+        self._copying = threading.Lock()
         _check_folder(root)
+
+    @property
+    def read_only(self) -> bool:
+        """Whether this process cannot write below the root, so that nothing is locked, added or removed there."""
+        folders = [folder for folder in (self.root, *(self.root / name for name in FOLDERS)) if os.path.exists(folder)]
+        lock = self.root / "lock"
+        return not (
+            all(may(folder, os.W_OK | os.X_OK) for folder in folders or [_nearest(self.root)])
+            and (may(lock, os.R_OK | os.W_OK) or not os.path.exists(lock))
+        )
 
     @contextlib.contextmanager
     def locked(self, *, alone: bool = False) -> Iterator[None]:
@@ -65,6 +83,36 @@ class ArtifactStore:
                 expected="a folder with free space that this user can write",
             ) from error
 
+    @contextlib.contextmanager
+    def reading(self, *, alone: bool = False) -> Iterator[None]:
+        """Hold the store's lock to read, see :meth:`locked`; a store that cannot be written has none to hold.
+
+        What another process removes from such a store meanwhile fails its verification.
+        """
+        if not self.read_only:
+            with self.locked(alone=alone):
+                yield
+            return
+        try:
+            for folder in (self.root, *(self.root / name for name in FOLDERS)):
+                _check_folder(folder)
+            yield
+        except OSError as error:
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: OSError) -> ArtifactError:
+        return ArtifactError(
+            f"The artifact store {self.root} cannot be read",
+            found=f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}",
+            expected="files that this user can read and, if it is read-only, space for copies of them in TMPDIR",
+            run=f"chmod -R go+rX {self.root}, as its owner, or the same command with another TMPDIR",
+        )
+
+    def close(self) -> None:
+        """Delete what :meth:`open` has copied into temporary folders."""
+        if self._copies is not None:
+            shutil.rmtree(self._copies.root, ignore_errors=True)
+
     def blob(self, sha256: str) -> Path:
         """Where a file of this SHA-256 lies."""
         return self.root / "blobs" / sha256[:2] / sha256
@@ -76,8 +124,16 @@ class ArtifactStore:
         return self.root / "manifests" / f"{digest}.json"
 
     def has(self, digest: str) -> bool:
-        """Whether the artifact is here (its bytes are verified by :meth:`open`, not by this)."""
-        return self.manifest(digest).is_file()
+        """Whether the artifact is here (its bytes are verified by :meth:`open`, not by this).
+
+        Raises ArtifactError where this user may not look.
+        """
+        try:
+            return stat.S_ISREG(os.stat(self.manifest(digest)).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise self._unreadable(error) from error
 
     def digests(self) -> list[str]:
         """Give the digests of all artifacts, sorted."""
@@ -95,6 +151,8 @@ class ArtifactStore:
             found = digest_of(files)
         except (FileNotFoundError, NotADirectoryError):
             raise ArtifactError(f"Artifact {digest} is not in {self.root}", run=_REBUILD) from None
+        except PermissionError as error:
+            raise self._unreadable(error) from error
         except (ValueError, OSError) as error:
             raise ArtifactError(
                 f"The manifest of artifact {digest} is damaged", found=str(error), run=_REBUILD
@@ -144,6 +202,27 @@ class ArtifactStore:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             os.close(mark)
+
+    @contextlib.contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Take turns with every process of this store that does the work of this name (a digest), such as a rebuild.
+
+        Whoever comes second finds the work done: it looks again once it has its turn. The turn of a process that dies
+        passes on.
+        """
+        with self.locked():
+            path = self.root / "temporary" / f"turn.{name}"
+        while True:
+            mark = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(mark, fcntl.LOCK_EX)
+                if _is_at(mark, path):  # else it was deleted while this one waited
+                    yield
+                    return
+            finally:
+                if _is_at(mark, path):
+                    os.unlink(path)
+                os.close(mark)
 
     def is_held(self, digest: str) -> bool:
         """Whether anyone holds the artifact; certain only while the store's lock is held alone."""
@@ -200,11 +279,12 @@ class ArtifactStore:
     def open(self, digest: str) -> Path:
         """Verify every byte of an artifact and return a folder with its files under their names.
 
-        The folder is shared and not to be written; a load reads it through :meth:`taken`. Raises ArtifactError where a
-        file is missing or damaged.
+        The folder is shared and not to be written; a load reads it through :meth:`taken`. Of a store that cannot be
+        written it is a copy, deleted by :meth:`close`, unless the store has the folder already. Raises ArtifactError
+        where a file is missing or damaged.
         """
         files = self.files(digest)
-        with self.locked():
+        with self.reading():
             for file in files:
                 if not holds(self.blob(file.sha256), file.size_bytes, file.sha256):
                     raise ArtifactError(
@@ -214,25 +294,55 @@ class ArtifactStore:
                     )
             folder = self.root / "folders" / digest
             if not self.matches(folder, files):
+                if self.read_only:
+                    return self._copied(digest, files)
                 self._materialise(folder, files)
         return folder
+
+    def _copied(self, digest: str, files: Sequence[ArtifactFile]) -> Path:
+        """Open an artifact in a store of temporary files, which a worker reads as it reads any other."""
+        with self._copying:
+            if self._copies is None:
+                root = Path(tempfile.mkdtemp(prefix="autotune-artifacts-"))
+                weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
+                self._copies = ArtifactStore(root)
+            copies = self._copies
+            with copies.locked():
+                for file in files:
+                    blob = copies.blob(file.sha256)
+                    make_folder(blob.parent)
+                    if not blob.exists():
+                        _link(self.blob(file.sha256), blob)
+                with copies._written(copies.manifest(digest)) as target:
+                    target.write(manifest_json(files).encode())
+            return copies.open(digest)
 
     @contextlib.contextmanager
     def taken(self, digest: str) -> Iterator[Path]:
         """Give a folder of this process's own with an artifact's verified files, for as long as a load takes.
 
-        The files are hard links, made before they are verified, so that what another process puts in their place
-        afterwards is not what is loaded. At the end ArtifactError is raised where one was written to all the same.
+        The files are hard links or copies, made before they are verified, so that what another process puts in their
+        place afterwards is not what is loaded. At the end ArtifactError is raised where one was written to all the
+        same.
         """
-        with self.scratch() as own:
+        with self._elsewhere() if self.read_only else self.scratch() as own:
             folder = own / digest
-            with self.locked():
+            with self.reading():
                 files = self.files(digest)
                 for file in files:
                     _link(self.blob(file.sha256), folder / file.name)
             before = {file: self._verified(digest, folder / file.name, file) for file in files}
             yield folder
             self._check_unchanged(digest, folder, before)
+
+    @contextlib.contextmanager
+    def _elsewhere(self) -> Iterator[Path]:
+        with self.reading():
+            folder = Path(tempfile.mkdtemp(prefix="autotune-artifact-"))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @staticmethod
     def _verified(digest: str, path: Path, file: ArtifactFile) -> tuple[int, ...]:
@@ -332,6 +442,11 @@ def stored(folder: Path) -> Iterator[Path]:
         yield own
 
 
+def _nearest(path: Path) -> Path:
+    """The nearest folder above a path that is not there."""
+    return next(parent for parent in path.absolute().parents if parent.exists())
+
+
 def _check_folder(folder: Path) -> None:
     try:
         mode = os.lstat(folder).st_mode
@@ -357,6 +472,14 @@ def _link(blob: Path, target: Path) -> None:
     except OSError:
         with contextlib.suppress(FileNotFoundError), open_plain(blob) as source, open(target, "xb") as copy:
             shutil.copyfileobj(source, copy)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is the one that lies at a path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:

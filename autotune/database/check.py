@@ -21,7 +21,7 @@ from autotune.database.rows import (
     parse_instant,
     plan_of,
     plan_values,
-    study_identity,
+    study_keys,
     study_record,
     trial_record,
     trial_values,
@@ -79,7 +79,7 @@ def check(store: Store, now: float) -> list[Finding]:
     found = [*_database(store), *_rows(store), *_dangling(store)]
     artifacts, named = store.artifacts, _named(store)
     if artifacts.root.exists():
-        with artifacts.locked(alone=True):
+        with artifacts.reading(alone=True):
             needless, foreign = unneeded(artifacts, named.keys(), now - GRACE_S), list(strays(artifacts))
         found += _needless(artifacts, needless)
         found += [
@@ -106,7 +106,7 @@ def collect_garbage(store: Store, now: float, *, dry_run: bool = False) -> Unnee
         return Unneeded()
     if dry_run:
         named = _named(store).keys()
-        with store.artifacts.locked(alone=True):
+        with store.artifacts.reading(alone=True):
             return unneeded(store.artifacts, named, now - GRACE_S)
     with store.writing() as session:  # nobody comes to need an artifact between the look and the deletion
         return sweep(store.artifacts, _named_in(session).keys(), now - GRACE_S)
@@ -275,15 +275,10 @@ def _device(_: Session, row: DeviceTable) -> Mapping[str, Any]:
     return {"device_class": Device.from_dict(row.record).device_class}
 
 
-def _study(session: Session, row: StudyTable) -> Mapping[str, Any]:
+def _study(_: Session, row: StudyTable) -> Mapping[str, Any]:
     parse_instant(row.created)
     study = study_record(row)
-    model = session.get(WorkloadTable, (row.structure, row.weights))
-    if model is None:
-        return {}  # told as a reference that leads nowhere
-    workload = Workload.from_dict(model.record)
-    names = (study.device_class, study.objective, study.serve_as, study.space_digest, study.seed)
-    return {"identity": study_identity(study.name, workload, *names)}
+    return study_keys(study.identity)
 
 
 def _trial(_: Session, row: TrialTable) -> Mapping[str, Any]:

@@ -4,6 +4,9 @@ SQLite runs with a write-ahead log, synchronous FULL and ``BEGIN IMMEDIATE`` for
 advisory lock. On both there is therefore one writer at a time, and what a transaction has read stays true in it. Only
 what coordinators write about their own studies goes side by side on PostgreSQL: each holds the row of its lease, and
 together they share the lock, so that many wait for the disk at once.
+
+A SQLite file that this process cannot write is only read, see :mod:`autotune.database.sqlite_file`; so is a PostgreSQL
+database by a role that may only select.
 """
 
 import hashlib
@@ -17,12 +20,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
 
 from autotune import environment
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
+from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
 from autotune.device import slug
 from autotune.errors import DatabaseError
 
@@ -39,6 +44,9 @@ MOUNTS = Path("/proc/self/mounts")
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "lustre", "ceph", "beegfs", "gpfs"}
 _NETWORK |= {"fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs"}
 _FORMS = "a path, sqlite:///PATH or postgresql://USER@HOST/NAME"
+_MAY_NOT_WRITE = ("25006", "42501")
+"""PostgreSQL's SQLSTATE of a read-only transaction, and of a role without the privilege."""
+_ELSEWHERE = "the same command with --db PATH, or set AUTOTUNE_DB"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +61,11 @@ class Location:
     def file(self) -> Path | None:
         """The file of a SQLite database."""
         return Path(str(self.url.database)) if self.url.get_backend_name() == "sqlite" else None
+
+    @property
+    def read_only(self) -> bool:
+        """Whether it is a SQLite file that this process cannot write."""
+        return self.file is not None and is_read_only(self.file)
 
 
 def locate(url: str | None = None) -> Location:
@@ -104,14 +117,16 @@ def database_errors(location: Location) -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
-        reason = str(error.orig if isinstance(error, DBAPIError) and error.orig else error).strip().split("\n")[0]
+        cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
+        reason = str(cause).strip().split("\n")[0]
         if location.url.password:
             reason = reason.replace(str(location.url.password), "***")
+        refused = "readonly database" in reason or getattr(cause, "sqlstate", None) in _MAY_NOT_WRITE
         raise DatabaseError(
-            f"The tuning database {location.shown} cannot be used",
+            f"The tuning database {location.shown} {'is read-only' if refused else 'cannot be used'}",
             found=reason,
             expected="a tuning database, or an empty one, that this user can read and write",
-            run="the same command with --db PATH, or set AUTOTUNE_DB",
+            run=_ELSEWHERE,
         ) from (error if not location.url.password else None)
 
 
@@ -124,7 +139,8 @@ def engine_at(location: Location, *, create: bool = True) -> Engine:
     """Give an engine with the newest schema; Alembic is imported only where the schema is absent or old.
 
     On PostgreSQL each of its statements is a transaction; for several in one see for_reading and for_writing.
-    Raises DatabaseError where the database is absent (and ``create`` is false), newer than this version, or unusable.
+    Raises DatabaseError where the database is absent (and ``create`` is false), newer than this version, or unusable;
+    also where it is older and read-only.
     """
     if location.file is not None:
         _check_file(location.file, create=create)
@@ -153,7 +169,7 @@ def _check_file(file: Path, *, create: bool) -> None:
             asked,
             found=f"{error.strerror} ({error.filename})",
             expected="a folder that this user can write",
-            run="the same command with --db PATH, or set AUTOTUNE_DB",
+            run=_ELSEWHERE,
         ) from error
     if is_other:
         raise DatabaseError(asked, found="something that is not a file", expected="a SQLite file, or none yet")
@@ -202,10 +218,28 @@ def _connected(location: Location) -> Engine:
         event.listen(engine, "checkin", _note_return)
         event.listen(engine, "checkout", partial(_ping_where_in_doubt, engine.dialect))
         return engine
+    if location.read_only:
+        return _reading_only(location.file)
     engine = create_engine(location.url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_S})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _reading_only(file: Path) -> Engine:
+    source = ReadOnlyFile(file)
+    path, _, query = source.uri.partition("?")
+    url = URL.create("sqlite", database=path, query={"uri": "true", **dict(parse_qsl(query))})
+    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_S})
+    event.listen(engine, "connect", _prepare_read_only)
+    event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "engine_disposed", lambda _: source.close())
+    return engine
+
+
+def _prepare_read_only(connection: Any, _record: object) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA query_only = ON")  # a copy in a temporary folder could be written
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -317,7 +351,8 @@ def schema_version(connection: Connection) -> str | None:
 
 def _bring_up_to_date(engine: Engine, location: Location, *, create: bool) -> None:
     """Apply what is missing in one write transaction; of several processes the first does it, the others wait."""
-    with for_writing(engine).begin() as connection:
+    # A file that is only read takes no write transaction, and the reason is said below.
+    with (engine if location.read_only else for_writing(engine)).begin() as connection:
         found = inspect(connection).has_table(VERSION_TABLE)
         version = schema_version(connection) if found else None
         if version == REVISIONS[-1]:
@@ -331,6 +366,25 @@ def _bring_up_to_date(engine: Engine, location: Location, *, create: bool) -> No
             )
         if version is None and not create:
             raise DatabaseError(f"{location.shown} is no tuning database", found="a database without its tables")
+        if only_reads(connection):
+            raise DatabaseError(
+                f"The tuning database {location.shown} is read-only and has to be brought up to date before it is read",
+                found=f"schema {version or 'none'}",
+                expected=f"schema {REVISIONS[-1]}",
+                run="autotune db upgrade --db PATH, on a copy of it that can be written or as a user who can write it",
+            )
         from autotune.database import migrate
 
         migrate.upgrade(connection)
+
+
+def only_reads(connection: Connection) -> bool:
+    """Whether a connection's database takes no writes from this process."""
+    if connection.dialect.name == "sqlite":
+        return bool(connection.exec_driver_sql("PRAGMA query_only").scalar())
+    if connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "on":
+        return True
+    if inspect(connection).has_table(VERSION_TABLE):
+        query = "SELECT has_table_privilege(%(table)s, 'UPDATE')"
+        return not connection.exec_driver_sql(query, {"table": VERSION_TABLE}).scalar()
+    return False

@@ -96,3 +96,11 @@ def in_use(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def may(path: Path, how: int) -> bool:
+    """Whether this process may use a path so (``os.R_OK`` and others), as the kernel sees it.
+
+    Permissions, access lists, read-only mounts and root's privileges all count; nothing is opened.
+    """
+    return os.access(path, how, effective_ids=os.access in os.supports_effective_ids)

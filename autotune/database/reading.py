@@ -9,6 +9,7 @@ from typing import Any
 from autotune import environment
 from autotune.database.artifacts import ArtifactStore
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE, device_classes, plan_record
+from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
 from autotune.plan import Plan
 
 PREFIX = "sqlite:///"
@@ -20,8 +21,14 @@ class PlanReader:
     def __init__(self, file: Path) -> None:
         self.location = str(file)
         self.artifacts = ArtifactStore(file.parent / f"{file.stem}-artifacts")
-        self._connection = sqlite3.connect(file, timeout=30.0)
-        self._connection.execute("PRAGMA query_only = ON")
+        self._source = ReadOnlyFile(file) if is_read_only(file) else None
+        target = str(file) if self._source is None else self._source.uri
+        try:
+            self._connection = sqlite3.connect(target, timeout=30.0, uri=self._source is not None)
+            self._connection.execute("PRAGMA query_only = ON")
+        except BaseException:
+            self._forget()
+            raise
 
     def plans(self, name: str | None = None, batch: int | None = None, device: str | None = None) -> list[Plan]:
         """Plans by name, batch and device, which is any part of a SKU that fits one SKU only (else DeviceError)."""
@@ -44,8 +51,14 @@ class PlanReader:
         return bool(version == REVISIONS[-1])
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database, and delete what was made to read it."""
         self._connection.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        self.artifacts.close()
+        if self._source is not None:
+            self._source.close()
 
     def __enter__(self) -> "PlanReader":
         return self
@@ -62,7 +75,7 @@ def plan_reader(url: str | None) -> PlanReader | None:
     asked = url or environment.database_url() or str(environment.data_folder() / "autotune.db")
     path = asked.removeprefix(PREFIX)
     file = Path(os.path.abspath(Path(path).expanduser()))
-    if "://" in path or path.startswith((":", "file:")) or "?" in path or not file.is_file():
+    if "://" in path or path.startswith((":", "file:")) or "?" in path or not os.path.isfile(file):
         return None
     with contextlib.suppress(sqlite3.Error):
         reader = PlanReader(file)

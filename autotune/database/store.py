@@ -31,6 +31,7 @@ from autotune.database.engine import (
     for_writing,
     has_returning,
     locate,
+    only_reads,
 )
 from autotune.database.kernel_trials import KernelTrials
 from autotune.database.manifest import is_digest
@@ -38,13 +39,13 @@ from autotune.database.rows import (
     Role,
     StudyRow,
     instant,
-    objective_content,
-    study_identity,
+    study_keys,
     study_record,
     trial_record,
 )
 from autotune.database.schema import DeviceTable, MeasurementTable, StudyTable, TrialTable, WorkloadTable
 from autotune.device import Device, Toolchain
+from autotune.identity import Conditions, Identity, PlanKey, objective_content
 from autotune.objective import Objective
 from autotune.plan import Plan
 from autotune.trial import Measurement, Trial
@@ -91,9 +92,16 @@ class Store:
         """Where the database is, without a password."""
         return self._location.shown
 
+    @property
+    def read_only(self) -> bool:
+        """Whether this process can only read the database: nothing is added, and what writes raises DatabaseError."""
+        with self.reading() as session:
+            return only_reads(session.connection())
+
     def close(self) -> None:
-        """Give back the connections."""
+        """Give back the connections, and delete copies of artifacts that were opened."""
         self._engine.dispose()
+        self.artifacts.close()
 
     def __enter__(self) -> "Store":
         return self
@@ -174,20 +182,25 @@ class Store:
         space_digest: str,
         seed: int,
         settings: Mapping[str, Any],
+        conditions: Conditions | None = None,
     ) -> StudyRow:
-        """Give the study of a workload, device class, objective, serving format, search space and seed; new or known.
+        """Return the study of this identity (see :class:`autotune.identity.Identity`); new or known.
 
         A known one stays what it is: see :meth:`describe_study` and :meth:`reopen_study`.
         """
-        identity = study_identity(name, workload, device.device_class, objective, serve_as, space_digest, seed)
+        identity = Identity(
+            name=name, structure=workload.structure, weights=workload.weights, device_class=device.device_class,
+            objective=objective, serve_as=serve_as, space=space_digest, seed=seed, conditions=conditions,
+        )  # fmt: skip
+        keys = study_keys(identity)
         with self.writing() as session:
-            row = session.scalars(select(StudyTable).where(StudyTable.identity == identity)).first()
+            row = session.scalars(select(StudyTable).where(StudyTable.identity == keys["identity"])).first()
             if row is None:
                 put_workload(session, workload)
                 put_device(session, device)
                 row = StudyTable(
                     uid=uuid.uuid4().hex,
-                    identity=identity,
+                    **keys,
                     name=name,
                     batch=workload.batch,
                     structure=workload.structure,
@@ -284,6 +297,11 @@ class Store:
         with self.writing(own=True) as session:
             trials.hand_back(session, claimed)
 
+    def withdraw_trial(self, trial: Trial) -> None:
+        """Delete the row of a claimed trial that has no result: the study may try its configuration again later."""
+        with self.writing(own=True) as session:
+            trials.withdraw(session, trial)
+
     def trial_of(self, study_uid: str, configuration: Configuration, toolchain_digest: str) -> Trial | None:
         """Give the study's trial of a configuration under a toolchain, in whatever state."""
         with self.reading() as session:
@@ -291,14 +309,18 @@ class Store:
             return None if row is None else trial_record(row)
 
     def earlier_trial(
-        self, structure: str, weights: str, device_class: str, toolchain_digest: str, configuration: Configuration
+        self, identity: Identity, toolchain_digest: str, configuration: Configuration, kernels: str = ""
     ) -> Trial | None:
-        """Give what any study found for a configuration: complete or, if there is none, failed.
+        """Return a trial of any study that may be taken over: a complete one or, if there is none, a failed one.
 
-        Kinds of failure that put a configuration into quarantine do not count: see :meth:`quarantined_by`.
+        It was judged and timed under the same conditions (:attr:`autotune.identity.Identity.trial`), on the same model
+        and device class, built by the same ``toolchain_digest`` with the same ``kernels``. Kinds of failure that put a
+        configuration into quarantine do not count: see :meth:`quarantined_by`.
         """
+        if identity.trial is None:
+            return None
         with self.reading() as session:
-            return trials.earlier(session, structure, weights, device_class, toolchain_digest, configuration)
+            return trials.earlier(session, identity, toolchain_digest, configuration, kernels)
 
     def quarantined_by(
         self, structure: str, device_class: str, toolchain_digest: str, configuration: Configuration
@@ -361,12 +383,13 @@ class Store:
 
     # Artifacts
 
-    def keep_artifact(self, trial_uid: str, digest: str) -> None:
-        """Name the artifact of a trial that was built again."""
+    def keep_artifact(self, trial_uid: str, digest: str, kernels: str) -> None:
+        """Name the artifact of a trial that was built again, and the digest of the tuned kernels that are in it."""
         if not is_digest(digest):
             raise ValueError(f"{digest!r} names no artifact")
         with self.writing() as session:
-            trials.trial_row(session, trial_uid).artifact = digest
+            row = trials.trial_row(session, trial_uid)
+            row.artifact, row.kernels = digest, kernels
 
     def drop_artifact(self, trial_uid: str) -> None:
         """Set a trial's artifact to null; the bytes go unless another trial or a plan needs them."""
@@ -400,21 +423,23 @@ class Store:
         with self.writing() as session:
             self.discard(trials.unneeded(session, plans.put(session, plan)))
 
-    def find_plan(
-        self,
-        structure: str,
-        device_class: str,
-        objective: Objective,
-        serve_as: str = "any",
-        weights: str | None = None,
-    ) -> Plan | None:
-        """Give the fastest plan that serves: one for these weights, else one for other weights of the same structure.
+    def find_plan(self, key: PlanKey, weights: str | None = None) -> Plan | None:
+        """Return the fastest plan that serves: one for these weights, else one for other weights of the same structure.
 
-        A plan found under looser constraints never serves; ``any`` is served by plans of every format. Whether its
-        artifact fits the weights and the toolchain at hand is for the caller to see.
+        Among them one that answers in the form asked for comes first. A plan found under looser constraints never
+        serves; ``any`` is served by plans of every format. Whether its artifact fits the weights and the toolchain at
+        hand is for the caller to see.
         """
         with database_errors(self._location), self._looking_up.connect() as connection:
-            return plans.find(connection, structure, device_class, objective, serve_as, weights)
+            return plans.find(connection, key, weights)
+
+    def nearest_plans(self, key: PlanKey, name: str, former: str = "") -> list[Plan]:
+        """Return plans that come near to a request that none serves, nearest first: of its structure, or of its name.
+
+        ``former`` is the structure as fingerprint 1 gave it, if that is another one.
+        """
+        with database_errors(self._location), self._looking_up.connect() as connection:
+            return plans.nearest(connection, key, name, former)
 
     def plans(self, name: str | None = None, batch: int | None = None, device: str | None = None) -> list[Plan]:
         """Plans by name, batch and device, which is any part of a SKU that fits one SKU only (else DeviceError)."""
@@ -426,16 +451,20 @@ class Store:
         with self.reading() as session:
             return plans.by_uid(session, uid)
 
-    def replace_plan_artifact(self, plan_uid: str, digest: str, weights: str, toolchain: Toolchain) -> Plan:
-        """Give a plan the artifact that was rebuilt from its configuration and passed the gate again.
+    def replace_plan_artifact(
+        self, plan_uid: str, digest: str, weights: str, toolchain: Toolchain, **changes: Any
+    ) -> Plan:
+        """Give a plan the artifact that was built again from its configuration and passed the gate again.
 
-        With the plan's own weights it is changed in place. With other weights of the same structure a second plan is
-        kept beside it, so that two models of one structure do not take each other's artifact away.
+        ``changes`` are other fields of the plan, such as ``form``, ``kernels`` or new figures. With the plan's own
+        weights and form it is changed in place. With others a second plan is kept beside it, so that two models of one
+        structure do not take each other's artifact away.
         """
         with self.writing() as session:
-            plan = plans.by_uid(session, plan_uid)
-            uid = plan.uid if weights == plan.weights else uuid.uuid4().hex
-            plan = dataclasses.replace(plan, uid=uid, artifact=digest, weights=weights, toolchain=toolchain)
+            former = plans.by_uid(session, plan_uid)
+            plan = dataclasses.replace(former, artifact=digest, weights=weights, toolchain=toolchain, **changes)
+            if plan.weights != former.weights or former.form not in ("", plan.form):
+                plan = dataclasses.replace(plan, uid=uuid.uuid4().hex)
             self.discard(trials.unneeded(session, plans.put(session, plan) - {digest}))
             return plan
 

@@ -1,16 +1,21 @@
 """What ``autotune bench`` found, as a table."""
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from autotune.measure.conditions import explain
-from autotune.report import words
+from autotune.report import distinction, words
 from autotune.study_bench import BenchOutcome
 
 
-def bench_view(outcome: BenchOutcome) -> RenderableType:
-    """One plan timed again: stored and fresh latency, the change with its interval, and what disturbed it."""
+def bench_view(outcome: BenchOutcome, parts: Sequence[str] = ()) -> RenderableType:
+    """One plan timed again: stored and fresh latency, the change with its interval, and what disturbed it.
+
+    ``parts`` distinguish it from others that are shown with it, see :func:`autotune.report.distinction.differing`.
+    """
     plan, drift = outcome.plan, outcome.drift
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
@@ -24,4 +29,4 @@ def bench_view(outcome: BenchOutcome) -> RenderableType:
     facts.add_row("verdict", f"{drift.headline}: {drift.reason}")
     for flag in outcome.flags:
         facts.add_row(flag, explain(flag))
-    return Group(Text(f"{plan.name}, batch {plan.batch}", style="bold underline"), facts, Text(""))
+    return Group(Text(distinction.named(plan, parts), style="bold underline"), facts, Text(""))

@@ -1,68 +1,100 @@
 """Device classes side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.canonical import canonical
 from autotune.configuration import Configuration
+from autotune.objective import Objective
 from autotune.plan import Plan
-from autotune.report import words
+from autotune.report import distinction, words
 
 
 def rows_by_device(plans: Sequence[Plan]) -> list[dict[str, Any]]:
-    """Make one row for each model, batch, objective and device class: that of the newest plan.
+    """Make one row for each model, structure, batch, objective with its constraints, serving format and device class.
 
-    Sorted by model and batch, then by latency.
+    It is that of the newest plan; ``weights_known`` counts the different weights that such plans were found for. Sorted
+    by model and batch, then by latency.
     """
-    newest: dict[tuple[str, int, str, str], Plan] = {}
+    groups: dict[tuple[str, int, str, Objective, str, str], list[Plan]] = {}
     for plan in plans:
-        key = (plan.name, plan.batch, plan.objective.name, plan.device.device_class)
-        if key not in newest or (plan.created, plan.uid) > (newest[key].created, newest[key].uid):
-            newest[key] = plan
-    rows = [_row(plan) for plan in newest.values()]
+        device_class = plan.device.device_class
+        key = (plan.name, plan.batch, plan.structure, plan.objective, plan.serve_as, device_class)
+        groups.setdefault(key, []).append(plan)
+    rows = [_row(group) for group in groups.values()]
     return sorted(rows, key=lambda row: (row["name"], row["batch"], row["objective"], row["plan"]["latency_ms"]))
 
 
 def compare_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
-    """One table a model and batch, one row a device class."""
+    """One table a model, batch and objective; what else distinguishes rows stands in it if it differs between them."""
     if not rows:
         return Text("no plan to compare; make one with: autotune tune STUDY_FILE")
-    tables: list[RenderableType] = []
-    for name, batch, objective in dict.fromkeys((row["name"], row["batch"], row["objective"]) for row in rows):
-        table = Table(title=f"{name}, batch {batch}, {objective}", title_justify="left")
-        table.add_column("device class", overflow="fold")
-        table.add_column("baseline", justify="right", no_wrap=True)
-        table.add_column("plan", overflow="fold")
-        table.add_column("of the plan [95% interval]", justify="right", no_wrap=True)
-        table.add_column("speedup", justify="right", no_wrap=True)
-        table.add_column("measured under", overflow="fold")
-        for row in rows:
-            if (row["name"], row["batch"], row["objective"]) != (name, batch, objective):
-                continue
-            plan = row["plan"]
-            configuration = Configuration.from_dict(plan["configuration"])
-            table.add_row(
-                row["device_class"],
-                words.figure(row["compared"]["baseline"], row["compared"]["unit"]),
-                f"{configuration.backend}: {words.knobs(configuration)}",
-                words.figure_with_interval(
-                    row["compared"]["value"], row["compared"]["interval"], row["compared"]["unit"]
-                ),
-                words.speedup(plan["speedup"]),
-                ", ".join(plan["flags"]),
-            )
-        tables.append(table)
-    return Group(*tables)
+    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["name"], row["batch"], row["objective"]), []).append(row)
+    return Group(*(_table(f"{name}, batch {batch}, {aim}", group) for (name, batch, aim), group in groups.items()))
 
 
-def _row(plan: Plan) -> dict[str, Any]:
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    parts = _differing(rows)
+    table = Table(title=title, title_justify="left")
+    table.add_column("device class", overflow="fold")
+    for name in parts:
+        table.add_column(name, overflow="fold")
+    table.add_column("baseline", justify="right", no_wrap=True)
+    table.add_column("plan", overflow="fold")
+    table.add_column("of the plan [95% interval]", justify="right", no_wrap=True)
+    table.add_column("speedup", justify="right", no_wrap=True)
+    table.add_column("measured under", overflow="fold")
+    for row in rows:
+        plan, compared = row["plan"], row["compared"]
+        configuration = Configuration.from_dict(plan["configuration"])
+        table.add_row(
+            row["device_class"],
+            *(_part(row, name) for name in parts),
+            words.figure(compared["baseline"], compared["unit"]),
+            f"{configuration.backend}: {words.knobs(configuration)}",
+            words.figure_with_interval(compared["value"], compared["interval"], compared["unit"]),
+            words.speedup(plan["speedup"]),
+            ", ".join(plan["flags"]),
+        )
+    return table
+
+
+def _differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Name the columns that distinguish the rows of one table; weights also if a row stands for several."""
+    keys = {"structure": "structure", "constraints": "constraints", "served as": "serve_as"}
+    found = [name for name, key in keys.items() if len({canonical(row[key]) for row in rows}) > 1]
+    if any(row["weights_known"] > 1 for row in rows):
+        found.append("weights")
+    return [name for name in distinction.PARTS if name in found]
+
+
+def _part(row: Mapping[str, Any], name: str) -> str:
+    if name == "constraints":
+        return distinction.constraints(Objective.from_dict({"name": row["objective"], **row["constraints"]}))
+    if name == "served as":
+        return str(row["serve_as"])
+    text = distinction.short(row[name])
+    several = name == "weights" and row["weights_known"] > 1
+    return f"{text} (newest of {row['weights_known']})" if several else text
+
+
+def _row(plans: Sequence[Plan]) -> dict[str, Any]:
+    plan = max(plans, key=lambda each: (each.created, each.uid))
     return {
         "name": plan.name,
         "batch": plan.batch,
+        "structure": plan.structure,
+        "weights": plan.weights,
+        "weights_known": len({each.weights for each in plans}),
         "objective": plan.objective.name,
+        "constraints": {name: value for name, value in plan.objective.as_dict().items() if name != "name"},
+        "serve_as": plan.serve_as,
         "device": plan.device.sku,
         "device_class": plan.device.device_class,
         "baseline_latency_ms": plan.baseline_latency_ms,

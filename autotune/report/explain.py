@@ -36,6 +36,8 @@ def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
     return {
         "name": plan.name,
         "batch": plan.batch,
+        "structure": plan.structure,
+        "weights": plan.weights,
         "device": plan.device.sku,
         "configuration": plan.configuration.as_dict(),
         "status": plan.status,

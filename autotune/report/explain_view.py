@@ -17,8 +17,11 @@ MOST_ROWS, MOST_OTHERS, MOST_HEAVY = 8, 4, 3
 """Rows of a table, rivals in the finals and heaviest kernels that are shown; all are in the plain data."""
 
 
-def explanation_view(found: Mapping[str, Any]) -> RenderableType:
-    """What :func:`autotune.report.explain.explanation` gives; tables end after a few rows with what is left."""
+def explanation_view(found: Mapping[str, Any], title: str = "") -> RenderableType:
+    """What :func:`autotune.report.explain.explanation` gives; tables end after a few rows with what is left.
+
+    The ``title`` is the plan's name and batch unless another is given.
+    """
     configuration = Configuration.from_dict(found["configuration"])
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
@@ -33,7 +36,8 @@ def explanation_view(found: Mapping[str, Any]) -> RenderableType:
         facts.add_row("heaviest", ", ".join(f"{one['name']} {one['share']:.0%}" for one in heaviest[:MOST_HEAVY]))
     counts = ", ".join(f"{count} {state}" for state, count in found["trials"].items())
     facts.add_row("trials", counts or "not in this database")
-    parts: list[RenderableType] = [Text(f"{found['name']}, batch {found['batch']}", style="bold underline"), facts]
+    title = title or f"{found['name']}, batch {found['batch']}"
+    parts: list[RenderableType] = [Text(title, style="bold underline"), facts]
     graph = found["graph"]
     if graph is None:
         facts.add_row("graph", f"{configuration.backend} tells nothing of its graph, or the artifact is not here")

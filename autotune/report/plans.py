@@ -8,15 +8,16 @@ from rich.text import Text
 
 from autotune.configuration import Configuration
 from autotune.plan import Plan
-from autotune.report import words
+from autotune.report import distinction, words
 
 
 def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
-    """One row a plan."""
+    """One row a plan; structure, weights and more stand in it if plans of one name, batch and device class differ."""
     if not plans:
         return Text(f"no plan yet in {location}; make one with: autotune tune STUDY_FILE")
     table = Table(title=f"Plans in {location}", title_justify="left")
-    for column in ("model", "batch", "device", "plan", "status"):
+    parts = distinction.differing(plans)
+    for column in ("model", "batch", "device", *parts, "plan", "status"):
         table.add_column(column, overflow="fold", justify="right" if column == "batch" else "left")
     for column in ("baseline ms", "plan ms [95% interval]", "speedup", "signal error"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -26,6 +27,7 @@ def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
             plan.name,
             str(plan.batch),
             plan.device.device_class,
+            *(distinction.part(plan, name) for name in parts),
             f"{plan.configuration.backend}: {words.knobs(plan.configuration)}",
             plan.status,
             words.milliseconds(plan.baseline_latency_ms),
@@ -37,14 +39,20 @@ def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
     return table
 
 
-def plan_view(plan: Plan, location: str, *, artifact_here: bool) -> RenderableType:
-    """Everything about one plan: what it is valid for, what proves it, and its finals."""
+def plan_view(plan: Plan, location: str, *, artifact_here: bool | None, parts: Sequence[str] = ()) -> RenderableType:
+    """Everything about one plan: what it is valid for, what proves it, and its finals.
+
+    ``artifact_here`` is ``None`` if this user may not look. ``parts`` distinguish it from others that are shown with
+    it, see :func:`autotune.report.distinction.differing`.
+    """
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     limits = plan.objective
-    artifact = plan.artifact or "none: the baseline needs no artifact"
-    left_behind = plan.artifact is not None and not artifact_here
+    artifact = "none: the baseline needs no artifact"
+    if plan.artifact is not None:
+        notes = {False: " (not here: it is rebuilt when the plan is loaded)", None: " (this user may not read it)"}
+        artifact = plan.artifact + notes.get(artifact_here, "")
     rows = [
         ("plan", f"{plan.configuration.backend}: {words.knobs(plan.configuration)}"),
         ("status", _status(plan)),
@@ -53,19 +61,20 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool) -> RenderableTy
         *_objective(plan),
         ("signal error", f"{words.signal_error(plan.signal_error)} (limit {limits.signal_error:g})"),
         ("objective", f"{limits.name}, served as {plan.serve_as}"),
+        ("constraints", distinction.constraints(limits)),
         ("device", f"{plan.device.name} ({plan.device.device_class})"),
         ("toolchain", ", ".join(f"{name} {version}" for name, version in plan.toolchain.versions)),
         ("structure", plan.structure),
         ("weights", plan.weights),
-        ("artifact", artifact + (" (not here: it is rebuilt when the plan is loaded)" if left_behind else "")),
+        ("artifact", artifact),
         ("created", plan.created or "unknown"),
         ("stored in", location),
     ]
     for name, value in rows:
         facts.add_row(name, value)
-    parts: list[RenderableType] = [Text(f"{plan.name}, batch {plan.batch}", style="bold underline"), facts]
+    title = Text(distinction.named(plan, parts), style="bold underline")
     finals = finals_table(plan)
-    return Group(*parts, *([finals] if finals else []), Text(""))
+    return Group(title, facts, *([finals] if finals else []), Text(""))
 
 
 def _objective(plan: Plan) -> list[tuple[str, str]]:

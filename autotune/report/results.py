@@ -2,18 +2,23 @@
 
 A file holds the environment, the exact command, the baseline, the plan, the best finalist of each backend, and the
 finals with every raw sample. :func:`verify_results` recomputes all figures from those samples.
+
+A folder of results has one folder a study. No file is written in place of another study's.
 """
 
+import contextlib
 import json
 import math
 import os
 import platform
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from autotune import __version__
+from autotune.canonical import canonical, digest
 from autotune.configuration import Configuration
 from autotune.errors import WorkError
 from autotune.objective import Objective
@@ -26,6 +31,18 @@ TOLERANCE = 1e-6
 """Samples are kept to nine digits, so a figure may differ by so much (relative) from the one in the database."""
 _BESIDE = ("objective_value", "objective_interval", "percentiles", "flags", "utilisation")
 _FIGURES = ("latency_ms", "interval_ms", "signal_error", "build_s")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenResults:
+    """Where results were written; ``kept`` is the file of another study that has the usual name of theirs.
+
+    ``differing`` names what differs between the two studies, such as ``serve_as``.
+    """
+
+    path: Path
+    kept: Path | None = None
+    differing: tuple[str, ...] = ()
 
 
 def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
@@ -46,6 +63,9 @@ def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": plan.name,
         "batch": plan.batch,
+        "study": plan.evidence.get("study"),
+        "structure": plan.structure,
+        "weights": plan.weights,
         "objective": plan.objective.as_dict(),
         "serve_as": plan.serve_as,
         "command": command,
@@ -73,22 +93,73 @@ def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
     return {**document, **rounds, "finals": finalists}
 
 
-def write_results(outcome: StudyOutcome, folder: Path, *, command: str) -> Path:
-    """Write ``<sku>-b<batch>.json`` into a folder, whole or not at all; WorkError where it cannot be written."""
-    path = folder / f"{outcome.plan.device.sku}-b{outcome.plan.batch}.json"
-    text = json.dumps(results_document(outcome, command), indent=1, allow_nan=False)
+def write_results(outcome: StudyOutcome, folder: Path, *, command: str) -> WrittenResults:
+    """Write ``<study name>/<sku>-b<batch>.json`` into a folder, whole or not at all; WorkError if it cannot be written.
+
+    The file of an earlier run of the same study is replaced. If another study has a file of that name, this one's gets
+    a digest of what distinguishes it.
+    """
+    document = results_document(outcome, command)
+    names = _names(document)
+    usual = folder / outcome.plan.name / next(names)
+    try:
+        path, differing = usual, _differing(usual, document)
+        while _differing(path, document):
+            path = usual.with_name(next(names))
+        _write(path, document)
+    except OSError as error:
+        raise WorkError(
+            f"results cannot be written to {usual}", found=error.strerror or str(error), expected="a folder to write in"
+        ) from error
+    return WrittenResults(path=path, kept=usual if path != usual else None, differing=differing)
+
+
+def _names(document: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the usual name of a study's file, then longer ones with a digest of what distinguishes the study."""
+    usual = f"{document['device']['sku']}-b{document['batch']}"
+    own = digest(_distinguishing(document))
+    yield f"{usual}.json"
+    for length in range(8, len(own) + 1):
+        yield f"{usual}-{own[:length]}.json"
+
+
+def _distinguishing(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a study of one name, SKU and batch another one; an older file says less of it."""
+    objective = dict(document.get("objective") or {})
+    return {
+        "name": document.get("name"),
+        "objective": objective.pop("name", None),
+        "constraints": objective,
+        "serve_as": document.get("serve_as"),
+        "device_class": (document.get("device") or {}).get("device_class"),
+        **{name: document[name] for name in ("structure", "weights") if name in document},
+    }
+
+
+def _differing(path: Path, document: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name what distinguishes the study whose file is at a path; empty if it is this study's, or there is none."""
+    try:
+        there = _distinguishing(json.loads(path.read_text()))
+    except FileNotFoundError:
+        return ()
+    except (ValueError, TypeError, AttributeError):
+        return ("schema",)
+    own = _distinguishing(document)
+    return tuple(name for name, value in there.items() if canonical(value) != canonical(own.get(name)))
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    text = json.dumps(document, indent=1, allow_nan=False)
     text = re.sub(r"\[\s*([-+0-9.eE,\s]+?)\s*\]", lambda match: "[" + re.sub(r"\s+", "", match[1]) + "]", text)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(text + "\n")
         temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise WorkError(
-            f"results cannot be written to {path}", found=error.strerror or str(error), expected="a folder to write in"
-        ) from error
-    return path
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def verify_results(document: Mapping[str, Any]) -> list[str]:

@@ -15,9 +15,12 @@ from autotune.report.results import verify_results
 
 
 def read_results(studies: Path) -> list[dict[str, Any]]:
-    """Read ``*/results/*.json`` below a folder, sorted by device, model and batch; ValueError for one that is wrong."""
+    """Read ``*/results/*.json`` and ``*/results/*/*.json`` below a folder, sorted by device, model and batch.
+
+    Raises ValueError for one that is wrong.
+    """
     documents = []
-    for path in sorted(studies.glob("*/results/*.json")):
+    for path in sorted([*studies.glob("*/results/*.json"), *studies.glob("*/results/*/*.json")]):
         document = json.loads(path.read_text())
         try:
             wrong = verify_results(document)

@@ -1,11 +1,13 @@
 """The commands that read the tuning database: plan, trials, compare, db."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from autotune.database.store import Store
 from autotune.plan import Plan
+from tests.database import records
 
 
 def words(text):
@@ -130,6 +132,32 @@ def test_compare_has_one_row_a_device_class(autotune, database):
     assert "resnet50, batch 1, latency_p50" in text
     assert "nvidia-a100/whole/400w 6.000 ms" in text
     assert "4.000 [3.900 – 4.200] ms" in text
+
+
+def test_plans_of_two_structures_under_one_name_are_all_shown_or_picked(autotune, database):
+    other = records.plan("other", replace(records.workload(), structure=records.digest("other")), latency_ms=3.0)
+    with Store.open(database) as store:
+        store.promote(other)
+    known, new = records.workload().structure[:8], other.structure[:8]
+    asked = ("--batch", "1", "--device", "h200", "--db", database)
+    text = words(autotune("plan", "list", *asked).stdout)
+    assert "device structure plan" in text and known in text and new in text
+    for command in ("show", "explain"):
+        begin = ("plan", "show") if command == "show" else (command,)
+        text = words(autotune(*begin, "resnet50", *asked).stdout)
+        assert f"resnet50, batch 1, structure {known}" in text and f"resnet50, batch 1, structure {new}" in text
+        both = json.loads(autotune(*begin, "resnet50", *asked, "--json").stdout)
+        assert sorted(each["structure"][:8] for each in both) == sorted([known, new])
+        picked = json.loads(autotune(*begin, "resnet50", "--structure", new[:4], *asked, "--json").stdout)
+        assert (picked["structure"], picked["weights"]) == (other.structure, other.weights)
+        refused = autotune(*begin, "resnet50", "--structure", "zz", *asked)
+        assert refused.exit_code == 2 and known in refused.stderr and new in refused.stderr
+    rows = json.loads(autotune("compare", "resnet50", "--db", database, "--batch", "1", "--json").stdout)
+    assert [(row["device"], row["structure"][:8]) for row in rows] == [
+        ("nvidia-h200", known),
+        ("nvidia-h200", new),
+        ("nvidia-a100", known),
+    ]
 
 
 def test_export_and_merge_carry_plans(autotune, database, tmp_path):

@@ -38,7 +38,7 @@ def again(monkeypatch):
     """Play the reproduction; what it was asked is kept."""
     asked = []
 
-    def play(row, trial, device, output):
+    def play(row, trial, store, device, output):
         asked.append((row, trial, device))
         print("from a worker")
         failure = Failure(stage="build", kind="crash", detail="signal 11")

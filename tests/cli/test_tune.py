@@ -8,6 +8,7 @@ from autotune.cli.tune import study_requests
 from autotune.errors import DeviceError, RequestError
 from autotune.report.results import verify_results
 from autotune.study_file import parse_study
+from tests.read_only import run_python
 
 STUDY = """
 name: toy
@@ -27,6 +28,17 @@ def toy():
 def broken():
     raise RuntimeError("no weights to be found")
 """
+
+LOAD = """
+import sys, torch
+import autotune
+sys.path.insert(0, sys.argv[2])
+from toy import toy
+torch.manual_seed(3)
+model, x = toy().eval(), torch.randn(2, 16)
+print(torch.allclose(autotune.load(model, x, db=sys.argv[1], rebuild=False)(x), model(x), atol=1e-2))
+"""
+BENCH = "from autotune.cli.main import main; main()"
 
 
 @pytest.fixture
@@ -125,7 +137,7 @@ def test_results_must_go_to_a_folder(autotune, study, tmp_path):
 
 
 def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
-    database, results = tmp_path / "autotune.db", tmp_path / "results"
+    database, results = tmp_path / "frozen" / "autotune.db", tmp_path / "results"
     arguments = ("tune", study, "--batch", "2", "--db", database, "--results", results)
     first = autotune(*arguments, "--json")
     assert first.exit_code == 0, first.stderr
@@ -137,7 +149,7 @@ def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
     assert plan["status"] in ("promoted", "tie", "baseline")
     assert plan["speedup"] >= 1.0
     assert "trial 0" in first.stderr
-    (file,) = results.glob("*-b2.json")
+    (file,) = results.glob("toy/*-b2.json")
     document = json.loads(file.read_text())
     assert verify_results(document) == []
     assert document["plan"]["latency_ms"] == plan["latency_ms"]
@@ -150,6 +162,12 @@ def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
     table = autotune(*arguments)
     assert "nothing was measured" in table.stdout
     assert "(baseline)" in table.stdout
+
+    loaded = run_python("permissions", database.parent, LOAD, str(database), str(tmp_path))
+    assert (loaded.returncode, loaded.stdout) == (0, "True\n"), loaded.stderr
+    timed = run_python("permissions", database.parent, BENCH, "bench", "toy", "--db", str(database), "--json")
+    assert timed.returncode == 0, timed.stderr
+    assert json.loads(timed.stdout)["structure"] == shown["structure"] == document["structure"]
 
 
 def test_a_factory_that_raises(autotune, study, tmp_path):

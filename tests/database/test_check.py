@@ -15,8 +15,6 @@ from autotune.database.store import Store
 from autotune.database.sweep import GRACE_S
 from autotune.errors import DatabaseError
 from tests.database.records import (
-    DEVICE,
-    OBJECTIVE,
     TOOLCHAIN,
     begin,
     configuration,
@@ -27,13 +25,12 @@ from tests.database.records import (
     lost,
     plan,
     tried,
-    workload,
 )
 
 NOW = time.time()
 LATER = NOW + 2 * GRACE_S
 """When what these tests add is a day old."""
-KEY = (workload().structure, DEVICE.device_class, OBJECTIVE)
+KEY = plan().key
 
 
 @pytest.fixture
@@ -230,7 +227,7 @@ def test_a_plan_row_that_holds_no_plan_is_told(store: Store, latency: str) -> No
     with sqlite3.connect(store.location) as connection:
         connection.execute("UPDATE plan SET record = ?", (record,))
     connection.close()
-    for read in (store.plans, lambda: PlanReader(Path(store.location)).plans(), lambda: store.find_plan(*KEY)):
+    for read in (store.plans, lambda: PlanReader(Path(store.location)).plans(), lambda: store.find_plan(KEY)):
         with pytest.raises(DatabaseError, match=r"cannot be read\n.*\n.*\n  run next: autotune db check"):
             read()
     assert found(store) == {("damaged", "plan row")}

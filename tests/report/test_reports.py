@@ -1,6 +1,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from autotune.configuration import Configuration
 from autotune.errors import WorkError
 from autotune.measure.verdict import verdict_from_samples
+from autotune.objective import Objective
 from autotune.report import words
 from autotune.report.outcome import best_fp32, best_of_backends, outcome_view
 from autotune.report.results import results_document, verify_results, write_results
@@ -65,6 +67,7 @@ def outcome(*, rounds=20, cached=False, winner=FAST):
         speedup=result.speedup,
         evidence={
             "finalists": finalists,
+            "study": "s1",
             "rounds": rounds,
             "processes": processes,
             "toolchain": {"torch": "2.13.0", "driver": "1"},
@@ -112,12 +115,15 @@ def test_best_of_each_backend_comes_after_the_baseline():
 
 
 def test_results_follow_from_their_samples(tmp_path):
-    path = write_results(outcome(), tmp_path / "results", command="autotune tune study.yaml")
-    assert path.name == "nvidia-h200-b1.json"
+    written = write_results(outcome(), tmp_path / "results", command="autotune tune study.yaml")
+    path = written.path
+    assert path == tmp_path / "results" / "resnet50" / "nvidia-h200-b1.json"
+    assert (written.kept, written.differing) == (None, ())
     assert [each.name for each in path.parent.iterdir()] == [path.name]
     document = json.loads(path.read_text())
     assert verify_results(document) == []
     assert document["command"] == "autotune tune study.yaml"
+    assert (document["structure"], document["study"]) == (records.workload().structure, "s1")
     assert document["environment"]["toolchain"] == {"torch": "2.13.0", "driver": "1"}
     assert document["plan"]["speedup"] == pytest.approx(4.0, rel=1e-2)
     assert [each["backend"] for each in document["backends"]] == ["eager", "inductor", "torchscript"]
@@ -164,15 +170,18 @@ def test_a_plan_that_is_level_with_a_faster_one_of_its_backend_is_the_one_shown(
 
 def test_the_markdown_table(tmp_path):
     found = outcome()
-    write_results(found, tmp_path / "resnet50" / "results", command="x")
+    path = write_results(found, tmp_path / "resnet50" / "results", command="x").path
     text = markdown(read_results(tmp_path))
     lines = text.splitlines()
     assert lines[0] == "**NVIDIA H200** (`nvidia-h200/whole/700w`), ms"
     assert lines[2] == "| model, batch | baseline | inductor | torchscript | speedup | signal error |"
     assert lines[4].startswith("| resnet50, 1 | 4.0")
     assert "| **1.000** fp16 |" in lines[4] or "| **0.9" in lines[4] or "| **1.0" in lines[4]
-    path = tmp_path / "resnet50" / "results" / "nvidia-h200-b1.json"
     document = json.loads(path.read_text())
+    committed = path.parents[1] / path.name  # as results lay before each study had a folder
+    path.replace(committed)
+    assert markdown(read_results(tmp_path)) == text
+    committed.replace(path)
     document["plan"]["speedup"] = 10.0
     path.write_text(json.dumps(document))
     with pytest.raises(ValueError, match="plan speedup"):
@@ -181,6 +190,56 @@ def test_the_markdown_table(tmp_path):
         path.write_text(other)
         with pytest.raises(ValueError, match=r"nvidia-h200-b1\.json is not what"):
             read_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"objective": Objective(name="latency_p99")}, "objective"),
+        ({"objective": Objective(signal_error=1e-3)}, "constraints"),
+        ({"serve_as": "torchscript"}, "serve_as"),
+        ({"structure": records.digest("other")}, "structure"),
+        ({"weights": records.digest("other")}, "weights"),
+        ({"device": replace(records.DEVICE, power_limit_w=350)}, "device_class"),
+    ],
+)
+def test_results_never_replace_those_of_another_study(tmp_path, changes, differing):
+    first = outcome()
+    usual = write_results(first, tmp_path, command="first").path
+    kept = usual.read_text()
+    other = replace(first, plan=replace(first.plan, **changes))
+    written = write_results(other, tmp_path, command="second")
+    assert written.differing == (differing,) and written.kept == usual and usual.read_text() == kept
+    assert written.path.parent == usual.parent and written.path.name.startswith("nvidia-h200-b1-")
+    again = write_results(other, tmp_path, command="third")
+    assert again == written and json.loads(written.path.read_text())["command"] == "third"
+    assert write_results(first, tmp_path, command="fourth").path == usual
+    assert len(list(usual.parent.iterdir())) == 2
+
+
+def test_results_replace_neither_what_is_no_results_file_nor_an_older_file_of_another_study(tmp_path):
+    first = outcome()
+    usual = write_results(first, tmp_path, command="first").path
+    document = json.loads(usual.read_text())
+    for name in ("structure", "weights", "study"):
+        del document[name]
+    usual.write_text(json.dumps(document))
+    assert write_results(first, tmp_path, command="second").path == usual  # nothing that it says differs
+    document["objective"]["signal_error"] = 0.5
+    for text, differing in ((json.dumps(document), "constraints"), ("notes", "schema"), ("[]", "schema")):
+        usual.write_text(text)
+        written = write_results(first, tmp_path, command="third")
+        assert written.path != usual and written.differing == (differing,) and usual.read_text() == text
+
+
+def test_two_studies_whose_short_digests_are_equal_are_both_kept(tmp_path):
+    first = outcome()
+    usual = write_results(first, tmp_path, command="first").path
+    other = replace(first, plan=replace(first.plan, serve_as="torchscript"))
+    short = write_results(other, tmp_path, command="second").path
+    short.write_text(usual.read_text())
+    longer = write_results(other, tmp_path, command="third").path
+    assert longer.name.startswith(short.stem) and short.read_text() == usual.read_text()
 
 
 def test_what_is_committed_follows_from_its_samples():

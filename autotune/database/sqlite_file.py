@@ -1,0 +1,80 @@
+"""A SQLite file that this process may only read: whether it is one, and how it is opened without writing beside it.
+
+SQLite keeps a write-ahead log (``-wal``) and its index (``-shm``) beside the file, and makes both even to read.
+"""
+
+import os
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from autotune.database.files import may
+from autotune.errors import DatabaseError
+
+
+def is_read_only(file: Path) -> bool:
+    """Whether a file is there that this process cannot write, or beside which it can make no log.
+
+    The kernel is asked, so that permissions, access lists, read-only mounts and root's privileges all count.
+    """
+    # Nothing is opened to find out: closing any descriptor of the file would drop the locks that SQLite holds for this
+    # process (https://sqlite.org/howtocorrupt.html, section 2.2).
+    if not os.path.exists(file):
+        return False
+    real = Path(os.path.realpath(file))
+    beside = [path for path in (_log(real), _index(real)) if os.path.exists(path)]
+    return not (all(may(path, os.R_OK | os.W_OK) for path in (real, *beside)) and may(real.parent, os.W_OK | os.X_OK))
+
+
+class ReadOnlyFile:
+    """How a file is opened that this process may only read; ``close`` deletes the copy that a left log takes.
+
+    ``uri`` is what SQLite is given, with one of three ways: with its locks and log if both parts of a log are there, so
+    that another process may be writing; as a file that nobody changes if there is no log; by a copy in a temporary
+    folder if a log was left behind without its index, which only a writable folder can get again.
+    """
+
+    def __init__(self, file: Path) -> None:
+        real = Path(os.path.realpath(file))
+        self._folder: Path | None = None
+        if may(_log(real), os.R_OK) and may(_index(real), os.R_OK):
+            self.uri = f"{real.as_uri()}?mode=ro"
+        elif _size(_log(real)):
+            self.uri = f"{self._copied(real).as_uri()}?mode=rw"
+        else:
+            self.uri = f"{real.as_uri()}?mode=ro&immutable=1"
+
+    def _copied(self, real: Path) -> Path:
+        try:
+            folder = self._folder = Path(tempfile.mkdtemp(prefix="autotune-database-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            copy = folder / "copy.db"
+            shutil.copyfile(real, copy)
+            shutil.copyfile(_log(real), _log(copy))
+        except OSError as error:
+            self.close()
+            raise DatabaseError(
+                f"The tuning database {real} cannot be read",
+                found=f"a log that was left behind, and no copy can be made of both: {error.strerror or error}",
+                expected="a folder for temporary files with space for them",
+                run="the same command with TMPDIR set to another folder",
+            ) from error
+        return copy
+
+    def close(self) -> None:
+        """Delete the copy, if one was made; what is still open of it can be read to its end."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _log(file: Path) -> Path:
+    return file.with_name(f"{file.name}-wal")
+
+
+def _index(file: Path) -> Path:
+    return file.with_name(f"{file.name}-shm")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
