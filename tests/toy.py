@@ -2,9 +2,18 @@
 
 import torch
 
+from autotune.model.factory import weights_follow
+
 
 def make() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Linear(16, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+
+
+def once() -> torch.nn.Module:
+    """Works where the study begins, and never again."""
+    if weights_follow():
+        raise RuntimeError("it can be made only once")
+    return make()
 
 
 def broken() -> torch.nn.Module:

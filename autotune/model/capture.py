@@ -1,100 +1,290 @@
 """A module becomes a graph: flat tensors in, flat tensors out, by torch.export."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import ModelError
+from autotune.errors import AutotuneError, ModelError
 from autotune.model import fingerprint, schema
+from autotune.model.behaviour import (
+    Behaviour,
+    depends_on_values,
+    dtype_name,
+    first_line,
+    observe,
+    refuse_first_values,
+)
+from autotune.model.form import Form, Node, flatten
 from autotune.model.masks import drop_neutral_masks
+from autotune.model.tensors import is_lazy
+from autotune.model.untouched import untouched
 from autotune.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+GRAPH_TOLERANCE = 1e-3
+"""How far the graph may be from the module, relative to the largest value of an output: both run the same operators."""
+HALF_TOLERANCE = 3e-2
+"""The same for outputs in bf16 and fp16."""
+
+_DATA_DEPENDENT = re.compile(
+    r"data.?dependent|unbacked|GuardOnData|u\d+ (?:==|<|>|!=)|control flow|value of a symbolic", re.IGNORECASE
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
-    """A captured model: its graph on the CPU, its workload, and how its own answer is put together."""
+    """A captured model: its graph on the CPU, its workload, and how its own answer is put together.
+
+    ``answers`` are the module's own, flat, to the example and to the other set of inputs. ``written`` are the inputs
+    that it writes into (its graph works on copies of them), and ``notes`` what its user ought to know of the capture.
+    ``weights_s`` is how long the fingerprint of the weights took.
+    """
 
     program: "ExportedProgram"
     workload: Workload
-    output_schema: schema.Node
+    form: Form
+    weights_s: float = 0.0
+    answers: "tuple[tuple[torch.Tensor, ...], ...]" = ()
+    written: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def output_schema(self) -> Node:
+        """The form of the answer as plain data."""
+        return self.form.node
 
 
-def flat(module: "torch.nn.Module", names: tuple[str, ...]) -> "torch.nn.Module":
-    """Wrap a module so that it takes its named inputs as flat tensors and returns a tuple of flat tensors."""
+def caller(module: "torch.nn.Module", names: Sequence[str]) -> "Callable[[Mapping[str, torch.Tensor]], Any]":
+    """Return a function that calls a module on inputs by name, by position those that it takes by position alone.
+
+    A module that was captured before takes all of them by position.
+    """
     import torch
+
+    is_graph = isinstance(module, torch.fx.GraphModule)
+    first = [name for name in names if is_graph or name in schema.positional_only(module.forward)]
+    rest = [name for name in names if name not in first]
+
+    def call(inputs: "Mapping[str, torch.Tensor]") -> Any:
+        return module(*(inputs[name] for name in first), **{name: inputs[name] for name in rest})
+
+    return call
+
+
+def flat(module: "torch.nn.Module", names: tuple[str, ...], written: Sequence[str] = ()) -> "torch.nn.Module":
+    """Wrap a module so that it takes its named inputs as flat tensors and returns a tuple of flat tensors.
+
+    It gets copies of the inputs that it writes into. Training flags stay as they are.
+    """
+    import torch
+
+    call = caller(module, names)
+    copied = [name in written for name in names]
 
     class Flat(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner = module
+            self.training = False
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            answer = self.inner(**dict(zip(names, tensors, strict=True)))
-            return tuple(schema.flatten_output(answer)[0])
+            given = [one.clone() if copy else one for one, copy in zip(tensors, copied, strict=True)]
+            return tuple(flatten(call(dict(zip(names, given, strict=True))))[0])
 
-    return Flat().eval()
+    return Flat()
 
 
-def capture(name: str, batch: int, module: "torch.nn.Module", inputs: Mapping[str, "torch.Tensor"]) -> Captured:
-    """Capture ``module`` as it answers the named ``inputs`` (tensors on the CPU).
+def capture(
+    name: str,
+    batch: int,
+    module: "torch.nn.Module",
+    inputs: "Mapping[str, torch.Tensor]",
+    other: "Mapping[str, torch.Tensor] | None" = None,
+) -> Captured:
+    """Capture ``module`` as it answers the named ``inputs`` (tensors on the CPU), and leave it as it was.
 
-    Raises ModelError where the module refuses the inputs, answers with something else than tensors, or cannot be
-    captured.
+    ``other`` is another set of inputs of the same shapes, on which the graph is held against the module, too. A root in
+    train mode is captured in eval mode; parts that are in train mode under a root that is not stay so. Lazy layers are
+    initialised by a first call. Raises ModelError if the module refuses the inputs, cannot be captured, or cannot be
+    answered for by a graph (see :mod:`autotune.model.behaviour`).
     """
     import torch
 
-    names = tuple(inputs)
-    tensors = tuple(inputs.values())
+    example = schema.bind(module.forward, inputs)
+    names = tuple(example)
+    varied = {key: (other or example)[key] for key in names}
+    notes = _initialise(module, example)
+    with untouched(module), torch.no_grad():
+        if module.training:
+            _evaluate(module)
+            notes.append("the model is in train mode; it is tuned as it answers in eval mode")
+        behaviour = observe(name, module, caller(module, names), example, varied)
+        program = _exported(name, flat(module, names, behaviour.written), example)
+        _keep_buffers(program)
+    if behaviour.filled:
+        with untouched(module), torch.no_grad():
+            if module.training:
+                _evaluate(module)
+            refuse_first_values(name, module, caller(module, names), varied, behaviour.filled)
     with torch.no_grad():
-        answers, output_schema = _answer(module, inputs)
-        try:
-            program = torch.export.export(flat(module, names), tensors)
-        except Exception as error:
-            raise ModelError(
-                f"{name} cannot be captured by torch.export",
-                found=_first_line(error),
-                expected="a forward without control flow that depends on the values of its inputs",
-                run=f"torch.export.export(module, (), kwargs) with the inputs {', '.join(names)}",
-            ) from error
         drop_neutral_masks(program)
-    output_names = schema.output_names(output_schema)
+        _refuse_values(name, program, behaviour.form)
+        _refuse_other_answers(name, program, behaviour, (example, varied))
+    begin = time.perf_counter()
+    weights = fingerprint.weights(program)
+    weights_s = time.perf_counter() - begin
     workload = Workload(
         name=name,
         batch=batch,
         structure=fingerprint.structure(program),
-        weights=fingerprint.weights(program),
-        inputs=tuple(map(_spec, names, tensors)),
-        outputs=tuple(map(_spec, output_names, answers)),
+        former=fingerprint.former(program),
+        weights=weights,
+        inputs=tuple(map(_spec, names, example.values())),
+        outputs=tuple(map(_spec, behaviour.form.names, behaviour.answer)),
         features=fingerprint.features(program),
     )
-    return Captured(program=program, workload=workload, output_schema=output_schema)
+    return Captured(
+        program=program, workload=workload, form=replace(behaviour.form, inputs=names), weights_s=weights_s,
+        answers=(behaviour.answer, behaviour.other), written=behaviour.written, notes=(*notes, *behaviour.notes),
+    )  # fmt: skip
 
 
-def _answer(
-    module: "torch.nn.Module", inputs: Mapping[str, "torch.Tensor"]
-) -> "tuple[list[torch.Tensor], schema.Node]":
+def _initialise(module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]") -> list[str]:
+    """Call a module once that has lazy layers, as its user would: they learn their shapes by it and stay so."""
+    import torch
+
+    named = (*module.named_parameters(), *module.named_buffers())
+    lazy = sorted({name.rpartition(".")[0] for name, one in named if is_lazy(one)})
+    if not lazy:
+        return []
+    flags = {part: part.training for part in module.modules()}
     try:
-        answer = module(**inputs)
+        with torch.no_grad():
+            module.eval()
+            caller(module, tuple(inputs))({name: tensor.clone() for name, tensor in inputs.items()})
     except Exception as error:
-        shapes = ", ".join(f"{name} {str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in inputs.items())
         raise ModelError(
-            "the model refuses its inputs",
-            found=f"{type(error).__name__}: {_first_line(error)}",
-            expected=f"a forward that takes {shapes}",
+            "the model has lazy layers, which a first call initialises, and that call fails",
+            found=f"{type(error).__name__}: {first_line(error)}",
+            expected="a model that takes its inputs",
         ) from error
-    tensors, output_schema = schema.flatten_output(answer)
-    if not tensors:
-        raise ModelError("the model's answer has no tensor", found=repr(answer)[:80], expected="at least one tensor")
-    return tensors, output_schema
+    finally:
+        for part, training in flags.items():
+            part.training = training
+    return [f"lazy layers were initialised by a first call: {', '.join(lazy)}"]
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _evaluate(module: "torch.nn.Module") -> None:
+    """Put a module into eval mode, as far as it has one: a captured graph refuses."""
+    try:
+        module.eval()
+    except NotImplementedError:
+        module.training = False
+
+
+def _exported(
+    name: str, module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]"
+) -> "ExportedProgram":
+    import torch
+
+    try:
+        return torch.export.export(module, tuple(tensor.clone() for tensor in inputs.values()))
+    except AutotuneError:
+        raise
+    except Exception as error:
+        text = str(error)
+        looks = bool(_DATA_DEPENDENT.search(f"{type(error).__name__} {text}"))
+        raise ModelError(
+            f"{name} cannot be captured by torch.export"
+            + (": what it computes depends on the values of its inputs" if looks else ""),
+            found=f"{type(error).__name__}: {first_line(error)}{_place(text)}",
+            expected="a forward without control flow, and without shapes, that depend on the values of its inputs",
+            run=f"torch.export.export(module, (), kwargs) with the inputs {', '.join(inputs)}, which shows the place",
+        ) from error
+
+
+def _keep_buffers(program: "ExportedProgram") -> None:
+    """Give a graph copies of the buffers and constants that it shares with the module, which gets its own back."""
+    import torch
+
+    buffers = set(program.graph_signature.inputs_to_buffers.values())
+    for tensors in (program.state_dict, program.constants):
+        for name, value in tensors.items():
+            if isinstance(value, torch.Tensor) and (name in buffers or tensors is program.constants):
+                tensors[name] = value.detach().clone()
+
+
+def _place(text: str) -> str:
+    """The user's own line that an error of torch.export points at, if it does."""
+    lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
+    own = [each for each in lines if "site-packages" not in each[0] and "/autotune/" not in each[0]]
+    return f" (in {own[-1][2]}, line {own[-1][1]})" if own else ""
+
+
+def _refuse_values(name: str, program: "ExportedProgram", form: Form) -> None:
+    """Refuse outputs of a size that is only known once the values are."""
+    import torch
+
+    outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
+    kept = outputs[len(outputs) - len(form.names) :]
+    for output, node in zip(form.names, kept, strict=True):
+        value = getattr(node, "meta", {}).get("val")
+        shape = value.shape if isinstance(value, torch.Tensor) else ()
+        if any(not isinstance(size, int) for size in shape):
+            raise depends_on_values(name, output, f"the shape [{', '.join(map(str, shape))}] in the captured graph")
+
+
+def _refuse_other_answers(
+    name: str, program: "ExportedProgram", behaviour: Behaviour, sets: "Sequence[Mapping[str, torch.Tensor]]"
+) -> None:
+    """Hold the graph against the module on both sets of inputs: a branch that Python took in the capture stays."""
+    from autotune.model.precision import flat_module
+
+    module = flat_module(program)
+    for inputs, expected in zip(sets, (behaviour.answer, behaviour.other), strict=True):
+        try:
+            answer = module(*(tensor.clone() for tensor in inputs.values()))
+        except Exception as error:
+            raise _unlike(name, f"{type(error).__name__}: {first_line(error)}") from error
+        for output, one, right in zip(behaviour.form.names, answer, expected, strict=True):
+            if one.shape != right.shape or one.dtype != right.dtype:
+                raise _unlike(name, f"output {output} is {dtype_name(one)}{list(one.shape)}, not "
+                                    f"{dtype_name(right)}{list(right.shape)}")  # fmt: skip
+            apart = _apart(one, right)
+            if not apart <= (HALF_TOLERANCE if right.dtype.itemsize == 2 else GRAPH_TOLERANCE):
+                raise _unlike(name, f"output {output} differs by {apart:.2g} of its largest value")
+
+
+def _apart(one: "torch.Tensor", right: "torch.Tensor") -> float:
+    """The largest difference of two outputs, relative to the largest value; of integers the share that differs."""
+    import torch
+
+    if not right.numel():
+        return 0.0
+    if not (right.is_floating_point() or right.is_complex()):
+        return float((one != right).double().mean())
+    here, there = one.detach().to(torch.complex128), right.detach().to(torch.complex128)
+    finite = there.isfinite()
+    if not bool((finite == here.isfinite()).all()):
+        return float("inf")
+    size = float(there[finite].abs().max()) if bool(finite.any()) else 0.0
+    apart = float((here - there)[finite].abs().max()) if bool(finite.any()) else 0.0
+    return apart / max(size, 1e-30)
+
+
+def _unlike(name: str, found: str) -> ModelError:
+    return ModelError(
+        f"the graph that torch.export captures of {name} does not answer like the model",
+        found=found,
+        expected="the model's own answer: a forward whose steps do not depend on state or on values of its inputs",
+        run="the model with such a branch as a tensor operator (torch.where, torch.cond)",
+    )
 
 
 def _spec(name: str, tensor: Any) -> TensorSpec:
-    return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+    return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype_name(tensor))

@@ -1,33 +1,38 @@
 """Callables that a study file names, and the module that a factory makes."""
 
-import hashlib
+import contextlib
 import importlib
-import importlib.util
+import os
+import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import ModelError
+from autotune.errors import AutotuneError, ModelError
+from autotune.model.own_files import described, is_installed, is_of_python
+from autotune.model.own_folder import OwnPlace, load, own_folder, plain_module
+from autotune.model.process_settings import settings_kept
 
 if TYPE_CHECKING:
     import torch
+
+NO_COMMAND_LINE = "the parsing of a command line under if __name__ == '__main__'"
 
 
 def resolve(spec: str, base: Path | None = None) -> Callable[..., Any]:
     """Find ``path.py:callable`` (relative to ``base``) or ``package.module:callable``.
 
-    Raises ModelError where the file, the module or the name is missing, or importing it fails.
+    A file may import what lies beside it, whatever the current folder is (see :mod:`autotune.model.own_folder`).
+    Raises ModelError if the file, the module or the name is missing, or importing it fails.
     """
-    place, separator, name = spec.rpartition(":")
-    if not separator or not place or not name:
-        raise ModelError(
-            f"cannot read the callable {spec!r}", expected="path.py:callable or package.module:callable", found=spec
-        )
-    module = _from_file(place, base) if place.endswith(".py") else _from_package(place)
-    found = getattr(module, name, None)
-    if not callable(found):
+    place, name = _parts(spec)
+    with folder_of(spec, base) as file, settings_kept(), _arguments(str(file.path) if file is not None else place):
+        module = _imported(place, file)
+    target = getattr(module, name, None)
+    if not callable(target):
         candidates = sorted(
             key
             for key, value in vars(module).items()
@@ -38,7 +43,7 @@ def resolve(spec: str, base: Path | None = None) -> Callable[..., Any]:
             found=", ".join(candidates) or "no callable of its own",
             expected="the name of a function or class in that module",
         )
-    return found  # type: ignore[no-any-return]
+    return target  # type: ignore[no-any-return]
 
 
 def absolute(spec: str, base: Path) -> str:
@@ -47,6 +52,23 @@ def absolute(spec: str, base: Path) -> str:
     if separator and place.endswith(".py"):
         return f"{(base / place).resolve()}:{name}"
     return spec
+
+
+@contextlib.contextmanager
+def folder_of(spec: str, base: Path | None = None) -> Iterator[OwnPlace | None]:
+    """Let the file that a callable comes from import what lies beside it while it, or what it made, is called.
+
+    A callable of a package needs nothing of the kind. Raises ModelError if the file is missing.
+    """
+    place, _ = _parts(spec)
+    if not place.endswith(".py"):
+        yield None
+        return
+    path = ((base or Path.cwd()) / place).resolve()
+    if not path.is_file():
+        raise ModelError(f"the model file {place} is not there", found=str(path), expected="a Python file")
+    with own_folder(path) as own:
+        yield own
 
 
 _stored_weights: ContextVar[bool] = ContextVar("stored_weights", default=False)
@@ -63,61 +85,133 @@ def weights_follow() -> bool:
 def make_module(spec: str, seed: int, base: Path | None = None, *, stored_weights: bool = False) -> "torch.nn.Module":
     """Call a factory under the seed and return its module, ready for inference.
 
-    With ``stored_weights`` the caller overwrites every weight; see :func:`weights_follow`. Raises ModelError where the
-    factory raises or returns something else.
+    The generators of torch, NumPy and Python are seeded and stay as the factory leaves them; its other changes of the
+    process are put back (:func:`autotune.model.process_settings.settings_kept`). A module in train mode is put into
+    eval mode; if its root is in eval mode already, parts that were left in train mode stay so. With ``stored_weights``
+    the caller overwrites every weight; see :func:`weights_follow`. Raises ModelError if the factory raises, ends the
+    program or returns something else.
     """
+    import numpy
     import torch
 
-    factory = resolve(spec, base)
-    torch.manual_seed(seed)
-    token = _stored_weights.set(stored_weights)
-    try:
-        module = factory()
-    except Exception as error:
-        raise ModelError(
-            f"the model factory {spec} raised",
-            found=f"{type(error).__name__}: {error}",
-            expected="a torch.nn.Module",
-            run="call the factory in Python to see where it fails",
-        ) from error
-    finally:
-        _stored_weights.reset(token)
-    if not isinstance(module, torch.nn.Module):
-        raise ModelError(
-            f"the model factory {spec} returned no module", found=type(module).__name__, expected="a torch.nn.Module"
-        )
-    return module.eval()
-
-
-def _from_file(place: str, base: Path | None) -> Any:
-    path = ((base or Path.cwd()) / place).resolve()
-    if not path.is_file():
-        raise ModelError(f"the model file {place} is not there", found=str(path), expected="a Python file")
-    name = f"autotune_factory_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ModelError(f"the model file {place} cannot be imported", found=str(path), expected="a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ModelError(
-            f"importing the model file {place} failed", found=f"{type(error).__name__}: {error}", expected="an import"
-        ) from error
+    place, _ = _parts(spec)
+    with folder_of(spec, base) as file, settings_kept(), _arguments(str(file.path) if file is not None else place):
+        factory = resolve(spec, base)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        token = _stored_weights.set(stored_weights)
+        try:
+            answer = factory()
+        except (KeyboardInterrupt, AutotuneError):
+            raise
+        except BaseException as error:  # a user's code may raise anything, SystemExit included
+            raise _failed(f"the model factory {spec}", "raised", error, file, "a torch.nn.Module") from error
+        finally:
+            _stored_weights.reset(token)
+        module = usable(answer, f"the model factory {spec} returned")
+        if module.training:
+            # The module of an exported program refuses: it was captured in the mode that it has.
+            with contextlib.suppress(NotImplementedError):
+                module.eval()
     return module
 
 
-def _from_package(place: str) -> Any:
-    try:
-        return importlib.import_module(place)
-    except Exception as error:
+def usable(module: Any, what: str) -> "torch.nn.Module":
+    """Return the eager module that a user has handed over, without the wrappers of compilation and data parallelism.
+
+    ``what`` begins the message, such as "optimize was given". Raises ModelError for whatever is no eager module.
+    """
+    import torch
+
+    while (inner := _wrapped(module)) is not None:
+        module = inner
+    kind = type(module).__name__
+    if isinstance(module, torch.export.ExportedProgram):
+        raise ModelError(f"{what} no module", found=kind, expected="a torch.nn.Module", run="program.module()")
+    if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         raise ModelError(
-            f"importing {place} failed",
-            found=f"{type(error).__name__}: {error}",
-            expected="an importable module",
-            run=f"python -c 'import {place}'",
-        ) from error
+            f"{what} a compiled TorchScript module", found=kind, expected="the eager module that was scripted or traced"
+        )
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(f"{what} no module", found=kind, expected="a torch.nn.Module")
+    scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
+    if scripted:
+        raise ModelError(
+            f"{what} a module with a compiled TorchScript part",
+            found=f"{scripted[0]}: {type(module.get_submodule(scripted[0])).__name__}",
+            expected="the eager module that was scripted or traced",
+        )
+    return module
+
+
+def _wrapped(module: Any) -> Any:
+    """The module inside a wrapper of ``torch.compile`` or of data parallelism, or ``None``."""
+    import torch
+
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")  # loaded by torch.compile; its import takes a second
+    if dynamo is not None and isinstance(module, dynamo.OptimizedModule):
+        return module._orig_mod
+    if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+        return module.module
+    return None
+
+
+def _parts(spec: str) -> tuple[str, str]:
+    place, separator, name = spec.rpartition(":")
+    if not separator or not place or not name:
+        raise ModelError(
+            f"cannot read the callable {spec!r}", expected="path.py:callable or package.module:callable", found=spec
+        )
+    return place, name
+
+
+def _imported(place: str, file: OwnPlace | None) -> ModuleType:
+    try:
+        return importlib.import_module(place) if file is None else load(file)
+    except (KeyboardInterrupt, AutotuneError):
+        raise
+    except BaseException as error:  # a user's code may raise anything, SystemExit included
+        what = f"importing {place}" if file is None else f"importing the model file {place}"
+        raise _failed(what, "failed", error, file, "an import without an error") from error
+
+
+def _failed(what: str, verb: str, error: BaseException, file: OwnPlace | None, expected: str) -> ModelError:
+    """The reason why an import or a call failed, for the user to act on."""
+    reason = described(error)
+    if isinstance(error, SystemExit):
+        where = what if file is None or str(file.path) in what else f"{what} ({file.path})"
+        return ModelError(f"{where} ended the program", found=reason, expected=NO_COMMAND_LINE)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        own = [str(file.path.parent), str(file.root)] if file is not None else []
+        name = plain_module(error.name)
+        return ModelError(
+            f"{what} {verb}",
+            found=reason.replace(error.name, name),
+            expected=f"{name} as an installed package, or in one of {', '.join(dict.fromkeys([*own, *_path()]))}",
+            run="the same command with PYTHONPATH=FOLDER, the folder that the module is in",
+        )
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        expected = "an __init__.py in each folder up to the one that the import starts from"
+    return ModelError(f"{what} {verb}", found=reason, expected=expected)
+
+
+def _path() -> list[str]:
+    """The entries of Python's path that a user may have put there."""
+    entries = [os.path.abspath(entry) for entry in sys.path]
+    return [entry for entry in entries if os.path.isdir(entry) and not _is_library(entry + os.sep)]
+
+
+def _is_library(folder: str) -> bool:
+    return is_installed(folder) or is_of_python(folder)
+
+
+@contextlib.contextmanager
+def _arguments(program: str) -> Iterator[None]:
+    """Let a file that reads a command line see an empty one."""
+    before = list(sys.argv)
+    sys.argv[:] = [program]
+    try:
+        yield
+    finally:
+        sys.argv[:] = before

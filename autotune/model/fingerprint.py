@@ -4,9 +4,14 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
+from autotune.errors import ModelError
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
     from torch.export import ExportedProgram
-    from torch.fx import Node
+    from torch.fx import GraphModule, Node
 
 # Nodes that compute nothing; torch versions differ in whether they record them.
 _SILENT = ("aten._assert_tensor_metadata", "aten._assert_async", "aten.sym_constrain_range", "aten._assert_scalar")
@@ -23,36 +28,41 @@ _FEATURES = {
 def structure(program: "ExportedProgram") -> str:
     """SHA-256 of the graph with all node arguments except devices, and of every shape and dtype.
 
-    Names, devices and values of parameters do not enter, so that it is the same on every device.
+    Graphs within the graph (blocks under autocast or no_grad, branches, loops) and constants that stand in it enter,
+    too. Names, devices and values of parameters do not, so that it is the same on every device. Raises ModelError if
+    the graph holds something that nobody can describe.
     """
-    return hashlib.sha256(json.dumps(describe(program), separators=(",", ":")).encode()).hexdigest()
+    described = _Described(program.graph_module)
+    entries = described.entries()
+    return _digest(["fingerprint 2", entries] if described.is_nested else entries)
 
 
-def describe(program: "ExportedProgram") -> list[Any]:
-    """What :func:`structure` hashes: one entry a node that computes something, operands by position."""
-    nodes = list(program.graph.nodes)
-    position: dict[Any, int] = {}
-    alive = _alive(nodes)
-    entries: list[Any] = []
-    for node in nodes:
-        if node not in alive:
-            continue
-        if _overload_packet(node) in _SAME and node.args[0] in position:
-            position[node] = position[node.args[0]]
-            continue
-        if node.op == "placeholder":
-            entries.append(["input", _meta(node)])
-        elif node.op == "output":
-            entries.append(["output", _canonical(node.args, position)])
-        else:
-            operands = [_canonical(node.args, position), _canonical(_without_device(node.kwargs), position)]
-            entries.append([str(node.target), *operands, _meta(node)])
-        position[node] = len(entries) - 1
-    return entries
+def former(program: "ExportedProgram") -> str:
+    """The structure as fingerprint 1 gave it, which left graphs within the graph out; empty if it is no other one."""
+    described = _Described(program.graph_module)
+    entries = described.entries()
+    if not described.is_nested:
+        return ""
+    for entry, node in zip(entries, described.listed, strict=True):
+        if node.op == "get_attr":
+            entry[:] = [str(node.target), [], {}, _meta(node)]
+    return _digest(entries)
+
+
+def graphs(module: "GraphModule") -> "Iterator[GraphModule]":
+    """Yield a graph and every graph within it, outermost first."""
+    import torch
+
+    for part in module.modules():
+        if isinstance(part, torch.fx.GraphModule):
+            yield part
 
 
 def weights(program: "ExportedProgram") -> str:
-    """SHA-256 of the values of all parameters, buffers and constants in the order in which the graph takes them."""
+    """SHA-256 of the values of all parameters, buffers and constants in the order in which the graph takes them.
+
+    Raises ModelError if one of them is no tensor, so that its value cannot be told.
+    """
     import torch
 
     digest = hashlib.sha256()
@@ -63,17 +73,91 @@ def weights(program: "ExportedProgram") -> str:
         if tensor is None:
             tensor = program.constants.get(spec.target)
         if not isinstance(tensor, torch.Tensor):
-            continue
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+            raise _undescribed(f"{spec.target}, a {type(tensor).__name__}")
+        _add_values(digest, tensor)
     return digest.hexdigest()
 
 
 def features(program: "ExportedProgram") -> tuple[str, ...]:
-    """Which of convolution, attention, gemm and norm the graph contains."""
-    names = {packet.removeprefix("aten.") for packet in map(_overload_packet, program.graph.nodes)}
+    """Which of convolution, attention, gemm and norm the graph contains, graphs within it included."""
+    nodes = [node for module in graphs(program.graph_module) for node in module.graph.nodes]
+    names = {packet.removeprefix("aten.") for packet in map(_overload_packet, nodes)}
     return tuple(feature for feature, operators in _FEATURES.items() if names & set(operators))
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def _add_values(digest: Any, tensor: "torch.Tensor") -> None:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    digest.update(flat.view(torch.uint8).numpy().data if flat.numel() else b"")
+
+
+def _undescribed(what: str) -> ModelError:
+    return ModelError(
+        "the captured graph holds something that cannot be described, so that no plan could be told from another's",
+        found=what,
+        expected="operators on tensors and plain numbers",
+        run="the model with torch's own operators in its place",
+    )
+
+
+class _Described:
+    """One graph as plain data: an entry a node that computes something, operands by position."""
+
+    def __init__(self, module: "GraphModule") -> None:
+        self.module = module
+        self.is_nested = False
+        self.listed: list[Node] = []
+
+    def entries(self) -> list[Any]:
+        nodes = list(self.module.graph.nodes)
+        position: dict[Any, int] = {}
+        alive = _alive(nodes)
+        entries: list[Any] = []
+        for node in nodes:
+            if node not in alive:
+                continue
+            if _overload_packet(node) in _SAME and node.args[0] in position:
+                position[node] = position[node.args[0]]
+                continue
+            entries.append(self._entry(node, position))
+            self.listed.append(node)
+            position[node] = len(entries) - 1
+        return entries
+
+    def _entry(self, node: "Node", position: dict[Any, int]) -> list[Any]:
+        if node.op == "placeholder":
+            return ["input", _meta(node)]
+        if node.op == "output":
+            return ["output", _canonical(node.args, position)]
+        if node.op == "get_attr":
+            return self._attribute(str(node.target))
+        target = str(node.target)
+        if node.op != "call_function" or "triton_kernel_wrapper" in target or " at 0x" in target:
+            raise _undescribed(f"{node.op} {target}")
+        operands = [_canonical(node.args, position), _canonical(_without_device(node.kwargs), position)]
+        return [target, *operands, _meta(node)]
+
+    def _attribute(self, path: str) -> list[Any]:
+        """Describe what a node takes from the graph's own module: a graph by its content, a tensor by its values."""
+        import torch
+
+        self.is_nested = True
+        value: Any = self.module
+        for part in path.split("."):
+            value = getattr(value, part)
+        if isinstance(value, torch.fx.GraphModule):
+            return ["graph", _Described(value).entries()]
+        if isinstance(value, torch.Tensor):
+            digest = hashlib.sha256()
+            _add_values(digest, value)
+            return ["constant", digest.hexdigest()]
+        raise _undescribed(f"{path}, a {type(value).__name__}")
 
 
 def _overload_packet(node: "Node") -> str:
@@ -105,6 +189,7 @@ def _without_device(kwargs: dict[str, Any]) -> dict[str, Any]:
 def _canonical(value: Any, position: dict[Any, int]) -> Any:
     import torch
     from torch.fx import Node
+    from torch.utils._pytree import TreeSpec as _TREE
 
     if isinstance(value, Node):
         return {"node": position[value]}
@@ -118,7 +203,15 @@ def _canonical(value: Any, position: dict[Any, int]) -> Any:
         return repr(value)
     if value is None or isinstance(value, str | int | bool):
         return value
-    return str(value)
+    if isinstance(value, torch.dtype | torch.layout | torch.memory_format | complex | slice):
+        return str(value)
+    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool | torch._ops.OpOverload | _TREE):
+        return str(value)
+    if isinstance(value, torch.Tensor):
+        digest = hashlib.sha256()
+        _add_values(digest, value)
+        return {"constant": digest.hexdigest()}
+    raise _undescribed(f"an argument of {type(value).__name__}: {str(value)[:80]}")
 
 
 def _meta(node: "Node") -> Any:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from autotune.errors import ModelError
 from autotune.model import npz_file
@@ -155,6 +155,46 @@ def generate(
                 values[spec.name] = _draw(spec, batch, _generator(seed, role, spec.name, index))
         sets.append(values)
     return sets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Treatment:
+    """What :func:`perturbed` does to one input, in words, and whether its variants differ from it."""
+
+    text: str
+    is_varied: bool
+
+
+def treatments(inputs: "Mapping[str, torch.Tensor]") -> dict[str, Treatment]:
+    """Say for each input what :func:`perturbed` does to it, so that a refusal or a report can name it."""
+    return {name: _treatment(given) for name, given in inputs.items()}
+
+
+def _treatment(given: "torch.Tensor") -> Treatment:
+    import torch
+
+    def kept(why: str) -> Treatment:
+        return Treatment(text=f"kept as it was given, for {why}", is_varied=False)
+
+    if not given.numel():
+        return kept("it is empty")
+    if not (given.is_floating_point() or given.dtype in _integers(torch)):
+        return kept(f"it is of type {str(given.dtype).removeprefix('torch.')}")
+    if given.is_floating_point() and not bool(torch.isfinite(given).all()):
+        return kept("it holds values that are not finite, as a mask does")
+    if bool((given == given.flatten()[0]).all()):
+        return kept(f"all its values are {given.flatten()[0].item():g}, a constant")
+    if bool(((given == 0) | (given == 1)).all()):
+        return kept("it holds only 0 and 1, as a mask does")
+    low, high = given.min().item(), given.max().item()
+    if given.is_floating_point():
+        how = f"varied in order, contrast, brightness and noise between {low:.4g} and {high:.4g}"
+        return Treatment(text=how, is_varied=True)
+    return Treatment(text=f"drawn anew between {low} and {high}", is_varied=True)
+
+
+def _integers(torch: Any) -> tuple[Any, ...]:
+    return (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def perturbed(inputs: "Mapping[str, torch.Tensor]", count: int, seed: int) -> "list[dict[str, torch.Tensor]]":
@@ -323,11 +363,7 @@ def _perturb(given: "torch.Tensor", generator: "torch.Generator") -> "torch.Tens
     """Make a variant of one tensor on the CPU by the rules of :func:`perturbed`."""
     import torch
 
-    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    numeric = given.is_floating_point() or given.dtype in integers
-    if not numeric or not given.numel() or (given.is_floating_point() and not bool(torch.isfinite(given).all())):
-        return given.clone()
-    if bool((given == given.flatten()[0]).all()) or bool(((given == 0) | (given == 1)).all()):
+    if not _treatment(given).is_varied:
         return given.clone()
     if not given.is_floating_point():
         by_row = given.dim() > 0 and given.shape[0] >= LEAST_HELD_OUT

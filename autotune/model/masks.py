@@ -24,10 +24,19 @@ def drop_neutral_masks(program: "ExportedProgram") -> int:
 
     Returns how many calls of scaled dot product attention lost theirs. The answers stay the same within rounding.
     """
+    from autotune.model.fingerprint import graphs
+
+    dropped = sum(_drop(module, _Constants(program, module)) for module in graphs(program.graph_module))
+    if dropped:
+        log.info("took %d attention masks that mask nothing out of the graph", dropped)
+    return dropped
+
+
+def _drop(module: "torch.fx.GraphModule", constants: "_Constants") -> int:
+    """Take such masks out of one graph."""
     import torch
 
-    graph = program.graph_module.graph
-    constants = _Constants(program)
+    graph = module.graph
     attention = torch.ops.aten.scaled_dot_product_attention.default
     dropped = 0
     for node in graph.nodes:
@@ -43,8 +52,7 @@ def drop_neutral_masks(program: "ExportedProgram") -> int:
         dropped += 1
     if dropped:
         graph.eliminate_dead_code()
-        program.graph_module.recompile()
-        log.info("took %d attention masks that mask nothing out of the graph", dropped)
+        module.recompile()
     return dropped
 
 
@@ -56,9 +64,9 @@ def _masks_nothing(mask: "torch.Tensor") -> bool:
 
 
 class _Constants:
-    """Values of nodes that follow from the graph alone."""
+    """Values of nodes of one graph that follow from that graph alone."""
 
-    def __init__(self, program: "ExportedProgram") -> None:
+    def __init__(self, program: "ExportedProgram", module: "torch.fx.GraphModule") -> None:
         from torch.export.graph_signature import InputKind
 
         self._known: dict[Node, Any] = {}
@@ -67,9 +75,10 @@ class _Constants:
             for spec in program.graph_signature.input_specs
             if spec.kind is InputKind.CONSTANT_TENSOR and spec.target in program.constants
         }
-        for node in program.graph_module.graph.nodes:
+        own = module is program.graph_module
+        for node in module.graph.nodes:
             if node.op == "placeholder":
-                self._known[node] = literals.get(node.name)
+                self._known[node] = literals.get(node.name) if own else None
 
     def value(self, node: "Node") -> "torch.Tensor | None":
         """The tensor that a node always gives, or ``None`` where it depends on anything or cannot be computed."""

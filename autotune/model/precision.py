@@ -92,6 +92,8 @@ def _output_dtypes(program: "ExportedProgram") -> "tuple[torch.dtype, ...]":
 def _narrow_graph(module: Any, dtype: "torch.dtype") -> None:
     import torch
 
+    from autotune.model.fingerprint import graphs
+
     limits = torch.finfo(dtype)
 
     def narrow(value: Any) -> Any:
@@ -100,6 +102,14 @@ def _narrow_graph(module: Any, dtype: "torch.dtype") -> None:
         if isinstance(value, float) and value == value and abs(value) != float("inf"):
             return max(limits.min, min(limits.max, value))
         return value
+
+    for part in graphs(module):
+        _narrow_nodes(part, dtype, narrow)
+
+
+def _narrow_nodes(module: Any, dtype: "torch.dtype", narrow: Any) -> None:
+    """Narrow the nodes of one graph; graphs within it are the caller's."""
+    import torch
 
     for node in list(module.graph.nodes):
         if "_assert_tensor_metadata" in str(node.target):

@@ -14,6 +14,7 @@ from autotune.model import precision as precisions
 from autotune.model.capture import Captured, flat
 from autotune.model.factory import make_module
 from autotune.model.program import load_program
+from autotune.model.tensors import is_lazy
 from autotune.workload import Workload
 
 if TYPE_CHECKING:
@@ -21,20 +22,24 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PROGRAM, WEIGHTS, RECORD, EXAMPLE = "program.pt2", "weights.safetensors", "model.json", "example.safetensors"
-KERNELS = "kernels.json"
+ANSWERS = "answers.safetensors"
 
 
 class CapturedModel:
     """What :func:`write` left in a folder; satisfies :class:`autotune.backend.SourceModel`.
 
-    Intermediate results that several builds share, such as an ONNX export, lie in the same folder.
+    Intermediate results that several builds share, such as an ONNX export, lie in the same folder. ``known_kernels``
+    belong to one build: the measured kernels that it may choose from, ``None`` if it was handed none.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, known_kernels: KnownKernels | None = None) -> None:
         record = json.loads((folder / RECORD).read_text())
         self.folder = folder
+        self.known_kernels = known_kernels
         self.workload = Workload.from_dict(record["workload"])
         self.output_schema: dict[str, Any] = record["output_schema"]
+        self.written: tuple[str, ...] = tuple(record.get("written", ()))
+        self.treatments: dict[str, str] = record.get("treatments", {})
         self.factory: str | None = record["factory"]
         self.seed: int = record["seed"]
 
@@ -47,6 +52,10 @@ class CapturedModel:
         """One set of flat inputs on ``device``."""
         return tuple(tensor.to(device.torch_name) for tensor in self._example())
 
+    def example(self) -> "dict[str, torch.Tensor]":
+        """The study's own example inputs by name, on the CPU."""
+        return dict(zip((spec.name for spec in self.workload.inputs), self._example(), strict=True))
+
     def save_module(self, folder: Path) -> None:
         """Write the factory, its seed and the weights, so that :func:`rebuild_module` can make the module again."""
         if self.factory is None:
@@ -56,6 +65,7 @@ class CapturedModel:
             "seed": self.seed,
             "inputs": [spec.name for spec in self.workload.inputs],
             "outputs": [spec.dtype for spec in self.workload.outputs],
+            "written": list(self.written),
         }
         (folder / "module.json").write_text(json.dumps(record))
         shutil.copyfile(self.folder / WEIGHTS, folder / WEIGHTS)
@@ -78,21 +88,8 @@ class CapturedModel:
         """A fresh folder on the same file system as the shared results."""
         return Path(tempfile.mkdtemp(dir=self.folder, prefix="scratch-"))
 
-    @property
-    def known_kernels(self) -> KnownKernels | None:
-        """The measured kernels that a build may choose from; ``None`` where nobody has told any."""
-        told = self.folder / KERNELS
-        return KnownKernels.from_dict(json.loads(told.read_text())) if told.exists() else None
-
     def _example(self) -> "tuple[torch.Tensor, ...]":
         return read_tensors(self.folder / EXAMPLE, [spec.name for spec in self.workload.inputs])
-
-
-def tell_kernels(folder: Path, known: KnownKernels) -> None:
-    """Tell the builds of a captured model which kernels were measured."""
-    made = folder / f"{KERNELS}.new"
-    made.write_text(json.dumps(known.as_dict()))
-    os.replace(made, folder / KERNELS)
 
 
 def write(
@@ -103,13 +100,20 @@ def write(
     factory: str | None,
     seed: int,
     module: "torch.nn.Module | None" = None,
+    treatments: Mapping[str, str] | None = None,
 ) -> None:
-    """Put a captured model into a folder; ``module`` is the user's own, where a factory can make it again."""
+    """Put a captured model into a folder; ``module`` is the user's own, if a factory can make it again.
+
+    ``treatments`` say by input what was done to the tensors that a user gave to make the other sets.
+    """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.export.save(captured.program, str(folder / PROGRAM))
     save_tensors(folder / EXAMPLE, example)
+    named = [dict(zip(captured.form.names, each, strict=True)) for each in captured.answers]
+    answers = {f"{at}/{name}": one for at, each in enumerate(named) for name, one in each.items()}
+    save_tensors(folder / ANSWERS, answers)
     if factory is not None and module is not None:
         from safetensors.torch import save_model
 
@@ -117,6 +121,9 @@ def write(
     record = {
         "workload": captured.workload.as_dict(),
         "output_schema": captured.output_schema,
+        "form": captured.form.digest,
+        "written": list(captured.written),
+        "treatments": dict(treatments or {}),
         "factory": factory,
         "seed": seed,
     }
@@ -126,17 +133,26 @@ def write(
 def rebuild_module(folder: Path, precision: str, device: Device) -> "torch.nn.Module":
     """The user's own module with the stored weights, flat tensors in and out, computing in ``precision``."""
     import torch
-    from safetensors.torch import load_model
 
     record = json.loads((folder / "module.json").read_text())
     module = make_module(record["factory"], record["seed"], stored_weights=True)
-    load_model(module, str(folder / WEIGHTS))
-    wrapped = flat(module, tuple(record["inputs"]))
+    _load_weights(module, folder / WEIGHTS)
+    wrapped = flat(module, tuple(record["inputs"]), record.get("written", ()))
     if precision in precisions.REDUCED:
         dtype = getattr(torch, precisions.REDUCED[precision])
         outputs = tuple(getattr(torch, name) for name in record["outputs"])
         wrapped = precisions.border(wrapped.to(dtype), dtype, outputs)
     return wrapped.to(device.torch_name)
+
+
+def _load_weights(module: "torch.nn.Module", path: Path) -> None:
+    """Give a module its stored weights; lazy layers take their shapes from them."""
+    from safetensors.torch import load_file, load_model
+
+    if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
+        module.load_state_dict(load_file(str(path)))
+    else:
+        load_model(module, str(path))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:

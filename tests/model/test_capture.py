@@ -6,7 +6,7 @@ import torch
 from autotune.errors import ModelError
 from autotune.model import capture, fingerprint, source
 from autotune.model.precision import flat_module, in_precision
-from autotune.model.schema import InputSchema, Output, bind, flatten_output, output_names, unflatten_output
+from autotune.model.schema import InputSchema, bind
 
 
 @dataclass
@@ -52,7 +52,7 @@ def captured(net):
 
 def test_a_captured_graph_answers_like_the_module(net, captured):
     flat = flat_module(captured.program)(*inputs().values())
-    answer = unflatten_output(captured.output_schema, flat)
+    answer = captured.form.unflatten(flat)
     expected = net(**inputs())
     assert isinstance(answer, Answer) and answer.loss is None
     torch.testing.assert_close(answer.logits, expected.logits)
@@ -123,18 +123,147 @@ def test_calls_are_flattened_by_position_and_by_name():
             schema.flatten(args, kwargs)
 
 
-def test_an_answer_whose_class_is_not_loaded_keeps_its_interface():
-    one = torch.ones(1)
-    tensors, schema = flatten_output({"a": one, "b": [one, (one, None)], "c": 3})
-    assert output_names(schema) == ("a", "b.0", "b.1.0")
-    assert unflatten_output(schema, tensors) == {"a": one, "b": [one, (one, None)], "c": 3}
-    tensors, schema = flatten_output(Answer(logits=one))
-    rebuilt = unflatten_output({**schema, "class": "no.such.module:Answer"}, tensors)
-    assert isinstance(rebuilt, Output) and rebuilt.logits is rebuilt["logits"] is rebuilt[0] is one
-    with pytest.raises(AttributeError, match="logits"):
-        _ = rebuilt.missing
+class Twice(torch.nn.Module):
+    """Positional-only parameters, the second of them not needed."""
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor, /, *, scale: torch.Tensor) -> torch.Tensor:
+        return (2 * left - right) * scale
 
 
-def test_a_stored_class_name_never_causes_an_import_or_a_call():
-    tensors, schema = flatten_output(Answer(logits=torch.ones(1)))
-    assert isinstance(unflatten_output({**schema, "class": "os:system"}, tensors), Output)
+def test_inputs_stand_in_the_order_of_the_forward_however_they_are_given():
+    sets = {name: torch.rand(3) for name in ("scale", "right", "left")}
+    one = capture.capture("twice", 3, Twice(), sets)
+    other = capture.capture("twice", 3, Twice(), {name: sets[name] for name in ("left", "right", "scale")})
+    assert [spec.name for spec in one.workload.inputs] == ["left", "right", "scale"]
+    assert one.workload == other.workload
+    (answer,) = flat_module(one.program)(sets["left"], sets["right"], sets["scale"])
+    torch.testing.assert_close(answer, Twice()(sets["left"], sets["right"], scale=sets["scale"]))
+
+
+class Kept(torch.nn.Module):
+    """Looks at a value while it is captured, and keeps the branch that it took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = [1.0, 2.0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            bright = bool(torch.compiler.is_exporting()) or float(x.detach().numpy().mean()) > 0
+        return x * self.table[bright]
+
+
+def test_a_graph_that_does_not_answer_like_the_model_is_refused():
+    dark, bright = {"x": -torch.rand(4) - 1}, {"x": torch.rand(4) + 1}
+    assert capture.capture("kept", 4, Kept(), bright, bright).workload.name == "kept"
+    with pytest.raises(ModelError, match=r"does not answer like the model\n  found: output output differs"):
+        capture.capture("kept", 4, Kept(), bright, dark)
+
+
+class Pieces(torch.nn.Module):
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.what == "mask":
+            return {"kept": x[x > 0]}
+        if self.what == "unique":
+            return {"kept": torch.unique(x.round())}
+        return {"kept": x.nonzero()}
+
+
+@pytest.mark.parametrize("what", ["mask", "unique", "nonzero"])
+@pytest.mark.parametrize("same_size", [True, False])
+def test_an_output_whose_shape_depends_on_values_is_refused_by_its_name(what, same_size):
+    example = {"x": torch.linspace(-1, 2, 12)}
+    other = example if same_size else {"x": torch.tensor([0.0] * 5 + [-1.0] * 2 + [3.0] * 5)}
+    with pytest.raises(ModelError, match=r"shape of output kept .*depends on the values|depends on the values"):
+        capture.capture("pieces", 12, Pieces(what), example, other)
+
+
+@pytest.mark.parametrize(
+    ("strange", "word"),
+    [
+        (torch.eye(3).to_sparse(), "sparse"),
+        (torch.quantize_per_tensor(torch.rand(3, 3), 0.1, 0, torch.qint8), "quantised"),
+        (torch.rand(3, 3, dtype=torch.complex64).conj(), "conjugated"),
+        (torch.rand(3, 3, device="meta"), "meta"),
+        (torch.nested.nested_tensor([torch.rand(2), torch.rand(3)]), "nested"),
+    ],
+)
+def test_tensors_that_not_every_backend_takes_are_refused_wherever_they_stand(strange, word):
+    class Give(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"given": strange, "x": x}
+
+    class Hold(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("held", strange)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    for module, inputs, name in (
+        (torch.nn.Identity(), {"input": strange}, "input 'input'"),
+        (Give(), {"x": torch.rand(3)}, "output given"),
+        (Hold(), {"x": torch.rand(3)}, "buffer held"),
+    ):
+        with pytest.raises(ModelError, match=f"{name}.*\n.*{word}"):
+            capture.capture("strange", 3, module, inputs)
+
+
+def test_lazy_layers_are_initialised_by_a_first_call_and_stay_so():
+    module = torch.nn.Sequential(torch.nn.LazyLinear(4), torch.nn.ReLU(), torch.nn.LazyLinear(2))
+    x = {"input": torch.rand(3, 5)}
+    captured = capture.capture("lazy", 3, module, x)
+    assert any("lazy" in note for note in captured.notes) and module.training
+    torch.testing.assert_close(flat_module(captured.program)(x["input"])[0], module(x["input"]))
+
+
+class Rotary(torch.nn.Module):
+    """Fills a table at its first call, as many do for positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(8), persistent=False)
+        self.filled = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.filled:
+            self.table.copy_(torch.arange(8.0))
+            self.filled = True
+        return x + self.table
+
+
+def test_a_cache_that_the_first_call_fills_is_no_state():
+    module = Rotary()
+    captured = capture.capture("rotary", 2, module, {"x": torch.rand(2, 8)}, {"x": torch.rand(2, 8)})
+    assert not module.filled and module.table.abs().sum() == 0
+    x = torch.rand(2, 8)
+    torch.testing.assert_close(flat_module(captured.program)(x)[0], Rotary()(x))
+
+
+class FirstCall(torch.nn.Module):
+    """Takes its scale from whatever it sees first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.zeros(()))
+        self.ready = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.ready:
+            self.scale.copy_(x.std())
+            self.ready = True
+        return x * self.scale
+
+
+def test_a_first_call_that_learns_from_its_inputs_has_to_come_before():
+    module, x = FirstCall(), {"x": torch.rand(2, 8)}
+    with pytest.raises(ModelError, match=r"first call .*fills its buffer scale"):
+        capture.capture("first", 2, module, x, {"x": torch.rand(2, 8) * 5})
+    assert not module.ready
+    module(**x)
+    assert capture.capture("first", 2, module, x, {"x": torch.rand(2, 8) * 5}).workload.name == "first"

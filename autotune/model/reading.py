@@ -1,0 +1,399 @@
+"""What a factory or a metric reads, so that an unchanged answer is known without asking for it again.
+
+:func:`watching` notes whatever a block reads in this process; :meth:`Reading.record` is plain JSON with digests, and
+:func:`unchanged` holds it against the present without torch. What a block reads by other means than these is not seen:
+a native library that opens a file by itself and neither maps it nor keeps it open, and what another process reads
+(which is noted as unknown if a user's own code has started it).
+"""
+
+import contextlib
+import hashlib
+import os
+import stat
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+from autotune.model import native_reads
+from autotune.model.own_files import (
+    Asker,
+    asker,
+    installed_folders,
+    is_installed,
+    is_of_autotune,
+    is_of_python,
+    is_own,
+    package_folders,
+    python_folders,
+)
+
+SET_FOR_WORKERS = ("AUTOTUNE_DB", "PGPASSWORD", "PYTORCH_NVML_BASED_CUDA_CHECK")
+"""Environment variables that a worker sees otherwise than the process that started it; so is all of PYTHON*."""
+NEAR = 6
+"""A look-up of an environment variable is a user's if one of so many frames of its stack is."""
+WATCHERS = (__file__, native_reads.__file__)
+CHUNK_BYTES = 1 << 20
+_OF_SYSTEM = ("/proc/", "/sys/", "/dev/")
+_LIBRARIES = ("/lib/", "/lib64/", "/usr/lib/", "/usr/lib64/", "/usr/local/lib/", "/usr/local/cuda")
+_CODE = (".py", ".pyc", ".so")
+_PASSING = ("-wal", "-shm", "-journal")
+"""Ends of the names of files that SQLite keeps beside an open database."""
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+_stat, _environment_item = os.stat, type(os.environ).__getitem__
+
+
+class Reading:
+    """What was read while it was watched; made by :func:`watching`."""
+
+    def __init__(self) -> None:
+        self._modules, self._open = set(sys.modules), _held_open()
+        self._environment = dict(os.environ)
+        self._read, self._written, self._read_first = set[str](), set[str](), set[str]()
+        self._folders, self._absent, self._present = set[str](), set[str](), dict[str, str]()
+        self._looked_up, self._unknown, self._new_folders = set[str](), set[str](), set[str]()
+        self._imported: set[str] = set()
+
+    def record(self) -> dict[str, Any]:
+        """Return as plain JSON what was read, with digests of what is there now.
+
+        ``files``: contents; ``folders``: names in folders that were listed; ``present``: kind, size and time of what
+        was only looked for; ``absent``: what was looked for in vain; ``environment``: variables; ``packages``: names of
+        installed top-level modules; ``unknown``: why something cannot be known, so that nothing counts as unchanged.
+        """
+        sources = own_sources(self._imported)
+        unknown = self._unknown | {f"{path} is read and written" for path in self._read_first & self._written}
+        appeared = {path for path in self._absent if os.path.exists(path)}  # by the block itself
+        read = self._read | {path for path in appeared if os.path.isfile(path)}
+        files = dict[str, str]()
+        for path in sorted(self._others(read) - set(sources)):
+            digest = _file_digest(path)
+            if digest is None:
+                unknown.add(f"{path} was read and cannot be read any more")
+            else:
+                files[path] = digest
+        known = {*files, *sources}
+        return {
+            "files": {**files, **sources},
+            "folders": {path: _folder_digest(path) for path in sorted(self._others(self._folders))},
+            "present": {path: self._present[path] for path in sorted(self._others(self._present) - known)},
+            "absent": sorted(self._others(self._absent) - appeared),
+            "environment": {key: _text_digest(self._environment.get(key)) for key in sorted(self._looked_up)},
+            "packages": sorted(self._packages()),
+            "unknown": sorted(unknown),
+        }
+
+    def end(self) -> None:
+        """Take up what the block has left: modules, and files that are mapped or open."""
+        self._imported |= set(sys.modules) - self._modules
+        for path in _held_open() - self._open:
+            if _counts(path) and ".so" not in os.path.basename(path):
+                self._read.add(path)
+
+    def opened(self, path: object, flags: int) -> None:
+        """Note that a file is about to be opened."""
+        if isinstance(path, str) and path.endswith(".pyc"):
+            return  # most of what is opened, and quickly so
+        name = _absolute(path)
+        if name is None or not _counts(name) or (asker(WATCHERS) is Asker.IMPORT and not is_installed(name)):
+            return
+        try:
+            status = _stat(name)
+        except OSError:
+            if flags & _WRITES:
+                self._written.add(name)
+            elif _asked_by_user():
+                self._absent.add(name)
+            return
+        if not stat.S_ISREG(status.st_mode):
+            return
+        reads = not flags & _WRITES or (flags & os.O_RDWR and not flags & (os.O_CREAT | os.O_TRUNC | os.O_APPEND))
+        if reads and name not in self._written:
+            self._read.add(name)
+            self._read_first.add(name)
+        if flags & _WRITES:
+            self._written.add(name)
+
+    def listed(self, path: object) -> None:
+        """Note that a folder is about to be listed."""
+        name = _absolute("." if path is None else path)
+        if name is not None and not _is_of_library(name + os.sep) and _asked_by_user():
+            (self._folders if os.path.isdir(name) else self._absent).add(name)
+
+    def looked_for(self, path: object, found: os.stat_result | None) -> None:
+        """Note that a path was asked about, and what was there."""
+        name = _absolute(path)
+        if name is None or not _counts(name) or _is_of_library(name + os.sep) or not _asked_by_user():
+            return
+        if found is None:
+            self._absent.add(name)
+        else:
+            self._present.setdefault(name, _kind(found))
+
+    def makes_folder(self, path: object) -> None:
+        """Note that a folder is about to be made; what lies in it is the block's own."""
+        name = _absolute(path)
+        if name is not None and not os.path.lexists(name):
+            self._new_folders.add(name)
+
+    def looked_up(self, key: object) -> None:
+        """Note that an environment variable was asked for."""
+        name = os.fsdecode(key) if isinstance(key, str | bytes) else None
+        if (
+            name is not None
+            and name not in SET_FOR_WORKERS
+            and not name.startswith("PYTHON")
+            and asker(WATCHERS, NEAR) is Asker.USER
+        ):
+            self._looked_up.add(name)
+
+    def cannot_know(self, reason: str) -> None:
+        """Note that a user's own code depends on something that cannot be watched."""
+        if _asked_by_user():
+            self._unknown.add(reason)
+
+    def _others(self, paths: Iterable[str]) -> set[str]:
+        """Those paths that the block has not written itself."""
+        below = tuple(folder + os.sep for folder in self._new_folders)
+        return {path for path in paths if path not in self._written | self._new_folders and not path.startswith(below)}
+
+    def _packages(self) -> set[str]:
+        """Top-level installed modules that were imported, or that the imported files name, loaded before or not."""
+        own = [sys.modules[name] for name in self._imported if name in sys.modules and is_own(_file_of(name))]
+        named = {_module_of(value) for module in own for value in list(vars(module).values())}
+        return {name.partition(".")[0] for name in {*self._imported, *named} if is_third_party(name)}
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Reading]:
+    """Note what the block reads; blocks may be nested, and each notes its own."""
+    _install()
+    reading = Reading()
+    with native_reads.noting(lambda path: reading.opened(path, os.O_RDONLY)):
+        try:
+            with _LOCK:
+                _active.append(reading)
+                _patch()
+            yield reading
+        finally:
+            with _LOCK:
+                _active.remove(reading)
+                _patch()
+            reading.end()
+
+
+def unchanged(record: Mapping[str, Any]) -> bool:
+    """Whether all that a record names is as it was; never if something about it is unknown."""
+    if record["unknown"]:
+        return False
+    return (
+        all(_text_digest(os.environ.get(key)) == had for key, had in record["environment"].items())
+        and not any(os.path.exists(path) for path in record["absent"])
+        and all(_what_is_at(path) == had for path, had in record["present"].items())
+        and all(_folder_digest(path) == had for path, had in record["folders"].items())
+        and all(_file_digest(path) == had for path, had in record["files"].items())
+    )
+
+
+def own_sources(names: set[str]) -> dict[str, str]:
+    """Digests of the files of loaded modules that belong to no installed package, extension modules included."""
+    files = {_file_of(name) for name in names}
+    own = {str(Path(file).resolve()) for file in files if file.endswith((".py", ".so")) and is_own(file)}
+    digests = {file: _file_digest(file) for file in sorted(own) if is_own(file)}
+    return {file: digest for file, digest in digests.items() if digest is not None}
+
+
+def is_third_party(name: str) -> bool:
+    """Whether a loaded module belongs to an installed package."""
+    return "__main__" not in name and is_installed(_file_of(name))
+
+
+# The hook cannot be removed, so there is one a process; it does nothing while nobody watches.
+_LOCK = threading.Lock()
+_active: list[Reading] = []
+_installed: list[Callable[[str, tuple[Any, ...]], None]] = []
+
+
+def _install() -> None:
+    for find in (python_folders, installed_folders, package_folders):
+        find()  # now, not within an event
+    with _LOCK:
+        if not _installed:
+            _installed.append(_hook)
+            sys.addaudithook(_hook)
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    note = _NOTES.get(event)
+    if note is None or not _active:
+        return
+    for reading in list(_active):
+        try:
+            note(reading, arguments)
+        except Exception as error:  # an error here would become one of the code that is watched
+            reading.cannot_know(f"{event}: {type(error).__name__}: {error}")
+
+
+def _patch() -> None:
+    """Have look-ups that raise no event noted while somebody watches, and leave none of it otherwise."""
+    watched = bool(_active)
+    environment: Any = type(os.environ)
+    environment.__getitem__ = _noted_item if watched else _environment_item
+    replaced = os.stat
+    os.stat = _noted_stat if watched else _stat
+    for supported in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
+        if replaced in supported:  # shutil looks for the function itself
+            supported.discard(replaced)
+            supported.add(os.stat)
+    accessor: Any = getattr(sys.modules.get("pathlib"), "_NormalAccessor", None)
+    if accessor is not None:  # Python 3.10
+        accessor.stat = staticmethod(os.stat)
+
+
+def _noted_item(environment: Any, key: Any) -> Any:
+    for reading in list(_active):
+        reading.looked_up(key)
+    return _environment_item(environment, key)
+
+
+def _noted_stat(path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+    try:
+        found = _stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+    except (FileNotFoundError, NotADirectoryError):
+        if dir_fd is None:
+            for reading in list(_active):
+                reading.looked_for(path, None)
+        raise
+    if dir_fd is None:
+        for reading in list(_active):
+            reading.looked_for(path, found)
+    return found
+
+
+def _dlopen(reading: Reading, arguments: tuple[Any, ...]) -> None:
+    name = _absolute(arguments[0]) if arguments[0] and os.sep in os.fspath(arguments[0]) else None
+    if name is not None and not _is_of_library(name) and not name.startswith(_LIBRARIES):
+        reading.cannot_know(f"loads the native library {name}")
+
+
+def _connects(reading: Reading, arguments: tuple[Any, ...]) -> None:
+    if arguments[0] not in (":memory:", b":memory:"):
+        reading.cannot_know(f"opens the SQLite database {arguments[0]}")
+
+
+def _starts(reading: Reading, arguments: tuple[Any, ...]) -> None:
+    command = arguments[1] if len(arguments) > 1 else arguments[0]
+    first = command if isinstance(command, str | bytes) or not command else command[0]
+    reading.cannot_know(f"starts the program {_shown(first)}")
+
+
+_NOTES: dict[str, Callable[[Reading, tuple[Any, ...]], None]] = {
+    "open": lambda reading, arguments: reading.opened(arguments[0], arguments[2] or 0),
+    "os.listdir": lambda reading, arguments: reading.listed(arguments[0]),
+    "os.mkdir": lambda reading, arguments: reading.makes_folder(arguments[0]),
+    "os.scandir": lambda reading, arguments: reading.listed(arguments[0]),
+    "subprocess.Popen": _starts,
+    "os.exec": lambda reading, arguments: reading.cannot_know(f"becomes the program {_shown(arguments[0])}"),
+    "os.posix_spawn": lambda reading, arguments: reading.cannot_know(f"starts the program {_shown(arguments[0])}"),
+    "os.system": lambda reading, arguments: reading.cannot_know(f"runs the command {_shown(arguments[0])}"),
+    "os.fork": lambda reading, arguments: reading.cannot_know("starts another process"),
+    "os.forkpty": lambda reading, arguments: reading.cannot_know("starts another process"),
+    "socket.connect": lambda reading, arguments: reading.cannot_know(f"connects to {_shown(arguments[1])}"),
+    "urllib.Request": lambda reading, arguments: reading.cannot_know(f"requests {_shown(arguments[0])}"),
+    "sqlite3.connect": _connects,
+    "ctypes.dlopen": _dlopen,
+}
+
+
+def _asked_by_user() -> bool:
+    """Whether a user's own code asks, or a thread that it may have begun through a library."""
+    return asker(WATCHERS) in (Asker.USER, Asker.THREAD)
+
+
+def _counts(path: str) -> bool:
+    """Whether the content of a file may decide an answer beyond what versions of packages say."""
+    if path.startswith(_OF_SYSTEM) or is_of_autotune(path) or is_of_python(path):
+        return False
+    return not (is_installed(path) and (path.endswith(_CODE) or ".dist-info/" in path or ".egg-info" in path))
+
+
+def _is_of_library(path: str) -> bool:
+    system = path.startswith(_OF_SYSTEM)
+    return system or is_of_autotune(path) or is_of_python(path) or is_installed(path)
+
+
+def _absolute(path: object) -> str | None:
+    """The absolute path that a call names; a link stays one, for it may lead elsewhere later."""
+    if isinstance(path, int) or not isinstance(path, str | bytes | os.PathLike):
+        return None
+    return os.path.abspath(os.fsdecode(path))
+
+
+def _held_open() -> set[str]:
+    """Regular files that this process has mapped or holds open, those aside that it shares its writes to."""
+    held = set[str]()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+            _, access, *_, path = line.split(maxsplit=5)
+            if path.startswith("/") and access != "rw-s":
+                held.add(path)
+    with contextlib.suppress(OSError):
+        for number in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                flags = Path(f"/proc/self/fdinfo/{number}").read_text().partition("flags:")[2].split()[0]
+                if not int(flags, 8) & _WRITES:
+                    held.add(os.readlink(f"/proc/self/fd/{number}"))
+    return {path for path in held if not path.startswith(_LIBRARIES) and os.path.isfile(path)}
+
+
+def _kind(found: os.stat_result) -> str:
+    return f"file {found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else "folder or other"
+
+
+def _what_is_at(path: str) -> str | None:
+    try:
+        return _kind(_stat(path))
+    except OSError:
+        return None
+
+
+def _file_digest(path: str) -> str | None:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
+def _folder_digest(path: str) -> str | None:
+    """A digest of the names in a folder, without those that come and go by themselves."""
+    try:
+        names = [name for name in os.listdir(path) if name != "__pycache__" and not name.endswith(_PASSING)]
+    except OSError:
+        return None
+    return hashlib.sha256("\0".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
+
+
+def _text_digest(text: str | None) -> str | None:
+    return None if text is None else hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+
+
+def _file_of(name: str) -> str:
+    return getattr(sys.modules.get(name), "__file__", None) or ""
+
+
+def _module_of(value: object) -> str:
+    """The module that a global name of a file leads to."""
+    if isinstance(value, ModuleType):
+        return str(vars(value).get("__name__", ""))
+    return str(value.__module__ or "") if isinstance(value, type | FunctionType) else ""
+
+
+def _shown(value: object) -> str:
+    return os.fsdecode(value) if isinstance(value, bytes) else str(value)[:200]

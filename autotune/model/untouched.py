@@ -1,0 +1,155 @@
+"""A caller's module, random state and process, put back as they were whatever happens in between."""
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from autotune.model.process_settings import settings_kept
+from autotune.model.tensors import is_lazy
+
+if TYPE_CHECKING:
+    import torch
+
+OWN = ("_parameters", "_buffers", "training")
+"""Entries of a module's ``__dict__`` that are kept by other means than as attributes."""
+
+
+@contextlib.contextmanager
+def random_state() -> Iterator[None]:
+    """Put the random state of torch (of every GPU that is in use, too), Python and NumPy back at the end."""
+    import torch
+
+    numpy: Any = sys.modules.get("numpy")
+    before = random.getstate(), torch.get_rng_state(), numpy.random.get_state() if numpy is not None else None
+    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        torch.set_rng_state(before[1])
+        if numpy is not None:
+            numpy.random.set_state(before[2])
+        if on_gpus is not None:
+            torch.cuda.set_rng_state_all(on_gpus)
+
+
+@contextlib.contextmanager
+def process_state() -> Iterator[None]:
+    """Put the random state, and the settings of the process (see :func:`settings_kept`), back at the end."""
+    with random_state(), settings_kept():
+        yield
+
+
+@contextlib.contextmanager
+def untouched(module: "torch.nn.Module") -> Iterator[None]:
+    """Put a module's flags, buffers, hooks and attributes, and the state of the process, back at the end."""
+    kept = [_Kept.of(part) for part in module.modules()]
+    with process_state():
+        try:
+            yield
+        finally:
+            for each in kept:
+                each.restore()
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """One part of a module: its class, training flag, tensors with copies of the values of buffers, and attributes."""
+
+    part: "torch.nn.Module"
+    kind: type
+    training: bool
+    parameters: "dict[str, torch.Tensor | None]"
+    needs_grad: dict[str, bool]
+    buffers: "dict[str, torch.Tensor | None]"
+    values: "dict[str, torch.Tensor]"
+    attributes: dict[str, Any]
+    containers: dict[str, Any]
+
+    @classmethod
+    def of(cls, part: "torch.nn.Module") -> "_Kept":
+        import torch
+
+        attributes = {name: value for name, value in vars(part).items() if name not in OWN}
+        return cls(
+            part,
+            type(part),
+            part.training,
+            dict(part._parameters),
+            {name: one.requires_grad for name, one in part._parameters.items() if one is not None},
+            dict(part._buffers),
+            {
+                name: value.detach().clone()
+                for name, value in (*part._buffers.items(), *attributes.items())
+                if isinstance(value, torch.Tensor) and copies(value)
+            },
+            attributes,
+            {name: value.copy() for name, value in attributes.items() if _is_container(name, value)},
+        )  # fmt: skip
+
+    def restore(self) -> None:
+        part = self.part
+        if type(part) is not self.kind:
+            part.__class__ = self.kind
+        part.training = self.training
+        for name in [name for name in vars(part) if name not in OWN and name not in self.attributes]:
+            del part.__dict__[name]
+        part.__dict__.update(self.attributes)
+        for name, content in self.containers.items():
+            _refill(part.__dict__[name], content)
+        _refill(part._parameters, self.parameters)
+        _refill(part._buffers, self.buffers)
+        for name, needs_grad in self.needs_grad.items():
+            one = part._parameters[name]
+            if one is not None and one.requires_grad != needs_grad:
+                one.requires_grad_(needs_grad)
+        for name, value in self.values.items():
+            now: Any = self.buffers[name] if name in self.buffers else self.attributes[name]
+            if not same_values(now, value):
+                now.data.copy_(value)
+
+
+def _is_container(name: str, value: Any) -> bool:
+    """Whether an attribute may be changed in place: the registries of parts and hooks, plain lists, dicts and sets."""
+    return name == "_modules" or name.endswith("_hooks") or type(value) in (list, dict, set)
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Give a container the content that it had, in place, for others may hold it too."""
+    if _identical(container, content):
+        return
+    container.clear()
+    container.extend(content) if isinstance(container, list) else container.update(content)
+
+
+def _identical(one: Any, other: Any) -> bool:
+    """Whether two containers hold the very same objects in the same order, of dicts keys and values."""
+    if len(one) != len(other) or any(a is not b for a, b in zip(one, other, strict=True)):
+        return False
+    return not hasattr(other, "values") or all(one[key] is other[key] for key in other)
+
+
+def copies(tensor: "torch.Tensor") -> bool:
+    """Whether the values of a tensor can be copied and compared: it has some, and lies in one piece."""
+    return not is_lazy(tensor) and not tensor.is_nested and tensor.device.type != "meta"
+
+
+def same_values(one: "torch.Tensor", other: "torch.Tensor") -> bool:
+    """Whether two tensors are equal bit by bit: NaN equals itself, and 0.0 does not equal -0.0."""
+    import torch
+
+    if one is other:
+        return True
+    if one.is_nested or other.is_nested:
+        return False
+    if one.shape != other.shape or one.dtype != other.dtype or one.layout != other.layout:
+        return False
+    if one.layout is not torch.strided or one.is_quantized:
+        return bool(torch.equal(one, other) if one.is_quantized else torch.equal(one.to_dense(), other.to_dense()))
+    if not one.numel():
+        return True
+    bits = [t.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)]
+    return bool(torch.equal(*bits))
