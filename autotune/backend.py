@@ -35,7 +35,7 @@ class SourceModel(Protocol):
 
     @property
     def known_kernels(self) -> KnownKernels | None:
-        """The measured kernels that a build may choose from; ``None`` where nobody has told any."""
+        """The measured kernels that a build may choose from; ``None`` if it was handed none."""
         ...
 
     def program(self, precision: str, device: Device) -> "ExportedProgram":
@@ -56,7 +56,8 @@ class Runner(Protocol):
     """A loaded artifact: the very same code for the trial and for deployment.
 
     Flat tensors in, flat tensors out, in the dtypes of the original model and on its device; inputs are copied in where
-    needed, outputs are fresh; safe to call from several threads.
+    needed, and refused by :class:`autotune.runtime.signature.Signature` if they do not fit; outputs are fresh; safe to
+    call from several threads.
     """
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
@@ -94,6 +95,8 @@ class Backend(Protocol):
     def load(self, folder: Path, device: Device) -> Runner:
         """Turn an artifact into a runner; needs no compiler, no model code and no third-party pytree.
 
+        Beside what the build wrote the folder has the artifact's own description, and the study's example inputs to
+        settle the runner on (``read_record`` and ``read_example`` of :mod:`autotune.runtime.artifact`).
         Reads all of it: the folder, which holds what was verified for this load, is deleted afterwards.
         """
         ...

@@ -120,16 +120,19 @@ class MisbehavingBackend:
         import torch
 
         from autotune.reliability.misbehaviour import segfault
+        from autotune.runtime.artifact import read_record
+        from autotune.runtime.signature import Signature
 
         fault = (folder / "fault").read_text()
         if fault == "load_segfault":
             segfault(folder)
+        signature = Signature(read_record(folder).inputs, device.torch_name)
         module: Any = torch.export.load(str(folder / "program.pt2")).module()
 
         class GraphRunner:
             def __call__(self, *inputs: Any) -> tuple[Any, ...]:
                 with torch.no_grad():
-                    answers = module(*inputs)
+                    answers = module(*signature.place(inputs))
                 if fault == "inaccurate":
                     return tuple(answer * 1.1 for answer in answers)
                 if fault == "non_finite":

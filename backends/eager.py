@@ -58,10 +58,11 @@ class EagerBackend:
 
     def load(self, folder: Path, device: Device) -> Runner:
         """Rebuild the module or load the graph, and settle it on the device."""
+        from autotune.runtime.artifact import read_example
         from autotune.runtime.torch_runner import torch_runner
 
         settings = Settings.read(folder)
-        return torch_runner(_callable(folder, settings, device), settings, device)
+        return torch_runner(_callable(folder, settings, device), settings, device, read_example(folder))
 
 
 def _callable(folder: Path, settings: Settings, device: Device) -> Callable[..., Any]:

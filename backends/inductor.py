@@ -85,6 +85,7 @@ class InductorBackend:
         """
         import torch
 
+        from autotune.runtime.artifact import read_example
         from autotune.runtime.torch_runner import torch_runner
 
         settings = Settings.read(folder)
@@ -98,7 +99,7 @@ class InductorBackend:
                 thread.enter_context(device)
             return loader.run(list(map(_as_compiled_for, inputs)))
 
-        return torch_runner(call, settings, device)
+        return torch_runner(call, settings, device, read_example(folder))
 
 
 class _Thread(threading.local):

@@ -6,9 +6,9 @@ graph depends on provider options and cannot all be stored; there a build needs 
 and the session optimises at load.
 """
 
-import json
 import logging
 import shutil
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,16 +17,17 @@ from autotune.backend import Availability, Runner, SourceModel
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.errors import ArtifactError
+from autotune.runtime.artifact import ArtifactRecord, read_example, read_record
+from autotune.runtime.signature import Signature
 from autotune.search_spaces import onnxruntime as options
 from autotune.space import SearchSpace
-from autotune.workload import Workload
+from autotune.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
     import onnxruntime
 
     from autotune.model.source import CapturedModel
 
-SETTINGS = "onnxruntime.json"
 WEIGHTS = "model.onnx.data"
 # Parameters that become options of the CUDA provider under another name; truth values become 0 and 1.
 _CUDA_OPTIONS = {"conv_algo_search": "cudnn_conv_algo_search", "nhwc": "prefer_nhwc", "cuda_graph": "enable_cuda_graph"}
@@ -60,7 +61,7 @@ class OnnxRuntimeBackend:
         return options.space(device, workload)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
-        """Export the graph, fuse where asked, and write the model beside its settings."""
+        """Export the graph, fuse where asked, and write the model."""
         from autotune.model.onnx import FILE, exported
         from autotune.model.source import CapturedModel
 
@@ -69,9 +70,6 @@ class OnnxRuntimeBackend:
         precision = str(configuration["precision"])
         fused = bool(configuration.get("transformer_fusions", False))
         source = fused_model(model, precision) if fused else exported(model, precision)
-        specs = model.workload.as_dict()
-        settings = {"configuration": configuration.as_dict(), "inputs": specs["inputs"], "outputs": specs["outputs"]}
-        (folder / SETTINGS).write_text(json.dumps(settings, sort_keys=True))
         if device.kind == "cpu":
             import onnxruntime
 
@@ -93,34 +91,37 @@ class OnnxRuntimeBackend:
         from autotune.model.onnx_file import check_onnx
 
         check_onnx(folder / FILE)
-        settings = json.loads((folder / SETTINGS).read_text())
-        configuration = Configuration.from_dict(settings["configuration"])
+        record = read_record(folder)
         if device.kind == "cpu":
             import onnxruntime
 
-            stored = _session_options(configuration, level="disabled")
+            stored = _session_options(record.configuration, level="disabled")
             session = onnxruntime.InferenceSession(str(folder / FILE), stored, providers=["CPUExecutionProvider"])
-            inputs, outputs = ([spec["name"] for spec in settings[side]] for side in ("inputs", "outputs"))
-            return CpuRunner(session, inputs, outputs)
-        return _load_on_cuda(folder / FILE, configuration, device, settings)
+            return CpuRunner(session, record.inputs, record.outputs)
+        return _load_on_cuda(folder / FILE, record, device)
 
 
 class CpuRunner:
     """A session on the CPU provider; reads the caller's tensors in place, and answers with fresh ones."""
 
-    def __init__(self, session: "onnxruntime.InferenceSession", inputs: list[str], outputs: list[str]) -> None:
+    def __init__(
+        self, session: "onnxruntime.InferenceSession", inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+    ) -> None:
         self._session: Any = session
+        self._signature = Signature(inputs, "cpu")
         taken = {argument.name for argument in session.get_inputs()}
-        self._inputs = [(name, name in taken) for name in inputs]  # a fusion drops an input that nothing reads
-        self._outputs = outputs
+        self._inputs = [
+            (spec.name, spec.name in taken) for spec in inputs
+        ]  # a fusion drops an input that nothing reads
+        self._outputs = [spec.name for spec in outputs]
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Answer one call; several threads may ask at once."""
+        """Answer one call; several threads may ask at once. Raises ModelError if the inputs do not fit."""
         import torch
 
         feeds = {
             name: tensor.detach().contiguous().numpy()
-            for (name, taken), tensor in zip(self._inputs, inputs, strict=True)
+            for (name, taken), tensor in zip(self._inputs, self._signature.check(inputs), strict=True)
             if taken
         }
         return tuple(torch.from_numpy(answer) for answer in self._session.run(self._outputs, feeds))
@@ -175,7 +176,7 @@ def _session_options(configuration: Configuration, *, level: str) -> "onnxruntim
     return found
 
 
-def _load_on_cuda(path: Path, configuration: Configuration, device: Device, settings: dict[str, Any]) -> Runner:
+def _load_on_cuda(path: Path, record: ArtifactRecord, device: Device) -> Runner:
     import torch  # first: it brings the CUDA libraries that the provider needs
 
     from autotune.backends.onnxruntime_cuda import CudaGraphRunner, CudaRunner, preload_libraries
@@ -183,6 +184,7 @@ def _load_on_cuda(path: Path, configuration: Configuration, device: Device, sett
     preload_libraries()
     import onnxruntime
 
+    configuration = record.configuration
     stream = torch.cuda.current_stream(device.index)
     if stream.cuda_stream == 0:
         # The provider takes 0 for "none given" and would make a stream that is not ordered with torch's.
@@ -208,8 +210,9 @@ def _load_on_cuda(path: Path, configuration: Configuration, device: Device, sett
             expected="its CUDA provider, built for the CUDA and cuDNN versions that torch brings",
             run="autotune doctor",
         )
-    runner = CudaGraphRunner if configuration["cuda_graph"] else CudaRunner
-    return runner(session, stream, device, settings["inputs"], settings["outputs"])
+    if configuration["cuda_graph"]:
+        return CudaGraphRunner(session, stream, device, record.inputs, record.outputs, read_example(path.parent))
+    return CudaRunner(session, stream, device, record.inputs, record.outputs)
 
 
 BACKEND = OnnxRuntimeBackend()

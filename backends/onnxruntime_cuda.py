@@ -10,11 +10,13 @@ import contextlib
 import io
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from autotune.device import Device
+from autotune.runtime.signature import Signature
+from autotune.workload import TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -51,15 +53,15 @@ def preload_libraries() -> None:
 
 
 class CudaRunner:
-    """Binds the caller's tensors and fresh outputs in each call; copies nothing."""
+    """Binds the caller's tensors and fresh outputs in each call; copies only inputs that lie on the CPU."""
 
     def __init__(
         self,
         session: "onnxruntime.InferenceSession",
         stream: "torch.cuda.Stream",
         device: Device,
-        inputs: Sequence[Mapping[str, Any]],
-        outputs: Sequence[Mapping[str, Any]],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
     ) -> None:
         import onnxruntime
         import torch
@@ -67,20 +69,20 @@ class CudaRunner:
         self._session: Any = session
         self._stream = stream
         self._device = torch.device(device.torch_name)
+        self._signature = Signature(inputs, device.torch_name)
         self._lock = threading.Lock()
         taken = {argument.name for argument in session.get_inputs()}
-        self._inputs = [(spec["name"], ONNX_TYPES[spec["dtype"]], spec["name"] in taken) for spec in inputs]
+        self._inputs = [(spec.name, ONNX_TYPES[spec.dtype], spec.name in taken) for spec in inputs]
         self._outputs = [
-            (spec["name"], ONNX_TYPES[spec["dtype"]], tuple(spec["shape"]), getattr(torch, spec["dtype"]))
-            for spec in outputs
+            (spec.name, ONNX_TYPES[spec.dtype], spec.shape, getattr(torch, spec.dtype)) for spec in outputs
         ]
         self._options = onnxruntime.RunOptions()
         # The streams order the work; without this the host waits for the device at the end of each run.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Answer one call; calls from several threads take turns."""
-        tensors = [_bindable(tensor) for tensor in inputs]
+        """Answer one call; calls from several threads take turns. Raises ModelError if the inputs do not fit."""
+        tensors = [_bindable(tensor) for tensor in self._signature.place(inputs)]
         answers = self._empty_outputs()
         with self._lock, self._ordered():
             self._session.run_with_iobinding(self._bind(tensors, answers), self._options)
@@ -129,6 +131,7 @@ class CudaRunner:
 class CudaGraphRunner(CudaRunner):
     """Replays the graph that ONNX Runtime captured over fixed buffers; copies inputs in and answers out.
 
+    The buffers hold ``example`` while it captures, the study's own inputs: a model need not take any others.
     ONNX Runtime keeps one captured graph a thread: the first call of a new thread captures again.
     """
 
@@ -137,16 +140,12 @@ class CudaGraphRunner(CudaRunner):
         session: "onnxruntime.InferenceSession",
         stream: "torch.cuda.Stream",
         device: Device,
-        inputs: Sequence[Mapping[str, Any]],
-        outputs: Sequence[Mapping[str, Any]],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        example: "Sequence[torch.Tensor]",
     ) -> None:
-        import torch
-
         super().__init__(session, stream, device, inputs, outputs)
-        self._fixed_inputs = [
-            torch.zeros(tuple(spec["shape"]), dtype=getattr(torch, spec["dtype"]), device=self._device)
-            for spec in inputs
-        ]
+        self._fixed_inputs = [tensor.contiguous().clone() for tensor in self._signature.place(example)]
         self._fixed_outputs = self._empty_outputs()
         self._binding: Any = self._bind(self._fixed_inputs, self._fixed_outputs)
         with self._lock, self._ordered():
@@ -154,14 +153,15 @@ class CudaGraphRunner(CudaRunner):
         stream.synchronize()
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Answer one call; calls from several threads take turns."""
+        """Answer one call; calls from several threads take turns. Raises ModelError if the inputs do not fit."""
         import torch
 
+        checked = self._signature.check(inputs)
         answers = self._empty_outputs()
         with self._lock, self._ordered():
             with torch.cuda.stream(self._stream):
-                for fixed, tensor in zip(self._fixed_inputs, inputs, strict=True):
-                    fixed.copy_(tensor)
+                for fixed, tensor in zip(self._fixed_inputs, checked, strict=True):
+                    fixed.copy_(tensor.detach())
             self._session.run_with_iobinding(self._binding, self._options)
             with torch.cuda.stream(self._stream):
                 for answer, fixed in zip(answers, self._fixed_outputs, strict=True):

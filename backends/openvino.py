@@ -7,11 +7,11 @@ through the ONNX export, which gives the same operators ten times sooner. The ar
 longer (ResNet-50: 0.3 s, not 0.2 s).
 """
 
-import json
 import queue
 import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 from autotune.backend import Availability, Runner, SourceModel
 from autotune.configuration import Configuration
 from autotune.device import Device
+from autotune.runtime.artifact import read_record
+from autotune.runtime.signature import Signature
 from autotune.search_spaces import openvino as options
 from autotune.space import SearchSpace
-from autotune.workload import Workload
+from autotune.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
     from autotune.model.source import CapturedModel
 
-SETTINGS = "openvino.json"
 MODEL = "model.xml"
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 # Operators that do the arithmetic; what stands between them may be in any type.
@@ -66,8 +67,6 @@ class OpenVinoBackend:
         converted = converted_model(model)
         for name in (MODEL, Path(MODEL).with_suffix(".bin").name):
             shutil.copyfile(converted / name, folder / name)
-        outputs = [spec.dtype for spec in model.workload.outputs]
-        (folder / SETTINGS).write_text(json.dumps({"configuration": configuration.as_dict(), "outputs": outputs}))
         require_precision(_compiled(folder, configuration), str(configuration["precision"]))
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
@@ -76,31 +75,32 @@ class OpenVinoBackend:
 
     def load(self, folder: Path, device: Device) -> Runner:
         """Compile the stored graph in this process; needs nothing but OpenVINO."""
-        settings = json.loads((folder / SETTINGS).read_text())
-        compiled = _compiled(folder, Configuration.from_dict(settings["configuration"]))
-        return OpenVinoRunner(compiled, settings["outputs"])
+        record = read_record(folder)
+        return OpenVinoRunner(_compiled(folder, record.configuration), record.inputs, record.outputs)
 
 
 class OpenVinoRunner:
     """A compiled model with one infer request for each call under way; reads the caller's tensors in place."""
 
-    def __init__(self, compiled: Any, outputs: list[str]) -> None:
+    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         import torch
 
         self._compiled = compiled
-        self._dtypes = [getattr(torch, dtype) for dtype in outputs]
+        self._signature = Signature(inputs, "cpu")
+        self._dtypes = [getattr(torch, spec.dtype) for spec in outputs]
         self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._idle.put(compiled.create_infer_request())
 
     def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Answer one call; several threads may ask at once."""
+        """Answer one call; several threads may ask at once. Raises ModelError if the inputs do not fit."""
         import torch
 
+        checked = self._signature.check(inputs)
         try:
             request = self._idle.get_nowait()
         except queue.Empty:
             request = self._compiled.create_infer_request()
-        arrays = {at: tensor.detach().contiguous().numpy() for at, tensor in enumerate(inputs)}
+        arrays = {at: tensor.detach().contiguous().numpy() for at, tensor in enumerate(checked)}
         # With shared inputs the request may keep a view of a caller's tensor, which the next call replaces.
         answers = request.infer(arrays, share_inputs=True, share_outputs=False)
         found = tuple(torch.from_numpy(answers[at]).to(dtype) for at, dtype in enumerate(self._dtypes))

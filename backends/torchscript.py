@@ -63,6 +63,7 @@ class TorchScriptBackend:
         """Load the graph, optimise it where asked, and let it profile itself."""
         import torch
 
+        from autotune.runtime.artifact import read_example
         from autotune.runtime.torch_runner import torch_runner
 
         settings = Settings.read(folder)
@@ -70,7 +71,7 @@ class TorchScriptBackend:
             module: Any = torch.jit.load(str(folder / MODEL), map_location=device.torch_name)  # type: ignore[no-untyped-call]
             if settings.optimize:
                 module = torch.jit.optimize_for_inference(module)
-        return torch_runner(module, settings, device)
+        return torch_runner(module, settings, device, read_example(folder))
 
 
 @contextlib.contextmanager

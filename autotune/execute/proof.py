@@ -73,7 +73,7 @@ def prove_backend(request: Mapping[str, Any], enter: Callable[[str], None]) -> d
     target = folder / "artifact"
     target.mkdir()
     backend.build(model, configuration, device, target)
-    artifact.describe(target, configuration, captured.workload, captured.output_schema)
+    artifact.describe(target, configuration, captured.workload, captured.output_schema, example={"input": inputs[0]})
     enter("load")
     runner = artifact.load_runner(target, device)
     enter("check")

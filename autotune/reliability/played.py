@@ -22,10 +22,12 @@ from autotune.configuration import Configuration
 from autotune.database.store import Store
 from autotune.device import Device
 from autotune.errors import AutotuneError
-from autotune.execute.bench import Bench
+from autotune.execute.bench import Bench, Kernels
 from autotune.execute.finals import FinalsResult
 from autotune.execute.server import StepResult, WorkerServer
+from autotune.execute.steps import HELD_OUT, TIMING
 from autotune.measure.verdict import verdict_from_samples
+from autotune.model.source import EXAMPLE
 from autotune.objective import Objective
 from autotune.plan import Plan
 from autotune.runtime import discovery
@@ -172,8 +174,15 @@ class PlayedBench(Bench):
         return self
 
     def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> dict[str, Any]:
-        """There is no model."""
-        return {"sources": {}, "imported": []}
+        """There is no model; its folder holds what a study's identity is read from."""
+        self.model.mkdir(parents=True, exist_ok=True)
+        for file in (EXAMPLE, TIMING, HELD_OUT):
+            (self.model / file).touch()
+        return {"read": {"packages": []}, "notes": [], "imported": []}
+
+    def form(self) -> str:
+        """The digest of a form that stands for every answer."""
+        return "0" * 64
 
     def workload(self) -> Workload:
         """A workload of the study's name."""
@@ -181,7 +190,7 @@ class PlayedBench(Bench):
         digest = (self._name.encode().hex() + "0" * 64)[:64]
         return Workload(name=self._name, batch=1, structure=digest, weights=digest, inputs=(spec,), outputs=(spec,))
 
-    def reference(self) -> None:
+    def reference(self, objective: Objective) -> None:
         """There is nothing to be compared with."""
 
     def build(
@@ -190,6 +199,7 @@ class PlayedBench(Bench):
         workers: int,
         timeout_s: float | None = None,
         *,
+        kernels: Kernels = lambda _: None,
         then: Callable[[Configuration, StepResult, Path], None] = lambda *_: None,
     ) -> list[tuple[StepResult, Path]]:
         """Write an artifact that names its configuration."""
@@ -198,7 +208,7 @@ class PlayedBench(Bench):
             target = Path(tempfile.mkdtemp(dir=self.folder, prefix="artifact-"))
             (target / "configuration.json").write_text(json.dumps(configuration.as_dict(), sort_keys=True))
             result = self._played.step("build", what="built", study=self._name, configuration=configuration.digest)
-            result = _with_value(result, {"build_s": WORK_S})
+            result = _with_value(result, {"build_s": WORK_S, "kernels": ""})
             then(configuration, result, target)
             built.append((result, target))
         return built
@@ -242,6 +252,9 @@ class PlayedFinals(StudyFinals):
             },
             process_of_round=(0,) * ROUNDS,
         )
+
+    def _deployed(self, winner: Trial) -> None:
+        """There is nothing that could be called."""
 
     def _time_alone(self, plan: Plan) -> None:
         self.on.check_stop()

@@ -78,10 +78,18 @@ def _load_artifact(on: Attempt, backend: str, files: Mapping[str, bytes]) -> Non
     built.mkdir()
     for name, content in files.items():
         (built / name).write_bytes(content)
-    describe(built, Configuration.of(backend, {"precision": "fp32"}), WORKLOAD, {"kind": "tensor", "index": 0})
+    describe_toy(built, Configuration.of(backend, {"precision": "fp32"}))
     store = ArtifactStore(on.folder / "store")
     with store.taken(store.add(built)) as folder:
         load_runner(folder, CPU)
+
+
+def describe_toy(folder: Path, configuration: Configuration) -> None:
+    """Describe a folder as an artifact of :data:`WORKLOAD`."""
+    import torch
+
+    example = {SPEC.name: torch.ones(SPEC.shape)}
+    describe(folder, configuration, WORKLOAD, {"kind": "tensor", "index": 0}, example=example)
 
 
 def _onnx(on: Attempt, entries: Mapping[str, str], domain: str = "", cut: int = 0) -> None:

@@ -20,8 +20,7 @@ from autotune.errors import AutotuneError
 from autotune.objective import Objective
 from autotune.plan import Plan
 from autotune.reliability.attempt import Attempt, Case
-from autotune.reliability.refused_models import CPU, DIGEST, WORKLOAD
-from autotune.runtime.artifact import describe
+from autotune.reliability.refused_models import CPU, DIGEST, WORKLOAD, describe_toy
 from autotune.study_bench import bench_plan
 from autotune.study_file import parse_study
 from autotune.trial import Measurement
@@ -36,7 +35,7 @@ def _built(on: Attempt, configuration: Configuration = CONFIGURATION) -> Path:
     folder = on.folder / f"built-{configuration.digest[:8]}"
     folder.mkdir()
     (folder / "program.pt2").write_bytes(on.pickled())
-    describe(folder, configuration, WORKLOAD, {"kind": "tensor", "index": 0})
+    describe_toy(folder, configuration)
     return folder
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.backend import Runner
 from autotune.configuration import Configuration
@@ -12,14 +12,19 @@ from autotune.device import Device
 from autotune.errors import ArtifactError, AutotuneError
 from autotune.workload import TensorSpec, Workload
 
-RECORD = "artifact.json"
+if TYPE_CHECKING:
+    import torch
+
+RECORD, EXAMPLE = "artifact.json", "example.safetensors"
+SCHEMA = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactRecord:
     """What stands in ``artifact.json``: which backend loads it, and what its runner takes and answers.
 
-    ``structure`` and ``weights`` are those of the workload it was built for.
+    ``structure`` and ``weights`` are those of the workload it was built for; ``kernels`` is the digest of the tuned
+    kernels that the build was handed, "" if there were none.
     """
 
     structure: str
@@ -28,10 +33,26 @@ class ArtifactRecord:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     output_schema: Mapping[str, Any]
+    kernels: str = ""
 
 
-def describe(folder: Path, configuration: Configuration, workload: Workload, output_schema: Mapping[str, Any]) -> None:
-    """Write the description into a folder that a backend has built."""
+def describe(
+    folder: Path,
+    configuration: Configuration,
+    workload: Workload,
+    output_schema: Mapping[str, Any],
+    *,
+    example: "Mapping[str, torch.Tensor]",
+    kernels: str = "",
+) -> None:
+    """Write the description into a folder that a backend has built, with the study's own example inputs by name.
+
+    A runner settles on the example as it loads: no other values are known to be in the range that the model takes.
+    """
+    from safetensors.torch import save_file
+
+    own = {spec.name: example[spec.name].detach().cpu().contiguous().clone() for spec in workload.inputs}
+    save_file(own, str(folder / EXAMPLE))
     specs = workload.as_dict()
     record = {
         "structure": workload.structure,
@@ -40,15 +61,18 @@ def describe(folder: Path, configuration: Configuration, workload: Workload, out
         "inputs": specs["inputs"],
         "outputs": specs["outputs"],
         "output_schema": output_schema,
-        "schema": 1,
+        "kernels": kernels,
+        "schema": SCHEMA,
     }
     (folder / RECORD).write_text(json.dumps(record, sort_keys=True))
 
 
 def read_record(folder: Path) -> ArtifactRecord:
-    """Read the description; raises ArtifactError where the folder is not an artifact."""
+    """Read the description; raises ArtifactError if the folder is no artifact, or one of another schema."""
     try:
         data = json.loads((folder / RECORD).read_text())
+        if data["schema"] != SCHEMA:
+            raise _of_another_version(data["schema"])
         return ArtifactRecord(
             structure=str(data["structure"]),
             weights=str(data["weights"]),
@@ -56,6 +80,7 @@ def read_record(folder: Path) -> ArtifactRecord:
             inputs=tuple(_spec(spec) for spec in data["inputs"]),
             outputs=tuple(_spec(spec) for spec in data["outputs"]),
             output_schema=data["output_schema"],
+            kernels=str(data["kernels"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
@@ -63,8 +88,26 @@ def read_record(folder: Path) -> ArtifactRecord:
         ) from error
 
 
+def read_example(folder: Path) -> "tuple[torch.Tensor, ...]":
+    """Read the study's own example in the order of the inputs; raises ArtifactError if it is absent or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    names = [spec.name for spec in read_record(folder).inputs]
+    try:
+        tensors = load_file(str(folder / EXAMPLE))
+        return tuple(tensors[name].clone() for name in names)  # the file is deleted, and begins at no round address
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder.name} has no example inputs that can be read",
+            found=f"{type(error).__name__}: {error}",
+            expected=f"{EXAMPLE} with {', '.join(names)}",
+            run="autotune tune with its study file, which builds it again",
+        ) from error
+
+
 def load_runner(folder: Path, device: Device) -> Runner:
-    """Load an artifact by its backend; raises ArtifactError where the backend cannot."""
+    """Load an artifact by its backend; raises ArtifactError if the backend cannot."""
     from autotune import registry
 
     record = read_record(folder)
@@ -77,8 +120,18 @@ def load_runner(folder: Path, device: Device) -> Runner:
             f"the artifact of {record.configuration} does not load",
             found=f"{type(error).__name__}: {error}",
             expected=f"a working {record.configuration.backend} on {device.name}",
-            run="autotune doctor",
+            run="" if record.configuration.get("form", "") == "module" else "autotune doctor",
         ) from error
+
+
+def _of_another_version(schema: Any) -> ArtifactError:
+    older = isinstance(schema, int) and schema < SCHEMA
+    return ArtifactError(
+        f"the artifact was written by {'an earlier' if older else 'another'} version of autotune",
+        found=f"{RECORD} of schema {schema}",
+        expected=f"schema {SCHEMA}",
+        run="autotune tune with its study file, or autotune.load with the model: it is built again by either",
+    )
 
 
 def _spec(data: Mapping[str, Any]) -> TensorSpec:

@@ -62,8 +62,8 @@ class CudaGraphRunner:
             self._handle, self._index = self._stream.cuda_stream, self._stream.device.index
 
     def __call__(self, *inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
-        """Answer one call on the caller's current stream; raises ModelError where the inputs do not fit."""
-        self._signature.check(inputs)
+        """Answer one call on the caller's current stream; raises ModelError if the inputs do not fit."""
+        checked = self._signature.check(inputs)
         with self._lock, self._on_device, self._no_grad:
             if self._graph is None:
                 raise ArtifactError("a closed runner was called", expected="a call before close()")
@@ -71,7 +71,7 @@ class CudaGraphRunner:
                 stream = self._current_stream(self._device)
                 stream.wait_stream(self._stream)
                 self._stream, self._handle = stream, stream.cuda_stream
-            self._copy(self._inputs, inputs)  # blocking for memory of the host, which the caller may reuse at once
+            self._copy(self._inputs, checked)  # blocking for memory of the host, which the caller may reuse at once
             self._graph.replay()
             if self._static_outputs:
                 return self._outputs

@@ -1,4 +1,4 @@
-"""What a runner takes: shapes and dtypes of its flat inputs."""
+"""What a runner takes: number, shapes, dtypes and places of its flat inputs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,47 +11,75 @@ if TYPE_CHECKING:
 
 
 class Signature:
-    """The flat inputs that an artifact was built for, on the device that it runs on."""
+    """The flat inputs that an artifact was built for, and the device that it runs on; every runner checks by it."""
 
     def __init__(self, specs: Sequence[TensorSpec], device: str) -> None:
         import torch
 
         self._specs = tuple(specs)
         self._device = torch.device(device)
-        self._expected = tuple((torch.Size(spec.shape), getattr(torch, spec.dtype)) for spec in specs)
+        self._tensor, self._strided = torch.Tensor, torch.strided
+        self._expected = tuple((spec, torch.Size(spec.shape), getattr(torch, spec.dtype)) for spec in specs)
 
-    def check(self, inputs: Sequence[Any]) -> None:
-        """Refuse inputs of another number, shape or dtype: a graph would broadcast or misread them in silence.
+    def check(self, inputs: Sequence[Any]) -> "Sequence[torch.Tensor]":
+        """Return the inputs, views that are conjugated or negated written out; raises ModelError if one does not fit.
 
-        Raises ModelError.
+        A backend would broadcast, cast or misread in silence what differs in number, shape, dtype or layout. An input
+        lies on the runner's device or on the CPU, from which it may be copied.
         """
-        if len(inputs) == len(self._expected):
-            for tensor, (shape, dtype) in zip(inputs, self._expected, strict=True):
-                if tensor.shape != shape or tensor.dtype is not dtype:
-                    break
-            else:
-                return
-        raise ModelError(
-            "the inputs are not those that the plan was made for",
-            found=_describe((_dtype(tensor), tuple(tensor.shape)) for tensor in inputs),
-            expected=_describe((f"{spec.name} {spec.dtype}", spec.shape) for spec in self._specs),
-        )
+        if len(inputs) != len(self._expected):
+            raise self._wrong_number(inputs)
+        tensor_type, strided, device = self._tensor, self._strided, self._device
+        views = False
+        for given, (spec, shape, dtype) in zip(inputs, self._expected, strict=True):
+            # Whether it is nested comes before its shape, which such a tensor refuses to name.
+            if (
+                not isinstance(given, tensor_type)
+                or given.is_nested
+                or given.layout is not strided
+                or given.dtype is not dtype
+                or given.shape != shape
+                or not (given.is_cpu or given.device == device)
+            ):
+                raise self._misfit(given, spec)
+            views = views or given.is_neg() or given.is_conj()
+        return [given.resolve_conj().resolve_neg() for given in inputs] if views else inputs
 
-    def place(self, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
+    def place(self, inputs: Sequence[Any]) -> "list[torch.Tensor]":
         """Check inputs and copy those that are elsewhere to the device."""
-        self.check(inputs)
-        return [tensor if tensor.device == self._device else tensor.to(self._device) for tensor in inputs]
+        return [tensor if tensor.device == self._device else tensor.to(self._device) for tensor in self.check(inputs)]
 
-    def zeros(self) -> "tuple[torch.Tensor, ...]":
-        """Make inputs of zeros on the device; zero is in range for every index and mask."""
-        import torch
+    def _wrong_number(self, inputs: Sequence[Any]) -> ModelError:
+        missing = [spec.name for spec in self._specs[len(inputs) :]]
+        if missing:
+            asked = f"the call lacks {'input' if len(missing) == 1 else 'inputs'} {', '.join(missing)}"
+        else:
+            asked = f"the plan takes no input after {self._specs[-1].name}"
+        forms = [f"{spec.name} {_form(spec.dtype, spec.shape)}" for spec in self._specs]
+        return ModelError(asked, found=_listed([self._found(given) for given in inputs]), expected=_listed(forms))
 
-        return tuple(torch.zeros(shape, dtype=dtype, device=self._device) for shape, dtype in self._expected)
+    def _misfit(self, given: Any, spec: TensorSpec) -> ModelError:
+        found, expected = self._found(given), _form(spec.dtype, spec.shape)
+        if not isinstance(given, self._tensor):
+            expected = f"a tensor {expected}"
+        elif not (given.is_cpu or given.device == self._device):
+            found = f"{found} on {given.device}"
+            expected = f"{expected} on {self._device}{'' if self._device.type == 'cpu' else ' or cpu'}"
+        return ModelError(f"input {spec.name} does not fit the plan", found=found, expected=expected)
+
+    def _found(self, given: Any) -> str:
+        if not isinstance(given, self._tensor):
+            return f"a value of type {type(given).__name__}"
+        dtype = str(given.dtype).removeprefix("torch.")
+        if given.is_nested:
+            return f"a nested tensor of {dtype}"
+        form = _form(dtype, given.shape)
+        return form if given.layout is self._strided else f"{form} of layout {given.layout}"
 
 
-def _dtype(tensor: Any) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+def _form(dtype: str, shape: Sequence[int]) -> str:
+    return f"{dtype}{list(shape)}"
 
 
-def _describe(tensors: Any) -> str:
-    return ", ".join(f"{name}{list(shape)}" for name, shape in tensors) or "none"
+def _listed(forms: Sequence[str]) -> str:
+    return f"{len(forms)} input{'' if len(forms) == 1 else 's'}{': ' if forms else ''}{', '.join(forms)}"

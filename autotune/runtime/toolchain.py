@@ -38,11 +38,22 @@ another one compiled.
 CUDA_MAJORS = ("13", "12")
 
 
-def current(device: Device) -> Toolchain:
-    """Read the toolchain that a build for this device would use now; what is not installed has no entry."""
+def current(device: Device, only: tuple[str, ...] | None = None) -> Toolchain:
+    """Read the toolchain that a build for this device would use now; what is not installed has no entry.
+
+    ``only`` these entries are read if it is given: asking a compiler for its version takes longer than a look-up.
+    """
+    if only is not None and "compiler" not in only:
+        whole = _read(device, compiler=False)
+        return whole.only(only)
+    whole = _read(device, compiler=True)
+    return whole if only is None else whole.only(only)
+
+
+def _read(device: Device, *, compiler: bool) -> Toolchain:
     found: dict[str, str | None] = {name: _installed(names) for name, names in EVERYWHERE.items()}
     found["python"] = ".".join(platform.python_version_tuple()[:2])
-    found["compiler"] = _first_line(environment.cxx_compiler())
+    found["compiler"] = _first_line(environment.cxx_compiler()) if compiler else None
     if device.kind == "cuda":
         cuda = _cuda_of(found["torch"])
         majors = (cuda.split(".")[0],) if cuda else CUDA_MAJORS

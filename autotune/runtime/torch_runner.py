@@ -17,22 +17,24 @@ SETTLING_CALLS = 3
 """Calls at load: TorchScript profiles in the first and optimises in the second, cuDNN chooses algorithms."""
 
 
-def torch_runner(call: Callable[..., Any], settings: Settings, device: Device) -> Runner:
-    """Settle a callable on the device, and capture it as a CUDA graph where the settings ask for it.
+def torch_runner(
+    call: Callable[..., Any], settings: Settings, device: Device, example: "Sequence[torch.Tensor]"
+) -> Runner:
+    """Settle a callable on the device by the study's own example, and capture a CUDA graph if the settings ask for it.
 
     ``call`` takes flat tensors on the device and returns a tuple or list of flat tensors. The deployed call is then the
-    call that was timed: nothing compiles, profiles or searches in it.
+    call that was timed: nothing compiles, profiles or searches in it. ``example`` may lie on the CPU.
     """
     import torch
 
     signature = Signature(settings.inputs, device.torch_name)
-    example = signature.zeros()
+    placed = signature.place(example)
     if settings.channels_last:
-        example = tuple(map(_channels_last, example))
+        placed = list(map(_channels_last, placed))
     with settings.switches.overlay(), torch.no_grad():
-        borrowed = _settle(call, example)
+        borrowed = _settle(call, placed)
         if settings.cuda_graph:
-            return CudaGraphRunner(lambda *inputs: tuple(call(*inputs)), example, signature=signature)
+            return CudaGraphRunner(lambda *inputs: tuple(call(*inputs)), placed, signature=signature)
     return TorchRunner(call, settings, signature, borrowed)
 
 
@@ -56,7 +58,7 @@ class TorchRunner:
         self._no_grad = torch.no_grad
 
     def __call__(self, *inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
-        """Answer one call; raises ModelError where the inputs do not fit."""
+        """Answer one call; raises ModelError if the inputs do not fit."""
         call = self._call
         if call is None:
             raise ArtifactError("a closed runner was called", expected="a call before close()")
@@ -79,11 +81,13 @@ def _settle(call: Callable[..., Any], example: "Sequence[torch.Tensor]") -> froz
 
     Such an output is an input passed through, or a constant of the model, which the next caller would change in place.
     """
-    first = tuple(call(*example))
+    inputs = [tensor.clone() for tensor in example]
+    memory = _memory(inputs)
+    first = tuple(call(*inputs))
     for _ in range(SETTLING_CALLS - 1):
         inputs = [tensor.clone() for tensor in example]
         again = tuple(call(*inputs))
-    memory = _memory(example) | _memory(inputs) | _memory(first)
+    memory |= _memory(inputs) | _memory(first)
     return frozenset(i for i, output in enumerate(again) if _memory([output]) & memory)
 
 

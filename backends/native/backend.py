@@ -91,6 +91,7 @@ class NativeBackend:
         from autotune.backends.native.sites import taken_as_given
         from autotune.model.precision import flat_module, on_device
         from autotune.model.program import load_program
+        from autotune.runtime.artifact import read_example
         from autotune.runtime.torch_runner import torch_runner
 
         settings = Settings.read(folder)
@@ -101,7 +102,7 @@ class NativeBackend:
         places(folder, module, device)
         if as_given:
             settings = dataclasses.replace(settings, channels_last=False)
-        return torch_runner(module.requires_grad_(False), settings, device)
+        return torch_runner(module.requires_grad_(False), settings, device, read_example(folder))
 
     def explain(self, folder: Path) -> Mapping[str, Any]:
         """What an artifact says of itself: nodes before and after, fusions with their places, kernels by site."""

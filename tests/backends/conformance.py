@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from autotune.backend import Availability, Backend, Runner
 from autotune.configuration import Configuration
 from autotune.device import Device
+from autotune.errors import ModelError
 from autotune.model.capture import capture
 from autotune.model.source import CapturedModel, write
+from autotune.runtime.artifact import describe
 from autotune.workload import Workload
 
 CORES = len(os.sched_getaffinity(0))
@@ -71,6 +73,17 @@ class Mixed(nn.Module):
         return {"image": self.convolutional(image), **self.tokens(ids, mask)}
 
 
+class Numbered(nn.Module):
+    """Embeds numbers that begin at 1: a zero is out of the range that it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(12, 8), nn.Linear(8, 3)
+
+    def forward(self, month: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.embedding(month - 1)))
+
+
 def toy_inputs(name: str, seed: int = 0) -> dict[str, Tensor]:
     """Inputs of a toy by name, drawn under the seed; batch 2."""
     if name == "mixed":
@@ -78,11 +91,18 @@ def toy_inputs(name: str, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     if name == "convolutional":
         return {"image": torch.randn(2, 3, 16, 16, generator=generator)}
+    if name == "numbered":
+        return {"month": torch.randint(1, 13, (2, 5), generator=generator)}
     ids = torch.randint(0, 32, (2, 6), generator=generator)
     return {"ids": ids, "mask": (ids % 5 != 0).float()}
 
 
-TOYS: Mapping[str, type[nn.Module]] = {"convolutional": Convolutional, "tokens": Tokens, "mixed": Mixed}
+TOYS: Mapping[str, type[nn.Module]] = {
+    "convolutional": Convolutional,
+    "tokens": Tokens,
+    "mixed": Mixed,
+    "numbered": Numbered,
+}
 USUAL = ("convolutional", "tokens")
 
 
@@ -130,6 +150,14 @@ def plain_configuration(backend: Backend, device: Device, source: CapturedModel)
     return next(c for c in (*space.defaults, *space) if c["precision"] in ("fp32", "default"))
 
 
+def build_artifact(
+    backend: Backend, source: CapturedModel, configuration: Configuration, device: Device, folder: Path
+) -> None:
+    """Build into an empty folder and describe what is there, as a build worker does."""
+    backend.build(source, configuration, device, folder)
+    describe(folder, configuration, source.workload, source.output_schema, example=source.example())
+
+
 def build_toy(
     backend: Backend,
     device: Device,
@@ -144,8 +172,30 @@ def build_toy(
     artifact = folder / "artifact"
     artifact.mkdir()
     chosen = configuration or plain_configuration(backend, device, source)
-    backend.build(source, chosen, device, artifact)
+    build_artifact(backend, source, chosen, device, artifact)
     return Built(toy=toy, folder=artifact, configuration=chosen)
+
+
+def negated(tensor: Tensor) -> Tensor:
+    """The same values as a view that torch negates as it reads them; NumPy would read their opposites."""
+    view = torch.complex(torch.zeros_like(tensor), -tensor).conj().imag
+    assert view.is_neg() and torch.equal(view, tensor)
+    return view
+
+
+Change = Callable[[list[Tensor]], list[Any]]
+WRONG_CALLS: Mapping[str, tuple[Change, str]] = {
+    "missing": (lambda inputs: inputs[:-1], "the call lacks input {name}"),
+    "extra": (lambda inputs: [*inputs, inputs[0]], "the plan takes no input after {name}"),
+    "shape": (lambda inputs: [*inputs[:-1], inputs[-1][:1]], "input {name} does not fit"),
+    "rank": (lambda inputs: [*inputs[:-1], inputs[-1][None]], "input {name} does not fit"),
+    "dtype": (lambda inputs: [*inputs[:-1], inputs[-1].double()], "input {name} does not fit"),
+    "device": (lambda inputs: [*inputs[:-1], inputs[-1].to("meta")], "input {name} does not fit"),
+    "list": (lambda inputs: [*inputs[:-1], inputs[-1].tolist()], "input {name} does not fit"),
+    "array": (lambda inputs: [*inputs[:-1], inputs[-1].cpu().numpy()], "input {name} does not fit"),
+    "sparse": (lambda inputs: [*inputs[:-1], inputs[-1].to_sparse()], "input {name} does not fit"),
+}
+"""Calls that no runner may take, and how the refusal begins; ``{name}`` is the last input's."""
 
 
 class BackendConformance:
@@ -207,6 +257,8 @@ class RunnerConformance:
     backend: Backend
     device: Device = CPU
     tolerance = 1e-4
+    configuration: Configuration | None = None
+    """What is built; the backend's plain configuration if ``None``."""
 
     toys: tuple[str, ...] = USUAL
 
@@ -218,7 +270,8 @@ class RunnerConformance:
     @pytest.fixture(scope="class")
     @classmethod
     def built(cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-        return build_toy(cls.backend, cls.device, request.param, tmp_path_factory.mktemp(request.param))
+        folder = tmp_path_factory.mktemp(request.param)
+        return build_toy(cls.backend, cls.device, request.param, folder, configuration=cls.configuration)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -266,11 +319,12 @@ class RunnerConformance:
         self.assert_answers(built, runner(*other), other_named)
         self.assert_answers(built, first, named)
 
-    def test_accepts_inputs_of_any_layout(self, built: Built, runner: Runner) -> None:
+    def test_accepts_inputs_of_any_layout_from_its_device_and_from_the_cpu(self, built: Built, runner: Runner) -> None:
         named, inputs = self.inputs(built, 6)
-        strided = [tensor.transpose(0, -1).contiguous().transpose(0, -1) for tensor in inputs]
-        assert any(not tensor.is_contiguous() for tensor in strided)
-        self.assert_answers(built, runner(*strided), named)
+        for given in (inputs, list(named.values())):
+            strided = [tensor.transpose(0, -1).contiguous().transpose(0, -1) for tensor in given]
+            assert any(not tensor.is_contiguous() for tensor in strided)
+            self.assert_answers(built, runner(*strided), named)
 
     def test_is_safe_from_several_threads(self, built: Built, runner: Runner) -> None:
         cases = [self.inputs(built, seed) for seed in range(4)]
@@ -290,6 +344,32 @@ class RunnerConformance:
         second.close()
         second.close()
         self.assert_answers(built, runner(*inputs), named)
+
+    def test_settles_on_the_example_of_the_study(self, tmp_path: Path) -> None:
+        built = build_toy(self.backend, self.device, "numbered", tmp_path, configuration=self.configuration)
+        runner = self.backend.load(built.folder, self.device)
+        for seed in range(3):
+            named, inputs = self.inputs(built, seed)
+            self.assert_answers(built, runner(*inputs), named)
+        runner.close()
+
+    @pytest.mark.parametrize("wrong", WRONG_CALLS)
+    def test_refuses_a_call_that_does_not_fit(self, built: Built, runner: Runner, wrong: str) -> None:
+        change, begins = WRONG_CALLS[wrong]
+        named, inputs = self.inputs(built, 13)
+        name, right = list(named.items())[-1]
+        with pytest.raises(ModelError) as caught:
+            runner(*change(inputs))
+        assert caught.value.asked.startswith(begins.format(name=name))
+        form = f"{str(right.dtype).removeprefix('torch.')}{list(right.shape)}"
+        assert form in caught.value.expected and caught.value.found not in ("", caught.value.expected)
+        self.assert_answers(built, runner(*inputs), named)
+
+    def test_reads_a_negated_view_as_what_it_is(self, built: Built, runner: Runner) -> None:
+        named, inputs = self.inputs(built, 15)
+        views = [negated(tensor) if tensor.is_floating_point() else tensor for tensor in inputs]
+        assert any(view.is_neg() for view in views)
+        self.assert_answers(built, runner(*views), named)
 
     def test_needs_its_folder_only_while_it_loads(self, built: Built, tmp_path: Path) -> None:
         own = tmp_path / "own"

@@ -17,6 +17,7 @@ from tests.backends.conformance import (
     ROOT,
     BackendConformance,
     RunnerConformance,
+    build_artifact,
     expected,
     toy_inputs,
     toy_source,
@@ -46,7 +47,7 @@ def test_a_configuration_reaches_the_compiled_graph(
     pinning: bool, convolutional: CapturedModel, tmp_path: Path
 ) -> None:
     chosen = configuration(pinning=pinning)
-    BACKEND.build(convolutional, chosen, CPU, tmp_path)
+    build_artifact(BACKEND, convolutional, chosen, CPU, tmp_path)
     compiled = backend._compiled(tmp_path, chosen)
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
     assert compiled.get_property("NUM_STREAMS") == 1
@@ -61,7 +62,7 @@ def test_a_precision_is_computed_in_or_refused(precision: str, convolutional: Ca
     capabilities = backend.library().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     chosen = configuration(precision=precision)
     if precision.upper() in capabilities:
-        BACKEND.build(convolutional, chosen, CPU, tmp_path)
+        build_artifact(BACKEND, convolutional, chosen, CPU, tmp_path)
         named = toy_inputs("convolutional", 3)
         (answer,) = BACKEND.load(tmp_path, CPU)(*named.values())
         assert answer.dtype is torch.float32
@@ -103,7 +104,7 @@ def test_attention_stays_one_operator_and_keeps_the_answer(tmp_path: Path) -> No
     inputs = {"ids": torch.randint(0, 50, (2, 7)), "mask": mask}
     write(tmp_path / "source", capture("toy", 2, module, inputs), inputs, factory=None, seed=0)
     (tmp_path / "artifact").mkdir()
-    BACKEND.build(CapturedModel(tmp_path / "source"), configuration(), CPU, tmp_path / "artifact")
+    build_artifact(BACKEND, CapturedModel(tmp_path / "source"), configuration(), CPU, tmp_path / "artifact")
     graph = backend.library().Core().read_model(str(tmp_path / "artifact" / "model.xml"))
     assert [op.get_type_name() for op in graph.get_ops()].count("ScaledDotProductAttention") == 1
     assert [port.get_any_name() for port in graph.inputs] == ["ids", "mask"]

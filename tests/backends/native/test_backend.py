@@ -20,6 +20,7 @@ from autotune.kernel import KnownKernel, KnownKernels
 from autotune.model import capture, source
 from autotune.runtime import discovery
 from autotune.search_spaces.native import native_space
+from tests.backends.conformance import build_artifact
 
 CPU = discovery.find("cpu")
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -55,7 +56,7 @@ def test_every_default_and_hint_answers_like_the_model(captured, tmp_path):
     for number, configuration in enumerate((*found.defaults, *found.hints)):
         folder = tmp_path / str(number)
         folder.mkdir()
-        BACKEND.build(source.CapturedModel(captured), configuration, CPU, folder)
+        build_artifact(BACKEND, source.CapturedModel(captured), configuration, CPU, folder)
         runner = BACKEND.load(folder, CPU)
         error = (runner(IMAGE)[0] - network()(IMAGE)).abs().max()
         assert error < (1e-5 if configuration["precision"] == "fp32" else 5e-2)
@@ -69,7 +70,7 @@ def test_a_fusion_that_matches_nowhere_is_not_searched(captured):
 
 
 def test_a_damaged_record_is_refused(captured, tmp_path):
-    BACKEND.build(source.CapturedModel(captured), space(captured).defaults[0], CPU, tmp_path)
+    build_artifact(BACKEND, source.CapturedModel(captured), space(captured).defaults[0], CPU, tmp_path)
     (tmp_path / "native.json").write_text(json.dumps({"schema": 99}))
     with pytest.raises(ArtifactError, match="does not say what it is made of"):
         BACKEND.load(tmp_path, CPU)
@@ -223,13 +224,8 @@ def test_every_pixel_of_images_that_are_taken_apart_is_in_one_part(kernel, strid
     assert is_split((2, 3, 12, 8), kernel, stride, padding, dilation) is split
 
 
-def test_what_is_known_of_kernels_is_told_to_builds(captured, tmp_path):
-    model = source.CapturedModel(captured)
-    assert model.known_kernels is None
+def test_a_build_has_the_kernels_that_it_was_handed_and_no_other(captured, tmp_path):
     kernel = KnownKernel(configuration=space(captured).defaults[0], median_us=1.5)
     known = KnownKernels(folder=tmp_path, best={"a" * 64: kernel}, library={}, near={"a" * 64: (kernel, kernel)})
-    source.tell_kernels(captured, known)
-    try:
-        assert source.CapturedModel(captured).known_kernels == known
-    finally:
-        (captured / source.KERNELS).unlink()
+    assert source.CapturedModel(captured, known).known_kernels == KnownKernels.from_dict(known.as_dict()) == known
+    assert source.CapturedModel(captured).known_kernels is None
