@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from autotune.canonical import digest
 from autotune.configuration import Configuration
 from autotune.device import Device, Toolchain
 from autotune.kernel_problem import GemmProblem
@@ -37,18 +38,37 @@ class KnownKernels:
 
     ``near`` are those of our own that take at most :data:`NEAR` times as long as the best, the fastest first: timed
     alone, a kernel does not show how it goes with its neighbours. ``folder`` is the cache in which the kernels lie
-    compiled.
+    compiled, ``toolchain`` the digest of what they follow from, see :func:`toolchain_of`.
     """
 
     folder: Path
+    toolchain: str = ""
     best: Mapping[str, KnownKernel] = field(default_factory=dict)
     library: Mapping[str, KnownKernel] = field(default_factory=dict)
     near: Mapping[str, tuple[KnownKernel, ...]] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what decides which kernels a build takes: the kernels of each problem, in their order.
+
+        Neither the folder nor the times decide it: two databases that know the same kernels give the same digest.
+        """
+        single = {
+            which: {problem: known.configuration.as_dict() for problem, known in found.items()}
+            for which, found in (("best", self.best), ("library", self.library))
+        }
+        near = {
+            problem: [known.configuration.as_dict() for known in several]
+            for problem, several in self.near.items()
+            if several
+        }
+        return digest({**single, "near": near, "toolchain": self.toolchain})
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
             "folder": str(self.folder),
+            "toolchain": self.toolchain,
             "best": {digest: known.as_dict() for digest, known in self.best.items()},
             "library": {digest: known.as_dict() for digest, known in self.library.items()},
             "near": {digest: [known.as_dict() for known in several] for digest, several in self.near.items()},
@@ -64,7 +84,7 @@ class KnownKernels:
         near = {
             digest: tuple(KnownKernel.from_dict(known) for known in several) for digest, several in data["near"].items()
         }
-        return cls(folder=Path(data["folder"]), **found, near=near)
+        return cls(folder=Path(data["folder"]), toolchain=str(data["toolchain"]), **found, near=near)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,3 +208,8 @@ class KernelMaker(Protocol):
 def toolchain_of(maker: KernelMaker, installed: Toolchain) -> Toolchain:
     """What the kernels of a maker follow from: versions that are installed, and the maker's own sources."""
     return Toolchain.of({**installed.only(maker.toolchain).as_dict(), "sources": maker.sources})
+
+
+def wants_kernels(configuration: Configuration) -> bool:
+    """Whether a configuration leaves kernels of its graph to others than torch, so that its build is handed some."""
+    return configuration.get("kernels", "torch") != "torch"

@@ -1,8 +1,7 @@
 """The loop of a study: the only place that sees the whole road from a model to its plan."""
 
 import contextlib
-import hashlib
-import json
+import functools
 import logging
 import shutil
 import signal
@@ -15,26 +14,23 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from autotune import registry
+from autotune.canonical import digest
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.errors import StudyInterruptedError
 from autotune.execute.bench import Bench
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
+from autotune.kernel_supply import KernelSupply
 from autotune.plan import Plan
 from autotune.runtime import toolchain as versions
 from autotune.space import SearchSpace
 from autotune.study_context import StudyContext
 from autotune.study_finals import StudyFinals
+from autotune.study_identity import conditions, request_digest, with_metric_code
 from autotune.study_lease import coordinating
-from autotune.study_memory import (
-    artifact_fits,
-    asks_more,
-    known_outcome,
-    outcome,
-    package_versions,
-    request_digest,
-)
+from autotune.study_memory import asks_more, known_outcome, misfits, outcome, package_versions
+from autotune.study_rebuild import StudyRebuild
 from autotune.study_request import Progress, Silent, StudyOutcome, StudyRequest
 from autotune.study_search import StudySearch
 from autotune.study_space import participants, search_spaces
@@ -89,9 +85,9 @@ class Study:
 
     def run(self, begin: float) -> StudyOutcome:
         """The whole road; ``begin`` is when the caller began to wait."""
-        workload, sources = self._capture()
+        workload, read = self._capture()
         spaces = search_spaces(self.request, workload)
-        row, settings = self._begin(workload, spaces, sources)
+        row, settings = self._begin(workload, spaces, read)
         with coordinating(self.store, row.uid, lost=self._lost, tell=self._tell, pause=self.stop.wait) as store:
             self._check_stop()
             self.store = store
@@ -101,14 +97,18 @@ class Study:
     def _coordinate(
         self, row: StudyRow, workload: Workload, spaces: Sequence[SearchSpace], begin: float
     ) -> StudyOutcome:
-        if plan := self._finished_plan(row, workload):
+        stored = self._finished_plan(row)
+        plan = None if stored is None else self.usable(stored, workload)
+        if plan is not None:
             asked = {"trials": self.request.trials, "budget_s": self.request.budget_s}
             self.store.finish_study(row.uid, {**row.timings, "asked": {**row.timings.get("asked", {}), **asked}})
             found = self.store.trials(plan.evidence.get("study", row.uid))
-            return outcome(plan, found, cached=True, seconds=time.monotonic() - begin)
+            return outcome(plan, found, cached=plan == stored, seconds=time.monotonic() - begin)
+        if row.state == "finished":
+            self.store.reopen_study(row.uid)
         context = StudyContext(
-            request=self.request, store=self.store, progress=self.progress, bench=self.bench, stop=self.stop,
-            toolchain=self.toolchain, row=row, workload=workload, spaces=spaces,
+            request=self.request, store=self.store, progress=self.progress, bench=self.bench,
+            supply=self.supply, stop=self.stop, toolchain=self.toolchain, row=row, workload=workload, spaces=spaces,
         )  # fmt: skip
         search = StudySearch(context).run()
         plan = self.finals(context).run()
@@ -131,17 +131,24 @@ class Study:
     def _capture(self) -> tuple[Workload, dict[str, Any]]:
         request = self.request
         self.progress.event("capture", name=request.name, batch=request.batch)
-        sources: dict[str, Any] = {}
+        read: dict[str, Any] = {}
         if request.prepared is not None:
             shutil.copytree(request.prepared, self.bench.model)
         else:
             assert request.factory is not None  # the record refuses a request without either
             answer = self.bench.prepare(request.name, request.batch, request.factory, request.inputs, request.seed)
-            sources = {"files": answer["sources"], "packages": package_versions(answer["imported"])}
+            for note in answer["notes"]:
+                self._tell(f"{request.name}: {note}")
+            read = {"records": [answer["read"]]}
+        objective, of_metrics = with_metric_code(request.objective, self.bench)
+        self.request = replace(request, objective=objective)
+        if read:
+            read["records"] += of_metrics
+            read["packages"] = package_versions({name for one in read["records"] for name in one["packages"]})
         workload = self._with_features(self.bench.workload())
         self._check_stop()
         self.progress.event("captured", workload=workload)
-        return workload, sources
+        return workload, read
 
     def _with_features(self, workload: Workload) -> Workload:
         """The workload with what backends find in its graph; a backend that fails at that finds nothing."""
@@ -156,59 +163,59 @@ class Study:
         return replace(workload, features=(*workload.features, *(f"{name}:{count}" for name, count in found.items())))
 
     def _begin(
-        self, workload: Workload, spaces: Sequence[SearchSpace], sources: Mapping[str, Any]
+        self, workload: Workload, spaces: Sequence[SearchSpace], read: Mapping[str, Any]
     ) -> tuple[StudyRow, dict[str, Any]]:
         """The row of the study, and the settings that it will have once this process coordinates it."""
         request = self.request
         settings = {
             "request": request_digest(request),
-            "sources": sources,
+            "read": read,
             "seed": request.seed,
             "factory": request.factory,
             "inputs": [asdict(spec) for spec in request.inputs],
         }
-        digest = hashlib.sha256(json.dumps([space.digest for space in spaces]).encode()).hexdigest()
         row = self.store.begin_study(
-            request.name, workload, self.device, request.objective, request.serve_as, digest, request.seed, settings
-        )
+            request.name, workload, self.device, request.objective, request.serve_as,
+            digest([space.digest for space in spaces]), request.seed, settings,
+            conditions(request, self.bench, self.toolchain),
+        )  # fmt: skip
         return row, settings
 
-    def _finished_plan(self, row: StudyRow, workload: Workload) -> Plan | None:
-        """The plan of a study that is finished, or that was finished for other weights of the same structure."""
-        rows = [
-            other for other in self.store.studies(row.name, row.batch)
+    def _finished_plan(self, row: StudyRow) -> Plan | None:
+        """The plan of a study that is finished, also if it was for other weights, or under another toolchain."""
+        finished = {
+            other.uid for other in self.store.studies(row.name, row.batch)
             if other.state == "finished" and not asks_more(self.request, other)
-            and (other.structure, other.device_class, other.objective, other.serve_as, other.space_digest, other.seed)
-            == (row.structure, row.device_class, row.objective, row.serve_as, row.space_digest, row.seed)
-        ]  # fmt: skip
-        plan = self.store.find_plan(
-            workload.structure, row.device_class, self.request.objective, self.request.serve_as, workload.weights
-        )
-        if plan is not None and plan.evidence.get("study") in {other.uid for other in rows}:
-            if artifact_fits(plan, workload.weights, self.toolchain, self.store):
-                return plan
-            self.progress.event("message", text=f"{plan.name}: rebuilding the stored plan {plan.configuration}")
-            return self.rebuild(plan, workload)
-        if row.state == "finished":
-            self.store.reopen_study(row.uid)
-        return None
+            and other.identity.family == row.identity.family
+        }  # fmt: skip
+        plan = self.store.find_plan(row.identity.plan, row.weights)
+        return plan if plan is not None and plan.evidence.get("study") in finished else None
+
+    def usable(self, plan: Plan, workload: Workload) -> Plan | None:
+        """Return a stored plan with an artifact that serves the prepared model, built again if it must be.
+
+        ``None`` if what was built again does not pass the gate, or is not fast any more.
+        """
+        wrong = misfits(plan, workload.weights, self.bench.form(), self.toolchain, self.store)
+        if not wrong:
+            return plan
+        reasons = ", ".join(f"{part} {found} instead of {asked}" for part, asked, found in wrong)
+        self.progress.event("message", text=f"{plan.name}: rebuilding the stored plan {plan.configuration}: {reasons}")
+        return self.rebuild(plan, workload)
 
     def rebuild(self, plan: Plan, workload: Workload) -> Plan | None:
-        """Build a stored configuration again and judge it again; ``None`` (search instead) where it does not pass."""
-        self.bench.reference()
-        ((built, target),) = self.bench.build([plan.configuration], 1)
-        self._check_stop()
-        if built.failure is None:
-            with self.store.artifacts.kept(target) as digest:
-                artifact = self.store.artifacts.open(digest)
-                built = self.bench.measure(artifact, plan.objective, self.request.seed, check_only=True)
-                self._check_stop()
-                if built.failure is None:
-                    entries = self.toolchain.only(registry.backend(plan.configuration.backend).toolchain)
-                    return self.store.replace_plan_artifact(plan.uid, digest, workload.weights, entries)
-            self.store.drop_unnamed(digest)
-        self.progress.event("message", text=f"{plan.name}: the stored plan does not hold: {built.failure}")
-        return None
+        """See :meth:`autotune.study_rebuild.StudyRebuild.rebuild`."""
+        again = StudyRebuild(
+            store=self.store, bench=self.bench, supply=self.supply, toolchain=self.toolchain, seed=self.request.seed,
+            progress=self.progress, check_stop=self._check_stop,
+        )  # fmt: skip
+        return again.rebuild(plan, workload)
+
+    @functools.cached_property
+    def supply(self) -> KernelSupply:
+        """The tuned kernels that builds are handed."""
+        device_class = self.device.device_class
+        return KernelSupply(self.store, self.bench, device_class, self.toolchain, self._tell, self.stop)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():

@@ -10,6 +10,7 @@ from autotune.database.store import Store
 from autotune.device import Toolchain
 from autotune.errors import StudyInterruptedError
 from autotune.execute.bench import Bench
+from autotune.kernel_supply import KernelSupply
 from autotune.space import SearchSpace
 from autotune.study_request import Progress, StudyRequest
 from autotune.trial import Trial
@@ -18,12 +19,16 @@ from autotune.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyContext:
-    """One study under way: what was asked, where it is kept, what it runs on. ``stop`` is set from outside."""
+    """One study under way: what was asked, where it is kept, what it runs on. ``stop`` is set from outside.
+
+    ``supply`` gives the tuned kernels of every build.
+    """
 
     request: StudyRequest
     store: Store
     progress: Progress
     bench: Bench
+    supply: KernelSupply
     stop: threading.Event
     toolchain: Toolchain
     row: StudyRow

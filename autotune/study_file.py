@@ -5,13 +5,14 @@ what was found and what is accepted; a file never begins any work.
 """
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
-from autotune.errors import StudyFileError
+from autotune.errors import RequestError, StudyFileError
 from autotune.model.factory import absolute
 from autotune.model.inputs import DISTRIBUTIONS, DTYPES, InputSpec
 from autotune.objective import OBJECTIVES, Metric, Objective
@@ -144,17 +145,7 @@ class StudyFile(_Entry):
 
     def objective_record(self) -> Objective:
         """Return the objective with its constraints."""
-        limits = dict(self.constraints.signal_error)
-        return Objective(
-            name=self.objective,
-            signal_error=limits.pop("default", Objective().signal_error),
-            signal_error_by_output=tuple(sorted(limits.items())),
-            integer_agreement=self.constraints.integer_agreement,
-            metrics=tuple(
-                Metric(function=absolute(entry.function, self.folder), at_most=entry.at_most, at_least=entry.at_least)
-                for entry in self.constraints.metrics
-            ),
-        )
+        return _objective(self.objective, self.constraints, self.folder)
 
 
 def read_study(path: Path | str) -> StudyFile:
@@ -183,6 +174,43 @@ def parse_study(text: str, source: Path) -> StudyFile:
     study._source = source
     _check_records(study, document, asked)
     return study
+
+
+def read_constraints(name: str, given: object, folder: Path) -> Objective:
+    """Make an objective of constraints that were given in Python as a study file has them; paths are below ``folder``.
+
+    Raises RequestError with the key, what was found and what is accepted.
+    """
+    try:
+        entry = ConstraintsEntry.model_validate(_tuples(given))
+        return _objective(name, entry, folder)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        found, expected = _found_expected({**first, "loc": ("constraints", *first["loc"])})
+        raise RequestError(f"constraints: {_key(first['loc'])}", found=found, expected=expected) from None
+    except ValueError as error:
+        raise RequestError("constraints", found=str(error), expected="bounds that can be kept") from error
+
+
+def _tuples(given: object) -> object:
+    """Lists as tuples, as they are read from a file."""
+    if isinstance(given, Mapping):
+        return {key: _tuples(value) for key, value in given.items()}
+    return tuple(map(_tuples, given)) if isinstance(given, list | tuple) else given
+
+
+def _objective(name: str, entry: ConstraintsEntry, folder: Path) -> Objective:
+    limits = dict(entry.signal_error)
+    return Objective(
+        name=name,
+        signal_error=limits.pop("default", Objective().signal_error),
+        signal_error_by_output=tuple(sorted(limits.items())),
+        integer_agreement=entry.integer_agreement,
+        metrics=tuple(
+            Metric(function=absolute(each.function, folder), at_most=each.at_most, at_least=each.at_least)
+            for each in entry.metrics
+        ),
+    )
 
 
 def _check_records(study: StudyFile, document: YamlDocument, asked: str) -> None:
@@ -222,9 +250,9 @@ def _explained(errors: list[ErrorDetails], document: YamlDocument, asked: str) -
     return StudyFileError(where, found=found, expected=expected + more)
 
 
-def _key(place: Place, document: YamlDocument) -> str:
+def _key(place: Place, document: YamlDocument | None = None) -> str:
     """Write a place as a person would: ``inputs[0].shape``."""
-    while place and place not in document.lines and place[:-1] in document.lines:
+    while document and place and place not in document.lines and place[:-1] in document.lines:
         place = place[:-1]
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return text.lstrip(".") or "the whole file"

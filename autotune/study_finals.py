@@ -2,18 +2,18 @@
 
 import contextlib
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from autotune import registry
 from autotune.errors import ArtifactError, WorkError
-from autotune.execute.finals import ALONE, FinalsResult, run_finals, time_alone
-from autotune.measure.percentiles import summary
-from autotune.measure.statistics import median_interval
-from autotune.measure.verdict import RoundMedians
+from autotune.execute.finals import FinalsResult, run_finals
+from autotune.identity import FINGERPRINT
 from autotune.plan import Plan
 from autotune.study_context import StudyContext
+from autotune.study_evidence import Finalist, FinalsEvidence
+from autotune.study_rebuild import Rebuilder, best_concurrency, timed_alone
 from autotune.study_space import choose_finalists, is_baseline
 from autotune.trial import Trial
 
@@ -24,10 +24,12 @@ class StudyFinals:
     def __init__(self, on: StudyContext) -> None:
         self.on = on
         self._defaults = on.defaults
+        self._baselines: frozenset[str] = frozenset()
 
     def run(self) -> Plan:
         """Decide and promote; the artifacts of those that lost are dropped."""
         result, trials = self._finals()
+        self._deployed(trials[result.verdict.winner])
         plan = self._promote(result, trials)
         self._time_alone(plan)
         self.on.store.drop_losers(
@@ -41,7 +43,7 @@ class StudyFinals:
             trial for trial in self.on.store.trials(row.uid)
             if trial.state == "complete" and trial.toolchain == self.on.toolchain_of(trial)
         ]  # fmt: skip
-        baselines = {trial.uid for trial in complete if is_baseline(trial.configuration, self.on.request)}
+        baselines = self._baselines_of(complete)
         if not baselines:
             failed = [
                 trial
@@ -54,10 +56,10 @@ class StudyFinals:
                 expected="the model to run in eager mode", run=f"autotune trials {row.name} --failed",
             )  # fmt: skip
         chosen = choose_finalists(complete, baselines, [c for space in self.on.spaces for c in space.defaults])
-        chosen = [trial for trial in chosen if self._with_artifact(trial, trial.uid in baselines)]
-        trials = {trial.uid: self.on.store.trial(trial.uid) for trial in chosen}
+        ready = [self._with_artifact(trial, trial.uid in baselines) for trial in chosen]
+        trials = {trial.uid: trial for trial in ready if trial is not None}
         self.on.progress.event("finals_started", count=len(trials))
-        result = self._measured(trials, baselines & set(trials))
+        result = self._measured(trials, set(baselines) & set(trials))
         self.on.check_stop()
         for uid, measurement in result.measurements.items():
             self.on.store.add_measurement(uid, "finals", measurement)
@@ -75,36 +77,65 @@ class StudyFinals:
             concurrency={uid: self._concurrency(uid) for uid in trials},
         )
 
+    def _deployed(self, winner: Trial) -> None:
+        """Call the winner once as its user will, before it is promoted; raises WorkError if that is no answer."""
+        if winner.artifact is None:
+            return
+        called = self.on.bench.deployed(self.on.store.artifacts.open(winner.artifact))
+        self.on.check_stop()
+        if called.failure is not None:
+            raise WorkError(
+                f"{self.on.row.name}: the winner {winner.configuration} does not answer a deployed call",
+                found=str(called.failure), expected="an answer in the form of the model's own",
+                run=f"autotune reproduce {self.on.row.name} {winner.number}",
+            )  # fmt: skip
+
     def _time_alone(self, plan: Plan) -> None:
         """Time the winner once more without its rivals, so that it can later be seen whether that still holds."""
         if plan.artifact is None:
             return
         self.on.progress.event("message", text="timing the winner alone, to compare with later (autotune bench)")
         artifact = self.on.store.artifacts.open(plan.artifact)
-        result = time_alone(self.on.bench, artifact, self.on.request.seed)
+        alone = timed_alone(self.on.bench, artifact, self.on.request.seed, plan.kernels)
         self.on.check_stop()
-        self.on.store.add_measurement(str(plan.evidence["trial"]), "alone", result.measurements[ALONE])
+        self.on.store.add_measurement(str(plan.evidence["trial"]), "alone", alone)
 
-    def _with_artifact(self, trial: Trial, needed: bool) -> bool:
-        """Whether a finalist's artifact is at hand, built again where it was dropped or damaged."""
+    def _baselines_of(self, complete: Sequence[Trial]) -> frozenset[str]:
+        """The uids of the baselines: of the user's own module or, if that gave no time, of its captured graph."""
+        for stand_in in (False, True):
+            found = {t.uid for t in complete if is_baseline(t.configuration, self.on.request, stand_in=stand_in)}
+            if found:
+                break
+        self._baselines = frozenset(found)
+        return self._baselines
+
+    def _with_artifact(self, trial: Trial, needed: bool) -> Trial | None:
+        """The finalist with its artifact at hand, built and judged again if that was dropped or damaged.
+
+        ``None`` if it does not pass any more, which only the baseline must.
+        """
         with contextlib.suppress(ArtifactError):
             if trial.artifact is not None and self.on.store.artifacts.open(trial.artifact):
-                return True
-        ((built, target),) = self.on.bench.build([trial.configuration], 1)
-        self.on.check_stop()
-        if built.failure is None:
-            with self.on.store.artifacts.kept(target) as digest:
-                self.on.store.keep_artifact(trial.uid, digest)
-            return True
+                return trial
+        rebuilder = Rebuilder(
+            bench=self.on.bench, store=self.on.store, supply=self.on.supply, objective=self.on.request.objective,
+            seed=self.on.request.seed, check_stop=self.on.check_stop,
+        )  # fmt: skip
+        with rebuilder.built(trial.configuration) as again:
+            if again.failure is None:
+                self.on.store.keep_artifact(trial.uid, again.artifact, kernels=again.kernels)
+                return replace(trial, artifact=again.artifact, kernels=again.kernels, signal_error=again.signal_error)
         if needed:
-            raise WorkError(f"the baseline could not be built again: {built.failure}", run="autotune doctor")
-        self.on.progress.event("message", text=f"{trial.configuration} misses the finals: {built.failure}")
-        return False
+            raise WorkError(
+                f"{self.on.row.name}: the baseline was built again for the finals and does not hold",
+                found=str(again.failure), expected="the model in eager mode to pass the study's own gate",
+                run=f"autotune trials {self.on.row.name}",
+            )  # fmt: skip
+        self.on.progress.event("message", text=f"{trial.configuration} misses the finals: {again.failure}")
+        return None
 
     def _concurrency(self, uid: str) -> int:
-        """How many requests a trial had in flight where its throughput was best."""
-        screened = self.on.store.measurements(uid, "screening")
-        return int(screened[-1].conditions.get("throughput", {}).get("concurrency", 1)) if screened else 1
+        return best_concurrency(self.on.store, uid)
 
     def _tie_key(self, trial: Trial) -> tuple[Any, ...]:
         """Among equals: the smaller artifact, the simpler backend, fewer threads, then the configuration's digest."""
@@ -116,9 +147,11 @@ class StudyFinals:
 
     def _promote(self, result: FinalsResult, trials: Mapping[str, Trial]) -> Plan:
         row, workload = self.on.row, self.on.workload
-        verdict = result.verdict
-        winner = trials[verdict.winner]
-        latencies = RoundMedians(result.samples_ms)
+        winner = trials[result.verdict.winner]
+        finals = FinalsEvidence(
+            result=result, finalists={uid: self._finalist(uid, trial) for uid, trial in trials.items()},
+            objective=self.on.request.objective, batch=row.batch,
+        )  # fmt: skip
         plan = Plan(
             uid=uuid.uuid4().hex,
             name=row.name,
@@ -130,71 +163,28 @@ class StudyFinals:
             objective=self.on.request.objective,
             serve_as=self.on.request.serve_as,
             configuration=winner.configuration,
-            status=verdict.status,
             artifact=winner.artifact,
-            latency_ms=latencies.figure(verdict.winner),
-            interval_ms=median_interval(latencies.of(verdict.winner)),
-            baseline_latency_ms=latencies.figure(verdict.baseline),
-            speedup=1.0 if verdict.status == "baseline" else verdict.speedup,
-            signal_error=winner.signal_error or 0.0,
+            kernels=winner.kernels,
+            form=row.identity.plan.form,
+            fingerprint=FINGERPRINT,
+            **finals.figures(),
             evidence={
                 "study": row.uid,
-                "trial": winner.uid,
-                "objective": self._objective(result),
-                "finalists": self._finalists(result, trials),
+                **finals.as_dict(),
                 "inputs": [asdict(spec) for spec in self.on.request.inputs],
                 "seed": self.on.request.seed,
-                "tied_with": list(verdict.tied_with),
-                "rounds": verdict.rounds,
-                "processes": list(result.process_of_round),
                 "toolchain": self.on.toolchain.as_dict(),
             },
         )
         self.on.store.promote(plan)
         return plan
 
-    def _objective(self, result: FinalsResult) -> dict[str, Any]:
-        """What was minimised, and what the plan and the baseline came to."""
-        verdict, objective = result.verdict, self.on.request.objective
-        winner, baseline = verdict.of(verdict.winner), verdict.of(verdict.baseline)
-        found = {
-            "name": objective.name,
-            "unit": objective.unit,
-            "value": winner.figure,
-            "interval": list(winner.interval),
-            "baseline": baseline.figure,
-        }
-        if objective.name == "throughput":
-            found["concurrency"] = self._concurrency(verdict.winner)
-            found["items_per_s"] = 1e3 / winner.figure
-        return found
-
-    def _finalists(self, result: FinalsResult, trials: Mapping[str, Trial]) -> list[dict[str, Any]]:
-        """One entry a finalist in order of latency, with every sample that it is judged by."""
-        verdict, latencies = result.verdict, RoundMedians(result.samples_ms)
-        found: list[dict[str, Any]] = [
-            {
-                "uid": one.name,
-                "backend": trials[one.name].configuration.backend,
-                "batch": self.on.row.batch,
-                "configuration": trials[one.name].configuration.as_dict(),
-                "latency_ms": latencies.figure(one.name),
-                "interval_ms": list(median_interval(latencies.of(one.name))),
-                "percentiles": summary([ms for block in result.samples_ms[one.name] for ms in block or ()]).as_dict(),
-                "objective_value": one.figure,
-                "objective_interval": list(one.interval),
-                "flags": list(result.flags[one.name]),
-                "signal_error": trials[one.name].signal_error,
-                "build_s": trials[one.name].build_s,
-                "is_baseline": one.name == verdict.baseline,
-                "could_be_baseline": is_baseline(trials[one.name].configuration, self.on.request),
-                "is_default": trials[one.name].configuration.digest in self._defaults,
-                "utilisation": result.utilisation.get(one.name),
-                "samples_ms": result.samples_ms[one.name],
-            }
-            for one in verdict.finalists
-        ]
-        if self.on.request.objective.name not in ("latency_p50", "latency_p99"):
-            for entry in found:
-                entry["figures"] = result.figures[str(entry["uid"])]
-        return found
+    def _finalist(self, uid: str, trial: Trial) -> Finalist:
+        return Finalist(
+            configuration=trial.configuration,
+            signal_error=trial.signal_error,
+            build_s=trial.build_s,
+            could_be_baseline=uid in self._baselines,
+            is_default=trial.configuration.digest in self._defaults,
+            concurrency=self._concurrency(uid),
+        )

@@ -1,40 +1,22 @@
 """What earlier runs left: finished studies that answer at once, and whether a stored plan still fits."""
 
-import hashlib
 import importlib.metadata
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from autotune import registry
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.device import Toolchain
+from autotune.identity import ArtifactKey
+from autotune.model import reading
 from autotune.plan import Plan
 from autotune.runtime import toolchain as versions
 from autotune.search.history import Outcome
+from autotune.study_identity import request_digest
 from autotune.study_request import StudyOutcome, StudyRequest
 from autotune.trial import Trial
-
-
-def request_digest(request: StudyRequest) -> str:
-    """What a request asks, trials and budget aside, with what this host offers: equal digests mean the same study."""
-    backends = [(name, registry.backend(name).probe(request.device).works) for name in registry.names()]
-    content = {
-        "factory": request.factory,
-        "inputs": [asdict(spec) for spec in request.inputs],
-        "device": request.device.device_class,
-        "objective": request.objective.as_dict(),
-        "serve_as": request.serve_as,
-        "backends": request.backends,
-        "precisions": request.precisions,
-        "seed": request.seed,
-        "offered": backends,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def known_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
@@ -43,16 +25,15 @@ def known_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
         return None
     digest: str | None = None
     for row in reversed(store.studies(request.name, request.batch)):
-        sources = row.settings.get("sources") or {}
-        if row.state != "finished" or asks_more(request, row) or not sources or not _unchanged(sources):
+        if row.state != "finished" or row.conditions is None or asks_more(request, row):
             continue
         digest = digest or request_digest(request)
-        if row.settings.get("request") != digest:
+        if row.settings.get("request") != digest or not _unchanged(row.settings.get("read") or {}):
             continue
-        plan = store.find_plan(row.structure, row.device_class, row.objective, row.serve_as, row.weights)
+        plan = store.find_plan(row.identity.plan, row.weights)
         if plan is None or not _is_of(plan, row, store):
             continue
-        if artifact_fits(plan, row.weights, versions.current(request.device), store):
+        if not misfits(plan, row.weights, row.conditions.form, versions.current(request.device), store):
             return outcome(plan, store.trials(plan.evidence["study"]), cached=True, seconds=0.0)
     return None
 
@@ -64,15 +45,19 @@ def asks_more(request: StudyRequest, row: StudyRow) -> bool:
     return more and not asked.get("exhausted", False)
 
 
-def artifact_fits(plan: Plan, weights: str, toolchain: Toolchain, store: Store) -> bool:
-    """Whether a plan's artifact serves these weights under this toolchain and is at hand."""
+def misfits(plan: Plan, weights: str, form: str, toolchain: Toolchain, store: Store) -> list[tuple[str, str, str]]:
+    """Return why a plan's artifact does not serve, as (part, what is asked, what it has); empty if it does.
+
+    ``form`` is that of the answer: an artifact of another one is described anew, the others are built again. Which
+    tuned kernels the database knows now does not matter: those that the plan was timed with are in its artifact.
+    """
     entries = toolchain.only(registry.backend(plan.configuration.backend).toolchain)
-    return (
-        plan.weights == weights
-        and plan.toolchain == entries
-        and plan.artifact is not None
-        and store.artifacts.has(plan.artifact)
-    )
+    found = list(plan.artifact_key.differences(ArtifactKey(weights=weights, toolchain=entries, kernels=plan.kernels)))
+    if plan.form != form:
+        found.append(("form of the answer", form[:12], plan.form[:12] or f"unknown to fingerprint {plan.fingerprint}"))
+    if plan.artifact is None or not store.artifacts.has(plan.artifact):
+        found.append(("artifact", "one in this store", "none"))
+    return found
 
 
 def outcome(
@@ -109,17 +94,16 @@ def package_versions(modules: Iterable[str]) -> dict[str, str]:
 
 
 def _is_of(plan: Plan, row: StudyRow, store: Store) -> bool:
-    """Whether a plan was found by this study, or by the same study for other weights."""
-    found = {study.uid: study.space_digest for study in store.studies(row.name, row.batch)}
-    return found.get(plan.evidence.get("study", "")) == row.space_digest
+    """Whether a plan was found by this study, or by the same study for other weights or another toolchain."""
+    found = {study.uid: study.identity.family for study in store.studies(row.name, row.batch)}
+    return found.get(plan.evidence.get("study", "")) == row.identity.family
 
 
-def _unchanged(sources: Mapping[str, Any]) -> bool:
-    for file, digest in sources.get("files", {}).items():
-        path = Path(file)
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            return False
+def _unchanged(read: Mapping[str, Any]) -> bool:
+    """Whether everything that a model and its metrics were made from is as it was; False if that cannot be known."""
+    if not read.get("records") or not all(map(reading.unchanged, read["records"])):
+        return False
     try:
-        return all(importlib.metadata.version(name) == had for name, had in sources.get("packages", {}).items())
+        return all(importlib.metadata.version(name) == had for name, had in read.get("packages", {}).items())
     except importlib.metadata.PackageNotFoundError:
         return False

@@ -11,11 +11,14 @@ from typing import IO, Any
 
 from autotune import registry
 from autotune.database.rows import StudyRow
+from autotune.database.store import Store
 from autotune.device import Device
 from autotune.errors import DeviceError, RequestError, StudyInterruptedError
 from autotune.execute.bench import Bench
 from autotune.execute.server import StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
+from autotune.kernel import KnownKernels
+from autotune.kernel_supply import KernelSupply
 from autotune.measure.statistics import median
 from autotune.model.inputs import InputSpec
 from autotune.runtime import toolchain as versions
@@ -74,10 +77,11 @@ def device_of(row: StudyRow, devices: list[Device]) -> Device:
     )
 
 
-def reproduce(row: StudyRow, trial: Trial, device: Device, output: IO[str]) -> Reproduction:
+def reproduce(row: StudyRow, trial: Trial, store: Store, device: Device, output: IO[str]) -> Reproduction:
     """Make the model, build the configuration and measure it as its study did; ``output`` gets what workers print.
 
-    Raises RequestError where the study does not say how its model is made, or where the model is another one now.
+    The build is handed the tuned kernels that the database knows now; nothing is written to it. Raises RequestError if
+    the study does not say how its model is made, or if the model is another one now.
     """
     if not row.can_be_reproduced:
         raise RequestError(
@@ -89,7 +93,13 @@ def reproduce(row: StudyRow, trial: Trial, device: Device, output: IO[str]) -> R
     folder = Path(tempfile.mkdtemp(prefix="autotune-reproduce-"))
     try:
         with _following(folder, output), WorkerServer(folder) as server, stoppable(server) as stop:
-            found = _run(row, trial, Bench(server, folder, device, TimeSplit()))
+            bench = Bench(server, folder, device, TimeSplit())
+
+            def tell(text: str) -> None:
+                output.write(f"{text}\n")
+
+            supply = KernelSupply(store, bench, device.device_class, versions.current(device), tell, stop)
+            found = _run(row, trial, bench, supply)
             if stop.is_set():
                 raise StudyInterruptedError("the reproduction was stopped", run="the same command")
             return found
@@ -97,14 +107,16 @@ def reproduce(row: StudyRow, trial: Trial, device: Device, output: IO[str]) -> R
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(row: StudyRow, trial: Trial, bench: Bench) -> Reproduction:
+def _run(row: StudyRow, trial: Trial, bench: Bench, supply: KernelSupply) -> Reproduction:
     specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in row.settings["inputs"]]
     bench.prepare(row.name, row.batch, row.settings["factory"], specs, row.seed)
     notes = _notes(row, trial, bench)
-    ((built, target),) = bench.build([trial.configuration], 1)
+    known = supply.of(trial.configuration)
+    notes += _kernel_notes(trial, known)
+    ((built, target),) = bench.build([trial.configuration], 1, kernels=lambda _: known)
     if built.failure is not None:
         return _told(row, trial, built, notes)
-    bench.reference()
+    bench.reference(row.objective)
     measured = bench.measure(target, row.objective, row.seed)
     if measured.failure is None and row.objective.name == "memory":
         taken = bench.footprint(target)
@@ -145,6 +157,15 @@ def _notes(row: StudyRow, trial: Trial, bench: Bench) -> tuple[str, ...]:
         versions_now = ", ".join(f"{name} {version}" for name, version in sorted(entries.as_dict().items()))
         notes.append(f"the toolchain is another one than it was then: now {versions_now}")
     return tuple(notes)
+
+
+def _kernel_notes(trial: Trial, known: KnownKernels | None) -> tuple[str, ...]:
+    """Say if the tuned kernels are not those that the trial was built with."""
+    if known is None or known.digest == trial.kernels:
+        return ()
+    if not trial.kernels:
+        return ("the trial does not say which tuned kernels it was built with",)
+    return ("the tuned kernels are others than they were then: the database knows others now",)
 
 
 @contextmanager

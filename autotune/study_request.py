@@ -70,7 +70,7 @@ class Progress(Protocol):
     """Told of every step; the library itself prints nothing."""
 
     def event(self, kind: str, **data: Any) -> None:
-        """Kinds: capture, captured, trial_started, trial_finished, finals_started, finals_round, finished, message."""
+        """Kinds: capture, captured, trial_{started,finished,left_out}, finals_{started,round}, finished, message."""
         ...
 
 

@@ -12,12 +12,13 @@ from autotune import registry
 from autotune.configuration import Configuration
 from autotune.execute.bench import BUILD_TIMEOUT_S, EarlyLoad
 from autotune.execute.server import StepResult
+from autotune.kernel import KnownKernels
 from autotune.measure.statistics import median
 from autotune.search.search import Search
 from autotune.study_context import StudyContext
 from autotune.study_kernels import StudyKernels
 from autotune.study_memory import as_outcome
-from autotune.study_space import is_baseline
+from autotune.study_space import is_baseline, stand_ins
 from autotune.trial import Measurement, Trial, TrialState
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,17 @@ def _is_exact(configuration: Configuration) -> bool:
     return configuration.get("precision", "") == FULL_PRECISION
 
 
+def _handed(trial: Trial, known: KnownKernels | None) -> Trial:
+    """A trial with the digest of the tuned kernels that its build is handed."""
+    return trial if known is None else dataclasses.replace(trial, kernels=known.digest)
+
+
+def _ran_out_of_budget(built: StepResult) -> bool:
+    """Whether a build was ended by the budget, before it had the time that any build is given."""
+    failure = built.failure
+    return failure is not None and failure.kind == "timeout" and (failure.figure or 0.0) < BUILD_TIMEOUT_S
+
+
 class StudySearch:
     """Runs trials until the study's trials, its budget or its space are used up."""
 
@@ -82,6 +94,7 @@ class StudySearch:
         self._seats = threading.Semaphore(EARLY_LOADS)
         self._kernels = StudyKernels(on)
         self._spaces = {space.backend: space for space in on.spaces}
+        self._left_out: list[Configuration] = []
 
     def run(self) -> Search:
         """Propose, build, check and time until trials, budget or space are used up; the reference is made first."""
@@ -104,7 +117,7 @@ class StudySearch:
             if not batch:
                 break
             if not referenced:
-                self.on.bench.reference()
+                self.on.bench.reference(self.on.request.objective)
                 referenced = True
             begin = time.monotonic()
             finished = self._generation(batch, self.on.request.budget_s - spent)
@@ -116,8 +129,22 @@ class StudySearch:
             self.on.store.add_active_time(row.uid, elapsed)
             self.on.check_stop()
         if not referenced:
-            self.on.bench.reference()
+            self.on.bench.reference(self.on.request.objective)
+        self._time_stand_ins()
         return search
+
+    def _time_stand_ins(self) -> None:
+        """Time the captured graph in eager mode if the user's own module failed as the baseline, whatever is left."""
+        trials = self.on.store.trials(self.on.row.uid)
+        tried = [trial for trial in trials if trial.toolchain == self.on.toolchain_of(trial)]
+        known = {trial.configuration.digest for trial in tried if trial.state != "running"}
+        missing = [one for one in stand_ins(tried, self.on.request) if one.digest not in known]
+        if missing and not self.on.stop.is_set():
+            text = "the model's own module fails as the baseline; its captured graph takes that place"
+            self.on.progress.event("message", text=text)
+            self._defaults |= {one.digest for one in missing}
+            self._generation(missing, SHORTEST_BUILD_S)
+            self.on.check_stop()
 
     def _next_batch(
         self, search: Search, interrupted: list[Configuration], trials: int, budget_s: float
@@ -131,7 +158,7 @@ class StudySearch:
         skipped: list[Configuration] = []
         while len(batch) < trials and len(skipped) < MOST_SKIPPED:
             cut_off = bool(interrupted)
-            known = interrupted.pop(0) if cut_off else search.propose([*batch, *skipped])
+            known = interrupted.pop(0) if cut_off else search.propose([*batch, *skipped, *self._left_out])
             if known is None:
                 break
             first = known.digest in self._defaults
@@ -167,6 +194,7 @@ class StudySearch:
         begin = time.monotonic()
         finished: list[Trial] = []
         claimed: list[Trial] = []
+        self._kernels.look(batch)  # an earlier trial is taken over only if its kernels are those of now
         for configuration in batch:
             trial = self._earlier(configuration) or self._quarantined(configuration)
             if trial is not None:
@@ -179,16 +207,20 @@ class StudySearch:
                 continue
             self.on.progress.event("trial_started", number=trial.number, configuration=configuration)
             claimed.append(trial)
-        self._kernels.prepare([trial.configuration for trial in claimed], left_s)
+        known = self._kernels.prepare([trial.configuration for trial in claimed], left_s)
+        claimed = [_handed(trial, known[trial.configuration]) for trial in claimed]
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
         builds = self.on.bench.build(
             [trial.configuration for trial in claimed], workers,
-            max(SHORTEST_BUILD_S, left_s - (time.monotonic() - begin)),
+            max(SHORTEST_BUILD_S, left_s - (time.monotonic() - begin)), kernels=known.get,
             then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target, held)),
         ) if claimed else []  # fmt: skip
         for trial, (built, target) in zip(claimed, builds, strict=True):
             if self.on.stop.is_set():
                 break
+            if _ran_out_of_budget(built):
+                self._leave_out(trial, built)
+                continue
             done, measurement = self._finish(trial, built, stored.get(target))
             if self.on.stop.is_set():
                 break
@@ -202,6 +234,16 @@ class StudySearch:
             ended = {trial.uid for trial in finished}
             self.on.store.hand_back([trial for trial in claimed if trial.uid not in ended])
         return finished
+
+    def _leave_out(self, trial: Trial, built: StepResult) -> None:
+        """Take back a trial that the budget ended: it has no result, and is tried if the study is given more."""
+        self.on.store.withdraw_trial(trial)
+        self._left_out.append(trial.configuration)
+        self.on.progress.event(
+            "trial_left_out", trial=trial,
+            text=f"{trial.configuration}: left out, because its build was not done in the {built.seconds:.0f} s that "
+            "the budget had left; it is tried if the study is given more",
+        )  # fmt: skip
 
     def _stored(
         self, configuration: Configuration, built: StepResult, target: Path, held: contextlib.ExitStack
@@ -237,10 +279,7 @@ class StudySearch:
 
     def _finish(self, trial: Trial, built: StepResult, stored: "_Stored | None") -> tuple[Trial, Measurement | None]:
         if built.failure is not None or stored is None or stored.digest is None:
-            failure = built.failure
-            if failure is not None and failure.kind == "timeout" and (failure.figure or 0.0) < BUILD_TIMEOUT_S:
-                return dataclasses.replace(trial, state="pruned"), None  # it was the budget that ended
-            return dataclasses.replace(trial, state="failed", failure=failure), None
+            return dataclasses.replace(trial, state="failed", failure=built.failure), None
         digest = stored.digest
         build_s = float((built.value or {})["build_s"])
         always = trial.configuration.digest in self._defaults
@@ -271,12 +310,9 @@ class StudySearch:
         """
         if self.on.request.objective.name != "latency_p50":
             return None
-        digest = self.on.digest(configuration.backend)
-        workload, device_class = self.on.workload, self.on.row.device_class
-        found = self.on.store.earlier_trial(workload.structure, workload.weights, device_class, digest, configuration)
-        if found is None or (found.failure is not None and found.failure.stage == "check"):
-            return None  # another study may have had another gate
-        if found.signal_error is not None and found.signal_error > self.on.request.objective.signal_error:
+        digest, kernels = self.on.digest(configuration.backend), self.on.supply.digest(configuration)
+        found = self.on.store.earlier_trial(self.on.row.identity, digest, configuration, kernels)
+        if found is None:
             return None
         measurements = self.on.store.measurements(found.uid, "screening")
         return self._taken(found, digest, measurements[0] if measurements else None)

@@ -23,10 +23,28 @@ candidates differed by 19% or more between two processes in a tenth of the pairs
 longer than timing it."""
 
 
-def is_baseline(configuration: Configuration, request: StudyRequest) -> bool:
-    """Whether a configuration is the model as its user runs it today (on a CPU: at some thread count)."""
+def is_baseline(configuration: Configuration, request: StudyRequest, *, stand_in: bool = False) -> bool:
+    """Whether a configuration is the model as its user runs it today (on a CPU: at some thread count).
+
+    With ``stand_in`` whether it is its captured graph, which takes that place if the user's own module fails in it.
+    """
     check = getattr(registry.backend(configuration.backend), "is_baseline", None)
-    return bool(check is not None and check(configuration, has_factory=request.factory is not None))
+    has_factory = request.factory is not None and not stand_in
+    return bool(check is not None and check(configuration, has_factory=has_factory))
+
+
+def stand_ins(tried: Sequence[Trial], request: StudyRequest) -> list[Configuration]:
+    """Return the captured graph of each baseline that was tried, if every one of them has failed; else nothing.
+
+    A module may fail for reasons of its own, such as a factory that works only where it was written.
+    """
+    own = [trial for trial in tried if is_baseline(trial.configuration, request)]
+    if request.factory is None or not own or any(trial.state != "failed" for trial in own):
+        return []
+    return [
+        Configuration.of(trial.configuration.backend, {**dict(trial.configuration.values), "form": "graph"})
+        for trial in own
+    ]
 
 
 def search_spaces(request: StudyRequest, workload: Workload | None) -> list[SearchSpace]:
@@ -58,7 +76,7 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
             f"the search space of {request.name} leaves no candidate on {request.device.name}",
             found=f"backends {', '.join(sorted(admitted))}; {precision}; serve_as {request.serve_as}",
             expected="at least one candidate besides the baseline",
-            run="autotune doctor, to see which backends work here, then widen space: in the study file",
+            run="the study with a wider space: (more backends or precisions)",
         )
     return spaces
 

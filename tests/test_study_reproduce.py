@@ -53,7 +53,8 @@ def studied(misbehaving, tmp_path_factory):
 def test_a_trial_ends_as_it_did_and_nothing_is_written(studied, fault):
     row, trials, path = studied
     before, output = path.read_bytes(), io.StringIO()
-    found = reproduce(row, trials[fault], discovery.cpu(), output)
+    with Store.open(str(path)) as store:
+        found = reproduce(row, trials[fault], store, discovery.cpu(), output)
     assert found.same and found.notes == ()
     assert (found.failure is None) == (fault == "none")
     assert (found.latency_ms is not None) == (fault == "none")
@@ -64,22 +65,23 @@ def test_a_trial_ends_as_it_did_and_nothing_is_written(studied, fault):
 
 
 def test_what_is_not_as_it_was_is_told(studied):
-    row, trials, _ = studied
+    row, trials, path = studied
     other = replace(trials["segfault"], configuration=trials["none"].configuration, toolchain="older")
-    found = reproduce(replace(row, weights="other"), other, discovery.cpu(), io.StringIO())
+    with Store.open(str(path)) as store:
+        found = reproduce(replace(row, weights="other"), other, store, discovery.cpu(), io.StringIO())
+        with pytest.raises(RequestError, match="makes a model of another structure now"):
+            reproduce(replace(row, structure="other"), trials["none"], store, discovery.cpu(), io.StringIO())
     assert not found.same and found.failure is None
     assert found.notes[0] == "the model has other weights than it had then"
     assert found.notes[1].startswith("the toolchain is another one than it was then: now torch")
-    with pytest.raises(RequestError, match="makes a model of another structure now"):
-        reproduce(replace(row, structure="other"), trials["none"], discovery.cpu(), io.StringIO())
 
 
 def test_a_study_of_tensors_given_in_python_says_that_it_cannot(studied):
-    row, trials, _ = studied
-    with pytest.raises(RequestError, match="tensors that were given in Python; they are not stored"):
-        reproduce(
-            replace(row, settings={"factory": None, "inputs": []}), trials["none"], discovery.cpu(), io.StringIO()
-        )
+    row, trials, path = studied
+    given = replace(row, settings={"factory": None, "inputs": []})
+    asked = pytest.raises(RequestError, match="tensors that were given in Python; they are not stored")
+    with Store.open(str(path)) as store, asked:
+        reproduce(given, trials["none"], store, discovery.cpu(), io.StringIO())
 
 
 def test_a_trial_of_another_device_class_is_refused(tmp_path):

@@ -1,6 +1,8 @@
 """One captured model on one device: prepare it, build configurations of it, and measure what was built."""
 
 import contextlib
+import hashlib
+import json
 import shutil
 import tempfile
 import threading
@@ -12,11 +14,14 @@ from typing import Any, cast
 
 from autotune.configuration import Configuration
 from autotune.device import Device
-from autotune.errors import ReferenceRefusedError, WorkError
+from autotune.errors import AutotuneError, ModelError, ReferenceRefusedError, WorkError
 from autotune.execute.channel import ChannelClosed
 from autotune.execute.device_memory import DeviceMemory
 from autotune.execute.server import POLL_S, Session, StepResult, WorkerServer
+from autotune.execute.steps import HELD_OUT, TIMING
 from autotune.execute.timing import TimeSplit
+from autotune.kernel import KnownKernels, wants_kernels
+from autotune.model.source import EXAMPLE
 from autotune.objective import Objective
 from autotune.trial import Failure, Stage
 from autotune.workload import Workload
@@ -25,6 +30,10 @@ PRELOAD = ["torch", "numpy", "safetensors.torch"]
 PRELOAD_BUILDERS = ["torch._inductor.compile_fx", "torch.onnx", "onnxscript", "torch.onnx._internal.exporter._core"]
 PREPARE_TIMEOUT_S, BUILD_TIMEOUT_S, MEASURE_TIMEOUT_S = 900.0, 900.0, 180.0
 SCREENING_LIMIT_S = 2.0
+CHUNK_BYTES = 1 << 20
+
+Kernels = Callable[[Configuration], KnownKernels | None]
+"""Which tuned kernels the build of a configuration is handed; ``None`` if it takes torch's."""
 
 
 class EarlyLoad:
@@ -74,16 +83,29 @@ class Bench:
             "inputs": [asdict(spec) for spec in inputs],
             "seed": seed,
         }
-        answer = self._must(self._step("prepare", request, PREPARE_TIMEOUT_S), f"{name} could not be captured")
+        answer = self._must(
+            self._step("prepare", request, PREPARE_TIMEOUT_S), f"{name} could not be captured", ModelError
+        )
         self._imported = answer["imported"]
         return answer
 
-    def reference(self) -> None:
-        """Compute the answers that candidates are judged by; raises ReferenceRefusedError where they cannot judge."""
-        request = {"folder": str(self.model), "device": self.device.as_dict()}
+    def metrics(self, functions: Sequence[str]) -> list[dict[str, Any]]:
+        """What the code of each metric depends on, as the step ``metrics`` says; raises what the step raised."""
+        request = {"folder": str(self.model), "metrics": list(functions)}
+        found: list[dict[str, Any]] = self._must(
+            self._step("metrics", request, PREPARE_TIMEOUT_S), "the metrics of the study could not be imported"
+        )["metrics"]
+        return found
+
+    def reference(self, objective: Objective) -> None:
+        """Compute the answers that candidates are judged by.
+
+        Raises ReferenceRefusedError if they cannot judge, RequestError if a metric of the objective refuses them.
+        """
+        request = {"folder": str(self.model), "device": self.device.as_dict(), "objective": objective.as_dict()}
         preload = [*PRELOAD_BUILDERS, *self._imported]
         result = self._step("reference", request, PREPARE_TIMEOUT_S, meanwhile=lambda: self.server.preload(preload))
-        self._must(result, "the reference could not be computed")
+        self._must(result, "the reference, the model's own graph in fp32, could not be computed", ReferenceRefusedError)
         checking_s = sum(end - begin for stage, begin, end in result.spans if stage == "check")
         self._measure_timeout_s = MEASURE_TIMEOUT_S + 20 * checking_s
 
@@ -93,23 +115,35 @@ class Bench:
         workers: int,
         timeout_s: float | None = None,
         *,
+        kernels: Kernels = lambda _: None,
         then: Callable[[Configuration, StepResult, Path], None] = lambda *_: None,
     ) -> list[tuple[StepResult, Path]]:
         """Build configurations, so many at a time, each in a process and a folder of its own.
 
-        ``then`` is called for each as soon as it is built, from the thread that waited for it.
+        ``kernels`` is asked for each what its build is handed; ``ValueError`` if that is nothing and the configuration
+        wants tuned kernels. ``then`` is called for each as soon as it is built, from the thread that waited for it.
         """
         limit_s = min(BUILD_TIMEOUT_S, timeout_s or BUILD_TIMEOUT_S)
 
         def one(configuration: Configuration) -> tuple[StepResult, Path]:
+            known = kernels(configuration)
+            if known is None and wants_kernels(configuration):
+                raise ValueError(f"a build of {configuration} was handed no kernels")
             target = Path(tempfile.mkdtemp(dir=self.folder, prefix="artifact-"))
-            request = {
+            request: dict[str, Any] = {
                 "folder": str(self.model),
                 "target": str(target),
                 "configuration": configuration.as_dict(),
                 "device": self.device.as_dict(),
+                "kernels": None,
             }
-            result = self._step("build", request, limit_s)
+            with contextlib.ExitStack() as until_built:
+                if known is not None:
+                    handed = target.with_suffix(".kernels.json")  # a file of this build, for a message is limited
+                    until_built.callback(handed.unlink, missing_ok=True)
+                    handed.write_text(json.dumps(known.as_dict()))
+                    request["kernels"] = str(handed)
+                result = self._step("build", request, limit_s)
             then(configuration, result, target)
             return result, target
 
@@ -174,6 +208,11 @@ class Bench:
             return result
         return StepResult(value=result.value, failure=Failure(**refused), spans=result.spans, seconds=result.seconds)
 
+    def deployed(self, artifact: Path) -> StepResult:
+        """Call an artifact once in a process of its own as its user will, and hold the form of its answer."""
+        request = {"folder": str(self.model), "artifact": str(artifact), "device": self.device.as_dict()}
+        return self._step("deployed", request, self._measure_timeout_s)
+
     def features(self, backends: Sequence[str]) -> StepResult:
         """What each backend finds in the prepared model's graph, with counts, as ``backend.feature``."""
         request = {"folder": str(self.model), "device": self.device.as_dict(), "backends": list(backends)}
@@ -188,9 +227,20 @@ class Bench:
 
     def workload(self) -> Workload:
         """The workload of the prepared model."""
-        import json
-
         return Workload.from_dict(json.loads((self.model / "model.json").read_text())["workload"])
+
+    def form(self) -> str:
+        """The digest of the form of the prepared model's answer."""
+        return str(json.loads((self.model / "model.json").read_text())["form"])
+
+    def inputs(self) -> str:
+        """The digest of every set of inputs that the prepared model is captured, timed and judged on."""
+        found = hashlib.sha256()
+        for name in (EXAMPLE, TIMING, HELD_OUT):
+            with (self.model / name).open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    found.update(chunk)
+        return found.hexdigest()
 
     def discard(self, folder: Path) -> None:
         """Delete what a build left."""
@@ -209,7 +259,7 @@ class Bench:
         meanwhile: Callable[[], None] | None = None,
         on_loaded: Callable[[Session], None] | None = None,
     ) -> StepResult:
-        stage: Stage = "load" if name in ("measure", "footprint") else "build"
+        stage: Stage = "load" if name in ("measure", "footprint", "deployed") else "build"
         with self.watched(name):
             result = self.server.run(
                 name, request, timeout_s=timeout_s, stage=stage, meanwhile=meanwhile, on_loaded=on_loaded
@@ -218,12 +268,11 @@ class Bench:
         return result
 
     @staticmethod
-    def _must(result: StepResult, what: str) -> dict[str, Any]:
-        """The step's answer; raises the project's own error that it raised, or says how it died."""
+    def _must(result: StepResult, what: str, kind: type[AutotuneError] = WorkError) -> dict[str, Any]:
+        """The step's answer; raises the project's own error that it raised, or says how it died, by ``kind``."""
         if result.raised is not None:
             raise result.raised
         if result.failure is not None:
-            kind = ReferenceRefusedError if "reference" in what else WorkError
             tail = result.failure.log_tail.strip().splitlines()[-8:]
-            raise kind(what, found="\n    ".join([str(result.failure), *tail]), run="autotune doctor")
+            raise kind(what, found="\n    ".join([str(result.failure), *tail]))
         return result.value or {}

@@ -278,7 +278,7 @@ def _drop_culprit(drive: _Drive, session: Session, crashes: int) -> None:
     drive.bench.split.add(session.spans)
     failure = session.failure(0.0)
     if session.turn is None or crashes > len(drive.artifacts):
-        raise WorkError("the finals could not be run", found=str(failure), run="autotune doctor")
+        raise WorkError("the finals could not be run", found=str(failure))
     log.warning("%s failed in the finals and is dropped: %s", session.turn, failure)
     try:
         drive.finals.drop(session.turn)

@@ -91,8 +91,9 @@ _SHAPES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
 }
 
 _RESULTS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    "prepare": {"workload": dict, "imported": list, "sources": dict},
-    "build": {"build_s": float},
+    "prepare": {"workload": dict, "imported": list, "read": dict, "notes": list},
+    "metrics": {"metrics": list},
+    "build": {"build_s": float, "kernels": str},
     "measure": {},
     "features": {"features": dict},
     "problems": {"problems": list},

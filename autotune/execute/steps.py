@@ -5,6 +5,7 @@ hold everything larger. This module composes model, runtime, accuracy and measur
 """
 
 import contextlib
+import json
 import random
 import sys
 import time
@@ -30,26 +31,59 @@ def prepare(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Make the module by its factory, draw the study's inputs, capture it, and write all of it into a folder.
 
     Answers with the workload, the third-party modules that the factory imported (so that later steps need not pay for
-    them) and the user's own source files with their digests (so that an unchanged model is known without making it).
+    them), what was read meanwhile (so that an unchanged model is known without making it), and what the user ought to
+    know of the capture.
     """
-    from autotune.model import capture, factory, inputs, source
+    from autotune.model import capture, factory, inputs, reading, source
 
     enter(channel, "build")
     before = set(sys.modules)
     folder, seed, batch = Path(request["folder"]), request["seed"], request["batch"]
-    module = factory.make_module(request["factory"], seed)
-    specs = [inputs.InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in request["inputs"]]
-    example = inputs.generate(specs, batch, seed, 1, "example")[0]
-    captured = capture.capture(request["name"], batch, module, example)
+    with reading.watching() as seen, factory.folder_of(request["factory"]):
+        module = factory.make_module(request["factory"], seed)
+        specs = [inputs.InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in request["inputs"]]
+        example, other = inputs.generate(specs, batch, seed, 2, "example")
+        captured = capture.capture(request["name"], batch, module, example, other)
+        timing = inputs.generate(specs, batch, seed, TIMING_SETS, "timing")
+        held_out = inputs.generate(specs, batch, seed, HELD_OUT_SETS, "heldout")
     source.write(folder, captured, example, factory=request["factory"], seed=seed, module=module)
-    write_sets(folder / TIMING, inputs.generate(specs, batch, seed, TIMING_SETS, "timing"))
-    write_sets(folder / HELD_OUT, inputs.generate(specs, batch, seed, HELD_OUT_SETS, "heldout"))
+    write_sets(folder / TIMING, timing)
+    write_sets(folder / HELD_OUT, held_out)
     loaded = set(sys.modules) - before
     return {
         "workload": captured.workload.as_dict(),
-        "imported": [name for name in sys.modules if name in loaded and _is_third_party(name)],
-        "sources": _own_sources(loaded),
+        "imported": [name for name in sys.modules if name in loaded and reading.is_third_party(name)],
+        "read": seen.record(),
+        "notes": list(captured.notes),
     }
+
+
+def metrics(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Import each metric of the user's own, call it once on answers of the model, and say what its code depends on.
+
+    Answers with a digest and a record of what was read for each, in their order. Whether a metric accepts the model's
+    own answers is seen when the reference is made.
+    """
+    from autotune.canonical import digest
+    from autotune.model import reading
+    from autotune.model.source import ANSWERS, CapturedModel
+
+    enter(channel, "check")
+    folder = Path(request["folder"])
+    model = CapturedModel(folder)
+    names = [spec.name for spec in model.workload.outputs]
+    answers = [dict(zip(names, one, strict=True)) for one in read_sets(folder / ANSWERS, model, outputs=True)]
+    found = []
+    for function in request["metrics"]:
+        with reading.watching() as seen:
+            metric = _called_in_place(function)
+            with contextlib.suppress(Exception):  # here it matters which files it opens; it is judged later
+                metric(answers, answers)
+        record = seen.record()
+        contents = {kind: sorted(map(str, record[kind].values())) for kind in ("files", "folders", "environment")}
+        content = [function.rpartition(":")[2], contents, sorted(record["packages"])]
+        found.append({"code": digest(content), "read": record})
+    return {"metrics": found}
 
 
 def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -70,14 +104,22 @@ def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         answers = [module(*_to(device, inputs)) for inputs in read_sets(folder / HELD_OUT, model)]
     references = [tuple(tensor.cpu() for tensor in answer) for answer in answers]
     names = [spec.name for spec in model.workload.outputs]
-    accuracy.check_reference(references, names)
+    accuracy.check_reference(references, names, model.treatments)
+    objective = Objective.from_dict(request["objective"])
+    metrics = [(metric, _called_in_place(metric.function)) for metric in objective.metrics]
+    accuracy.check_metrics(references, names, metrics)
     write_sets(folder / REFERENCE, [dict(zip(names, answer, strict=True)) for answer in references])
     return {}
 
 
 def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Build a configuration into a folder, under the device's shared lock where the build uses the device."""
+    """Build a configuration into a folder, under the device's shared lock if the build uses the device.
+
+    ``kernels`` names the file of the tuned kernels that this build may choose from, if it is handed any; the answer
+    holds their digest.
+    """
     from autotune import registry
+    from autotune.kernel import KnownKernels
     from autotune.model.source import CapturedModel
     from autotune.runtime import artifact
     from autotune.runtime.switches import Switches
@@ -85,7 +127,10 @@ def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     configuration = Configuration.from_dict(request["configuration"])
     device = Device.from_dict(request["device"])
     backend = registry.backend(configuration.backend)
-    model = CapturedModel(Path(request["folder"]))
+    handed = request["kernels"]
+    known = KnownKernels.from_dict(json.loads(Path(handed).read_text())) if handed is not None else None
+    digest = known.digest if known is not None else ""
+    model = CapturedModel(Path(request["folder"]), known)
     target = Path(request["target"])
     shared = device.kind == "cuda" and backend.build_uses_device
     with holding(channel, device, "build", exclusive=False) if shared else contextlib.nullcontext():
@@ -94,8 +139,10 @@ def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         Switches.of(configuration).apply()
         begin = time.monotonic()
         backend.build(model, configuration, device, target)
-        artifact.describe(target, configuration, model.workload, model.output_schema)
-        return {"build_s": time.monotonic() - begin}
+        artifact.describe(
+            target, configuration, model.workload, model.output_schema, example=model.example(), kernels=digest
+        )
+        return {"build_s": time.monotonic() - begin, "kernels": digest}
 
 
 def measure(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
@@ -227,6 +274,34 @@ def footprint(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     return {"samples_ms": samples_ms, "memory": {**reading, "alone": alone}}
 
 
+def deployed(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Call an artifact once as its user will: by named inputs, with its answer put together in the model's form.
+
+    Raises ArtifactError if that is not an answer like the model's own to its example.
+    """
+    from autotune.errors import ArtifactError
+    from autotune.model.form import Form, flatten
+    from autotune.model.schema import InputSchema
+    from autotune.model.source import ANSWERS, CapturedModel
+
+    device, target = Device.from_dict(request["device"]), Path(request["artifact"])
+    folder = Path(request["folder"])
+    model, form = CapturedModel(folder), Form(node=CapturedModel(folder).output_schema)
+    schema = InputSchema(names=tuple(spec.name for spec in model.workload.inputs))
+    with holding(channel, device, "load", exclusive=_times_kernels_at_load(target)):
+        runner = _Candidate(target, device)
+        enter(channel, "check")
+        inputs = {name: tensor.to(device.torch_name) for name, tensor in model.example().items()}
+        answer = form.unflatten(runner(*schema.flatten((), inputs)))
+    tensors, again = flatten(answer)
+    expected = read_sets(folder / ANSWERS, model, outputs=True)[0]
+    found = [(name, tuple(one.shape), one.dtype) for name, one in zip(again.names, tensors, strict=True)]
+    wanted = [(name, tuple(one.shape), one.dtype) for name, one in zip(form.names, expected, strict=True)]
+    if found != wanted:
+        raise ArtifactError("a deployed call answers in another form", found=str(found), expected=str(wanted))
+    return {}
+
+
 def prove(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Build a toy model by one backend, load it, run it and compare, each stage told."""
     from autotune.execute.proof import prove_backend
@@ -288,14 +363,13 @@ def _timer(device: Device, clock: Any) -> Any:
 
 def _judge(runner: Any, model: Any, folder: Path, device: Device, objective: Objective) -> Any:
     from autotune import accuracy
-    from autotune.model.factory import resolve
 
     outputs = [
         tuple(tensor.cpu() for tensor in runner(*_to(device, inputs))) for inputs in read_sets(folder / HELD_OUT, model)
     ]
     references = read_sets(folder / REFERENCE, model, outputs=True)
     names = [spec.name for spec in model.workload.outputs]
-    metrics = [(metric, resolve(metric.function)) for metric in objective.metrics]
+    metrics = [(metric, _called_in_place(metric.function)) for metric in objective.metrics]
     return accuracy.judge(outputs, references, names, objective, metrics)
 
 
@@ -303,33 +377,28 @@ def _to(device: Device, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(tensor.to(device.torch_name) for tensor in tensors)
 
 
-def _is_third_party(name: str) -> bool:
-    file = getattr(sys.modules.get(name), "__file__", None) or ""
-    return "site-packages" in file and "__main__" not in name
+def _called_in_place(spec: str) -> Callable[..., Any]:
+    """A callable of the user's own that finds, when it is called too, what lies beside its file."""
+    from autotune.model.factory import folder_of, resolve
 
+    function = resolve(spec)
 
-def _own_sources(names: set[str]) -> dict[str, str]:
-    """Digests of the source files that the factory brought in and that belong to no installed package."""
-    import hashlib
-    import sysconfig
+    def call(*arguments: Any) -> Any:
+        with folder_of(spec):
+            return function(*arguments)
 
-    library = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
-    package = str(Path(__file__).resolve().parents[1])
-    files = {getattr(sys.modules.get(name), "__file__", None) or "" for name in names}
-    own = {
-        file for file in files
-        if file.endswith(".py") and not str(Path(file).resolve()).startswith((*library, package))
-    }  # fmt: skip
-    return {str(Path(file).resolve()): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in sorted(own)}
+    return call
 
 
 STEPS: dict[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {
     "prepare": prepare,
+    "metrics": metrics,
     "reference": reference,
     "build": build,
     "measure": measure,
     "finals": finals,
     "footprint": footprint,
+    "deployed": deployed,
     "features": graph_steps.features,
     "problems": graph_steps.problems,
     "prove": prove,
