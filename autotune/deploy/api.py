@@ -1,16 +1,16 @@
 """The Python interface: optimize, tune, load."""
 
-import copy
+import logging
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from autotune.device import Device, slug
 from autotune.errors import PlanNotFoundError, RequestError
 from autotune.objective import Objective
 from autotune.study_request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, Progress, Silent, StudyOutcome, StudyRequest
@@ -20,24 +20,55 @@ if TYPE_CHECKING:
 
     from autotune.database.store import Store
     from autotune.deploy.model import OptimizedModel
+    from autotune.deploy.prepared import Prepared
     from autotune.plan import Plan
-    from autotune.workload import Workload
+
+log = logging.getLogger(__name__)
+
+NOT_WRITTEN = Path("/nonexistent/autotune-model")
+"""The folder of a request whose module is captured, and written down only if a worker needs it."""
 
 
 def optimize(
-    model: "torch.nn.Module", inputs: Any, *, device: str | None = None, db: str | None = None, **options: Any
+    model: "torch.nn.Module",
+    inputs: Any,
+    *,
+    budget: str | float = DEFAULT_BUDGET_S,
+    trials: int = DEFAULT_TRIALS,
+    objective: str | Objective = "latency_p50",
+    constraints: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    db: str | None = None,
+    name: str | None = None,
+    serve_as: str = "any",
+    backends: tuple[str, ...] | None = None,
+    precisions: tuple[str, ...] | None = None,
+    seed: int = 0,
+    tune_kernels: bool = True,
+    progress: Progress | None = None,
+    verify: bool = True,
 ) -> "OptimizedModel":
-    """A callable that answers like ``model``: the stored plan where there is one, else what a search finds.
+    """Return a callable that answers like ``model``: the stored plan if there is one, else what a search finds.
 
-    ``inputs`` are the arguments of one call: a tensor, a tuple, or a dict by parameter name. ``device`` defaults to the
-    one the model is on. ``options`` are those of :func:`tune`.
+    ``inputs`` are the arguments of one call (a tensor, a tuple, or a dict by parameter name), or a list of several such
+    sets, which are used as they are. ``device`` defaults to the one the model is on. The other options are those of
+    :func:`tune` and, for ``verify``, of :func:`load`.
     """
     from autotune.database.store import Store
-    from autotune.deploy.model import open_plan
 
-    with Store.open(db) as store, _prepared(model, inputs, device, options) as request:
-        plan = _usable(store, request) or _run(store, request, options.get("progress")).plan
-        return open_plan(plan, store)
+    with Store.open(db) as store:
+        prepared, request = _asked(
+            model, inputs, device=device, name=name, seed=seed, objective=objective, constraints=constraints,
+            budget=budget, trials=trials, serve_as=serve_as, backends=backends, precisions=precisions,
+            tune_kernels=tune_kernels,
+        )  # fmt: skip
+        told = progress or Silent()
+        try:
+            plan, seconds = _usable(store, prepared, request, rebuild=not store.read_only, progress=told)
+        except PlanNotFoundError as error:
+            log.info("%s", error)
+            plan, seconds = _searched(store, prepared, request, told).plan, {}
+        return _opened(plan, store, prepared, seconds, verify=verify)
 
 
 def tune(
@@ -47,6 +78,7 @@ def tune(
     budget: str | float = DEFAULT_BUDGET_S,
     trials: int = DEFAULT_TRIALS,
     objective: str | Objective = "latency_p50",
+    constraints: Mapping[str, Any] | None = None,
     device: str | None = None,
     db: str | None = None,
     name: str | None = None,
@@ -54,21 +86,25 @@ def tune(
     backends: tuple[str, ...] | None = None,
     precisions: tuple[str, ...] | None = None,
     seed: int = 0,
+    tune_kernels: bool = True,
     progress: Progress | None = None,
 ) -> StudyOutcome:
-    """Search for the fastest plan of ``model`` and store it; a finished study answers at once.
+    """Search for the fastest plan of ``model`` and store it; a finished study of the same inputs answers at once.
 
-    ``budget`` is seconds or text such as ``10m``; ``objective`` a name, or an Objective with its accuracy limits.
-    Raises RequestError where the request is wrong, WorkError where the work failed.
+    ``budget`` is seconds or text such as ``10m``; ``objective`` a name, or an Objective with its accuracy limits;
+    ``constraints`` those limits as a study file has them (``{"signal_error": 0.01}``). Without ``tune_kernels`` kernels
+    are taken as the database knows them. The model, its inputs and the random state stay as they were, except that lazy
+    layers are initialised. Raises RequestError if the request is wrong, WorkError if the work failed.
     """
     from autotune.database.store import Store
 
-    options = {
-        "budget": budget, "trials": trials, "objective": objective, "name": name, "serve_as": serve_as,
-        "backends": backends, "precisions": precisions, "seed": seed,
-    }  # fmt: skip
-    with Store.open(db) as store, _prepared(model, inputs, device, options) as request:
-        return _run(store, request, progress)
+    with Store.open(db) as store:
+        prepared, request = _asked(
+            model, inputs, device=device, name=name, seed=seed, objective=objective, constraints=constraints,
+            budget=budget, trials=trials, serve_as=serve_as, backends=backends, precisions=precisions,
+            tune_kernels=tune_kernels,
+        )  # fmt: skip
+        return _searched(store, prepared, request, progress or Silent())
 
 
 def load(
@@ -77,111 +113,228 @@ def load(
     *,
     device: str | None = None,
     db: str | None = None,
+    name: str | None = None,
     objective: str | Objective = "latency_p50",
+    constraints: Mapping[str, Any] | None = None,
     serve_as: str = "any",
     rebuild: bool = True,
+    verify: bool = True,
 ) -> "OptimizedModel":
-    """The stored plan for ``model``; never searches.
+    """Return the stored plan for ``model``, answering in the model's own form; never searches.
 
     With other weights of the same structure, or under a changed toolchain, the stored configuration is built and judged
-    again, unless ``rebuild`` is false. Raises PlanNotFoundError where no plan answers.
+    again, unless ``rebuild`` is false; processes that need the same one take turns, and one of them builds. With
+    ``verify`` the plan is held against the model on ``inputs`` before it is returned; ``seconds`` of the result says
+    what that and the rest cost. Raises PlanNotFoundError, which says what differs, if no plan answers; ArtifactError if
+    what was found does not answer like the model.
     """
+    from autotune.database.engine import locate
     from autotune.database.store import Store
-    from autotune.deploy.model import open_plan
 
-    options = {"objective": objective, "serve_as": serve_as}
-    with Store.open(db) as store, _prepared(model, inputs, device, options) as request:
-        plan = _usable(store, request, rebuild=rebuild)
-        if plan is None:
-            raise PlanNotFoundError(
-                f"no stored plan answers {request.name} at batch {request.batch} on {request.device.name}",
-                found=f"{len(store.plans())} plans in {store.location}",
-                expected="a plan of the same structure, device class, objective and constraints",
-                run="autotune.optimize(model, inputs), or autotune plan list",
-            )
-        return open_plan(plan, store)
-
-
-def _run(store: "Store", request: StudyRequest, progress: Progress | None) -> StudyOutcome:
-    from autotune.study import run_study
-
-    return run_study(request, store, progress or Silent())
+    place = locate(db)
+    if place.file is not None and not place.file.exists():
+        raise PlanNotFoundError(
+            "no stored plan answers", found=f"no tuning database at {place.shown}",
+            expected="the database that a study was stored in (db=, or AUTOTUNE_DB)",
+            run="autotune.optimize(model, inputs)",
+        )  # fmt: skip
+    with Store.open(db, create=False) as store:
+        prepared, request = _asked(
+            model, inputs, device=device, name=name, seed=0, objective=objective, constraints=constraints,
+            serve_as=serve_as,
+        )  # fmt: skip
+        plan, seconds = _usable(store, prepared, request, rebuild=rebuild, progress=Silent())
+        return _opened(plan, store, prepared, seconds, verify=verify)
 
 
-def _usable(store: "Store", request: StudyRequest, *, rebuild: bool = True) -> "Plan | None":
-    """The stored plan with an artifact that fits, rebuilt where it must be."""
-    from autotune.execute.server import WorkerServer
+def _asked(
+    model: "torch.nn.Module",
+    inputs: Any,
+    *,
+    device: str | None,
+    name: str | None,
+    seed: int,
+    objective: str | Objective,
+    constraints: Mapping[str, Any] | None,
+    budget: str | float = DEFAULT_BUDGET_S,
+    **options: Any,
+) -> "tuple[Prepared, StudyRequest]":
+    """Capture the module, and say what is asked; whatever is wrong with the request is refused first."""
+    from autotune.deploy.prepared import in_memory, prepare
+
+    module, found = in_memory(model, device)
+    request = StudyRequest(
+        name=name or "model", batch=1, device=found, objective=_objective(objective, constraints), seed=seed,
+        prepared=NOT_WRITTEN, budget_s=_seconds(budget), **options,
+    )  # fmt: skip
+    prepared = prepare(module, inputs, device=found, name=name, seed=seed)
+    return prepared, replace(request, name=prepared.name, batch=prepared.batch)
+
+
+def _usable(
+    store: "Store", prepared: "Prepared", request: StudyRequest, *, rebuild: bool, progress: Progress
+) -> "tuple[Plan, dict[str, float]]":
+    """Return the stored plan with an artifact that fits, built again if it must be, and what took how long.
+
+    Raises PlanNotFoundError.
+    """
+    from autotune import registry
+    from autotune.deploy.miss import not_found, unusable
     from autotune.runtime import toolchain
-    from autotune.study import Study
-    from autotune.study_memory import artifact_fits
+    from autotune.study_memory import misfits
 
-    assert request.prepared is not None  # made by _prepared
-    workload = _workload(request.prepared)
-    plan = store.find_plan(
-        workload.structure, request.device.device_class, request.objective, request.serve_as, workload.weights
-    )
+    if request.objective.metrics:
+        request = _with_metric_code(prepared, request)
+    begin = time.perf_counter()
+    workload, form = prepared.captured.workload, prepared.captured.form.digest
+    plan = store.find_plan(prepared.key(request), workload.weights)
     if plan is None:
-        return None
+        raise not_found(store, prepared, prepared.key(request))
     plan = replace(plan, device=request.device)
-    if artifact_fits(plan, workload.weights, toolchain.current(request.device), store):
-        return plan
-    if not rebuild:
-        return None
-    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
-    try:
-        with WorkerServer(folder) as server:
-            study = Study(request, store, Silent(), server, folder, threading.Event())
-            shutil.copytree(request.prepared, study.bench.model)
-            return study.rebuild(plan, workload)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    names = registry.backend(plan.configuration.backend).toolchain
+    wrong = misfits(plan, workload.weights, form, toolchain.current(request.device, names), store)
+    seconds = {"look_up": time.perf_counter() - begin}
+    if not wrong:
+        return plan, seconds
+    read_only = store.read_only or store.artifacts.read_only
+    if not rebuild or read_only:
+        why = "but this database is read-only" if read_only else "but rebuild=False forbids it"
+        raise unusable(prepared, plan, wrong, why)
+    begin = time.perf_counter()
+    again = _rebuilt(store, prepared, request, plan, progress)
+    return again, {**seconds, "rebuild": time.perf_counter() - begin}
+
+
+def _rebuilt(
+    store: "Store", prepared: "Prepared", request: StudyRequest, plan: "Plan", progress: Progress
+) -> "Plan":
+    """Build a stored plan again for the module, once for all processes that need it; raises PlanNotFoundError."""
+    from autotune.deploy.miss import unusable
+    from autotune.deploy.prepared import rebuild_key
+    from autotune.runtime import toolchain
+    from autotune.study_memory import misfits
+
+    workload, form = prepared.captured.workload, prepared.captured.form.digest
+    with store.artifacts.turn(rebuild_key(prepared, plan.uid)):
+        known = store.find_plan(prepared.key(request), workload.weights)
+        plan = plan if known is None else replace(known, device=request.device)
+        wrong = misfits(plan, workload.weights, form, toolchain.current(request.device), store)
+        if not wrong:
+            return plan  # another process has built it meanwhile
+        said = _Said(progress)
+        with _study(store, prepared, request, said, plan) as study:
+            again = study.rebuild(plan, workload)
+        if again is None:
+            raise unusable(prepared, plan, wrong, f"which was tried: {said.last}")
+        return replace(cast("Plan", again), device=request.device)
+
+
+class _Said:
+    """Passes events on, and keeps the last message for an error."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self.last = progress, "it does not hold"
+
+    def event(self, kind: str, **data: Any) -> None:
+        if kind == "message":
+            self.last = str(data["text"])
+        self._progress.event(kind, **data)
 
 
 @contextmanager
-def _prepared(
-    model: "torch.nn.Module", inputs: Any, device: str | None, options: dict[str, Any]
-) -> Iterator[StudyRequest]:
-    """Capture the module in this process, so that workers need nothing of it but files."""
-    import torch
+def _study(
+    store: "Store", prepared: "Prepared", request: StudyRequest, progress: Progress, plan: "Plan"
+) -> Iterator[Any]:
+    """A study of the module that only rebuilds; a plan that runs the factory's module gets the factory with it."""
+    from autotune.execute.server import WorkerServer
+    from autotune.study import Study
 
-    from autotune.execute import steps
-    from autotune.model import capture, source
-    from autotune.model.inputs import perturbed
-    from autotune.model.schema import bind
-    from autotune.runtime import discovery
-
-    own = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
-    found: Device = discovery.find(device or ("cpu" if own.type == "cpu" else f"cuda:{own.index or 0}"))
-    named = {name: tensor.detach().cpu() for name, tensor in bind(model.forward, inputs).items()}
-    if own.type != "cpu" or model.training:
-        model = copy.deepcopy(model).cpu().eval()
-    name = options.get("name") or slug(type(model).__name__)
-    batch = next((tensor.shape[0] for tensor in named.values() if tensor.dim()), 1)
-    folder = Path(tempfile.mkdtemp(prefix="autotune-model-"))
-    seed = int(options.get("seed", 0))
+    factory, seed = _factory_of(store, plan)
+    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
     try:
-        captured = capture.capture(name, batch, model, named)
-        source.write(folder, captured, named, factory=None, seed=seed)
-        steps.write_sets(folder / steps.TIMING, [named, *perturbed(named, steps.TIMING_SETS - 1, seed)])
-        steps.write_sets(folder / steps.HELD_OUT, perturbed(named, steps.HELD_OUT_SETS, seed + 1))
-        yield StudyRequest(
-            name=name, batch=batch, device=found, prepared=folder, objective=_objective(options.get("objective")),
-            serve_as=options.get("serve_as", "any"), backends=options.get("backends"),
-            precisions=options.get("precisions"), trials=options.get("trials", DEFAULT_TRIALS),
-            budget_s=_seconds(options.get("budget", DEFAULT_BUDGET_S)), seed=seed,
-        )  # fmt: skip
+        model = prepared.write(folder / "model", factory=factory, seed=seed)
+        with WorkerServer(folder) as server:
+            yield Study(replace(request, prepared=model), store, progress, server, folder, threading.Event())
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _workload(folder: Path) -> "Workload":
-    from autotune.model.source import CapturedModel
+def _factory_of(store: "Store", plan: "Plan") -> tuple[str | None, int | None]:
+    """The factory and the seed of the study that found a plan, if the plan or the rival of its finals needs them.
 
-    return CapturedModel(folder).workload
+    A plan of form ``module`` runs the factory's module; one with tuned kernels may have to be timed against it again.
+    """
+    from autotune.kernel import wants_kernels
+
+    if plan.configuration.get("form", "") != "module" and not wants_kernels(plan.configuration):
+        return None, None
+    try:
+        row = store.study(str(plan.evidence.get("study", "")))
+    except ValueError:
+        return None, None
+    factory = row.settings.get("factory")
+    return (str(factory), row.seed) if factory else (None, None)
 
 
-def _objective(given: str | Objective | None) -> Objective:
-    return given if isinstance(given, Objective) else Objective(name=given or "latency_p50")
+def _searched(store: "Store", prepared: "Prepared", request: StudyRequest, progress: Progress) -> StudyOutcome:
+    from autotune.study import run_study
+
+    folder = Path(tempfile.mkdtemp(prefix="autotune-model-"))
+    try:
+        return run_study(replace(request, prepared=prepared.write(folder)), store, progress)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_metric_code(prepared: "Prepared", request: StudyRequest) -> StudyRequest:
+    """The request with what the code of its metrics is, which a worker finds out: it is the user's own code."""
+    from autotune.execute.bench import Bench
+    from autotune.execute.server import WorkerServer
+    from autotune.execute.timing import TimeSplit
+    from autotune.study_identity import with_metric_code
+
+    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
+    try:
+        prepared.write(folder / "model")
+        with WorkerServer(folder) as server:
+            bench = Bench(server, folder, request.device, TimeSplit())
+            return replace(request, objective=with_metric_code(request.objective, bench)[0])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _opened(
+    plan: "Plan", store: "Store", prepared: "Prepared", seconds: Mapping[str, float], *, verify: bool
+) -> "OptimizedModel":
+    """Load a plan for the module: it answers in the module's own form, and is held against it."""
+    from autotune.deploy.model import open_plan, verified
+
+    begin = time.perf_counter()
+    fast = open_plan(plan, store, prepared.captured.form)
+    spent = {**prepared.seconds, **seconds, "open": time.perf_counter() - begin}
+    if verify:
+        begin = time.perf_counter()
+        verified(fast, prepared)
+        spent["verify"] = time.perf_counter() - begin
+    fast.seconds = spent
+    log.info("%s: %s", plan.name, ", ".join(f"{what} {taken * 1e3:.1f} ms" for what, taken in spent.items()))
+    return fast
+
+
+def _objective(given: str | Objective, constraints: Mapping[str, Any] | None) -> Objective:
+    """The objective with its constraints; both are refused as a study file refuses them."""
+    from autotune.study_file import read_constraints
+
+    if isinstance(given, Objective) and constraints is not None:
+        raise RequestError(
+            "constraints stand in the objective already", found="an Objective, and constraints beside it",
+            expected="an Objective, or its name with constraints={...}",
+        )  # fmt: skip
+    try:
+        objective = given if isinstance(given, Objective) else Objective(name=given)
+    except ValueError as error:
+        raise RequestError(f"objective {given!r}", found=str(error), expected="a name of autotune.Objective") from error
+    return objective if constraints is None else read_constraints(objective.name, constraints, Path.cwd())
 
 
 def _seconds(budget: str | float) -> float:

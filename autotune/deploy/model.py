@@ -3,12 +3,15 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from autotune.model.schema import InputSchema, unflatten_output
+from autotune.errors import ArtifactError
+from autotune.model.form import Form
+from autotune.model.schema import InputSchema
 from autotune.runtime.artifact import load_runner, read_record
 
 if TYPE_CHECKING:
     from autotune.backend import Runner
     from autotune.database.store import Store
+    from autotune.deploy.prepared import Prepared
     from autotune.plan import Plan
 
 
@@ -16,17 +19,24 @@ class OptimizedModel:
     """Takes the arguments of the model's forward and returns an answer of the same form; safe from several threads.
 
     The shapes and dtypes are those the plan was made for. ``plan`` is the plan in use; ``close`` gives its memory back.
+    ``seconds`` says what finding and opening it took: ``capture``, ``weights`` (their fingerprint), ``look_up``,
+    ``open`` (verifying and loading the artifact) and ``verify`` (two calls held against the model).
     """
 
-    def __init__(self, plan: "Plan", runner: "Runner", names: tuple[str, ...], output: Mapping[str, Any]) -> None:
+    def __init__(self, plan: "Plan", runner: "Runner", names: tuple[str, ...], form: Form) -> None:
         self.plan = plan
+        self.seconds: Mapping[str, float] = {}
         self._runner = runner
         self._inputs = InputSchema(names=names)
-        self._output = dict(output)
+        self._form = form
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer one call like the model; raises ModelError where the arguments do not fit."""
-        return unflatten_output(self._output, self._runner(*self._inputs.flatten(args, kwargs)))
+        return self._form.unflatten(self._runner(*self._inputs.flatten(args, kwargs)))
+
+    def flat(self, inputs: "Mapping[str, Any]") -> tuple[Any, ...]:
+        """Answer one call by named inputs with the flat tensors of the answer."""
+        return tuple(self._runner(*self._inputs.flatten((), inputs)))
 
     def close(self) -> None:
         """Give back what the plan's runner holds; the model cannot be called afterwards."""
@@ -37,24 +47,52 @@ class OptimizedModel:
         return f"<OptimizedModel {plan.name}: {plan.configuration}, {plan.latency_ms:.3f} ms, {plan.speedup:.2f}x>"
 
 
-def open_plan(plan: "Plan", store: "Store") -> OptimizedModel:
-    """Load a plan's artifact, verified against its digest; raises ArtifactError where it is missing or damaged.
+def open_plan(plan: "Plan", store: "Store", form: Form | None = None) -> OptimizedModel:
+    """Load a plan's artifact, verified against its digest; it answers in ``form``, else in that of its artifact.
 
-    Also where it is that of another plan: of another model, other weights or another configuration.
+    Leaves the random state and the switches of the process as they were. Raises ArtifactError if the artifact is
+    missing or damaged, or that of another plan: of another model, other weights, another configuration or kernels.
     """
-    from autotune.errors import ArtifactError
+    from autotune.model.untouched import process_state
 
     if plan.artifact is None:
         raise ArtifactError(f"the plan of {plan.name} has no artifact", run="autotune tune, to build it again")
     with store.artifacts.taken(plan.artifact) as folder:
         record = read_record(folder)
-        own = (plan.configuration, plan.structure, plan.weights)
-        if (record.configuration, record.structure, record.weights) != own:
+        own = (plan.configuration, plan.structure, plan.weights, plan.kernels)
+        if (record.configuration, record.structure, record.weights, record.kernels) != own:
             raise ArtifactError(
                 f"the plan of {plan.name} names an artifact that is not its own",
                 found=f"one of {record.configuration}, model {record.structure[:12]}, weights {record.weights[:12]}",
                 expected=f"{plan.configuration}, model {plan.structure[:12]}, weights {plan.weights[:12]}",
                 run="autotune tune with its study file, which builds it again",
             )
-        runner = load_runner(folder, plan.device)
-    return OptimizedModel(plan, runner, tuple(spec.name for spec in record.inputs), record.output_schema)
+        with process_state():
+            runner = load_runner(folder, plan.device)
+    return OptimizedModel(
+        plan, runner, tuple(spec.name for spec in record.inputs), form or Form(node=dict(record.output_schema))
+    )
+
+
+SLACK = 3.0
+"""One input may be so many times as far off as the plan's limit allows on average over eight."""
+
+
+def verified(fast: OptimizedModel, prepared: "Prepared") -> None:
+    """Hold a plan against the module on its example and one more set; raises ArtifactError if it differs.
+
+    Floating outputs are compared as the gate compares them, and relative to their size if the model's own answers do
+    not vary between the two sets; of integer outputs at least half must agree.
+    """
+    from autotune import accuracy
+
+    sets = (prepared.example, prepared.held_out[0])
+    answers = [tuple(tensor.cpu() for tensor in fast.flat(one)) for one in sets]
+    names, objective = prepared.captured.form.names, fast.plan.objective
+    if wrong := accuracy.far_off(answers, prepared.captured.answers, names, objective, SLACK):
+        raise ArtifactError(
+            f"the stored plan of {fast.plan.name} does not answer like the model that it was loaded for",
+            found=wrong,
+            expected=f"the model's own answers within {SLACK:g} times the plan's limits on two sets of inputs",
+            run="autotune.tune(model, inputs) with another database; autotune.load(..., verify=False) leaves this out",
+        )

@@ -1,10 +1,19 @@
 """The Python interface end to end: a module in memory, its plan, and what answers for other weights."""
 
+import dataclasses
+import multiprocessing
+import random
+
+import numpy
 import pytest
 import torch
+from sqlalchemy import select
 
 import autotune
-from autotune.errors import ModelError, PlanNotFoundError, RequestError
+from autotune.configuration import Configuration
+from autotune.database.schema import PlanTable
+from autotune.database.store import Store
+from autotune.errors import ArtifactError, ModelError, PlanNotFoundError, RequestError
 
 
 class Net(torch.nn.Module):
@@ -14,15 +23,32 @@ class Net(torch.nn.Module):
         self.second = torch.nn.Linear(32, 4)
 
     def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {"answer": self.second(torch.relu(self.first(x))) * scale}
+        hidden = torch.relu(self.first(x))
+        return {"second": self.second(hidden) * scale, "hidden": hidden}
 
 
-def make(seed: int) -> torch.nn.Module:
+@dataclasses.dataclass
+class Answer:
+    second: torch.Tensor
+    loss: torch.Tensor | None
+    hidden: torch.Tensor
+
+
+class Renamed(Net):
+    """The same graph with another form of the answer."""
+
+    def forward(self, x: torch.Tensor, *, scale: torch.Tensor) -> Answer:  # type: ignore[override]
+        found = super().forward(x, scale=scale)
+        return Answer(found["second"], None, found["hidden"])
+
+
+def make(seed: int, kind: type[Net] = Net) -> torch.nn.Module:
     torch.manual_seed(seed)
-    return Net().eval()
+    return kind().eval()
 
 
-INPUTS = {"x": torch.randn(3, 16), "scale": torch.rand(1) + 0.5}
+DRAW = torch.Generator().manual_seed(3)  # the same in every process
+INPUTS = {"x": torch.randn(3, 16, generator=DRAW), "scale": torch.rand(1, generator=DRAW) + 0.5}
 FEW = {"backends": ("eager", "torchscript"), "trials": 4, "budget": "60s"}
 
 
@@ -32,35 +58,144 @@ def database(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
         fast = autotune.optimize(make(0), INPUTS, db=path, **FEW)
-    torch.testing.assert_close(fast(**INPUTS), make(0)(**INPUTS), rtol=1e-4, atol=1e-5)
+    check(fast, make(0))
     fast.close()
     return path
 
 
-def test_the_stored_plan_is_loaded_without_searching(database):
+def check(fast, model, count: int = 3) -> None:
+    """The plan answers like the model on fresh inputs, in the same form."""
+    for _ in range(count):
+        fresh = {"x": torch.randn(3, 16), "scale": torch.rand(1) + 0.5}
+        answer, expected = fast(**fresh), model(**fresh)
+        assert type(answer) is type(expected)
+        parts = answer.items() if isinstance(answer, dict) else vars(answer).items()
+        others = expected.items() if isinstance(expected, dict) else vars(expected).items()
+        for (name, part), (other_name, other) in zip(parts, others, strict=True):
+            assert name == other_name
+            torch.testing.assert_close(part, other, rtol=1e-4, atol=1e-5) if other is not None else None
+            assert (part is None) == (other is None)
+
+
+def test_the_stored_plan_is_loaded_without_searching_and_says_what_that_cost(database):
     fast = autotune.load(make(0), INPUTS, db=database)
-    fresh = {"x": torch.randn(3, 16), "scale": torch.rand(1)}
-    torch.testing.assert_close(fast(fresh["x"], scale=fresh["scale"]), make(0)(**fresh), rtol=1e-4, atol=1e-5)
+    check(fast, make(0))
     assert fast.plan.speedup >= 1.0 and "OptimizedModel" in repr(fast)
-    with pytest.raises(ModelError, match="x, scale"):
-        fast(fresh["x"])
+    assert set(fast.seconds) == {"capture", "weights", "look_up", "open", "verify"}
+    assert "verify" not in autotune.load(make(0), INPUTS, db=database, verify=False).seconds
+    with pytest.raises(ModelError, match="no scale"):
+        fast(INPUTS["x"])
+    with pytest.raises(ModelError, match=r"x .*\n.*float32\[2, 16\]"):
+        fast(INPUTS["x"][:2], scale=INPUTS["scale"])
 
 
 def test_other_weights_are_rebuilt_and_judged_again_and_never_answered_by_the_old_artifact(database):
-    with pytest.raises(PlanNotFoundError, match="no stored plan"):
+    with pytest.raises(PlanNotFoundError, match=r"no stored plan.*\n.*weights: asked"):
         autotune.load(make(1), INPUTS, db=database, rebuild=False)
-    fast = autotune.load(make(1), INPUTS, db=database)
-    torch.testing.assert_close(fast(**INPUTS), make(1)(**INPUTS), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        autotune.load(make(0), INPUTS, db=database, rebuild=False)(**INPUTS), make(0)(**INPUTS), rtol=1e-4, atol=1e-5
-    )
+    check(autotune.load(make(1), INPUTS, db=database), make(1))
+    check(autotune.load(make(0), INPUTS, db=database, rebuild=False), make(0))
 
 
-def test_another_structure_or_a_stricter_caller_finds_nothing(database):
-    with pytest.raises(PlanNotFoundError, match=r"autotune\.optimize"):
-        autotune.load(make(0), {"x": torch.randn(5, 16), "scale": torch.rand(1)}, db=database)
-    with pytest.raises(PlanNotFoundError):
-        autotune.load(make(0), INPUTS, db=database, objective=autotune.Objective(signal_error=1e-6))
+def test_another_form_of_the_answer_is_the_models_own(database):
+    with pytest.raises(PlanNotFoundError, match="form of the answer"):
+        autotune.load(make(0, Renamed), INPUTS, db=database, rebuild=False)
+    check(autotune.load(make(0, Renamed), INPUTS, db=database), make(0, Renamed))
+    check(autotune.load(make(0), INPUTS, db=database, rebuild=False), make(0))
+    check(autotune.load(make(0, Renamed), INPUTS, db=database, rebuild=False), make(0, Renamed))
+
+
+def test_a_miss_says_what_differs_with_both_values(database):
+    with pytest.raises(PlanNotFoundError, match=r"autotune\.optimize") as missed:
+        autotune.load(make(0), {"x": torch.randn(5, 16), "scale": torch.rand(1)}, db=database, name="net")
+    assert "batch: asked 5, the plan has 3" in str(missed.value) and "structure: asked" in str(missed.value)
+    with pytest.raises(PlanNotFoundError, match=r"constraint signal_error: asked 1e-06, the plan has 0\.02"):
+        autotune.load(make(0), INPUTS, db=database, constraints={"signal_error": 1e-6})
+    with pytest.raises(PlanNotFoundError, match=r"objective: asked memory, the plan has latency_p50"):
+        autotune.load(make(0), INPUTS, db=database, objective="memory")
+    with pytest.raises(PlanNotFoundError, match=r"serving format: asked onnx, the plan has any"):
+        autotune.load(make(0), INPUTS, db=database, serve_as="onnx")
+    looser = autotune.load(make(0), INPUTS, db=database, constraints={"signal_error": {"default": 0.5, "hidden": 0.1}})
+    check(looser, make(0))
+
+
+def test_load_leaves_the_random_state_the_model_and_the_inputs_as_they_were(database):
+    model, inputs = make(0), {name: tensor.clone() for name, tensor in INPUTS.items()}
+    model.first.train()
+    torch.manual_seed(41), random.seed(41), numpy.random.seed(41)
+    states = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()
+    autotune.load(model, inputs, db=database)
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert numpy.random.get_state()[1].tolist() == states[2] and torch.initial_seed() == 41
+    assert model.first.training and not model.training
+    assert all(torch.equal(inputs[name], INPUTS[name]) for name in inputs)
+
+
+def test_a_plan_that_does_not_answer_like_the_model_is_not_handed_out(database, tmp_path):
+    """The last line of defence: a plan of the very same key whose artifact holds something else."""
+    with Store.open(database) as store:
+        plan = next(one for one in store.plans() if one.weights == _weights(make(0)) and one.form)
+        with store.artifacts.taken(plan.artifact) as folder:
+            changed = tmp_path / "changed"
+            changed.mkdir()
+            for file in folder.iterdir():
+                (changed / file.name).write_bytes(file.read_bytes())
+            other = autotune.load(make(7), INPUTS, db=database).plan
+            with store.artifacts.taken(other.artifact) as wrong:
+                for file in wrong.iterdir():
+                    if file.name not in ("artifact.json", "settings.json"):
+                        (changed / file.name).write_bytes(file.read_bytes())
+        digest = store.artifacts.add(changed)
+        with store.writing() as session:
+            row = session.scalars(select(PlanTable).where(PlanTable.uid == plan.uid)).one()
+            record, row.artifact, row.record = dict(row.record), digest, {**row.record, "artifact": digest}
+    try:
+        with pytest.raises(ArtifactError, match=r"does not answer like the model.*\n.*output second is off by"):
+            autotune.load(make(0), INPUTS, db=database)
+        assert autotune.load(make(0), INPUTS, db=database, verify=False).plan.uid == plan.uid
+    finally:
+        with Store.open(database) as store, store.writing() as session:
+            row = session.scalars(select(PlanTable).where(PlanTable.uid == plan.uid)).one()
+            row.artifact, row.record = record["artifact"], record
+
+
+def _weights(model: torch.nn.Module) -> str:
+    from autotune.model.capture import capture
+
+    return capture("net", 3, model, INPUTS).workload.weights
+
+
+def _load(database: str, seed: int, answers: "multiprocessing.Queue") -> None:
+    fast = autotune.load(make(seed), INPUTS, db=database)
+    answers.put((fast.plan.uid, "rebuild" in fast.seconds, fast(**INPUTS)["second"].tolist()))
+
+
+def test_processes_that_need_the_same_rebuild_make_it_once(database):
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    processes = [spawn.Process(target=_load, args=(database, 11, answers)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=200) for _ in processes]
+    for process in processes:
+        process.join()
+    assert len({uid for uid, _, _ in found}) == 1
+    with Store.open(database) as store:
+        assert sum(plan.weights == _weights(make(11)) for plan in store.plans()) == 1
+    torch.testing.assert_close(torch.tensor(found[0][2]), make(11)(**INPUTS)["second"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_that_is_asked_for_with_the_same_inputs_is_cached(database):
+    told = []
+
+    class Tell:
+        def event(self, kind, **data):
+            told.append(kind)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
+        again = autotune.tune(make(0), INPUTS, db=database, progress=Tell(), **FEW)
+    assert again.cached and "trial_started" not in told
+    assert again.plan.configuration == Configuration.from_dict(again.plan.configuration.as_dict())
 
 
 @pytest.mark.parametrize(
@@ -69,8 +204,21 @@ def test_another_structure_or_a_stricter_caller_finds_nothing(database):
         ({"y": torch.ones(3)}, {}, ModelError),
         (INPUTS, {"budget": "0s"}, RequestError),
         (INPUTS, {"trials": 0}, RequestError),
+        (INPUTS, {"bugdet": "1s"}, TypeError),
+        (INPUTS, {"constraints": {"signal_eror": 0.1}}, RequestError),
+        (INPUTS, {"constraints": {"signal_error": 0.0}}, RequestError),
+        (INPUTS, {"objective": "latncy"}, RequestError),
+        (INPUTS, {"serve_as": "tensorflow"}, RequestError),
+        (INPUTS, {"objective": autotune.Objective(), "constraints": {}}, RequestError),
     ],
 )
 def test_wrong_requests_are_refused(tmp_path, inputs, options, error):
-    with pytest.raises(error):
-        autotune.tune(make(0), inputs, db=str(tmp_path / "a.db"), **options)
+    for call in (autotune.tune, autotune.optimize):
+        with pytest.raises(error, match=next(iter(options), "y") if error is not ModelError else None):
+            call(make(0), inputs, db=str(tmp_path / "a.db"), **options)
+
+
+def test_where_nothing_was_ever_tuned_there_is_no_plan_and_no_database_is_made(tmp_path):
+    with pytest.raises(PlanNotFoundError, match=r"no tuning database at .*none\.db"):
+        autotune.load(make(0), INPUTS, db=str(tmp_path / "none.db"))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,53 @@
+"""Why no stored plan answers a request: which parts differ, with both values, for the plans that come nearest."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from autotune.errors import PlanNotFoundError
+from autotune.identity import PlanKey
+
+if TYPE_CHECKING:
+    from autotune.database.store import Store
+    from autotune.deploy.prepared import Prepared
+    from autotune.plan import Plan
+
+SHOWN = 3
+"""So many of the nearest plans are told of."""
+
+
+def not_found(store: "Store", prepared: "Prepared", key: PlanKey) -> PlanNotFoundError:
+    """Make the error for a request that no plan serves."""
+    former = prepared.captured.workload.former
+    near = store.nearest_plans(key, prepared.name, former)
+    lines = [_line(plan, key, prepared.batch, former) for plan in near[:SHOWN]]
+    return PlanNotFoundError(
+        f"no stored plan answers {prepared.name} at batch {prepared.batch} on {prepared.device.name}",
+        found="\n    ".join(lines) or f"no plan of this structure or name in {store.location}",
+        expected=f"a plan of structure {key.structure[:12]}, device class {key.device_class}, objective "
+        f"{key.objective.name} within these constraints, served as {key.serve_as}",
+        run="autotune.optimize(model, inputs), or autotune plan list",
+    )
+
+
+def unusable(
+    prepared: "Prepared", plan: "Plan", wrong: Sequence[tuple[str, str, str]], why: str
+) -> PlanNotFoundError:
+    """Make the error for a plan that was found, and whose artifact does not serve and was not built again."""
+    parts = "; ".join(f"{part}: asked {asked}, the plan has {found}" for part, asked, found in wrong)
+    return PlanNotFoundError(
+        f"no stored plan answers {prepared.name} at batch {prepared.batch} on {prepared.device.name} as it stands",
+        found=f"plan {plan.uid[:8]} ({plan.configuration}), whose artifact does not serve: {parts}",
+        expected=f"an artifact that is built again, {why}",
+        run="autotune.load(model, inputs), which builds it again; or autotune.optimize(model, inputs)",
+    )
+
+
+def _line(plan: "Plan", key: PlanKey, batch: int, former: str) -> str:
+    """One plan with the parts for whose sake it does not serve."""
+    parts = []
+    if former and plan.structure == former and plan.fingerprint == 1:
+        parts.append("recorded by fingerprint 1, which did not tell graphs apart that differ in an inner graph")
+    if plan.batch != batch:
+        parts.append(f"batch: asked {batch}, the plan has {plan.batch}")
+    parts += [f"{part}: asked {asked}, the plan has {found}" for part, asked, found in plan.key.differences(key)]
+    return f"plan {plan.uid[:8]} of {plan.name}: {'; '.join(parts)}"
