@@ -6,7 +6,7 @@ ignores its input. Everything is computed in float64 on the CPU.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,13 +74,18 @@ def spreads(references: "Answers") -> tuple[float | None, ...]:
     return tuple(found)
 
 
-def check_reference(references: "Answers", names: Sequence[str]) -> None:
-    """Raise ReferenceRefusedError, naming the output, where the reference cannot tell wrong candidates from right ones.
+def check_reference(
+    references: "Answers", names: Sequence[str], treatments: Mapping[str, str] | None = None
+) -> None:
+    """Raise ReferenceRefusedError, naming the output, if the reference cannot tell wrong candidates from right ones.
 
     It needs eight inputs or more, finite values, and floating outputs that all vary between inputs: a constant one (a
     table of positions, say) has no signal that an error could be relative to. Outputs of integers may be constant, as
-    they are compared element by element, but at least one output must vary.
+    they are compared element by element, but at least one output must vary. ``treatments`` say by input how the
+    held-out inputs were made of tensors that a user gave; the refusal repeats it.
     """
+    made = "".join(f"; input {name}: {how}" for name, how in (treatments or {}).items())
+    more = "; in Python, several sets of inputs that differ: autotune.optimize(model, [inputs, …])" if made else ""
     if len(references) < LEAST_INPUTS:
         raise ReferenceRefusedError(
             "the reference is judged on held-out inputs",
@@ -99,17 +104,33 @@ def check_reference(references: "Answers", names: Sequence[str]) -> None:
         if spread is not None and not spread >= LEAST_SPREAD:
             raise ReferenceRefusedError(
                 f"output {name} of the reference does not vary between inputs, so no candidate can be judged by it",
-                found=f"‖ref − mean(ref)‖ / ‖ref‖ = {spread:.1e} for at least one of {len(references)} held-out inputs",
+                found=f"‖ref − mean(ref)‖ / ‖ref‖ = {spread:.1e} for at least one of {len(references)} held-out inputs"
+                + made,
                 expected=f"at least {LEAST_SPREAD:.0e} for each input, so no output that is constant",
-                run="the study with a model that leaves this output out, or with inputs that it depends on",
+                run=f"the study with a model that leaves this output out, or with inputs that it depends on{more}",
             )
     if not any(_varies([reference[i] for reference in references]) for i in range(len(names))):
         raise ReferenceRefusedError(
             "no output of the reference varies between inputs, so a candidate that ignores its input would pass",
-            found=f"equal values of {', '.join(names)} for all {len(references)} held-out inputs",
+            found=f"equal values of {', '.join(names)} for all {len(references)} held-out inputs{made}",
             expected="at least one output that depends on the input",
-            run="the study with inputs that differ",
+            run=f"the study with inputs that differ{more}",
         )
+
+
+def check_metrics(
+    references: "Answers", names: Sequence[str], metrics: Sequence[tuple[Metric, Callable[[Any, Any], Any]]]
+) -> None:
+    """Raise RequestError, naming the metric, if one refuses the model's own answers: then no candidate can pass."""
+    measured = _measure(metrics, references, references, names)
+    for (metric, function), (name, value) in zip(metrics, measured, strict=True):
+        if _metric_excesses([(name, value)], [(metric, function)]):
+            raise RequestError(
+                f"metric {metric.function} refuses the model's own answers, so no candidate can pass it",
+                found=f"{value:.4g} for the model's fp32 answers held against themselves",
+                expected=str(metric),
+                run="the study with another bound, or with a metric that accepts the reference",
+            )
 
 
 def judge(
@@ -145,6 +166,40 @@ def judge(
         figure = max(excesses, key=lambda entry: entry[0])[1]
         failure = Failure(stage="check", kind="inaccurate", detail=detail, figure=figure)
     return Verdict(accepted=failure is None, signal_error=worst, figures=figures, metrics=measured, failure=failure)
+
+
+def far_off(
+    answers: "Answers", references: "Answers", names: Sequence[str], objective: Objective, slack: float
+) -> str:
+    """Say which outputs are ``slack`` times further from the references than an objective allows; empty if none is.
+
+    Unlike :func:`judge` it takes any number of inputs. If the references of an output do not vary between them, its
+    error is relative to its size.
+    """
+    if mismatch := _mismatch(answers, references, names):
+        return mismatch
+    found = []
+    for at, name in enumerate(names):
+        here, there = [one[at] for one in answers], [one[at] for one in references]
+        if not there[0].numel():
+            continue
+        if not _is_floating(there[0]):
+            share = _agreement(here, there)
+            if share < 0.5:
+                found.append(f"output {name} agrees in {share:.1%} of its elements")
+            continue
+        got, want = _stack(here), _stack(there)
+        if not bool((got.isfinite() == want.isfinite()).all()):
+            found.append(f"output {name} is not finite in the same places")
+            continue
+        got, want = got.nan_to_num(0.0, 0.0, 0.0), want.nan_to_num(0.0, 0.0, 0.0)
+        signal, size = float((want - want.mean(dim=0)).norm()), float(want.norm())
+        scale = signal if signal >= LEAST_SPREAD * size and signal > 0 else size
+        error = float((got - want).norm()) / max(scale, 1e-30)
+        if not error <= slack * objective.limit_of(name):
+            limit = objective.limit_of(name)
+            found.append(f"output {name} is off by {error:.3g} of its signal, and the plan's limit is {limit:g}")
+    return "; ".join(found)
 
 
 def _refused(kind: FailureKind, detail: str) -> Verdict:

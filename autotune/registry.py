@@ -48,7 +48,7 @@ def backend(name: str) -> Backend:
         return found[name]
     if name in reasons:
         raise RequestError(f"backend {name!r} is broken", found=reasons[name], expected=f"one of {', '.join(names())}")
-    raise RequestError(f"backend {name!r} is not known", expected=f"one of {', '.join(names())}", run="autotune doctor")
+    raise RequestError(f"backend {name!r} is not known", expected=f"one of {', '.join(names())}")
 
 
 def kernels(name: str) -> KernelMaker:
