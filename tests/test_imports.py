@@ -13,7 +13,7 @@ import autotune
 ROOT = Path(__file__).parents[1]
 RECORDS = [
     *("canonical", "workload", "kernel_problem", "kernel_trial", "device", "configuration"),
-    *("objective", "trial", "plan"),
+    *("objective", "identity", "trial", "plan"),
 ]
 
 # What each layer may import of autotune, itself included. The members of a brace do not import one another.
@@ -27,6 +27,7 @@ STUDY = [
         "study_finals",
         "study_request",
         "study_space",
+        "study_identity",
         "study_memory",
         "study_sweep",
         "study_lease",
@@ -35,6 +36,7 @@ STUDY = [
     *("kernel_tuning", "kernel_report"),
     *("kernel_recording", "kernel_recording_builds", "kernel_recording_compile", "kernel_recording_times"),
     *("kernel_comparison_shapes", "kernel_comparison_finals", "kernel_comparison_steps"),
+    *("kernel_supply", "study_rebuild", "study_evidence"),
     *("study_kernels", "study_bench", "study_file", "study_values", "yaml_document"),
 ]
 ABOVE = {
@@ -50,6 +52,7 @@ ABOVE = {
     "report": [*BASE, *MIDDLE, "execute", *STUDY, "report"],
     "kernel_comparison": [*BASE, *MIDDLE, "execute", *STUDY, "report", "kernel_comparison"],
     "reliability": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "testing", "reliability"],
+    "programs": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "programs"],
     "cli": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "cli"],
     "backends": [*BASE, "model", "runtime", "backends", "search_spaces"],
     "search_spaces": [*BASE, "model", "runtime", "search_spaces"],

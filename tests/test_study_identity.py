@@ -37,6 +37,14 @@ def close(outputs, references):
 """
 
 
+ARGUMENTS = """
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument("must")
+parser.parse_args()
+"""
+
+
 class Recorder:
     def __init__(self) -> None:
         self.kinds: Counter[str] = Counter()
@@ -138,7 +146,7 @@ def test_a_module_that_fails_as_the_baseline_does_not_cost_the_study(tmp_path):
     ("body", "words"),
     [
         ("import sys; sys.exit(3)", "SystemExit|sys.exit|ends the program"),
-        ("import argparse\np = argparse.ArgumentParser()\np.add_argument('must')\np.parse_args()", "argparse|SystemExit"),
+        (ARGUMENTS, "argparse|SystemExit"),
         ("import no_such_module_here", "no_such_module_here"),
         ("def make(): raise KeyError('weights')", "weights"),
         ("import os\ndef make(): os.abort()", "killed by SIGABRT|crash"),

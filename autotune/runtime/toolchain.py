@@ -6,7 +6,7 @@ import platform
 import re
 import shlex
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from autotune import environment
 from autotune.device import Device, Toolchain
@@ -41,27 +41,37 @@ CUDA_MAJORS = ("13", "12")
 def current(device: Device, only: tuple[str, ...] | None = None) -> Toolchain:
     """Read the toolchain that a build for this device would use now; what is not installed has no entry.
 
-    ``only`` these entries are read if it is given: asking a compiler for its version takes longer than a look-up.
+    ``only`` these entries are read if it is given: each takes about a millisecond, and asking a compiler for its version
+    longer than a whole look-up may take.
     """
-    if only is not None and "compiler" not in only:
-        whole = _read(device, compiler=False)
-        return whole.only(only)
-    whole = _read(device, compiler=True)
-    return whole if only is None else whole.only(only)
 
+    def wanted(name: str) -> bool:
+        return only is None or name in only
 
-def _read(device: Device, *, compiler: bool) -> Toolchain:
-    found: dict[str, str | None] = {name: _installed(names) for name, names in EVERYWHERE.items()}
-    found["python"] = ".".join(platform.python_version_tuple()[:2])
-    found["compiler"] = _first_line(environment.cxx_compiler()) if compiler else None
+    found: dict[str, str | None] = {name: _installed(names) for name, names in EVERYWHERE.items() if wanted(name)}
+    if wanted("python"):
+        found["python"] = ".".join(platform.python_version_tuple()[:2])
+    if wanted("compiler"):
+        found["compiler"] = _first_line(environment.cxx_compiler())
     if device.kind == "cuda":
-        cuda = _cuda_of(found["torch"])
-        majors = (cuda.split(".")[0],) if cuda else CUDA_MAJORS
-        for name, patterns in ON_GPUS.items():
-            found[name] = _installed(dict.fromkeys(p.format(cuda=major) for p in patterns for major in majors))
-        found["cuda"] = found["cuda"] or cuda
-        found["driver"] = _driver()
+        found |= _on_gpu(wanted)
     return Toolchain.of({name: version for name, version in found.items() if version})
+
+
+def _on_gpu(wanted: Callable[[str], bool]) -> dict[str, str | None]:
+    """The entries of a GPU's toolchain alone."""
+    cuda = _cuda_of(_installed(EVERYWHERE["torch"]))
+    majors = (cuda.split(".")[0],) if cuda else CUDA_MAJORS
+    found = {
+        name: _installed(dict.fromkeys(p.format(cuda=major) for p in patterns for major in majors))
+        for name, patterns in ON_GPUS.items()
+        if wanted(name)
+    }
+    if wanted("cuda"):
+        found["cuda"] = found["cuda"] or cuda
+    if wanted("driver"):
+        found["driver"] = _driver()
+    return found
 
 
 def _installed(distributions: Iterable[str]) -> str | None:

@@ -294,3 +294,17 @@ def test_merging_loses_and_doubles_nothing_in_whatever_order(
             for file in files:
                 merge_file(store, file)
             assert kernel_content(store) == whole
+
+
+COMMITTED = Path(__file__).parents[2] / "studies" / "kernels" / "nvidia-h200-tuned.zip"
+
+
+def test_every_committed_kernel_trial_is_found_by_its_problem(databases: Databases, tmp_path: Path) -> None:
+    with Store.open(databases.url(tmp_path / "a.db")) as store:
+        assert merge_file(store, COMMITTED)["kernel_trials"] == {"added": 1603, "known": 0}
+        problems = store.kernels.problems("h200")
+        (place,) = {(row.device_class, row.toolchain) for row in problems}
+        found = [trial for row in problems for trial in store.kernels.of(row.problem, *place)]
+        assert len(found) == 1603 and {trial.problem for trial in found} == {row.problem for row in problems}
+        best = store.kernels.best(*place)
+        assert all(best[row.problem.digest] == row.best for row in problems if row.best is not None)

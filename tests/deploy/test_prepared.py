@@ -113,3 +113,16 @@ def test_what_is_no_eager_module_is_refused():
             in_memory(wrong, "cpu")
     again = exported.module()
     assert asked(torch.randn(1, 4), again).captured.workload.batch == 1
+
+
+class Stubborn(nn.Linear):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
+
+
+def test_a_module_that_cannot_be_copied_to_the_cpu_says_why_and_what_to_do():
+    from autotune.deploy.prepared import _copied
+
+    with pytest.raises(ModelError, match=r"cannot be copied there\n  found: RuntimeError: Only Tensors") as refused:
+        _copied(Stubborn(2, 2))
+    assert "remove_weight_norm" in str(refused.value)

@@ -102,3 +102,10 @@ def test_without_cxx_it_is_the_one_that_inductor_takes(monkeypatch: pytest.Monke
     monkeypatch.delenv("CXX", raising=False)
     said = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
     assert toolchain.current(CPU).as_dict()["compiler"] == said.splitlines()[0]
+
+
+def test_only_the_entries_that_are_asked_for_are_read(cpu, monkeypatch):
+    whole = toolchain.current(cpu)
+    monkeypatch.setattr(toolchain, "_first_line", lambda asked: pytest.fail("the compiler was asked"))
+    assert toolchain.current(cpu, ("torch", "onnxruntime")) == whole.only(("torch", "onnxruntime"))
+    assert toolchain.current(cpu, ("no such entry",)).versions == ()
