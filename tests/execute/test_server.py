@@ -24,7 +24,7 @@ def bench(tmp_path_factory, cpu, misbehaving):
     with WorkerServer(folder) as server:
         bench = Bench(server, folder, cpu, TimeSplit())
         bench.prepare("toy", 2, f"{HERE}/../toy.py:make", INPUTS, 0)
-        bench.reference()
+        bench.reference(Objective())
         yield bench
 
 
@@ -181,7 +181,7 @@ def test_a_reference_that_does_not_vary_is_refused(tmp_path, cpu):
         bench = Bench(server, tmp_path, cpu, TimeSplit())
         bench.prepare("constant", 2, f"{HERE}/../toy.py:constant", (InputSpec(name="x", shape=("batch", 16)),), 0)
         with pytest.raises(ReferenceRefusedError, match="vary"):
-            bench.reference()
+            bench.reference(Objective())
 
 
 def test_stopping_ends_every_process(tmp_path, cpu, misbehaving, bench):
