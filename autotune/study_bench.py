@@ -119,6 +119,7 @@ def _timed_again(plan: Plan, artifact: Path, device: Device) -> "FinalsResult":
 def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
     """Write what a worker needs of the model: its signature, and the very inputs that the finals ran on."""
     from autotune.execute import steps
+    from autotune.execute.input_sets import write_sets
     from autotune.model.inputs import InputSpec, generate
     from autotune.model.source import RECORD
     from autotune.runtime.artifact import read_record
@@ -142,4 +143,4 @@ def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
         json.dumps({"workload": workload.as_dict(), "output_schema": record.output_schema, "factory": None, "seed": 0})
     )
     sets = generate(specs, plan.batch, int(plan.evidence["seed"]), steps.TIMING_SETS, "timing")
-    steps.write_sets(folder / steps.TIMING, sets)
+    write_sets(folder / steps.TIMING, sets)

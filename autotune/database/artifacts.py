@@ -11,6 +11,9 @@
 A store that this process cannot write (a read-only mount or image, another user's folder) is read all the same: what is
 taken or opened of it is copied into a temporary folder elsewhere and verified there, without a lock.
 
+Longer than most modules because it is the whole life of an artifact in one class: what stores, holds, verifies, reads
+and removes one shares its lock and its folders.
+
 An artifact is code: nothing in it is loaded before every byte was verified, and by :meth:`ArtifactStore.taken` nothing
 else is. That holds against damage, against other users, and against a file put in the place of another by this one. A
 program of the same user that writes into the very file under way is found out only after the load, and one that

@@ -61,14 +61,15 @@ class Prepared:
     def write(self, folder: Path, *, factory: str | None = None, seed: int | None = None) -> Path:
         """Write all that workers need into a folder; ``factory`` makes such a module, which then gets these weights."""
         from autotune.execute import steps
+        from autotune.execute.input_sets import write_sets
         from autotune.model import source
 
         source.write(
             folder, self.captured, self.example, factory=factory, seed=self.seed if seed is None else seed,
             module=self.module if factory is not None else None, treatments=self.treatments,
         )  # fmt: skip
-        steps.write_sets(folder / steps.TIMING, list(self.timing))
-        steps.write_sets(folder / steps.HELD_OUT, list(self.held_out))
+        write_sets(folder / steps.TIMING, list(self.timing))
+        write_sets(folder / steps.HELD_OUT, list(self.held_out))
         return folder
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from autotune.configuration import Configuration
 from autotune.device import Device
-from autotune.execute import graph_steps, kernel_steps
+from autotune.execute import graph_steps, kernel_steps, metric_steps
 from autotune.execute.channel import Channel
+from autotune.execute.input_sets import read_sets, write_sets
 from autotune.execute.stages import enter, holding
 from autotune.objective import Objective
 
@@ -58,34 +59,6 @@ def prepare(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     }
 
 
-def metrics(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Import each metric of the user's own, call it once on answers of the model, and say what its code depends on.
-
-    Answers with a digest and a record of what was read for each, in their order. Whether a metric accepts the model's
-    own answers is seen when the reference is made.
-    """
-    from autotune.canonical import digest
-    from autotune.model import reading
-    from autotune.model.source import ANSWERS, CapturedModel
-
-    enter(channel, "check")
-    folder = Path(request["folder"])
-    model = CapturedModel(folder)
-    names = [spec.name for spec in model.workload.outputs]
-    answers = [dict(zip(names, one, strict=True)) for one in read_sets(folder / ANSWERS, model, outputs=True)]
-    found = []
-    for function in request["metrics"]:
-        with reading.watching() as seen:
-            metric = _called_in_place(function)
-            with contextlib.suppress(Exception):  # here it matters which files it opens; it is judged later
-                metric(answers, answers)
-        record = seen.record()
-        contents = {kind: sorted(map(str, record[kind].values())) for kind in ("files", "folders", "environment")}
-        content = [function.rpartition(":")[2], contents, sorted(record["packages"])]
-        found.append({"code": digest(content), "read": record})
-    return {"metrics": found}
-
-
 def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     """Answer the held-out inputs by the fp32 eager graph on the device with TF32 off; refuse what cannot judge."""
     import torch
@@ -106,7 +79,7 @@ def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     names = [spec.name for spec in model.workload.outputs]
     accuracy.check_reference(references, names, model.treatments)
     objective = Objective.from_dict(request["objective"])
-    metrics = [(metric, _called_in_place(metric.function)) for metric in objective.metrics]
+    metrics = [(metric, metric_steps.called_in_place(metric.function)) for metric in objective.metrics]
     accuracy.check_metrics(references, names, metrics)
     write_sets(folder / REFERENCE, [dict(zip(names, answer, strict=True)) for answer in references])
     return {}
@@ -309,23 +282,6 @@ def prove(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     return prove_backend(request, lambda stage: enter(channel, stage))
 
 
-def write_sets(path: Path, sets: list[dict[str, Any]]) -> None:
-    """Write several sets of named tensors into one file."""
-    from autotune.model.source import save_tensors
-
-    save_tensors(path, {f"{index}/{name}": tensor for index, one in enumerate(sets) for name, tensor in one.items()})
-
-
-def read_sets(path: Path, model: Any, *, outputs: bool = False) -> list[tuple[Any, ...]]:
-    """Read what :func:`write_sets` wrote, each set in the order of the workload's inputs (or outputs)."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(str(path))
-    names = [spec.name for spec in (model.workload.outputs if outputs else model.workload.inputs)]
-    count = 1 + max(int(key.partition("/")[0]) for key in tensors)
-    return [tuple(tensors[f"{index}/{name}"] for name in names) for index in range(count)]
-
-
 class _Candidate:
     """A runner with its global switches set already, so that setting them in every call costs little."""
 
@@ -369,7 +325,7 @@ def _judge(runner: Any, model: Any, folder: Path, device: Device, objective: Obj
     ]
     references = read_sets(folder / REFERENCE, model, outputs=True)
     names = [spec.name for spec in model.workload.outputs]
-    metrics = [(metric, _called_in_place(metric.function)) for metric in objective.metrics]
+    metrics = [(metric, metric_steps.called_in_place(metric.function)) for metric in objective.metrics]
     return accuracy.judge(outputs, references, names, objective, metrics)
 
 
@@ -377,22 +333,9 @@ def _to(device: Device, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(tensor.to(device.torch_name) for tensor in tensors)
 
 
-def _called_in_place(spec: str) -> Callable[..., Any]:
-    """A callable of the user's own that finds, when it is called too, what lies beside its file."""
-    from autotune.model.factory import folder_of, resolve
-
-    function = resolve(spec)
-
-    def call(*arguments: Any) -> Any:
-        with folder_of(spec):
-            return function(*arguments)
-
-    return call
-
-
 STEPS: dict[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {
     "prepare": prepare,
-    "metrics": metrics,
+    "metrics": metric_steps.metrics,
     "reference": reference,
     "build": build,
     "measure": measure,

@@ -23,8 +23,8 @@ Classes = Mapping[str, type]
 class Form:
     """How one answer is put together: ``node`` is plain data, ``classes`` are those that it names, as far as known.
 
-    ``classes`` come from a model at hand; a form that was read from a file has none of them. ``inputs`` are the names of
-    the model's inputs in the order in which its graph takes them: a caller names them, and the graph does not.
+    ``classes`` come from a model at hand; a form that was read from a file has none of them. ``inputs`` are the names
+    of the model's inputs in the order in which its graph takes them: a caller names them, and the graph does not.
     """
 
     node: Node

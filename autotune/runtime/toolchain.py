@@ -41,8 +41,8 @@ CUDA_MAJORS = ("13", "12")
 def current(device: Device, only: tuple[str, ...] | None = None) -> Toolchain:
     """Read the toolchain that a build for this device would use now; what is not installed has no entry.
 
-    ``only`` these entries are read if it is given: each takes about a millisecond, and asking a compiler for its version
-    longer than a whole look-up may take.
+    ``only`` these entries are read if it is given: each takes about a millisecond, and asking a compiler for its
+    version longer than a whole look-up may take.
     """
 
     def wanted(name: str) -> bool:

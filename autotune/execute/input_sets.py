@@ -1,0 +1,21 @@
+"""Several sets of named tensors in one file, as steps hand them on: inputs, and answers to them."""
+
+from pathlib import Path
+from typing import Any
+
+
+def write_sets(path: Path, sets: list[dict[str, Any]]) -> None:
+    """Write several sets of named tensors into one file."""
+    from autotune.model.source import save_tensors
+
+    save_tensors(path, {f"{index}/{name}": tensor for index, one in enumerate(sets) for name, tensor in one.items()})
+
+
+def read_sets(path: Path, model: Any, *, outputs: bool = False) -> list[tuple[Any, ...]]:
+    """Read what :func:`write_sets` wrote, each set in the order of the workload's inputs (or outputs)."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(path))
+    names = [spec.name for spec in (model.workload.outputs if outputs else model.workload.inputs)]
+    count = 1 + max(int(key.partition("/")[0]) for key in tensors)
+    return [tuple(tensors[f"{index}/{name}"] for name in names) for index in range(count)]
