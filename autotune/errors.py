@@ -4,6 +4,7 @@
 
     AutotuneError
     ├── RequestError           the request was wrong; the command line exits with 2
+    │   ├── ReferenceRefusedError   the reference cannot judge any candidate
     │   ├── StudyFileError     a study file cannot be understood
     │   ├── ModelError         a model cannot be made, captured or run on its inputs
     │   ├── DeviceError        the device asked for is not there
@@ -12,7 +13,6 @@
     │   ├── StudyHeldError     another process coordinates the study
     │   └── PlanNotFoundError  no stored plan answers the request
     └── WorkError              work had begun and failed; the command line exits with 1
-        ├── ReferenceRefusedError   the reference cannot judge any candidate
         ├── ArtifactError      an artifact is missing, damaged or does not load
         ├── WorkerError        a worker process could not be started or broke its protocol
         ├── StudyInterruptedError   a study was stopped from outside and can go on
@@ -77,7 +77,7 @@ class WorkError(AutotuneError):
     """Work had begun and failed; what was finished before is kept."""
 
 
-class ReferenceRefusedError(WorkError):
+class ReferenceRefusedError(RequestError):
     """The reference is not finite or does not vary between inputs, so no candidate can be judged."""
 
 

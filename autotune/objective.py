@@ -1,8 +1,10 @@
 """What is minimised, and what must hold."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from autotune.errors import RequestError
 
 UNITS = {
     "latency_p50": "ms",
@@ -101,6 +103,15 @@ class Objective:
     def limit_of(self, output: str) -> float:
         """The signal error that the named output may have."""
         return dict(self.signal_error_by_output).get(output, self.signal_error)
+
+    def refuse_other_outputs(self, outputs: Sequence[str]) -> None:
+        """Raise RequestError if a limit is for an output that the model does not have."""
+        unknown = [name for name, _ in self.signal_error_by_output if name not in outputs]
+        if unknown:
+            raise RequestError(
+                f"constraints limit the signal_error of output {', '.join(unknown)}", found="no such output",
+                expected=f"one of {', '.join(outputs)}, or default",
+            )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -141,6 +141,7 @@ class Study:
                 self._tell(f"{request.name}: {note}")
             read = {"records": [answer["read"]]}
         objective, of_metrics = with_metric_code(request.objective, self.bench)
+        objective.refuse_other_outputs([spec.name for spec in self.bench.workload().outputs])
         self.request = replace(request, objective=objective)
         if read:
             read["records"] += of_metrics

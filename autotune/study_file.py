@@ -16,7 +16,7 @@ from autotune.errors import RequestError, StudyFileError
 from autotune.model.factory import absolute
 from autotune.model.inputs import DISTRIBUTIONS, DTYPES, InputSpec
 from autotune.objective import OBJECTIVES, Metric, Objective
-from autotune.study_request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, SERVING
+from autotune.study_request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, PRECISIONS, SERVING
 from autotune.study_values import (
     AUTO_BATCHES,
     DEVICE,
@@ -41,7 +41,6 @@ from autotune.yaml_document import Place, YamlDocument, read_yaml
 
 __all__ = ["StudyFile", "parse_duration", "parse_study", "read_study"]
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 
 class _Entry(BaseModel):

@@ -13,6 +13,7 @@ from autotune.plan import Plan
 if TYPE_CHECKING:
     from autotune.model.inputs import InputSpec
 
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DEFAULT_TRIALS = 60
 DEFAULT_BUDGET_S = 180.0
 
@@ -46,6 +47,12 @@ class StudyRequest:
     tune_kernels: bool = True
 
     def __post_init__(self) -> None:
+        for what, given in (("backends", self.backends), ("precisions", self.precisions)):
+            if given is not None and (isinstance(given, str) or not all(isinstance(one, str) for one in given)):
+                raise RequestError(f"{what}={given!r}", found=type(given).__name__, expected="a tuple of names")
+        unknown = sorted(set(self.precisions or ()) - set(PRECISIONS))
+        if unknown:
+            raise RequestError(f"unknown precision {', '.join(unknown)}", expected=f"some of {', '.join(PRECISIONS)}")
         if (self.factory is None) == (self.prepared is None):
             raise RequestError("a study needs a model", expected="either a factory or a prepared folder")
         if self.trials < 1:

@@ -165,7 +165,7 @@ def test_another_study_of_the_same_workload_builds_nothing_twice(finished, reque
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"precisions": ("fp8",), "backends": ("torchscript",)}, SpaceError),
+        ({"precisions": ("tf32",), "backends": ("torchscript",)}, SpaceError),
         ({"backends": ("no_such_backend",)}, RequestError),
         ({"serve_as": "onnx", "backends": ("eager",)}, SpaceError),
     ],

@@ -1,12 +1,12 @@
 """The Python interface: optimize, tune, load."""
 
+import contextlib
 import logging
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -52,7 +52,8 @@ def optimize(
 
     ``inputs`` are the arguments of one call (a tensor, a tuple, or a dict by parameter name), or a list of several such
     sets, which are used as they are. ``device`` defaults to the one the model is on. The other options are those of
-    :func:`tune` and, for ``verify``, of :func:`load`.
+    :func:`tune` and, for ``verify``, of :func:`load`; ``backends``, ``precisions``, ``trials`` and ``budget`` limit a
+    search, and not which stored plan answers.
     """
     from autotune.database.store import Store
 
@@ -63,11 +64,10 @@ def optimize(
             tune_kernels=tune_kernels,
         )  # fmt: skip
         told = progress or Silent()
-        try:
-            plan, seconds = _usable(store, prepared, request, rebuild=not store.read_only, progress=told)
-        except PlanNotFoundError as error:
-            log.info("%s", error)
-            plan, seconds = _searched(store, prepared, request, told).plan, {}
+        found = None
+        with contextlib.suppress(PlanNotFoundError):  # then it is searched for
+            found = _usable(store, prepared, request, rebuild=not store.read_only, progress=told)
+        plan, seconds = found or (_searched(store, prepared, request, told).plan, {})
         return _opened(plan, store, prepared, seconds, verify=verify)
 
 
@@ -162,12 +162,15 @@ def _asked(
     """Capture the module, and say what is asked; whatever is wrong with the request is refused first."""
     from autotune.deploy.prepared import in_memory, prepare
 
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise RequestError(f"seed {seed!r}", found=type(seed).__name__, expected="a whole number")
     module, found = in_memory(model, device)
     request = StudyRequest(
         name=name or "model", batch=1, device=found, objective=_objective(objective, constraints), seed=seed,
         prepared=NOT_WRITTEN, budget_s=_seconds(budget), **options,
     )  # fmt: skip
     prepared = prepare(module, inputs, device=found, name=name, seed=seed)
+    request.objective.refuse_other_outputs(prepared.captured.form.names)
     return prepared, replace(request, name=prepared.name, batch=prepared.batch)
 
 
@@ -199,7 +202,8 @@ def _usable(
     read_only = store.read_only or store.artifacts.read_only
     if not rebuild or read_only:
         why = "but this database is read-only" if read_only else "but rebuild=False forbids it"
-        raise unusable(prepared, plan, wrong, why)
+        run = "autotune.load with db= a copy that can be written" if read_only else "autotune.load(model, inputs)"
+        raise unusable(prepared, plan, wrong, why, run)
     begin = time.perf_counter()
     again = _rebuilt(store, prepared, request, plan, progress)
     return again, {**seconds, "rebuild": time.perf_counter() - begin}
@@ -225,7 +229,9 @@ def _rebuilt(
         with _study(store, prepared, request, said, plan) as study:
             again = study.rebuild(plan, workload)
         if again is None:
-            raise unusable(prepared, plan, wrong, f"which was tried: {said.last}")
+            raise unusable(
+                prepared, plan, wrong, f"which was tried: {said.last}", "autotune.optimize(model, inputs)"
+            )
         return replace(cast("Plan", again), device=request.device)
 
 
@@ -241,7 +247,7 @@ class _Said:
         self._progress.event(kind, **data)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _study(
     store: "Store", prepared: "Prepared", request: StudyRequest, progress: Progress, plan: "Plan"
 ) -> Iterator[Any]:
@@ -310,7 +316,7 @@ def _opened(
     from autotune.deploy.model import open_plan, verified
 
     begin = time.perf_counter()
-    fast = open_plan(plan, store, prepared.captured.form)
+    fast = open_plan(plan, store, prepared.captured.form, prepared.captured.inputs)
     spent = {**prepared.seconds, **seconds, "open": time.perf_counter() - begin}
     if verify:
         begin = time.perf_counter()

@@ -30,7 +30,7 @@ def not_found(store: "Store", prepared: "Prepared", key: PlanKey) -> PlanNotFoun
 
 
 def unusable(
-    prepared: "Prepared", plan: "Plan", wrong: Sequence[tuple[str, str, str]], why: str
+    prepared: "Prepared", plan: "Plan", wrong: Sequence[tuple[str, str, str]], why: str, run: str
 ) -> PlanNotFoundError:
     """Make the error for a plan that was found, and whose artifact does not serve and was not built again."""
     parts = "; ".join(f"{part}: asked {asked}, the plan has {found}" for part, asked, found in wrong)
@@ -38,7 +38,7 @@ def unusable(
         f"no stored plan answers {prepared.name} at batch {prepared.batch} on {prepared.device.name} as it stands",
         found=f"plan {plan.uid[:8]} ({plan.configuration}), whose artifact does not serve: {parts}",
         expected=f"an artifact that is built again, {why}",
-        run="autotune.load(model, inputs), which builds it again; or autotune.optimize(model, inputs)",
+        run=run,
     )
 
 

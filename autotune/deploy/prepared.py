@@ -96,12 +96,14 @@ def prepare(module: "torch.nn.Module", inputs: Any, *, device: Device, name: str
     Raises ModelError if it cannot be captured, if the sets do not fit one another, or if there is one set of which no
     input can be varied.
     """
+    import torch
+
     from autotune.model.capture import capture
     from autotune.model.untouched import random_state
 
     sets = _sets(module, inputs)
     begin = time.perf_counter()
-    with random_state():
+    with random_state(), torch.device("cpu"):  # whatever the caller's default device is
         timing, held_out, treatments = _shared_out(sets, seed)
         on_cpu = module if _place(module) == "cpu" else _copied(module)
         named = name or slug(type(module).__name__) or "model"

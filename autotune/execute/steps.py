@@ -47,7 +47,12 @@ def prepare(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
         captured = capture.capture(request["name"], batch, module, example, other)
         timing = inputs.generate(specs, batch, seed, TIMING_SETS, "timing")
         held_out = inputs.generate(specs, batch, seed, HELD_OUT_SETS, "heldout")
-    source.write(folder, captured, example, factory=request["factory"], seed=seed, module=module)
+    drawn = {spec.name: spec.drawn_from for spec in specs if spec.file is None}
+    constant = {name: values for name, values in drawn.items() if values in ("ones", "zeros")}
+    source.write(
+        folder, captured, example, factory=request["factory"], seed=seed, module=module,
+        treatments={name: f"all {values}, as the study says" for name, values in constant.items()},
+    )  # fmt: skip
     write_sets(folder / TIMING, timing)
     write_sets(folder / HELD_OUT, held_out)
     loaded = set(sys.modules) - before

@@ -8,13 +8,14 @@ import logging
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import AutotuneError, ModelError
 from autotune.model.form import Form, flatten
+from autotune.model.state_watch import StateWatch
 from autotune.model.tensors import why_not
-from autotune.model.untouched import OWN, copies, same_values
+from autotune.model.untouched import same_values
 
 if TYPE_CHECKING:
     import torch
@@ -31,15 +32,15 @@ ROUNDING = 1e-5
 class Behaviour:
     """What a model answered to its example, flat, and in which form; ``other`` is its answer to the other inputs.
 
-    ``written`` are the inputs that it writes into, ``filled`` the buffers that its first call has filled, with what,
-    and ``notes`` what its user ought to know.
+    ``written`` are the inputs that it writes into, ``set_at_first`` what its first call has set in it, and ``notes``
+    what its user ought to know.
     """
 
     answer: "tuple[torch.Tensor, ...]"
     other: "tuple[torch.Tensor, ...]"
     form: Form
     written: tuple[str, ...] = ()
-    filled: "Mapping[str, torch.Tensor]" = field(default_factory=dict)
+    set_at_first: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -50,50 +51,57 @@ def observe(
 
     The caller puts the module back as it was. Raises ModelError if an answer cannot be put together again or holds what
     no backend gives, if its form or shapes differ between the inputs, if the model draws random numbers, or if it keeps
-    state: writes into a buffer or a parameter, or answers one input differently a second time.
+    state: writes into a buffer or a parameter, counts or averages in an attribute, or answers one input differently a
+    second time.
     """
     _refuse_weights(module)
-    watch = _Watch(module)
+    watch = StateWatch(module)
+    before = _random_numbers()
     given = _copies(example)
     answer, form = _answered(call, given, "")
     written = tuple(key for key in example if not same_values(given[key], example[key]))
     watch.note_first_call()
-    drawn = _random_numbers()
     varied, varied_form = _answered(call, _copies(other), "another set of inputs of these shapes")
     _refuse_other_form(name, form, answer, varied_form, varied)
     watch.refuse_writes(name)
     again, _ = _answered(call, _copies(example), "")
+    after = _random_numbers()
     if differing := _differing(form, answer, again):
-        raise _different(name, differing, watch, drew=drawn != _random_numbers())
+        raise _different(name, differing, watch, drew=before != after)
+    if before[1:] != after[1:]:
+        raise _draws(name, "numbers from Python's or NumPy's generator, which no graph draws", watch.module)
     watch.refuse_writes(name)
+    watch.refuse_accumulation(name)
     notes = [_written_note(written)] if written else []
     notes += [_training_note(trained)] if (trained := in_train_mode(module)) else []
     return Behaviour(
-        answer=answer, other=varied, form=form, written=written, filled=watch.filled, notes=tuple(notes)
+        answer=answer, other=varied, form=form, written=written, set_at_first=tuple(watch.set_at_first),
+        notes=tuple(notes),
     )  # fmt: skip
 
 
 def refuse_first_values(
-    name: str,
-    module: "torch.nn.Module",
-    call: "Callable[[Inputs], Any]",
-    other: "Inputs",
-    filled: "Mapping[str, torch.Tensor]",
+    name: str, call: "Callable[[Inputs], Any]", other: "Inputs", behaviour: Behaviour
 ) -> None:
-    """Refuse a module whose first call fills a buffer with what depends on its inputs; ``module`` has not been called.
+    """Refuse a module that answers otherwise by what came first; its module has not been called since it was put back.
 
-    A table that is the same whatever comes first is a cache, and the graph has it. Raises ModelError.
+    What a first call sets is a cache if the answer to the other inputs is the same whether they come first or second.
+    Raises ModelError.
     """
-    call(_copies(other))
-    now = dict(module.named_buffers())
-    for buffer, value in filled.items():
-        if buffer not in now or not same_values(now[buffer], value):
-            raise ModelError(
-                f"the first call of {name} fills its buffer {buffer} from the values of its inputs",
-                found="other values of it after a first call on other inputs",
-                expected="a model that was called before, so that it keeps what it has learnt",
-                run="the model once on representative inputs, then this request",
-            )
+    first, _ = _answered(call, _copies(other), "another set of inputs of these shapes")
+    if differing := _differing(behaviour.form, behaviour.other, first):
+        raise ModelError(
+            f"the first call of {name} sets {', '.join(behaviour.set_at_first[:6])} from the values of its inputs",
+            found=f"other answers by which inputs come first, in {', '.join(differing)}",
+            expected="a model that was called before, so that it keeps what it has learnt",
+            run="the model once on representative inputs, then this request",
+        )
+
+
+def refuse_random_operators(name: str, operators: Sequence[str], module: "torch.nn.Module") -> None:
+    """Refuse a model whose graph draws random numbers that an answer depends on, however rarely that shows."""
+    if operators:
+        raise _draws(name, f"the operators {', '.join(operators[:6])} in its graph", module)
 
 
 def in_train_mode(module: "torch.nn.Module") -> list[str]:
@@ -195,24 +203,30 @@ def _wide(tensor: "torch.Tensor") -> "torch.Tensor":
     return tensor.to(torch.complex128)
 
 
-def _different(name: str, differing: list[str], watch: "_Watch", *, drew: bool) -> ModelError:
+def _different(name: str, differing: list[str], watch: StateWatch, *, drew: bool) -> ModelError:
     found = f"two calls on one input differ in {', '.join(differing)}"
+    if drew:
+        return _draws(name, found, watch.module)
     trained = in_train_mode(watch.module)
     parts = f"; in train mode: {', '.join(trained[:6])}" if trained else ""
-    if drew:
-        return ModelError(
-            f"{name} draws random numbers in its forward, so nobody can judge a candidate by its answer",
-            found=found + parts,
-            expected="the same answer to the same input",
-            run="the model with its random numbers as an input, or without them"
-            + (", or with these parts in eval mode" if trained else ""),
-        )
-    changed = [*watch.changed().values()]
+    changed = watch.changed()
     return ModelError(
         f"{name} answers one input differently from call to call: it draws random numbers of its own, or keeps state",
         found=found + (f"; what changed: {', '.join(changed[:6])}" if changed else "") + parts,
         expected="the same answer to the same input",
         run="the model with its state as an input and an output",
+    )
+
+
+def _draws(name: str, found: str, module: "torch.nn.Module") -> ModelError:
+    trained = in_train_mode(module)
+    parts = f"; in train mode: {', '.join(trained[:6])}" if trained else ""
+    return ModelError(
+        f"{name} draws random numbers in its forward, so nobody can judge a candidate by its answer",
+        found=found + parts,
+        expected="the same answer to the same input",
+        run="the model with its random numbers as an input, or without them"
+        + (", or with these parts in eval mode" if trained else ""),
     )
 
 
@@ -225,88 +239,6 @@ def _written_note(written: tuple[str, ...]) -> str:
 
 def _training_note(trained: list[str]) -> str:
     return f"in train mode and kept so, as the model is used: {', '.join(trained)}"
-
-
-class _Watch:
-    """Notes what the calls of a module change in it."""
-
-    def __init__(self, module: "torch.nn.Module") -> None:
-        self.module = module
-        self._buffers = {name: one.detach().clone() for name, one in module.named_buffers() if copies(one)}
-        self._versions = {name: one._version for name, one in module.named_parameters()}
-        self._attributes = self._plain()
-        self.filled: dict[str, torch.Tensor] = {}
-
-    def changed(self) -> dict[str, str]:
-        """Name each buffer, parameter and attribute that is not as it was, with its kind before the name."""
-        found = {}
-        now = dict(self.module.named_buffers())
-        for name, value in self._buffers.items():
-            if name not in now or not same_values(now[name], value):
-                found[f"buffer:{name}"] = f"buffer {name}"
-        for name, one in self.module.named_parameters():
-            if self._versions.get(name, one._version) != one._version:
-                found[f"parameter:{name}"] = f"parameter {name}"
-        for name, value in self._plain().items():
-            if name not in self._attributes or not _equal(self._attributes[name], value):
-                found[f"attribute:{name}"] = f"attribute {name}"
-        return found
-
-    def note_first_call(self) -> None:
-        """Keep the values of the buffers that the first call has changed: it may have filled a cache."""
-        changed = self.changed()
-        now = self.module.named_buffers()
-        self.filled = {name: one.detach().clone() for name, one in now if f"buffer:{name}" in changed}
-
-    def refuse_writes(self, name: str) -> None:
-        """Refuse a module that writes into a parameter, or into a buffer at more than its first call.
-
-        Whether the graph answers like the module without what the first call has filled is seen when both are compared.
-        """
-        buffers = dict(self.module.named_buffers())
-        for key, what in self.changed().items():
-            kind, _, path = key.partition(":")
-            cached = kind == "buffer" and path in self.filled and path in buffers
-            if kind == "attribute" or (cached and same_values(self.filled[path], buffers[path])):
-                continue
-            owner = self.module.get_submodule(path.rpartition(".")[0])
-            trained = f"; its part {path.rpartition('.')[0] or 'itself'} ({type(owner).__name__}) is in train mode"
-            raise ModelError(
-                f"the forward of {name} writes into its {what}, and a plan keeps no state between calls",
-                found=f"other values of {path} after a call{trained if owner.training else ''}",
-                expected="a forward that leaves its buffers and parameters as they are",
-                run="the model with this state as an input and an output"
-                + (", or with that part in eval mode" if owner.training else ""),
-            )
-
-    def _plain(self) -> dict[str, Any]:
-        """Attributes of the module's parts that are no tensors' registries, tensors by a copy."""
-        import torch
-
-        found: dict[str, Any] = {}
-        for path, part in self.module.named_modules():
-            for name, value in vars(part).items():
-                if name in (*OWN, "_modules") or (name.startswith("_") and name.endswith("hooks")):
-                    continue
-                if isinstance(value, torch.Tensor) and copies(value):
-                    value = value.detach().clone()
-                elif isinstance(value, list | dict | set | tuple):
-                    value = (type(value), len(value))
-                found[f"{path}.{name}" if path else name] = value
-        return found
-
-
-def _equal(one: Any, other: Any) -> bool:
-    import torch
-
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return same_values(one, other)
-    if one is other:
-        return True
-    try:
-        return bool(one == other)
-    except Exception:  # a class of the user's own may compare as it likes; then it counts as changed
-        return False
 
 
 def _random_numbers() -> Any:

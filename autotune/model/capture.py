@@ -1,9 +1,14 @@
 """A module becomes a graph: flat tensors in, flat tensors out, by torch.export."""
 
+import contextlib
+import io
+import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import AutotuneError, ModelError
@@ -15,6 +20,7 @@ from autotune.model.behaviour import (
     first_line,
     observe,
     refuse_first_values,
+    refuse_random_operators,
 )
 from autotune.model.form import Form, Node, flatten
 from autotune.model.masks import drop_neutral_masks
@@ -40,6 +46,7 @@ _DATA_DEPENDENT = re.compile(
 class Captured:
     """A captured model: its graph on the CPU, its workload, and how its own answer is put together.
 
+    ``inputs`` says how a call's arguments become its flat inputs.
     ``answers`` are the module's own, flat, to the example and to the other set of inputs. ``written`` are the inputs
     that it writes into (its graph works on copies of them), and ``notes`` what its user ought to know of the capture.
     ``weights_s`` is how long the fingerprint of the weights took.
@@ -48,6 +55,7 @@ class Captured:
     program: "ExportedProgram"
     workload: Workload
     form: Form
+    inputs: schema.InputSchema
     weights_s: float = 0.0
     answers: "tuple[tuple[torch.Tensor, ...], ...]" = ()
     written: tuple[str, ...] = ()
@@ -60,14 +68,15 @@ class Captured:
 
 
 def caller(module: "torch.nn.Module", names: Sequence[str]) -> "Callable[[Mapping[str, torch.Tensor]], Any]":
-    """Return a function that calls a module on inputs by name, by position those that it takes by position alone.
+    """Return a function that calls a module on named inputs as its users do: by position, until one was left out.
 
-    A module that was captured before takes all of them by position.
+    Hooks and wrappers see arguments by position; a module that was captured before takes all of them so.
     """
     import torch
 
-    is_graph = isinstance(module, torch.fx.GraphModule)
-    first = [name for name in names if is_graph or name in schema.positional_only(module.forward)]
+    first = list(names)
+    if not isinstance(module, torch.fx.GraphModule):
+        first = list(takewhile(lambda name: name in names, schema.by_position(module.forward)))
     rest = [name for name in names if name not in first]
 
     def call(inputs: "Mapping[str, torch.Tensor]") -> Any:
@@ -126,13 +135,17 @@ def capture(
         behaviour = observe(name, module, caller(module, names), example, varied)
         program = _exported(name, flat(module, names, behaviour.written), example)
         _keep_buffers(program)
-    if behaviour.filled:
+        # Whatever a hook or an object of the user's own has kept of the export, it now keeps of a real call.
+        caller(module, names)({key: value.clone() for key, value in example.items()})
+    if behaviour.set_at_first:
         with untouched(module), torch.no_grad():
             if module.training:
                 _evaluate(module)
-            refuse_first_values(name, module, caller(module, names), varied, behaviour.filled)
+            refuse_first_values(name, caller(module, names), varied, behaviour)
+    refuse_random_operators(name, fingerprint.random_operators(program), module)
     with torch.no_grad():
         drop_neutral_masks(program)
+        _refuse_unsavable(name, program)
         _refuse_values(name, program, behaviour.form)
         _refuse_other_answers(name, program, behaviour, (example, varied))
     begin = time.perf_counter()
@@ -149,7 +162,8 @@ def capture(
         features=fingerprint.features(program),
     )
     return Captured(
-        program=program, workload=workload, form=replace(behaviour.form, inputs=names), weights_s=weights_s,
+        program=program, workload=workload, form=replace(behaviour.form, inputs=names),
+        inputs=schema.InputSchema.of(module.forward, names), weights_s=weights_s,
         answers=(behaviour.answer, behaviour.other), written=behaviour.written, notes=(*notes, *behaviour.notes),
     )  # fmt: skip
 
@@ -193,7 +207,8 @@ def _exported(
     import torch
 
     try:
-        return torch.export.export(module, tuple(tensor.clone() for tensor in inputs.values()))
+        with _quiet():
+            return torch.export.export(module, tuple(tensor.clone() for tensor in inputs.values()))
     except AutotuneError:
         raise
     except Exception as error:
@@ -205,6 +220,42 @@ def _exported(
             found=f"{type(error).__name__}: {first_line(error)}{_place(text)}",
             expected="a forward without control flow, and without shapes, that depend on the values of its inputs",
             run=f"torch.export.export(module, (), kwargs) with the inputs {', '.join(inputs)}, which shows the place",
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the graphs that torch prints of a capture that fails: the refusal says what it found."""
+    noisy = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
+    levels = [one.level for one in noisy]
+    for one in noisy:
+        one.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for one, level in zip(noisy, levels, strict=True):
+            one.setLevel(level)
+
+
+def _refuse_unsavable(name: str, program: "ExportedProgram") -> None:
+    """Refuse a graph with graphs in it that torch cannot write down and read again: workers get it as a file."""
+    import torch
+
+    if sum(1 for _ in fingerprint.graphs(program.graph_module)) == 1:
+        return
+    try:
+        written = io.BytesIO()
+        torch.export.save(program, written)
+        written.seek(0)
+        torch.export.load(written)
+    except Exception as error:
+        raise ModelError(
+            f"torch.export captures {name}, and cannot write its graph down and read it again",
+            found=f"{type(error).__name__}: {first_line(error)}",
+            expected="blocks under autocast or no_grad, and branches, that do not stand in one another",
+            run="the model without the inner block (a model that is tuned computes no gradients anyway)",
         ) from error
 
 

@@ -85,6 +85,31 @@ def features(program: "ExportedProgram") -> tuple[str, ...]:
     return tuple(feature for feature, operators in _FEATURES.items() if names & set(operators))
 
 
+def random_operators(program: "ExportedProgram") -> list[str]:
+    """Name the operators that draw random numbers and that an output depends on, graphs within the graph included."""
+    import torch
+
+    found = []
+    for module in graphs(program.graph_module):
+        nodes = list(module.graph.nodes)
+        alive = _alive(nodes)
+        for node in nodes:
+            tags = getattr(node.target, "tags", ())
+            if node in alive and torch.Tag.nondeterministic_seeded in tags and not _draws_nothing(node):
+                found.append(_overload_packet(node))
+    return list(dict.fromkeys(found))
+
+
+def _draws_nothing(node: "Node") -> bool:
+    """Whether an operator that can draw does not: dropout in evaluation or of probability 0."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    given = {argument.name: argument.default_value for argument in schema.arguments}
+    given |= dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+    flags = [given[name] for name in ("train", "training") if name in given]
+    rates = [given[name] for name in ("p", "dropout_p", "dropout") if name in given]
+    return any(flag is False for flag in flags) or (bool(rates) and all(rate == 0 for rate in rates))
+
+
 def _digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 

@@ -7,7 +7,12 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-READERS = (("safetensors", "safe_open"), ("torch._C", "PyTorchFileReader"), ("torch.jit", "load"))
+READERS = (
+    ("safetensors", "safe_open"),
+    ("torch._C", "PyTorchFileReader"),
+    ("torch.jit", "load"),
+    ("torch", "from_file"),
+)
 """Classes and functions that open the file which is their first argument."""
 
 

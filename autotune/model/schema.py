@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autotune.errors import ModelError
@@ -11,23 +11,43 @@ from autotune.model.tensors import why_not
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSchema:
-    """Names of the flat input tensors, in the order of the forward's parameters."""
+    """Names of the flat input tensors, in the order of the forward's parameters.
+
+    ``positions`` are all parameters that the forward takes by position, given or not (empty: the names themselves), and
+    ``defaults`` the plain values of parameters that are not among the names.
+    """
 
     names: tuple[str, ...]
+    positions: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, forward: Callable[..., Any], names: Sequence[str]) -> "InputSchema":
+        """Read it from a forward's signature, for the inputs that a plan is made with."""
+        parameters = signature_of(forward).parameters.values()
+        defaults = {
+            each.name: each.default
+            for each in parameters
+            if each.name not in names and isinstance(each.default, bool | int | float | str)
+        }
+        return cls(names=tuple(names), positions=by_position(forward), defaults=defaults)
 
     def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Order a call's arguments as flat tensors; ``None`` counts as not given.
+        """Order a call's arguments as flat tensors; ``None``, and a default that is given, count as not given.
 
-        Positional arguments take the names in order. Raises ModelError if a name is unknown, missing or given twice.
+        Positional arguments take the forward's parameters in order. Raises ModelError if an argument is unknown,
+        missing, given twice, or one that the plan was made without.
         """
-        given = dict(zip(self.names, args, strict=False))
-        twice = sorted(set(given) & set(kwargs))
-        rest = {name: value for name, value in kwargs.items() if value is not None}
-        unknown = sorted(set(rest) - set(self.names))
-        missing = [name for name in self.names if name not in given and name not in rest]
-        if len(args) > len(self.names) or twice or unknown or missing:
+        positions = self.positions or self.names
+        placed = dict(zip(positions, args, strict=False))
+        twice = sorted(set(placed) & set(kwargs))
+        given = {name: value for name, value in (placed | dict(kwargs)).items() if not self._is_default(name, value)}
+        unknown = sorted(set(given) - set(self.names))
+        missing = [name for name in self.names if name not in given]
+        if len(args) > len(positions) or twice or unknown or missing:
             wrong = [
-                *(f"{name} twice" for name in twice), *(f"unknown {name}" for name in unknown),
+                *(f"{name} twice" for name in twice),
+                *(f"{name}, which the plan was made without" for name in unknown),
                 *(f"no {name}" for name in missing),
             ]  # fmt: skip
             raise ModelError(
@@ -35,8 +55,13 @@ class InputSchema:
                 found=f"{len(args)} positional, keywords {sorted(kwargs)}{': ' if wrong else ''}{', '.join(wrong)}",
                 expected=", ".join(self.names),
             )
-        given.update(rest)
         return tuple(given[name] for name in self.names)
+
+    def _is_default(self, name: str, value: Any) -> bool:
+        if value is None:
+            return True
+        default = self.defaults.get(name)
+        return default is not None and type(value) is type(default) and value == default
 
 
 def bind(forward: Callable[..., Any], inputs: Any) -> dict[str, Any]:
@@ -72,6 +97,12 @@ def bind(forward: Callable[..., Any], inputs: Any) -> dict[str, Any]:
         if reason := why_not(value):
             raise ModelError(f"input {name!r} cannot be taken", found=reason, expected="a dense torch.Tensor")
     return named
+
+
+def by_position(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the names of the parameters that ``forward`` takes by position, in order."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(each.name for each in signature_of(forward).parameters.values() if each.kind in kinds)
 
 
 def positional_only(forward: Callable[..., Any]) -> tuple[str, ...]:

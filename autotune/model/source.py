@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PROGRAM, WEIGHTS, RECORD, EXAMPLE = "program.pt2", "weights.safetensors", "model.json", "example.safetensors"
-ANSWERS = "answers.safetensors"
+ANSWERS, BUFFERS = "answers.safetensors", "buffers.safetensors"
 
 
 class CapturedModel:
@@ -39,6 +39,7 @@ class CapturedModel:
         self.workload = Workload.from_dict(record["workload"])
         self.output_schema: dict[str, Any] = record["output_schema"]
         self.written: tuple[str, ...] = tuple(record.get("written", ()))
+        self._module_refused: str = record.get("module_refused", "")
         self.treatments: dict[str, str] = record.get("treatments", {})
         self.factory: str | None = record["factory"]
         self.seed: int = record["seed"]
@@ -60,6 +61,8 @@ class CapturedModel:
         """Write the factory, its seed and the weights, so that :func:`rebuild_module` can make the module again."""
         if self.factory is None:
             raise ValueError("this model came without a factory")
+        if self._module_refused:
+            raise ValueError(f"the module's own weights cannot be stored: {self._module_refused}")
         record = {
             "factory": self.factory,
             "seed": self.seed,
@@ -68,7 +71,8 @@ class CapturedModel:
             "written": list(self.written),
         }
         (folder / "module.json").write_text(json.dumps(record))
-        shutil.copyfile(self.folder / WEIGHTS, folder / WEIGHTS)
+        for name in (WEIGHTS, BUFFERS):
+            shutil.copyfile(self.folder / name, folder / name)
 
     def shared(self, name: str) -> Path:
         """A folder for an intermediate result that several builds share; see :meth:`publish`."""
@@ -114,11 +118,11 @@ def write(
     named = [dict(zip(captured.form.names, each, strict=True)) for each in captured.answers]
     answers = {f"{at}/{name}": one for at, each in enumerate(named) for name, one in each.items()}
     save_tensors(folder / ANSWERS, answers)
+    reason = ""
     if factory is not None and module is not None:
-        from safetensors.torch import save_model
-
-        save_model(module, str(folder / WEIGHTS))
+        reason = _save_weights(module, folder)
     record = {
+        "module_refused": reason,
         "workload": captured.workload.as_dict(),
         "output_schema": captured.output_schema,
         "form": captured.form.digest,
@@ -136,7 +140,7 @@ def rebuild_module(folder: Path, precision: str, device: Device) -> "torch.nn.Mo
 
     record = json.loads((folder / "module.json").read_text())
     module = make_module(record["factory"], record["seed"], stored_weights=True)
-    _load_weights(module, folder / WEIGHTS)
+    _load_weights(module, folder)
     wrapped = flat(module, tuple(record["inputs"]), record.get("written", ()))
     if precision in precisions.REDUCED:
         dtype = getattr(torch, precisions.REDUCED[precision])
@@ -145,14 +149,32 @@ def rebuild_module(folder: Path, precision: str, device: Device) -> "torch.nn.Mo
     return wrapped.to(device.torch_name)
 
 
-def _load_weights(module: "torch.nn.Module", path: Path) -> None:
-    """Give a module its stored weights; lazy layers take their shapes from them."""
+def _save_weights(module: "torch.nn.Module", folder: Path) -> str:
+    """Write a module's state, and the buffers that no state_dict holds; returns why that cannot be done, or nothing."""
+    from safetensors.torch import save_model
+
+    kept = set(module.state_dict())
+    try:
+        save_model(module, str(folder / WEIGHTS))
+        save_tensors(folder / BUFFERS, {name: one for name, one in module.named_buffers() if name not in kept})
+    except Exception as error:  # safetensors refuses overlapping views, and whatever else a state_dict may hold
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
+
+
+def _load_weights(module: "torch.nn.Module", folder: Path) -> None:
+    """Give a module its stored weights and buffers; lazy layers take their shapes from them."""
+    import torch
     from safetensors.torch import load_file, load_model
 
     if any(map(is_lazy, (*module.parameters(), *module.buffers()))):
-        module.load_state_dict(load_file(str(path)))
+        module.load_state_dict(load_file(str(folder / WEIGHTS)))
     else:
-        load_model(module, str(path))
+        load_model(module, str(folder / WEIGHTS))
+    buffers = dict(module.named_buffers())
+    with torch.no_grad():
+        for name, value in load_file(str(folder / BUFFERS)).items():
+            buffers[name].copy_(value)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, "torch.Tensor"]) -> None:

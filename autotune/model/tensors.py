@@ -32,6 +32,8 @@ def why_not(tensor: Any) -> str:
         return f"it is of the tensor class {type(tensor).__name__}"
     if tensor.device.type == "meta":
         return "it is on the meta device, so it has no values"
+    if tensor.dtype is torch.complex128:
+        return "its type complex128 has no form in the files that workers share; complex64 has"
     if tensor.is_conj():
         return "it is a conjugated view; tensor.resolve_conj() gives it values of its own"
     if tensor.is_neg():

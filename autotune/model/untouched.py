@@ -13,6 +13,9 @@ from autotune.model.tensors import is_lazy
 if TYPE_CHECKING:
     import torch
 
+DEPTH, MOST_ENTRIES = 3, 1000
+"""So deep are containers and plain objects of a module put back, and so many entries of one are looked into."""
+
 OWN = ("_parameters", "_buffers", "training")
 """Entries of a module's ``__dict__`` that are kept by other means than as attributes."""
 
@@ -67,7 +70,7 @@ class _Kept:
     buffers: "dict[str, torch.Tensor | None]"
     values: "dict[str, torch.Tensor]"
     attributes: dict[str, Any]
-    containers: dict[str, Any]
+    containers: list[tuple[Any, Any]]
 
     @classmethod
     def of(cls, part: "torch.nn.Module") -> "_Kept":
@@ -87,7 +90,11 @@ class _Kept:
                 if isinstance(value, torch.Tensor) and copies(value)
             },
             attributes,
-            {name: value.copy() for name, value in attributes.items() if _is_container(name, value)},
+            [
+                (inner, inner.copy())
+                for name, value in attributes.items()
+                for inner in _containers(value, registry=name == "_modules" or name.endswith("_hooks"))
+            ],
         )  # fmt: skip
 
     def restore(self) -> None:
@@ -98,8 +105,8 @@ class _Kept:
         for name in [name for name in vars(part) if name not in OWN and name not in self.attributes]:
             del part.__dict__[name]
         part.__dict__.update(self.attributes)
-        for name, content in self.containers.items():
-            _refill(part.__dict__[name], content)
+        for container, content in self.containers:
+            _refill(container, content)
         _refill(part._parameters, self.parameters)
         _refill(part._buffers, self.buffers)
         for name, needs_grad in self.needs_grad.items():
@@ -112,9 +119,34 @@ class _Kept:
                 now.data.copy_(value)
 
 
-def _is_container(name: str, value: Any) -> bool:
-    """Whether an attribute may be changed in place: the registries of parts and hooks, plain lists, dicts and sets."""
-    return name == "_modules" or name.endswith("_hooks") or type(value) in (list, dict, set)
+def _containers(value: Any, *, registry: bool = False, depth: int = 0) -> Iterator[Any]:
+    """Yield what an attribute holds that may be changed in place: registries, lists, dicts, sets, plain objects."""
+    if registry:
+        yield value
+        return
+    if depth == DEPTH:
+        return
+    if type(value) in (list, dict, set):
+        yield value
+        inside: Any = value.values() if isinstance(value, dict) else value
+    elif type(value) is tuple:
+        inside = value
+    elif is_plain_object(value):
+        yield vars(value)
+        inside = list(vars(value).values())
+    else:
+        return
+    for one in list(inside)[:MOST_ENTRIES]:
+        yield from _containers(one, depth=depth + 1)
+
+
+def is_plain_object(value: Any) -> bool:
+    """Whether a value is an object of a user's own class that keeps what it knows in attributes."""
+    import torch
+
+    kind = type(value)
+    of_library = kind.__module__.partition(".")[0] in ("torch", "builtins", "numpy", "functools", "threading", "types")
+    return hasattr(value, "__dict__") and not of_library and not isinstance(value, torch.nn.Module | type)
 
 
 def _refill(container: Any, content: Any) -> None:

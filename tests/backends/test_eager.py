@@ -42,7 +42,7 @@ def configuration(**values: str | int | bool) -> Configuration:
 def test_module_form_rebuilds_the_users_module_with_its_weights(toy: str, tmp_path: Path) -> None:
     built = build_toy(BACKEND, CPU, toy, tmp_path, factory=True, configuration=configuration())
     written = {path.name for path in built.folder.iterdir()} - {"artifact.json", "example.safetensors"}
-    assert written == {"module.json", "weights.safetensors", "settings.json"}
+    assert written == {"module.json", "weights.safetensors", "buffers.safetensors", "settings.json"}
     runner = BACKEND.load(built.folder, CPU)
     named = toy_inputs(toy, 3)
     for answer, reference in zip(runner(*named.values()), expected(toy, named), strict=True):

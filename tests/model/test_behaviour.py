@@ -122,23 +122,132 @@ def test_a_write_into_an_input_is_reported_and_the_graph_works_on_a_copy():
     assert torch.equal(x, before) and torch.equal(answer, 2 * before + y)
 
 
-class Counts(nn.Module):
-    """Counts its calls, of which its answer knows nothing."""
+class Holder:
+    """An object of the user's own."""
 
     def __init__(self) -> None:
+        self.last, self.calls = None, 0
+
+
+class Keeps(nn.Module):
+    """Keeps what its last inputs gave, or counts its calls, somewhere."""
+
+    def __init__(self, how: str) -> None:
         super().__init__()
-        self.calls, self.last = 0, None
+        self.how = how
+        self.last, self.calls, self.holder, self.log = None, 0, Holder(), {"all": [0]}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        self.last = x.detach()
-        return x + 1
+        if self.how == "last":
+            self.last, self.holder.last = x.detach() * 2, x.detach()
+        elif self.how == "calls":
+            self.calls += 1
+        elif self.how == "holder":
+            self.holder.calls += 1
+        else:
+            self.log["all"].append(1)
+        return x + 1 if self.calls < 10 else x
 
 
-def test_state_that_no_answer_depends_on_is_no_reason_to_refuse():
-    module = Counts()
+def test_what_a_forward_keeps_of_its_last_inputs_is_no_reason_to_refuse_and_is_put_back():
+    module = Keeps("last")
     captured(module, torch.rand(4))
-    assert module.calls == 0 and module.last is None
+    assert module.last is None and module.holder.last is None
+
+
+@pytest.mark.parametrize(("how", "name"), [("calls", "calls"), ("holder", "holder"), ("log", "log")])
+def test_what_counts_is_refused_by_its_name_and_put_back(how, name):
+    module = Keeps(how)
+    with pytest.raises(ModelError, match=f"keeps state in its attribute {name}"):
+        captured(module, torch.rand(4))
+    assert module.calls == module.holder.calls == 0 and module.log == {"all": [0]}
+
+
+class Rarely(nn.Module):
+    """Draws numbers that hardly ever show."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "python":
+            return x * (2 if random.random() < 1e-9 else 1)
+        if self.how == "unused":
+            torch.rand(3)
+            return x + 1
+        return torch.where(torch.rand_like(x) < 1e-9, torch.zeros_like(x), x)
+
+
+def test_random_numbers_are_refused_however_rarely_they_show():
+    for how in ("python", "torch"):
+        with pytest.raises(ModelError, match="draws random numbers"):
+            captured(Rarely(how).eval(), torch.rand(4))
+    captured(Rarely("unused").eval(), torch.rand(4))
+    quiet = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.0)).eval()
+    quiet[1].train()
+    captured_input(quiet)
+
+
+class FirstDecides(nn.Module):
+    """Takes a scale from whatever comes first, and keeps it where no buffer was."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where, self.scale, self.stats = where, None, {}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.where == "attribute":
+            self.scale = x.std() if self.scale is None else self.scale
+            return x * self.scale
+        if self.where == "buffer":
+            if not hasattr(self, "late"):
+                self.register_buffer("late", x.std())
+            return x * self.late
+        self.stats.setdefault("scale", x.std())
+        return x * self.stats["scale"]
+
+
+@pytest.mark.parametrize("where", ["attribute", "buffer", "dict"])
+def test_a_first_call_that_decides_is_refused_wherever_it_keeps_that(where):
+    module = FirstDecides(where).eval()
+    with pytest.raises(ModelError, match="the first call of model sets"):
+        captured(module, torch.rand(4, 6), torch.rand(4, 6) * 9)
+    assert module.scale is None and not module.stats and not hasattr(module, "late")
+
+
+def test_hooks_and_wrappers_see_a_call_as_its_user_makes_it():
+    from autotune.model.precision import flat_module
+
+    module = nn.Sequential(nn.Linear(6, 6), nn.ReLU()).eval()
+    module.register_forward_pre_hook(lambda _, given: tuple(one + 1 for one in given))
+    module.register_forward_hook(lambda _, given, answer: answer + given[0])
+    x = torch.rand(4, 6)
+    found = captured_input(module)
+    torch.testing.assert_close(flat_module(found.program)(x)[0], module(x))
+    kept = {}
+    module[0].register_forward_hook(lambda _, given, answer: kept.__setitem__("last", answer))
+    captured_input(module)
+    assert type(kept["last"]) is torch.Tensor, "nothing of the export stays behind"
+
+
+def test_weights_made_in_inference_mode_are_taken_or_refused_with_a_reason():
+    with torch.inference_mode():
+        module = nn.Linear(6, 3).eval()
+    try:
+        captured_input(module)
+    except ModelError as error:
+        assert "nference" in str(error)
+
+
+def test_blocks_that_torch_cannot_write_down_are_refused_at_once():
+    class Nested(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", enabled=False):
+                return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
+
+    with pytest.raises(ModelError, match="cannot write its graph down"):
+        captured(Nested().eval(), torch.rand(4))
 
 
 @pytest.mark.parametrize("error", [SystemExit(2), ValueError("no"), AssertionError()])

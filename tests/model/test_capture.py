@@ -123,6 +123,26 @@ def test_calls_are_flattened_by_position_and_by_name():
             schema.flatten(args, kwargs)
 
 
+class Optional(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: object = None, flip: bool = False, *, z: object = None) -> torch.Tensor:
+        x = x * y if y is not None else x
+        return x + z if z is not None else x
+
+
+def test_a_call_means_what_it_means_to_the_model():
+    schema = InputSchema.of(Optional().forward, ("x", "z"))
+    assert schema.flatten((1,), {"z": 2}) == schema.flatten((1, None), {"z": 2, "flip": False}) == (1, 2)
+    assert schema.flatten((1, None, False), {"z": 2}) == (1, 2)
+    for args, kwargs, word in (
+        ((1, 2), {}, "y, which the plan was made without"),
+        ((1, None, True), {"z": 2}, "flip, which the plan was made without"),
+        ((1, None, False, 2), {}, "4 positional"),
+    ):
+        with pytest.raises(ModelError, match=word):
+            schema.flatten(args, kwargs)
+
+
+
 class Twice(torch.nn.Module):
     """Positional-only parameters, the second of them not needed."""
 
@@ -262,8 +282,40 @@ class FirstCall(torch.nn.Module):
 
 def test_a_first_call_that_learns_from_its_inputs_has_to_come_before():
     module, x = FirstCall(), {"x": torch.rand(2, 8)}
-    with pytest.raises(ModelError, match=r"first call .*fills its buffer scale"):
+    with pytest.raises(ModelError, match=r"first call of first sets buffer scale"):
         capture.capture("first", 2, module, x, {"x": torch.rand(2, 8) * 5})
     assert not module.ready
     module(**x)
     assert capture.capture("first", 2, module, x, {"x": torch.rand(2, 8) * 5}).workload.name == "first"
+
+
+class Minus(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x - y
+
+
+class MinusTurned(torch.nn.Module):
+    """The same graph, in which a caller's ``y`` takes the place that ``x`` has in the other."""
+
+    def forward(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return y - x
+
+
+class MinusWeight(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.rand(3))
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        return self.weight - y
+
+
+def test_the_names_of_inputs_are_part_of_the_form_because_the_graph_does_not_name_them():
+    given = {"x": torch.rand(3), "y": torch.rand(3)}
+    first, turned = (capture.capture("minus", 3, module, given) for module in (Minus(), MinusTurned()))
+    weight = capture.capture("minus", 3, MinusWeight(), {"y": given["y"]})
+    assert first.workload.structure == turned.workload.structure == weight.workload.structure
+    assert (first.form.inputs, turned.form.inputs, weight.form.inputs) == (("x", "y"), ("y", "x"), ("y",))
+    assert len({one.form.digest for one in (first, turned, weight)}) == 3
+    again = capture.capture("minus", 3, Minus(), dict(reversed(given.items())))
+    assert again.form.digest == first.form.digest

@@ -1,0 +1,120 @@
+"""What the calls of a module change in it: StateWatch."""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from autotune.errors import ModelError
+from autotune.model.untouched import OWN, copies, is_plain_object, same_values
+
+if TYPE_CHECKING:
+    import torch
+
+DEPTH = 3
+"""So deep are containers and plain objects of a module looked into."""
+MOST_ENTRIES = 1000
+"""So many entries of one container are compared."""
+
+State = dict[str, Any]
+
+
+class StateWatch:
+    """Snapshots of a module's buffers, parameters and attributes, taken before its first call and after each call."""
+
+    def __init__(self, module: "torch.nn.Module") -> None:
+        self.module = module
+        self._before = self._state()
+        self._first: State = self._before
+
+    def note_first_call(self) -> None:
+        """Keep the state after the first call: it may have filled a cache."""
+        self._first = self._state()
+
+    @property
+    def set_at_first(self) -> list[str]:
+        """What the first call has set or changed, each with its kind before its name."""
+        return list(_changed(self._before, self._first))
+
+    def refuse_writes(self, name: str) -> None:
+        """Raise ModelError if a later call has written into a buffer or a parameter."""
+        now = self._state()
+        for key in _changed(self._before, now):
+            kind, _, path = key.partition(" ")
+            at_first = kind == "buffer" and not _differ(self._first.get(key), now.get(key))
+            if kind == "attribute" or at_first:
+                continue
+            raise self._writes(name, key, path)
+
+    def refuse_accumulation(self, name: str) -> None:
+        """Raise ModelError if an attribute has another value than after the first call, which had the same inputs.
+
+        What a forward keeps of its last inputs is the same again, and no answer has depended on it; what counts or
+        averages is not, and some answer may.
+        """
+        for key in _changed(self._first, self._state()):
+            raise ModelError(
+                f"the forward of {name} keeps state in its {key}, and a plan keeps no state between calls",
+                found="another value of it after a second call on the same inputs",
+                expected="a forward whose answer depends on its inputs alone",
+                run="the model without it, or with this state as an input and an output",
+            )
+
+    def changed(self) -> list[str]:
+        """What is not as it was before the first call."""
+        return list(_changed(self._before, self._state()))
+
+    def _writes(self, name: str, key: str, path: str) -> ModelError:
+        owner = self.module.get_submodule(path.rpartition(".")[0])
+        trained = f"; its part {path.rpartition('.')[0] or 'itself'} ({type(owner).__name__}) is in train mode"
+        return ModelError(
+            f"the forward of {name} writes into its {key}, and a plan keeps no state between calls",
+            found=f"other values of {path} after a call{trained if owner.training else ''}",
+            expected="a forward that leaves its buffers and parameters as they are",
+            run="the model with this state as an input and an output"
+            + (", or with that part in eval mode" if owner.training else ""),
+        )
+
+    def _state(self) -> State:
+        found: State = {f"buffer {name}": _content(one) for name, one in self.module.named_buffers()}
+        for name, one in self.module.named_parameters():
+            found[f"parameter {name}"] = None if one.is_inference() else one._version
+        for path, part in self.module.named_modules():
+            for name, value in vars(part).items():
+                if name not in (*OWN, "_modules") and not (name.startswith("_") and name.endswith("hooks")):
+                    found[f"attribute {path}.{name}" if path else f"attribute {name}"] = _content(value)
+        return found
+
+
+def _changed(before: State, now: State) -> Iterator[str]:
+    for key, value in now.items():
+        if key not in before or _differ(before[key], value):
+            yield key
+
+
+def _content(value: Any, depth: int = 0) -> Any:
+    """A value as it can be compared later: tensors by a copy, containers and plain objects by what they hold."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone() if copies(value) else type(value).__name__
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        return value
+    if depth < DEPTH:
+        if isinstance(value, list | tuple | set | frozenset | deque):
+            return [type(value).__name__, len(value), [_content(one, depth + 1) for one in list(value)[:MOST_ENTRIES]]]
+        if isinstance(value, Mapping):
+            some = list(value.items())[:MOST_ENTRIES]
+            return ["mapping", len(value), [[str(key), _content(one, depth + 1)] for key, one in some]]
+        if is_plain_object(value):
+            return [type(value).__name__, [[name, _content(one, depth + 1)] for name, one in vars(value).items()]]
+    return type(value).__name__
+
+
+def _differ(one: Any, other: Any) -> bool:
+    import torch
+
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return not same_values(one, other)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) != len(other) or any(map(_differ, one, other))
+    return type(one) is not type(other) or not (one == other or one != one)
