@@ -128,9 +128,39 @@ def converted_model(model: "CapturedModel") -> Path:
             raise RuntimeError(f"OpenVINO's graph has {len(ports)} {side}s, the model {len(specs)}")
         for port, spec in zip(ports, specs, strict=True):
             port.get_tensor().set_names({spec.name})
+    _reduce_in_two_steps(graph)
     made = model.scratch()
     openvino.save_model(graph, str(made / MODEL), compress_to_fp16=False)
     return model.publish(name, made)
+
+
+def _reduce_in_two_steps(graph: Any) -> None:
+    """Let each reduction over the last of three dimensions keep it, and drop it afterwards.
+
+    The CPU plugin fuses a product or sum with a vector that follows into such a reduction, along the wrong dimension
+    (OpenVINO 2026.4: ``x.mean(2) * weight`` of x [2, 6, 8] is off by 90%).
+    """
+    library()
+    from openvino import opset13
+
+    kinds = {"ReduceMean": opset13.reduce_mean, "ReduceSum": opset13.reduce_sum, "ReduceMax": opset13.reduce_max,
+             "ReduceMin": opset13.reduce_min, "ReduceProd": opset13.reduce_prod, "ReduceL1": opset13.reduce_l1,
+             "ReduceL2": opset13.reduce_l2}  # fmt: skip
+    for node in graph.get_ops():
+        make = kinds.get(node.get_type_name())
+        if make is None or node.get_attributes()["keep_dims"] or len(node.get_input_partial_shape(0)) != 3:
+            continue
+        values, axes = node.input_value(0), node.input_value(1)
+        found = axes.get_node()
+        if found.get_type_name() != "Constant" or found.get_data().reshape(-1).tolist() not in ([2], [-1]):
+            continue
+        targets = list(node.output(0).get_target_inputs())
+        names = node.output(0).get_names()
+        dropped = opset13.squeeze(make(values, axes, keep_dims=True), axes).output(0)
+        for target in targets:
+            target.replace_source_output(dropped)
+        dropped.set_names(names)
+    graph.validate_nodes_and_infer_types()
 
 
 def require_precision(compiled: Any, precision: str) -> None:

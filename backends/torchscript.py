@@ -46,6 +46,7 @@ class TorchScriptBackend:
 
         settings = Settings.of(configuration, model.workload)
         module = flat_module(model.program(settings.precision, device))
+        _keep_norms_apart(module)
         if settings.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for part in module.modules():
@@ -72,6 +73,33 @@ class TorchScriptBackend:
             if settings.optimize:
                 module = torch.jit.optimize_for_inference(module)
         return torch_runner(module, settings, device, read_example(folder))
+
+
+def _keep_norms_apart(module: Any) -> None:
+    """Put a copy between each linear layer of more than two dimensions and a batch norm of what it gives.
+
+    TorchScript folds such a norm into the layer as if it normalised the last dimension; it normalises the second one
+    (torch 2.13, ``torch/csrc/jit/passes/frozen_linear_folding.cpp``).
+    """
+    import torch
+
+    from autotune.model.fingerprint import graphs
+
+    norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
+    for part in graphs(module):
+        found = [
+            node
+            for node in part.graph.nodes
+            if node.target in norms
+            and getattr(node.args[0], "target", None) is torch.ops.aten.linear.default
+            and node.args[0].meta["val"].dim() > 2
+        ]
+        for node in found:
+            with part.graph.inserting_before(node):
+                copied = part.graph.call_function(torch.ops.aten.clone.default, (node.args[0],))
+            node.args = (copied, *node.args[1:])
+        if found:
+            part.recompile()
 
 
 @contextlib.contextmanager

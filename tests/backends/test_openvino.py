@@ -136,3 +136,26 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     refused = BACKEND.probe(CPU)
     assert refused.reason == "openvino is not installed"
     assert refused.remedy == 'pip install "autotune-inference[openvino]"'
+
+
+class Pooled(nn.Module):
+    """A reduction over the last of three dimensions, as an output of its own and before a vector of weights."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.arange(1.0, 7.0))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        pooled: Tensor = getattr(x, self.kind)(2)
+        return pooled * self.weight + self.weight.cos(), pooled
+
+
+@pytest.mark.parametrize("kind", ["mean", "sum", "amax", "amin"])
+def test_weights_after_a_reduction_meet_the_right_dimension(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Pooled(kind).eval(), torch.randn(2, 6, 8)
+    write(tmp_path / "model", capture("pooled", 2, module, {"x": x}, {"x": -x}), {"x": x}, factory=None, seed=0)
+    (tmp_path / "built").mkdir()
+    build_artifact(BACKEND, CapturedModel(tmp_path / "model"), configuration(), CPU, tmp_path / "built")
+    torch.testing.assert_close(BACKEND.load(tmp_path / "built", CPU)(x), module(x), rtol=1e-5, atol=1e-5)

@@ -85,3 +85,37 @@ def test_a_gpu_tries_the_cuda_graph_early() -> None:
     (hint,) = BACKEND.space(GPU, None, has_factory=True).hints
     assert (hint["precision"], hint["cuda_graph"], hint["channels_last"]) == ("fp16", True, True)
     assert not BACKEND.space(CPU, None, has_factory=True).hints
+
+
+class NormOfSequence(torch.nn.Module):
+    """A batch norm over the second dimension of what a linear layer makes of the last; both have six entries."""
+
+    def __init__(self, inner: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        self.layer, self.norm = torch.nn.Linear(4, 6), torch.nn.BatchNorm1d(6)
+        self.norm.running_mean.normal_()  # type: ignore[union-attr]
+        self.norm.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.inner:
+            with torch.autocast("cpu", enabled=False):
+                return self.norm(self.layer(x)).sin()  # type: ignore[no-any-return]
+        return self.norm(self.layer(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_norm_that_torchscript_would_fold_into_the_wrong_dimension_stays(inner: bool, tmp_path: Path) -> None:
+    from autotune.model import capture, source
+    from autotune.runtime.artifact import describe
+
+    torch.manual_seed(0)
+    module, x = NormOfSequence(inner).eval(), torch.randn(2, 6, 4)
+    captured = capture.capture("norm", 2, module, {"x": x}, {"x": torch.randn(2, 6, 4)})
+    source.write(tmp_path / "model", captured, {"x": x}, factory=None, seed=0)
+    built = tmp_path / "artifact"
+    built.mkdir()
+    BACKEND.build(source.CapturedModel(tmp_path / "model"), configuration(), CPU, built)
+    describe(built, configuration(), captured.workload, captured.output_schema, example={"x": x})
+    (answer,) = BACKEND.load(built, CPU)(x)
+    torch.testing.assert_close(answer, module(x), rtol=1e-4, atol=1e-5)
