@@ -6,9 +6,9 @@ from typing import Any
 
 from autotune.configuration import Configuration
 from autotune.execute.finals import FinalsResult
+from autotune.measure.paired import RoundFigures
 from autotune.measure.percentiles import summary
 from autotune.measure.statistics import median_interval
-from autotune.measure.verdict import RoundMedians
 from autotune.objective import Objective
 
 
@@ -36,7 +36,7 @@ class FinalsEvidence:
     def figures(self) -> dict[str, Any]:
         """The figures of a plan for the winner, by the names of its fields."""
         verdict = self.result.verdict
-        latencies = RoundMedians(self.result.samples_ms)
+        latencies = RoundFigures(self.result.samples_ms)
         return {
             "status": verdict.status,
             "latency_ms": latencies.figure(verdict.winner),
@@ -76,7 +76,7 @@ class FinalsEvidence:
 
     def _finalists(self) -> list[dict[str, Any]]:
         """One entry a finalist in order of latency, with every sample that it is judged by."""
-        result, verdict, latencies = self.result, self.result.verdict, RoundMedians(self.result.samples_ms)
+        result, verdict, latencies = self.result, self.result.verdict, RoundFigures(self.result.samples_ms)
         found: list[dict[str, Any]] = [
             {
                 "uid": one.name,

@@ -17,9 +17,10 @@ from autotune.execute.server import Session
 from autotune.execute.steps import TIMING_SETS
 from autotune.measure.block import Block, protocol_of
 from autotune.measure.finals import Finals
+from autotune.measure.paired import Statistic, fewest_rounds
 from autotune.measure.percentiles import tail_statistic
 from autotune.measure.statistics import median
-from autotune.measure.verdict import Statistic, TieKeys, Verdict, fewest_rounds
+from autotune.measure.verdict import TieKeys, Verdict
 from autotune.objective import Objective
 from autotune.trial import Measurement
 

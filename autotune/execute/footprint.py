@@ -17,7 +17,7 @@ from autotune.execute.device_memory import free_bytes
 from autotune.execute.server import StepResult
 from autotune.measure.block import Block
 from autotune.measure.finals import Finals
-from autotune.measure.verdict import fewest_rounds
+from autotune.measure.paired import fewest_rounds
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from autotune.errors import RequestError
+from autotune.measure.paired import MIN_EFFECT
 from autotune.measure.statistics import median, median_interval, middle
-from autotune.measure.verdict import MIN_EFFECT
 from autotune.trial import Measurement
 
 CONFIDENCE = 0.95

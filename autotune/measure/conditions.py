@@ -45,9 +45,14 @@ def invalid(readings: Readings) -> bool:
     are measured again. After repeated discards a block is kept with its flags, whatever they are.
     """
     gpu = _seen(readings, "gpu")
-    others = gpu.get("other_processes") or ()
-    active = any(one.get("sm_percent") is None or one["sm_percent"] > 0 for one in others)
-    return active or (_drifted(_seen(readings, "canary")) and not _throttled(gpu))
+    return _others_active(gpu) or (_drifted(_seen(readings, "canary")) and not _throttled(gpu))
+
+
+def disturbs(readings: Readings) -> bool:
+    """Whether others used what was measured, which makes it slower: the cores of a CPU, or the SMs of a GPU."""
+    host = _seen(readings, "host")
+    busy = host.get("device") == "cpu" and (host.get("competing_share") or 0.0) > BUSY_SHARE
+    return busy or _others_active(_seen(readings, "gpu"))
 
 
 def explain(flag: str) -> str:
@@ -68,6 +73,11 @@ def merge(several: Iterable[Iterable[str]]) -> tuple[str, ...]:
 def _seen(readings: Readings, name: str) -> Mapping[str, Any]:
     reading = readings.get(name, {})
     return reading if reading.get("available") else {}
+
+
+def _others_active(gpu: Mapping[str, Any]) -> bool:
+    others = gpu.get("other_processes") or ()
+    return any(one.get("sm_percent") is None or one["sm_percent"] > 0 for one in others)
 
 
 def _throttled(gpu: Mapping[str, Any]) -> bool:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from autotune.measure.block import Block
+from autotune.measure.paired import RoundFigures, Statistic
 from autotune.measure.rounds import Finalist, run_rounds
 from autotune.measure.statistics import median
-from autotune.measure.verdict import RoundMedians, Statistic, TieKeys, Verdict, verdict_from_samples
+from autotune.measure.verdict import TieKeys, Verdict, verdict_from_samples
 from autotune.trial import Measurement
 
 __all__ = ["LOOKS", "Finalist", "Finals", "run_rounds"]
@@ -50,6 +51,7 @@ class Finals:
         self._baselines = frozenset(baselines)
         self._tie_keys = tie_keys
         self._statistic = statistic
+        self._by_median = statistic is median
         self._needed = processes
         self._processes: list[int] = []
         self._frozen: frozenset[str] = frozenset()
@@ -102,7 +104,8 @@ class Finals:
         never frozen; another baseline only if it is that far behind the fastest.
         """
         if self.rounds:
-            self._frozen |= RoundMedians(self.figures(), self._statistic).far_behind(self._baselines)
+            seen = RoundFigures(self.figures(), self._statistic, self._processes, self.disturbed())
+            self._frozen |= seen.far_behind(self._baselines)
         return self._frozen
 
     def drop(self, name: str) -> None:
@@ -136,14 +139,34 @@ class Finals:
             tie_keys=self._tie_keys,
             statistic=self._statistic,
             processes=self._processes,
+            disturbed=self.disturbed(),
         )
 
     def figures(self) -> dict[str, list[list[float] | None]]:
-        """Return what is compared, from which and the processes :func:`verdict_from_samples` gives the same verdict."""
+        """Return what is compared, a block a round.
+
+        From it, the processes and what is :meth:`disturbed`, :func:`verdict_from_samples` gives the same verdict. Where
+        medians of latencies are compared and others used the device, that is the undisturbed samples, if there are any:
+        a tail, or a figure of the objective's own, needs them all.
+        """
         return {
-            name: [None if block is None else list(block.compared) for block in blocks]
+            name: [None if block is None else list(self._compared(block)) for block in blocks]
             for name, blocks in self._blocks.items()
         }
+
+    def disturbed(self) -> dict[str, list[bool]]:
+        """Return for each finalist of which rounds its block is disturbed: others used the device all the while."""
+        return {
+            name: [block is not None and self._is_disturbed(block) for block in blocks]
+            for name, blocks in self._blocks.items()
+        }
+
+    def _compared(self, block: Block) -> tuple[float, ...]:
+        escaped = block.undisturbed_ms if self._by_median and not block.figures else ()
+        return escaped or block.compared
+
+    def _is_disturbed(self, block: Block) -> bool:
+        return block.shared and not (self._by_median and not block.figures and block.undisturbed_ms)
 
     def flags(self) -> dict[str, tuple[str, ...]]:
         """Return for each finalist what its rounds were flagged with."""
@@ -153,7 +176,7 @@ class Finals:
         }
 
     def samples(self) -> dict[str, list[list[float] | None]]:
-        """Return the raw samples in milliseconds; :meth:`figures` are the same unless the objective has its own."""
+        """Return the raw samples in milliseconds; :meth:`figures` follow from them or are the objective's own."""
         return {
             name: [None if block is None else list(block.samples_ms) for block in blocks]
             for name, blocks in self._blocks.items()

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from autotune.measure.paired import RoundFigures, Samples, Statistic
 from autotune.measure.statistics import median
-from autotune.measure.verdict import RawSamples, RoundMedians, Statistic, verdict_from_samples
+from autotune.measure.verdict import verdict_from_samples
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ class Agreement:
 
 
 def winner_regret(
-    samples: RawSamples,
+    samples: Samples,
     reruns: int,
     rng: random.Random,
     baselines: Collection[str],
@@ -61,7 +62,7 @@ def winner_regret(
     """
     if reruns < 1:
         raise ValueError(f"at least one rerun is needed, found {reruns}")
-    recorded = RoundMedians(samples, statistic, processes)
+    recorded = RoundFigures(samples, statistic, processes)
     best_ms = recorded.figure(recorded.names[0])
     regrets = []
     for _ in range(reruns):
@@ -97,7 +98,7 @@ def kendall_tau_b(
 
 
 def agreement(
-    runs: Sequence[RawSamples],
+    runs: Sequence[Samples],
     baselines: Collection[str],
     *,
     statistic: Statistic = median,
@@ -117,7 +118,7 @@ def agreement(
         verdict_from_samples(run, baselines=baselines, statistic=statistic, processes=came_from)
         for run, came_from in told
     ]
-    medians = [RoundMedians(run, statistic, came_from) for run, came_from in told]
+    medians = [RoundFigures(run, statistic, came_from) for run, came_from in told]
     latencies = [{name: run.figure(name) for name in run.names} for run in medians]
 
     def tau(one: int, other: int) -> float | None:

@@ -138,3 +138,24 @@ def process_variance(log_ratios: Sequence[float], processes: Sequence[int] | Non
     # A normal sample's median varies pi/2 as much as its mean where it is large, as much where it is one value.
     within = math.fsum(pair_variance / (1 + (len(group) - 1) * 2 / math.pi) for group in groups.values()) / len(groups)
     return max(0.0, spread - within) * sum(len(group) ** 2 for group in groups.values()) / len(log_ratios) ** 2
+
+
+def processes_apart(
+    log_ratios: Sequence[float], processes: Sequence[int], *, least: float, fewest: int
+) -> frozenset[int]:
+    """Return the processes whose median log-ratio lies apart from the others'.
+
+    That is, further from the median of the processes' medians than ``least`` and than five times 1.4826 times their
+    median absolute deviation. None lies apart unless more than half of the processes, and ``fewest`` of them, do not.
+    ``ValueError`` if there are not as many processes as log-ratios.
+    """
+    groups: dict[int, list[float]] = {}
+    for process, ratio in zip(processes, log_ratios, strict=True):
+        groups.setdefault(process, []).append(ratio)
+    medians = {process: middle(sorted(group)) for process, group in groups.items()}
+    centre = middle(sorted(medians.values())) if medians else 0.0
+    deviation = 1.4826 * middle(sorted(abs(value - centre) for value in medians.values())) if medians else 0.0
+    limit = max(least, 5 * deviation)
+    apart = frozenset(process for process, value in medians.items() if abs(value - centre) > limit)
+    agree = len(medians) - len(apart)
+    return apart if agree >= fewest and 2 * agree > len(medians) else frozenset()

@@ -14,9 +14,10 @@ from typing import Any
 
 from autotune.configuration import Configuration
 from autotune.execute.finals import statistic_of
+from autotune.measure.paired import RoundFigures, Samples
 from autotune.measure.replay import agreement
 from autotune.measure.statistics import median
-from autotune.measure.verdict import RawSamples, RoundMedians, verdict_from_samples
+from autotune.measure.verdict import verdict_from_samples
 from autotune.objective import Objective
 from autotune.report.results import verify_results
 
@@ -42,7 +43,7 @@ def compare_runs(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         verdict_from_samples(run, baselines=baselines, statistic=statistic, processes=came_from)
         for run, came_from in zip(runs, processes, strict=True)
     ]
-    medians = [RoundMedians(run, statistic) for run in runs]
+    medians = [RoundFigures(run, statistic) for run in runs]
     pooled = {name: median(run.figure(name) for run in medians if name in run.names) for name in set().union(*runs)}
     best = min(pooled.values())
     regrets = [pooled[winner] / best - 1 for winner in told.winners]
@@ -106,7 +107,7 @@ def main() -> int:
     return 0 if found["passed"] else 1
 
 
-def _figures(document: dict[str, Any]) -> RawSamples:
+def _figures(document: dict[str, Any]) -> Samples:
     return {_name(entry): entry.get("figures", entry["samples_ms"]) for entry in document["finals"]}
 
 

@@ -165,8 +165,9 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
 def verify_results(document: Mapping[str, Any]) -> list[str]:
     """Recompute every figure from the raw samples; gives what does not follow from them, so nothing where all does."""
     from autotune.execute.finals import statistic_of
+    from autotune.measure.paired import RoundFigures
     from autotune.measure.statistics import median_interval
-    from autotune.measure.verdict import RoundMedians, verdict_from_samples
+    from autotune.measure.verdict import verdict_from_samples
 
     objective = Objective.from_dict(document["objective"])
     finals = document["finals"]
@@ -177,7 +178,7 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     verdict = verdict_from_samples(
         figures, baselines=baselines, statistic=statistic_of(objective), processes=document["process_of_round"]
     )
-    latencies = RoundMedians(samples)
+    latencies = RoundFigures(samples)
     wrong: list[str] = []
 
     def expect(what: str, stated: Any, computed: Any) -> None:

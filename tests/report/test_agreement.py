@@ -7,8 +7,9 @@ import sys
 import pytest
 
 from autotune.configuration import Configuration
+from autotune.measure.paired import RoundFigures
 from autotune.measure.statistics import median_interval
-from autotune.measure.verdict import RoundMedians, verdict_from_samples
+from autotune.measure.verdict import verdict_from_samples
 from autotune.objective import Objective
 from autotune.report.agreement import compare_runs, table
 
@@ -26,7 +27,7 @@ def run(seed, **medians_ms):
         str(each): [[ms * draw.gauss(1, 1e-3) for _ in range(3)] for _ in PROCESSES] for each, ms in figures.items()
     }
     verdict = verdict_from_samples(samples, baselines=[str(EAGER)], processes=PROCESSES)
-    medians = RoundMedians(samples)
+    medians = RoundFigures(samples)
     of = {str(each): each for each in figures}
 
     def entry(name):

@@ -19,11 +19,12 @@ from functools import lru_cache
 from itertools import combinations, pairwise
 
 from autotune.measure.finals import LOOKS
+from autotune.measure.paired import RoundFigures
 from autotune.measure.rounds import run_rounds
 from autotune.measure.selftests.bench import Bench
 from autotune.measure.selftests.outcome import Outcome, rounded
 from autotune.measure.statistics import detectable_effect, middle
-from autotune.measure.verdict import RoundMedians, verdict_from_samples
+from autotune.measure.verdict import verdict_from_samples
 
 CANDIDATES, PROCESSES = 8, 3
 STEP, CLOSE_STEP = 0.04, 0.004
@@ -77,7 +78,7 @@ def scaled(samples: Samples, factor: float) -> Samples:
 
 
 def _agreement(processes: Sequence[Samples]) -> Outcome:
-    medians = [RoundMedians(samples) for samples in processes]
+    medians = [RoundFigures(samples) for samples in processes]
     latencies = [[each.figure(str(place)) for place in range(CANDIDATES)] for each in medians]
     ratios = [[middle(sorted(each.log_ratios(str(place), "0"))) for place in range(CANDIDATES)] for each in medians]
     taus = [tau_b(first, second) for first, second in combinations(ratios, 2)]
