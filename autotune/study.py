@@ -26,10 +26,10 @@ from autotune.plan import Plan
 from autotune.runtime import toolchain as versions
 from autotune.space import SearchSpace
 from autotune.study_context import StudyContext
-from autotune.study_finals import StudyFinals
+from autotune.study_finals import StudyFinals, Undecided
 from autotune.study_identity import conditions, request_digest, with_metric_code
 from autotune.study_lease import coordinating
-from autotune.study_memory import asks_more, known_outcome, misfits, outcome, package_versions
+from autotune.study_memory import asks_more, known_outcome, misfits, outcome, package_versions, undecided_outcome
 from autotune.study_rebuild import StudyRebuild
 from autotune.study_request import Progress, Silent, StudyOutcome, StudyRequest
 from autotune.study_search import StudySearch
@@ -111,12 +111,23 @@ class Study:
             supply=self.supply, stop=self.stop, toolchain=self.toolchain, row=row, workload=workload, spaces=spaces,
         )  # fmt: skip
         search = StudySearch(context).run()
-        plan = self.finals(context).run()
+        decided = self.finals(context).run()
         end = time.monotonic()
         split = self.split.seconds(begin, end)
+        if isinstance(decided, Undecided):
+            return self._undecided(row, decided, end - begin, split)
         settings = {"trials": self.request.trials, "budget_s": self.request.budget_s, "exhausted": search.exhausted}
         self.store.finish_study(row.uid, {"split": split, "seconds": end - begin, "asked": settings})
-        return outcome(plan, self.store.trials(row.uid), cached=False, seconds=end - begin, split=split)
+        return outcome(decided, self.store.trials(row.uid), cached=False, seconds=end - begin, split=split)
+
+    def _undecided(self, row: StudyRow, found: Undecided, seconds: float, split: Mapping[str, float]) -> StudyOutcome:
+        """The outcome of finals that could not decide; the study stays open, so that the same call repeats them."""
+        self.store.note_undecided(row.uid, found.reason)
+        incumbent = self.store.find_plan(row.identity.plan, row.weights)
+        return undecided_outcome(
+            row, self.request, incumbent, reason=found.reason, finalists=found.finals.as_dict()["finalists"],
+            trials=self.store.trials(row.uid), seconds=seconds, split=split,
+        )  # fmt: skip
 
     def _lost(self) -> None:
         """Stop at once: another process coordinates the study now."""

@@ -35,8 +35,7 @@ class FinalsEvidence:
 
     def figures(self) -> dict[str, Any]:
         """The figures of a plan for the winner, by the names of its fields."""
-        verdict = self.result.verdict
-        latencies = RoundFigures(self.result.samples_ms)
+        verdict, latencies = self.result.verdict, self._latencies()
         return {
             "status": verdict.status,
             "latency_ms": latencies.figure(verdict.winner),
@@ -56,7 +55,14 @@ class FinalsEvidence:
             "tied_with": list(verdict.tied_with),
             "rounds": verdict.rounds,
             "processes": list(self.result.process_of_round),
+            "disturbed_processes": list(verdict.disturbed),
         }
+
+    def _latencies(self) -> RoundFigures:
+        """Latencies a round: what was compared, if latency was, else the samples."""
+        if self.objective.name == "latency_p50":
+            return RoundFigures(self.result.figures, disturbed=self.result.disturbed)
+        return RoundFigures(self.result.samples_ms)
 
     def _objective(self) -> dict[str, Any]:
         """What was minimised, and the values of the plan and of the baseline."""
@@ -76,7 +82,7 @@ class FinalsEvidence:
 
     def _finalists(self) -> list[dict[str, Any]]:
         """One entry a finalist in order of latency, with every sample that it is judged by."""
-        result, verdict, latencies = self.result, self.result.verdict, RoundFigures(self.result.samples_ms)
+        result, verdict, latencies = self.result, self.result.verdict, self._latencies()
         found: list[dict[str, Any]] = [
             {
                 "uid": one.name,
@@ -99,7 +105,10 @@ class FinalsEvidence:
             }
             for one in verdict.finalists
         ]
-        if self.objective.name not in ("latency_p50", "latency_p99"):
-            for entry in found:
-                entry["figures"] = result.figures[str(entry["uid"])]
+        for entry in found:
+            uid = str(entry["uid"])
+            if result.figures[uid] != result.samples_ms[uid]:
+                entry["figures"] = result.figures[uid]
+            if any(result.disturbed[uid]):
+                entry["disturbed_rounds"] = [index for index, marked in enumerate(result.disturbed[uid]) if marked]
         return found

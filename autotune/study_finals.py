@@ -3,7 +3,7 @@
 import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autotune import registry
@@ -18,6 +18,14 @@ from autotune.study_space import choose_finalists, is_baseline
 from autotune.trial import Trial
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undecided:
+    """Finals that could not decide: why, and what they measured."""
+
+    reason: str
+    finals: FinalsEvidence
+
+
 class StudyFinals:
     """Measures the best few again, beside the baseline and the defaults, and keeps the winner as the plan."""
 
@@ -26,9 +34,14 @@ class StudyFinals:
         self._defaults = on.defaults
         self._baselines: frozenset[str] = frozenset()
 
-    def run(self) -> Plan:
-        """Decide and promote; the artifacts of those that lost are dropped."""
+    def run(self) -> Plan | Undecided:
+        """Decide and promote; the artifacts of those that lost are dropped.
+
+        Finals that cannot decide promote nothing and drop nothing, so that they can be repeated.
+        """
         result, trials = self._finals()
+        if result.verdict.status == "undecided":
+            return Undecided(reason=result.doubt, finals=self._evidence(result, trials))
         self._deployed(trials[result.verdict.winner])
         plan = self._promote(result, trials)
         self._time_alone(plan)
@@ -147,11 +160,7 @@ class StudyFinals:
 
     def _promote(self, result: FinalsResult, trials: Mapping[str, Trial]) -> Plan:
         row, workload = self.on.row, self.on.workload
-        winner = trials[result.verdict.winner]
-        finals = FinalsEvidence(
-            result=result, finalists={uid: self._finalist(uid, trial) for uid, trial in trials.items()},
-            objective=self.on.request.objective, batch=row.batch,
-        )  # fmt: skip
+        winner, finals = trials[result.verdict.winner], self._evidence(result, trials)
         plan = Plan(
             uid=uuid.uuid4().hex,
             name=row.name,
@@ -178,6 +187,12 @@ class StudyFinals:
         )
         self.on.store.promote(plan)
         return plan
+
+    def _evidence(self, result: FinalsResult, trials: Mapping[str, Trial]) -> FinalsEvidence:
+        return FinalsEvidence(
+            result=result, finalists={uid: self._finalist(uid, trial) for uid, trial in trials.items()},
+            objective=self.on.request.objective, batch=self.on.row.batch,
+        )  # fmt: skip
 
     def _finalist(self, uid: str, trial: Trial) -> Finalist:
         return Finalist(

@@ -64,10 +64,6 @@ def outcome(
     plan: Plan, trials: Sequence[Trial], *, cached: bool, seconds: float, split: Mapping[str, float] | None = None
 ) -> StudyOutcome:
     """Put together what a study answers that has decided."""
-    finalists = tuple(
-        {key: value for key, value in finalist.items() if key not in ("samples_ms", "uid")}
-        for finalist in plan.evidence.get("finalists", ())
-    )
     return StudyOutcome(
         name=plan.name,
         batch=plan.batch,
@@ -79,8 +75,43 @@ def outcome(
         trials=Counter(trial.state for trial in trials),
         seconds=seconds,
         split=split or {},
-        finalists=finalists,
+        finalists=_in_short(plan.evidence.get("finalists", ())),
     )
+
+
+def undecided_outcome(
+    row: StudyRow,
+    request: StudyRequest,
+    incumbent: Plan | None,
+    *,
+    reason: str,
+    finalists: Iterable[Mapping[str, Any]],
+    trials: Sequence[Trial],
+    seconds: float,
+    split: Mapping[str, float],
+) -> StudyOutcome:
+    """Put together what a study answers whose finals could not decide."""
+    return StudyOutcome(
+        name=row.name,
+        batch=row.batch,
+        device=request.device,
+        objective=request.objective,
+        plan=incumbent,
+        status="undecided",
+        reason=reason,
+        run="the same call again, which repeats only the finals",
+        cached=False,
+        trials=Counter(trial.state for trial in trials),
+        seconds=seconds,
+        split=split,
+        finalists=_in_short(finalists),
+    )
+
+
+def _in_short(finalists: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """Finalists without what only a recomputation needs."""
+    left_out = ("samples_ms", "uid", "disturbed_rounds")
+    return tuple({key: value for key, value in one.items() if key not in left_out} for one in finalists)
 
 
 def as_outcome(trial: Trial) -> Outcome:

@@ -150,6 +150,8 @@ class StudyRebuild:
                 finalists[baseline] = _finalist(entries[baseline], other, self._concurrency(baseline))
                 artifacts[baseline] = self.store.artifacts.open(other.artifact)
             result = self._finals(plan, artifacts, baseline, finalists)
+        if result.verdict.status == "undecided":
+            raise _DoesNotHold(f"with today's kernels it cannot be told from the baseline: {result.doubt}")
         if result.verdict.winner != uid:
             raise _DoesNotHold("with the kernels that are known now it does not beat the baseline")
         finals = FinalsEvidence(result=result, finalists=finalists, objective=plan.objective, batch=plan.batch)

@@ -19,7 +19,7 @@ from autotune.execute.server import StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.kernel import KnownKernels
 from autotune.kernel_supply import KernelSupply
-from autotune.measure.statistics import median
+from autotune.measure.block import latency_ms as screened_ms
 from autotune.model.inputs import InputSpec
 from autotune.runtime import toolchain as versions
 from autotune.study import stoppable
@@ -128,7 +128,7 @@ def _told(
     row: StudyRow, trial: Trial, result: StepResult, notes: tuple[str, ...], build_s: float | None = None
 ) -> Reproduction:
     value = result.value or {}
-    latency_ms = median(Measurement.from_dict(value["measurement"]).flat_ms) if "measurement" in value else None
+    latency_ms = screened_ms(Measurement.from_dict(value["measurement"])) if "measurement" in value else None
     return Reproduction(
         study=row.name,
         batch=row.batch,

@@ -13,7 +13,7 @@ from autotune.configuration import Configuration
 from autotune.execute.bench import BUILD_TIMEOUT_S, EarlyLoad
 from autotune.execute.server import StepResult
 from autotune.kernel import KnownKernels
-from autotune.measure.statistics import median
+from autotune.measure.block import latency_ms as screened_ms
 from autotune.search.search import Search
 from autotune.study_context import StudyContext
 from autotune.study_kernels import StudyKernels
@@ -291,7 +291,7 @@ class StudySearch:
             common["artifact"] = None
             return dataclasses.replace(trial, state="failed", failure=measured.failure, **common), None
         measurement = Measurement.from_dict(value["measurement"])
-        latency_ms = median(measurement.flat_ms)
+        latency_ms = screened_ms(measurement)
         state: TrialState = "pruned" if value["pruned"] else "complete"
         scored = value["score"]
         if self.on.request.objective.name == "memory":

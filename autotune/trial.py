@@ -95,8 +95,9 @@ class Trial:
     """One configuration built, checked and timed in a study.
 
     ``uid`` is the same wherever the trial travels; ``number`` counts within its study; ``attempt`` counts how often its
-    build was begun. ``latency_ms`` is the median of its screening samples, ``score`` what the objective minimises in
-    its own unit (``None`` where that is this latency), ``signal_error`` the worst over its outputs.
+    build was begun. ``latency_ms`` is the median of its screening samples (of the undisturbed ones while others use the
+    device), ``score`` what the objective minimises in its own unit (``None`` where that is this latency),
+    ``signal_error`` the worst over its outputs.
     ``kernels`` is the digest of the tuned kernels that the build was handed, empty if it was handed none. ``reused``
     says that the result came from an earlier study of the same workload, device class and toolchain.
     """

@@ -272,6 +272,12 @@ class Store:
         with self.writing() as session:
             trials.study_row(session, uid).state = "running"
 
+    def note_undecided(self, uid: str, reason: str) -> None:
+        """Keep why the finals of a study could not decide; it stays open until they do."""
+        with self.writing() as session:
+            row = trials.study_row(session, uid)
+            row.timings = {**row.timings, "undecided": reason}
+
     # Trials
 
     def claim_trial(self, study_uid: str, configuration: Configuration, toolchain_digest: str) -> Trial:

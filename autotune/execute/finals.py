@@ -30,6 +30,8 @@ PROCESSES = {"cuda": 3, "cpu": 5}
 """So many fresh processes lead to the first look; a CPU's times depend more on where its memory happens to lie."""
 LIMIT_S = {"cuda": 50.0, "cpu": 75.0}
 """Time for all rounds, loading included; longer only where rounds are so slow that too few for any winner fit."""
+EXTENSIONS = 1
+"""So many times finals that could not decide get that time once more: others who use the device may leave it."""
 LONGEST_S = 900.0
 """Time for all rounds, however slow they are."""
 ALONE, ALONE_PROTOCOL = "plan", "alone"
@@ -46,17 +48,31 @@ def statistic_of(objective: Objective) -> Statistic:
 class FinalsResult:
     """The verdict with every raw sample: in ``samples_ms`` a block a round for each finalist, ``None`` where frozen.
 
-    ``figures`` is what the verdict follows from: the samples themselves, or what an objective other than latency
-    compares; ``flags`` says for each finalist what disturbed its rounds.
+    ``figures`` is what the verdict follows from: the samples themselves, the undisturbed ones of them while others used
+    the device, or what an objective other than latency compares; ``disturbed`` says for each finalist of which rounds
+    its block is disturbed, ``flags`` what was seen around its rounds.
     """
 
     verdict: Verdict
     samples_ms: Mapping[str, list[list[float] | None]]
     figures: Mapping[str, list[list[float] | None]]
+    disturbed: Mapping[str, list[bool]]
     flags: Mapping[str, tuple[str, ...]]
     utilisation: Mapping[str, Mapping[str, Any]]
     measurements: Mapping[str, Measurement]
     process_of_round: tuple[int, ...]
+
+    @property
+    def doubt(self) -> str:
+        """What kept the finals from deciding, in one sentence such as ``busy host: 3 of 5 processes disturbed``."""
+        processes, disturbed = len(set(self.process_of_round)), len(self.verdict.disturbed)
+        seen = {flag for flags in self.flags.values() for flag in flags}
+        causes = {"busy_host": "busy host", "shared_device": "another process on the device"}
+        cause = next((words for flag, words in causes.items() if flag in seen), "")
+        if disturbed:
+            return f"{cause or 'processes that differ'}: {disturbed} of {processes} processes disturbed"
+        rounds = f"{self.verdict.rounds} rounds in {processes} processes"
+        return f"{cause + ': ' if cause else ''}{rounds} differ by more than what they should tell apart"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -161,11 +177,16 @@ def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]
     deadline = begin + limit_s
     last = PROCESSES[drive.bench.device.kind] - 1
     verdict: Verdict | None = None
-    process, crashes, longest_load_s = -1, 0, 0.0
+    process, crashes, longest_load_s, extensions, is_over = -1, 0, 0.0, EXTENSIONS, False
     while verdict is None and drive.finals.next_rounds():
         load_begin = time.monotonic()
-        if load_begin + longest_load_s >= deadline and process >= last:
-            break  # one more process would be ready when the time is up
+        # One more process would be ready when the time is up.
+        is_over = is_over or (load_begin + longest_load_s >= deadline and process >= last)
+        if is_over:
+            verdict = drive.finals.conclude()
+            if verdict.status != "undecided" or not extensions:
+                break
+            verdict, is_over, extensions, deadline = None, False, extensions - 1, load_begin + limit_s
         drive.current = _next_process(drive, process)
         process += 1
         asked = drive.finals.next_rounds()
@@ -188,8 +209,7 @@ def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]
             continue
         on_rounds(drive.finals.rounds, time.monotonic() - begin)
         verdict = drive.finals.look()
-        if done < asked and process >= last:
-            break  # the time is up
+        is_over = done < asked and process >= last
     return verdict
 
 
@@ -296,6 +316,7 @@ def _result(drive: _Drive, verdict: Verdict) -> FinalsResult:
         verdict=verdict,
         samples_ms=samples,
         figures=drive.finals.figures(),
+        disturbed=drive.finals.disturbed(),
         flags=drive.finals.flags(),
         utilisation=drive.utilisation,
         measurements={

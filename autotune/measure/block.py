@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autotune.measure.clock import Clock
-from autotune.measure.conditions import disturbs
+from autotune.measure.conditions import Readings, cores_shared, gpu_shared
 from autotune.measure.device_clock import DeviceTime
 from autotune.measure.statistics import checked, median
 from autotune.measure.timer import L2, Function, Sample, Timer
+from autotune.trial import Measurement
 
 InputSets = Sequence[Sequence[Any]]
 
@@ -59,17 +60,12 @@ class Block:
     @property
     def shared(self) -> bool:
         """Whether others used the device meanwhile."""
-        return disturbs(self.readings)
+        return cores_shared(self.readings) or gpu_shared(self.readings)
 
     @property
     def undisturbed_ms(self) -> tuple[float, ...]:
-        """The samples that escaped whoever else used the device: all if nobody did.
-
-        On a CPU those during which the system took no core away. Beside a process that burned each of two cores, the
-        median of such samples lay within 20% of that of a quiet host for all of ten candidates that had any; the median
-        of all samples lay up to 100 times above it.
-        """
-        return undisturbed(self.samples_ms, self.switches, shared=self.shared)
+        """See :func:`undisturbed`."""
+        return undisturbed(self.samples_ms, self.switches, self.readings)
 
     @property
     def compared(self) -> tuple[float, ...]:
@@ -89,14 +85,29 @@ class Block:
         return cls(**values)
 
 
-def undisturbed(samples_ms: Sequence[float], switches: Sequence[int], *, shared: bool) -> tuple[float, ...]:
-    """Return the samples during which no core was taken away if the device was ``shared``, else all of them.
+def undisturbed(samples_ms: Sequence[float], switches: Sequence[int], readings: Readings) -> tuple[float, ...]:
+    """Return the samples that escaped whoever else used the device: all if nobody did, none on a GPU that is shared.
 
-    Threads of one process may take cores from one another, so a switch says nothing while nobody else is there.
+    On a CPU those during which the system took no core away. Threads of one process may take cores from one another, so
+    that a switch says nothing while nobody else is there. Beside a process that burned each of two cores, the median of
+    the samples without one was that of a quiet host within 20% for eight of ten candidates of an encoder (within a
+    factor of 1.6 for the others); the median of all samples lay up to 100 times above it.
     """
-    if not shared:
+    if gpu_shared(readings):
+        return ()
+    if not cores_shared(readings):
         return tuple(samples_ms)
     return tuple(sample for sample, count in zip(samples_ms, switches, strict=False) if count == 0)
+
+
+def latency_ms(measurement: Measurement) -> float:
+    """Return the latency of a screening: the median of its undisturbed samples.
+
+    If others used the device for all of them, the fastest: that is the nearest to what it would be without them.
+    """
+    switches, readings = measurement.conditions.get("switches", ()), measurement.conditions.get("readings", {})
+    escaped = undisturbed(measurement.flat_ms, switches, readings)
+    return median(escaped) if escaped else min(measurement.flat_ms)
 
 
 class BlockRecorder:
@@ -137,6 +148,21 @@ class BlockRecorder:
         self._used.append(chosen)
         self._next += 1
         return sample
+
+    @property
+    def undisturbed(self) -> int:
+        """How many samples were taken so far during which the system took no core away."""
+        return sum(not count for count in self._switches)
+
+    @property
+    def escaped(self) -> bool:
+        """Whether the last sample was one of these."""
+        return not self._switches[-1]
+
+    @property
+    def elapsed_ms(self) -> float:
+        """The time that the samples took so far, all calls of a group included."""
+        return self._grouped * sum(sample.wall_ms for sample in self._samples)
 
     def take_on_device(self, function: Function, like: DeviceTime | None = None) -> DeviceTime | None:
         """Let the device's own clock time some further calls, once all samples are taken; gives the last time.

@@ -26,12 +26,12 @@ Readings = Mapping[str, Mapping[str, Any]]
 
 def flags(readings: Readings) -> tuple[str, ...]:
     """Say what is to be known about a measurement, in the order of :data:`FLAGS`; what was not seen raises no flag."""
-    gpu, canary, host = (_seen(readings, name) for name in ("gpu", "canary", "host"))
+    gpu, canary = _seen(readings, "gpu"), _seen(readings, "canary")
     raised = {
         "throttled": _throttled(gpu),
         "shared_device": bool(gpu.get("other_processes")),
         "canary_drift": _drifted(canary) and not _throttled(gpu),
-        "busy_host": host.get("device") == "cpu" and (host.get("competing_share") or 0.0) > BUSY_SHARE,
+        "busy_host": cores_shared(readings),
     }
     return tuple(flag for flag in FLAGS if raised[flag])
 
@@ -45,14 +45,19 @@ def invalid(readings: Readings) -> bool:
     are measured again. After repeated discards a block is kept with its flags, whatever they are.
     """
     gpu = _seen(readings, "gpu")
-    return _others_active(gpu) or (_drifted(_seen(readings, "canary")) and not _throttled(gpu))
+    return gpu_shared(readings) or (_drifted(_seen(readings, "canary")) and not _throttled(gpu))
 
 
-def disturbs(readings: Readings) -> bool:
-    """Whether others used what was measured, which makes it slower: the cores of a CPU, or the SMs of a GPU."""
+def cores_shared(readings: Readings) -> bool:
+    """Whether others used the cores of the CPU that was measured."""
     host = _seen(readings, "host")
-    busy = host.get("device") == "cpu" and (host.get("competing_share") or 0.0) > BUSY_SHARE
-    return busy or _others_active(_seen(readings, "gpu"))
+    return host.get("device") == "cpu" and (host.get("competing_share") or 0.0) > BUSY_SHARE
+
+
+def gpu_shared(readings: Readings) -> bool:
+    """Whether another process was active on the GPU that was measured, or the driver does not say that it was not."""
+    others = _seen(readings, "gpu").get("other_processes") or ()
+    return any(one.get("sm_percent") is None or one["sm_percent"] > 0 for one in others)
 
 
 def explain(flag: str) -> str:
@@ -73,11 +78,6 @@ def merge(several: Iterable[Iterable[str]]) -> tuple[str, ...]:
 def _seen(readings: Readings, name: str) -> Mapping[str, Any]:
     reading = readings.get(name, {})
     return reading if reading.get("available") else {}
-
-
-def _others_active(gpu: Mapping[str, Any]) -> bool:
-    others = gpu.get("other_processes") or ()
-    return any(one.get("sm_percent") is None or one["sm_percent"] > 0 for one in others)
 
 
 def _throttled(gpu: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from autotune.measure.paired import RoundFigures, Samples, Statistic
+from autotune.measure.paired import Disturbed, RoundFigures, Samples, Statistic
 from autotune.measure.statistics import median
 from autotune.measure.verdict import verdict_from_samples
 
@@ -52,6 +52,7 @@ def winner_regret(
     *,
     statistic: Statistic = median,
     processes: Sequence[int] | None = None,
+    disturbed: Disturbed | None = None,
 ) -> list[float]:
     """Replay the finals and return by how much each rerun's winner is slower than the best finalist (0.01: 1%).
 
@@ -62,7 +63,8 @@ def winner_regret(
     """
     if reruns < 1:
         raise ValueError(f"at least one rerun is needed, found {reruns}")
-    recorded = RoundFigures(samples, statistic, processes)
+    marks = disturbed or {}
+    recorded = RoundFigures(samples, statistic, processes, marks)
     best_ms = recorded.figure(recorded.names[0])
     regrets = []
     for _ in range(reruns):
@@ -71,7 +73,10 @@ def winner_regret(
         present = {name: blocks for name, blocks in rounds.items() if any(block is not None for block in blocks)}
         running = [name for name in baselines if name in present]
         came_from = None if processes is None else [processes[index] for index in drawn]
-        verdict = verdict_from_samples(present, baselines=running, statistic=statistic, processes=came_from)
+        again = {name: [marks[name][index] for index in drawn] for name in present if name in marks}
+        verdict = verdict_from_samples(
+            present, baselines=running, statistic=statistic, processes=came_from, disturbed=again
+        )
         regrets.append(recorded.figure(verdict.winner) / best_ms - 1)
     return regrets
 
@@ -103,22 +108,24 @@ def agreement(
     *,
     statistic: Statistic = median,
     processes: Sequence[Sequence[int] | None] | None = None,
+    disturbed: Sequence[Disturbed] | None = None,
 ) -> Agreement:
     """Compare the verdicts and the orders of several runs of one study.
 
     For tau two finalists are the same where neither of the two runs tells them apart: in each the median of their
     per-round log-ratios is at most what a winner has to lead by. A difference that one run is sure of and the other
-    contradicts therefore counts against them. ``processes`` holds for each run the process of each round. Raises
-    ``ValueError`` for fewer than two runs.
+    contradicts therefore counts against them. ``processes`` holds for each run the process of each round, ``disturbed``
+    which blocks are disturbed. Raises ``ValueError`` for fewer than two runs.
     """
     if len(runs) < 2:
         raise ValueError(f"runs agree with one another, so at least two are needed, found {len(runs)}")
-    told = list(zip(runs, [None] * len(runs) if processes is None else processes, strict=True))
+    none = [None] * len(runs)
+    told = list(zip(runs, processes or none, disturbed or none, strict=True))
     verdicts = [
-        verdict_from_samples(run, baselines=baselines, statistic=statistic, processes=came_from)
-        for run, came_from in told
+        verdict_from_samples(run, baselines=baselines, statistic=statistic, processes=came_from, disturbed=marks)
+        for run, came_from, marks in told
     ]
-    medians = [RoundFigures(run, statistic, came_from) for run, came_from in told]
+    medians = [RoundFigures(run, statistic, came_from, marks) for run, came_from, marks in told]
     latencies = [{name: run.figure(name) for name in run.names} for run in medians]
 
     def tau(one: int, other: int) -> float | None:

@@ -5,7 +5,6 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Protocol
 
 from autotune.measure.block import Block, BlockRecorder, InputSets
@@ -19,10 +18,12 @@ BLOCK_MS = 5.0
 FEWEST_CALLS, MOST_CALLS = 3, 30
 SLOW_CALL_MS = 20.0
 
+FEWEST_UNDISTURBED, LONGEST_BLOCK_MS = 3, 50.0
+"""While others use the device a block goes on until so many of its samples are undisturbed, up to that time."""
 
 RETAKES = 6
 RETAKE_AFTER_S = 0.2
-"""So many invalid rounds are taken again in one call, each after a pause for whatever disturbed it to pass."""
+"""So many rounds are taken again in one call, each after a pause for whatever disturbed it to pass."""
 
 
 class Meter(Protocol):
@@ -72,9 +73,10 @@ def run_rounds(
     raises passes through.
 
     ``observers`` look around each round; one that they find invalid (a foreign process, a canary that drifts) is taken
-    again, up to :data:`RETAKES` times in all, and then kept with its flags: pairs stay pairs. ``meter`` takes the
-    figure of an objective other than latency after each block; ``samples`` is how many every block has where a tail is
-    compared, which grows with the block.
+    again, up to :data:`RETAKES` times in all, and then kept with its flags: pairs stay pairs. So is, while that helps
+    and the limit leaves time, one in which others used the cores and a block has no undisturbed sample. ``meter`` takes
+    the figure of an objective other than latency after each block; ``samples`` is how many every block has where a tail
+    is compared, which grows with the block.
     """
     names = sorted(name for name in finalists if name not in frozen)
     if not names:
@@ -82,35 +84,60 @@ def run_rounds(
     turns = {
         name: _Turn(name, finalists[name], input_sets, timer, clock, meter=meter, samples=samples) for name in names
     }
+    taker = _Taker(names, turns, announce, observers, sleep)
     done: list[dict[str, Block]] = []
-    started_ns = clock.now_ns()
-    longest_ns, retakes = 0, RETAKES
+    started_ns, longest_ns = clock.now_ns(), 0
+
+    def is_late() -> bool:
+        return (clock.now_ns() - started_ns + longest_ns) / 1e9 > min(limit_s, longest_s)
+
     for number in range(rounds):
         begun_ns = clock.now_ns()
         ends_s = (begun_ns - started_ns + longest_ns) / 1e9
         if (number >= least and ends_s > limit_s) or (done and ends_s > longest_s):
             break
         rng.shuffle(names)
-        take = partial(_one_round, names, turns, announce, number)
-        blocks, valid = _observed(take, observers)
-        while not valid and retakes > 0:
-            retakes -= 1
-            sleep(RETAKE_AFTER_S)
-            blocks, valid = _observed(take, observers)
-        done.append(blocks)
+        done.append(taker.take(number, is_late))
         longest_ns = max(longest_ns, clock.now_ns() - begun_ns)
     return done
 
 
-def _one_round(
-    names: Sequence[str], turns: Mapping[str, "_Turn"], announce: Callable[[str], None] | None, first: int
-) -> dict[str, Block]:
-    blocks: dict[str, Block] = {}
-    for position, name in enumerate(names):
-        if announce is not None:
-            announce(name)
-        blocks[name] = turns[name].block(first=first, position=position)
-    return blocks
+class _Taker:
+    """Takes rounds, and takes those again that somebody else has disturbed, as long as retakes are left."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        turns: Mapping[str, "_Turn"],
+        announce: Callable[[str], None] | None,
+        observers: Observers | None,
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._names, self._turns, self._announce = names, turns, announce
+        self._observers, self._sleep = observers, sleep
+        self._left, self._shared = RETAKES, False
+
+    def take(self, number: int, is_late: Callable[[], bool]) -> dict[str, Block]:
+        """Take a round in the present order of the names."""
+        fewest = len(self._names) + 1
+        while True:
+            blocks, valid = _observed(lambda: self._once(number), self._observers)
+            disturbed = sum(not block.undisturbed_ms for block in blocks.values())
+            self._shared = any(block.shared for block in blocks.values())
+            hopeless = disturbed == 0 or disturbed >= fewest or is_late()
+            if (valid and hopeless) or self._left == 0:
+                return blocks
+            fewest = min(fewest, disturbed)
+            self._left -= 1
+            self._sleep(RETAKE_AFTER_S)
+
+    def _once(self, number: int) -> dict[str, Block]:
+        blocks: dict[str, Block] = {}
+        for position, name in enumerate(self._names):
+            if self._announce is not None:
+                self._announce(name)
+            blocks[name] = self._turns[name].block(first=number, position=position, shared=self._shared)
+        return blocks
 
 
 def _observed(take: Callable[[], dict[str, Block]], observers: Observers | None) -> tuple[dict[str, Block], bool]:
@@ -150,14 +177,20 @@ class _Turn:
         self._fastest_ms: float | None = None
         self._device_time: DeviceTime | None = None
 
-    def block(self, *, first: int, position: int) -> Block:
-        """Prepare, warm up and take one block; inputs rotate on from set ``first``."""
+    def block(self, *, first: int, position: int, shared: bool) -> Block:
+        """Prepare, warm up and take one block; inputs rotate on from set ``first``.
+
+        ``shared`` says that others used the device in the round before.
+        """
         self._finalist.prepare()
         fastest_ms = self._warm_up(first)
         grouped = self._timer.grouping(fastest_ms)
         recorder = BlockRecorder(self._timer, self._clock, self._input_sets, grouped, first=first + 1)
         for _ in range(self._samples or _samples_for(fastest_ms, grouped)):
             recorder.take(self._finalist)
+        if shared and not self._samples:
+            while recorder.undisturbed < FEWEST_UNDISTURBED and recorder.elapsed_ms < LONGEST_BLOCK_MS:
+                recorder.take(self._finalist)
         self._device_time = recorder.take_on_device(self._finalist, self._device_time)
         block = recorder.block(position=position)
         if self._meter is None:

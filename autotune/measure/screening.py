@@ -108,8 +108,9 @@ def screen(
 ) -> Screening:
     """Warm up, then sample until the rule (default :func:`screening_rule`) says stop; inputs take turns.
 
-    If after 5 samples even the fastest is slower than ``abandon_ms`` the candidate is pruned. ``conditions`` (seed,
-    threads, versions) are stored along with what is recorded here. Whatever the function raises passes through.
+    If after 5 samples during which no core was taken away even the fastest is slower than ``abandon_ms``, the candidate
+    is pruned. ``conditions`` (seed, threads, versions) are stored along with what is recorded here. Whatever the
+    function raises passes through.
 
     With ``observers`` it waits up to :data:`WAIT_S` for a device that someone else uses, samples up to
     :data:`RETAKES` times again where they find the samples invalid, and keeps the last, flagged.
@@ -190,7 +191,7 @@ def _sample(
         sample = recorder.take(function)
         rule.observe(sample.wall_ms)
         reason = rule.finished()
-        if hopeless is not None:
+        if hopeless is not None and recorder.escaped:
             hopeless.observe(sample.wall_ms)
             given_up = hopeless.finished()
             if given_up is not None:

@@ -244,6 +244,7 @@ class PlayedFinals(StudyFinals):
             verdict=verdict_from_samples(samples, baselines=baselines),
             samples_ms=samples,
             figures=samples,
+            disturbed={uid: [False] * len(blocks) for uid, blocks in samples.items()},
             flags=dict.fromkeys(trials, ()),
             utilisation={},
             measurements={

@@ -19,7 +19,7 @@ from autotune.measure.replay import agreement
 from autotune.measure.statistics import median
 from autotune.measure.verdict import verdict_from_samples
 from autotune.objective import Objective
-from autotune.report.results import verify_results
+from autotune.report.results import disturbed_of, verify_results
 
 LOWEST_TAU, LARGEST_REGRET = 0.9, 0.01
 _SAME = ("name", "batch", "objective", "serve_as")
@@ -38,12 +38,13 @@ def compare_runs(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     common = set.intersection(*(set(run) for run in runs))
     baselines = {_name(entry) for entry in first["finals"] if entry["could_be_baseline"]} & common
     processes = [document["process_of_round"] for document in documents]
-    told = agreement(runs, baselines, statistic=statistic, processes=processes)
+    disturbed = [{_name(entry): disturbed_of(entry) for entry in document["finals"]} for document in documents]
+    told = agreement(runs, baselines, statistic=statistic, processes=processes, disturbed=disturbed)
     verdicts = [
-        verdict_from_samples(run, baselines=baselines, statistic=statistic, processes=came_from)
-        for run, came_from in zip(runs, processes, strict=True)
+        verdict_from_samples(run, baselines=baselines, statistic=statistic, processes=came_from, disturbed=marks)
+        for run, came_from, marks in zip(runs, processes, disturbed, strict=True)
     ]
-    medians = [RoundFigures(run, statistic) for run in runs]
+    medians = [RoundFigures(run, statistic, disturbed=marks) for run, marks in zip(runs, disturbed, strict=True)]
     pooled = {name: median(run.figure(name) for run in medians if name in run.names) for name in set().union(*runs)}
     best = min(pooled.values())
     regrets = [pooled[winner] / best - 1 for winner in told.winners]

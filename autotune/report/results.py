@@ -180,10 +180,13 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     baselines = [name for name, entry in zip(names, finals, strict=True) if entry["could_be_baseline"]]
     samples = {name: entry["samples_ms"] for name, entry in zip(names, finals, strict=True)}
     figures = {name: entry.get("figures", entry["samples_ms"]) for name, entry in zip(names, finals, strict=True)}
+    disturbed = {name: disturbed_of(entry) for name, entry in zip(names, finals, strict=True)}
     verdict = verdict_from_samples(
-        figures, baselines=baselines, statistic=statistic_of(objective), processes=document["process_of_round"]
-    )
-    latencies = RoundFigures(samples)
+        figures, baselines=baselines, statistic=statistic_of(objective), processes=document["process_of_round"],
+        disturbed=disturbed,
+    )  # fmt: skip
+    by_latency = objective.name == "latency_p50"
+    latencies = RoundFigures(figures, disturbed=disturbed) if by_latency else RoundFigures(samples)
     wrong: list[str] = []
 
     def expect(what: str, stated: Any, computed: Any) -> None:
@@ -214,6 +217,12 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
+def disturbed_of(entry: Mapping[str, Any]) -> list[bool]:
+    """Whether the block of a finalist is disturbed, for each round of its finals."""
+    rounds = set(entry.get("disturbed_rounds", ()))
+    return [index in rounds for index in range(len(entry["samples_ms"]))]
+
+
 def _finalist(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Take what a results file keeps of a finalist; samples to nine digits, ``None`` where it sat a round out.
 
@@ -229,6 +238,7 @@ def _finalist(entry: Mapping[str, Any]) -> dict[str, Any]:
         **{name: entry.get(name) for name in _FIGURES},
         **{name: entry[name] for name in _BESIDE if entry.get(name) is not None},
         **({"figures": _rounded(entry["figures"])} if entry.get("figures") else {}),
+        **({"disturbed_rounds": list(entry["disturbed_rounds"])} if entry.get("disturbed_rounds") else {}),
         "samples_ms": _rounded(blocks),
     }
 
