@@ -69,10 +69,11 @@ class FinalsResult:
         seen = {flag for flags in self.flags.values() for flag in flags}
         causes = {"busy_host": "busy host", "shared_device": "another process on the device"}
         cause = next((words for flag, words in causes.items() if flag in seen), "")
+        if self.verdict.rounds < fewest_rounds(len(self.verdict.finalists) - 1):
+            return f"{cause or 'slow rounds'}: only {self.verdict.rounds} rounds in the time that finals have"
         if disturbed:
             return f"{cause or 'processes that differ'}: {disturbed} of {processes} processes disturbed"
-        rounds = f"{self.verdict.rounds} rounds in {processes} processes"
-        return f"{cause + ': ' if cause else ''}{rounds} differ by more than what they should tell apart"
+        return f"{cause or 'noise'}: {self.verdict.rounds} rounds in {processes} processes vary too much"
 
 
 @dataclass(slots=True, kw_only=True)

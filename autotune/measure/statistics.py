@@ -146,15 +146,18 @@ def processes_apart(
     """Return the processes whose median log-ratio lies apart from the others'.
 
     That is, further from the median of the processes' medians than ``least`` and than five times 1.4826 times their
-    median absolute deviation. None lies apart unless more than half of the processes, and ``fewest`` of them, do not.
-    ``ValueError`` if there are not as many processes as log-ratios.
+    median absolute deviation. None lies apart unless more than half of the processes, and ``fewest`` of them, do not;
+    nor if each has a single pair, for nothing then tells a process from a pair. ``ValueError`` if there are not as many
+    processes as log-ratios.
     """
     groups: dict[int, list[float]] = {}
     for process, ratio in zip(processes, log_ratios, strict=True):
         groups.setdefault(process, []).append(ratio)
+    if len(groups) < fewest or len(groups) == len(log_ratios):
+        return frozenset()
     medians = {process: middle(sorted(group)) for process, group in groups.items()}
-    centre = middle(sorted(medians.values())) if medians else 0.0
-    deviation = 1.4826 * middle(sorted(abs(value - centre) for value in medians.values())) if medians else 0.0
+    centre = middle(sorted(medians.values()))
+    deviation = 1.4826 * middle(sorted(abs(value - centre) for value in medians.values()))
     limit = max(least, 5 * deviation)
     apart = frozenset(process for process, value in medians.items() if abs(value - centre) > limit)
     agree = len(medians) - len(apart)

@@ -54,13 +54,16 @@ def test_two_processes_that_agree_by_chance_set_none_aside():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=9), st.floats(-5, 5))
 def test_processes_apart_are_a_minority_whatever_is_added_to_all(medians, shift):
-    found = processes_apart(medians, range(len(medians)), least=APART, fewest=3)
+    twice = [value for value in medians for _ in range(2)]
+    processes = [process for process in range(len(medians)) for _ in range(2)]
+    found = processes_apart(twice, processes, least=APART, fewest=3)
+    assert processes_apart(medians, range(len(medians)), least=APART, fewest=3) == frozenset()
     assert 2 * len(found) < len(medians) or not found
     assert len(medians) - len(found) >= 3 or not found
     centre = sorted(medians)[len(medians) // 2]
     assert all(abs(medians[process] - centre) > 0 for process in found)
-    again = processes_apart([value + shift for value in medians], range(len(medians)), least=APART + 1e-9, fewest=3)
-    assert again <= processes_apart(medians, range(len(medians)), least=APART - 1e-6, fewest=3)
+    again = processes_apart([value + shift for value in twice], processes, least=APART + 1e-9, fewest=3)
+    assert again <= processes_apart(twice, processes, least=APART - 1e-6, fewest=3)
 
 
 def test_disturbed_rounds_do_not_count_where_enough_are_left():

@@ -163,3 +163,72 @@ def test_a_meter_takes_one_figure_a_block_and_a_tail_equal_blocks():
     assert {name: block.figures for name, block in done[0].items()} == {"a": (3.0,), "b": (5.0,)}
     assert {len(block.samples_ms) for blocks in done for block in blocks.values()} == {7}
     assert done[0]["b"].compared == (5.0,)
+
+
+class Busy:
+    """An observer that sees others on so many of the first rounds, and nobody after them."""
+
+    name = "host"
+
+    def __init__(self, rounds):
+        self.left = rounds
+
+    def before(self): ...
+
+    def during(self): ...
+
+    def after(self):
+        self.left -= 1
+        return {"available": True, "device": "cpu", "competing_share": 0.5 if self.left >= 0 else 0.0}
+
+
+class Struck(FakeCall):
+    """Loses its core in every call but each so many-th."""
+
+    def __init__(self, clock, duration_ms, escapes):
+        super().__init__(clock, duration_ms)
+        self._time, self._escapes = clock, escapes
+
+    def __call__(self, *inputs):
+        struck = not self._escapes or len(self.calls) % self._escapes
+        self._time.advance(0.0, switches=int(bool(struck)))
+        return super().__call__(*inputs)
+
+
+def busy_race(finalists, rounds, busy_rounds, clock, **options):
+    observers = Observers([Busy(busy_rounds)], clock)
+    return run_rounds(
+        finalists, SETS, CpuTimer(clock), random.Random(1), rounds, clock=clock, observers=observers,
+        sleep=lambda seconds: clock.advance(1e3 * seconds), **options,
+    )  # fmt: skip
+
+
+def test_a_round_without_an_undisturbed_sample_is_taken_again():
+    clock = FakeClock()
+    done = busy_race({"a": Struck(clock, 2.0, 0), "b": FakeCall(clock, 2.0)}, 3, 1, clock)
+    assert [block.shared for blocks in done for block in blocks.values()] == [False] * 6
+    assert all(blocks["a"].undisturbed_ms == blocks["a"].samples_ms for blocks in done)
+
+
+def test_rounds_are_not_taken_again_where_that_does_not_help():
+    clock = FakeClock()
+    call = Struck(clock, 2.0, 0)
+    done = busy_race({"a": call, "b": FakeCall(clock, 2.0)}, 4, 99, clock)
+    assert len(done) == 4 and all(blocks["a"].shared and not blocks["a"].undisturbed_ms for blocks in done)
+    assert all(blocks["b"].undisturbed_ms for blocks in done)
+    assert call.prepared <= 4 + 4  # one retake a round shows that it does not help, and there are six
+
+
+def test_a_block_on_shared_cores_lasts_until_some_samples_escaped_but_not_for_ever():
+    clock = FakeClock()
+    some, none = Struck(clock, 2.0, 5), Struck(clock, 2.0, 0)
+    done = busy_race({"some": some, "none": none}, 2, 99, clock)
+    assert len(done[1]["some"].undisturbed_ms) >= 3
+    assert 50 <= sum(done[1]["none"].samples_ms) <= 52
+
+
+def test_a_late_round_is_not_taken_again():
+    clock = FakeClock()
+    call = Struck(clock, 100.0, 0)
+    busy_race({"a": call}, 1, 99, clock, limit_s=0.1)
+    assert call.prepared == 1
