@@ -54,12 +54,17 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="autotune-"))
     try:
-        with WorkerServer(folder) as server, stoppable(server) as stop:
+        tell = functools.partial(_message, progress)
+        with WorkerServer(folder, work=request.name, tell=tell) as server, stoppable(server) as stop:
             found = Study(request, store, progress, server, folder, stop).run(begin)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     progress.event("finished", outcome=found)
     return found
+
+
+def _message(progress: Progress, text: str) -> None:
+    progress.event("message", text=text)
 
 
 class Study:

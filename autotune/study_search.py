@@ -124,7 +124,8 @@ class StudySearch:
             for trial in finished:
                 search.observe(as_outcome(trial))
             count += sum(not trial.reused for trial in finished)
-            elapsed = time.monotonic() - begin
+            end = time.monotonic()
+            elapsed = end - begin - self.on.bench.split.seconds(begin, end)["waiting"]  # for another study's device
             spent += elapsed
             self.on.store.add_active_time(row.uid, elapsed)
             self.on.check_stop()

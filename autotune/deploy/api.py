@@ -259,7 +259,7 @@ def _study(
     folder = Path(tempfile.mkdtemp(prefix="autotune-"))
     try:
         model = prepared.write(folder / "model", factory=factory, seed=seed)
-        with WorkerServer(folder) as server:
+        with WorkerServer(folder, work=request.name, tell=lambda text: progress.event("message", text=text)) as server:
             yield Study(replace(request, prepared=model), store, progress, server, folder, threading.Event())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

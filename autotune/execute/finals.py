@@ -17,6 +17,7 @@ from autotune.execute.server import Session
 from autotune.execute.steps import TIMING_SETS
 from autotune.measure.block import Block, protocol_of
 from autotune.measure.finals import Finals
+from autotune.measure.foreign import foreign_processes
 from autotune.measure.percentiles import tail_statistic
 from autotune.measure.statistics import median
 from autotune.measure.verdict import Statistic, TieKeys, Verdict, fewest_rounds
@@ -33,7 +34,7 @@ LONGEST_S = 900.0
 """Time for all rounds, however slow they are."""
 ALONE, ALONE_PROTOCOL = "plan", "alone"
 LOAD_PATIENCE_S = 300.0
-"""A process of the finals that is silent for so long hangs."""
+"""A process of the finals whose finalist loads, or has its turn, for so long hangs."""
 
 
 def statistic_of(objective: Objective) -> Statistic:
@@ -170,7 +171,7 @@ def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]
         asked = drive.finals.next_rounds()
         try:
             for session in (drive.current, *drive.waiting):
-                _await_ready(session)  # no process loads while another one measures
+                _await_ready(drive, session)  # no process loads while another one measures
             now = time.monotonic()
             longest_load_s = max(longest_load_s, now - load_begin)
             processes = max(1, last + 1 - process)
@@ -196,7 +197,7 @@ def _utilisation(session: Session) -> dict[str, Mapping[str, Any]]:
     """What each finalist that this process holds makes of the device; nothing where it dies of being traced."""
     try:
         session.send({"utilisation": True})
-        while "utilisation" not in (message := _heard(session, LOAD_PATIENCE_S)):
+        while "utilisation" not in (message := _heard(session, LOAD_PATIENCE_S, LOAD_PATIENCE_S)):
             pass
     except (ChannelClosed, _Died):
         log.warning("the finalists could not be traced: %s", session.failure(0.0))
@@ -225,10 +226,14 @@ class _Died(Exception):
         self.session = session
 
 
-def _await_ready(session: Session) -> None:
+def _await_ready(drive: _Drive, session: Session) -> None:
     """Wait until a process has loaded every finalist; raises _Died where it does not come to that."""
+    if session.ready:
+        return
+    session.begin_order()  # it may have waited for others to load while nobody listened
+    patience_s = LOAD_PATIENCE_S * (1 + len(drive.artifacts))
     while not session.ready:
-        session.ready = "ready" in _heard(session, LOAD_PATIENCE_S)
+        session.ready = "ready" in _heard(session, LOAD_PATIENCE_S, patience_s)
 
 
 def _least(finals: Finals, processes: int) -> int:
@@ -249,22 +254,31 @@ def _run(drive: _Drive, session: Session, process: int, *, limit_s: float, longe
         session.send(order)
     except ChannelClosed as error:
         raise _Died(session) from error
-    while "rounds" not in (message := _heard(session, LOAD_PATIENCE_S + 2 * limit_s)):
+    patience_s = LOAD_PATIENCE_S + 2 * limit_s
+    whole_s = LOAD_PATIENCE_S * len(drive.artifacts) + 2 * limit_s + longest_s
+    while "rounds" not in (message := _heard(session, patience_s, whole_s)):
         pass
     rounds = [{name: Block.from_dict(block) for name, block in one.items()} for one in message["rounds"]]
+    seen = {"readings": [block.readings for one in rounds for block in one.values()]}
+    for pid, text in foreign_processes(seen, drive.bench.device).items():
+        drive.bench.server.notices.say(text, of=pid)
     drive.finals.add(process, rounds)
     drive.process_of_round += [process] * len(rounds)
     return len(rounds)
 
 
-def _heard(session: Session, patience_s: float) -> Mapping[str, Any]:
-    """The next message, with note taken of whose turn it is; raises _Died."""
+def _heard(session: Session, patience_s: float, whole_s: float) -> Mapping[str, Any]:
+    """The next message, with note taken of whose turn it is; raises _Died.
+
+    A turn may last for ``patience_s``, and all that was ordered for ``whole_s``, however many turns are announced.
+    """
     try:
-        message = session.receive(patience_s)
+        message = session.receive(patience_s, whole_s)
     except ChannelClosed as error:
         raise _Died(session) from error
     if "turn" in message:
         session.turn = message["turn"]
+        session.begin_part()
     elif "error" in message:
         log.warning("a finalist failed: %s", message["error"]["detail"])
     return message

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from autotune.execute import finals as module
+from autotune.execute.notices import Notices
 from autotune.execute.timing import TimeSplit
 from autotune.measure.block import Block
 from autotune.measure.finals import Finals
@@ -24,14 +25,20 @@ class Process:
         self.stage, self.request = stage, request
         self.ready, self.finished, self.asked = False, False, []
 
-    def receive(self, timeout_s):
+    def begin_order(self):
+        pass
+
+    def begin_part(self):
+        pass
+
+    def receive(self, limit_s, order_limit_s):
         if not self.ready:
             self.stage.now_s += LOAD_S
             return {"ready": True}
         draw = self.stage.rng.lognormal
         names = sorted(set(self.request["artifacts"]) - set(self.asked[-1]["frozen"]))
         rounds = [
-            {name: Block(samples_ms=(float(draw(0, 0.2)),)).as_dict() for name in names}
+            {name: Block(samples_ms=(float(draw(0, 0.2)),), readings=self.stage.readings).as_dict() for name in names}
             for _ in range(self.asked[-1]["rounds"])
         ]
         return {"rounds": rounds}
@@ -48,6 +55,7 @@ class Stage:
     """A device, a server and a clock for played processes."""
 
     def __init__(self, kind):
+        self.readings = {}
         self.now_s, self.rng, self.processes = 0.0, np.random.default_rng(1), []
         self.server = SimpleNamespace(start=self.start, closed=False)
         self.bench = SimpleNamespace(
@@ -99,6 +107,17 @@ def test_processes_are_asked_for_rounds_enough_for_a_winner_whatever_the_time(st
     orders = [process.asked[0] for process in stage.processes]
     assert [order["least"] for order in orders] == [3, 1, 1]  # seven for one candidate; the played ones run all asked
     assert all(0 < order["longest_s"] <= module.LONGEST_S for order in orders) and orders[-1]["limit_s"] == 0.0
+
+
+def test_a_process_of_somebody_else_on_the_device_is_told_once(stage):
+    foreign = {"gpu": {"other_processes": [{"pid": 2**22 + 1, "used_bytes": None, "sm_percent": 30}]}}
+    said = []
+    stage.server.notices = Notices(said.append)
+    stage.bench.device.name = "NVIDIA H200"
+    stage.readings = foreign
+    stage.race(0.5 * LOAD_S)
+    (told,) = said
+    assert told.startswith(f"process {2**22 + 1} is on NVIDIA H200 too (up to 30% of its cores)")
 
 
 def test_the_processes_to_the_first_look_run_however_short_the_time(stage):
