@@ -88,6 +88,10 @@ class Backend(Protocol):
         """Write an artifact into an empty folder; runs in a build worker, and whatever it raises is a failed trial."""
         ...
 
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """Whether the build chooses among kernels by timing them, for which it needs the device for itself."""
+        ...
+
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
         """Whether loading chooses among kernels by timing them, for which it needs the device for itself."""
         ...

@@ -315,7 +315,10 @@ def _shapes(only: str | None) -> list[Shape]:
 @contextmanager
 def _bench(device: Device, options: argparse.Namespace, folder: Path) -> Iterator[KernelBench]:
     toolchain = toolchain_of(registry.kernels(options.backend), versions.current(device)).digest
-    with tempfile.TemporaryDirectory(prefix="autotune-") as scratch, WorkerServer(Path(scratch), steps=STEPS) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="autotune-") as scratch,
+        WorkerServer(Path(scratch), steps=STEPS, work="a comparison of kernels") as server,
+    ):
         bench = KernelBench(server, device, options.backend, folder, toolchain=toolchain, seed=options.seed)
         with closing(bench):
             yield bench

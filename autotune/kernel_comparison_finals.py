@@ -150,10 +150,14 @@ def _run(
     }  # fmt: skip
     session = bench.server.start("kernel_rounds", request, stage="load")
     heard: dict[str, dict[str, Any]] = {}
+    expected, left_s = set(known), max(1.0, until - clock())
     try:
-        while "result" not in (message := session.receive(max(1.0, min(START_S + CANDIDATE_S, until - clock())))):
+        while "result" not in (message := session.receive(START_S + CANDIDATE_S, left_s)):
             if "turn" in message:
                 session.turn = message["turn"]
+                if session.turn in expected:
+                    expected.remove(session.turn)
+                    session.begin_part()
             elif "kernel" in message:
                 told = message["kernel"]
                 digest, _, finalist = told["candidate"].partition("/")

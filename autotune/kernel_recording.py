@@ -166,7 +166,10 @@ def _chosen(options: argparse.Namespace, device: Device, bench: KernelBench) -> 
 @contextmanager
 def _bench(device: Device, backend: str, folder: Path, seed: int) -> Iterator[KernelBench]:
     toolchain = toolchain_of(registry.kernels(backend), versions.current(device)).digest
-    with tempfile.TemporaryDirectory(prefix="autotune-") as scratch, WorkerServer(Path(scratch)) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="autotune-") as scratch,
+        WorkerServer(Path(scratch), work="a recording of kernels") as server,
+    ):
         bench = KernelBench(server, device, backend, folder.resolve(), toolchain=toolchain, seed=seed)
         with closing(bench):
             yield bench

@@ -153,7 +153,7 @@ class _Tuner:
             return self._run()
 
     def _run(self) -> KernelReport:
-        begin = time.monotonic()
+        begin, worked_from_s = time.monotonic(), self._worked_s()
         for work in self.works:
             self._know(work)
         able = [work for work in self.works if work.space is not None]
@@ -166,11 +166,12 @@ class _Tuner:
             budget_s=BUILD_SHARE * self.budget_s,
             earlier={work.problem: (self._search(work).spent, work.best_us) for work in able if work.trials},
             most_builds=self.builds,
+            clock=self._worked_s,
         )
         with ThreadPoolExecutor(1, thread_name_prefix="autotune-compile") as pool:
             self._build(able, schedule, pool)
         for work in sorted(able, key=lambda one: one.weight * (one.best_us or 0.0), reverse=True):
-            while time.monotonic() - begin < self.budget_s and not self._stopped:
+            while self._worked_s() - worked_from_s < self.budget_s and not self._stopped:
                 launches = self._search(work).ask_launches(LAUNCHES)
                 if not launches or not self._time(work, launches):
                     break
@@ -180,6 +181,10 @@ class _Tuner:
             seconds=time.monotonic() - begin, spans=tuple(self.bench.spans), stopped=self._stopped,
             notes=tuple(_no_more(kind, error) for kind, error in self.missing.items()),
         )  # fmt: skip
+
+    def _worked_s(self) -> float:
+        """A clock that stands still while timing waits for another process to leave the device."""
+        return time.monotonic() - self.bench.waited_s
 
     @property
     def _stopped(self) -> bool:

@@ -28,7 +28,10 @@ BUILT_IN = {
 }
 """Module of each built-in backend; its attribute ``BACKEND`` is the instance."""
 
-MEMBERS = ("name", "toolchain", "build_uses_device", "probe", "space", "build", "times_kernels_at_load", "load")
+MEMBERS = (
+    *("name", "toolchain", "build_uses_device", "probe", "space", "build"),
+    *("times_kernels_at_build", "times_kernels_at_load", "load"),
+)
 
 
 def names() -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from autotune.study_identity import conditions, request_digest, with_metric_code
 from autotune.study_lease import coordinating
 from autotune.study_memory import asks_more, known_outcome, misfits, outcome, package_versions, undecided_outcome
 from autotune.study_rebuild import StudyRebuild
-from autotune.study_request import Progress, Silent, StudyOutcome, StudyRequest
+from autotune.study_request import Progress, Silent, StudyOutcome, StudyRequest, teller
 from autotune.study_search import StudySearch
 from autotune.study_space import participants, search_spaces
 from autotune.workload import Workload
@@ -54,7 +54,7 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     begin = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="autotune-"))
     try:
-        with WorkerServer(folder) as server, stoppable(server) as stop:
+        with WorkerServer(folder, work=request.name, tell=teller(progress)) as server, stoppable(server) as stop:
             found = Study(request, store, progress, server, folder, stop).run(begin)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

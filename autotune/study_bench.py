@@ -17,6 +17,7 @@ from autotune.trial import Measurement
 if TYPE_CHECKING:
     from autotune.database.store import Store
     from autotune.execute.finals import FinalsResult
+    from autotune.execute.notices import Tell
     from autotune.measure.comparison import Drift
 
 
@@ -46,9 +47,10 @@ class BenchOutcome:
         }
 
 
-def bench_plan(plan: Plan, store: "Store", device: Device) -> BenchOutcome:
+def bench_plan(plan: Plan, store: "Store", device: Device, tell: "Tell | None" = None) -> BenchOutcome:
     """Time a plan's artifact in fresh processes on the inputs of its study, and compare with its finals.
 
+    ``tell`` shows a line to the user: whom the device is waited for, and what else is on it; by default the log does.
     Raises DeviceError on a device of another class, ArtifactError where the artifact stayed behind, RequestError where
     the plan does not say how its inputs are made.
     """
@@ -72,7 +74,7 @@ def bench_plan(plan: Plan, store: "Store", device: Device) -> BenchOutcome:
             expected="a plan that was tuned here, or merged with its artifact and trials",
             run="autotune tune with its study file, which builds it again",
         )
-    result = _timed_again(plan, store.artifacts.open(plan.artifact), device)
+    result = _timed_again(plan, store.artifacts.open(plan.artifact), device, tell)
     fresh, flags = result.measurements[ALONE], result.flags[ALONE]
     machine = machine_change(stored[-1], fresh)
     doubts = [*flags, f"a machine that itself runs {machine:+.1%}"] if abs(machine) > TOLERANCE / 2 else flags
@@ -100,7 +102,7 @@ def _canary_ms(side: Measurement) -> float | None:
     return statistics.median(times) if times else None
 
 
-def _timed_again(plan: Plan, artifact: Path, device: Device) -> "FinalsResult":
+def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None") -> "FinalsResult":
     from autotune.execute.bench import Bench
     from autotune.execute.finals import time_alone
     from autotune.execute.server import WorkerServer
@@ -108,7 +110,7 @@ def _timed_again(plan: Plan, artifact: Path, device: Device) -> "FinalsResult":
 
     folder = Path(tempfile.mkdtemp(prefix="autotune-bench-"))
     try:
-        with WorkerServer(folder) as server:
+        with WorkerServer(folder, work=f"autotune bench of {plan.name}", tell=tell) as server:
             bench = Bench(server, folder, device, TimeSplit())
             _write_model(plan, artifact, bench.model)
             return time_alone(bench, artifact, int(plan.evidence["seed"]))

@@ -46,7 +46,7 @@ class StudyKernels:
         if asking:
             begin = time.monotonic()
             self._tune(asking, begin, SHARE * (budget_s + self._spent_s) - self._spent_s)
-            self._spent_s += time.monotonic() - begin
+            self._spent_s += self.on.bench.split.worked_s(begin, time.monotonic())
         return {one: self.on.supply.of(one) for one in configurations}
 
     def _tune(self, asking: Sequence[Configuration], begin: float, allowed_s: float) -> None:
@@ -63,8 +63,8 @@ class StudyKernels:
             if counts and request.tune_kernels and not self.on.stop.is_set():
                 report = tune_kernels(
                     counts, request.device, self.on.store, self.on.bench.server, backend=backend,
-                    budget_s=max(0.0, allowed_s - (time.monotonic() - begin)), progress=self.on.progress,
-                    stop=self.on.stop, seed=request.seed,
+                    budget_s=max(0.0, allowed_s - self.on.bench.split.worked_s(begin, time.monotonic())),
+                    progress=self.on.progress, stop=self.on.stop, seed=request.seed,
                 )  # fmt: skip
                 self._tuned |= {(backend, problem) for problem in counts}
                 self.on.bench.split.add(report.spans)

@@ -92,12 +92,16 @@ def reproduce(row: StudyRow, trial: Trial, store: Store, device: Device, output:
         )
     folder = Path(tempfile.mkdtemp(prefix="autotune-reproduce-"))
     try:
-        with _following(folder, output), WorkerServer(folder) as server, stoppable(server) as stop:
+
+        def tell(text: str) -> None:
+            output.write(f"{text}\n")
+
+        with (
+            _following(folder, output),
+            WorkerServer(folder, work=row.name, tell=tell) as server,
+            stoppable(server) as stop,
+        ):
             bench = Bench(server, folder, device, TimeSplit())
-
-            def tell(text: str) -> None:
-                output.write(f"{text}\n")
-
             supply = KernelSupply(store, bench, device.device_class, versions.current(device), tell, stop)
             found = _run(row, trial, bench, supply)
             if stop.is_set():

@@ -1,6 +1,6 @@
 """What a study is asked, what it answers, and how it tells what it is doing."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -88,6 +88,11 @@ class Silent:
 
     def event(self, kind: str, **data: Any) -> None:
         """Ignore the event."""
+
+
+def teller(progress: Progress) -> Callable[[str], None] | None:
+    """What shows the user a line; ``None`` if nobody watches the progress, so that the log must."""
+    return None if isinstance(progress, Silent) else lambda text: progress.event("message", text=text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

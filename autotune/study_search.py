@@ -124,7 +124,7 @@ class StudySearch:
             for trial in finished:
                 search.observe(as_outcome(trial))
             count += sum(not trial.reused for trial in finished)
-            elapsed = time.monotonic() - begin
+            elapsed = self.on.bench.split.worked_s(begin, time.monotonic())
             spent += elapsed
             self.on.store.add_active_time(row.uid, elapsed)
             self.on.check_stop()
@@ -212,7 +212,7 @@ class StudySearch:
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
         builds = self.on.bench.build(
             [trial.configuration for trial in claimed], workers,
-            max(SHORTEST_BUILD_S, left_s - (time.monotonic() - begin)), kernels=known.get,
+            max(SHORTEST_BUILD_S, left_s - self.on.bench.split.worked_s(begin, time.monotonic())), kernels=known.get,
             then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target, held)),
         ) if claimed else []  # fmt: skip
         for trial, (built, target) in zip(claimed, builds, strict=True):

@@ -111,6 +111,10 @@ class MisbehavingBackend:
         torch.export.save(model.program("fp32", device), str(folder / "program.pt2"))
         (folder / "fault").write_text(fault)
 
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """Never."""
+        return False
+
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
         """Never."""
         return False

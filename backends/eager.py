@@ -52,6 +52,10 @@ class EagerBackend:
             torch.export.save(model.program(settings.precision, host), str(folder / PROGRAM))
         settings.write(folder)
 
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """Never: it writes the module or the graph and runs nothing."""
+        return False
+
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
         """With cuDNN's benchmark, at the first calls."""
         return bool(configuration.get("cudnn_benchmark", False))

@@ -72,6 +72,16 @@ class InductorBackend:
         refuse_second_standard_library(package)
         settings.write(folder)
 
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """With max-autotune, which times templates and library calls for products and convolutions, minutes long.
+
+        Coordinate descent and the other kinds of max-autotune are off (see :func:`options`). Even so each build for a
+        GPU tries a few launch sizes of some Triton kernels there (reductions, and what runs over two dimensions:
+        ``torch/_inductor/runtime/triton_heuristics.py``): 0.8 s of 16 s for ResNet-50 on an H200. Builds would wait
+        for each other's compilers for that, so such a build shares the device with others, never with a timing.
+        """
+        return bool(configuration["max_autotune"])
+
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
         """With cuDNN's benchmark, at the first calls."""
         return bool(configuration.get("cudnn_benchmark", False))

@@ -81,6 +81,10 @@ class OnnxRuntimeBackend:
         else:
             shutil.copytree(source, folder, dirs_exist_ok=True)
 
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """Never: ONNX Runtime optimises the graph by rules, and chooses convolution algorithms at the first run."""
+        return False
+
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
         """With the exhaustive search among convolution algorithms, at the first run."""
         return configuration.get("conv_algo_search", "") == "EXHAUSTIVE"

@@ -69,6 +69,10 @@ class OpenVinoBackend:
             shutil.copyfile(converted / name, folder / name)
         require_precision(_compiled(folder, configuration), str(configuration["precision"]))
 
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """Never: OpenVINO's CPU plugin chooses its primitives by rules."""
+        return False
+
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
         """Never: what it compiles it stores in the build."""
         return False

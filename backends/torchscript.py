@@ -56,6 +56,10 @@ class TorchScriptBackend:
             torch.jit.save(torch.jit.freeze(traced), str(folder / MODEL))
         settings.write(folder)
 
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """With cuDNN's benchmark, for tracing calls the model once; what it chooses then is not kept."""
+        return bool(configuration.get("cudnn_benchmark", False))
+
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
         """With cuDNN's benchmark, at the first calls."""
         return bool(configuration.get("cudnn_benchmark", False))

@@ -176,6 +176,8 @@ def test_a_backend_without_kernels_is_refused(tmp_path, cpu):
 class FakeBench:
     """Compiles and times at once; a timing of a build lasts until the next builds are being compiled."""
 
+    waited_s = 0.0
+
     def __init__(self, server, device, backend, folder, *, toolchain, seed):
         self.device, self.toolchain, self.spans = device, toolchain, []
         self.begun, self.batches, self.overlapped = threading.Semaphore(0), 0, []

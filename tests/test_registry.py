@@ -23,6 +23,7 @@ class Toy:
     def probe(self, device): return Availability(works=True)
     def space(self, device, workload, *, has_factory): return SearchSpace(backend=self.name, parameters=())
     def build(self, model, configuration, device, folder): (folder / "toy").touch()
+    def times_kernels_at_build(self, configuration): return False
     def times_kernels_at_load(self, configuration): return False
     def load(self, folder, device): raise RuntimeError("this toy only lists itself")
 

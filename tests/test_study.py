@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 from autotune.database.store import Store
 from autotune.errors import RequestError, SpaceError
 from autotune.measure.finals import Finals
+from autotune.measure.lock import device_lock
 from autotune.measure.verdict import verdict_from_samples
 from autotune.model.inputs import InputSpec
 from autotune.runtime import discovery
@@ -85,6 +88,37 @@ def test_every_fault_costs_one_trial_and_the_study_ends_with_a_plan(finished):
     assert len(failures) == len(FAULTS) - 1 and outcome.trials["failed"] == len(failures)
     assert len({trial.configuration.digest for trial in trials}) == len(trials)
     assert outcome.plan.speedup >= 1.0 and outcome.plan.signal_error < 0.02
+
+
+class Holding(Recorder):
+    """Has the device for itself from the first trial on, until the study has said for a while that it waits."""
+
+    def __init__(self, uuid):
+        super().__init__()
+        self._lock, self._held = device_lock(uuid, True, purpose="another study"), False
+        self.seconds = {}
+
+    def event(self, kind, **data):
+        super().event(kind, **data)
+        self.seconds[kind] = time.monotonic()
+        if kind == "trial_started" and not self._held:
+            self._held = True
+            self._lock.__enter__()
+        if kind == "message" and "another study" in data["text"]:
+            threading.Timer(6.0, self._lock.__exit__, (None, None, None)).start()
+
+
+def test_a_study_says_for_whom_it_waits_and_pays_nothing_for_it(request_, tmp_path):
+    progress = Holding(request_.device.uuid)
+    with pytest.MonkeyPatch.context() as patch, Store.open(str(tmp_path / "autotune.db")) as store:
+        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 8.0})
+        outcome = run_study(replace(request_, backends=("eager",), trials=1), store, progress)
+        (row,) = store.studies(outcome.plan.name, outcome.plan.batch)
+    (told,) = [data["text"] for kind, data in progress.events if kind == "message" and "another study" in data["text"]]
+    assert told.startswith(f"waiting for {request_.device.name}: process {os.getpid()} of ")
+    took_s = progress.seconds["trial_finished"] - progress.seconds["trial_started"]
+    assert took_s > 6.0 and row.active_s < took_s - 5.0
+    assert outcome.split["waiting"] > 5.0
 
 
 def test_the_defaults_of_every_backend_come_first_and_enter_the_finals(finished):

@@ -5,6 +5,7 @@ import pytest
 
 from autotune import study_kernels
 from autotune.configuration import Configuration
+from autotune.execute.timing import TimeSplit
 from autotune.kernel import wants_kernels
 from autotune.kernel_problem import GemmProblem
 
@@ -39,7 +40,7 @@ def study(monkeypatch):
         return SimpleNamespace(spans=())
 
     monkeypatch.setattr(study_kernels, "tune_kernels", tune)
-    bench = SimpleNamespace(server=None, split=SimpleNamespace(add=lambda spans: None))
+    bench = SimpleNamespace(server=None, split=TimeSplit())
     request = SimpleNamespace(device=SimpleNamespace(cores=4), seed=0, tune_kernels=True)
     on = SimpleNamespace(
         bench=bench, supply=FakeSupply(tuned), request=request, store=None, progress=None, stop=threading.Event()

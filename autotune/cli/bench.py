@@ -40,6 +40,9 @@ def bench(
     from autotune.runtime.discovery import find
     from autotune.study_bench import bench_plan
 
+    def tell(text: str) -> None:
+        errors().print(text, markup=False, soft_wrap=True)
+
     here = find(on)
     with open_store(db) as store:
         plans = find_plans(store, model, batch, device_class(device) or here.device_class, structure)
@@ -49,7 +52,7 @@ def bench(
             if not json:
                 errors().print(f"timing {named(plan, parts)} on {here.name}", markup=False)
             with nothing_on_stdout():
-                outcomes.append(bench_plan(plan, store, here))
+                outcomes.append(bench_plan(plan, store, here, tell))
     if json:
         documents = [outcome.as_dict() for outcome in outcomes]
         print_json(documents[0] if len(documents) == 1 else documents)

@@ -111,16 +111,16 @@ def _run(problem: "GemmProblem", device: "Device", budget_s: float, builds: int,
     from autotune.kernel_tuning import tune_kernels
     from autotune.study import stoppable
 
-    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
+    folder, progress = Path(tempfile.mkdtemp(prefix="autotune-")), KernelProgress(errors())
     try:
         with (
             open_store(db, create=True) as store,
-            WorkerServer(folder) as server,
+            WorkerServer(folder, work="autotune kernels tune", tell=progress.say) as server,
             stoppable(server) as stop,
         ):
             return tune_kernels(
                 {problem: 1.0}, device, store, server, backend=BACKEND, budget_s=budget_s, builds=builds,
-                progress=KernelProgress(errors()), stop=stop,
+                progress=progress, stop=stop,
             )  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -169,11 +169,12 @@ class KernelProgress:
         from autotune.report import words
 
         if kind == "message":
-            self._say(data["text"])
+            self.say(data["text"])
         elif kind == "kernel_tried":
             trial, configuration = data["trial"], data["trial"].configuration
             became = trial.failure or f"{words.milliseconds(trial.median_us)} µs"
-            self._say(f"{configuration.backend} ({words.knobs(configuration)}): {became}")
+            self.say(f"{configuration.backend} ({words.knobs(configuration)}): {became}")
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line."""
         self._console.print(text, markup=False, soft_wrap=True)

@@ -6,14 +6,22 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from autotune.errors import PlanNotFoundError, RequestError, UndecidedError
 from autotune.objective import Objective
-from autotune.study_request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, Progress, Silent, StudyOutcome, StudyRequest
+from autotune.study_request import (
+    DEFAULT_BUDGET_S,
+    DEFAULT_TRIALS,
+    Progress,
+    Silent,
+    StudyOutcome,
+    StudyRequest,
+    teller,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -221,7 +229,7 @@ def _rebuilt(
         if not wrong:
             return plan  # another process has built it meanwhile
         said = _Said(progress)
-        with _study(store, prepared, request, said, plan) as study:
+        with _study(store, prepared, request, said, plan, teller(progress)) as study:
             again = study.rebuild(plan, workload)
         if again is None:
             raise unusable(
@@ -244,8 +252,9 @@ class _Said:
 
 @contextlib.contextmanager
 def _study(
-    store: "Store", prepared: "Prepared", request: StudyRequest, progress: Progress, plan: "Plan"
-) -> Iterator[Any]:
+    store: "Store", prepared: "Prepared", request: StudyRequest, progress: Progress, plan: "Plan",
+    tell: Callable[[str], None] | None,
+) -> Iterator[Any]:  # fmt: skip
     """A study of the module that only rebuilds; a plan that runs the factory's module gets the factory with it."""
     from autotune.execute.server import WorkerServer
     from autotune.study import Study
@@ -254,7 +263,7 @@ def _study(
     folder = Path(tempfile.mkdtemp(prefix="autotune-"))
     try:
         model = prepared.write(folder / "model", factory=factory, seed=seed)
-        with WorkerServer(folder) as server:
+        with WorkerServer(folder, work=request.name, tell=tell) as server:
             yield Study(replace(request, prepared=model), store, progress, server, folder, threading.Event())
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,13 +1,19 @@
 """``autotune.measure``: the timing of a study for anything that can be called."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.device import Device
 from autotune.errors import RequestError
 from autotune.measure.percentiles import Percentiles
 from autotune.trial import Measurement
+
+if TYPE_CHECKING:
+    from autotune.measure.lock_holders import Holders
+
+log = logging.getLogger(__name__)
 
 HALF_WIDTH = 0.0025
 """Sampling ends when the 95% interval of the median is within 0.25% of it, as in the finals of a study."""
@@ -58,6 +64,7 @@ def measure(
 ) -> Measured:
     """Time one call of ``function`` as a study times its candidates, alone on the device.
 
+    It waits as long as another process of autotune has the device, and logs for whom; that counts for no limit.
     ``inputs`` are the arguments of one call: a tuple, a dict by parameter name or a single value; a list holds several
     such sets, which take turns. ``device`` defaults to that of the first tensor, else the CPU. Sampling ends when the
     median is known to 0.25%, when more samples do not help, or after ``limit_s`` seconds; a call that hangs is given up
@@ -67,6 +74,7 @@ def measure(
     (naming the call), changes the structure of its answer, hangs, or does no work on the GPU that it is measured on.
     """
     from autotune.measure.callables import Watched, guarded, require_device_work
+    from autotune.measure.foreign import foreign_processes
     from autotune.measure.lock import device_lock
     from autotune.runtime import discovery
 
@@ -77,19 +85,26 @@ def measure(
     watched = Watched(call)
 
     def whole() -> Measured:
-        with device_lock(found.uuid, exclusive=True):
-            watched.enter("check")
-            for one in sets:
-                watched.check(one)
-            watched.enter("measurement")
-            measured = _sampled(watched, sets, found, limit_s)
-            watched.enter("check")
-            watched.check(sets[0])
-            if found.kind == "cuda":  # last, for it may need a trace, and a process that has traced is slower
-                require_device_work(call, sets[0], found.torch_name)
+        watched.enter("check")
+        for one in sets:
+            watched.check(one)
+        watched.enter("measurement")
+        measured = _sampled(watched, sets, found, limit_s)
+        watched.enter("check")
+        watched.check(sets[0])
+        if found.kind == "cuda":  # last, for it may need a trace, and a process that has traced is slower
+            require_device_work(call, sets[0], found.torch_name)
         return measured
 
-    return guarded(whole, timeout_s if timeout_s is not None else 4 * limit_s + 60, what="autotune.measure")()  # type: ignore[no-any-return]
+    def on_wait(holders: "Holders") -> None:
+        log.warning("autotune.measure waits for %s: %s", found.name, holders.text)
+
+    timed = guarded(whole, timeout_s if timeout_s is not None else 4 * limit_s + 60, what="autotune.measure")
+    with device_lock(found.uuid, exclusive=True, purpose="autotune.measure", on_wait=on_wait):
+        measured: Measured = timed()
+    for line in foreign_processes(measured.measurement.conditions, found).values():
+        log.warning("autotune.measure: %s", line)
+    return measured
 
 
 def _sampled(call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], device: Device, limit_s: float) -> Measured:

@@ -21,6 +21,7 @@ from autotune.execute.server import POLL_S, Session, StepResult, WorkerServer
 from autotune.execute.steps import HELD_OUT, TIMING
 from autotune.execute.timing import TimeSplit
 from autotune.kernel import KnownKernels, wants_kernels
+from autotune.measure.foreign import foreign_processes
 from autotune.model.source import EXAMPLE
 from autotune.objective import Objective
 from autotune.trial import Failure, Stage
@@ -201,9 +202,12 @@ class Bench:
             "seed": seed,
         }
 
-    @staticmethod
-    def _measured(result: StepResult) -> StepResult:
-        refused = (result.value or {}).get("failure")
+    def _measured(self, result: StepResult) -> StepResult:
+        value = result.value or {}
+        refused = value.get("failure")
+        seen = foreign_processes(value.get("measurement", {}).get("conditions", {}), self.device)
+        for pid, text in seen.items():
+            self.server.notices.say(text, of=pid)
         if refused is None:
             return result
         return StepResult(value=result.value, failure=Failure(**refused), spans=result.spans, seconds=result.seconds)

@@ -30,12 +30,14 @@ class NotOurs(ChannelClosed):
 class Channel:
     """One end of a socket pair; each message is a mark, a length and that many bytes of JSON.
 
-    ``sign`` is what every message that leaves here holds besides.
+    ``sign`` is what every message that leaves here holds besides; ``purpose`` what the step at this end works for, as
+    others are told that wait for its device.
     """
 
     def __init__(self, end: socket.socket, sign: Mapping[str, str] | None = None) -> None:
         self._end = end
         self.sign = dict(sign or {})
+        self.purpose = ""
         self._buffer = bytearray()
 
     @classmethod

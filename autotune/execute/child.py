@@ -65,7 +65,7 @@ def run(fd: int, steps: str) -> NoReturn:
     try:
         order = channel.receive()
         if order is not None:
-            channel.sign = {IDENTITY: order[IDENTITY]}
+            channel.sign, channel.purpose = {IDENTITY: order[IDENTITY]}, order["purpose"]
             table = importlib.import_module(steps).STEPS
             channel.send({"result": table[order["step"]](order["request"], channel)})
     except BaseException as error:  # the worker's border: whatever it was is told and recorded

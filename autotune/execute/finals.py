@@ -1,9 +1,10 @@
 """Drive the finals: fresh processes one after the other, each holding all finalists, until there is a verdict."""
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from autotune.execute.server import Session
 from autotune.execute.steps import TIMING_SETS
 from autotune.measure.block import Block, protocol_of
 from autotune.measure.finals import Finals
+from autotune.measure.foreign import foreign_processes
 from autotune.measure.paired import Statistic, fewest_rounds
 from autotune.measure.percentiles import tail_statistic
 from autotune.measure.statistics import median
@@ -36,7 +38,7 @@ LONGEST_S = 900.0
 """Time for all rounds, however slow they are."""
 ALONE, ALONE_PROTOCOL = "plan", "alone"
 LOAD_PATIENCE_S = 300.0
-"""A process of the finals that is silent for so long hangs."""
+"""A process of the finals whose finalist loads, or has its turn, for so long hangs."""
 
 
 def statistic_of(objective: Objective) -> Statistic:
@@ -91,7 +93,21 @@ class _Drive:
     waiting: list[Session] = field(default_factory=list)
     utilisation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     started: int = 0
+    waited_s: float = 0.0
     process_of_round: list[int] = field(default_factory=list)
+
+    def now(self) -> float:
+        """Monotonic seconds without those in which its processes waited for others."""
+        return time.monotonic() - self.waited_s
+
+    @contextlib.contextmanager
+    def waiting_left_out(self) -> Iterator[None]:
+        """Let time stand still while a process waits for the device; those that load side by side wait together."""
+        before = {session: session.waited_s for session in (self.current, *self.waiting) if session is not None}
+        try:
+            yield
+        finally:
+            self.waited_s += max(session.waited_s - waited_s for session, waited_s in before.items())
 
     def start(self) -> Session:
         """Begin one more process that loads every finalist still in the race."""
@@ -173,14 +189,17 @@ def run_finals(
 
 
 def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]) -> Verdict | None:
-    """Run rounds in one process after the other, none twice, until there is a verdict or the time is up."""
-    begin = time.monotonic()
+    """Run rounds in one process after the other, none twice, until there is a verdict or the time is up.
+
+    Time in which processes wait for a device that others have does not count.
+    """
+    begin = drive.now()
     deadline = begin + limit_s
     last = PROCESSES[drive.bench.device.kind] - 1
     verdict: Verdict | None = None
     process, crashes, longest_load_s, extensions, is_over = -1, 0, 0.0, EXTENSIONS, False
     while verdict is None and drive.finals.next_rounds():
-        load_begin = time.monotonic()
+        load_begin = drive.now()
         # One more process would be ready when the time is up.
         is_over = is_over or (load_begin + longest_load_s >= deadline and process >= last)
         if is_over:
@@ -192,15 +211,17 @@ def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]
         process += 1
         asked = drive.finals.next_rounds()
         try:
-            for session in (drive.current, *drive.waiting):
-                _await_ready(session)  # no process loads while another one measures
-            now = time.monotonic()
+            with drive.waiting_left_out():
+                for session in (drive.current, *drive.waiting):
+                    _await_ready(drive, session)  # no process loads while another one measures
+            now = drive.now()
             longest_load_s = max(longest_load_s, now - load_begin)
             processes = max(1, last + 1 - process)
-            done = _run(
-                drive, drive.current, process, limit_s=max(0.0, deadline - now) / processes,
-                longest_s=max(0.0, begin + LONGEST_S - now) / processes, least=_least(drive.finals, processes),
-            )  # fmt: skip
+            with drive.waiting_left_out():
+                done = _run(
+                    drive, drive.current, process, limit_s=max(0.0, deadline - now) / processes,
+                    longest_s=max(0.0, begin + LONGEST_S - now) / processes, least=_least(drive.finals, processes),
+                )  # fmt: skip
         except _Died as died:
             crashes += 1
             others = [one for one in (drive.current, *drive.waiting) if one is not died.session]
@@ -208,7 +229,7 @@ def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]
             drive.end(others)
             _drop_culprit(drive, died.session, crashes)
             continue
-        on_rounds(drive.finals.rounds, time.monotonic() - begin)
+        on_rounds(drive.finals.rounds, drive.now() - begin)
         verdict = drive.finals.look()
         is_over = done < asked and process >= last
     return verdict
@@ -218,7 +239,7 @@ def _utilisation(session: Session) -> dict[str, Mapping[str, Any]]:
     """What each finalist that this process holds makes of the device; nothing where it dies of being traced."""
     try:
         session.send({"utilisation": True})
-        while "utilisation" not in (message := _heard(session, LOAD_PATIENCE_S)):
+        while "utilisation" not in (message := _heard(session, LOAD_PATIENCE_S, LOAD_PATIENCE_S)):
             pass
     except (ChannelClosed, _Died):
         log.warning("the finalists could not be traced: %s", session.failure(0.0))
@@ -247,10 +268,14 @@ class _Died(Exception):
         self.session = session
 
 
-def _await_ready(session: Session) -> None:
+def _await_ready(drive: _Drive, session: Session) -> None:
     """Wait until a process has loaded every finalist; raises _Died where it does not come to that."""
+    if session.ready:
+        return
+    session.begin_order()  # it may have waited for others to load while nobody listened
+    patience_s = LOAD_PATIENCE_S * (1 + len(drive.artifacts))
     while not session.ready:
-        session.ready = "ready" in _heard(session, LOAD_PATIENCE_S)
+        session.ready = "ready" in _heard(session, LOAD_PATIENCE_S, patience_s)
 
 
 def _least(finals: Finals, processes: int) -> int:
@@ -271,22 +296,31 @@ def _run(drive: _Drive, session: Session, process: int, *, limit_s: float, longe
         session.send(order)
     except ChannelClosed as error:
         raise _Died(session) from error
-    while "rounds" not in (message := _heard(session, LOAD_PATIENCE_S + 2 * limit_s)):
+    patience_s = LOAD_PATIENCE_S + 2 * limit_s
+    whole_s = LOAD_PATIENCE_S * len(drive.artifacts) + 2 * limit_s + longest_s
+    while "rounds" not in (message := _heard(session, patience_s, whole_s)):
         pass
     rounds = [{name: Block.from_dict(block) for name, block in one.items()} for one in message["rounds"]]
+    seen = {"readings": [block.readings for one in rounds for block in one.values()]}
+    for pid, text in foreign_processes(seen, drive.bench.device).items():
+        drive.bench.server.notices.say(text, of=pid)
     drive.finals.add(process, rounds)
     drive.process_of_round += [process] * len(rounds)
     return len(rounds)
 
 
-def _heard(session: Session, patience_s: float) -> Mapping[str, Any]:
-    """The next message, with note taken of whose turn it is; raises _Died."""
+def _heard(session: Session, patience_s: float, whole_s: float) -> Mapping[str, Any]:
+    """The next message, with note taken of whose turn it is; raises _Died.
+
+    A turn may last for ``patience_s``, and all that was ordered for ``whole_s``, however many turns are announced.
+    """
     try:
-        message = session.receive(patience_s)
+        message = session.receive(patience_s, whole_s)
     except ChannelClosed as error:
         raise _Died(session) from error
     if "turn" in message:
         session.turn = message["turn"]
+        session.begin_part()
     elif "error" in message:
         log.warning("a finalist failed: %s", message["error"]["detail"])
     return message

@@ -18,6 +18,7 @@ from autotune.execute.server import LINGER_S, Session, Span, WorkerServer
 from autotune.kernel import MadeKernel
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_trial import KernelTrial
+from autotune.measure.foreign import foreign_processes
 from autotune.search.kernel_rates import DeviceRates
 from autotune.trial import Failure
 
@@ -55,6 +56,7 @@ class KernelBench:
         self.server, self.device, self.backend, self.folder = server, device, backend, folder
         self.toolchain, self.seed = toolchain, seed
         self._spans: list[Span] = []
+        self._waited_s = 0.0
         self._idle: Session | None = None
         server.preload(PRELOAD)
 
@@ -68,6 +70,11 @@ class KernelBench:
     def spans(self) -> list[Span]:
         """Stages of all steps with their begin and end; of a process that times kernels once it has ended."""
         return list(self._spans)
+
+    @property
+    def waited_s(self) -> float:
+        """How long timing has waited for other processes that used the device, which counts for no budget."""
+        return self._waited_s + (self._idle.waited_s if self._idle is not None else 0.0)
 
     def rates(self) -> DeviceRates | None:
         """Read how fast the GPU is; ``None`` for a CPU, and where nobody knows."""
@@ -140,11 +147,13 @@ class KernelBench:
             }  # fmt: skip
             resumed, session = self._idle is not None, self._asked(request)
             patience_s, failed, heard = START_S + self._calls_s(problem), False, False
-            for told in self._heard(session, problem, patience_s):
+            for told in self._heard(session, problem, set(rest)):
                 candidate = rest.pop(told["candidate"], None)
                 if candidate is None:
                     raise WorkError(f"kernels of {problem.canonical}", found="a result that nobody asked for")
                 trial = self._trial(problem, candidate, told)
+                for pid, text in foreign_processes(trial.conditions, self.device).items():
+                    self.server.notices.say(text, of=pid)
                 failed, heard = failed or trial.failure is not None, True
                 if trial.median_us is not None:
                     best_us = trial.median_us if best_us is None else min(best_us, trial.median_us)
@@ -185,17 +194,23 @@ class KernelBench:
                 session.receive(LINGER_S)
         session.finish()
         self._spans += session.spans
+        self._waited_s += session.waited_s
 
-    def _heard(self, session: Session, problem: GemmProblem, patience_s: float) -> Iterator[dict[str, Any]]:
+    def _heard(self, session: Session, problem: GemmProblem, expected: set[str]) -> Iterator[dict[str, Any]]:
         """What a step tells of its candidates, until it is ready for more (``session.ready``), or ends in whatever way.
 
-        ``session.turn`` is who was at work.
+        ``session.turn`` is who was at work. The limit begins anew with the first turn of each one that is expected.
         """
+        patience_s = START_S + self._calls_s(problem)
         try:
             while not session.ready:
                 message = session.receive(patience_s)
                 if "turn" in message:
-                    session.turn, patience_s = message["turn"], CANDIDATE_S + self._calls_s(problem)
+                    session.turn = message["turn"]
+                    if session.turn in expected:
+                        expected.remove(session.turn)
+                        session.begin_part()
+                        patience_s = CANDIDATE_S + self._calls_s(problem)
                 elif "kernel" in message:
                     session.turn = None
                     yield message["kernel"]

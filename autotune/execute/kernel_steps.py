@@ -15,7 +15,7 @@ from autotune import registry
 from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.execute.channel import Channel
-from autotune.execute.stages import enter, holding
+from autotune.execute.stages import building, enter, holding
 from autotune.kernel_problem import GemmProblem
 
 CRASH = "crash"
@@ -37,13 +37,17 @@ def device_rates(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]
 
 
 def compile_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Compile builds into a cache, without any lock: what became of each, in their order."""
-    enter(channel, "build")
-    maker = registry.kernels(request["backend"])
-    made = maker.compile(
-        Device.from_dict(request["device"]), GemmProblem.from_dict(request["problem"]),
-        [Configuration.from_dict(build) for build in request["builds"]], Path(request["folder"]),
-    )  # fmt: skip
+    """Compile builds into a cache: what became of each, in their order.
+
+    A GPU's kernels are compiled without a lock, beside timings; a CPU that compiles times nothing meanwhile.
+    """
+    device = Device.from_dict(request["device"])
+    with building(channel, device):
+        maker = registry.kernels(request["backend"])
+        made = maker.compile(
+            device, GemmProblem.from_dict(request["problem"]),
+            [Configuration.from_dict(build) for build in request["builds"]], Path(request["folder"]),
+        )  # fmt: skip
     return {"made": [asdict(one) for one in made]}
 
 

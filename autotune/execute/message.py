@@ -13,7 +13,11 @@ from autotune.measure.block import Block
 from autotune.trial import Failure, FailureKind, Measurement, Stage
 
 WAIT = "wait"
-"""The stage of a step that waits until the device is free; where it fails then, it fails in the stage before."""
+"""The stage of a step that waits until the device is free; where it fails then, it fails in the stage before.
+
+It may come with the line that says who has the device (``holder``) and the process ids of all who have it (``pids``).
+"""
+HOLDER_LIMIT = 2000
 
 
 def checked(message: Mapping[str, Any], identity: str, step: str) -> dict[str, Any]:
@@ -34,7 +38,20 @@ def checked(message: Mapping[str, Any], identity: str, step: str) -> dict[str, A
 
 
 def _stage(said: Mapping[str, Any]) -> bool:
-    return said.keys() == {"stage", "at"} and said["stage"] in (*get_args(Stage), WAIT) and _finite(said["at"])
+    told = said.keys() - {"stage", "at"}
+    return (
+        "at" in said
+        and said["stage"] in (*get_args(Stage), WAIT)
+        and _finite(said["at"])
+        and (not told or (said["stage"] == WAIT and told == {"holder", "pids"} and _waiting(said)))
+    )
+
+
+def _waiting(said: Mapping[str, Any]) -> bool:
+    """Whether it names a line to be shown, and a list of process ids."""
+    holder, pids = said["holder"], said["pids"]
+    line = isinstance(holder, str) and len(holder) <= HOLDER_LIMIT and holder.isprintable()
+    return line and isinstance(pids, list) and all(type(pid) is int and pid > 0 for pid in pids)
 
 
 def _error(said: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def prove(names: Sequence[str], device: Device, on_proof: Callable[[Proof], None
     proofs: list[Proof] = []
     folder = Path(tempfile.mkdtemp(prefix="autotune-doctor-"))
     try:
-        with WorkerServer(folder) as server:
+        with WorkerServer(folder, work="autotune doctor") as server:
             server.preload(["torch"])
             for name in names:
                 proofs.append(_prove_one(name, device, server, folder))
@@ -48,8 +49,15 @@ def prove(names: Sequence[str], device: Device, on_proof: Callable[[Proof], None
     return proofs
 
 
-def prove_backend(request: Mapping[str, Any], enter: Callable[[str], None]) -> dict[str, Any]:
-    """The worker's half: the first default configuration of one backend on a small convolutional model."""
+def prove_backend(
+    request: Mapping[str, Any],
+    hold: Callable[[str, bool], AbstractContextManager[None]],
+    enter: Callable[[str], None],
+) -> dict[str, Any]:
+    """The worker's half: the first default configuration of one backend on a small convolutional model.
+
+    ``hold`` waits for the device, alone or not, and is in a stage from then on; ``enter`` only is.
+    """
     import torch
 
     from autotune.accuracy import signal_errors
@@ -72,15 +80,16 @@ def prove_backend(request: Mapping[str, Any], enter: Callable[[str], None]) -> d
     configuration = next(iter(backend.space(device, captured.workload, has_factory=False).defaults))
     target = folder / "artifact"
     target.mkdir()
-    backend.build(model, configuration, device, target)
+    with hold("build", backend.times_kernels_at_build(configuration)):
+        backend.build(model, configuration, device, target)
     artifact.describe(target, configuration, captured.workload, captured.output_schema, example={"input": inputs[0]})
-    enter("load")
-    runner = artifact.load_runner(target, device)
-    enter("check")
-    reference = flat_module(captured.program)
-    with torch.no_grad():
-        expected = [tuple(reference(tensor)) for tensor in inputs]
-    answers = [tuple(part.cpu() for part in runner(tensor.to(device.torch_name))) for tensor in inputs]
+    with hold("load", backend.times_kernels_at_load(configuration)):
+        runner = artifact.load_runner(target, device)
+        enter("check")
+        reference = flat_module(captured.program)
+        with torch.no_grad():
+            expected = [tuple(reference(tensor)) for tensor in inputs]
+        answers = [tuple(part.cpu() for part in runner(tensor.to(device.torch_name))) for tensor in inputs]
     return {"signal_error": max(signal_errors(answers, expected)), "configuration": str(configuration)}
 
 

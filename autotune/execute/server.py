@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import logging
+import math
 import os
 import secrets
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from autotune.execute import family
 from autotune.execute.channel import IDENTITY, Channel, ChannelClosed, NotOurs
 from autotune.execute.limits import SHARE_OF_MEMORY, Limits
 from autotune.execute.message import WAIT, checked
+from autotune.execute.notices import Notices, Tell
+from autotune.execute.step_clock import StepClock
 from autotune.runtime.host_memory import HostMemory
 from autotune.trial import Failure, FailureKind, Stage
 
@@ -32,7 +35,9 @@ LOG_TAIL_BYTES = 8000
 """So much of a step's output goes on record with its failure, of what its log keeps."""
 POLL_S = 0.25
 WAIT_LIMIT_S = 3600.0
-"""So long a step may wait for a device: several times what the longest finals of another study hold it."""
+"""So long a step may wait for a device in one order: several times what the longest finals of another study hold it."""
+QUEUED = "queued"
+"""What a span is named in which a step waits for another step of its own server."""
 LINGER_S = 2.0
 """A step that has answered, or has closed its channel, gets so long to end."""
 TEARDOWN_S = 30.0
@@ -74,28 +79,34 @@ class Session:
         self._marks: list[tuple[str, float]] = [("starting", self.started)]
         self._told: dict[str, Any] | None = None
         self._broken: str | None = None
-        self._waits_since: float | None = None
-        self._waited_to = self.started
+        self._clock = StepClock(self.started, WAIT_LIMIT_S)
         self.ended_for: FailureKind | None = None
         self.ended_with = ""
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send a message to the step."""
+        """Send an order to the step; the limits of :meth:`receive` count from now."""
+        self.begin_order()
         self._channel.send(message)
 
-    def receive(self, timeout_s: float) -> dict[str, Any]:
+    def begin_order(self) -> None:
+        """Let limits count from now, because nobody has listened to the step since its order."""
+        self._clock.begin_order(time.monotonic())
+
+    def begin_part(self) -> None:
+        """Let the limit of a part count from now, for the step has begun one that was expected of it."""
+        self._clock.begin_part(time.monotonic())
+
+    def receive(self, limit_s: float, order_limit_s: float = math.inf) -> dict[str, Any]:
         """The next message that is not a stage mark; kills the step on timeout, or where it says what no step says.
 
-        While a step waits for a device that another study uses, its time stands still, up to :data:`WAIT_LIMIT_S`.
+        ``limit_s`` is that of the order, or of its parts if it has such (:meth:`begin_part`), and ``order_limit_s`` of
+        the whole order then. Both count from the order or the part, whatever the step has said meanwhile. While it
+        waits for a device that another process uses its time stands still: see :class:`StepClock`.
         Raises ChannelClosed once the step is gone; :meth:`failure` then says why.
         """
-        deadline = time.monotonic() + timeout_s
         while True:
             now = time.monotonic()
-            if self._waits_since is not None:
-                deadline += max(0.0, min(now, self._waits_since + WAIT_LIMIT_S) - self._waited_to)
-                self._waited_to = now
-            left_s = deadline - now
+            left_s = min(limit_s - self._clock.part_s(now), order_limit_s - self._clock.order_s(now))
             if left_s <= 0 and self.ended_for is None:
                 self.kill("timeout")
             try:
@@ -112,14 +123,25 @@ class Session:
                 if self.ended.is_set():
                     raise ChannelClosed("the step ended")
             elif "stage" in message:
-                if message["stage"] == WAIT:
-                    self._waits_since = self._waited_to = now
-                else:
-                    self.stage, self._waits_since = message["stage"], None
-                self._marks.append((message["stage"], message["at"]))
+                self._enter(message)
             else:
                 self._told = message.get("error", self._told)
                 return message
+
+    def _enter(self, message: dict[str, Any]) -> None:
+        """Take note of the stage that a step is in; tell the user if it waits for others than the server's steps."""
+        name, at, now = message["stage"], message["at"], time.monotonic()
+        if name == WAIT:
+            self._clock.wait(at, now)
+            if self._server.owns(message.get("pids", ())):
+                name = QUEUED
+            elif "holder" in message:
+                self._server.notices.say(message["holder"])
+        else:
+            self._clock.work(at, now)
+            self.stage = name
+        if name not in (WAIT, QUEUED) or self._marks[-1][0] != name:
+            self._marks.append((name, at))
 
     def rest(self) -> None:
         """Note that the step has nothing to do until it is told more."""
@@ -147,6 +169,11 @@ class Session:
         self._marks.append(("end", time.monotonic()))
 
     @property
+    def waited_s(self) -> float:
+        """How long it has waited for other processes so far."""
+        return sum(end - begin for name, begin, end in self.spans if name == WAIT)
+
+    @property
     def spans(self) -> tuple[Span, ...]:
         """Stages with their begin and end, in order."""
         return tuple((name, begin, max(begin, end)) for (name, begin), (_, end) in itertools.pairwise(self._marks))
@@ -165,7 +192,9 @@ class Session:
 
     def _verdict(self, limit_s: float) -> tuple[FailureKind, str, float | None]:
         if self.ended_for == "timeout":
-            return "timeout", f"no answer within {limit_s:g} s", limit_s
+            waited_s = self._clock.waited_s(time.monotonic())
+            beside = f", not counting {waited_s:.0f} s of waiting for the device" if waited_s >= 1 else ""
+            return "timeout", f"no answer within {limit_s:g} s{beside}", limit_s
         if self.ended_for in ("out_of_memory", "log_flood"):
             return self.ended_for, self.ended_with, None
         if self._told is not None:
@@ -182,10 +211,21 @@ class Session:
 class WorkerServer:
     """Owns the worker server process; steps may run at once from several threads.
 
-    ``steps`` names the module whose table ``STEPS`` holds the functions of the steps.
+    ``steps`` names the module whose table ``STEPS`` holds the functions of the steps. ``work`` is what they are run
+    for, as other processes are told that wait for their device; ``tell`` shows a line to the user: for whom a step
+    waits, or what else is on its device. Without it the log gets such a line.
     """
 
-    def __init__(self, folder: Path, *, memory_limit_bytes: int | None = None, steps: str = STEPS) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        memory_limit_bytes: int | None = None,
+        steps: str = STEPS,
+        work: str = "",
+        tell: Tell | None = None,
+    ) -> None:
+        self.notices, self._work = Notices(tell), work
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control, self._lock, self._ids = ours, threading.Lock(), itertools.count()
         self._folder = folder
@@ -232,8 +272,14 @@ class WorkerServer:
                 raise self._gone() from error
             finally:
                 theirs.close()
-        session.send({IDENTITY: session.identity, "step": step, "request": request})
+        purpose = f"{self._work} ({step.replace('_', ' ')})" if self._work else step.replace("_", " ")
+        session.send({IDENTITY: session.identity, "step": step, "request": request, "purpose": purpose})
         return session
+
+    def owns(self, pids: Sequence[int]) -> bool:
+        """Whether all these processes, and there are some, are steps of this server."""
+        own = {session.pid for session in list(self._sessions.values())}
+        return bool(pids) and own.issuperset(pids)
 
     def run(
         self,
@@ -247,7 +293,8 @@ class WorkerServer:
     ) -> StepResult:
         """Run a step to its end; whatever becomes of it is a value.
 
-        ``meanwhile`` is called once it has begun; ``on_loaded`` when it has loaded and waits to be told to go on.
+        ``timeout_s`` is for the step, and anew for what ``on_loaded`` orders: that is called when the step has loaded
+        and waits to be told to go on. ``meanwhile`` is called once it has begun.
         """
         session = self.start(step, request, stage)
         if meanwhile is not None:
@@ -260,6 +307,7 @@ class WorkerServer:
                 message = session.receive(timeout_s)
                 if "loaded" in message and on_loaded is not None:
                     on_loaded(session)
+                    on_loaded = None  # what says so again gets no more time
                 elif "result" in message:
                     value = message["result"]
                 error = message.get("error")

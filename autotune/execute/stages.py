@@ -3,10 +3,14 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from autotune.device import Device
 from autotune.execute.channel import Channel
 from autotune.execute.message import WAIT
+
+if TYPE_CHECKING:
+    from autotune.measure.lock_holders import Holders
 
 
 def enter(channel: Channel, stage: str) -> None:
@@ -16,9 +20,27 @@ def enter(channel: Channel, stage: str) -> None:
 
 @contextlib.contextmanager
 def holding(channel: Channel, device: Device, stage: str, *, exclusive: bool) -> Iterator[None]:
-    """Wait until the device is free, and be in a stage from then on."""
+    """Wait until the device is free, telling for whom, and be in a stage from then on."""
     from autotune.measure.lock import device_lock
 
-    with device_lock(device.uuid, exclusive, on_wait=lambda: enter(channel, WAIT)):
+    def on_wait(holders: "Holders") -> None:
+        text = f"waiting for {device.name}: {holders.text}"
+        channel.send({"stage": WAIT, "at": time.monotonic(), "holder": text, "pids": list(holders.pids)})
+
+    with device_lock(device.uuid, exclusive, purpose=channel.purpose, on_wait=on_wait):
         enter(channel, stage)
+        yield
+
+
+@contextlib.contextmanager
+def building(channel: Channel, device: Device, *, uses_device: bool = False, alone: bool = False) -> Iterator[None]:
+    """Be in stage ``build``: alone on the device, or beside other builds if it uses the device, or without any lock.
+
+    Whatever is built for a CPU uses it: no build runs beside a timing there.
+    """
+    if not (alone or uses_device or device.kind == "cpu"):
+        enter(channel, "build")
+        yield
+        return
+    with holding(channel, device, "build", exclusive=alone):
         yield

@@ -18,7 +18,7 @@ from autotune.device import Device
 from autotune.execute import graph_steps, kernel_steps, metric_steps
 from autotune.execute.channel import Channel
 from autotune.execute.input_sets import read_sets, write_sets
-from autotune.execute.stages import enter, holding
+from autotune.execute.stages import building, enter, holding
 from autotune.objective import Objective
 
 TIMING, HELD_OUT, REFERENCE = "timing.safetensors", "heldout.safetensors", "reference.safetensors"
@@ -65,7 +65,10 @@ def prepare(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
 
 def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Answer the held-out inputs by the fp32 eager graph on the device with TF32 off; refuse what cannot judge."""
+    """Answer the held-out inputs by the fp32 eager graph on the device with TF32 off; refuse what cannot judge.
+
+    It computes on the device, so it holds the shared lock: it runs beside builds, never beside a timing.
+    """
     import torch
 
     from autotune import accuracy
@@ -73,14 +76,14 @@ def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     from autotune.model.precision import flat_module
     from autotune.runtime.switches import Switches
 
-    enter(channel, "check")
-    Switches(tf32="off", threads=None).apply()
     folder, device = Path(request["folder"]), Device.from_dict(request["device"])
-    model = source.CapturedModel(folder)
-    module = flat_module(model.program("fp32", device))
-    with torch.inference_mode():
-        answers = [module(*_to(device, inputs)) for inputs in read_sets(folder / HELD_OUT, model)]
-    references = [tuple(tensor.cpu() for tensor in answer) for answer in answers]
+    with holding(channel, device, "check", exclusive=False):
+        Switches(tf32="off", threads=None).apply()
+        model = source.CapturedModel(folder)
+        module = flat_module(model.program("fp32", device))
+        with torch.inference_mode():
+            answers = [module(*_to(device, inputs)) for inputs in read_sets(folder / HELD_OUT, model)]
+        references = [tuple(tensor.cpu() for tensor in answer) for answer in answers]
     names = [spec.name for spec in model.workload.outputs]
     accuracy.check_reference(references, names, model.treatments)
     objective = Objective.from_dict(request["objective"])
@@ -91,8 +94,10 @@ def reference(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
 
 def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Build a configuration into a folder, under the device's shared lock if the build uses the device.
+    """Build a configuration into a folder, alone on the device if the build times kernels there.
 
+    Otherwise it holds the shared lock if it uses the device, as every build for a CPU does: no build runs beside a
+    timing of another study.
     ``kernels`` names the file of the tuned kernels that this build may choose from, if it is handed any; the answer
     holds their digest.
     """
@@ -110,10 +115,8 @@ def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     digest = known.digest if known is not None else ""
     model = CapturedModel(Path(request["folder"]), known)
     target = Path(request["target"])
-    shared = device.kind == "cuda" and backend.build_uses_device
-    with holding(channel, device, "build", exclusive=False) if shared else contextlib.nullcontext():
-        if not shared:
-            enter(channel, "build")
+    alone = backend.times_kernels_at_build(configuration)
+    with building(channel, device, uses_device=backend.build_uses_device, alone=alone):
         Switches.of(configuration).apply()
         begin = time.monotonic()
         backend.build(model, configuration, device, target)
@@ -281,10 +284,15 @@ def deployed(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
 
 
 def prove(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Build a toy model by one backend, load it, run it and compare, each stage told."""
+    """Build a toy model by one backend, load it, run it and compare, each stage told; never beside a timing."""
     from autotune.execute.proof import prove_backend
 
-    return prove_backend(request, lambda stage: enter(channel, stage))
+    device = Device.from_dict(request["device"])
+
+    def hold(stage: str, alone: bool) -> contextlib.AbstractContextManager[None]:
+        return holding(channel, device, stage, exclusive=alone)
+
+    return prove_backend(request, hold, lambda stage: enter(channel, stage))
 
 
 class _Candidate:

@@ -25,6 +25,10 @@ class TimeSplit:
             if stage in _STAGES:
                 self._spans[_STAGES[stage]].append((begin, end))
 
+    def worked_s(self, begin: float, end: float) -> float:
+        """Seconds between two moments but for those of waiting, which count for no limit."""
+        return end - begin - self.seconds(begin, end)["waiting"]
+
     def seconds(self, begin: float, end: float) -> dict[str, float]:
         """Seconds of building, checking, sampling, waiting and other between two moments; they add up to the whole."""
         covered: list[tuple[float, float]] = []

@@ -1,30 +1,30 @@
-"""Who may use a device now: a lock per device that holds across processes and studies."""
+"""Who may use a device now: one lock per device for all processes, users and studies of a host.
 
-import fcntl
+The lock is taken in every folder of :data:`autotune.measure.lock_files.FOLDERS` that any user may use. A process that
+cannot use one of them (read-only for it, or full) takes it in the others: two processes exclude each other if they have
+one folder in common. All take the folders in the same order, so none waits for another in a circle.
+"""
+
 import logging
 import os
-import re
-import stat
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from autotune.errors import WorkError
+from autotune.measure import lock_files
 from autotune.measure.clock import Clock, SystemClock
+from autotune.measure.lock_files import Place
+from autotune.measure.lock_holders import Holders, erase, holders, note
 
 LOG_EVERY_S = 10.0
+LOOK_EVERY_S = 1.0
+"""So often whoever waits looks who has the device."""
 POLL_EVERY_S = 0.05
 
 _log = logging.getLogger(__name__)
-
-
-def locks_folder() -> Path:
-    """Name the user's own folder for locks: under ``XDG_RUNTIME_DIR`` if that exists, else the temporary folder."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    base = Path(runtime) if runtime and os.access(runtime, os.W_OK) else Path(tempfile.gettempdir())
-    return base / f"autotune-{os.getuid()}" / "locks"
+_warned: set[Path] = set()
 
 
 @contextmanager
@@ -32,68 +32,109 @@ def device_lock(
     uuid: str,
     exclusive: bool,
     *,
-    folder: Path | None = None,
+    purpose: str = "",
+    folders: Sequence[Path] | None = None,
     clock: Clock | None = None,
     sleep: Callable[[float], None] = time.sleep,
-    on_wait: Callable[[], None] | None = None,
+    on_wait: Callable[[Holders], None] | None = None,
 ) -> Iterator[float]:
     """Hold the device: exclusively for a timing, shared for a build that uses it; yields the seconds it had to wait.
 
-    It waits as long as it takes, calls ``on_wait`` once when it begins to, and says so in the log every 10 s. Who waits
+    It waits as long as it takes, calls ``on_wait`` with who has the device when it begins to and when that is another
+    one, and says so in the log every 10 s. ``purpose`` is what others are told that wait for this holder. Who waits
     first is next: nobody who comes later, not even for a shared lock, overtakes it. Two locks in one process exclude
-    each other too. A forked child keeps its parent's lock alive; a spawned one does not. Raises ``WorkError`` if a lock
-    file cannot be made or its folder belongs to someone else.
+    each other too. A forked child keeps its parent's lock alive; a spawned one does not. ``folders`` are those of
+    :data:`autotune.measure.lock_files.FOLDERS` if not given. Raises ``WorkError`` if none of them can hold the lock.
     """
-    clock = clock or SystemClock()
-    folder = folder or locks_folder()
-    started_ns = clock.now_ns()
-    said_s: float | None = None
-    descriptors: list[int] = []
-    try:
-        for suffix, alone in (("next", True), ("lock", exclusive)):
-            descriptors.append(_open(uuid, folder, suffix))
-            while not _take(descriptors[-1], alone):
-                waited_s = (clock.now_ns() - started_ns) / 1e9
-                if said_s is None:
-                    said_s = waited_s
-                    if on_wait is not None:
-                        on_wait()
-                elif waited_s - said_s >= LOG_EVERY_S:
-                    said_s = waited_s
-                    _log.info("waiting for device %s, in use by another process for %.0f s so far", uuid, waited_s)
-                sleep(POLL_EVERY_S)
-        os.close(descriptors.pop(0))  # the next one may wait for the device itself
-        yield (clock.now_ns() - started_ns) / 1e9
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
+    wait = _Wait(uuid, clock or SystemClock(), sleep, on_wait)
+    with ExitStack() as opened:
+        places = _places(uuid, lock_files.FOLDERS if folders is None else folders)
+        for place in places:
+            opened.callback(os.close, place.lock)
+        with ExitStack() as queued:
+            for place in places:
+                queued.callback(os.close, place.queue)
+            for place in places:
+                wait.take(place, place.queue, alone=True)
+            for place in places:
+                wait.take(place, place.lock, alone=exclusive)
+        for place in places:
+            note(place.lock, purpose, alone=exclusive)
+            if exclusive:
+                opened.callback(erase, place.lock)
+        yield wait.waited_s
 
 
-def _take(descriptor: int, exclusive: bool) -> bool:
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+class _Wait:
+    """How long one process has waited for a device, and whom it said that it waits for."""
+
+    def __init__(
+        self, uuid: str, clock: Clock, sleep: Callable[[float], None], on_wait: Callable[[Holders], None] | None
+    ) -> None:
+        self._uuid, self._clock, self._sleep, self._on_wait = uuid, clock, sleep, on_wait
+        self._started_ns = clock.now_ns()
+        self._told: Holders | None = None
+        self._look_s = self._log_s = 0.0
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds since it began."""
+        return (self._clock.now_ns() - self._started_ns) / 1e9
+
+    def take(self, place: Place, descriptor: int, *, alone: bool) -> None:
+        """Wait until the lock of a file is there; what is over within one poll is not worth a word."""
+        tried = False
+        while not lock_files.take(descriptor, alone=alone):
+            if tried:
+                self._look(place)
+            tried = True
+            self._sleep(POLL_EVERY_S)
+
+    def _look(self, place: Place) -> None:
+        now_s = self.waited_s
+        if self._told is None:
+            self._log_s = now_s + LOG_EVERY_S
+        elif now_s < self._look_s:
+            return
+        found = _users(place)
+        self._look_s = now_s + LOOK_EVERY_S
+        if self._told is None or not found.includes(self._told):
+            self._told = found
+            if self._on_wait is not None:
+                self._on_wait(found)
+        if now_s >= self._log_s:
+            self._log_s = now_s + LOG_EVERY_S
+            _log.info("waiting for device %s for %.0f s so far: %s", self._uuid, now_s, found.text)
 
 
-def _open(uuid: str, folder: Path, suffix: str) -> int:
-    """Open a lock file of a device; closing it gives the lock back."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "_", uuid)
-    if not name.strip("_"):
-        raise ValueError(f"a device's uuid has letters or digits, found {uuid!r}")
-    try:
-        folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for part in (folder.parent, folder):
-            found = part.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-                raise PermissionError(f"{part} is not a folder of this user's own")
-        return os.open(folder / f"{name}.{suffix}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
+def _users(place: Place) -> Holders:
+    """Who has the device; between two holders, who is next."""
+    found = holders(place.lock)
+    following = found if found.pids else holders(place.queue, "is next to use it")
+    return following if following.pids else found
+
+
+def _places(uuid: str, folders: Sequence[Path]) -> list[Place]:
+    """Open the lock in every folder that is one for all users; warns once of one that this process cannot use."""
+    lock_files.safe_name(uuid)  # refuses a wrong UUID before any folder is blamed
+    places: list[Place] = []
+    reasons = {folder: lock_files.why_unsuitable(folder) for folder in folders}
+    for folder in folders:
+        if reasons[folder]:
+            continue
+        try:
+            places.append(lock_files.open_place(uuid, folder))
+        except OSError as error:
+            reasons[folder] = str(error)
+    if not places:
         raise WorkError(
-            f"locking device {uuid} needs a lock file in {folder}",
-            found=str(error),
-            expected="a folder that this user owns and can write",
-            run="set XDG_RUNTIME_DIR or TMPDIR to such a folder and try again",
-        ) from error
+            f"locking device {uuid} needs a lock file in {' or '.join(map(str, folders))}",
+            found="; ".join(f"{folder}: {reason}" for folder, reason in reasons.items()),
+            expected="one of these as a folder of all users (mode drwxrwxrwt) in which this user can make a file",
+            run=f"install -d -m 1777 {folders[0]} (as root), then the same again",
+        )
+    for folder, reason in reasons.items():
+        if reason and folder not in _warned and not lock_files.why_unsuitable(folder):
+            _warned.add(folder)
+            _log.warning("%s holds no lock of device %s for this process: %s", folder, uuid, reason)
+    return lock_files.without_repeats(places)

@@ -75,6 +75,10 @@ class PlayedBackend:
         """Never called: builds are played."""
         raise NotImplementedError("a played backend builds nothing")
 
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """Never."""
+        return False
+
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
         """Never."""
         return False

@@ -78,6 +78,10 @@ class NativeBackend:
         pack(folder, program, fused, configuration, device, model.known_kernels)
         settings.write(folder)
 
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """Never: it packs kernels that the study has compiled and timed before."""
+        return False
+
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
         """With cuDNN's benchmark, at the first calls."""
         return bool(configuration.get("cudnn_benchmark", False))

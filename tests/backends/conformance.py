@@ -236,6 +236,8 @@ class BackendConformance:
         assert some and len(set(some)) == len(some)
         for configuration in some:
             assert isinstance(configuration["precision"], str)
+            assert type(self.backend.times_kernels_at_build(configuration)) is bool
+            assert type(self.backend.times_kernels_at_load(configuration)) is bool
             if self.device.kind == "cpu":
                 assert type(configuration["threads"]) is int
 

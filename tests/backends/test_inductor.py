@@ -97,6 +97,20 @@ def test_max_autotune_is_known_to_build_for_longer() -> None:
     assert cost[False] == 1.0 and cost[True] > 2.0
 
 
+@pytest.mark.parametrize("device", [CPU, GPU], ids=lambda device: device.kind)
+def test_a_build_that_inductor_tunes_by_timing_is_known_as_such(device: Device) -> None:
+    tuned = {False: 0, True: 0}
+    for configuration in BACKEND.space(device, None, has_factory=True):
+        by_timing = any(value for name, value in options(configuration).items() if _tunes_by_timing(name))
+        assert BACKEND.times_kernels_at_build(configuration) is by_timing
+        tuned[by_timing] += 1
+    assert all(tuned.values())
+
+
+def _tunes_by_timing(option: str) -> bool:
+    return option.endswith("_tuning") or (option.startswith("max_autotune") and not option.endswith("_backends"))
+
+
 def test_on_a_cpu_max_autotune_comes_with_freezing_only() -> None:
     for configuration in BACKEND.space(CPU, None, has_factory=True):
         assert configuration["freezing"] or not configuration["max_autotune"]

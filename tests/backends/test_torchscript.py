@@ -81,6 +81,12 @@ class TestTorchScriptRunnerOnGpu(RunnerConformance):
     device = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
 
 
+def test_cudnns_search_times_kernels_wherever_the_model_is_called() -> None:
+    for configuration in BACKEND.space(GPU, None, has_factory=True):
+        searches = bool(configuration["cudnn_benchmark"])
+        assert BACKEND.times_kernels_at_build(configuration) is BACKEND.times_kernels_at_load(configuration) is searches
+
+
 def test_a_gpu_tries_the_cuda_graph_early() -> None:
     (hint,) = BACKEND.space(GPU, None, has_factory=True).hints
     assert (hint["precision"], hint["cuda_graph"], hint["channels_last"]) == ("fp16", True, True)

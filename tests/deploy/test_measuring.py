@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 import autotune
 from autotune.errors import DeviceError, RequestError, WorkError
+from autotune.measure.lock import device_lock
 from autotune.measure.statistics import median
 
 
@@ -85,6 +87,23 @@ def test_an_answer_that_changes_its_shape_is_refused():
 def test_a_callable_that_hangs_is_given_up():
     with pytest.raises(WorkError, match=r"autotune\.measure"):
         autotune.measure(lambda: time.sleep(60), (), limit_s=0.1, timeout_s=0.5)
+
+
+def test_waiting_for_the_device_counts_for_no_limit_and_is_told(cpu, caplog):
+    holder = threading.Event()
+
+    def hold():
+        with device_lock(cpu.uuid, True, purpose="resnet50 (finals)"):
+            holder.set()
+            time.sleep(3.0)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert holder.wait(60)
+    autotune.measure(work, (8,), limit_s=0.1, timeout_s=2.0)
+    thread.join()
+    (told,) = [record.getMessage() for record in caplog.records if "waits for" in record.getMessage()]
+    assert told.startswith(f"autotune.measure waits for {cpu.name}: ") and "for resnet50 (finals) since" in told
 
 
 def test_the_package_and_the_function_share_their_name_whatever_is_imported_first():

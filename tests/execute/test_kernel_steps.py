@@ -87,20 +87,21 @@ def test_a_step_that_fails_before_any_candidate_is_nobodys_failure(bench):
         bench.time(PROBLEM, [LIBRARY], None, lambda trial: pytest.fail("nobody was at work"))
 
 
-def test_timing_waits_for_the_device(bench):
+def test_timing_waits_for_the_device_and_so_does_what_is_compiled_for_a_cpu(bench):
     found = []
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         with device_lock(bench.device.uuid, exclusive=True):
             waiting = pool.submit(bench.time, PROBLEM, [LIBRARY], None, found.append)
+            compiling = pool.submit(bench.compile, PROBLEM, [build("none")], 60.0)
             with pytest.raises(TimeoutError):
-                waiting.result(2.0)
-            assert not found
-            made, _ = bench.compile(PROBLEM, [build("none")], 60.0)  # which needs no lock
-            assert made[build("none")] == MadeKernel(compile_s=0.5)
+                waiting.result(3.0)
+            assert not found and not compiling.done()
         waiting.result()
-    assert found[0].state == "complete"
+        made, _ = compiling.result()
+    assert found[0].state == "complete" and made[build("none")] == MadeKernel(compile_s=0.5)
+    assert bench.waited_s > 0.5
     bench.close()
-    assert "wait" in [stage for stage, _, _ in bench.spans]
+    assert [stage for stage, _, _ in bench.spans].count("wait") == 2 and bench.waited_s > 0.5
 
 
 def test_compilers_refuse_crash_and_are_missing_each_in_its_way(bench):

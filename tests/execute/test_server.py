@@ -8,11 +8,17 @@ import pytest
 from autotune.configuration import Configuration
 from autotune.errors import ModelError, ReferenceRefusedError
 from autotune.execute.bench import Bench
-from autotune.execute.server import WorkerServer
+from autotune.execute.notices import Notices
+from autotune.execute.server import QUEUED, StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.measure.lock import device_lock
 from autotune.model.inputs import InputSpec
 from autotune.objective import Objective
+
+TIMING_BUILDS = """
+from autotune.testing import MisbehavingBackend
+MisbehavingBackend.times_kernels_at_build = lambda self, configuration: True
+"""
 
 HERE = os.path.dirname(__file__)
 INPUTS = (InputSpec(name="input", shape=("batch", 16)),)
@@ -94,25 +100,92 @@ def test_a_good_candidate_is_timed_after_all_that(bench):
 WAITING = """
 import time
 
+def enter(channel, stage, at=None, **beside):
+    channel.send({"stage": stage, "at": time.monotonic() if at is None else at, **beside})
+
 def waiting(request, channel):
-    channel.send({"stage": "load", "at": time.monotonic()})
-    channel.send({"stage": "wait", "at": time.monotonic()})
+    enter(channel, "load")
+    enter(channel, "wait")
     time.sleep(request["waits_s"])
-    channel.send({"stage": "measure", "at": time.monotonic()})
+    enter(channel, "measure")
     return {"measured": True}
 
-STEPS = {"waiting": waiting}
+def chattering(request, channel):
+    while True:
+        channel.send(request["says"])
+        time.sleep(0.02)
+
+def lying(request, channel):
+    while True:
+        enter(channel, "wait", at=request["at"])
+        time.sleep(0.02)
+        enter(channel, "load", at=request["at"])
+
+def telling(request, channel):
+    enter(channel, "wait", holder=request["holder"], pids=request["pids"])
+    enter(channel, "wait", holder=request["holder"], pids=request["pids"])
+    enter(channel, "check")
+    return {"purpose": channel.purpose}
+
+STEPS = {"waiting": waiting, "chattering": chattering, "lying": lying, "telling": telling}
 """
+
+
+@pytest.fixture
+def waiting(tmp_path, monkeypatch):
+    """A module of steps that wait, say that they do, and chatter."""
+    (tmp_path / "waiting.py").write_text(WAITING)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "waiting"
+
+
+@pytest.mark.parametrize(
+    "says",
+    [{"turn": "a"}, {"ready": True}, {"loaded": True}, {"stage": "measure", "at": 1.0}, {"utilisation": {}}],
+    ids=lambda says: next(iter(says)),
+)
+def test_what_a_step_says_gives_it_no_more_time(tmp_path, waiting, says):
+    ordered = []
+    with WorkerServer(tmp_path, steps=waiting) as server:
+        begin = time.monotonic()
+        result = server.run("chattering", {"says": says}, timeout_s=2.0, on_loaded=lambda session: ordered.append(1))
+        seconds = time.monotonic() - begin
+    assert result.failure is not None and (result.failure.kind, result.failure.figure) == ("timeout", 2.0)
+    assert seconds < 20 and len(ordered) == (says.keys() == {"loaded"})
+
+
+@pytest.mark.parametrize("at", [0.0, 1e18])
+def test_a_step_that_only_says_that_it_waits_ends_too(tmp_path, waiting, monkeypatch, at):
+    monkeypatch.setattr("autotune.execute.server.WAIT_LIMIT_S", 1.0)
+    with WorkerServer(tmp_path, steps=waiting) as server:
+        begin = time.monotonic()
+        result = server.run("lying", {"at": at}, timeout_s=2.0)
+        seconds = time.monotonic() - begin
+    assert result.failure is not None and result.failure.kind == "timeout" and seconds < 20
+
+
+def test_the_user_is_told_once_for_whom_steps_wait_but_not_for_their_own_turns(tmp_path, waiting):
+    said = []
+    with WorkerServer(tmp_path, steps=waiting, work="resnet50", tell=said.append) as server:
+        for holder, pids in (("waiting for a", [1]), ("waiting for a", [1]), ("waiting for b", [])):
+            result = server.run("telling", {"holder": holder, "pids": pids}, timeout_s=60.0)
+            assert result.value == {"purpose": "resnet50 (telling)"}
+            assert [stage for stage, _, _ in result.spans] == ["starting", "wait", "check"]
+        assert said == ["waiting for a", "waiting for b"]
+        own = server.start("waiting", {"waits_s": 30.0})
+        assert own.begun.wait(60)
+        result = server.run("telling", {"holder": "waiting for c", "pids": [own.pid]}, timeout_s=60.0)
+        assert [stage for stage, _, _ in result.spans] == ["starting", QUEUED, "check"]
+        result = server.run("telling", {"holder": "waiting for d", "pids": [own.pid, 1]}, timeout_s=60.0)
+    assert said == ["waiting for a", "waiting for b", "waiting for d"]
 
 
 @pytest.mark.parametrize(("waits_s", "limit_s"), [(3.0, 60.0), (60.0, 1.0)])
 def test_the_time_of_a_step_stands_still_while_it_waits_for_the_device_but_not_for_ever(
-    tmp_path, monkeypatch, waits_s, limit_s
+    tmp_path, waiting, monkeypatch, waits_s, limit_s
 ):
-    (tmp_path / "waiting.py").write_text(WAITING)
-    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("autotune.execute.server.WAIT_LIMIT_S", limit_s)
-    with WorkerServer(tmp_path, steps="waiting") as server:
+    with WorkerServer(tmp_path, steps=waiting) as server:
         result = server.run("waiting", {"waits_s": waits_s}, timeout_s=1.5)
     if limit_s > waits_s:
         assert result.value == {"measured": True}
@@ -123,14 +196,60 @@ def test_the_time_of_a_step_stands_still_while_it_waits_for_the_device_but_not_f
 
 def test_a_step_says_that_it_waits_while_another_study_has_the_device(bench):
     _, target = build(bench, "none")
+    said = []
+    bench.server.notices = Notices(said.append)
     with ThreadPoolExecutor(1) as pool:
-        with device_lock(bench.device.uuid, exclusive=True):
+        with device_lock(bench.device.uuid, exclusive=True, purpose="another (finals)"):
             measured = pool.submit(bench.measure, target, Objective(), 0)
             with pytest.raises(TimeoutError):
                 measured.result(2.0)
         result = measured.result()
     assert result.failure is None
     assert [stage for stage, _, _ in result.spans][1:] == ["wait", "load", "check", "measure"]
+    (told,) = said
+    assert told.startswith(f"waiting for {bench.device.name}: process {os.getpid()} of ")
+    assert "uses it for another (finals) since" in told
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_what_is_built_or_judged_for_a_cpu_waits_for_a_timing_and_what_times_kernels_for_builds_too(
+    bench, monkeypatch, tmp_path, alone
+):
+    """``alone`` is a build that times kernels; the other one only computes on the device."""
+    if alone:
+        (tmp_path / "sitecustomize.py").write_text(TIMING_BUILDS)
+        monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        monkeypatch.syspath_prepend(tmp_path)
+    with WorkerServer(tmp_path) as server, ThreadPoolExecutor(2) as pool:
+        other = Bench(server, tmp_path, bench.device, TimeSplit())
+        other.model = bench.model
+        with device_lock(bench.device.uuid, exclusive=not alone):
+            waiting = [pool.submit(build, other, "none")]
+            if not alone:
+                waiting.append(pool.submit(other.reference, Objective()))
+            with pytest.raises(TimeoutError):
+                waiting[0].result(4.0)
+            assert not any(each.done() for each in waiting)
+        built, _ = waiting[0].result()
+        assert all(each.exception() is None for each in waiting)
+    assert [stage for stage, _, _ in built.spans][1:] == ["wait", "build"]
+
+
+def test_a_process_of_somebody_else_on_the_device_is_told_once(bench):
+    said = []
+    bench.server.notices = Notices(said.append)
+    others = [{"pid": 2**22 + 1, "used_bytes": 2**30, "sm_percent": None}]
+    measured = {"measurement": {"conditions": {"readings": {"gpu": {"other_processes": others}}}}}
+    for _ in range(2):
+        bench._measured(StepResult(value=measured, failure=None, spans=(), seconds=0.0))
+    (told,) = said
+    assert told.startswith(f"process {2**22 + 1} is on {bench.device.name} too (1.0 GiB of its memory)")
+
+
+def test_builds_that_time_no_kernels_run_beside_what_else_is_built(bench):
+    with device_lock(bench.device.uuid, exclusive=False):
+        built, _ = build(bench, "none")
+    assert built.failure is None and [stage for stage, _, _ in built.spans][1:] == ["build"]
 
 
 def test_candidates_load_early_and_are_judged_at_their_turn(bench):
@@ -139,7 +258,7 @@ def test_candidates_load_early_and_are_judged_at_their_turn(bench):
     results = [early.measure(None) for early in loading]
     assert [result.failure and result.failure.kind for result in results] == [None, None, "crash", "inaccurate"]
     for result in results[:2]:
-        stages = [stage for stage, _, _ in result.spans if stage != "wait"]
+        stages = [stage for stage, _, _ in result.spans if stage != QUEUED]
         assert stages[1:] == ["load", "check", "measure"]
 
 

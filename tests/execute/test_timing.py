@@ -21,6 +21,12 @@ def test_a_moment_counts_once_and_sampling_comes_first():
     }  # fmt: skip
 
 
+def test_waiting_is_no_work_unless_something_else_went_on():
+    split = TimeSplit()
+    split.add([("build", 0.0, 10.0), ("wait", 5.0, 16.0)])
+    assert split.worked_s(0.0, 20.0) == 14.0 and split.worked_s(12.0, 14.0) == 0.0
+
+
 @given(SPANS)
 def test_the_parts_add_up_to_the_whole(spans):
     split = TimeSplit()
