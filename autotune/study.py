@@ -5,7 +5,6 @@ import functools
 import logging
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from autotune.execute.timing import TimeSplit
 from autotune.kernel_supply import KernelSupply
 from autotune.plan import Plan
 from autotune.runtime import toolchain as versions
+from autotune.scratch import ScratchFolder
 from autotune.space import SearchSpace
 from autotune.study_context import StudyContext
 from autotune.study_finals import StudyFinals
@@ -52,12 +52,8 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
         return known
     search_spaces(request, None)  # refuses what leaves no candidate before anything is begun
     begin = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
-    try:
-        with WorkerServer(folder) as server, stoppable(server) as stop:
-            found = Study(request, store, progress, server, folder, stop).run(begin)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ScratchFolder("study") as folder, WorkerServer(folder) as server, stoppable(server) as stop:
+        found = Study(request, store, progress, server, folder, stop).run(begin)
     progress.event("finished", outcome=found)
     return found
 

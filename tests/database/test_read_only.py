@@ -131,9 +131,9 @@ def test_a_log_that_cannot_be_copied_names_the_folder_for_temporary_files(
         ReadOnlyFile(tmp_path / "a.db")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     source = ReadOnlyFile(tmp_path / "a.db")
-    assert len(list(tmp_path.glob("autotune-database-*"))) == 1
+    assert len(list(tmp_path.glob("autotune-scratch-database-*"))) == 1
     source.close()
-    assert list(tmp_path.glob("autotune-database-*")) == []
+    assert list(tmp_path.glob("autotune-scratch-database-*")) == []
 
 
 ARTIFACTS = """
