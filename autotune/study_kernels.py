@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from autotune.configuration import Configuration
+from autotune.errors import AutotuneError, StudyInterruptedError, StudyTakenOverError
 from autotune.kernel import KnownKernels, wants_kernels
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_supply import graph_of
@@ -61,10 +62,20 @@ class StudyKernels:
                     if (backend, problem) not in self._tuned:
                         counts[problem] = max(count, counts.get(problem, 0.0))
             if counts and request.tune_kernels and not self.on.stop.is_set():
-                report = tune_kernels(
-                    counts, request.device, self.on.store, self.on.bench.server, backend=backend,
-                    budget_s=max(0.0, allowed_s - (time.monotonic() - begin)), progress=self.on.progress,
-                    stop=self.on.stop, seed=request.seed,
-                )  # fmt: skip
                 self._tuned |= {(backend, problem) for problem in counts}
-                self.on.bench.split.add(report.spans)
+                self._tune_these(counts, backend, max(0.0, allowed_s - (time.monotonic() - begin)))
+
+    def _tune_these(self, counts: Mapping[GemmProblem, float], backend: str, budget_s: float) -> None:
+        on = self.on
+        try:
+            report = tune_kernels(
+                counts, on.request.device, on.store, on.bench.server, backend=backend, budget_s=budget_s,
+                progress=on.progress, stop=on.stop, seed=on.request.seed,
+            )  # fmt: skip
+        except (StudyInterruptedError, StudyTakenOverError):
+            raise
+        except AutotuneError as error:
+            text = f"{backend}: kernels could not be tuned, so builds take those that are known and torch's: {error}"
+            on.progress.event("message", text=text)
+        else:
+            on.bench.split.add(report.spans)
