@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from autotune.configuration import Configuration
 from autotune.device import Device
-from autotune.errors import AutotuneError, ModelError, ReferenceRefusedError, WorkError
+from autotune.errors import AutotuneError, ModelError, OutOfMemoryError, ReferenceRefusedError, WorkError
 from autotune.execute.channel import ChannelClosed
 from autotune.execute.device_memory import DeviceMemory
 from autotune.execute.server import POLL_S, Session, StepResult, WorkerServer
@@ -269,10 +269,13 @@ class Bench:
 
     @staticmethod
     def _must(result: StepResult, what: str, kind: type[AutotuneError] = WorkError) -> dict[str, Any]:
-        """The step's answer; raises the project's own error that it raised, or says how it died, by ``kind``."""
+        """The step's answer; raises OutOfMemoryError if memory was out, else what it raised, else ``kind``."""
+        failure = result.failure
+        if failure is not None and failure.kind == "out_of_memory":
+            raise OutOfMemoryError(what, found=str(failure), expected="a model and a batch that fit into memory")
         if result.raised is not None:
             raise result.raised
-        if result.failure is not None:
-            tail = result.failure.log_tail.strip().splitlines()[-8:]
-            raise kind(what, found="\n    ".join([str(result.failure), *tail]))
+        if failure is not None:
+            tail = failure.log_tail.strip().splitlines()[-8:]
+            raise kind(what, found="\n    ".join([str(failure), *tail]))
         return result.value or {}
