@@ -43,7 +43,8 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     """Search, or go on searching, for the fastest plan; a finished study answers with its plan and measures nothing.
 
     Raises StudyInterruptedError on SIGINT or SIGTERM; what was finished is kept and the same call goes on. Raises
-    StudyHeldError where another process coordinates the study, StudyTakenOverError once another one does.
+    StudyHeldError where another process coordinates the study, StudyTakenOverError once another one does, and
+    OutOfMemoryError if the model or its baseline takes more memory than there is.
     """
     progress = progress or Silent()
     known = known_outcome(request, store)

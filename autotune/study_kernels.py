@@ -41,7 +41,8 @@ class StudyKernels:
 
         ``budget_s`` is what the whole study has left. Each problem is tuned once, for all configurations that have it;
         if the study is to tune none, builds are handed what is known all the same.
-        Whatever goes wrong costs tuned kernels and nothing else: a build leaves to torch what nothing is known for.
+        What goes wrong in tuning costs tuned kernels and nothing else, except that the study was stopped or taken over:
+        a build leaves to torch what nothing is known for.
         """
         asking = [one for one in configurations if wants_kernels(one)]
         if asking:

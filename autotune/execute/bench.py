@@ -74,7 +74,7 @@ class Bench:
         server.preload(PRELOAD)
 
     def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> dict[str, Any]:
-        """Make, capture and write the model; raises what the step raised."""
+        """Make, capture and write the model; raises what the step raised, or OutOfMemoryError."""
         request = {
             "folder": str(self.model),
             "name": name,
@@ -100,7 +100,8 @@ class Bench:
     def reference(self, objective: Objective) -> None:
         """Compute the answers that candidates are judged by.
 
-        Raises ReferenceRefusedError if they cannot judge, RequestError if a metric of the objective refuses them.
+        Raises ReferenceRefusedError if they cannot judge, RequestError if a metric of the objective refuses them,
+        OutOfMemoryError if they take more memory than there is.
         """
         request = {"folder": str(self.model), "device": self.device.as_dict(), "objective": objective.as_dict()}
         preload = [*PRELOAD_BUILDERS, *self._imported]
