@@ -1,4 +1,8 @@
-"""The one place that reads environment variables."""
+"""The one place where autotune reads environment variables by name.
+
+Others pass on all of them (:mod:`autotune.execute.server`) or watch which ones a model's own code reads
+(:mod:`autotune.model.reading`). What libraries read of their own accord is theirs, such as ``TMPDIR`` by Python's.
+"""
 
 import contextlib
 import os
@@ -29,6 +33,11 @@ def visible_cuda_devices() -> str | None:
 def cxx_compiler() -> str | None:
     """Give the C++ compiler command that ``CXX`` names; ``None`` where it is unset or empty."""
     return os.environ.get("CXX", "").strip() or None
+
+
+def nvcc() -> str | None:
+    """Give the compiler of the CUDA toolkit that ``NVCC`` names, else the one on ``PATH``; ``None`` without either."""
+    return os.environ.get("NVCC", "").strip() or shutil.which("nvcc")
 
 
 def cache_folder() -> Path:

@@ -14,6 +14,8 @@
     │   └── PlanNotFoundError  no stored plan answers the request
     └── WorkError              work had begun and failed; the command line exits with 1
         ├── ArtifactError      an artifact is missing, damaged or does not load
+        ├── OutOfMemoryError   the host's or the device's memory did not suffice
+        ├── DriverError        a call of CUDA's driver failed
         ├── WorkerError        a worker process could not be started or broke its protocol
         ├── UndecidedError     the finals of a study could not decide, and no earlier plan stands
         ├── StudyInterruptedError   a study was stopped from outside and can go on
@@ -84,6 +86,18 @@ class ReferenceRefusedError(RequestError):
 
 class ArtifactError(WorkError):
     """An artifact is missing, damaged or does not load."""
+
+
+class OutOfMemoryError(WorkError):
+    """The memory of the host or the device did not suffice, or a step grew past its limit."""
+
+
+class DriverError(WorkError):
+    """A call of CUDA's driver failed; ``code`` is its CUresult."""
+
+    def __init__(self, asked: str, *, found: str = "", expected: str = "", run: str = "", code: int = 0) -> None:
+        super().__init__(asked, found=found, expected=expected, run=run)
+        self.code = code
 
 
 class WorkerError(WorkError):

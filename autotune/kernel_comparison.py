@@ -11,7 +11,6 @@ import json
 import os
 import shlex
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ from autotune.measure.selftest import environment as surroundings
 from autotune.report.kernel_comparison import comparison_table, ratio_document
 from autotune.runtime import discovery
 from autotune.runtime import toolchain as versions
+from autotune.scratch import ScratchFolder
 from autotune.search.kernel_cost import FIXED_S
 from autotune.search.kernel_rates import DeviceRates
 from autotune.search.kernel_schedule import MOST_BUILDS
@@ -316,8 +316,8 @@ def _shapes(only: str | None) -> list[Shape]:
 def _bench(device: Device, options: argparse.Namespace, folder: Path) -> Iterator[KernelBench]:
     toolchain = toolchain_of(registry.kernels(options.backend), versions.current(device)).digest
     with (
-        tempfile.TemporaryDirectory(prefix="autotune-") as scratch,
-        WorkerServer(Path(scratch), steps=STEPS, work="a comparison of kernels") as server,
+        ScratchFolder("comparison") as scratch,
+        WorkerServer(scratch, steps=STEPS, work="a comparison of kernels") as server,
     ):
         bench = KernelBench(server, device, options.backend, folder, toolchain=toolchain, seed=options.seed)
         with closing(bench):

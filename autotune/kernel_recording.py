@@ -9,7 +9,6 @@ request was wrong.
 
 import argparse
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -27,6 +26,7 @@ from autotune.kernel_recording_compile import compile_recording, jobs_that_fit, 
 from autotune.kernel_recording_times import LAUNCHES, Recorder, Trials
 from autotune.runtime import discovery
 from autotune.runtime import toolchain as versions
+from autotune.scratch import ScratchFolder
 
 BUILDS = 220
 
@@ -166,10 +166,7 @@ def _chosen(options: argparse.Namespace, device: Device, bench: KernelBench) -> 
 @contextmanager
 def _bench(device: Device, backend: str, folder: Path, seed: int) -> Iterator[KernelBench]:
     toolchain = toolchain_of(registry.kernels(backend), versions.current(device)).digest
-    with (
-        tempfile.TemporaryDirectory(prefix="autotune-") as scratch,
-        WorkerServer(Path(scratch), work="a recording of kernels") as server,
-    ):
+    with ScratchFolder("recording") as scratch, WorkerServer(scratch, work="a recording of kernels") as server:
         bench = KernelBench(server, device, backend, folder.resolve(), toolchain=toolchain, seed=seed)
         with closing(bench):
             yield bench

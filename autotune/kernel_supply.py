@@ -24,7 +24,7 @@ _NO_PART = ("kernels", "cuda_graph", "cudnn_benchmark", "programmatic_launch", "
 class KernelSupply:
     """Looks up which kernels a build may choose from: for search, finals, rebuild and reproduction alike.
 
-    It only reads the database. ``tell`` gets a message if the problems of a graph cannot be found; its builds then
+    Of the database it only reads. ``tell`` gets a message if the problems of a graph cannot be found; its builds then
     leave every place to torch. Safe to use from several threads.
     """
 

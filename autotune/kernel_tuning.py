@@ -67,7 +67,7 @@ def tune_kernels(
     nor what failed, crashed or hung. ``builds`` are those of a problem over all runs. The libraries' own calls are
     timed whatever the budget. Stopped by ``stop`` and the server's end it returns what it has, as it does where single
     problems are in trouble. Raises SpaceError where no problem has a candidate, RequestError where ``backend`` has no
-    kernels to tune.
+    kernels to tune, WorkError where the cache of compiled kernels cannot be written.
     """
     tuner = _Tuner(problems, device, store, server, backend, budget_s, builds, progress or Silent(), seed)
     return tuner.run(stop or threading.Event())
@@ -138,7 +138,14 @@ class _Tuner:
         self.device, self.store, self.server, self.progress, self.seed = device, store, server, progress, seed
         self.toolchain = toolchain_of(self.maker, versions.current(device)).digest
         folder = kernels_folder()
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkError(
+                f"compiled kernels are kept in {folder}", found=str(error),
+                expected="a folder that this user can write",
+                run="the same command with XDG_CACHE_HOME set to such a folder",
+            ) from error
         self.bench = KernelBench(server, device, backend, folder, toolchain=self.toolchain, seed=seed)
         self.works = [_Work(problem=problem, weight=weight) for problem, weight in problems.items()]
         self.budget_s, self.builds = budget_s, builds
@@ -160,7 +167,7 @@ class _Tuner:
         if not able and self.works:
             raise self.works[0].trouble or SpaceError("no kernel problem has a candidate")
         if any(work.space is not None and work.space.builds for work in able):
-            self.rates = self.bench.rates()
+            self.rates = self.bench.rates(lambda text: self.progress.event("message", text=text))
         schedule = KernelSchedule(
             {work.problem: work.weight for work in able},
             budget_s=BUILD_SHARE * self.budget_s,

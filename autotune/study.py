@@ -5,7 +5,6 @@ import functools
 import logging
 import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +23,7 @@ from autotune.execute.timing import TimeSplit
 from autotune.kernel_supply import KernelSupply
 from autotune.plan import Plan
 from autotune.runtime import toolchain as versions
+from autotune.scratch import ScratchFolder
 from autotune.space import SearchSpace
 from autotune.study_context import StudyContext
 from autotune.study_finals import StudyFinals, Undecided
@@ -43,7 +43,8 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     """Search, or go on searching, for the fastest plan; a finished study answers with its plan and measures nothing.
 
     Raises StudyInterruptedError on SIGINT or SIGTERM; what was finished is kept and the same call goes on. Raises
-    StudyHeldError where another process coordinates the study, StudyTakenOverError once another one does.
+    StudyHeldError where another process coordinates the study, StudyTakenOverError once another one does, and
+    OutOfMemoryError if the model or its baseline takes more memory than there is.
     """
     progress = progress or Silent()
     known = known_outcome(request, store)
@@ -52,12 +53,12 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
         return known
     search_spaces(request, None)  # refuses what leaves no candidate before anything is begun
     begin = time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
-    try:
-        with WorkerServer(folder, work=request.name, tell=teller(progress)) as server, stoppable(server) as stop:
-            found = Study(request, store, progress, server, folder, stop).run(begin)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        ScratchFolder("study") as folder,
+        WorkerServer(folder, work=request.name, tell=teller(progress)) as server,
+        stoppable(server) as stop,
+    ):
+        found = Study(request, store, progress, server, folder, stop).run(begin)
     progress.event("finished", outcome=found)
     return found
 

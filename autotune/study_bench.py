@@ -1,9 +1,7 @@
 """Time a stored plan again, by the rules of the finals, and say whether it still holds."""
 
 import json
-import shutil
 import statistics
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.device import Device
 from autotune.errors import ArtifactError, DeviceError, RequestError
 from autotune.plan import Plan
+from autotune.scratch import ScratchFolder
 from autotune.trial import Measurement
 
 if TYPE_CHECKING:
@@ -108,14 +107,13 @@ def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None"
     from autotune.execute.server import WorkerServer
     from autotune.execute.timing import TimeSplit
 
-    folder = Path(tempfile.mkdtemp(prefix="autotune-bench-"))
-    try:
-        with WorkerServer(folder, work=f"autotune bench of {plan.name}", tell=tell) as server:
-            bench = Bench(server, folder, device, TimeSplit())
-            _write_model(plan, artifact, bench.model)
-            return time_alone(bench, artifact, int(plan.evidence["seed"]))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        ScratchFolder("bench") as folder,
+        WorkerServer(folder, work=f"autotune bench of {plan.name}", tell=tell) as server,
+    ):
+        bench = Bench(server, folder, device, TimeSplit())
+        _write_model(plan, artifact, bench.model)
+        return time_alone(bench, artifact, int(plan.evidence["seed"]))
 
 
 def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:

@@ -63,9 +63,10 @@ class StudyFinals:
                 for trial in self.on.store.trials(row.uid, failed=True)
                 if is_baseline(trial.configuration, self.on.request)
             ]
-            why = str(failed[0].failure) if failed else "it was not tried"
-            raise WorkError(
-                f"{row.name}: the baseline gave no time, so nothing can be compared with it", found=why,
+            why = failed[0].failure if failed else None
+            raise (why.exception if why is not None else WorkError)(
+                f"{row.name}: the baseline gave no time, so nothing can be compared with it",
+                found=str(why or "it was not tried"),
                 expected="the model to run in eager mode", run=f"autotune trials {row.name} --failed",
             )  # fmt: skip
         chosen = choose_finalists(complete, baselines, [c for space in self.on.spaces for c in space.defaults])
@@ -97,7 +98,7 @@ class StudyFinals:
         called = self.on.bench.deployed(self.on.store.artifacts.open(winner.artifact))
         self.on.check_stop()
         if called.failure is not None:
-            raise WorkError(
+            raise called.failure.exception(
                 f"{self.on.row.name}: the winner {winner.configuration} does not answer a deployed call",
                 found=str(called.failure), expected="an answer in the form of the model's own",
                 run=f"autotune reproduce {self.on.row.name} {winner.number}",
@@ -139,7 +140,7 @@ class StudyFinals:
                 self.on.store.keep_artifact(trial.uid, again.artifact, kernels=again.kernels)
                 return replace(trial, artifact=again.artifact, kernels=again.kernels, signal_error=again.signal_error)
         if needed:
-            raise WorkError(
+            raise again.failure.exception(
                 f"{self.on.row.name}: the baseline was built again for the finals and does not hold",
                 found=str(again.failure), expected="the model in eager mode to pass the study's own gate",
                 run=f"autotune trials {self.on.row.name}",

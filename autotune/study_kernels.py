@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from autotune.configuration import Configuration
+from autotune.errors import AutotuneError, StudyInterruptedError, StudyTakenOverError
 from autotune.kernel import KnownKernels, wants_kernels
 from autotune.kernel_problem import GemmProblem
 from autotune.kernel_supply import graph_of
@@ -40,7 +41,8 @@ class StudyKernels:
 
         ``budget_s`` is what the whole study has left. Each problem is tuned once, for all configurations that have it;
         if the study is to tune none, builds are handed what is known all the same.
-        Whatever goes wrong costs tuned kernels and nothing else: a build leaves to torch what nothing is known for.
+        What goes wrong in tuning costs tuned kernels and nothing else, except that the study was stopped or taken over:
+        a build leaves to torch what nothing is known for.
         """
         asking = [one for one in configurations if wants_kernels(one)]
         if asking:
@@ -61,10 +63,21 @@ class StudyKernels:
                     if (backend, problem) not in self._tuned:
                         counts[problem] = max(count, counts.get(problem, 0.0))
             if counts and request.tune_kernels and not self.on.stop.is_set():
-                report = tune_kernels(
-                    counts, request.device, self.on.store, self.on.bench.server, backend=backend,
-                    budget_s=max(0.0, allowed_s - self.on.bench.split.worked_s(begin, time.monotonic())),
-                    progress=self.on.progress, stop=self.on.stop, seed=request.seed,
-                )  # fmt: skip
                 self._tuned |= {(backend, problem) for problem in counts}
-                self.on.bench.split.add(report.spans)
+                worked_s = self.on.bench.split.worked_s(begin, time.monotonic())
+                self._tune_these(counts, backend, max(0.0, allowed_s - worked_s))
+
+    def _tune_these(self, counts: Mapping[GemmProblem, float], backend: str, budget_s: float) -> None:
+        on = self.on
+        try:
+            report = tune_kernels(
+                counts, on.request.device, on.store, on.bench.server, backend=backend, budget_s=budget_s,
+                progress=on.progress, stop=on.stop, seed=on.request.seed,
+            )  # fmt: skip
+        except (StudyInterruptedError, StudyTakenOverError):
+            raise
+        except AutotuneError as error:
+            text = f"{backend}: kernels could not be tuned, so builds take those that are known and torch's: {error}"
+            on.progress.event("message", text=text)
+        else:
+            on.bench.split.add(report.spans)

@@ -1,7 +1,5 @@
 """Build and measure one stored trial's configuration again, outside the database: nothing is written to it."""
 
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from autotune.kernel_supply import KernelSupply
 from autotune.measure.block import latency_ms as screened_ms
 from autotune.model.inputs import InputSpec
 from autotune.runtime import toolchain as versions
+from autotune.scratch import ScratchFolder
 from autotune.study import stoppable
 from autotune.trial import Failure, Measurement, Trial
 
@@ -90,25 +89,22 @@ def reproduce(row: StudyRow, trial: Trial, store: Store, device: Device, output:
             expected="a study of a study file, which says how its model and inputs are made",
             run="autotune.tune(model, inputs) again, in Python",
         )
-    folder = Path(tempfile.mkdtemp(prefix="autotune-reproduce-"))
-    try:
 
-        def tell(text: str) -> None:
-            output.write(f"{text}\n")
+    def tell(text: str) -> None:
+        output.write(f"{text}\n")
 
-        with (
-            _following(folder, output),
-            WorkerServer(folder, work=row.name, tell=tell) as server,
-            stoppable(server) as stop,
-        ):
-            bench = Bench(server, folder, device, TimeSplit())
-            supply = KernelSupply(store, bench, device.device_class, versions.current(device), tell, stop)
-            found = _run(row, trial, bench, supply)
-            if stop.is_set():
-                raise StudyInterruptedError("the reproduction was stopped", run="the same command")
-            return found
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        ScratchFolder("reproduce") as folder,
+        _following(folder, output),
+        WorkerServer(folder, work=row.name, tell=tell) as server,
+        stoppable(server) as stop,
+    ):
+        bench = Bench(server, folder, device, TimeSplit())
+        supply = KernelSupply(store, bench, device.device_class, versions.current(device), tell, stop)
+        found = _run(row, trial, bench, supply)
+        if stop.is_set():
+            raise StudyInterruptedError("the reproduction was stopped", run="the same command")
+        return found
 
 
 def _run(row: StudyRow, trial: Trial, bench: Bench, supply: KernelSupply) -> Reproduction:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
-from autotune.errors import WorkError
+from autotune.errors import OutOfMemoryError
 from autotune.study_request import StudyOutcome, StudyRequest
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ def sweep(requests: Iterable[StudyRequest], run: Callable[[StudyRequest], StudyO
     for request in requests:
         try:
             outcome = run(request)
-        except WorkError as error:
-            if fastest is None or "out of memory" not in str(error).lower():
+        except OutOfMemoryError as error:
+            if fastest is None:
                 raise
             log.warning("batch %d does not fit: %s", request.batch, error)
             return

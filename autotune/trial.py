@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 from autotune.configuration import Configuration
+from autotune.errors import OutOfMemoryError, WorkError
 
 Stage = Literal["build", "load", "check", "measure"]
 FailureKind = Literal["error", "timeout", "crash", "out_of_memory", "inaccurate", "non_finite", "log_flood", "protocol"]
@@ -30,6 +31,11 @@ class Failure:
             raise ValueError(f"stage {self.stage!r} is not one of {get_args(Stage)}")
         if self.kind not in get_args(FailureKind):
             raise ValueError(f"failure kind {self.kind!r} is not one of {get_args(FailureKind)}")
+
+    @property
+    def exception(self) -> type[WorkError]:
+        """The exception to raise if work cannot continue for this reason."""
+        return OutOfMemoryError if self.kind == "out_of_memory" else WorkError
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

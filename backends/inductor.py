@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from autotune.device import Device
 from autotune.runtime.elf import needed_libraries
 from autotune.runtime.installed import install_command, torch_availability
 from autotune.runtime.settings import Settings
+from autotune.scratch import ScratchFolder
 from autotune.search_spaces.inductor import inductor_space
 from autotune.space import SearchSpace
 from autotune.workload import Workload
@@ -131,7 +131,10 @@ class _Thread(threading.local):
 
 
 def options(configuration: Configuration) -> dict[str, Any]:
-    """Every inductor option that decides what is compiled, so that no environment variable does."""
+    """Give the options of inductor that decide what is compiled, so that no variable of torch's own does.
+
+    ``CXX`` names the compiler. Options that this torch does not know are left out.
+    """
     import torch._inductor.config as config
 
     wanted: dict[str, Any] = {
@@ -189,8 +192,8 @@ def _own_cache() -> Iterator[None]:
 
     shared = {"TRITON_CACHE_DIR": str(environment.cache_folder() / "triton")}
     with (
-        tempfile.TemporaryDirectory(prefix="autotune-inductor-") as scratch,
-        fresh_cache(dir=scratch),
+        ScratchFolder("inductor") as scratch,
+        fresh_cache(dir=str(scratch)),
         environment.variables(shared),
     ):
         yield

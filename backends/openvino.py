@@ -100,16 +100,18 @@ class OpenVinoRunner:
         import torch
 
         checked = self._signature.check(inputs)
+        idle = self._idle  # a call under way when the runner is closed gives its request back to the old ones
         try:
-            request = self._idle.get_nowait()
+            request = idle.get_nowait()
         except queue.Empty:
             request = self._compiled.create_infer_request()
-        arrays = {at: tensor.detach().contiguous().numpy() for at, tensor in enumerate(checked)}
-        # With shared inputs the request may keep a view of a caller's tensor, which the next call replaces.
-        answers = request.infer(arrays, share_inputs=True, share_outputs=False)
-        found = tuple(torch.from_numpy(answers[at]).to(dtype) for at, dtype in enumerate(self._dtypes))
-        self._idle.put(request)
-        return found
+        try:
+            arrays = {at: tensor.detach().contiguous().numpy() for at, tensor in enumerate(checked)}
+            # With shared inputs the request may keep a view of a caller's tensor, which the next call replaces.
+            answers = request.infer(arrays, share_inputs=True, share_outputs=False)
+            return tuple(torch.from_numpy(answers[at]).to(dtype) for at, dtype in enumerate(self._dtypes))
+        finally:
+            idle.put(request)
 
     def close(self) -> None:
         """Let the requests and the compiled model go."""

@@ -7,6 +7,8 @@ from typing import Literal
 
 import pytest
 
+from autotune.database import trials
+from autotune.database.schema import TrialTable
 from autotune.database.store import Store
 from autotune.errors import RequestError
 from autotune.reliability import postgresql
@@ -57,3 +59,9 @@ def need_postgresql() -> None:
         if os.environ.get("AUTOTUNE_TESTS_NEED_POSTGRESQL"):
             pytest.fail(f"AUTOTUNE_TESTS_NEED_POSTGRESQL is set, and: {error}", pytrace=False)
         pytest.skip(str(error))
+
+
+def drop_artifact(store: Store, trial_uid: str) -> None:
+    """Take a trial's artifact away, as if its study had dropped it."""
+    with store.writing() as session:
+        store.discard(trials.release(session, TrialTable.uid == trial_uid))

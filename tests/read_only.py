@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from autotune.scratch import PREFIX
+
 ROOT = Path(__file__).parents[1]
 WAYS = ("permissions", "mount")
 """How writing is forbidden: by the permissions of every folder and file, or by mounting the folder read-only."""
-COPIES = ("autotune-artifact", "autotune-database", "autotune-bench")
-"""How the names of temporary copies begin; locks of devices, for example, stay."""
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 _MOUNT = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
 
@@ -38,7 +38,7 @@ def run_python(way: str, folder: Path, code: str, *arguments: str) -> subprocess
             env={**os.environ, "TMPDIR": str(scratch)},
         )  # fmt: skip
         assert _content(folder) == before
-    assert [name for name in os.listdir(scratch) if name.startswith(COPIES)] == []
+    assert [name for name in os.listdir(scratch) if name.startswith(PREFIX)] == []
     shutil.rmtree(scratch)
     return done
 

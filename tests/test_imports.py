@@ -18,7 +18,7 @@ RECORDS = [
 
 # What each layer may import of autotune, itself included. The members of a brace do not import one another.
 MIDDLE = ["model", "runtime", "measure", "accuracy", "search", "database"]
-BASE = ["errors", "environment", *RECORDS, "space", "backend", "kernel", "registry"]
+BASE = ["errors", "environment", "scratch", *RECORDS, "space", "backend", "kernel", "registry"]
 STUDY = [
     *(
         "study",
@@ -40,7 +40,7 @@ STUDY = [
     *("study_kernels", "study_bench", "study_file", "study_values", "yaml_document"),
 ]
 ABOVE = {
-    **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment")},
+    **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment", "scratch")},
     "space": ["errors", "environment", *RECORDS, "space"],
     "kernel": ["errors", "environment", *RECORDS, "space", "kernel"],
     "backend": ["errors", "environment", *RECORDS, "space", "kernel", "backend"],

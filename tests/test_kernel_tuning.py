@@ -5,7 +5,7 @@ import pytest
 
 from autotune.database.store import Store
 from autotune.device import Device
-from autotune.errors import RequestError, SpaceError
+from autotune.errors import RequestError, SpaceError, WorkError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import MadeKernel
 from autotune.kernel_problem import GemmProblem
@@ -182,7 +182,7 @@ class FakeBench:
         self.device, self.toolchain, self.spans = device, toolchain, []
         self.begun, self.batches, self.overlapped = threading.Semaphore(0), 0, []
 
-    def rates(self):
+    def rates(self, tell):
         return None
 
     def compile(self, problem, builds, limit_s):
@@ -249,3 +249,10 @@ def test_a_crash_that_is_on_record_is_not_repeated(tune, tmp_path, cpu):
     _, events, _ = tune(problem(1))
     assert [trial.configuration for trial in events.trials] == [LIBRARY]
     assert compiled(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_its_place(tune, tmp_path, monkeypatch):
+    (tmp_path / "a-file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a-file"))
+    with pytest.raises(WorkError, match="XDG_CACHE_HOME"):
+        tune(problem(8))

@@ -5,6 +5,7 @@ import pytest
 
 from autotune import study_kernels
 from autotune.configuration import Configuration
+from autotune.errors import RequestError, SpaceError, StudyInterruptedError, StudyTakenOverError, WorkError
 from autotune.execute.timing import TimeSplit
 from autotune.kernel import wants_kernels
 from autotune.kernel_problem import GemmProblem
@@ -80,3 +81,32 @@ def test_nothing_is_tuned_for_who_asks_for_nothing_or_is_stopped(study):
     on.stop.set()
     kernels.prepare([asked(True)], 100.0)
     assert not tuned
+
+
+@pytest.mark.parametrize("kind", [SpaceError, RequestError, WorkError])
+def test_what_cannot_be_tuned_costs_tuned_kernels_and_is_told_once(study, monkeypatch, kind):
+    kernels, tuned, on = study
+    told, tried = [], []
+
+    def refuse(counts, *_, **__):
+        tried.append(dict(counts))
+        raise kind("tuning", found="no rates of this GPU")
+
+    on.progress = SimpleNamespace(event=lambda what, **data: told.append((what, data["text"])))
+    monkeypatch.setattr(study_kernels, "tune_kernels", refuse)
+    wanting = [asked(True), asked(False)]
+    assert kernels.prepare(wanting, 100.0) == dict.fromkeys(wanting, 0) and not tuned
+    ((what, text),) = told
+    assert what == "message" and text.startswith("native: ") and "no rates of this GPU" in text
+    assert kernels.prepare([asked(True, threads=2)], 90.0) == {asked(True, threads=2): 0}
+    assert len(tried) == len(told) == 1
+
+
+@pytest.mark.parametrize("kind", [StudyInterruptedError, StudyTakenOverError])
+def test_a_study_that_is_stopped_or_taken_over_in_tuning_ends(study, monkeypatch, kind):
+    def end(*_, **__):
+        raise kind("the study ends")
+
+    monkeypatch.setattr(study_kernels, "tune_kernels", end)
+    with pytest.raises(kind):
+        study[0].prepare([asked(True)], 100.0)

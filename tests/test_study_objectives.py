@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from autotune.cli.main import app
 from autotune.database.store import Store
 from autotune.device import Device
-from autotune.errors import ArtifactError, DeviceError, RequestError, WorkError
+from autotune.errors import ArtifactError, DeviceError, OutOfMemoryError, RequestError, WorkError
+from autotune.execute.bench import Bench
 from autotune.measure.percentiles import samples_needed
 from autotune.model.inputs import InputSpec
 from autotune.objective import Objective
@@ -170,15 +172,76 @@ def test_an_undecided_batch_says_nothing_about_saturation(studies):
     assert saturated(ran).batch == 4 and saturated(ran[1:2]) is None
 
 
-def test_a_batch_that_does_not_fit_ends_the_sweep_and_the_first_may_not_fail(studies):
-    outcome = studies[0]["throughput"]
+def too_large() -> torch.nn.Module:
+    """A model that takes more memory than there can be from a batch of 4."""
 
+    class TooLarge(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(16, 8)
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            rows = input.shape[0] if input.shape[0] < 4 else 1 << 46
+            return self.layer(input) + input.new_zeros(rows, 8).sum()
+
+    return TooLarge()
+
+
+class Swept:
+    """Runs studies for real from a batch of 4, and has found a plan for those before."""
+
+    def __init__(self, found: StudyOutcome, store: Store, **changes) -> None:
+        self.found, self.store, self.changes, self.ran = found, store, changes, []
+
+    def __call__(self, asked: StudyRequest) -> StudyOutcome:
+        self.ran.append(asked.batch)
+        if asked.batch < 4:
+            return served(self.found, asked.batch, 100.0 * asked.batch)
+        return run_study(replace(asked, **self.changes), self.store)
+
+
+def batches(*of: int) -> list[StudyRequest]:
+    return [request("throughput", batch=batch, name="swept") for batch in of]
+
+
+def check_the_sweep_ends_before_batch_4(run: Swept) -> None:
+    assert [one.plan.batch for one in sweep(batches(1, 2, 4, 8), run)] == [1, 2] and run.ran == [1, 2, 4]
+    with pytest.raises(OutOfMemoryError, match="memory"):
+        list(sweep(batches(4, 8), run))
+
+
+def test_a_batch_that_a_model_has_no_memory_for_ends_the_sweep_and_may_not_be_the_first(studies):
+    run = Swept(studies[0]["throughput"], studies[1], factory=f"{__file__}:too_large")
+    check_the_sweep_ends_before_batch_4(run)
+
+
+@pytest.mark.parametrize("after", [None, "prepare", "reference", "build"])
+def test_the_limit_of_a_steps_memory_ends_the_sweep_in_whatever_step(studies, monkeypatch, after):
+    """From a step on, no step may take more than 1 MiB, which the keeper of each watches over."""
+
+    def limit(bench: Bench) -> None:
+        bench.server.memory_limit_bytes = 1 << 20
+
+    if after is None:
+        make = Bench.__init__
+        monkeypatch.setattr(Bench, "__init__", lambda bench, *given: (make(bench, *given), limit(bench))[0])
+    else:
+        step = getattr(Bench, after)
+
+        def then_limit(bench: Bench, *given, **named):
+            answer = step(bench, *given, **named)
+            limit(bench)
+            return answer
+
+        monkeypatch.setattr(Bench, after, then_limit)
+    check_the_sweep_ends_before_batch_4(Swept(studies[0]["throughput"], studies[1]))
+
+
+def test_another_failure_of_a_larger_batch_is_raised(studies):
     def run(one: StudyRequest) -> StudyOutcome:
         if one.batch == 4:
-            raise WorkError("batch 4", found="CUDA out of memory")
-        return served(outcome, one.batch, 100.0 * one.batch)
+            raise WorkError("batch 4", found="a file named out of memory is not there")
+        return served(studies[0]["throughput"], one.batch, 100.0 * one.batch)
 
-    asked = [request("throughput", batch=batch) for batch in (1, 2, 4, 8)]
-    assert [one.plan.batch for one in sweep(asked, run)] == [1, 2]
-    with pytest.raises(WorkError):
-        list(sweep(asked[2:], run))
+    with pytest.raises(WorkError, match="batch 4"):
+        list(sweep(batches(1, 2, 4, 8), run))

@@ -23,6 +23,7 @@ from autotune.study import run_study
 from autotune.study_bench import bench_plan
 from autotune.study_reproduce import reproduce
 from autotune.study_request import StudyRequest
+from tests.databases import drop_artifact
 from tests.toy_tuned import BUILDS, FAST, PROBLEM, SLOW
 
 MODEL = """
@@ -136,7 +137,7 @@ def as_kept(plan):
 @pytest.mark.usefixtures("not_alone")
 def test_search_finals_rebuild_reproduction_and_a_merged_database_hand_builds_the_same_kernels(place):
     with place.store() as store:
-        events = Events(lambda trial: store.drop_artifact(trial.uid))  # so that the finals build it again
+        events = Events(lambda trial: drop_artifact(store, trial.uid))  # so that the finals build it again
         plan = run_study(place.request(), store, events).plan
         assert plan.configuration.backend == "toytuned" and plan.status == "promoted"
         handed = plan.kernels
@@ -229,7 +230,7 @@ def test_a_plan_that_does_not_beat_the_baseline_with_the_kernels_of_now_does_not
 def test_a_finalist_that_fails_the_gate_when_it_is_built_again_misses_the_finals(place):
     def spoil(trial):
         if trial.configuration.backend == "toytuned":
-            store.drop_artifact(trial.uid)
+            drop_artifact(store, trial.uid)
             place.folder.joinpath("wrong").touch()
 
     with place.store() as store:
@@ -239,13 +240,13 @@ def test_a_finalist_that_fails_the_gate_when_it_is_built_again_misses_the_finals
         (missed,) = (text for text in events.messages if "misses the finals" in text)
         assert "check: inaccurate" in missed
         assert toy_trial(store, plan).artifact is None
-        assert not list((store.artifact_folder / "temporary").iterdir())
+        assert not list((store.artifacts.root / "temporary").iterdir())
 
 
 @pytest.mark.usefixtures("not_alone")
 def test_a_baseline_that_fails_when_it_is_built_again_ends_the_study_without_blaming_the_installation(place):
     def spoil(trial):
-        store.drop_artifact(trial.uid)
+        drop_artifact(store, trial.uid)
         if trial.configuration.backend == "eager":
             place.folder.joinpath("model.py").write_text("raise RuntimeError('gone')")
 

@@ -1,8 +1,5 @@
 """``autotune kernels``."""
 
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -109,21 +106,20 @@ def kernel_problem(m: int, n: int, k: int, dtype: str, epilogue: str, *, residua
 def _run(problem: "GemmProblem", device: "Device", budget_s: float, builds: int, db: str | None) -> "KernelReport":
     from autotune.execute.server import WorkerServer
     from autotune.kernel_tuning import tune_kernels
+    from autotune.scratch import ScratchFolder
     from autotune.study import stoppable
 
-    folder, progress = Path(tempfile.mkdtemp(prefix="autotune-")), KernelProgress(errors())
-    try:
-        with (
-            open_store(db, create=True) as store,
-            WorkerServer(folder, work="autotune kernels tune", tell=progress.say) as server,
-            stoppable(server) as stop,
-        ):
-            return tune_kernels(
-                {problem: 1.0}, device, store, server, backend=BACKEND, budget_s=budget_s, builds=builds,
-                progress=progress, stop=stop,
-            )  # fmt: skip
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    progress = KernelProgress(errors())
+    with (
+        ScratchFolder("kernels") as folder,
+        open_store(db, create=True) as store,
+        WorkerServer(folder, work="autotune kernels tune", tell=progress.say) as server,
+        stoppable(server) as stop,
+    ):
+        return tune_kernels(
+            {problem: 1.0}, device, store, server, backend=BACKEND, budget_s=budget_s, builds=builds,
+            progress=progress, stop=stop,
+        )  # fmt: skip
 
 
 def _tell(report: "KernelReport", device: "Device", *, json: bool) -> None:

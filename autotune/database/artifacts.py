@@ -36,6 +36,7 @@ from typing import IO
 from autotune.database.files import hashed, holds, in_use, make_folder, may, names_below, open_plain, sync_folder
 from autotune.database.manifest import ArtifactFile, digest_of, is_digest, manifest_files, manifest_json
 from autotune.errors import ArtifactError
+from autotune.scratch import ScratchFolder
 
 FOLDERS = ("blobs", "manifests", "folders", "temporary")
 _REBUILD = "autotune tune STUDY, which builds it again"
@@ -52,6 +53,7 @@ class ArtifactStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._copies: ArtifactStore | None = None
+        self._scratch: ScratchFolder | None = None
         self._copying = threading.Lock()
         _check_folder(root)
 
@@ -113,8 +115,8 @@ class ArtifactStore:
 
     def close(self) -> None:
         """Delete what :meth:`open` has copied into temporary folders."""
-        if self._copies is not None:
-            shutil.rmtree(self._copies.root, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.close()
 
     def blob(self, sha256: str) -> Path:
         """Where a file of this SHA-256 lies."""
@@ -306,9 +308,9 @@ class ArtifactStore:
         """Open an artifact in a store of temporary files, which a worker reads as it reads any other."""
         with self._copying:
             if self._copies is None:
-                root = Path(tempfile.mkdtemp(prefix="autotune-artifacts-"))
-                weakref.finalize(self, shutil.rmtree, root, ignore_errors=True)
-                self._copies = ArtifactStore(root)
+                scratch = self._scratch = ScratchFolder("artifacts")
+                weakref.finalize(self, scratch.close)
+                self._copies = ArtifactStore(scratch.path / "store")
             copies = self._copies
             with copies.locked():
                 for file in files:
@@ -341,11 +343,9 @@ class ArtifactStore:
     @contextlib.contextmanager
     def _elsewhere(self) -> Iterator[Path]:
         with self.reading():
-            folder = Path(tempfile.mkdtemp(prefix="autotune-artifact-"))
-        try:
+            scratch = ScratchFolder("artifact")
+        with scratch as folder:
             yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
     @staticmethod
     def _verified(digest: str, path: Path, file: ArtifactFile) -> tuple[int, ...]:

@@ -121,7 +121,7 @@ def database_errors(location: Location) -> Iterator[None]:
         reason = str(cause).strip().split("\n")[0]
         if location.url.password:
             reason = reason.replace(str(location.url.password), "***")
-        refused = "readonly database" in reason or getattr(cause, "sqlstate", None) in _MAY_NOT_WRITE
+        refused = _is_read_only(cause, reason)
         raise DatabaseError(
             f"The tuning database {location.shown} {'is read-only' if refused else 'cannot be used'}",
             found=reason,
@@ -130,9 +130,11 @@ def database_errors(location: Location) -> Iterator[None]:
         ) from (error if not location.url.password else None)
 
 
-def open_engine(url: str | None = None, create: bool = True) -> Engine:
-    """Give an engine on the database at ``url`` (see :func:`locate`) with the newest schema."""
-    return engine_at(locate(url), create=create)
+def _is_read_only(cause: BaseException, reason: str) -> bool:
+    """Whether a driver's error says that nothing may be written; SQLite has few texts, and each is its own."""
+    if isinstance(cause, sqlite3.Error):
+        return reason == "attempt to write a readonly database"
+    return getattr(cause, "sqlstate", None) in _MAY_NOT_WRITE
 
 
 def engine_at(location: Location, *, create: bool = True) -> Engine:

@@ -5,12 +5,12 @@ SQLite keeps a write-ahead log (``-wal``) and its index (``-shm``) beside the fi
 
 import os
 import shutil
-import tempfile
 import weakref
 from pathlib import Path
 
 from autotune.database.files import may
 from autotune.errors import DatabaseError
+from autotune.scratch import ScratchFolder
 
 
 def is_read_only(file: Path) -> bool:
@@ -37,7 +37,7 @@ class ReadOnlyFile:
 
     def __init__(self, file: Path) -> None:
         real = Path(os.path.realpath(file))
-        self._folder: Path | None = None
+        self._scratch: ScratchFolder | None = None
         if may(_log(real), os.R_OK) and may(_index(real), os.R_OK):
             self.uri = f"{real.as_uri()}?mode=ro"
         elif _size(_log(real)):
@@ -47,9 +47,9 @@ class ReadOnlyFile:
 
     def _copied(self, real: Path) -> Path:
         try:
-            folder = self._folder = Path(tempfile.mkdtemp(prefix="autotune-database-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            copy = folder / "copy.db"
+            scratch = self._scratch = ScratchFolder("database")
+            weakref.finalize(self, scratch.close)
+            copy = scratch.path / "copy.db"
             shutil.copyfile(real, copy)
             shutil.copyfile(_log(real), _log(copy))
         except OSError as error:
@@ -64,8 +64,8 @@ class ReadOnlyFile:
 
     def close(self) -> None:
         """Delete the copy, if one was made; what is still open of it can be read to its end."""
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if self._scratch is not None:
+            self._scratch.close()
 
 
 def _log(file: Path) -> Path:

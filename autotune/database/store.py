@@ -12,7 +12,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timezone
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -285,7 +284,7 @@ class Store:
 
         One that was cut off by the death of its coordinator is taken over under its number, with the next attempt; or
         it has failed, where that has happened too often. Raises ``ValueError`` where the study has finished this
-        configuration: ask :meth:`trial_of` first.
+        configuration.
         """
         if self._lease is not None and has_returning(self._engine):
             with self._own_statements() as (kind, execute):
@@ -307,12 +306,6 @@ class Store:
         """Delete the row of a claimed trial that has no result: the study may try its configuration again later."""
         with self.writing(own=True) as session:
             trials.withdraw(session, trial)
-
-    def trial_of(self, study_uid: str, configuration: Configuration, toolchain_digest: str) -> Trial | None:
-        """Give the study's trial of a configuration under a toolchain, in whatever state."""
-        with self.reading() as session:
-            row = trials.find(session, trials.study_row(session, study_uid), configuration, toolchain_digest)
-            return None if row is None else trial_record(row)
 
     def earlier_trial(
         self, identity: Identity, toolchain_digest: str, configuration: Configuration, kernels: str = ""
@@ -365,16 +358,9 @@ class Store:
 
     def trials(self, study_uid: str, failed: bool = False) -> list[Trial]:
         """Give the trials of a study by number, all or the failed ones."""
-        return self._trials(study_uid, "failed" if failed else None)
-
-    def running_trials(self, study_uid: str) -> list[Trial]:
-        """Give the trials of a study that were begun and have not ended."""
-        return self._trials(study_uid, "running")
-
-    def _trials(self, study_uid: str, state: str | None) -> list[Trial]:
         query = select(TrialTable).where(TrialTable.study == study_uid).order_by(TrialTable.number)
-        if state is not None:
-            query = query.where(TrialTable.state == state)
+        if failed:
+            query = query.where(TrialTable.state == "failed")
         with self.reading() as session:
             return [trial_record(row) for row in session.scalars(query)]
 
@@ -396,11 +382,6 @@ class Store:
         with self.writing() as session:
             row = trials.trial_row(session, trial_uid)
             row.artifact, row.kernels = digest, kernels
-
-    def drop_artifact(self, trial_uid: str) -> None:
-        """Set a trial's artifact to null; the bytes go unless another trial or a plan needs them."""
-        with self.writing() as session:
-            self.discard(trials.release(session, TrialTable.uid == trial_uid))
 
     def drop_unnamed(self, digest: str) -> None:
         """Drop an artifact that no trial came to name, unless another trial or a plan needs it."""
@@ -473,11 +454,6 @@ class Store:
                 plan = dataclasses.replace(plan, uid=uuid.uuid4().hex)
             self.discard(trials.unneeded(session, plans.put(session, plan) - {digest}))
             return plan
-
-    @property
-    def artifact_folder(self) -> Path:
-        """The folder of the artifact store, beside the database."""
-        return self._location.artifacts
 
 
 def put_workload(session: Session, workload: Workload) -> None:

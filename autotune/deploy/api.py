@@ -2,8 +2,6 @@
 
 import contextlib
 import logging
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from autotune.errors import PlanNotFoundError, RequestError, UndecidedError
 from autotune.objective import Objective
+from autotune.scratch import ScratchFolder
 from autotune.study_request import (
     DEFAULT_BUDGET_S,
     DEFAULT_TRIALS,
@@ -260,13 +259,10 @@ def _study(
     from autotune.study import Study
 
     factory, seed = _factory_of(store, plan)
-    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
-    try:
+    with ScratchFolder("rebuild") as folder:
         model = prepared.write(folder / "model", factory=factory, seed=seed)
         with WorkerServer(folder, work=request.name, tell=tell) as server:
             yield Study(replace(request, prepared=model), store, progress, server, folder, threading.Event())
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _factory_of(store: "Store", plan: "Plan") -> tuple[str | None, int | None]:
@@ -289,11 +285,8 @@ def _factory_of(store: "Store", plan: "Plan") -> tuple[str | None, int | None]:
 def _searched(store: "Store", prepared: "Prepared", request: StudyRequest, progress: Progress) -> StudyOutcome:
     from autotune.study import run_study
 
-    folder = Path(tempfile.mkdtemp(prefix="autotune-model-"))
-    try:
-        return run_study(replace(request, prepared=prepared.write(folder)), store, progress)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ScratchFolder("model") as folder:
+        return run_study(replace(request, prepared=prepared.write(folder / "model")), store, progress)
 
 
 def _in_force(outcome: StudyOutcome, store: "Store", prepared: "Prepared") -> "Plan":
@@ -331,14 +324,11 @@ def _with_metric_code(prepared: "Prepared", request: StudyRequest) -> StudyReque
     from autotune.execute.timing import TimeSplit
     from autotune.study_identity import with_metric_code
 
-    folder = Path(tempfile.mkdtemp(prefix="autotune-"))
-    try:
+    with ScratchFolder("metrics") as folder:
         prepared.write(folder / "model")
         with WorkerServer(folder) as server:
             bench = Bench(server, folder, request.device, TimeSplit())
             return replace(request, objective=with_metric_code(request.objective, bench)[0])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _opened(

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from autotune.configuration import Configuration
 from autotune.device import Device
-from autotune.errors import AutotuneError, ModelError, ReferenceRefusedError, WorkError
+from autotune.errors import AutotuneError, ModelError, OutOfMemoryError, ReferenceRefusedError, WorkError
 from autotune.execute.channel import ChannelClosed
 from autotune.execute.device_memory import DeviceMemory
 from autotune.execute.server import POLL_S, Session, StepResult, WorkerServer
@@ -75,7 +75,7 @@ class Bench:
         server.preload(PRELOAD)
 
     def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> dict[str, Any]:
-        """Make, capture and write the model; raises what the step raised."""
+        """Make, capture and write the model; raises what the step raised, or OutOfMemoryError."""
         request = {
             "folder": str(self.model),
             "name": name,
@@ -101,7 +101,8 @@ class Bench:
     def reference(self, objective: Objective) -> None:
         """Compute the answers that candidates are judged by.
 
-        Raises ReferenceRefusedError if they cannot judge, RequestError if a metric of the objective refuses them.
+        Raises ReferenceRefusedError if they cannot judge, RequestError if a metric of the objective refuses them,
+        OutOfMemoryError if they take more memory than there is.
         """
         request = {"folder": str(self.model), "device": self.device.as_dict(), "objective": objective.as_dict()}
         preload = [*PRELOAD_BUILDERS, *self._imported]
@@ -273,10 +274,13 @@ class Bench:
 
     @staticmethod
     def _must(result: StepResult, what: str, kind: type[AutotuneError] = WorkError) -> dict[str, Any]:
-        """The step's answer; raises the project's own error that it raised, or says how it died, by ``kind``."""
+        """The step's answer; raises OutOfMemoryError if memory was out, else what it raised, else ``kind``."""
+        failure = result.failure
+        if failure is not None and failure.kind == "out_of_memory":
+            raise OutOfMemoryError(what, found=str(failure), expected="a model and a batch that fit into memory")
         if result.raised is not None:
             raise result.raised
-        if result.failure is not None:
-            tail = result.failure.log_tail.strip().splitlines()[-8:]
-            raise kind(what, found="\n    ".join([str(result.failure), *tail]))
+        if failure is not None:
+            tail = failure.log_tail.strip().splitlines()[-8:]
+            raise kind(what, found="\n    ".join([str(failure), *tail]))
         return result.value or {}

@@ -10,31 +10,9 @@ import traceback
 from pathlib import Path
 from typing import Any, NoReturn
 
+from autotune.execute.causes import cause_of
 from autotune.execute.channel import IDENTITY, Channel
 from autotune.execute.limits import Limits, end_with_parent, prefer_to_kill_this
-
-_OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "failed to allocate",
-    "bad_alloc",
-    "cudaerrormemoryallocation",
-)
-_OF_DEVICE = ("cuda", "gpu", "device memory")
-_CONTEXT_LOST = (
-    "illegal memory access",
-    "unspecified launch failure",
-    "misaligned address",
-    "illegal instruction was encountered",
-    "device-side assert triggered",
-    "hardware stack error",
-    "uncorrectable ecc error",
-    "cudaerrorillegaladdress",
-    "cudaerrorlaunchfailure",
-    "cuda_error_illegal_address",
-    "cuda_error_launch_failed",
-)
-"""CUDA's errors after which "the process must be terminated and relaunched" (CUDA runtime API, cudaError_t)."""
 
 
 def confine(keeper: int, output: int, limits: Limits, folder: Path) -> None:
@@ -86,12 +64,8 @@ def explain(error: BaseException) -> dict[str, Any]:
 
     text = f"{type(error).__name__}: {error}" if not isinstance(error, AutotuneError) else str(error)
     explained: dict[str, Any] = {"kind": "error", "detail": text[:4000]}
-    said = text.lower()
-    if any(sign in said for sign in _CONTEXT_LOST):
-        explained = {"kind": "crash", "detail": f"the process lost its context on the device: {text[:4000]}"}
-    elif isinstance(error, MemoryError) or any(sign in said for sign in _OUT_OF_MEMORY):
-        where = "device" if any(sign in said for sign in _OF_DEVICE) else "host"
-        explained = {"kind": "out_of_memory", "detail": f"{where} memory: {text[:4000]}"}
+    if (cause := cause_of(error)) is not None:
+        explained = {"kind": cause.kind, "detail": f"{cause.words}: {text[:4000]}"}
     if isinstance(error, AutotuneError):
         explained["raised"] = [type(error).__name__, error.asked, error.found, error.expected, error.run]
     return explained

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autotune.errors import StudyInterruptedError, WorkError
+from autotune.errors import StudyInterruptedError
 from autotune.execute.bench import Bench
 from autotune.execute.channel import ChannelClosed
 from autotune.execute.footprint import footprint_rounds
@@ -334,12 +334,12 @@ def _drop_culprit(drive: _Drive, session: Session, crashes: int) -> None:
     drive.bench.split.add(session.spans)
     failure = session.failure(0.0)
     if session.turn is None or crashes > len(drive.artifacts):
-        raise WorkError("the finals could not be run", found=str(failure))
+        raise failure.exception("the finals could not be run", found=str(failure))
     log.warning("%s failed in the finals and is dropped: %s", session.turn, failure)
     try:
         drive.finals.drop(session.turn)
     except ValueError as error:
-        raise WorkError(
+        raise failure.exception(
             "the baseline failed in the finals", found=str(failure), expected="the model to run in eager mode"
         ) from error
 

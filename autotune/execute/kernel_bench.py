@@ -76,18 +76,19 @@ class KernelBench:
         """How long timing has waited for other processes that used the device, which counts for no budget."""
         return self._waited_s + (self._idle.waited_s if self._idle is not None else 0.0)
 
-    def rates(self) -> DeviceRates | None:
-        """Read how fast the GPU is; ``None`` for a CPU, and where nobody knows."""
+    def rates(self, tell: Callable[[str], None] = log.warning) -> DeviceRates | None:
+        """Read how fast the GPU is; ``None`` for a CPU, and if nobody knows: ``tell`` gets the reason, once."""
         if self.device.kind == "cpu":
             return None
         if self.device.uuid not in _rates:
             found = self.server.run("device_rates", {"device": self.device.as_dict()}, timeout_s=START_S, stage="load")
             self._spans += found.spans
-            if found.value is None:
-                log.warning("the rates of %s could not be read: %s", self.device.name, found.failure)
+            if self.server.closed:
                 return None
-            told = found.value["rates"]
-            _rates[self.device.uuid] = None if told is None else DeviceRates.from_dict(told)
+            answer = found.value or {"rates": None, "reason": str(found.failure)}
+            if answer["rates"] is None:
+                tell(f"{self.device.name}: kernels are tried without an estimate of their times: {answer['reason']}")
+            _rates[self.device.uuid] = None if answer["rates"] is None else DeviceRates.from_dict(answer["rates"])
         return _rates[self.device.uuid]
 
     def compile(

@@ -1,7 +1,5 @@
 """Prove each backend on a toy model in a process of its own: build, load, run, compare."""
 
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -12,6 +10,7 @@ from typing import Any
 from autotune import registry
 from autotune.device import Device
 from autotune.execute.server import StepResult, WorkerServer
+from autotune.scratch import ScratchFolder
 
 PROOF_TIMEOUT_S = 300.0
 TOLERANCE = 2e-2
@@ -36,16 +35,12 @@ class Proof:
 def prove(names: Sequence[str], device: Device, on_proof: Callable[[Proof], None] | None = None) -> list[Proof]:
     """Prove the named backends one after the other; nothing that one of them does can hurt the next."""
     proofs: list[Proof] = []
-    folder = Path(tempfile.mkdtemp(prefix="autotune-doctor-"))
-    try:
-        with WorkerServer(folder, work="autotune doctor") as server:
-            server.preload(["torch"])
-            for name in names:
-                proofs.append(_prove_one(name, device, server, folder))
-                if on_proof is not None:
-                    on_proof(proofs[-1])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ScratchFolder("doctor") as folder, WorkerServer(folder, work="autotune doctor") as server:
+        server.preload(["torch"])
+        for name in names:
+            proofs.append(_prove_one(name, device, server, folder))
+            if on_proof is not None:
+                on_proof(proofs[-1])
     return proofs
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune import errors
+from autotune import errors, scratch
 from autotune.errors import AutotuneError, WorkerError
 from autotune.execute import family
 from autotune.execute.channel import IDENTITY, Channel, ChannelClosed, NotOurs
@@ -236,10 +236,10 @@ class WorkerServer:
         environment["PYTHONPATH"] = os.pathsep.join(str(Path(entry or ".").resolve()) for entry in sys.path)
         environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # torch may look for GPUs without opening one
         self._log = folder / "server.log"
-        with self._log.open("ab") as log:
+        with self._log.open("ab") as log, scratch.keeping(folder) as kept:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "autotune.execute.worker", str(theirs.fileno()), steps],
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *kept),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,7 +1,8 @@
 """The steps that a worker runs: prepare, reference, build, measure, finals, footprint, prove; others beside this.
 
 Each takes a request of plain data and a channel on which it tells the stage it is in, and returns plain data. Folders
-hold everything larger. This module composes model, runtime, accuracy and measure; it never touches the database.
+hold everything larger. This module composes model, runtime, accuracy and measure. A step reads artifacts from their
+store, which lies beside the tuning database; no step opens the database itself.
 """
 
 import contextlib

@@ -2,7 +2,6 @@
 
 import json
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from autotune.errors import DeviceError, WorkError
 from autotune.measure.block import InputSets
 from autotune.measure.clock import SystemClock
 from autotune.measure.timer import Function
+from autotune.scratch import ScratchFolder
 
 WorkKind = Literal["kernel", "memcpy", "memset"]
 
@@ -107,8 +107,8 @@ def trace(function: Function, input_sets: InputSets, *, calls: int = 3, device: 
         started_ns = clock.now_ns()
         run(calls)
         elapsed_us = (clock.now_ns() - started_ns) / 1e3
-    with tempfile.TemporaryDirectory(prefix="autotune-trace-") as folder:
-        path = Path(folder) / "trace.json"
+    with ScratchFolder("trace") as folder:
+        path = folder / "trace.json"
         profiler.export_chrome_trace(str(path))
         document = _load(path)
     index = torch.cuda.current_device() if place.index is None else place.index

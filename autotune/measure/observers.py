@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from autotune.device import Device, DeviceKind
 from autotune.measure.canary import Canary
-from autotune.measure.clock import Clock, SystemClock
+from autotune.measure.clock import Clock
 from autotune.measure.nvml import GpuObserver
 
 SHORTEST_WINDOW_S = 0.2
@@ -107,10 +107,6 @@ def _reading(observer: Observer) -> dict[str, Any]:
     if not isinstance(reading.get("available"), bool):
         raise ValueError(f"a reading says whether it is available, found {reading!r}")
     return reading
-
-
-NO_OBSERVERS = Observers((), SystemClock())
-"""Observes nothing, at no cost."""
 
 
 class NotAvailable:

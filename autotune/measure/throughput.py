@@ -1,4 +1,4 @@
-"""Items a second of one artifact with several requests in flight: Throughput, run_lanes, saturate, batch_sweep."""
+"""Items a second of one artifact with several requests in flight: Throughput, run_lanes, saturate."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 from autotune.errors import WorkError
 from autotune.measure.block import InputSets
@@ -30,8 +30,6 @@ FEWEST_WINDOWS = 3
 
 LONGEST_BACKLOG_MS = 1.0
 """Lanes return early if the device works on for longer than this, and than two requests, after they have ended."""
-
-What = Literal["batch", "concurrency"]
 
 log = logging.getLogger(__name__)
 
@@ -93,22 +91,7 @@ class Throughput:
         return cls(**values)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """A size that could not run and so ended a sweep: the batch or concurrency, and the first line of the error."""
-
-    what: What
-    size: int
-    reason: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
-
-
 Measure = Callable[[int], Throughput]
-Errors = tuple[type[Exception], ...]
-Tell = Callable[[Refused], None]
 _Plan = tuple[float, int, float, float | None]  # seconds a window, windows, seconds of warm-up, most seconds in windows
 
 
@@ -324,54 +307,24 @@ def cuda_lane(runner: Function, device: str) -> Function:
     return lane
 
 
-def saturate(
-    measure: Measure, *, most: int = 8, gain: float = 0.03, refused: Errors = (), tell: Tell | None = None
-) -> list[Throughput]:
+def saturate(measure: Measure, *, most: int = 8, gain: float = 0.03) -> list[Throughput]:
     """Measure with 1, 2, 4, ... and at last ``most`` requests in flight, while each step still pays.
 
     A step pays if the median rises by ``gain`` or more and the two intervals do not overlap. The point that did not pay
-    is among those returned. ``refused`` and ``tell`` are as for :func:`batch_sweep`.
+    is among those returned. Whatever a measurement raises passes through.
     """
-    return _doublings("concurrency", measure, 1, most, gain, refused, tell)
-
-
-def batch_sweep(
-    measure: Measure, *, first: int = 1, most: int = 256, gain: float = 0.05, refused: Errors, tell: Tell | None = None
-) -> list[Throughput]:
-    """Measure at batch ``first``, twice that, ... and at last ``most``, while each step still pays as in saturate.
-
-    A batch that fails with one of ``refused`` (out of memory) ends the sweep: it is logged, and ``tell`` hears of it.
-    Where the first already fails so there is nothing to return, and the error passes through, as every other does.
-    """
-    return _doublings("batch", measure, first, most, gain, refused, tell)
-
-
-def _doublings(
-    what: What, measure: Measure, first: int, most: int, gain: float, refused: Errors, tell: Tell | None
-) -> list[Throughput]:
-    if not 1 <= first <= most or not 0 <= gain < 1:
-        raise ValueError(f"1 <= first <= most and 0 <= gain < 1 expected, found {first}, {most} and {gain}")
+    if most < 1 or not 0 <= gain < 1:
+        raise ValueError(f"most >= 1 and 0 <= gain < 1 expected, found {most} and {gain}")
     points: list[Throughput] = []
-    size = first
+    concurrency = 1
     while True:
-        try:
-            point = measure(size)
-        except refused as error:
-            lines = str(error).splitlines() or [""]
-            reason = f"{type(error).__name__}: {lines[0]}"
-            log.warning("%s %d could not run: %s", what, size, reason)
-            if tell is not None:
-                tell(Refused(what=what, size=size, reason=reason))
-            if not points:
-                raise
-            return points
-        found = point.batch if what == "batch" else point.concurrency
-        if found != size:
-            raise ValueError(f"a measurement at {what} {size} was asked for, found one at {found}")
+        point = measure(concurrency)
+        if point.concurrency != concurrency:
+            raise ValueError(f"a measurement at concurrency {concurrency} was asked for, found {point.concurrency}")
         points.append(point)
-        if size == most or not (len(points) == 1 or _pays(points[-2], point, gain)):
+        if concurrency == most or not (len(points) == 1 or _pays(points[-2], point, gain)):
             return points
-        size = min(2 * size, most)
+        concurrency = min(2 * concurrency, most)
 
 
 def _pays(before: Throughput, after: Throughput, gain: float) -> bool:

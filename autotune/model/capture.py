@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -213,7 +214,7 @@ def _exported(
         raise
     except Exception as error:
         text = str(error)
-        looks = bool(_DATA_DEPENDENT.search(f"{type(error).__name__} {text}"))
+        looks = _is_torchs(error) and bool(_DATA_DEPENDENT.search(f"{type(error).__name__} {text}"))
         raise ModelError(
             f"{name} cannot be captured by torch.export"
             + (": what it computes depends on the values of its inputs" if looks else ""),
@@ -221,6 +222,12 @@ def _exported(
             expected="a forward without control flow, and without shapes, that depend on the values of its inputs",
             run=f"torch.export.export(module, (), kwargs) with the inputs {', '.join(inputs)}, which shows the place",
         ) from error
+
+
+def _is_torchs(error: BaseException) -> bool:
+    """Whether torch has raised an exception, by its class or by the place: the words of a user's own say nothing."""
+    places = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(name.partition(".")[0] == "torch" for name in (type(error).__module__, *places[-1:]))
 
 
 @contextlib.contextmanager

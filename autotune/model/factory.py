@@ -19,6 +19,12 @@ from autotune.model.process_settings import settings_kept
 if TYPE_CHECKING:
     import torch
 
+RELATIVE_IMPORTS = (
+    "attempted relative import with no known parent package",
+    "attempted relative import beyond top-level package",
+)
+"""What Python's import itself says of a file that is not in a package, or not in one so deep."""
+
 NO_COMMAND_LINE = "the parsing of a command line under if __name__ == '__main__'"
 
 
@@ -191,7 +197,7 @@ def _failed(what: str, verb: str, error: BaseException, file: OwnPlace | None, e
             expected=f"{name} as an installed package, or in one of {', '.join(dict.fromkeys([*own, *_path()]))}",
             run="the same command with PYTHONPATH=FOLDER, the folder that the module is in",
         )
-    if isinstance(error, ImportError) and "relative import" in str(error):
+    if isinstance(error, ImportError) and str(error) in RELATIVE_IMPORTS:
         expected = "an __init__.py in each folder up to the one that the import starts from"
     return ModelError(f"{what} {verb}", found=reason, expected=expected)
 

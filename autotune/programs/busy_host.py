@@ -15,7 +15,6 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from autotune.measure.selftest import environment
 from autotune.measure.selftests.outcome import Outcome
 from autotune.measure.selftests.program import document_of, tell
 from autotune.programs.identity_pairs import positive
+from autotune.scratch import ScratchFolder
 
 COMMAND = "python -m autotune.programs.busy_host"
 QUIET, BUSY = 3, 20
@@ -73,8 +73,8 @@ def _runs(study: Path, count: int, burners: int, progress: Console) -> list[dict
 def tuned(study: Path) -> dict[str, Any]:
     """Tune a study with a fresh database by the user's own command, and return how that ended."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        db = str(Path(folder) / "autotune.db")
+    with ScratchFolder("busy-host") as folder:
+        db = str(folder / "autotune.db")
         found = _answer("tune", str(study), "--db", db, "--json")["studies"][0]
         plan, tied_with = found["plan"], []
         if plan is not None:

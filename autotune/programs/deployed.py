@@ -2,7 +2,6 @@
 
 import random
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.errors import AutotuneError, ModelError
 from autotune.programs.odd_models import Program, draw_program
 from autotune.programs.same_answer import differences
+from autotune.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from autotune.deploy.prepared import Prepared
@@ -69,10 +69,10 @@ def judge(seed: str, backends: Sequence[str], calls: int = CALLS) -> Verdict:
         return _replaced(verdict, refusal=f"{error.asked}: {error.found}")
     if any(not torch.equal(before[name], tensor) for name, tensor in module.state_dict().items()):
         verdict.wrong["capture"] = "the model's own tensors were changed"
-    with tempfile.TemporaryDirectory(prefix="autotune-programs-") as folder:
-        prepared.write(Path(folder) / "model")
+    with ScratchFolder("programs") as folder:
+        prepared.write(folder / "model")
         for backend in backends:
-            _through(backend, program, module, prepared, Path(folder), device, verdict, calls)
+            _through(backend, program, module, prepared, folder, device, verdict, calls)
     return verdict
 
 

@@ -9,10 +9,8 @@ import argparse
 import contextlib
 import shlex
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from rich.console import Console
 
@@ -25,6 +23,7 @@ from autotune.reliability import artifacts, device_faults, faults, kills, look_u
 from autotune.reliability.campaign import Campaign, Outcome
 from autotune.reliability.postgresql import serving
 from autotune.runtime import discovery
+from autotune.scratch import ScratchFolder
 
 COMMAND = "python -m autotune.reliability"
 DEVICE_FAULTS = "device-faults"
@@ -51,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress = Console(stderr=True)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="autotune-reliability-"))
+        folder = stack.enter_context(ScratchFolder("reliability"))
         databases = {"sqlite": f"sqlite:///{folder}/autotune.db"}
         try:
             if options.postgresql == "auto":
@@ -65,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             progress.print(str(error), markup=False)
             return error.exit_code
         campaign = Campaign(
-            folder=Path(folder), databases=databases, quick=options.quick, seed=options.seed, device=device
+            folder=folder, databases=databases, quick=options.quick, seed=options.seed, device=device
         )
         around = environment(device.torch_name)
         rows = run_checks(PROMISES, names, campaign, progress)

@@ -119,12 +119,16 @@ def fork_bomb(folder: Path) -> NoReturn:
 
 def device_memory(folder: Path) -> None:
     """Raise what torch raises where the device has no memory."""
-    raise RuntimeError("CUDA out of memory. Tried to allocate 96.00 GiB, on purpose")
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 GiB, on purpose")
 
 
 def context_lost(folder: Path) -> None:
     """Raise what torch raises after a kernel wrote where it may not."""
-    raise RuntimeError("CUDA error: an illegal memory access was encountered, on purpose")
+    import torch
+
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered, on purpose")
 
 
 def file(folder: Path) -> None:

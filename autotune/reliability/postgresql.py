@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 from sqlalchemy import URL, create_engine, text
 
 from autotune.errors import DatabaseError, RequestError
+from autotune.scratch import ScratchFolder
 
 __all__ = ["Server", "programs", "serving"]
 
@@ -98,8 +98,10 @@ def serving(*, durable: bool = True) -> Iterator[Server]:
     RequestError where PostgreSQL is not installed, and DatabaseError where it does not start.
     """
     binaries, account = programs(), _account()
-    folder = Path(tempfile.mkdtemp(prefix="autotune-postgresql-"))
-    try:
+    with ScratchFolder("postgresql") as above:
+        above.chmod(0o711)  # another user must reach what is below
+        folder = above / "server"
+        folder.mkdir(mode=0o700)
         password = secrets.token_hex(8) + ODD
         secret = folder / "password"
         secret.write_text(password)
@@ -131,8 +133,6 @@ def serving(*, durable: bool = True) -> Iterator[Server]:
             log = (folder / "log").read_text(errors="replace").strip()
             if "could not bind" not in log or attempt + 1 == ATTEMPTS:
                 raise DatabaseError("No PostgreSQL can be started", found=log[-2000:] or "no answer and no message")
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _account() -> pwd.struct_passwd | None:

@@ -9,7 +9,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from autotune.objective import Objective
 from autotune.reliability.campaign import Campaign, Outcome
 from autotune.reliability.places import own_database
 from autotune.reliability.postgresql import serving
+from autotune.scratch import ScratchFolder
 from autotune.workload import TensorSpec, Workload
 
 log = logging.getLogger(__name__)
@@ -120,8 +120,7 @@ CASES: Mapping[str, Callable[[Path], "contextlib.AbstractContextManager[dict[str
 
 
 def _sqlite(name: str, case: Callable[[Path], "contextlib.AbstractContextManager[dict[str, Any]]"]) -> Outcome:
-    above = Path(tempfile.mkdtemp(prefix="autotune-refusals-"))
-    try:
+    with ScratchFolder("refusals") as above:
         above.chmod(0o755)  # another user must reach what is below
         (above / "place").mkdir()
         url = str(above / "place" / "a.db")
@@ -131,8 +130,6 @@ def _sqlite(name: str, case: Callable[[Path], "contextlib.AbstractContextManager
                 intact, there = _examined(url)
         if "unprivileged" in how:
             intact, there = _examined(url)
-    finally:
-        shutil.rmtree(above, ignore_errors=True)
     return _outcome(f"{name}, sqlite", refusal, there, intact)
 
 
@@ -153,7 +150,7 @@ def _full_server(kind: str) -> list[Outcome]:
     The server's log of changes lies elsewhere: where that is full too, PostgreSQL itself ends until there is room.
     """
     with contextlib.ExitStack() as stack:
-        above = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="autotune-refusals-")))
+        above = stack.enter_context(ScratchFolder("refusals"))
         above.chmod(0o755)
         (above / "place").mkdir()
         try:

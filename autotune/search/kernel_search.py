@@ -84,17 +84,6 @@ class KernelSearch:
         """How many builds have been told of, failed ones included."""
         return len(self._tried)
 
-    @property
-    def promise(self) -> float:
-        """Share of the best time that the next build is expected to save; infinite before any result, 0 after the last.
-
-        What a caller may end the problem by.
-        """
-        free = self._free()
-        if not free.any() or not self._plain_us():
-            return math.inf if free.any() else 0.0
-        return float(-np.expm1(-(self._gains() * self._odds())[free].max()))
-
     def build_of(self, candidate: Configuration) -> Configuration | None:
         """Return the build of a candidate, ``None`` where it is no build of this space."""
         return self._prior.build_of(candidate)

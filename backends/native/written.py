@@ -46,7 +46,7 @@ from autotune.kernel_problem import Window
 
 log = logging.getLogger(__name__)
 
-NHWC, NCHW = (0, 2, 3, 1), (0, 3, 1, 2)
+NHWC = (0, 2, 3, 1)
 WRITTEN = (NORM, ADD_NORM, POINTWISE, ATTENTION, MAX_POOL, MEAN_POOL, SPACE_TO_DEPTH)
 
 

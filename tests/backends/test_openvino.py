@@ -12,6 +12,7 @@ from autotune.configuration import Configuration
 from autotune.device import Device
 from autotune.model.capture import capture
 from autotune.model.source import CapturedModel, write
+from autotune.workload import TensorSpec
 from tests.backends.conformance import (
     CPU,
     ROOT,
@@ -159,3 +160,28 @@ def test_weights_after_a_reduction_meet_the_right_dimension(kind: str, tmp_path:
     (tmp_path / "built").mkdir()
     build_artifact(BACKEND, CapturedModel(tmp_path / "model"), configuration(), CPU, tmp_path / "built")
     torch.testing.assert_close(BACKEND.load(tmp_path / "built", CPU)(x), module(x), rtol=1e-5, atol=1e-5)
+
+
+class FailingRequest:
+    """A request whose calls raise; it counts how many a compiled model has made."""
+
+    def infer(self, *_: object, **__: object) -> None:
+        raise RuntimeError("the call failed")
+
+
+class FailingModel:
+    made = 0
+
+    def create_infer_request(self) -> FailingRequest:
+        self.made += 1
+        return FailingRequest()
+
+
+def test_a_request_whose_call_raised_serves_the_next_call() -> None:
+    compiled, spec = FailingModel(), TensorSpec(name="x", shape=(2,), dtype="float32")
+    runner = backend.OpenVinoRunner(compiled, [spec], [spec])
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="the call failed"):
+            runner(torch.ones(2))
+    assert compiled.made == 1
+    runner.close()

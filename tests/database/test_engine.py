@@ -16,7 +16,7 @@ from sqlalchemy import Connection, inspect, make_url, text
 
 from autotune import environment
 from autotune.database import migrate
-from autotune.database.engine import _connected, _file_system, for_writing, locate, open_engine, schema_version
+from autotune.database.engine import _connected, _file_system, engine_at, for_writing, locate, schema_version
 from autotune.database.leases import Owner
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
 from autotune.database.schema import Base
@@ -34,7 +34,7 @@ def tables(connection: Connection) -> set[str]:
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_models(databases: Databases, tmp_path: Path) -> None:
-    engine = open_engine(databases.url(tmp_path / "a.db", empty=True))
+    engine = engine_at(locate(databases.url(tmp_path / "a.db", empty=True)))
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
         assert compare_metadata(context, Base.metadata) == []
@@ -53,7 +53,7 @@ def checks(connection: Connection, table: str) -> set[tuple[str | None, str]]:
 
 def test_every_migration_goes_down_and_up_again(databases: Databases, tmp_path: Path) -> None:
     url = databases.url(tmp_path / "a.db", empty=True)
-    engine = open_engine(url)
+    engine = engine_at(locate(url))
     writer = for_writing(engine)
     for revision in (*reversed(REVISIONS[:-1]), "base"):
         with writer.begin() as connection:
@@ -76,7 +76,7 @@ def test_every_migration_goes_down_and_up_again(databases: Databases, tmp_path: 
 
 def test_a_migration_that_is_cut_off_leaves_nothing(databases: Databases, tmp_path: Path) -> None:
     url = databases.url(tmp_path / "a.db", empty=True)
-    engine = open_engine(url)
+    engine = engine_at(locate(url))
     writer = for_writing(engine)
     with writer.begin() as connection:
         migrate.downgrade(connection, "base")
@@ -90,7 +90,7 @@ def test_a_migration_that_is_cut_off_leaves_nothing(databases: Databases, tmp_pa
 
 
 def test_sqlite_runs_with_the_settings_that_results_need(tmp_path: Path) -> None:
-    engine = open_engine(f"sqlite:///{tmp_path}/a.db")
+    engine = engine_at(locate(f"sqlite:///{tmp_path}/a.db"))
     with engine.connect() as connection:
         settings = {
             name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
@@ -100,7 +100,7 @@ def test_sqlite_runs_with_the_settings_that_results_need(tmp_path: Path) -> None
 
 
 def test_a_write_takes_the_lock_at_once_and_a_read_does_not(tmp_path: Path) -> None:
-    engine = open_engine(str(tmp_path / "a.db"))
+    engine = engine_at(locate(str(tmp_path / "a.db")))
     other = sqlite3.connect(tmp_path / "a.db", timeout=0, isolation_level=None)
     with engine.connect() as connection, connection.begin():
         connection.execute(text("SELECT 1"))

@@ -16,7 +16,7 @@ from sqlalchemy import text
 from autotune.configuration import Configuration
 from autotune.database import migrate
 from autotune.database.check import check
-from autotune.database.engine import for_writing, open_engine
+from autotune.database.engine import engine_at, for_writing, locate
 from autotune.database.exchange import export_studies, merge_file
 from autotune.database.leases import Owner
 from autotune.database.store import Store
@@ -199,7 +199,7 @@ def test_a_database_from_before_kernel_trials_keeps_its_rows_on_the_way_up_and_d
         tried(store, study)
         store.kernels.add([kernel()])
         before = store.trials(study.uid)
-    engine = open_engine(url)
+    engine = engine_at(locate(url))
     with for_writing(engine).begin() as connection:
         migrate.downgrade(connection, "0001")
     engine.dispose()

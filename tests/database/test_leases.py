@@ -134,7 +134,6 @@ def test_a_stale_coordinator_can_write_nothing(store: Store, tmp_path: Path) -> 
         lambda: stale.hand_back([claimed]),
         lambda: stale.withdraw_trial(claimed),
         lambda: stale.keep_artifact(claimed.uid, artifact, kernels=""),
-        lambda: stale.drop_artifact(claimed.uid),
         lambda: stale.drop_unnamed(artifact),
         lambda: stale.drop_losers(study.uid, set()),
         lambda: stale.promote(plan()),

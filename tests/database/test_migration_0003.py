@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from autotune.database import migrate
 from autotune.database.check import check
-from autotune.database.engine import for_writing, open_engine
+from autotune.database.engine import engine_at, for_writing, locate
 from autotune.database.store import Store
 from autotune.objective import Metric, Objective
 from tests.database.records import begin, configuration, digest, kernel, key, plan, tried
@@ -30,7 +30,7 @@ def former(databases: Databases, tmp_path: Path):
         store.promote(plan("p2", objective=STRICT))
         with store.writing() as session:
             session.execute(text("UPDATE trial SET state = 'pruned' WHERE uid = :uid"), {"uid": left_out.uid})
-    engine = open_engine(url)
+    engine = engine_at(locate(url))
     with for_writing(engine).begin() as connection:
         migrate.downgrade(connection, "0002")
         records = connection.execute(text("SELECT record FROM plan")).scalars().all()
@@ -71,7 +71,7 @@ def test_a_damaged_plan_does_not_keep_a_database_from_being_brought_up_to_date(f
 
 
 def open_engine_of(url: str, revision: str):
-    engine = open_engine(url)
+    engine = engine_at(locate(url))
     with for_writing(engine).begin() as connection:
         migrate.downgrade(connection, revision)
     return engine

@@ -11,7 +11,7 @@ from sqlalchemy import make_url, text
 
 from autotune.database import migrate
 from autotune.database.artifacts import ArtifactStore
-from autotune.database.engine import for_writing, open_engine
+from autotune.database.engine import engine_at, for_writing, locate
 from autotune.database.plan_rows import REVISIONS
 from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
 from autotune.database.store import Store
@@ -36,7 +36,7 @@ os._exit(0)
 READS = """
 import json, sys
 from pathlib import Path
-from autotune.database.engine import locate
+from autotune.database.engine import engine_at, locate
 from autotune.database.reading import plan_reader
 from autotune.database.store import Store
 from autotune.errors import AutotuneError
@@ -93,7 +93,7 @@ def test_a_file_that_nobody_may_write_is_read_with_its_log(tmp_path: Path, way: 
 @pytest.mark.parametrize("way", WAYS)
 def test_an_old_schema_that_nobody_may_write_names_the_upgrade(tmp_path: Path, way: str) -> None:
     folder = tmp_path / "frozen"
-    engine = open_engine(str(folder / "a.db"))
+    engine = engine_at(locate(str(folder / "a.db")))
     with for_writing(engine).begin() as connection:
         migrate.downgrade(connection, REVISIONS[-2])
     engine.dispose()
@@ -131,9 +131,9 @@ def test_a_log_that_cannot_be_copied_names_the_folder_for_temporary_files(
         ReadOnlyFile(tmp_path / "a.db")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     source = ReadOnlyFile(tmp_path / "a.db")
-    assert len(list(tmp_path.glob("autotune-database-*"))) == 1
+    assert len(list(tmp_path.glob("autotune-scratch-database-*"))) == 1
     source.close()
-    assert list(tmp_path.glob("autotune-database-*")) == []
+    assert list(tmp_path.glob("autotune-scratch-database-*")) == []
 
 
 ARTIFACTS = """
@@ -258,7 +258,7 @@ def test_a_role_that_may_only_read_looks_plans_up(postgresql: Server, how: str) 
         begin(store)
         store.promote(plan("p1"))
         assert not store.read_only
-    engine = open_engine(url)
+    engine = engine_at(locate(url))
     rights = "SELECT" if how == "may only select" else "ALL"
     with for_writing(engine).begin() as connection:
         connection.execute(text(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'"))

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from autotune.device import Device
 from autotune.errors import WorkError
 from autotune.execute.kernel_bench import KernelBench
 from autotune.execute.server import WorkerServer
@@ -130,3 +131,14 @@ def test_nothing_is_said_of_what_was_stopped(bench):
     bench.time(PROBLEM, [launch(build(fault)) for fault in ("none", "hang", "slow")], None, stop)
     assert len(found) == 1
     assert bench.compile(PROBLEM, [build("none")], 60.0) == ({build("none"): None}, {})
+
+
+def test_a_gpu_whose_rates_cannot_be_read_has_none_and_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("autotune.execute.kernel_bench._rates", {})
+    gpu, told = Device(kind="cuda", name="A GPU that is not here", uuid="gpu-not-here", capability=(12, 0)), []
+    with (
+        WorkerServer(tmp_path) as server,
+        closing(KernelBench(server, gpu, "toykernels", tmp_path, toolchain="t", seed=0)) as bench,
+    ):
+        assert bench.rates(told.append) is None and bench.rates(told.append) is None
+    assert len(told) == 1 and told[0].startswith(f"{gpu.name}: ")

@@ -13,9 +13,7 @@ from autotune.errors import WorkError
 from autotune.measure.clock import SystemClock
 from autotune.measure.statistics import median, median_interval
 from autotune.measure.throughput import (
-    Refused,
     Throughput,
-    batch_sweep,
     best,
     cuda_lane,
     in_threads,
@@ -336,39 +334,19 @@ def test_the_last_step_goes_to_the_most_that_is_allowed():
     assert [point.concurrency for point in saturate(lambda size: at(size, 1), most=1)] == [1]
 
 
-def test_a_batch_that_does_not_fit_ends_the_sweep_and_is_told(caplog):
-    heard = []
-
+def test_what_a_measurement_raises_passes_through():
     def measure(size):
-        if size == 32:
-            raise MemoryError("40 GB wanted\nmore")
-        return at(size, 100 * size, what="batch")
+        if size == 2:
+            raise MemoryError("40 GB wanted")
+        return at(size, 100)
 
-    points = batch_sweep(measure, first=4, refused=(MemoryError,), tell=heard.append)
-    assert [point.batch for point in points] == [4, 8, 16]
-    assert heard == [Refused(what="batch", size=32, reason="MemoryError: 40 GB wanted")]
-    assert "batch 32" in caplog.text
-    assert json.loads(json.dumps(heard[0].as_dict()))["size"] == 32
-    assert [point.batch for point in batch_sweep(measure, first=4, refused=(MemoryError,))] == [4, 8, 16]
+    with pytest.raises(MemoryError, match="40 GB"):
+        saturate(measure)
 
 
-def test_other_errors_and_a_first_batch_that_does_not_fit_pass_through():
-    heard = []
-
-    def measure(size):
-        raise MemoryError if size == 1 else RuntimeError("illegal address")
-
-    with pytest.raises(RuntimeError, match="illegal"):
-        batch_sweep(measure, first=2, refused=(MemoryError,), tell=heard.append)
-    assert heard == []
-    with pytest.raises(MemoryError):
-        batch_sweep(measure, refused=(MemoryError,), tell=heard.append)
-    assert [refusal.size for refusal in heard] == [1]
-
-
-def test_a_sweep_refuses_a_measurement_at_another_size_and_senseless_bounds():
-    with pytest.raises(ValueError, match="batch 2"):
-        batch_sweep(lambda size: at(1, 100, what="batch"), refused=())
+def test_a_measurement_at_another_concurrency_and_senseless_bounds_are_refused():
+    with pytest.raises(ValueError, match="concurrency 2"):
+        saturate(lambda size: at(1, 100))
     for wrong in [{"most": 0}, {"gain": -0.1}, {"gain": 1.0}]:
         with pytest.raises(ValueError):
             saturate(lambda size: at(size, 100), **wrong)

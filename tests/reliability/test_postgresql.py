@@ -17,9 +17,9 @@ from tests.databases import need_postgresql
 
 def test_a_server_asks_for_its_password_listens_here_only_and_leaves_nothing():
     need_postgresql()
-    before = set(Path(tempfile.gettempdir()).glob("autotune-postgresql-*"))
+    before = set(Path(tempfile.gettempdir()).glob("autotune-scratch-postgresql-*"))
     with pytest.raises(KeyError), postgresql.serving(durable=False) as server:
-        (folder,) = set(Path(tempfile.gettempdir()).glob("autotune-postgresql-*")) - before
+        (folder,) = set(Path(tempfile.gettempdir()).glob("autotune-scratch-postgresql-*")) - before
         engine = create_engine(server.create("mine"))
         with engine.connect() as connection:
             shown = {
@@ -35,7 +35,7 @@ def test_a_server_asks_for_its_password_listens_here_only_and_leaves_nothing():
             "fsync": "off",
             "password_encryption": "scram-sha-256",
         }
-        assert process.uids().real != 0 and folder.stat().st_mode & 0o077 == 0
+        assert process.uids().real != 0 and (folder / "server").stat().st_mode & 0o077 == 0
         assert server.password not in repr(server)
         with pytest.raises(Exception, match="password"):
             create_engine(f"postgresql+psycopg://{server.user}:x@{server.host}:{server.port}/mine").connect()

@@ -87,7 +87,6 @@ def test_no_build_is_proposed_twice_and_all_of_them_in_the_end() -> None:
         search.tell(timed(search.plainest(build)) for build in batch)
     assert sorted(asked, key=str) == sorted(space.builds, key=str)
     assert search.spent == len(space.builds)
-    assert search.promise == 0.0
 
 
 def test_proposals_follow_from_the_seed_and_from_what_was_told() -> None:
@@ -248,23 +247,13 @@ def test_a_candidate_that_needs_no_build_may_be_the_best() -> None:
     assert search.build_of(library) is None
 
 
-def test_the_promise_falls_as_results_come_in() -> None:
-    search = searching()
-    assert search.promise == float("inf")
-    run(search, 4)
-    early = search.promise
-    run(search, 24)
-    assert 0 <= search.promise < early < 1
-
-
 def test_a_space_without_builds_has_nothing_to_propose() -> None:
     space = Space()
     space.builds = ()
     for rates in (RATES, None):
         search = KernelSearch(space, PROBLEM, rates=rates)
         assert search.ask(4) == () and search.ask_launches(4) == ()
-        assert search.promise == 0.0
-
+    
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9)])
 def test_tiles_of_older_parts_are_searched_too(capability: tuple[int, int]) -> None:

@@ -11,9 +11,7 @@ import hashlib
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +20,10 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from autotune import environment
 from autotune.errors import WorkError
 from autotune.runtime.host_memory import HostMemory
+from autotune.scratch import ScratchFolder
 
 KERNELS_A_UNIT = 4
 """Reading CUTLASS's headers takes 14 s, so that four kernels in one unit take 63 s, and in four units 4 times 40 s."""
@@ -89,7 +89,7 @@ class Compiler:
     def bare(cls, architecture: str) -> "Compiler":
         """Find nvcc, for kernels that need no headers but its own; raises WorkError where it is missing."""
         asked = f"compiling a kernel for sm_{architecture}"
-        found = os.environ.get("NVCC") or shutil.which("nvcc")
+        found = environment.nvcc()
         if found is None:
             raise WorkError(
                 asked, found="no nvcc on PATH, and no variable NVCC",
@@ -212,8 +212,8 @@ class KernelCache:
         start = time.perf_counter()
         header = kernels[keys[0]].header
         code = [kernels[key].code.replace("{name}", name_of(key)) for key in keys]
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix="unit-") as scratch:
-            unit, library = Path(scratch) / "unit.cu", Path(scratch) / "unit.so"
+        with ScratchFolder("unit", self.folder) as scratch:
+            unit, library = scratch / "unit.cu", scratch / "unit.so"
             unit.write_text("\n".join([f'#include "{header.name}"', *code]) + "\n")
             includes = [f"-I{folder}" for folder in (header.parent, *compiler.includes)]
             said = _run([str(compiler.nvcc), *compiler.flags, *includes, str(unit), "-o", str(library)])
@@ -223,10 +223,10 @@ class KernelCache:
                 if not alone and len(keys) > 1:
                     return keys
                 for key in keys:
-                    _appear(_refusal(self.folder, key, compiler.version), said, Path(scratch))
+                    _appear(_refusal(self.folder, key, compiler.version), said, scratch)
                 return ()
             for key in keys:  # a library of several kernels is one file under several names
-                own = Path(scratch) / key
+                own = scratch / key
                 os.link(library, own)
                 os.replace(own, self.folder / f"{key}.so")
         return ()

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from autotune.canonical import canonical, digest
 from autotune.device import Device
 from autotune.errors import WorkError
 from autotune.runtime.host_memory import HostMemory
+from autotune.scratch import ScratchFolder
 
 SCHEMA = 2
 BYTES_A_KERNEL = 0.5e9
@@ -175,12 +175,11 @@ class TritonCache:
     def _compile(self, compiler: TritonCompiler, source: TritonSource, key: str) -> float:
         """Compile one kernel, and tell how many seconds it took."""
         begun = time.monotonic()
-        with tempfile.TemporaryDirectory(dir=self.folder, prefix="unit-") as scratch:
-            unit = Path(scratch)
+        with ScratchFolder("unit", self.folder) as unit:
             order = unit / "order.json"
             major, minor = compiler.capability
             order.write_text(canonical({**asdict(source), "capability": 10 * major + minor}))
-            crash = _run([sys.executable, str(PROGRAM), str(order), scratch], unit)
+            crash = _run([sys.executable, str(PROGRAM), str(order), str(unit)], unit)
             if crash is not None:
                 (unit / "refused").write_text(crash)
             if (unit / "refused").exists():

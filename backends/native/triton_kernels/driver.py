@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from autotune.errors import WorkError
+from autotune.errors import DriverError, WorkError
 
 LIBRARY = "libcuda.so.1"
 
@@ -71,12 +71,12 @@ class Driver:
         self.call(asked, "cuInit", 0)
 
     def call(self, asked: str, name: str, *arguments: Any) -> None:
-        """Make one call; raises WorkError with the driver's own words where it fails."""
+        """Make one call; raises DriverError with the driver's own words if it fails."""
         status = self._calls[name](*arguments)
         if status != 0:
-            raise WorkError(
+            raise DriverError(
                 asked, found=f"{name} gave error {status}: {self._words(status)}",
-                expected="a GPU of the architecture that the kernel was compiled for, in working order",
+                expected="a GPU of the architecture that the kernel was compiled for, in working order", code=status,
             )  # fmt: skip
 
     def _words(self, status: int) -> str:
