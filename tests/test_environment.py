@@ -9,8 +9,8 @@ from autotune import environment
 
 ROOT = Path(__file__).parents[1]
 
-WATCHERS = {"autotune/environment.py", "autotune/model/reading.py", "autotune/measure/lock.py"}
-"""Who may: the one place, who watches a model's own code, and the locks of devices for the folder that they lie in."""
+WATCHERS = {"autotune/environment.py", "autotune/model/reading.py"}
+"""Who may: the one place, and who watches a model's own code."""
 
 
 def readings(path: Path) -> list[int]:
