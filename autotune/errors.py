@@ -15,6 +15,7 @@
     └── WorkError              work had begun and failed; the command line exits with 1
         ├── ArtifactError      an artifact is missing, damaged or does not load
         ├── WorkerError        a worker process could not be started or broke its protocol
+        ├── UndecidedError     the finals of a study could not decide, and no earlier plan stands
         ├── StudyInterruptedError   a study was stopped from outside and can go on
         └── StudyTakenOverError     another process coordinates the study now
 
@@ -87,6 +88,10 @@ class ArtifactError(WorkError):
 
 class WorkerError(WorkError):
     """A worker process could not be started, or broke its protocol."""
+
+
+class UndecidedError(WorkError):
+    """The finals of a study could not decide between its finalists, and there is no earlier plan to use."""
 
 
 class StudyInterruptedError(WorkError):

@@ -63,13 +63,18 @@ def misfits(plan: Plan, weights: str, form: str, toolchain: Toolchain, store: St
 def outcome(
     plan: Plan, trials: Sequence[Trial], *, cached: bool, seconds: float, split: Mapping[str, float] | None = None
 ) -> StudyOutcome:
-    """Put together what a study answers."""
+    """Put together what a study answers that has decided."""
     finalists = tuple(
         {key: value for key, value in finalist.items() if key not in ("samples_ms", "uid")}
         for finalist in plan.evidence.get("finalists", ())
     )
     return StudyOutcome(
+        name=plan.name,
+        batch=plan.batch,
+        device=plan.device,
+        objective=plan.objective,
         plan=plan,
+        status=plan.status,
         cached=cached,
         trials=Counter(trial.state for trial in trials),
         seconds=seconds,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from autotune.device import Device
 from autotune.errors import RequestError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 DEFAULT_TRIALS = 60
 DEFAULT_BUDGET_S = 180.0
+
+OutcomeStatus = Literal["promoted", "tie", "baseline", "undecided"]
 
 SERVING = {"torchscript": ("torchscript",), "onnx": ("onnxruntime",), "aoti": ("inductor",)}
 """Which backends yield a format that a server asks for; ``any`` admits all."""
@@ -90,29 +92,55 @@ class Silent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyOutcome:
-    """What a study found: its plan, how its trials ended, and where the time went.
+    """What a study found: the plan in force, how its trials ended, and where the time went.
 
-    ``split`` holds seconds of building, checking, sampling and other (imports, loading, starting, database, waiting);
-    ``finalists`` one entry a finalist in order of latency.
+    ``status`` is ``undecided`` if the finals could not tell the finalists apart; then ``reason`` says why, ``run`` is
+    the command that repeats only the finals, and ``plan`` is the incumbent, or None if there is no plan yet. Otherwise
+    ``plan`` is the one promoted now or found in the database, and ``status`` is its own. ``split`` holds seconds of
+    building, checking, sampling and other (imports, loading, starting, database, waiting); ``finalists`` one entry a
+    finalist in order of latency.
     """
 
-    plan: Plan
+    name: str
+    batch: int
+    device: Device
+    objective: Objective
+    plan: Plan | None
+    status: OutcomeStatus
+    reason: str = ""
+    run: str = ""
     cached: bool
     trials: Mapping[str, int]
     seconds: float
     split: Mapping[str, float] = field(default_factory=dict)
     finalists: tuple[Mapping[str, Any], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.status not in get_args(OutcomeStatus):
+            raise ValueError(f"outcome status {self.status!r} is not one of {get_args(OutcomeStatus)}")
+        if self.undecided and not (self.reason and self.run):
+            raise ValueError(f"outcome of {self.name}: undecided needs a reason, and the command to run again")
+        if not self.undecided and (self.plan is None or self.plan.status != self.status):
+            found = "no plan" if self.plan is None else f"a plan of status {self.plan.status}"
+            raise ValueError(f"outcome of {self.name}: status {self.status} needs a plan of that status, found {found}")
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the finals have to be repeated."""
+        return self.status == "undecided"
+
     def as_dict(self) -> dict[str, Any]:
         """One entry of what ``autotune tune --json`` prints under ``studies``."""
         plan = self.plan
         return {
-            "name": plan.name,
-            "batch": plan.batch,
-            "device": plan.device.sku,
-            "objective": plan.objective.name,
-            "baseline_latency_ms": plan.baseline_latency_ms,
-            "plan": {
+            "name": self.name,
+            "batch": self.batch,
+            "device": self.device.sku,
+            "objective": self.objective.name,
+            "status": self.status,
+            **({"reason": self.reason, "run": self.run} if self.undecided else {}),
+            "baseline_latency_ms": None if plan is None else plan.baseline_latency_ms,
+            "plan": None if plan is None else {
                 "backend": plan.configuration.backend,
                 "configuration": plan.configuration.as_dict(),
                 "latency_ms": plan.latency_ms,

@@ -143,7 +143,7 @@ def test_energy_on_a_cpu_is_refused_before_anything_is_begun():
 
 def served(outcome: StudyOutcome, batch: int, items_per_s: float) -> StudyOutcome:
     evidence = {"objective": {"items_per_s": items_per_s, "concurrency": 1}}
-    return replace(outcome, plan=replace(outcome.plan, batch=batch, evidence=evidence))
+    return replace(outcome, batch=batch, plan=replace(outcome.plan, batch=batch, evidence=evidence))
 
 
 def test_batches_are_doubled_until_throughput_is_saturated(studies):
@@ -151,8 +151,23 @@ def test_batches_are_doubled_until_throughput_is_saturated(studies):
     rates = {1: 100.0, 2: 190.0, 4: 190.0 * (1 + GAIN) - 0.1, 8: 1000.0}
     asked = [request("throughput", batch=batch) for batch in rates]
     ran = list(sweep(asked, lambda one: served(outcome, one.batch, rates[one.batch])))
-    assert [one.plan.batch for one in ran] == [1, 2, 4]
-    assert saturated(ran).plan.batch == 2
+    assert [one.batch for one in ran] == [1, 2, 4]
+    assert saturated(ran).batch == 2
+
+
+def test_an_undecided_batch_says_nothing_about_saturation(studies):
+    outcome = studies[0]["throughput"]
+    rates = {1: 100.0, 2: None, 4: 400.0, 8: 400.0}
+
+    def run(one: StudyRequest) -> StudyOutcome:
+        if rates[one.batch] is None:
+            kept = served(outcome, one.batch, 1.0)
+            return replace(kept, status="undecided", reason="busy host", run="autotune tune study.yaml")
+        return served(outcome, one.batch, rates[one.batch])
+
+    ran = list(sweep([request("throughput", batch=batch) for batch in rates], run))
+    assert [one.batch for one in ran] == [1, 2, 4, 8]
+    assert saturated(ran).batch == 4 and saturated(ran[1:2]) is None
 
 
 def test_a_batch_that_does_not_fit_ends_the_sweep_and_the_first_may_not_fail(studies):

@@ -39,7 +39,8 @@ def tune(
 ) -> None:
     """Find the fastest way to run a study's model on a device, and keep it as its plan.
 
-    A study that was stopped goes on where it was; one that is finished prints its plan and measures nothing.
+    A study that was stopped goes on where it was; one that is finished prints its plan and measures nothing. Exit code
+    1 if the finals of a study could not decide, after the other batches were run.
     """
     from autotune.report.outcome import sweep_view
     from autotune.study_file import read_study
@@ -53,10 +54,12 @@ def tune(
         outcomes = _run(requests, db, results, show, swept=swept)
         if swept:
             show(sweep_view(outcomes))
-        return
-    with nothing_on_stdout():
-        outcomes = _run(requests, db, results, lambda view: errors().print(view), swept=swept)
-    print_json({"studies": [outcome.as_dict() for outcome in outcomes]})
+    else:
+        with nothing_on_stdout():
+            outcomes = _run(requests, db, results, lambda view: errors().print(view), swept=swept)
+        print_json({"studies": [outcome.as_dict() for outcome in outcomes]})
+    if any(outcome.undecided for outcome in outcomes):
+        raise typer.Exit(1)
 
 
 def _run(
@@ -70,7 +73,6 @@ def _run(
     """Run one study after the other, telling each one's outcome as soon as it is there."""
     from autotune.cli.progress import TuneProgress
     from autotune.report.outcome import outcome_view
-    from autotune.report.results import write_results
     from autotune.study import run_study
     from autotune.study_sweep import sweep
 
@@ -84,13 +86,24 @@ def _run(
         for outcome in sweep(requests, run) if swept else map(run, requests):
             tell(outcome_view(outcome, store.location))
             if results is not None:
-                written = write_results(outcome, results, command=shlex.join(["autotune", *sys.argv[1:]]))
-                if written.kept is not None:
-                    other = f"{written.kept} is another study's (it differs in {', '.join(written.differing)})"
-                    errors().print(f"{other} and stays as it is", markup=False)
-                errors().print(f"wrote {written.path}", markup=False)
+                _write_results(outcome, results)
             outcomes.append(outcome)
     return outcomes
+
+
+def _write_results(outcome: "StudyOutcome", folder: Path) -> None:
+    """Write the results file of a study, and say where it is; one that is undecided has no results."""
+    from autotune.report.results import write_results
+
+    if outcome.undecided:
+        study = f"{outcome.name} at batch {outcome.batch}"
+        errors().print(f"no results are written for {study}: it is undecided", markup=False)
+        return
+    written = write_results(outcome, folder, command=shlex.join(["autotune", *sys.argv[1:]]))
+    if written.kept is not None:
+        other = f"{written.kept} is another study's (it differs in {', '.join(written.differing)})"
+        errors().print(f"{other} and stays as it is", markup=False)
+    errors().print(f"wrote {written.path}", markup=False)
 
 
 def study_requests(

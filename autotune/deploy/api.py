@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from autotune.errors import PlanNotFoundError, RequestError
+from autotune.errors import PlanNotFoundError, RequestError, UndecidedError
 from autotune.objective import Objective
 from autotune.study_request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, Progress, Silent, StudyOutcome, StudyRequest
 
@@ -53,7 +53,8 @@ def optimize(
     ``inputs`` are the arguments of one call (a tensor, a tuple, or a dict by parameter name), or a list of several such
     sets, which are used as they are. ``device`` defaults to the one the model is on. The other options are those of
     :func:`tune` and, for ``verify``, of :func:`load`; ``backends``, ``precisions``, ``trials`` and ``budget`` limit a
-    search, and not which stored plan answers.
+    search, and not which stored plan answers. Raises UndecidedError if the finals of a search could not decide and no
+    earlier plan stands.
     """
     from autotune.database.store import Store
 
@@ -67,7 +68,7 @@ def optimize(
         found = None
         with contextlib.suppress(PlanNotFoundError):  # then it is searched for
             found = _usable(store, prepared, request, rebuild=not store.read_only, progress=told)
-        plan, seconds = found or (_searched(store, prepared, request, told).plan, {})
+        plan, seconds = found or (_in_force(_searched(store, prepared, request, told), store, prepared), {})
         return _opened(plan, store, prepared, seconds, verify=verify)
 
 
@@ -93,8 +94,9 @@ def tune(
 
     ``budget`` is seconds or text such as ``10m``; ``objective`` a name, or an Objective with its accuracy limits;
     ``constraints`` those limits as a study file has them (``{"signal_error": 0.01}``). Without ``tune_kernels`` kernels
-    are taken as the database knows them. The model, its inputs and the random state stay as they were, except that lazy
-    layers are initialised. Raises RequestError if the request is wrong, WorkError if the work failed.
+    are taken as the database knows them. If the finals could not decide, the outcome's ``status`` is ``undecided`` and
+    its ``plan`` the earlier one, or None. The model, its inputs and the random state stay as they were, except that
+    lazy layers are initialised. Raises RequestError if the request is wrong, WorkError if the work failed.
     """
     from autotune.database.store import Store
 
@@ -181,21 +183,16 @@ def _usable(
 
     Raises PlanNotFoundError.
     """
-    from autotune import registry
     from autotune.deploy.miss import not_found, unusable
-    from autotune.runtime import toolchain
-    from autotune.study_memory import misfits
 
     if request.objective.metrics:
         request = _with_metric_code(prepared, request)
     begin = time.perf_counter()
-    workload, form = prepared.captured.workload, prepared.captured.form.digest
-    plan = store.find_plan(prepared.key(request), workload.weights)
+    plan = store.find_plan(prepared.key(request), prepared.captured.workload.weights)
     if plan is None:
         raise not_found(store, prepared, prepared.key(request))
     plan = replace(plan, device=request.device)
-    names = registry.backend(plan.configuration.backend).toolchain
-    wrong = misfits(plan, workload.weights, form, toolchain.current(request.device, names), store)
+    wrong = _wrong(plan, store, prepared)
     seconds = {"look_up": time.perf_counter() - begin}
     if not wrong:
         return plan, seconds
@@ -215,14 +212,12 @@ def _rebuilt(
     """Build a stored plan again for the module, once for all processes that need it; raises PlanNotFoundError."""
     from autotune.deploy.miss import unusable
     from autotune.deploy.prepared import rebuild_key
-    from autotune.runtime import toolchain
-    from autotune.study_memory import misfits
 
-    workload, form = prepared.captured.workload, prepared.captured.form.digest
+    workload = prepared.captured.workload
     with store.artifacts.turn(rebuild_key(prepared, plan.uid)):
         known = store.find_plan(prepared.key(request), workload.weights)
         plan = plan if known is None else replace(known, device=request.device)
-        wrong = misfits(plan, workload.weights, form, toolchain.current(request.device), store)
+        wrong = _wrong(plan, store, prepared)
         if not wrong:
             return plan  # another process has built it meanwhile
         said = _Said(progress)
@@ -290,6 +285,34 @@ def _searched(store: "Store", prepared: "Prepared", request: StudyRequest, progr
         return run_study(replace(request, prepared=prepared.write(folder)), store, progress)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_force(outcome: StudyOutcome, store: "Store", prepared: "Prepared") -> "Plan":
+    """The plan that a study leaves in force; raises UndecidedError if there is none that serves the module."""
+    plan = outcome.plan
+    if plan is not None and not outcome.undecided:
+        return plan
+    if plan is None or _wrong(plan, store, prepared):
+        raise UndecidedError(
+            f"{outcome.name}: the finals could not decide", found=outcome.reason,
+            expected="a host that is quiet enough to measure on", run=outcome.run,
+        )  # fmt: skip
+    log.warning(
+        "%s: the finals could not decide (%s), so the earlier plan is used; run again: %s",
+        outcome.name, outcome.reason, outcome.run,
+    )  # fmt: skip
+    return plan
+
+
+def _wrong(plan: "Plan", store: "Store", prepared: "Prepared") -> list[tuple[str, str, str]]:
+    """Why a plan's artifact does not serve the module as it is; empty if it does."""
+    from autotune import registry
+    from autotune.runtime import toolchain
+    from autotune.study_memory import misfits
+
+    names = registry.backend(plan.configuration.backend).toolchain
+    workload, form = prepared.captured.workload, prepared.captured.form.digest
+    return misfits(plan, workload.weights, form, toolchain.current(plan.device, names), store)
 
 
 def _with_metric_code(prepared: "Prepared", request: StudyRequest) -> StudyRequest:

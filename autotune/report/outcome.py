@@ -15,29 +15,35 @@ from autotune.study_sweep import items_per_s, saturated
 
 def outcome_view(outcome: StudyOutcome, location: str) -> RenderableType:
     """The baseline, the best finalist of each backend, the plan, and what became of the time and the trials."""
-    plan = outcome.plan
     parts: list[RenderableType] = []
     if outcome.finalists:
         parts.append(_finalists_table(outcome))
-    lines = [_verdict(outcome), *_fp32_line(outcome), _trials_line(outcome), *_split_line(outcome)]
-    lines.append(f"stored in {location}; see it again with: autotune plan show {plan.name} --batch {plan.batch}")
+    said = _undecided(outcome) if outcome.undecided else [_verdict(outcome), *_fp32_line(outcome)]
+    lines = [*said, _trials_line(outcome), *_split_line(outcome)]
+    if outcome.plan is not None:
+        again = f"autotune plan show {outcome.name} --batch {outcome.batch}"
+        lines.append(f"stored in {location}; see it again with: {again}")
     return Group(*parts, *(Text(line) for line in lines), Text(""))
 
 
 def sweep_view(outcomes: Sequence[StudyOutcome]) -> RenderableType:
     """Throughput by batch, and where it is saturated."""
     best = saturated(outcomes)
-    table = Table(title=f"{best.plan.name}: throughput by batch", title_justify="left")
+    table = Table(title=f"{outcomes[0].name}: throughput by batch", title_justify="left")
     for column in ("batch", "in flight", "items/s", "latency ms"):
         table.add_column(column, justify="right")
     for outcome in outcomes:
-        plan = outcome.plan
-        found = plan.evidence["objective"]
-        cells = (str(plan.batch), str(found["concurrency"]), f"{items_per_s(outcome):,.1f}")
+        plan, served = outcome.plan, items_per_s(outcome)
+        if plan is None or served is None:
+            table.add_row(str(outcome.batch), "–", "undecided", "–")
+            continue
+        cells = (str(outcome.batch), str(plan.evidence["objective"]["concurrency"]), f"{served:,.1f}")
         style = "bold green" if outcome is best else ""
         table.add_row(*cells, words.milliseconds(plan.latency_ms), style=style)
-    line = f"saturated at batch {best.plan.batch}: {items_per_s(best):,.1f} items/s"
-    return Group(table, Text(line), Text(""))
+    served = None if best is None else items_per_s(best)
+    if best is None or served is None:
+        return Group(table, Text("no batch was decided"), Text(""))
+    return Group(table, Text(f"saturated at batch {best.batch}: {served:,.1f} items/s"), Text(""))
 
 
 def compared(finalist: Mapping[str, Any]) -> float:
@@ -74,13 +80,13 @@ def best_fp32(finalists: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
 
 
 def _finalists_table(outcome: StudyOutcome) -> Table:
-    plan = outcome.plan
-    title = f"{plan.name}, batch {plan.batch}, on {plan.device.name} ({plan.device.cores} cores)"
+    device = outcome.device
+    title = f"{outcome.name}, batch {outcome.batch}, on {device.name} ({device.cores} cores)"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     table.add_column("backend", no_wrap=True)
     table.add_column("best configuration", overflow="fold")
-    objective = plan.objective
+    objective = outcome.objective
     own = () if objective.name == "latency_p50" else (objective.name,)
     for column in ("latency ms [95% interval]", *own, "speedup", "signal error", "build s"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -90,7 +96,7 @@ def _finalists_table(outcome: StudyOutcome) -> Table:
     baseline = compared(baseline_of(outcome.finalists))
     for finalist in best_of_backends(outcome.finalists):
         configuration = Configuration.from_dict(finalist["configuration"])
-        is_plan = configuration == plan.configuration
+        is_plan = outcome.plan is not None and configuration == outcome.plan.configuration
         build_s, base = finalist.get("build_s"), finalist.get("is_baseline")
         table.add_row(
             "plan →" if is_plan else "",
@@ -107,8 +113,21 @@ def _finalists_table(outcome: StudyOutcome) -> Table:
     return table
 
 
+def _undecided(outcome: StudyOutcome) -> list[str]:
+    """Why nothing was promoted, which plan stands meanwhile, and the command that repeats the finals."""
+    plan = outcome.plan
+    stands = "there is no plan yet"
+    if plan is not None:
+        stands = (
+            f"the earlier plan stays: {plan.configuration.backend} ({words.knobs(plan.configuration)}), "
+            f"{words.milliseconds(plan.latency_ms)} ms"
+        )
+    return [f"undecided: {outcome.reason}", stands, f"run again: {outcome.run}"]
+
+
 def _verdict(outcome: StudyOutcome) -> str:
     plan = outcome.plan
+    assert plan is not None  # the record refuses a decided outcome without one
     found = " (found in the database, nothing was measured)" if outcome.cached else ""
     aim = plan.evidence.get("objective") or {
         "unit": "ms",
@@ -131,21 +150,21 @@ def _verdict(outcome: StudyOutcome) -> str:
 def _fp32_line(outcome: StudyOutcome) -> list[str]:
     """The best in full precision, told apart where the plan computes in less."""
     best = best_fp32(outcome.finalists)
-    if best is None or not words.is_reduced(outcome.plan.configuration):
+    if best is None or outcome.plan is None or not words.is_reduced(outcome.plan.configuration):
         return []
     configuration = Configuration.from_dict(best["configuration"])
     return [
         f"best in fp32: {configuration.backend} ({words.knobs(configuration)}): "
-        f"{words.figure(compared(best), outcome.plan.objective.unit)}, "
+        f"{words.figure(compared(best), outcome.objective.unit)}, "
         f"{words.speedup(compared(baseline_of(outcome.finalists)) / compared(best))} the baseline"
     ]
 
 
 def _trials_line(outcome: StudyOutcome) -> str:
-    plan, counts = outcome.plan, outcome.trials
+    counts = outcome.trials
     told = ", ".join(f"{counts[state]} {state}" for state in counts if counts[state]) or "none"
     if counts.get("failed"):
-        told += f"; why they failed: autotune trials {plan.name} --batch {plan.batch} --failed"
+        told += f"; why they failed: autotune trials {outcome.name} --batch {outcome.batch} --failed"
     return f"trials: {told}"
 
 

@@ -46,11 +46,16 @@ class WrittenResults:
 
 
 def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
-    """Make the content of a results file; WorkError where the plan's evidence holds no finals.
+    """Make the content of a results file; WorkError if the study is undecided, or the plan's evidence holds no finals.
 
     The seconds and their split are those of this run, and absent where the plan was only looked up.
     """
     plan = outcome.plan
+    if plan is None or outcome.undecided:
+        raise WorkError(
+            f"no results can be written for {outcome.name} at batch {outcome.batch}",
+            found=f"an undecided study: {outcome.reason}", expected="finals that decided", run=outcome.run,
+        )  # fmt: skip
     finalists = [_finalist(entry) for entry in plan.evidence.get("finalists", ())]
     if not finalists or not all(entry["samples_ms"] for entry in finalists):
         raise WorkError(
@@ -101,7 +106,7 @@ def write_results(outcome: StudyOutcome, folder: Path, *, command: str) -> Writt
     """
     document = results_document(outcome, command)
     names = _names(document)
-    usual = folder / outcome.plan.name / next(names)
+    usual = folder / outcome.name / next(names)
     try:
         path, differing = usual, _differing(usual, document)
         while _differing(path, document):

@@ -1,5 +1,6 @@
 """``autotune tune``: what it refuses before it begins, and a tiny study from end to end."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,8 @@ from autotune.cli.tune import study_requests
 from autotune.errors import DeviceError, RequestError
 from autotune.report.results import verify_results
 from autotune.study_file import parse_study
+from autotune.study_request import StudyOutcome
+from tests.database import records
 from tests.read_only import run_python
 
 STUDY = """
@@ -168,6 +171,32 @@ def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
     timed = run_python("permissions", database.parent, BENCH, "bench", "toy", "--db", str(database), "--json")
     assert timed.returncode == 0, timed.stderr
     assert json.loads(timed.stdout)["structure"] == shown["structure"] == document["structure"]
+
+
+def test_undecided_finals_end_with_1_after_all_batches_were_run_and_printed(autotune, study, tmp_path, monkeypatch):
+    def run(request, store, progress):
+        plan = dataclasses.replace(records.plan(), name=request.name, batch=request.batch)
+        values = {"name": "toy", "batch": request.batch, "device": request.device, "objective": request.objective}
+        if request.batch == 2:
+            values |= {"plan": None, "status": "undecided", "reason": "busy host", "run": "autotune tune it"}
+        else:
+            values |= {"plan": plan, "status": plan.status}
+        return StudyOutcome(**values, cached=False, trials={}, seconds=1.0)
+
+    monkeypatch.setattr("autotune.study.run_study", run)
+    monkeypatch.setattr("autotune.cli.tune._write_results", lambda outcome, folder: wrote.append(outcome.batch))
+    wrote = []
+    shown = autotune("tune", study, "--db", tmp_path / "a.db", "--results", tmp_path / "results")
+    assert shown.exit_code == 1 and wrote == [2, 4]
+    assert "undecided: busy host\nthere is no plan yet\nrun again: autotune tune it" in shown.stdout
+    assert "plan show toy --batch 4" in shown.stdout
+    monkeypatch.undo()
+    monkeypatch.setattr("autotune.study.run_study", run)
+    told = autotune("tune", study, "--batch", "2", "--db", tmp_path / "a.db", "--results", tmp_path / "r", "--json")
+    (entry,) = json.loads(told.stdout)["studies"]
+    assert told.exit_code == 1 and (entry["status"], entry["plan"]) == ("undecided", None)
+    assert "no results are written for toy at batch 2: it is undecided" in told.stderr
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_factory_that_raises(autotune, study, tmp_path):

@@ -13,7 +13,8 @@ import autotune
 from autotune.configuration import Configuration
 from autotune.database.schema import PlanTable
 from autotune.database.store import Store
-from autotune.errors import ArtifactError, ModelError, PlanNotFoundError, RequestError
+from autotune.deploy import api
+from autotune.errors import ArtifactError, ModelError, PlanNotFoundError, RequestError, UndecidedError
 
 
 class Net(torch.nn.Module):
@@ -182,6 +183,28 @@ def test_processes_that_need_the_same_rebuild_make_it_once(database):
     with Store.open(database) as store:
         assert sum(plan.weights == _weights(make(11)) for plan in store.plans()) == 1
     torch.testing.assert_close(torch.tensor(found[0][2]), make(11)(**INPUTS)["second"], rtol=1e-4, atol=1e-5)
+
+
+def test_undecided_finals_leave_the_earlier_plan_in_force_or_are_an_error(database, monkeypatch, caplog):
+    known = autotune.tune(make(0), INPUTS, db=database, **FEW)
+    undecided = {"status": "undecided", "reason": "busy host", "run": "the same call"}
+
+    def searched(plan):
+        monkeypatch.setattr(api, "_searched", lambda *_: dataclasses.replace(known, plan=plan, **undecided))
+
+    monkeypatch.setattr(api, "_usable", not_stored)
+    searched(known.plan)
+    check(autotune.optimize(make(0), INPUTS, db=database), make(0))
+    assert "could not decide (busy host), so the earlier plan is used; run again: the same call" in caplog.text
+    with pytest.raises(UndecidedError, match=r"could not decide\n  found: busy host\n.*\n  run next: the same call"):
+        autotune.optimize(make(1), INPUTS, db=database)  # the earlier plan has other weights in it
+    searched(None)
+    with pytest.raises(UndecidedError):
+        autotune.optimize(make(0), INPUTS, db=database)
+
+
+def not_stored(*_, **__):
+    raise PlanNotFoundError("no stored plan answers")
 
 
 def test_a_plan_that_is_asked_for_with_the_same_inputs_is_cached(database):

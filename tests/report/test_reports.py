@@ -14,7 +14,7 @@ from autotune.errors import WorkError
 from autotune.measure.verdict import verdict_from_samples
 from autotune.objective import Objective
 from autotune.report import words
-from autotune.report.outcome import best_fp32, best_of_backends, outcome_view
+from autotune.report.outcome import best_fp32, best_of_backends, outcome_view, sweep_view
 from autotune.report.results import results_document, verify_results, write_results
 from autotune.report.table import markdown, read_results
 from autotune.study_request import StudyOutcome
@@ -24,6 +24,7 @@ EAGER = Configuration.of("eager", {"precision": "fp32", "channels_last": False, 
 FAST = Configuration.of("inductor", {"precision": "fp16", "freezing": True})
 EXACT = Configuration.of("inductor", {"precision": "fp32", "freezing": True})
 OTHER = Configuration.of("torchscript", {"precision": "fp32"})
+RUN = "autotune tune study.yaml"
 MEDIANS_MS = {EAGER: 4.0, FAST: 1.0, EXACT: 2.0, OTHER: 3.0}
 
 
@@ -75,9 +76,21 @@ def outcome(*, rounds=20, cached=False, winner=FAST):
     )
     told = tuple({key: value for key, value in each.items() if key not in ("samples_ms", "uid")} for each in finalists)
     split = {"building": 60.0, "checking": 10.0, "sampling": 20.0, "other": 10.0}
-    return StudyOutcome(
-        plan=plan, cached=cached, trials={"complete": 9, "failed": 2}, seconds=100.0, split=split, finalists=told
+    return outcome_of(
+        plan, cached=cached, trials={"complete": 9, "failed": 2}, seconds=100.0, split=split, finalists=told
     )
+
+
+def outcome_of(plan, **values):
+    return StudyOutcome(
+        name=plan.name, batch=plan.batch, device=plan.device, objective=plan.objective, plan=plan, status=plan.status,
+        **values,
+    )  # fmt: skip
+
+
+def undecided(*, plan):
+    values = {"plan": plan, "status": "undecided", "reason": "busy host: 3 of 5 processes disturbed", "run": RUN}
+    return replace(outcome(), **values)
 
 
 def printed(renderable):
@@ -102,9 +115,62 @@ def test_the_final_table_says_what_won_and_by_how_much():
 def test_a_cached_outcome_and_a_baseline_say_so():
     assert "nothing was measured" in printed(outcome_view(outcome(cached=True), "here"))
     plan = records.plan(configuration=EAGER, status="baseline", speedup=1.0, latency_ms=2.0, evidence={})
-    text = printed(outcome_view(StudyOutcome(plan=plan, cached=False, trials={}, seconds=1.0), "here"))
+    text = printed(outcome_view(outcome_of(plan, cached=False, trials={}, seconds=1.0), "here"))
     assert "the baseline stays, 2.000 ms" in text
     assert "trials: none" in text
+
+
+def test_an_undecided_outcome_says_why_what_stands_and_what_to_run():
+    kept = outcome().plan
+    text = printed(outcome_view(undecided(plan=kept), "here"))
+    assert "undecided: busy host: 3 of 5 processes disturbed the earlier plan stays: inductor (fp16" in text
+    assert f"run again: {RUN}" in text and "eager (baseline)" in text and "the baseline stays" not in text
+    text = printed(outcome_view(undecided(plan=None), "here"))
+    assert f"there is no plan yet run again: {RUN}" in text and "torchscript" in text and "stored in" not in text
+
+
+def test_json_has_the_status_on_top_and_no_plan_where_there_is_none():
+    decided = json.loads(json.dumps(outcome().as_dict()))
+    assert decided["status"] == decided["plan"]["status"] == "promoted" and "reason" not in decided
+    bare = json.loads(json.dumps(undecided(plan=None).as_dict()))
+    assert (bare["status"], bare["plan"], bare["baseline_latency_ms"]) == ("undecided", None, None)
+    assert (bare["reason"], bare["run"]) == ("busy host: 3 of 5 processes disturbed", RUN)
+    assert len(bare["finalists"]) == 4
+    kept = undecided(plan=outcome().plan).as_dict()
+    assert (kept["status"], kept["plan"]["status"]) == ("undecided", "promoted")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"status": "won"}, "'won' is not one of"),
+        ({"status": "tie"}, "found a plan of status promoted"),
+        ({"plan": None}, "found no plan"),
+        ({"status": "undecided", "reason": "busy"}, "undecided needs a reason, and the command"),
+        ({"status": "undecided", "run": RUN}, "undecided needs a reason, and the command"),
+    ],
+)
+def test_an_outcome_that_contradicts_itself_is_refused(change, says):
+    with pytest.raises(ValueError, match=says):
+        replace(outcome(), **change)
+
+
+def test_an_undecided_study_has_no_results(tmp_path):
+    with pytest.raises(WorkError, match="undecided study: busy host"):
+        write_results(undecided(plan=outcome().plan), tmp_path, command="x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_shows_the_batches_that_were_not_decided():
+    def served(batch, items_per_s):
+        evidence = {"objective": {"items_per_s": items_per_s, "concurrency": 1}}
+        found = outcome()
+        return replace(found, batch=batch, plan=replace(found.plan, batch=batch, evidence=evidence))
+
+    bare = replace(undecided(plan=None), batch=4)
+    text = printed(sweep_view([served(1, 100.0), served(2, 200.0), bare]))
+    assert "4 – undecided –" in text and "saturated at batch 2: 200.0 items/s" in text
+    assert "no batch was decided" in printed(sweep_view([bare]))
 
 
 def test_best_of_each_backend_comes_after_the_baseline():
@@ -155,7 +221,7 @@ def test_a_figure_that_does_not_follow_is_found(change, says):
 
 
 def test_no_results_without_samples():
-    bare = StudyOutcome(plan=records.plan(evidence={}), cached=True, trials={}, seconds=0.0)
+    bare = outcome_of(records.plan(evidence={}), cached=True, trials={}, seconds=0.0)
     with pytest.raises(WorkError, match="without the raw samples"):
         results_document(bare, "x")
 
