@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.kernel_problem import GemmProblem
@@ -12,6 +11,7 @@ from autotune.kernel_report import TunedProblem
 from autotune.kernel_trial import KernelTrial
 from autotune.measure.statistics import median_interval
 from autotune.report import words
+from autotune.report.fitting_table import FittingTable
 
 if TYPE_CHECKING:
     from autotune.database.kernel_trials import KernelProblemRow
@@ -87,7 +87,7 @@ def tuned_view(tuned: TunedProblem, device: "Device", rates: "DeviceRates | None
     """The candidates of one problem, best first; below them those that failed, with the reason."""
     known = len(tuned.trials) - tuned.measured
     title = f"{problem_words(tuned.problem)} on {device.device_class}: {tuned.measured} timed now, {known} known before"
-    table = Table(title=title, title_justify="left")
+    table = FittingTable(title=title, title_justify="left")
     table.add_column("kind", no_wrap=True)
     table.add_column("configuration", overflow="fold", ratio=3)
     for column in ("median µs [95% interval]", "TFLOP/s", "of roofline", "vs best library"):
@@ -128,7 +128,7 @@ def problems_document(rows: "Sequence[KernelProblemRow]") -> list[dict[str, Any]
 
 def problems_table(rows: "Sequence[KernelProblemRow]") -> RenderableType:
     """Every known problem with its best kernel."""
-    table = Table(title=f"{len(rows)} kernel problems", title_justify="left")
+    table = FittingTable(title=f"{len(rows)} kernel problems", title_justify="left")
     table.add_column("problem", overflow="fold", ratio=2)
     table.add_column("device", overflow="fold", ratio=2)
     table.add_column("toolchain", no_wrap=True)

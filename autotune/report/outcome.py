@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.configuration import Configuration
 from autotune.report import words
+from autotune.report.fitting_table import FittingTable
 from autotune.study_request import StudyOutcome
 from autotune.study_sweep import items_per_s, saturated
 
@@ -29,7 +29,7 @@ def outcome_view(outcome: StudyOutcome, location: str) -> RenderableType:
 def sweep_view(outcomes: Sequence[StudyOutcome]) -> RenderableType:
     """Throughput by batch, and where it is saturated."""
     best = saturated(outcomes)
-    table = Table(title=f"{outcomes[0].name}: throughput by batch", title_justify="left")
+    table = FittingTable(title=f"{outcomes[0].name}: throughput by batch", title_justify="left")
     for column in ("batch", "in flight", "items/s", "latency ms"):
         table.add_column(column, justify="right")
     for outcome in outcomes:
@@ -79,10 +79,10 @@ def best_fp32(finalists: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     return min(exact, key=compared, default=None)
 
 
-def _finalists_table(outcome: StudyOutcome) -> Table:
+def _finalists_table(outcome: StudyOutcome) -> FittingTable:
     device = outcome.device
     title = f"{outcome.name}, batch {outcome.batch}, on {device.name} ({device.cores} cores)"
-    table = Table(title=title, title_justify="left")
+    table = FittingTable(title=title, title_justify="left")
     table.add_column("")
     table.add_column("backend", no_wrap=True)
     table.add_column("best configuration", overflow="fold")

@@ -6,10 +6,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.report import words
+from autotune.report.fitting_table import FittingTable
 from autotune.trial import Trial
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def trials_table(
     """One row a trial; ``with_log`` adds for each failed one the end of its log, and the command that reproduces it."""
     counts = Counter(trial.state for trial in trials)
     told = ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no trial"
-    table = Table(title=f"{study}, batch {batch}, on {device_class}: {told}", title_justify="left")
+    table = FittingTable(title=f"{study}, batch {batch}, on {device_class}: {told}", title_justify="left")
     table.add_column("no", justify="right")
     table.add_column("state", no_wrap=True)
     table.add_column("configuration", overflow="fold", ratio=3)
