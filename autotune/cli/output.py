@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -37,9 +37,9 @@ Structure = Annotated[
 ]
 
 
-def show(renderable: "RenderableType") -> None:
-    """Print a table to standard output."""
-    console(sys.stdout).print(renderable, crop=False)  # a command to copy may be wider than the terminal
+def show(renderable: "RenderableType", stream: TextIO | None = None) -> None:
+    """Print a table to standard output, or to the stream that is given."""
+    console(stream or sys.stdout).print(renderable, crop=False)  # a command to copy may be wider than the terminal
 
 
 def errors() -> "Console":

@@ -51,18 +51,19 @@ def tune(
     if results is not None and results.exists() and not results.is_dir():
         raise RequestError(f"cannot write results to {results}", found="a file", expected="a folder, or none yet")
     if not json:
-        outcomes = _run(requests, db, results, show, swept=swept)
+        outcomes = _run(study, requests, db, results, show, swept=swept)
         if swept:
             show(sweep_view(outcomes))
     else:
         with nothing_on_stdout():
-            outcomes = _run(requests, db, results, lambda view: errors().print(view), swept=swept)
+            outcomes = _run(study, requests, db, results, lambda view: show(view, sys.stderr), swept=swept)
         print_json({"studies": [outcome.as_dict() for outcome in outcomes]})
     if any(outcome.undecided for outcome in outcomes):
         raise typer.Exit(1)
 
 
 def _run(
+    study: Path,
     requests: "Sequence[StudyRequest]",
     db: str | None,
     results: Path | None,
@@ -72,6 +73,7 @@ def _run(
 ) -> "list[StudyOutcome]":
     """Run one study after the other, telling each one's outcome as soon as it is there."""
     from autotune.cli.progress import TuneProgress
+    from autotune.report.deploying import deploy_command
     from autotune.report.outcome import outcome_view
     from autotune.study import run_study
     from autotune.study_sweep import sweep
@@ -84,7 +86,9 @@ def _run(
                 return run_study(request, store, progress)
 
         for outcome in sweep(requests, run) if swept else map(run, requests):
-            tell(outcome_view(outcome, store.location))
+            plan = outcome.plan
+            deploy = "" if plan is None else deploy_command(study, plan, requests[0].device, db)
+            tell(outcome_view(outcome, store.location, deploy=deploy))
             if results is not None:
                 _write_results(outcome, results)
             outcomes.append(outcome)

@@ -7,23 +7,37 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from autotune.configuration import Configuration
+from autotune.execute.finals import statistic_of
+from autotune.measure.statistics import median_interval
+from autotune.plan import Plan
 from autotune.report import words
+from autotune.report.distinction import constraints
 from autotune.report.fitting_table import FittingTable
 from autotune.study_request import StudyOutcome
 from autotune.study_sweep import items_per_s, saturated
 
+FEWEST_ROUNDS = 6
+"""Below six values no two of them are a 95% interval of their median."""
 
-def outcome_view(outcome: StudyOutcome, location: str) -> RenderableType:
-    """The baseline, the best finalist of each backend, the plan, and what became of the time and the trials."""
+
+def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "") -> RenderableType:
+    """The baseline and the best finalist of each backend; how much faster, whether it is safe and what to do next.
+
+    Then what became of the time and the trials. ``deploy`` is the command that deploys the plan; it is never broken.
+    """
     parts: list[RenderableType] = []
     if outcome.finalists:
         parts.append(_finalists_table(outcome))
-    said = _undecided(outcome) if outcome.undecided else [_verdict(outcome), *_fp32_line(outcome)]
-    lines = [*said, _trials_line(outcome), *_split_line(outcome)]
+    lines: list[str | Text]
+    if outcome.plan is None or outcome.undecided:
+        lines = [*_undecided(outcome)]
+    else:
+        lines = [_faster(outcome, outcome.plan), _safe(outcome, outcome.plan), *_next(deploy), *_fp32_line(outcome)]
+    lines += [_trials_line(outcome), *_split_line(outcome)]
     if outcome.plan is not None:
         again = f"autotune plan show {outcome.name} --batch {outcome.batch}"
         lines.append(f"stored in {location}; see it again with: {again}")
-    return Group(*parts, *(Text(line) for line in lines), Text(""))
+    return Group(*parts, *(line if isinstance(line, Text) else Text(line) for line in lines), Text(""))
 
 
 def sweep_view(outcomes: Sequence[StudyOutcome]) -> RenderableType:
@@ -125,9 +139,7 @@ def _undecided(outcome: StudyOutcome) -> list[str]:
     return [f"undecided: {outcome.reason}", stands, f"run again: {outcome.run}"]
 
 
-def _verdict(outcome: StudyOutcome) -> str:
-    plan = outcome.plan
-    assert plan is not None  # the record refuses a decided outcome without one
+def _faster(outcome: StudyOutcome, plan: Plan) -> str:
     found = " (found in the database, nothing was measured)" if outcome.cached else ""
     aim = plan.evidence.get("objective") or {
         "unit": "ms",
@@ -136,15 +148,46 @@ def _verdict(outcome: StudyOutcome) -> str:
     }
     before, after = (words.figure(aim[key], aim["unit"]) for key in ("baseline", "value"))
     if plan.status == "baseline":
-        return f"plan{found}: the baseline stays, {after}: nothing was significantly better"
+        return f"how much faster{found}: not at all: the baseline stays, {after}: nothing was significantly better"
     tie = ", level with another finalist" if plan.status == "tie" else ""
     if tie and any(compared(one) < aim["value"] for one in outcome.finalists):
         tie += " and chosen for being simpler"
-    reduced = ", in reduced precision" if words.is_reduced(plan.configuration) else ""
+    bounds = speedup_interval(plan)
+    between = f" [{words.speedup(bounds[0])} – {words.speedup(bounds[1])}, 95% interval]" if bounds else ""
     return (
-        f"plan{found}: {plan.configuration.backend} ({words.knobs(plan.configuration)}){reduced}: "
-        f"{before} → {after}, {words.speedup(plan.speedup)} the baseline{tie}"
+        f"how much faster{found}: {before} → {after}, {words.speedup(plan.speedup)} the baseline{between}, by "
+        f"{plan.configuration.backend} ({words.knobs(plan.configuration)}){tie}"
     )
+
+
+def _safe(outcome: StudyOutcome, plan: Plan) -> str:
+    """The worst error that was found, what was allowed, and whether the plan computes in fewer bits."""
+    precision = words.precision_of(plan.configuration)
+    reduced = f"reduced precision, {precision}" if words.is_reduced(plan.configuration) else "full precision"
+    return (
+        f"is it safe: signal error {words.signal_error(plan.signal_error)} in the worst output; every limit holds: "
+        f"{constraints(outcome.objective)}; {reduced}"
+    )
+
+
+def _next(deploy: str) -> list[str | Text]:
+    if not deploy:
+        return []
+    return ["what next: load the plan where it is to serve, with", Text(deploy, no_wrap=True, overflow="ignore")]
+
+
+def speedup_interval(plan: Plan) -> tuple[float, float] | None:
+    """The 95% interval of the baseline over the plan, paired by the rounds of the finals; None without enough rounds."""
+    finalists = plan.evidence.get("finalists", ())
+    own = plan.configuration.as_dict()
+    plans = [one for one in finalists if one["configuration"] == own]
+    baselines = [one for one in finalists if one.get("is_baseline")]
+    if not plans or not baselines:
+        return None
+    statistic = statistic_of(plan.objective)
+    blocks = [one.get("figures") or one.get("samples_ms") or () for one in (baselines[0], plans[0])]
+    ratios = [statistic(base) / statistic(fast) for base, fast in zip(*blocks, strict=False) if base and fast]
+    return median_interval(ratios) if len(ratios) >= FEWEST_ROUNDS else None
 
 
 def _fp32_line(outcome: StudyOutcome) -> list[str]:
