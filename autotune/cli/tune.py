@@ -15,8 +15,11 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from autotune.configuration import Configuration
+    from autotune.database.store import Store
     from autotune.study_file import StudyFile
     from autotune.study_request import StudyOutcome, StudyRequest
+    from autotune.trial import Trial
 
 
 def tune(
@@ -82,7 +85,7 @@ def _run(
     with open_store(db, create=True) as store:
 
         def run(request: "StudyRequest") -> "StudyOutcome":
-            with TuneProgress(errors(), request) as progress:
+            with TuneProgress(errors(), request, lambda *running: _earlier(store, request, *running)) as progress:
                 return run_study(request, store, progress)
 
         for outcome in sweep(requests, run) if swept else map(run, requests):
@@ -93,6 +96,17 @@ def _run(
                 _write_results(outcome, results)
             outcomes.append(outcome)
     return outcomes
+
+
+def _earlier(
+    store: "Store", request: "StudyRequest", number: int, configuration: "Configuration"
+) -> "tuple[list[Trial], float]":
+    """The finished trials and the active seconds of earlier runs of the study in which this trial runs now."""
+    for row in reversed(store.studies(request.name, request.batch)):
+        trials = store.trials(row.uid)
+        if any((one.number, one.configuration, one.state) == (number, configuration, "running") for one in trials):
+            return [one for one in trials if one.state != "running"], row.active_s
+    return [], 0.0
 
 
 def _write_results(outcome: "StudyOutcome", folder: Path) -> None:

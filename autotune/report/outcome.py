@@ -177,7 +177,7 @@ def _next(deploy: str) -> list[str | Text]:
 
 
 def speedup_interval(plan: Plan) -> tuple[float, float] | None:
-    """The 95% interval of the baseline over the plan, paired by the rounds of the finals; None without enough rounds."""
+    """The 95% interval of the baseline over the plan, paired by the rounds of the finals; None of too few rounds."""
     finalists = plan.evidence.get("finalists", ())
     own = plan.configuration.as_dict()
     plans = [one for one in finalists if one["configuration"] == own]

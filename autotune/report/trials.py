@@ -52,7 +52,8 @@ def trials_table(
         if with_log and trial.failure is not None and trial.failure.log_tail.strip():
             below.append(Text(f"\ntrial {trial.number}, the end of its log:\n{trial.failure.log_tail.rstrip()}"))
         if with_log and trial.uid in commands:
-            below.append(Text(f"\nto see trial {trial.number} again:\n{commands[trial.uid]}", no_wrap=True, overflow="ignore"))
+            again = f"\nto see trial {trial.number} again:\n{commands[trial.uid]}"
+            below.append(Text(again, no_wrap=True, overflow="ignore"))
     return Group(table, *below)
 
 
