@@ -80,7 +80,7 @@ class Estimate:
 
 def in_words(left_s: float) -> str:
     """Seconds until the end as people say them, rounded up."""
-    if left_s < 60:
+    if left_s < 120:
         return f"about {max(10, 10 * -(-left_s // 10)):.0f} s left"
     minutes = -(-left_s // 60)
     return f"about {minutes:.0f} min left" if minutes < 120 else f"about {minutes / 60:.1f} h left"

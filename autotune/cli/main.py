@@ -27,6 +27,12 @@ class Commands(typer.core.TyperGroup):
         except AutotuneError as error:
             sys.stderr.write(f"error: {error}\n")
             raise typer.Exit(error.exit_code) from None
+        except UnicodeEncodeError as error:  # of a name or a path; what is printed never raises it
+            sys.stderr.write(
+                f"error: a name or a path cannot be encoded: {error.object!r}\n  found: the encoding {error.encoding}\n"
+                "  expected: UTF-8, and a locale that has it, such as LC_ALL=C.UTF-8\n"
+            )
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             sys.stderr.write("interrupted; what was finished is kept, and the same command goes on where it was\n")
             raise typer.Exit(INTERRUPTED) from None

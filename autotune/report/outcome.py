@@ -30,13 +30,13 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "") -> R
         parts.append(_finalists_table(outcome))
     lines: list[str | Text]
     if outcome.plan is None or outcome.undecided:
-        lines = [*_undecided(outcome)]
+        lines = _undecided(outcome)
     else:
         lines = [_faster(outcome, outcome.plan), _safe(outcome, outcome.plan), *_next(deploy), *_fp32_line(outcome)]
     lines += [_trials_line(outcome), *_split_line(outcome)]
     if outcome.plan is not None:
         again = f"autotune plan show {outcome.name} --batch {outcome.batch}"
-        lines.append(f"stored in {location}; see it again with: {again}")
+        lines.append(_whole(f"stored in {location}; see it again with: {again}"))
     return Group(*parts, *(line if isinstance(line, Text) else Text(line) for line in lines), Text(""))
 
 
@@ -127,7 +127,7 @@ def _finalists_table(outcome: StudyOutcome) -> FittingTable:
     return table
 
 
-def _undecided(outcome: StudyOutcome) -> list[str]:
+def _undecided(outcome: StudyOutcome) -> list[str | Text]:
     """Why nothing was promoted, which plan stands meanwhile, and the command that repeats the finals."""
     plan = outcome.plan
     stands = "there is no plan yet"
@@ -136,7 +136,7 @@ def _undecided(outcome: StudyOutcome) -> list[str]:
             f"the earlier plan stays: {plan.configuration.backend} ({words.knobs(plan.configuration)}), "
             f"{words.milliseconds(plan.latency_ms)} ms"
         )
-    return [f"undecided: {outcome.reason}", stands, f"run again: {outcome.run}"]
+    return [f"undecided: {outcome.reason}", stands, _whole(f"run again: {outcome.run}")]
 
 
 def _faster(outcome: StudyOutcome, plan: Plan) -> str:
@@ -173,7 +173,12 @@ def _safe(outcome: StudyOutcome, plan: Plan) -> str:
 def _next(deploy: str) -> list[str | Text]:
     if not deploy:
         return []
-    return ["what next: load the plan where it is to serve, with", Text(deploy, no_wrap=True, overflow="ignore")]
+    return ["what next: load the plan where it is to serve, with", _whole(deploy)]
+
+
+def _whole(text: str) -> Text:
+    """A text whose lines are never broken, so that a command in it can be copied."""
+    return Text(text, no_wrap=True, overflow="ignore")
 
 
 def speedup_interval(plan: Plan) -> tuple[float, float] | None:
@@ -203,12 +208,12 @@ def _fp32_line(outcome: StudyOutcome) -> list[str]:
     ]
 
 
-def _trials_line(outcome: StudyOutcome) -> str:
+def _trials_line(outcome: StudyOutcome) -> Text:
     counts = outcome.trials
     told = ", ".join(f"{counts[state]} {state}" for state in counts if counts[state]) or "none"
     if counts.get("failed"):
         told += f"; why they failed: autotune trials {outcome.name} --batch {outcome.batch} --failed"
-    return f"trials: {told}"
+    return _whole(f"trials: {told}")
 
 
 def _split_line(outcome: StudyOutcome) -> list[str]:
