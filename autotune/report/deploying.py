@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autotune.database.engine import locate
 from autotune.device import Device
 from autotune.objective import Objective
 from autotune.plan import Plan
@@ -12,7 +13,7 @@ from autotune.plan import Plan
 def deploy_command(study: Path, plan: Plan, device: Device, database: str | None) -> str:
     """A command for a shell that loads a plan for a study file's own model on a device, and calls it once.
 
-    ``database`` is what ``--db`` said. Whatever is a default is left out.
+    ``database`` is what ``--db`` said; a password in it has to be put in again. Whatever is a default is left out.
     """
     options: dict[str, Any] = {"device": device.torch_name} if device.kind == "cuda" else {}
     if plan.objective.name != Objective().name:
@@ -22,7 +23,7 @@ def deploy_command(study: Path, plan: Plan, device: Device, database: str | None
     if plan.serve_as != "any":
         options["serve_as"] = plan.serve_as
     if database is not None:
-        options["db"] = database if "://" in database else str(Path(database).resolve())
+        options["db"] = locate(database).shown
     given = "".join(f", {name}={value!a}" for name, value in options.items())
     return "\n".join(
         [
