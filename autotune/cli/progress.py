@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from autotune.cli.estimate import Estimate, in_words
 from autotune.execute.finals import LIMIT_S
 from autotune.report import words
+from autotune.standard_streams import readable
 from autotune.study_space import is_baseline
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
 
     from autotune.configuration import Configuration
     from autotune.study_request import StudyRequest
@@ -102,14 +103,20 @@ class TuneProgress:
         from rich.table import Table
         from rich.text import Text
 
-        figures = Text(self.figures(), no_wrap=True, overflow="ellipsis")
+        # Where an ellipsis is three characters, cut lines would be too long, and the terminal would break them.
+        overflow: OverflowMethod = "crop" if options.ascii_only else "ellipsis"
+
+        def whole(text: str) -> Text:
+            return Text(readable(text, console.encoding), no_wrap=True, overflow=overflow)
+
+        figures = whole(self.figures())
         if options.max_width >= ROOM_FOR_BAR:
             line = Table.grid(padding=(0, 1))
             line.add_row(ProgressBar(total=1.0, completed=self._estimate.share, width=BAR), figures)
             yield line
         else:
             yield figures
-        yield Text(self.doing(), no_wrap=True, overflow="ellipsis")
+        yield whole(self.doing())
 
     def figures(self) -> str:
         """How much of the search is over, how long it still takes, and the best so far."""
@@ -120,7 +127,7 @@ class TuneProgress:
         if self._best is not None:
             best = f"best {words.figure(self._best, self._request.objective.unit)}"
             parts.append(best + (f", {words.speedup(self._baseline / self._best)}" if self._baseline else ""))
-        return " · ".join(parts)
+        return "; ".join(parts)
 
     def doing(self) -> str:
         """What runs now, and for how long: of several trials the one that is timed, else the one that began first."""

@@ -26,7 +26,7 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "") -> R
     Then what became of the time and the trials. ``deploy`` is the command that deploys the plan; it is never broken.
     """
     parts: list[RenderableType] = []
-    if outcome.finalists:
+    if any(finalist.get("is_baseline") for finalist in outcome.finalists):
         parts.append(_finalists_table(outcome))
     lines: list[str | Text]
     if outcome.plan is None or outcome.undecided:

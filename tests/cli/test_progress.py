@@ -55,11 +55,11 @@ def test_the_live_lines_say_share_end_best_and_what_runs():
     shown.event("captured", workload=None)
     shown.event("trial_started", number=0, configuration=EAGER)
     clock.now_s += 6
-    assert told(shown).startswith("6% · about 3 min left\n6 s: trial 0, building: eager (fp32")
+    assert told(shown).startswith("6%; about 3 min left\n6 s: trial 0, building: eager (fp32")
     shown.event("trial_timing", number=0, configuration=EAGER)
     assert "0 s: trial 0, checking and timing: eager" in told(shown)
     shown.event("trial_finished", trial=trial(0, EAGER, 4.0), best_ms=4.0)
-    assert told(shown).startswith("25% · about 100 s left · best 4.000 ms, 1.00×\n0 s: choosing the next trial")
+    assert told(shown).startswith("25%; about 100 s left; best 4.000 ms, 1.00×\n0 s: choosing the next trial")
     shown.event("trial_started", number=1, configuration=FAST)
     shown.event("trial_started", number=2, configuration=FAST)
     shown.event("trial_timing", number=2, configuration=FAST)
@@ -70,10 +70,10 @@ def test_the_live_lines_say_share_end_best_and_what_runs():
     shown.event("trial_finished", trial=trial(3, FAST, 0.5, state="pruned"), best_ms=1.0)
     assert "best 1.000 ms" in told(shown)  # what was not timed to its end is no best
     shown.event("finals_started", count=3)
-    assert told(shown) == "100% · about 80 s left · best 1.000 ms, 4.00×\n0 s: finals between 3"
+    assert told(shown) == "100%; about 80 s left; best 1.000 ms, 4.00×\n0 s: finals between 3"
     clock.now_s += 200
     shown.event("finals_round", rounds=12, elapsed_s=200.0)
-    assert told(shown) == "100% · about 50 s left · best 1.000 ms, 4.00×\n200 s: finals: 12 rounds"
+    assert told(shown) == "100%; about 50 s left; best 1.000 ms, 4.00×\n200 s: finals: 12 rounds"
 
 
 def test_a_best_without_its_baseline_has_no_speedup():
@@ -87,7 +87,7 @@ def test_earlier_runs_of_the_study_count():
     earlier = [trial(0, EAGER, 4.0), trial(1, FAST, 2.0), trial(2, FAST, 2.0, reused=True)]
     shown, _ = progress(earlier=lambda *_: (earlier, 10.0))
     shown.event("trial_started", number=3, configuration=FAST)
-    assert shown.figures() == "50% · about 3 min left · best 2.000 ms, 2.00×"
+    assert shown.figures() == "50%; about 3 min left; best 2.000 ms, 2.00×"
 
 
 def test_the_earlier_runs_are_those_of_the_study_with_this_running_trial(tmp_path):
@@ -115,7 +115,20 @@ def test_the_live_lines_fit_every_width(width):
     assert len(lines) == 2 and all(len(line.rstrip()) <= width for line in lines)
     assert ("━" in lines[0]) == (width >= 60)
     if width >= 40:
-        assert "25% · about 80 s left" in lines[0]
+        assert "25%; about 80 s left" in lines[0]
+
+
+def test_the_live_lines_fit_where_characters_get_longer():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="autotune-readable", write_through=True)
+    console = Console(file=file, width=44, force_terminal=True, color_system=None, highlight=False)
+    shown = TuneProgress(console, request(), now=Clock())
+    shown.event("trial_started", number=0, configuration=FAST)
+    shown.event("trial_finished", trial=trial(0, EAGER, 4.0), best_ms=4.0)
+    shown.event("trial_started", number=1, configuration=FAST)
+    console.print(shown)
+    _, figures, doing = file.buffer.getvalue().decode("ascii").splitlines()
+    assert max(len(figures.rstrip()), len(doing.rstrip())) <= 44
+    assert "; best 4.000 ms, 1.00x" in figures and doing.startswith("0 s: trial 1, building: torchscript")
 
 
 def test_in_a_pipe_there_are_plain_lines_alone():
