@@ -87,8 +87,8 @@ def _kernels_table(graph: Mapping[str, Any]) -> RenderableType:
     saved = "no library call is known" if total_us is None else f"{total_us:.1f} µs saved in a call"
     table = FittingTable(title=f"GEMMs in µs, against the best library call known: {saved}", title_justify="left")
     table.add_column("times", justify="right", no_wrap=True)
-    table.add_column("m×n×k, epilogue, where", overflow="fold", ratio=3)
-    table.add_column("chosen kernel", overflow="fold", ratio=2)
+    table.add_column("m×n×k, epilogue, where", overflow="fold")
+    table.add_column("chosen kernel", overflow="fold")
     for column in ("its µs", "library", "saved", "a call"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in graph["kernels"][:MOST_ROWS]:
@@ -109,8 +109,8 @@ def _left_table(left: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Operators without a kernel of ours, with the reason."""
     table = FittingTable(title="Computed by torch's own operators", title_justify="left")
     table.add_column("times", justify="right", no_wrap=True)
-    table.add_column("operator, where", overflow="fold", ratio=3)
-    table.add_column("why", overflow="fold", ratio=2)
+    table.add_column("operator, where", overflow="fold")
+    table.add_column("why", overflow="fold")
     for one in left[:MOST_ROWS]:
         where = places_words(one["places"])
         table.add_row(str(one["times"]), Text.assemble(one["what"], (f"\n{where}" if where else "", "dim")), one["why"])

@@ -18,7 +18,8 @@ class FittingTable(Table):
     """As wide as it needs to be; narrower with lines that break between words; at last one line a cell.
 
     No figure is ever cut: a column without ``overflow="fold"`` keeps its longest word whole, unless a single word is
-    wider than the whole console.
+    wider than the whole console. It draws titles, captions, justification and the styles of rows, and no other options
+    of its base class.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -37,25 +38,30 @@ class FittingTable(Table):
         ]
         left = options.max_width - 3 * len(self.columns) - 1
         if sum(least) > left:
-            yield from self._lines(heads, rows)
+            yield from self._lines(heads, rows, console)
             return
-        fitted = Table(title=cell_text(self.title or "", console), title_justify=self.title_justify)
+        fitted = Table(
+            title=self.title and cell_text(self.title, console), title_justify=self.title_justify,
+            caption=self.caption and cell_text(self.caption, console), caption_justify=self.caption_justify,
+        )  # fmt: skip
         for column, head, width in zip(self.columns, heads, _widths(least, most, left), strict=True):
             fitted.add_column(head, justify=column.justify, width=width, overflow="fold")
         for cells, row in zip(rows, self.rows, strict=True):
             fitted.add_row(*cells, style=row.style)
         yield fitted
 
-    def _lines(self, heads: Sequence[Text], rows: Sequence[Sequence[Text]]) -> RenderResult:
+    def _lines(self, heads: Sequence[Text], rows: Sequence[Sequence[Text]], console: Console) -> RenderResult:
         """One line a cell, with its column's name before it; an empty line before each row."""
         if self.title:
-            yield Text(str(self.title), style="italic")
+            yield cell_text(self.title, console)
         for cells, row in zip(rows, self.rows, strict=True):
             yield Text("")
             for head, cell in zip(heads, cells, strict=True):
                 if cell.plain.strip():
                     name = f"{head.plain}: " if head.plain else ""
                     yield Text.assemble((name, "bold"), cell, style=row.style or "", overflow="fold")
+        if self.caption:
+            yield cell_text(self.caption, console)
 
 
 def _widths(least: Sequence[int], most: Sequence[int], left: int) -> list[int]:

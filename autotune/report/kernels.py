@@ -89,7 +89,7 @@ def tuned_view(tuned: TunedProblem, device: "Device", rates: "DeviceRates | None
     title = f"{problem_words(tuned.problem)} on {device.device_class}: {tuned.measured} timed now, {known} known before"
     table = FittingTable(title=title, title_justify="left")
     table.add_column("kind", no_wrap=True)
-    table.add_column("configuration", overflow="fold", ratio=3)
+    table.add_column("configuration", overflow="fold")
     for column in ("median µs [95% interval]", "TFLOP/s", "of roofline", "vs best library"):
         table.add_column(column, justify="right", no_wrap=True)
     for trial in tuned.complete:
@@ -129,12 +129,12 @@ def problems_document(rows: "Sequence[KernelProblemRow]") -> list[dict[str, Any]
 def problems_table(rows: "Sequence[KernelProblemRow]") -> RenderableType:
     """Every known problem with its best kernel."""
     table = FittingTable(title=f"{len(rows)} kernel problems", title_justify="left")
-    table.add_column("problem", overflow="fold", ratio=2)
-    table.add_column("device", overflow="fold", ratio=2)
+    table.add_column("problem", overflow="fold")
+    table.add_column("device", overflow="fold")
     table.add_column("toolchain", no_wrap=True)
     table.add_column("tried", justify="right", no_wrap=True)
     table.add_column("failed", justify="right", no_wrap=True)
-    table.add_column("best kernel", overflow="fold", ratio=3)
+    table.add_column("best kernel", overflow="fold")
     table.add_column("µs", justify="right", no_wrap=True)
     table.add_column("saved against library", justify="right", no_wrap=True)
     for row in rows:

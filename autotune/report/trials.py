@@ -33,10 +33,10 @@ def trials_table(
     table = FittingTable(title=f"{study}, batch {batch}, on {device_class}: {told}", title_justify="left")
     table.add_column("no", justify="right")
     table.add_column("state", no_wrap=True)
-    table.add_column("configuration", overflow="fold", ratio=3)
+    table.add_column("configuration", overflow="fold")
     for column in ("latency ms", "signal error", "build s"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold", ratio=2)
+    table.add_column("why", overflow="fold")
     for trial in trials:
         table.add_row(
             str(trial.number),

@@ -54,6 +54,16 @@ def test_a_table_with_room_is_as_wide_as_its_content():
     assert {Text(line.rstrip()).cell_len for line in lines(table, 200)} == {len("word " * 10) + 4}
 
 
+@pytest.mark.parametrize("width", [20, 200])
+def test_title_and_caption_are_there_at_every_width(width):
+    table = FittingTable(title="all of it", caption="and 6 more")
+    for head in ("configuration", "latency ms"):
+        table.add_column(head)
+    table.add_row("eager", "1.000")
+    printed = lines(table, width)
+    assert "all of it" in printed[0] and "and 6 more" in printed[-1]
+
+
 def test_columns_stay_apart_where_characters_get_longer():
     table = FittingTable()
     for head in ("from → to", "2×"):
