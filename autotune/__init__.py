@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from autotune.deploy.api import load, optimize, tune
     from autotune.deploy.measuring import Measured
     from autotune.deploy.model import OptimizedModel
+    from autotune.deploy.study_model import from_study
     from autotune.objective import Metric, Objective
 
 __version__ = "0.1.0"
@@ -20,11 +21,23 @@ _HOMES = {
     "tune": "autotune.deploy.api",
     "Measured": "autotune.deploy.measuring",
     "OptimizedModel": "autotune.deploy.model",
+    "from_study": "autotune.deploy.study_model",
     "Metric": "autotune.objective",
     "Objective": "autotune.objective",
 }
 
-__all__ = ["Measured", "Metric", "Objective", "OptimizedModel", "__version__", "load", "measure", "optimize", "tune"]
+__all__ = [
+    "Measured",
+    "Metric",
+    "Objective",
+    "OptimizedModel",
+    "__version__",
+    "from_study",
+    "load",
+    "measure",
+    "optimize",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:

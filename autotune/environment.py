@@ -46,6 +46,12 @@ def cache_folder() -> Path:
     return (base if base.is_absolute() else Path.home() / ".cache") / "autotune"
 
 
+def columns() -> int | None:
+    """Give the width that ``COLUMNS`` asks for; ``None`` where it is no positive number."""
+    given = os.environ.get("COLUMNS", "").strip()
+    return int(given) if given.isdecimal() and 0 < int(given) < 10_000 else None
+
+
 def compiler() -> str | None:
     """Give the full path of the C++ compiler that ``CXX`` names, else of ``g++``; ``None`` where it is not there."""
     return shutil.which(cxx_compiler() or "g++")

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from autotune import environment, registry
+from autotune import environment, registry, standard_streams
 from autotune.configuration import Configuration
 from autotune.database.store import Store
 from autotune.device import Device
@@ -332,4 +332,4 @@ def _cache(folder: Path | None) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard_streams.run(main)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from autotune import registry
+from autotune import registry, standard_streams
 from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.device import Device
 from autotune.errors import AutotuneError, RequestError
@@ -215,4 +215,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard_streams.run(main)

@@ -79,7 +79,10 @@ class Progress(Protocol):
     """Told of every step; the library itself prints nothing."""
 
     def event(self, kind: str, **data: Any) -> None:
-        """Kinds: capture, captured, trial_{started,finished,left_out}, finals_{started,round}, finished, message."""
+        """Take note of a step of one of these kinds.
+
+        capture, captured, trial_{started,timing,finished,left_out}, finals_{started,round}, finished, message.
+        """
         ...
 
 

@@ -221,6 +221,7 @@ class StudySearch:
             if _ran_out_of_budget(built):
                 self._leave_out(trial, built)
                 continue
+            self.on.progress.event("trial_timing", number=trial.number, configuration=trial.configuration)
             done, measurement = self._finish(trial, built, stored.get(target))
             if self.on.stop.is_set():
                 break

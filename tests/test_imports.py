@@ -18,7 +18,7 @@ RECORDS = [
 
 # What each layer may import of autotune, itself included. The members of a brace do not import one another.
 MIDDLE = ["model", "runtime", "measure", "accuracy", "search", "database"]
-BASE = ["errors", "environment", "scratch", *RECORDS, "space", "backend", "kernel", "registry"]
+BASE = ["errors", "environment", "scratch", "standard_streams", *RECORDS, "space", "backend", "kernel", "registry"]
 STUDY = [
     *(
         "study",
@@ -41,6 +41,7 @@ STUDY = [
 ]
 ABOVE = {
     **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment", "scratch")},
+    "standard_streams": [],
     "space": ["errors", "environment", *RECORDS, "space"],
     "kernel": ["errors", "environment", *RECORDS, "space", "kernel"],
     "backend": ["errors", "environment", *RECORDS, "space", "kernel", "backend"],

@@ -8,6 +8,7 @@ from autotune.cli.output import Db, Json, errors, nothing_on_stdout, print_json,
 
 if TYPE_CHECKING:
     from autotune.device import Device
+    from autotune.execute.proof import Proof
 
 
 def doctor(
@@ -15,49 +16,68 @@ def doctor(
         str | None, typer.Option("--device", metavar="DEVICE", help="Prove on this one only: cpu, cuda or cuda:N.")
     ] = None,
     db: Db = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only look what is there: nothing is built, and nothing proved.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Prove every installed backend on every kind of device here, and say what is missing and how to get it.
 
-    Each backend builds, loads, runs and compares a toy model in a process of its own. Exit code 1 where none works.
+    Each backend builds, loads, runs and compares a toy model in a process of its own, several side by side. Exit code 1
+    where none works; with --quick, where none is found.
     """
     with nothing_on_stdout():
-        document = examine(device, db)
+        document = examine(device, db, quick=quick)
     if json:
         print_json(document)
     else:
         from autotune.report.doctor import doctor_view
 
         show(doctor_view(document))
-    if not any(backend["works"] for backend in document["backends"]):
+    if not any(backend["found" if quick else "works"] for backend in document["backends"]):
         raise typer.Exit(1)
 
 
-def examine(asked: str | None, db: str | None) -> dict[str, Any]:
+def examine(asked: str | None, db: str | None, *, quick: bool = False) -> dict[str, Any]:
     """Everything that ``doctor --json`` prints."""
     from autotune import registry
-    from autotune.execute.proof import Proof, prove
+    from autotune.execute.proof import Proof, look, prove
     from autotune.runtime import discovery, toolchain
 
     there = discovery.devices()
     chosen = [discovery.find(asked)] if asked else _one_of_each(there)
 
-    def tell(proof: Proof) -> None:
-        errors().print(f"{proof.backend}: {'works' if proof.works else proof.reason}", markup=False)
+    def say(text: str) -> None:
+        errors().print(text, markup=False, soft_wrap=True)
 
-    backends = []
-    for device in chosen:
-        for proof in prove(registry.names(), device, tell):
-            backends.append({"device": device.torch_name, "device_class": device.device_class, **proof.as_dict()})
-    for name, reason in registry.broken().items():
-        missing = {"works": False, "reason": reason, "remedy": "mend or uninstall that package", "seconds": 0.0}
-        backends.append({"device": "any", "device_class": "", "backend": name, **missing, "signal_error": None})
+    if quick:
+        found = look(registry.names(), chosen)
+    else:
+        found = prove(
+            registry.names(), chosen, host=discovery.cpu(), on_proof=lambda proof: say(_line(proof)), tell=say
+        )
+    broken = [
+        Proof(
+            device="any", device_class="", backend=name, found=False, proved=False, works=False, reason=reason,
+            remedy="mend or uninstall that package",
+        )
+        for name, reason in registry.broken().items()
+    ]  # fmt: skip
     return {
+        "proved": not quick,
         "devices": [{"device": each.torch_name, **each.as_dict(), "device_class": each.device_class} for each in there],
         "toolchain": toolchain.current(chosen[0]).as_dict(),
         "database": _database(db),
-        "backends": backends,
+        "backends": [proof.as_dict() for proof in (*found, *broken)],
     }
+
+
+def _line(proof: "Proof") -> str:
+    """What became of one proof, as it ends."""
+    where = f"{proof.backend} on {proof.device}"
+    if proof.works:
+        return f"{where}: works ({proof.seconds:.1f} s)"
+    return f"{where}: does not work: {proof.reason}" + (f" ({proof.seconds:.1f} s)" if proof.proved else "")
 
 
 def _one_of_each(devices: "list[Device]") -> "list[Device]":

@@ -4,14 +4,13 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 """
 
 import logging
-import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
-from autotune import __version__
+from autotune import __version__, standard_streams
 from autotune.cli import bench, compare, db, doctor, explain, kernels, plan, reproduce, trials, tune
 from autotune.errors import AutotuneError
 
@@ -28,12 +27,15 @@ class Commands(typer.core.TyperGroup):
         except AutotuneError as error:
             sys.stderr.write(f"error: {error}\n")
             raise typer.Exit(error.exit_code) from None
+        except UnicodeEncodeError as error:  # of a name or a path; what is printed never raises it
+            sys.stderr.write(
+                f"error: a name or a path cannot be encoded: {error.object!r}\n  found: the encoding {error.encoding}\n"
+                "  expected: UTF-8, and a locale that has it, such as LC_ALL=C.UTF-8\n"
+            )
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             sys.stderr.write("interrupted; what was finished is kept, and the same command goes on where it was\n")
             raise typer.Exit(INTERRUPTED) from None
-        except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
 
 
 app = typer.Typer(
@@ -79,9 +81,9 @@ def options(
     )
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line of this process."""
-    app(prog_name="autotune")
+    standard_streams.run(lambda: app(prog_name="autotune"))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from autotune.database.reading import PlanReader
     from autotune.database.store import Store
+
+WIDE = 200
+"""Columns of a table in a pipe or a log."""
 
 Db = Annotated[
     str | None,
@@ -34,14 +37,14 @@ Structure = Annotated[
 ]
 
 
-def show(renderable: "RenderableType") -> None:
-    """Print a table to standard output."""
-    _console(sys.stdout).print(renderable)
+def show(renderable: "RenderableType", stream: TextIO | None = None) -> None:
+    """Print a table to standard output, or to the stream that is given."""
+    console(stream or sys.stdout).print(renderable, crop=False)  # a command to copy may be wider than the terminal
 
 
 def errors() -> "Console":
     """Return the console on standard error, for progress and messages."""
-    return _console(sys.stderr)
+    return console(sys.stderr)
 
 
 def print_json(document: Any) -> None:
@@ -87,9 +90,11 @@ def device_class(asked: str | None) -> str | None:
     return find(asked).device_class
 
 
-def _console(stream: Any) -> "Console":
+def console(stream: Any) -> "Console":
+    """Return a console as wide as ``COLUMNS`` says, else as the terminal; in a pipe or a log there is room."""
     from rich.console import Console
 
-    # Where no terminal gives a width (a pipe, a log) a table is as wide as it needs to be, so that nothing is cut off.
-    width = None if stream.isatty() else 200
+    from autotune import environment
+
+    width = environment.columns() or (None if stream.isatty() else WIDE)
     return Console(file=stream, width=width, soft_wrap=False, highlight=False, emoji=False)

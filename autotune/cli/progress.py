@@ -1,33 +1,57 @@
 """What ``autotune tune`` shows while it works, on standard error."""
 
 import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from autotune.cli.estimate import Estimate, in_words
+from autotune.execute.finals import LIMIT_S
 from autotune.report import words
+from autotune.standard_streams import readable
+from autotune.study_space import is_baseline
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
 
     from autotune.configuration import Configuration
     from autotune.study_request import StudyRequest
     from autotune.trial import Trial
 
+    Earlier = Callable[[int, Configuration], "tuple[Sequence[Trial], float]"]
+    """The finished trials and the seconds of earlier runs of the study that has this running trial."""
+
+BAR = 20
+ROOM_FOR_BAR = 60
+"""A narrower terminal shows figures alone."""
+
 
 class TuneProgress:
-    """Prints a line for each finished trial; on a terminal also a live line with what is going on and the budget."""
+    """Prints a line for each finished trial; on a terminal also two live lines.
 
-    def __init__(self, console: "Console", request: "StudyRequest") -> None:
-        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    They hold how much of the search is over, the best so far, when the study ends, and what runs now.
+    """
 
-        self._console = console
-        self._request = request
-        self._running: dict[int, Configuration] = {}
-        self._best_ms: float | None = None
-        self._searching_since: float | None = None
-        columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(20), TimeElapsedColumn())
-        self._live = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._task = self._live.add_task("starting", total=None)
+    def __init__(
+        self,
+        console: "Console",
+        request: "StudyRequest",
+        earlier: "Earlier" = lambda number, configuration: ((), 0.0),
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        from rich.live import Live
+
+        self._console, self._request, self._earlier, self._now = console, request, earlier, now
+        self._estimate = Estimate(
+            trials=request.trials, budget_s=request.budget_s, finals_s=LIMIT_S[request.device.kind], now=now
+        )
+        self._running: dict[int, tuple[str, Configuration, float]] = {}
+        self._best: float | None = None
+        self._baseline: float | None = None
+        self._resumed = False
+        self._doing, self._since = "starting", now()
+        shown = console.is_terminal and not console.is_dumb_terminal
+        self._live = Live(self, console=console, transient=True, refresh_per_second=4) if shown else None
 
     def __enter__(self) -> "TuneProgress":
         request, device = self._request, self._request.device
@@ -35,55 +59,119 @@ class TuneProgress:
             f"{request.name}, batch {request.batch}, on {device.name} ({device.device_class}): at most "
             f"{request.trials} trials and {words.seconds(request.budget_s)} of search"
         )
-        self._live.start()
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def event(self, kind: str, **data: Any) -> None:
         """Show one event; a kind that is not known here is left out."""
         if kind == "capture":
-            self._now("capturing the model")
+            self._do("capturing the model")
         elif kind == "captured":
             self._say("captured the model, and its reference is there")
-            self._searching_since = time.monotonic()
+            self._do("choosing the first trial")
         elif kind == "trial_started":
-            self._running[data["number"]] = data["configuration"]
-            self._trials()
+            self._resume(data["number"], data["configuration"])
+            self._estimate.begin_search()
+            self._run(data["number"], "building", data["configuration"])
+        elif kind == "trial_timing":
+            self._run(data["number"], "checking and timing", data["configuration"])
         elif kind == "trial_finished":
-            self._running.pop(data["trial"].number, None)
-            self._best_ms = data["best_ms"]
-            self._say(_trial_line(data["trial"]))
-            self._trials()
+            self._finish(data["trial"])
         elif kind == "trial_left_out":
             self._running.pop(data["trial"].number, None)
             self._say(data["text"])
-            self._trials()
         elif kind == "finals_started":
+            self._running.clear()
+            self._estimate.begin_finals()
             self._say(f"finals between {data['count']}, interleaved, in fresh processes")
-            self._live.update(self._task, total=None)
-            self._now("finals")
+            self._do(f"finals between {data['count']}")
         elif kind == "finals_round":
-            self._now(f"finals: {data['rounds']} rounds in {words.seconds(data['elapsed_s'])}")
+            self._doing = f"finals: {data['rounds']} rounds"
         elif kind == "message":
             self._say(data["text"])
 
-    def _trials(self) -> None:
-        best = "" if self._best_ms is None else f"; best so far {words.milliseconds(self._best_ms)} ms"
-        running = "; ".join(
-            f"trial {number}: {each.backend} ({words.knobs(each)})" for number, each in self._running.items()
-        )
-        if self._searching_since is not None:
-            spent = min(self._request.budget_s, time.monotonic() - self._searching_since)
-            self._live.update(self._task, total=self._request.budget_s, completed=spent)
-        self._now((running or "choosing the next trial") + best)
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        """The live lines as they are now."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
 
-    def _now(self, text: str) -> None:
-        room = max(20, self._console.width - 45)
-        self._live.update(self._task, description=text if len(text) <= room else f"{text[: room - 1]}…")
+        # Where an ellipsis is three characters, cut lines would be too long, and the terminal would break them.
+        overflow: OverflowMethod = "crop" if options.ascii_only else "ellipsis"
+
+        def whole(text: str) -> Text:
+            return Text(readable(text, console.encoding), no_wrap=True, overflow=overflow)
+
+        figures = whole(self.figures())
+        if options.max_width >= ROOM_FOR_BAR:
+            line = Table.grid(padding=(0, 1))
+            line.add_row(ProgressBar(total=1.0, completed=self._estimate.share, width=BAR), figures)
+            yield line
+        else:
+            yield figures
+        yield whole(self.doing())
+
+    def figures(self) -> str:
+        """How much of the search is over, how long it still takes, and the best so far."""
+        parts = [f"{self._estimate.share:.0%}"]
+        left_s = self._estimate.left_s
+        if left_s is not None:
+            parts.append(in_words(left_s))
+        if self._best is not None:
+            best = f"best {words.figure(self._best, self._request.objective.unit)}"
+            parts.append(best + (f", {words.speedup(self._baseline / self._best)}" if self._baseline else ""))
+        return "; ".join(parts)
+
+    def doing(self) -> str:
+        """What runs now, and for how long: of several trials the one that is timed, else the one that began first."""
+        told, since = self._doing, self._since
+        if self._running:
+            timed = [number for number, (stage, *_) in self._running.items() if stage != "building"]
+            number = (timed or sorted(self._running))[0]
+            stage, configuration, since = self._running[number]
+            told = f"trial {number}, {stage}: {configuration.backend} ({words.knobs(configuration)})"
+            if len(self._running) > 1:
+                told = f"trial {number} of {len(self._running)}{told.removeprefix(f'trial {number}')}"
+        return f"{self._now() - since:.0f} s: {told}"
+
+    def _resume(self, number: int, configuration: "Configuration") -> None:
+        """Take over, once, what earlier runs of the study have found and used up."""
+        if self._resumed:
+            return
+        self._resumed = True
+        trials, spent_s = self._earlier(number, configuration)
+        self._estimate.resume(trials=sum(not trial.reused for trial in trials), spent_s=spent_s)
+        for trial in trials:
+            self._take(trial)
+
+    def _run(self, number: int, stage: str, configuration: "Configuration") -> None:
+        self._running[number] = stage, configuration, self._now()
+
+    def _finish(self, trial: "Trial") -> None:
+        self._running.pop(trial.number, None)
+        self._estimate.end_trial(counts=not trial.reused)
+        self._take(trial)
+        self._say(_trial_line(trial))
+        self._do("choosing the next trial")
+
+    def _take(self, trial: "Trial") -> None:
+        """Remember what a trial is compared by, if it was timed to its end."""
+        figure = trial.ranked_by
+        if trial.state != "complete" or figure is None:
+            return
+        self._best = figure if self._best is None else min(self._best, figure)
+        if is_baseline(trial.configuration, self._request):
+            self._baseline = figure if self._baseline is None else min(self._baseline, figure)
+
+    def _do(self, text: str) -> None:
+        self._doing, self._since = text, self._now()
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)

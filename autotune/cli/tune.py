@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,11 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from autotune.configuration import Configuration
+    from autotune.database.store import Store
     from autotune.study_file import StudyFile
     from autotune.study_request import StudyOutcome, StudyRequest
+    from autotune.trial import Trial
 
 
 def tune(
@@ -51,18 +55,19 @@ def tune(
     if results is not None and results.exists() and not results.is_dir():
         raise RequestError(f"cannot write results to {results}", found="a file", expected="a folder, or none yet")
     if not json:
-        outcomes = _run(requests, db, results, show, swept=swept)
+        outcomes = _run(study, requests, db, results, show, swept=swept)
         if swept:
             show(sweep_view(outcomes))
     else:
         with nothing_on_stdout():
-            outcomes = _run(requests, db, results, lambda view: errors().print(view), swept=swept)
+            outcomes = _run(study, requests, db, results, lambda view: show(view, sys.stderr), swept=swept)
         print_json({"studies": [outcome.as_dict() for outcome in outcomes]})
     if any(outcome.undecided for outcome in outcomes):
         raise typer.Exit(1)
 
 
 def _run(
+    study: Path,
     requests: "Sequence[StudyRequest]",
     db: str | None,
     results: Path | None,
@@ -72,6 +77,7 @@ def _run(
 ) -> "list[StudyOutcome]":
     """Run one study after the other, telling each one's outcome as soon as it is there."""
     from autotune.cli.progress import TuneProgress
+    from autotune.report.deploying import deploy_command
     from autotune.report.outcome import outcome_view
     from autotune.study import run_study
     from autotune.study_sweep import sweep
@@ -80,15 +86,30 @@ def _run(
     with open_store(db, create=True) as store:
 
         def run(request: "StudyRequest") -> "StudyOutcome":
-            with TuneProgress(errors(), request) as progress:
+            with TuneProgress(errors(), request, lambda *running: _earlier(store, request, *running)) as progress:
                 return run_study(request, store, progress)
 
         for outcome in sweep(requests, run) if swept else map(run, requests):
-            tell(outcome_view(outcome, store.location))
+            plan = outcome.plan
+            if outcome.undecided:
+                outcome = replace(outcome, run=shlex.join(["autotune", *sys.argv[1:]]))
+            deploy = "" if plan is None else deploy_command(study, plan, requests[0].device, db)
+            tell(outcome_view(outcome, store.location, deploy=deploy))
             if results is not None:
                 _write_results(outcome, results)
             outcomes.append(outcome)
     return outcomes
+
+
+def _earlier(
+    store: "Store", request: "StudyRequest", number: int, configuration: "Configuration"
+) -> "tuple[list[Trial], float]":
+    """The finished trials and the active seconds of earlier runs of the study in which this trial runs now."""
+    for row in reversed(store.studies(request.name, request.batch)):
+        trials = store.trials(row.uid)
+        if any((one.number, one.configuration, one.state) == (number, configuration, "running") for one in trials):
+            return [one for one in trials if one.state != "running"], row.active_s
+    return [], 0.0
 
 
 def _write_results(outcome: "StudyOutcome", folder: Path) -> None:

@@ -34,8 +34,9 @@ def confine(keeper: int, output: int, limits: Limits, folder: Path) -> None:
 
 def run(fd: int, steps: str) -> NoReturn:
     """Run the step that is asked for on a channel, and leave by ``_exit``, whatever libraries would do at exit."""
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    for name, number in (("stdout", 1), ("stderr", 2)):  # a log is UTF-8 in every locale
+        log = os.fdopen(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
+        setattr(sys, name, log)
     faulthandler.enable()  # a crash leaves its stack in the log
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # and so does a step that is out of time
     channel = Channel.from_fd(fd)

@@ -1,4 +1,4 @@
-"""The steps that a worker runs: prepare, reference, build, measure, finals, footprint, prove; others beside this.
+"""The steps that a worker runs: prepare, reference, build, measure, finals, footprint and prove; others beside this.
 
 Each takes a request of plain data and a channel on which it tells the stage it is in, and returns plain data. Folders
 hold everything larger. This module composes model, runtime, accuracy and measure. A step reads artifacts from their
@@ -284,16 +284,18 @@ def deployed(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     return {}
 
 
+def capture_toy(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Capture the toy model that every proof builds."""
+    from autotune.execute import proof
+
+    return proof.capture_toy(request, lambda stage: enter(channel, stage))
+
+
 def prove(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Build a toy model by one backend, load it, run it and compare, each stage told; never beside a timing."""
+    """Build a toy model by one backend, load it, run it and compare; whoever asks holds the device for all proofs."""
     from autotune.execute.proof import prove_backend
 
-    device = Device.from_dict(request["device"])
-
-    def hold(stage: str, alone: bool) -> contextlib.AbstractContextManager[None]:
-        return holding(channel, device, stage, exclusive=alone)
-
-    return prove_backend(request, hold, lambda stage: enter(channel, stage))
+    return prove_backend(request, lambda stage: enter(channel, stage))
 
 
 class _Candidate:
@@ -358,6 +360,7 @@ STEPS: dict[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {
     "deployed": deployed,
     "features": graph_steps.features,
     "problems": graph_steps.problems,
+    "capture_toy": capture_toy,
     "prove": prove,
     "compile_kernels": kernel_steps.compile_kernels,
     "time_kernels": kernel_steps.time_kernels,

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autotune import standard_streams
 from autotune.errors import DeviceError
 from autotune.measure.selftests import comparisons, costs, coverage, faults, known_duration, ranking, summaries
 from autotune.measure.selftests.bench import COMMAND, Bench, chosen_device
@@ -143,4 +144,4 @@ def _load() -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard_streams.run(main)

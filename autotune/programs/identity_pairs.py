@@ -22,6 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
+from autotune import standard_streams
 from autotune.measure.selftest import environment
 from autotune.measure.selftests.outcome import Outcome
 from autotune.measure.selftests.program import document_of, tell
@@ -137,4 +138,4 @@ def positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard_streams.run(main)

@@ -22,7 +22,7 @@ from typing import Any
 
 from rich.console import Console
 
-from autotune import registry
+from autotune import registry, standard_streams
 from autotune.errors import RequestError
 from autotune.measure.selftest import environment
 from autotune.measure.selftests.outcome import Outcome
@@ -182,4 +182,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard_streams.run(main)

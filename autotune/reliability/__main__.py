@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
+from autotune import standard_streams
 from autotune.database.engine import locate
 from autotune.device import Device
 from autotune.errors import RequestError
@@ -98,4 +99,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard_streams.run(main)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autotune import standard_streams
 from autotune.configuration import Configuration
 from autotune.execute.finals import statistic_of
 from autotune.measure.paired import RoundFigures, Samples
@@ -125,4 +126,4 @@ def _title(document: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard_streams.run(main)

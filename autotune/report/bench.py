@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.measure.conditions import explain
 from autotune.report import distinction, words
+from autotune.report.facts import Facts
 from autotune.study_bench import BenchOutcome
 
 
@@ -17,9 +17,7 @@ def bench_view(outcome: BenchOutcome, parts: Sequence[str] = ()) -> RenderableTy
     ``parts`` distinguish it from others that are shown with it, see :func:`autotune.report.distinction.differing`.
     """
     plan, drift = outcome.plan, outcome.drift
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
+    facts = Facts()
     facts.add_row("plan", f"{plan.configuration.backend}: {words.knobs(plan.configuration)}")
     facts.add_row(
         "stored", f"{words.milliseconds(drift.stored_ms)} ms, measured {plan.created or 'at an unknown time'}"

@@ -4,18 +4,19 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rich.table import Table
 from rich.text import Text
+
+from autotune.report.fitting_table import FittingTable
 
 if TYPE_CHECKING:
     from autotune.database.check import Finding
 
 
-def findings_table(findings: "Sequence[Finding]", location: str) -> Table:
+def findings_table(findings: "Sequence[Finding]", location: str) -> FittingTable:
     """One row for each thing that is wrong, with what mends it."""
     counts = Counter(finding.kind for finding in findings)
     told = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    table = Table(title=Text(f"{location}: {told}"), title_justify="left")
+    table = FittingTable(title=Text(f"{location}: {told}"), title_justify="left")
     for column in ("kind", "what", "name", "found", "remedy"):
         table.add_column(column, overflow="fold", no_wrap=column in ("kind", "what"))
     for finding in findings:

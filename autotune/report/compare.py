@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.canonical import canonical
@@ -12,6 +11,7 @@ from autotune.configuration import Configuration
 from autotune.objective import Objective
 from autotune.plan import Plan
 from autotune.report import distinction, words
+from autotune.report.fitting_table import FittingTable
 
 
 def rows_by_device(plans: Sequence[Plan]) -> list[dict[str, Any]]:
@@ -39,9 +39,9 @@ def compare_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
     return Group(*(_table(f"{name}, batch {batch}, {aim}", group) for (name, batch, aim), group in groups.items()))
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> FittingTable:
     parts = _differing(rows)
-    table = Table(title=title, title_justify="left")
+    table = FittingTable(title=title, title_justify="left")
     table.add_column("device class", overflow="fold")
     for name in parts:
         table.add_column(name, overflow="fold")

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.configuration import Configuration
 from autotune.kernel_problem import GemmProblem
 from autotune.report import words
+from autotune.report.facts import Facts
+from autotune.report.fitting_table import FittingTable
 from autotune.report.kernels import problem_words
 from autotune.report.places import places_words
 
@@ -23,9 +24,7 @@ def explanation_view(found: Mapping[str, Any], title: str = "") -> RenderableTyp
     The ``title`` is the plan's name and batch unless another is given.
     """
     configuration = Configuration.from_dict(found["configuration"])
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
+    facts = Facts()
     facts.add_row("plan", f"{configuration.backend}: {words.knobs(configuration)}")
     latencies = f"{words.milliseconds(found['baseline_latency_ms'])} ms to {words.milliseconds(found['latency_ms'])} ms"
     facts.add_row("latency", f"{latencies}, {words.speedup(found['speedup'])} ({found['status']})")
@@ -73,7 +72,7 @@ def _graph_tables(graph: Mapping[str, Any]) -> list[RenderableType]:
 def _fusions_table(graph: Mapping[str, Any]) -> RenderableType:
     """Each fusion that matched, with where."""
     matched = {name: count for name, count in graph["fusions"].items() if count}
-    table = Table(title="Fusions", title_justify="left")
+    table = FittingTable(title="Fusions", title_justify="left")
     table.add_column("fusion", no_wrap=True)
     table.add_column("matches", justify="right", no_wrap=True)
     table.add_column("where", overflow="fold")
@@ -86,10 +85,10 @@ def _kernels_table(graph: Mapping[str, Any]) -> RenderableType:
     """One row for each distinct problem and kernel, what saves most first."""
     total_us = graph["saved_us_per_call"]
     saved = "no library call is known" if total_us is None else f"{total_us:.1f} µs saved in a call"
-    table = Table(title=f"GEMMs in µs, against the best library call known: {saved}", title_justify="left")
+    table = FittingTable(title=f"GEMMs in µs, against the best library call known: {saved}", title_justify="left")
     table.add_column("times", justify="right", no_wrap=True)
-    table.add_column("m×n×k, epilogue, where", overflow="fold", ratio=3)
-    table.add_column("chosen kernel", overflow="fold", ratio=2)
+    table.add_column("m×n×k, epilogue, where", overflow="fold")
+    table.add_column("chosen kernel", overflow="fold")
     for column in ("its µs", "library", "saved", "a call"):
         table.add_column(column, justify="right", no_wrap=True)
     for one in graph["kernels"][:MOST_ROWS]:
@@ -108,10 +107,10 @@ def _kernels_table(graph: Mapping[str, Any]) -> RenderableType:
 
 def _left_table(left: Sequence[Mapping[str, Any]]) -> RenderableType:
     """Operators without a kernel of ours, with the reason."""
-    table = Table(title="Computed by torch's own operators", title_justify="left")
+    table = FittingTable(title="Computed by torch's own operators", title_justify="left")
     table.add_column("times", justify="right", no_wrap=True)
-    table.add_column("operator, where", overflow="fold", ratio=3)
-    table.add_column("why", overflow="fold", ratio=2)
+    table.add_column("operator, where", overflow="fold")
+    table.add_column("why", overflow="fold")
     for one in left[:MOST_ROWS]:
         where = places_words(one["places"])
         table.add_row(str(one["times"]), Text.assemble(one["what"], (f"\n{where}" if where else "", "dim")), one["why"])
@@ -125,7 +124,7 @@ def _rest(rows: Sequence[object]) -> list[RenderableType]:
 
 
 def _others_table(others: Sequence[Mapping[str, Any]]) -> RenderableType:
-    table = Table(title="What it was held against in the finals", title_justify="left")
+    table = FittingTable(title="What it was held against in the finals", title_justify="left")
     table.add_column("configuration", overflow="fold")
     table.add_column("latency ms [95% interval]", justify="right", no_wrap=True)
     for one in others[:MOST_OTHERS]:

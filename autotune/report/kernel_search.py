@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, get_args
 
+from autotune import standard_streams
 from autotune.errors import RequestError
 from autotune.search.kernel_replay import CHECKPOINTS, Half, ReplayedProblem, half_of, replay
 from autotune.search.kernel_space_file import RecordedSpace, read_recorded_space
@@ -155,4 +156,4 @@ def _percent(regret: float | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    standard_streams.run(main)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.kernel_problem import GemmProblem
@@ -12,6 +11,7 @@ from autotune.kernel_report import TunedProblem
 from autotune.kernel_trial import KernelTrial
 from autotune.measure.statistics import median_interval
 from autotune.report import words
+from autotune.report.fitting_table import FittingTable
 
 if TYPE_CHECKING:
     from autotune.database.kernel_trials import KernelProblemRow
@@ -87,9 +87,9 @@ def tuned_view(tuned: TunedProblem, device: "Device", rates: "DeviceRates | None
     """The candidates of one problem, best first; below them those that failed, with the reason."""
     known = len(tuned.trials) - tuned.measured
     title = f"{problem_words(tuned.problem)} on {device.device_class}: {tuned.measured} timed now, {known} known before"
-    table = Table(title=title, title_justify="left")
+    table = FittingTable(title=title, title_justify="left")
     table.add_column("kind", no_wrap=True)
-    table.add_column("configuration", overflow="fold", ratio=3)
+    table.add_column("configuration", overflow="fold")
     for column in ("median µs [95% interval]", "TFLOP/s", "of roofline", "vs best library"):
         table.add_column(column, justify="right", no_wrap=True)
     for trial in tuned.complete:
@@ -128,13 +128,13 @@ def problems_document(rows: "Sequence[KernelProblemRow]") -> list[dict[str, Any]
 
 def problems_table(rows: "Sequence[KernelProblemRow]") -> RenderableType:
     """Every known problem with its best kernel."""
-    table = Table(title=f"{len(rows)} kernel problems", title_justify="left")
-    table.add_column("problem", overflow="fold", ratio=2)
-    table.add_column("device", overflow="fold", ratio=2)
+    table = FittingTable(title=f"{len(rows)} kernel problems", title_justify="left")
+    table.add_column("problem", overflow="fold")
+    table.add_column("device", overflow="fold")
     table.add_column("toolchain", no_wrap=True)
     table.add_column("tried", justify="right", no_wrap=True)
     table.add_column("failed", justify="right", no_wrap=True)
-    table.add_column("best kernel", overflow="fold", ratio=3)
+    table.add_column("best kernel", overflow="fold")
     table.add_column("µs", justify="right", no_wrap=True)
     table.add_column("saved against library", justify="right", no_wrap=True)
     for row in rows:

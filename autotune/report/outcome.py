@@ -4,32 +4,46 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.configuration import Configuration
+from autotune.execute.finals import statistic_of
+from autotune.measure.statistics import median_interval
+from autotune.plan import Plan
 from autotune.report import words
+from autotune.report.distinction import constraints
+from autotune.report.fitting_table import FittingTable
 from autotune.study_request import StudyOutcome
 from autotune.study_sweep import items_per_s, saturated
 
+FEWEST_ROUNDS = 6
+"""Below six values no two of them are a 95% interval of their median."""
 
-def outcome_view(outcome: StudyOutcome, location: str) -> RenderableType:
-    """The baseline, the best finalist of each backend, the plan, and what became of the time and the trials."""
+
+def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "") -> RenderableType:
+    """The baseline and the best finalist of each backend; how much faster, whether it is safe and what to do next.
+
+    Then what became of the time and the trials. ``deploy`` is the command that deploys the plan; it is never broken.
+    """
     parts: list[RenderableType] = []
-    if outcome.finalists:
+    if any(finalist.get("is_baseline") for finalist in outcome.finalists):
         parts.append(_finalists_table(outcome))
-    said = _undecided(outcome) if outcome.undecided else [_verdict(outcome), *_fp32_line(outcome)]
-    lines = [*said, _trials_line(outcome), *_split_line(outcome)]
+    lines: list[str | Text]
+    if outcome.plan is None or outcome.undecided:
+        lines = _undecided(outcome)
+    else:
+        lines = [_faster(outcome, outcome.plan), _safe(outcome, outcome.plan), *_next(deploy), *_fp32_line(outcome)]
+    lines += [_trials_line(outcome), *_split_line(outcome)]
     if outcome.plan is not None:
         again = f"autotune plan show {outcome.name} --batch {outcome.batch}"
-        lines.append(f"stored in {location}; see it again with: {again}")
-    return Group(*parts, *(Text(line) for line in lines), Text(""))
+        lines.append(_whole(f"stored in {location}; see it again with: {again}"))
+    return Group(*parts, *(line if isinstance(line, Text) else Text(line) for line in lines), Text(""))
 
 
 def sweep_view(outcomes: Sequence[StudyOutcome]) -> RenderableType:
     """Throughput by batch, and where it is saturated."""
     best = saturated(outcomes)
-    table = Table(title=f"{outcomes[0].name}: throughput by batch", title_justify="left")
+    table = FittingTable(title=f"{outcomes[0].name}: throughput by batch", title_justify="left")
     for column in ("batch", "in flight", "items/s", "latency ms"):
         table.add_column(column, justify="right")
     for outcome in outcomes:
@@ -79,10 +93,10 @@ def best_fp32(finalists: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     return min(exact, key=compared, default=None)
 
 
-def _finalists_table(outcome: StudyOutcome) -> Table:
+def _finalists_table(outcome: StudyOutcome) -> FittingTable:
     device = outcome.device
     title = f"{outcome.name}, batch {outcome.batch}, on {device.name} ({device.cores} cores)"
-    table = Table(title=title, title_justify="left")
+    table = FittingTable(title=title, title_justify="left")
     table.add_column("")
     table.add_column("backend", no_wrap=True)
     table.add_column("best configuration", overflow="fold")
@@ -113,7 +127,7 @@ def _finalists_table(outcome: StudyOutcome) -> Table:
     return table
 
 
-def _undecided(outcome: StudyOutcome) -> list[str]:
+def _undecided(outcome: StudyOutcome) -> list[str | Text]:
     """Why nothing was promoted, which plan stands meanwhile, and the command that repeats the finals."""
     plan = outcome.plan
     stands = "there is no plan yet"
@@ -122,12 +136,10 @@ def _undecided(outcome: StudyOutcome) -> list[str]:
             f"the earlier plan stays: {plan.configuration.backend} ({words.knobs(plan.configuration)}), "
             f"{words.milliseconds(plan.latency_ms)} ms"
         )
-    return [f"undecided: {outcome.reason}", stands, f"run again: {outcome.run}"]
+    return [f"undecided: {outcome.reason}", stands, _whole(f"run again: {outcome.run}")]
 
 
-def _verdict(outcome: StudyOutcome) -> str:
-    plan = outcome.plan
-    assert plan is not None  # the record refuses a decided outcome without one
+def _faster(outcome: StudyOutcome, plan: Plan) -> str:
     found = " (found in the database, nothing was measured)" if outcome.cached else ""
     aim = plan.evidence.get("objective") or {
         "unit": "ms",
@@ -136,15 +148,51 @@ def _verdict(outcome: StudyOutcome) -> str:
     }
     before, after = (words.figure(aim[key], aim["unit"]) for key in ("baseline", "value"))
     if plan.status == "baseline":
-        return f"plan{found}: the baseline stays, {after}: nothing was significantly better"
+        return f"how much faster{found}: not at all: the baseline stays, {after}: nothing was significantly better"
     tie = ", level with another finalist" if plan.status == "tie" else ""
     if tie and any(compared(one) < aim["value"] for one in outcome.finalists):
         tie += " and chosen for being simpler"
-    reduced = ", in reduced precision" if words.is_reduced(plan.configuration) else ""
+    bounds = speedup_interval(plan)
+    between = f" [{words.speedup(bounds[0])} – {words.speedup(bounds[1])}, 95% interval]" if bounds else ""
     return (
-        f"plan{found}: {plan.configuration.backend} ({words.knobs(plan.configuration)}){reduced}: "
-        f"{before} → {after}, {words.speedup(plan.speedup)} the baseline{tie}"
+        f"how much faster{found}: {before} → {after}, {words.speedup(plan.speedup)} the baseline{between}, by "
+        f"{plan.configuration.backend} ({words.knobs(plan.configuration)}){tie}"
     )
+
+
+def _safe(outcome: StudyOutcome, plan: Plan) -> str:
+    """The worst error that was found, what was allowed, and whether the plan computes in fewer bits."""
+    precision = words.precision_of(plan.configuration)
+    reduced = f"reduced precision, {precision}" if words.is_reduced(plan.configuration) else "full precision"
+    return (
+        f"is it safe: signal error {words.signal_error(plan.signal_error)} in the worst output; every limit holds: "
+        f"{constraints(outcome.objective)}; {reduced}"
+    )
+
+
+def _next(deploy: str) -> list[str | Text]:
+    if not deploy:
+        return []
+    return ["what next: load the plan where it is to serve, with", _whole(deploy)]
+
+
+def _whole(text: str) -> Text:
+    """A text whose lines are never broken, so that a command in it can be copied."""
+    return Text(text, no_wrap=True, overflow="ignore")
+
+
+def speedup_interval(plan: Plan) -> tuple[float, float] | None:
+    """The 95% interval of the baseline over the plan, paired by the rounds of the finals; None of too few rounds."""
+    finalists = plan.evidence.get("finalists", ())
+    own = plan.configuration.as_dict()
+    plans = [one for one in finalists if one["configuration"] == own]
+    baselines = [one for one in finalists if one.get("is_baseline")]
+    if not plans or not baselines:
+        return None
+    statistic = statistic_of(plan.objective)
+    blocks = [one.get("figures") or one.get("samples_ms") or () for one in (baselines[0], plans[0])]
+    ratios = [statistic(base) / statistic(fast) for base, fast in zip(*blocks, strict=False) if base and fast]
+    return median_interval(ratios) if len(ratios) >= FEWEST_ROUNDS else None
 
 
 def _fp32_line(outcome: StudyOutcome) -> list[str]:
@@ -160,12 +208,12 @@ def _fp32_line(outcome: StudyOutcome) -> list[str]:
     ]
 
 
-def _trials_line(outcome: StudyOutcome) -> str:
+def _trials_line(outcome: StudyOutcome) -> Text:
     counts = outcome.trials
     told = ", ".join(f"{counts[state]} {state}" for state in counts if counts[state]) or "none"
     if counts.get("failed"):
         told += f"; why they failed: autotune trials {outcome.name} --batch {outcome.batch} --failed"
-    return f"trials: {told}"
+    return _whole(f"trials: {told}")
 
 
 def _split_line(outcome: StudyOutcome) -> list[str]:

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.configuration import Configuration
 from autotune.plan import Plan
 from autotune.report import distinction, words
+from autotune.report.facts import Facts
+from autotune.report.fitting_table import FittingTable
 
 
 def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
     """One row a plan; structure, weights and more stand in it if plans of one name, batch and device class differ."""
     if not plans:
         return Text(f"no plan yet in {location}; make one with: autotune tune STUDY_FILE")
-    table = Table(title=f"Plans in {location}", title_justify="left")
+    table = FittingTable(title=f"Plans in {location}", title_justify="left")
     parts = distinction.differing(plans)
     for column in ("model", "batch", "device", *parts, "plan", "status"):
         table.add_column(column, overflow="fold", justify="right" if column == "batch" else "left")
@@ -45,9 +46,7 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool | None, parts: S
     ``artifact_here`` is ``None`` if this user may not look. ``parts`` distinguish it from others that are shown with
     it, see :func:`autotune.report.distinction.differing`.
     """
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="bold", no_wrap=True)
-    facts.add_column(overflow="fold")
+    facts = Facts()
     limits = plan.objective
     artifact = "none: the baseline needs no artifact"
     if plan.artifact is not None:
@@ -97,7 +96,7 @@ def finals_table(plan: Plan) -> RenderableType | None:
     finalists = plan.evidence.get("finalists") or ()
     if not finalists:
         return None
-    table = Table(title="Finals", title_justify="left")
+    table = FittingTable(title="Finals", title_justify="left")
     table.add_column("configuration", overflow="fold")
     for column in ("latency ms [95% interval]", "signal error", "build s", "samples", "measured under"):
         table.add_column(column, justify="right", no_wrap=True)

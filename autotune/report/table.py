@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autotune import standard_streams
 from autotune.configuration import Configuration
 from autotune.report import words
 from autotune.report.results import verify_results
@@ -79,10 +80,15 @@ def _cell(entry: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
     return text if precision == "fp32" else f"{text} {precision}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run as a program."""
     if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
         sys.exit("usage: python -m autotune.report.table STUDIES_FOLDER")
     try:
         sys.stdout.write(markdown(read_results(Path(sys.argv[1]))))
     except ValueError as problem:
         sys.exit(f"error: a results file is wrong: {problem}")
+
+
+if __name__ == "__main__":
+    standard_streams.run(main)

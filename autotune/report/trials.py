@@ -6,10 +6,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from autotune.report import words
+from autotune.report.fitting_table import FittingTable
 from autotune.trial import Trial
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ def trials_table(
     """One row a trial; ``with_log`` adds for each failed one the end of its log, and the command that reproduces it."""
     counts = Counter(trial.state for trial in trials)
     told = ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no trial"
-    table = Table(title=f"{study}, batch {batch}, on {device_class}: {told}", title_justify="left")
+    table = FittingTable(title=f"{study}, batch {batch}, on {device_class}: {told}", title_justify="left")
     table.add_column("no", justify="right")
     table.add_column("state", no_wrap=True)
-    table.add_column("configuration", overflow="fold", ratio=3)
+    table.add_column("configuration", overflow="fold")
     for column in ("latency ms", "signal error", "build s"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold", ratio=2)
+    table.add_column("why", overflow="fold")
     for trial in trials:
         table.add_row(
             str(trial.number),
@@ -52,7 +52,8 @@ def trials_table(
         if with_log and trial.failure is not None and trial.failure.log_tail.strip():
             below.append(Text(f"\ntrial {trial.number}, the end of its log:\n{trial.failure.log_tail.rstrip()}"))
         if with_log and trial.uid in commands:
-            below.append(Text(f"\nto see trial {trial.number} again:\n{commands[trial.uid]}", no_wrap=True))
+            again = f"\nto see trial {trial.number} again:\n{commands[trial.uid]}"
+            below.append(Text(again, no_wrap=True, overflow="ignore"))
     return Group(table, *below)
 
 

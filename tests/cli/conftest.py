@@ -31,7 +31,12 @@ def finalist(configuration, latency_ms, *, baseline=False):
 @pytest.fixture
 def database(tmp_path):
     """A database with a study of one complete and one failed trial, and plans for two devices and two batches."""
-    path = str(tmp_path / "autotune.db")
+    return fill(tmp_path / "autotune.db")
+
+
+def fill(file):
+    """Make such a database in a file, and return its path."""
+    path = str(file)
     eager = Configuration.of("eager", {"precision": "fp32"})
     fast = Configuration.of("inductor", {"precision": "fp16", "freezing": True})
     with Store.open(path) as store:

@@ -53,8 +53,7 @@ def test_what_libraries_print_does_not_reach_standard_output(capfd):
 def test_a_reader_that_has_seen_enough_is_no_error(database):
     command = f"{sys.executable} -m autotune.cli.main plan show resnet50 --db {database} --json"
     ran = subprocess.run(["bash", "-c", f"set -o pipefail; {command} | true"], capture_output=True, text=True)
-    assert "Traceback" not in ran.stderr
-    assert "Error" not in ran.stderr
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 def test_the_version(autotune):

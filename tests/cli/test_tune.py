@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from autotune.cli.tune import study_requests
+from autotune.database.store import Store
 from autotune.errors import DeviceError, RequestError
 from autotune.report.results import verify_results
 from autotune.study_file import parse_study
@@ -171,6 +176,50 @@ def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
     timed = run_python("permissions", database.parent, BENCH, "bench", "toy", "--db", str(database), "--json")
     assert timed.returncode == 0, timed.stderr
     assert json.loads(timed.stdout)["structure"] == shown["structure"] == document["structure"]
+
+
+OTHERS = """
+constraints: {signal_error: {default: 0.03, output: 0.02}, integer_agreement: 0.98, metrics: [METRIC]}
+serve_as: torchscript
+"""
+METRIC = "{function: toy.py:worst, at_most: 0.5}"
+WORST = """
+def worst(outputs, references):
+    return max((a - b).abs().max().item() for y, r in zip(outputs, references) for a, b in zip(y.values(), r.values()))
+"""
+
+
+def test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan(study, tmp_path):
+    (tmp_path / "toy.py").write_text(MODEL + WORST)
+    study.write_text(STUDY + OTHERS.replace("METRIC", METRIC))
+    environment = {
+        **os.environ, "COLUMNS": "30", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "AUTOTUNE_DB": "", "XDG_RUNTIME_DIR": str(tmp_path),
+    }  # fmt: skip
+    command = f"set -o pipefail; {sys.executable} -m autotune.cli.main tune study.yaml --batch 4 --db here/a.db"
+
+    def bash(text):
+        call = ["bash", "-c", text]
+        return subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+
+    unread = bash(f"{command} 2>&1 | head -1")
+    assert (unread.returncode, unread.stderr, unread.stdout[:5]) == (0, "", "toy, ")
+    again = bash(command)
+    assert again.returncode == 0 and "nothing was measured" in " ".join(again.stdout.split())
+    heads = [again.stdout.index(head) for head in ("how much faster", "is it safe", "what next", "trials:")]
+    assert heads == sorted(heads)
+    snippet = again.stdout[again.stdout.index("python - <<'END'") : again.stdout.index("END\n", heads[2] + 80) + 4]
+    with Store.open(str(tmp_path / "here" / "a.db"), create=False) as store:
+        (plan,) = store.plans(name="toy")
+        trials = len(store.trials(plan.evidence["study"]))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    loaded = bash(f"cd {elsewhere}\n{snippet}")
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.startswith(f"<OptimizedModel toy: {plan.configuration}, {plan.latency_ms:.3f} ms")
+    with Store.open(str(tmp_path / "here" / "a.db"), create=False) as store:
+        (after,) = store.plans(name="toy")
+        assert after.uid == plan.uid and len(store.trials(plan.evidence["study"])) == trials  # exactly this plan
 
 
 def test_undecided_finals_end_with_1_after_all_batches_were_run_and_printed(autotune, study, tmp_path, monkeypatch):
