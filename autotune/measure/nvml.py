@@ -171,12 +171,19 @@ class _Strangers:
         return set(self.foreign)
 
 
+RECENT_US = 1_000_000
+"""So long a process counts as active after a sample in which it was: rounds are shorter than the driver's periods, and
+beside a process that multiplied matrices all the time on an H200 16 of 100 rounds met no sample of it."""
+
+
 @dataclass(slots=True)
 class _Activity:
     """How much of the SMs foreign processes use, in percent, as far as the driver's samples tell (up to 6 a second)."""
 
     sm_percent: dict[int, int] = field(default_factory=dict)
     until: int | None = None
+    active: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Of each the time of the last sample in which it was active, and its share."""
 
     def look(self, gpu: NvmlDevice, foreign: set[int], own: set[int]) -> None:
         """Take in the samples since the last look; the first look finds only old ones, and leaves them."""
@@ -193,9 +200,14 @@ class _Activity:
             return
         comparable = any(one.pid in own for one in fresh)  # else absence may only mean that ids are another namespace's
         for pid in foreign:
-            shares = [int(one.smUtil) for one in fresh if one.pid == pid]
+            shares = [(int(one.timeStamp), int(one.smUtil)) for one in fresh if one.pid == pid]
+            at_work = [sample for sample in shares if sample[1] > 0]
+            if at_work:
+                self.active[pid] = at_work[-1]
             if shares or comparable:
-                self.sm_percent[pid] = max(shares, default=0)
+                recent = [self.active[pid]] if pid in self.active else []
+                counted = [share for at, share in (*shares, *recent) if at > self.until - RECENT_US]
+                self.sm_percent[pid] = max(counted, default=0)
 
 
 @dataclass(slots=True)

@@ -149,7 +149,10 @@ def pointwise(inputs: Sequence[Tensor], program: str) -> Tensor:
     def operand(letter: str, one: Operand) -> Operand | Tensor:
         if isinstance(one, Reference):
             return widened[one.index] if one.kind == "in" else given[one.index]
-        return torch.tensor(one, dtype=wide, device=inputs[0].device) if letter == "x" else one
+        if letter != "x" or not isinstance(one, bool | int | float):
+            return one
+        # Filled on the device: a number that is copied there cannot be captured in a CUDA graph.
+        return torch.full((), float(one), dtype=wide, device=inputs[0].device)
 
     for step in read.steps:
         chosen = OPERATORS[step.name]

@@ -1,5 +1,8 @@
+import platform
 import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,3 +136,22 @@ class TestInductorRunnerOnGpu(RunnerConformance):
     toys = ("mixed",)
     tolerance = 5e-3
     device = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
+
+
+def test_the_instruction_sets_are_those_that_torch_finds_by_test_programs():
+    code = """
+import sys
+from autotune.backends import inductor
+from torch._inductor import cpu_vec_isa
+if sys.argv[1] == "ours":
+    with inductor._known_instructions():
+        found = cpu_vec_isa.valid_vec_isa_list()
+else:
+    found = cpu_vec_isa.valid_vec_isa_list()
+print([(str(one), one.build_arch_flags()) for one in found])
+"""
+    told = [
+        subprocess.run([sys.executable, "-c", code, whose], capture_output=True, text=True, check=True).stdout
+        for whose in ("ours", "torch's")
+    ]
+    assert told[0] == told[1] and ("avx" in told[0] or platform.machine() != "x86_64")

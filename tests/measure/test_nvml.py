@@ -306,6 +306,20 @@ def test_activity_of_a_stranger_follows_the_drivers_samples():
     assert sm_percent(gpu) == 40
 
 
+def test_a_stranger_stays_active_for_a_second_after_its_last_sample():
+    nvml = Nvml()
+    nvml.compute = [(OWN, 1), (STRANGER, 2)]
+    nvml.ran(1000, p900=80)
+    gpu = observer(nvml)
+    gpu.before()
+    nvml.ran(2000, p100=10, p900=70)
+    gpu.before()
+    for at_us, expected in ((300_000, 70), (1_001_999, 70), (1_002_001, 0)):
+        nvml.ran(at_us, p100=60)
+        gpu.before()
+        assert sm_percent(gpu) == expected
+
+
 def test_activity_is_unknown_where_the_driver_does_not_tell():
     nvml = Nvml(refused=["nvmlDeviceGetProcessUtilization"])
     nvml.compute = [(OWN, 1), (STRANGER, 2)]

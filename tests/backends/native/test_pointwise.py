@@ -96,3 +96,16 @@ def test_inputs_that_are_no_floats_are_refused() -> None:
     program = Program(dtype="float32", steps=(Step(name="neg", operands=(IN0,)),))
     with pytest.raises(WorkError, match=r"int64\[2\]"):
         run(program, torch.ones(2, dtype=torch.int64))
+
+
+@pytest.mark.gpu
+def test_numbers_are_captured_in_a_cuda_graph() -> None:
+    step = Step(name="mul", operands=(IN0, 0.3))
+    program, x = Program(dtype="float32", steps=(step,)), torch.randn(8, device="cuda")
+    run(program, x)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        answer = run(program, x)
+    x.copy_(torch.ones_like(x))
+    graph.replay()
+    torch.testing.assert_close(answer, torch.full_like(x, 0.3))
