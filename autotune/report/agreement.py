@@ -20,7 +20,8 @@ from autotune.measure.replay import agreement
 from autotune.measure.statistics import median
 from autotune.measure.verdict import verdict_from_samples
 from autotune.objective import Objective
-from autotune.report.results import disturbed_of, verify_results
+from autotune.report.outcome import disturbed_of
+from autotune.report.results import verify_results
 
 LOWEST_TAU, LARGEST_REGRET = 0.9, 0.01
 _SAME = ("name", "batch", "objective", "serve_as")

@@ -1,5 +1,6 @@
 """What a study found, as the table that ``autotune tune`` ends with."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.text import Text
 
 from autotune.configuration import Configuration
 from autotune.execute.finals import statistic_of
+from autotune.measure.paired import RoundFigures
 from autotune.measure.statistics import median_interval
 from autotune.plan import Plan
 from autotune.report import words
@@ -156,8 +158,16 @@ def _faster(outcome: StudyOutcome, plan: Plan) -> str:
     between = f" [{words.speedup(bounds[0])} – {words.speedup(bounds[1])}, 95% interval]" if bounds else ""
     return (
         f"how much faster{found}: {before} → {after}, {words.speedup(plan.speedup)} the baseline{between}, by "
-        f"{plan.configuration.backend} ({words.knobs(plan.configuration)}){tie}"
+        f"{plan.configuration.backend} ({words.knobs(plan.configuration)}){tie}{_beside_others(outcome)}"
     )
+
+
+def _beside_others(outcome: StudyOutcome) -> str:
+    """What keeps the figures from being those of a quiet host."""
+    seen = {flag for one in outcome.finalists for flag in one.get("flags", ())}
+    causes = {"busy_host": "a busy host", "shared_device": "a device that others used"}
+    found = [words_ for flag, words_ in causes.items() if flag in seen]
+    return f"; measured on {' and '.join(found)}, so a quiet one may give another ratio" if found else ""
 
 
 def _safe(outcome: StudyOutcome, plan: Plan) -> str:
@@ -189,10 +199,20 @@ def speedup_interval(plan: Plan) -> tuple[float, float] | None:
     baselines = [one for one in finalists if one.get("is_baseline")]
     if not plans or not baselines:
         return None
-    statistic = statistic_of(plan.objective)
-    blocks = [one.get("figures") or one.get("samples_ms") or () for one in (baselines[0], plans[0])]
-    ratios = [statistic(base) / statistic(fast) for base, fast in zip(*blocks, strict=False) if base and fast]
+    pair = {"base": baselines[0], "fast": plans[0]}
+    blocks = {name: one.get("figures") or one.get("samples_ms") or () for name, one in pair.items()}
+    if len({len(rounds) for rounds in blocks.values()}) != 1 or not all(map(any, blocks.values())):
+        return None
+    disturbed = {name: disturbed_of(one) for name, one in pair.items()}
+    figures = RoundFigures(blocks, statistic_of(plan.objective), disturbed=disturbed)
+    ratios = [math.exp(ratio) for ratio in figures.log_ratios("base", "fast")]
     return median_interval(ratios) if len(ratios) >= FEWEST_ROUNDS else None
+
+
+def disturbed_of(entry: Mapping[str, Any]) -> list[bool]:
+    """Whether the block of a finalist is disturbed, for each round of its finals."""
+    rounds = set(entry.get("disturbed_rounds", ()))
+    return [index in rounds for index in range(len(entry["samples_ms"]))]
 
 
 def _fp32_line(outcome: StudyOutcome) -> list[str]:

@@ -23,7 +23,7 @@ from autotune.configuration import Configuration
 from autotune.errors import WorkError
 from autotune.objective import Objective
 from autotune.plan import Plan
-from autotune.report.outcome import baseline_of, best_of_backends
+from autotune.report.outcome import baseline_of, best_of_backends, disturbed_of
 from autotune.study_request import StudyOutcome
 
 SCHEMA = 1
@@ -215,12 +215,6 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     expect("baseline", document["baseline"], _figures(finals[int(verdict.baseline)], batch))
     expect("backends", document["backends"], [_figures(entry, batch) for entry in best_of_backends(finals)])
     return wrong
-
-
-def disturbed_of(entry: Mapping[str, Any]) -> list[bool]:
-    """Whether the block of a finalist is disturbed, for each round of its finals."""
-    rounds = set(entry.get("disturbed_rounds", ()))
-    return [index in rounds for index in range(len(entry["samples_ms"]))]
 
 
 def _finalist(entry: Mapping[str, Any]) -> dict[str, Any]:
