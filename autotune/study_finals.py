@@ -10,6 +10,7 @@ from autotune import registry
 from autotune.errors import ArtifactError, WorkError
 from autotune.execute.finals import FinalsResult, run_finals
 from autotune.identity import FINGERPRINT
+from autotune.measure.block import undisturbed_of
 from autotune.plan import Plan
 from autotune.study_context import StudyContext
 from autotune.study_evidence import Finalist, FinalsEvidence
@@ -69,7 +70,9 @@ class StudyFinals:
                 found=str(why or "it was not tried"),
                 expected="the model to run in eager mode", run=f"autotune trials {row.name} --failed",
             )  # fmt: skip
-        chosen = choose_finalists(complete, baselines, [c for space in self.on.spaces for c in space.defaults])
+        chosen = choose_finalists(
+            complete, baselines, [c for space in self.on.spaces for c in space.defaults], self._disturbed(complete)
+        )
         ready = [self._with_artifact(trial, trial.uid in baselines) for trial in chosen]
         trials = {trial.uid: trial for trial in ready if trial is not None}
         self.on.progress.event("finals_started", count=len(trials))
@@ -78,6 +81,11 @@ class StudyFinals:
         for uid, measurement in result.measurements.items():
             self.on.store.add_measurement(uid, "finals", measurement)
         return result, trials
+
+    def _disturbed(self, complete: Sequence[Trial]) -> frozenset[str]:
+        """The uids of the trials of which no screening sample escaped others that used the device."""
+        screened = {trial.uid: self.on.store.measurements(trial.uid, "screening") for trial in complete}
+        return frozenset(uid for uid, taken in screened.items() if taken and not undisturbed_of(taken[-1]))
 
     def _measured(self, trials: Mapping[str, Trial], baselines: set[str]) -> FinalsResult:
         return run_finals(

@@ -1,7 +1,7 @@
 """Which candidates a study admits, and which of its trials enter the finals."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from autotune import registry
@@ -88,18 +88,26 @@ def participants(request: StudyRequest) -> list[str]:
 
 
 def choose_finalists(
-    complete: Sequence[Trial], baselines: Iterable[str], defaults: Sequence[Configuration]
+    complete: Sequence[Trial],
+    baselines: Iterable[str],
+    defaults: Sequence[Configuration],
+    disturbed: Collection[str] = frozenset(),
 ) -> list[Trial]:
     """Baselines, every backend's defaults, the best of every backend, the best in full precision, and the best overall.
+
+    ``disturbed`` are the uids of those whose screening met others on the device all the while: nothing is known of
+    them, so that of baselines and defaults all of these enter.
 
     Of the defaults those that are not outclassed. The best overall, as far as they are in reach of the first, fill up
     to eight finalists besides the baselines; what must enter may make them more.
     """
     ranked = sorted((t for t in complete if t.ranked_by is not None), key=lambda t: (t.ranked_by, t.uid))
-    base = {trial.uid for trial in _within([t for t in ranked if t.uid in set(baselines)], IN_REACH)}
+    own = [trial for trial in ranked if trial.uid in set(baselines)]
+    base = {trial.uid for trial in _within(own, IN_REACH)} | {trial.uid for trial in own if trial.uid in disturbed}
     ranked = [trial for trial in ranked if trial.uid in base or trial.uid not in set(baselines)]
     default_digests = {configuration.digest for configuration in defaults}
-    must = base | {trial.uid for trial in _within(ranked, OUTCLASSED) if trial.configuration.digest in default_digests}
+    in_class = {trial.uid for trial in _within(ranked, OUTCLASSED)} | set(disturbed)
+    must = base | {t.uid for t in ranked if t.uid in in_class and t.configuration.digest in default_digests}
     for precision in (None, "fp32"):
         seen: set[str] = set()
         for trial in ranked:

@@ -8,6 +8,12 @@ from hypothesis import HealthCheck, settings
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(autouse=True)
+def no_columns(monkeypatch):
+    """Whatever runs the tests may have told its processes a width."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def checkout_for_child_processes():
     """Worker processes and commands that tests start import this checkout, installed or not."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from autotune.database.store import Store
-from autotune.errors import RequestError, SpaceError
+from autotune.errors import RequestError, SpaceError, StudyInterruptedError
 from autotune.measure.finals import Finals
 from autotune.measure.lock import device_lock
 from autotune.measure.verdict import verdict_from_samples
@@ -265,3 +265,12 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path, number):
     started = [data["number"] for kind, data in recorder.events if kind == "trial_started"]
     assert not set(started) & {before[uid].number for uid in complete}, "a finished trial was measured twice"
     assert complete <= {trial.uid for trial in after} and all(trial.state != "running" for trial in after)
+
+
+def test_a_study_that_is_stopped_while_its_model_is_captured_says_so(tmp_path, request_):
+    with Store.open(str(tmp_path / "autotune.db")) as store:
+        timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        with pytest.raises(StudyInterruptedError, match="stopped"):
+            run_study(replace(request_, name="stopped-at-once", backends=("eager", "torchscript")), store)
+        timer.join()

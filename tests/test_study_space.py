@@ -41,3 +41,10 @@ def test_a_baseline_that_cannot_be_the_fastest_stays_out():
     trials = [trial(0, 100.0, "eager"), trial(1, 140.0, "eager"), trial(2, 160.0, "eager"), trial(3, 10.0)]
     everything = [t.configuration for t in trials]
     assert chosen(trials, ["t00", "t01", "t02"], everything) == [3, 0, 1]
+
+
+def test_baselines_and_defaults_that_others_disturbed_all_the_while_stay_in():
+    trials = [trial(0, 1.0), trial(1, 90.0, "a"), trial(2, 6.0, "base"), trial(3, 75.0, "base"), trial(4, 80.0, "b")]
+    disturbed, defaults = {"t01", "t03", "t04"}, [trials[1].configuration]
+    assert [t.number for t in choose_finalists(trials, ["t02", "t03"], defaults, disturbed)] == [0, 2, 3, 4, 1]
+    assert [t.number for t in choose_finalists(trials, ["t02", "t03"], defaults)] == [0, 2, 4]

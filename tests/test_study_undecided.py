@@ -1,5 +1,7 @@
 """Finals that cannot decide: nothing is promoted, nothing is lost, and the same call repeats only the finals."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -49,6 +51,11 @@ def test_nothing_is_promoted_and_the_same_call_repeats_only_the_finals(tmp_path,
         built = store.trials(study.uid)
         complete = [trial for trial in built if trial.state == "complete"]
         assert all(trial.artifact and store.artifacts.has(trial.artifact) for trial in complete)
+        shown = subprocess.run(
+            [sys.executable, "-m", "autotune.cli.main", "plan", "show", "toy", "--db", str(tmp_path / "autotune.db")],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert shown.returncode == 2 and f"could not decide: {first.reason}" in shown.stderr
         monkeypatch.undo()
         recorder = Recorder()
         second = settled(REQUEST, store, recorder)

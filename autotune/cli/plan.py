@@ -1,5 +1,6 @@
 """``autotune plan list`` and ``autotune plan show``."""
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,6 +81,13 @@ def find_plans(
             expected="the beginning of one of these",
             run=f"autotune plan show {model}",
         )
+    open_ = _open_study(store, model, batch) if not store.plans(name=model) else ""
+    if open_:
+        raise PlanNotFoundError(
+            f"no plan for {model}{f' at batch {batch}' if batch else ''} in {store.location}",
+            found=open_, expected="a study whose finals decided",
+            run="its autotune tune command again, which goes on where it was",
+        )  # fmt: skip
     others = sorted({f"{plan.name} at batch {plan.batch} on {plan.device.sku}" for plan in store.plans()})
     named = [other for other in others if other.startswith(f"{model} at ")] or others
     where = f" on {device}" if device else ""
@@ -89,3 +97,16 @@ def find_plans(
         expected="the name of a study that was tuned",
         run=f"autotune tune studies/{model}/study.yaml" if not others else "autotune plan list",
     )
+
+
+def _open_study(store: "Store | PlanReader", model: str, batch: int | None) -> str:
+    """What became of the newest study of the name that has no plan; nothing if there is no such study."""
+    from autotune.database.store import Store
+
+    with contextlib.ExitStack() as opened:
+        full = store if isinstance(store, Store) else opened.enter_context(Store.open(store.location, create=False))
+        studies = full.studies(model, batch)
+    if not studies:
+        return ""
+    undecided = studies[-1].timings.get("undecided")
+    return f"a study whose finals could not decide: {undecided}" if undecided else "a study that has not ended"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from autotune import environment
 from autotune.cli.output import Batch, Db, Json, errors, nothing_on_stdout, open_store, print_json, show
 from autotune.errors import RequestError
 
@@ -93,8 +94,9 @@ def _run(
             plan = outcome.plan
             if outcome.undecided:
                 outcome = replace(outcome, run=shlex.join(["autotune", *sys.argv[1:]]))
-            deploy = "" if plan is None else deploy_command(study, plan, requests[0].device, db)
-            tell(outcome_view(outcome, store.location, deploy=deploy))
+            there = db or environment.database_url()  # another shell may not have the variable
+            deploy = "" if plan is None else deploy_command(study, plan, requests[0].device, there)
+            tell(outcome_view(outcome, store.location, deploy=deploy, db=db))
             if results is not None:
                 _write_results(outcome, results)
             outcomes.append(outcome)

@@ -14,7 +14,14 @@ from typing import Any, cast
 
 from autotune.configuration import Configuration
 from autotune.device import Device
-from autotune.errors import AutotuneError, ModelError, OutOfMemoryError, ReferenceRefusedError, WorkError
+from autotune.errors import (
+    AutotuneError,
+    ModelError,
+    OutOfMemoryError,
+    ReferenceRefusedError,
+    StudyInterruptedError,
+    WorkError,
+)
 from autotune.execute.channel import ChannelClosed
 from autotune.execute.device_memory import DeviceMemory
 from autotune.execute.server import POLL_S, Session, StepResult, WorkerServer
@@ -272,9 +279,13 @@ class Bench:
         self.split.add(result.spans)
         return result
 
-    @staticmethod
-    def _must(result: StepResult, what: str, kind: type[AutotuneError] = WorkError) -> dict[str, Any]:
-        """The step's answer; raises OutOfMemoryError if memory was out, else what it raised, else ``kind``."""
+    def _must(self, result: StepResult, what: str, kind: type[AutotuneError] = WorkError) -> dict[str, Any]:
+        """The step's answer; raises OutOfMemoryError if memory was out, else what it raised, else ``kind``.
+
+        A step that was stopped raises StudyInterruptedError: how it ended says nothing about it.
+        """
+        if result.value is None and self.server.closed:
+            raise StudyInterruptedError("it was stopped; what was finished is kept", run="the same command to go on")
         failure = result.failure
         if failure is not None and failure.kind == "out_of_memory":
             raise OutOfMemoryError(what, found=str(failure), expected="a model and a batch that fit into memory")

@@ -149,8 +149,8 @@ def _shared(devices: Sequence[Device], tell: Callable[[str], None]) -> Iterator[
         try:
             for uuid in {device.uuid for device in devices}:
                 held.enter_context(device_lock(uuid, exclusive=False, on_wait=_give_up))
-        except _InUseError:
-            tell("another process uses a device: one proof runs after the other, so as to disturb it less")
+        except _InUseError as used:
+            tell(f"{used}: one proof runs after the other meanwhile, so as to disturb it less")
         except WorkError as error:
             tell(f"one proof runs after the other: {error}")
         else:
@@ -164,8 +164,8 @@ class _InUseError(Exception):
     """Somebody else holds a device."""
 
 
-def _give_up(_: Holders) -> None:
-    raise _InUseError
+def _give_up(holders: Holders) -> None:
+    raise _InUseError(f"a device is in use, {holders.text}")
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import secrets
 import signal
 import socket
@@ -136,7 +137,8 @@ class Session:
             if self._server.owns(message.get("pids", ())):
                 name = QUEUED
             elif "holder" in message:
-                self._server.notices.say(message["holder"])
+                # One study holds the device by one process after the other.
+                self._server.notices.say(message["holder"], of=re.sub(r"\d+", "", message["holder"]))
         else:
             self._clock.work(at, now)
             self.stage = name
@@ -273,7 +275,8 @@ class WorkerServer:
             finally:
                 theirs.close()
         purpose = f"{self._work} ({step.replace('_', ' ')})" if self._work else step.replace("_", " ")
-        session.send({IDENTITY: session.identity, "step": step, "request": request, "purpose": purpose})
+        with contextlib.suppress(ChannelClosed):  # it was stopped at once: whoever listens to it is told
+            session.send({IDENTITY: session.identity, "step": step, "request": request, "purpose": purpose})
         return session
 
     def owns(self, pids: Sequence[int]) -> bool:

@@ -105,9 +105,14 @@ def latency_ms(measurement: Measurement) -> float:
 
     If others used the device for all of them, the fastest: that is the nearest to what it would be without them.
     """
-    switches, readings = measurement.conditions.get("switches", ()), measurement.conditions.get("readings", {})
-    escaped = undisturbed(measurement.flat_ms, switches, readings)
+    escaped = undisturbed_of(measurement)
     return median(escaped) if escaped else min(measurement.flat_ms)
+
+
+def undisturbed_of(measurement: Measurement) -> tuple[float, ...]:
+    """Return the :func:`undisturbed` samples of a screening."""
+    switches, readings = measurement.conditions.get("switches", ()), measurement.conditions.get("readings", {})
+    return undisturbed(measurement.flat_ms, switches, readings)
 
 
 class BlockRecorder:

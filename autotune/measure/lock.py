@@ -114,6 +114,16 @@ def _users(place: Place) -> Holders:
     return following if following.pids else found
 
 
+def _remedy(uuid: str, folders: Sequence[Path]) -> str:
+    """The command that makes a folder for locks, or removes what stands in the place of one."""
+    name = lock_files.safe_name(uuid)
+    for folder in folders:
+        if not lock_files.why_unsuitable(folder):
+            there = [str(path) for suffix in ("next", "lock") if os.path.lexists(path := folder / f"{name}.{suffix}")]
+            return f"rm {' '.join(there)}" if there else f"mount -o remount,rw {folder}, or make room in it"
+    return f"install -d -m 1777 {folders[0]}"
+
+
 def _places(uuid: str, folders: Sequence[Path]) -> list[Place]:
     """Open the lock in every folder that is one for all users; warns once of one that this process cannot use."""
     lock_files.safe_name(uuid)  # refuses a wrong UUID before any folder is blamed
@@ -130,8 +140,8 @@ def _places(uuid: str, folders: Sequence[Path]) -> list[Place]:
         raise WorkError(
             f"locking device {uuid} needs a lock file in {' or '.join(map(str, folders))}",
             found="; ".join(f"{folder}: {reason}" for folder, reason in reasons.items()),
-            expected="one of these as a folder of all users (mode drwxrwxrwt) in which this user can make a file",
-            run=f"install -d -m 1777 {folders[0]} (as root), then the same again",
+            expected="one of these as a folder of all users (mode drwxrwxrwt), and a plain file there for all to open",
+            run=f"{_remedy(uuid, folders)} (as root), then the same again",
         )
     for folder, reason in reasons.items():
         if reason and folder not in _warned and not lock_files.why_unsuitable(folder):

@@ -92,6 +92,8 @@ def _opened(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | flags)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from None
         if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
     return os.open(path, os.O_RDONLY | flags)  # flock needs no permission to write

@@ -47,7 +47,7 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> FittingTable:
         table.add_column(name, overflow="fold")
     table.add_column("baseline", justify="right", no_wrap=True)
     table.add_column("plan", overflow="fold")
-    table.add_column("of the plan [95% interval]", justify="right", no_wrap=True)
+    table.add_column("plan's [95% interval]", justify="right", no_wrap=True)
     table.add_column("speedup", justify="right", no_wrap=True)
     table.add_column("measured under", overflow="fold")
     for row in rows:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from autotune.standard_streams import readable
@@ -33,7 +33,7 @@ class FittingTable(Table):
         ]
         most = [max(size.maximum for size in column) for column in sizes]
         least = [
-            max(head.minimum, *(min(size.minimum, WORDS if column.overflow == "fold" else UNBOUNDED) for size in cells))
+            max([head.minimum, *(min(size.minimum, _most_words(column)) for size in cells)])
             for column, (head, *cells) in zip(self.columns, sizes, strict=True)
         ]
         left = options.max_width - 3 * len(self.columns) - 1
@@ -62,6 +62,10 @@ class FittingTable(Table):
                     yield Text.assemble((name, "bold"), cell, style=row.style or "", overflow="fold")
         if self.caption:
             yield cell_text(self.caption, console)
+
+
+def _most_words(column: Column) -> int:
+    return WORDS if column.overflow == "fold" else UNBOUNDED
 
 
 def _widths(least: Sequence[int], most: Sequence[int], left: int) -> list[int]:

@@ -1,6 +1,7 @@
 """What a study found, as the table that ``autotune tune`` ends with."""
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,9 @@ FEWEST_ROUNDS = 6
 """Below six values no two of them are a 95% interval of their median."""
 
 
-def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "") -> RenderableType:
+def outcome_view(
+    outcome: StudyOutcome, location: str, *, deploy: str = "", db: str | None = None
+) -> RenderableType:
     """The baseline and the best finalist of each backend; how much faster, whether it is safe and what to do next.
 
     Then what became of the time and the trials. ``deploy`` is the command that deploys the plan; it is never broken.
@@ -37,7 +40,7 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "") -> R
         lines = [_faster(outcome, outcome.plan), _safe(outcome, outcome.plan), *_next(deploy), *_fp32_line(outcome)]
     lines += [_trials_line(outcome), *_split_line(outcome)]
     if outcome.plan is not None:
-        again = f"autotune plan show {outcome.name} --batch {outcome.batch}"
+        again = f"autotune plan show {outcome.name} --batch {outcome.batch}{f' --db {shlex.quote(db)}' if db else ''}"
         lines.append(_whole(f"stored in {location}; see it again with: {again}"))
     return Group(*parts, *(line if isinstance(line, Text) else Text(line) for line in lines), Text(""))
 
@@ -150,16 +153,31 @@ def _faster(outcome: StudyOutcome, plan: Plan) -> str:
     }
     before, after = (words.figure(aim[key], aim["unit"]) for key in ("baseline", "value"))
     if plan.status == "baseline":
-        return f"how much faster{found}: not at all: the baseline stays, {after}: nothing was significantly better"
-    tie = ", level with another finalist" if plan.status == "tie" else ""
-    if tie and any(compared(one) < aim["value"] for one in outcome.finalists):
-        tie += " and chosen for being simpler"
+        return (
+            f"how much faster{found}: not at all: the baseline stays, {after}: nothing was significantly better"
+            f"{_beside_others(outcome)}"
+        )
+    tie = ""
+    if plan.status == "tie":
+        tie = f"; noise leaves open whether {_tied(plan)} is faster"
+        if any(compared(one) < aim["value"] for one in outcome.finalists):
+            tie += ", and it was chosen for being simpler"
     bounds = speedup_interval(plan)
-    between = f" [{words.speedup(bounds[0])} – {words.speedup(bounds[1])}, 95% interval]" if bounds else ""
+    between = f" (in pairs of rounds {words.speedup(bounds[0])} – {words.speedup(bounds[1])} at 95%)" if bounds else ""
     return (
         f"how much faster{found}: {before} → {after}, {words.speedup(plan.speedup)} the baseline{between}, by "
         f"{plan.configuration.backend} ({words.knobs(plan.configuration)}){tie}{_beside_others(outcome)}"
     )
+
+
+def _tied(plan: Plan) -> str:
+    """Name the finalists that could not be told from the plan."""
+    entries = {entry.get("uid"): entry for entry in plan.evidence.get("finalists", ())}
+    tied = [entries[uid] for uid in plan.evidence.get("tied_with", ()) if uid in entries]
+    found = [Configuration.from_dict(entry["configuration"]) for entry in tied]
+    named = [f"{one.backend} ({words.knobs(one)})" for one in found[:2]]
+    more = f" or one of {len(found) - 2} others" if len(found) > 2 else ""
+    return (" or ".join(named) + more) or "another finalist"
 
 
 def _beside_others(outcome: StudyOutcome) -> str:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.measure.paired import ALPHA, APART, LOAD_MARGIN, MATERIAL, RoundFigures
+from autotune.measure.paired import ALPHA, APART, HIDDEN_MARGIN, LOAD_MARGIN, MATERIAL, RoundFigures
 from autotune.measure.statistics import processes_apart
 from autotune.measure.verdict import verdict_from_samples
 
@@ -79,12 +79,13 @@ def test_disturbed_rounds_do_not_count_where_enough_are_left():
     assert verdict_from_samples(samples, baselines=["eager"], processes=FIVE).status == "undecided"
 
 
-@pytest.mark.parametrize(
-    ("slower_by", "status"), [(math.exp(LOAD_MARGIN) * 1.1, "promoted"), (math.exp(LOAD_MARGIN) * 0.9, "undecided")]
-)
-def test_who_was_disturbed_all_the_time_is_beaten_only_by_more_than_load_explains(slower_by, status):
-    samples = {"eager": [[30.0]] * 20, "a": [[10.0]] * 20, "b": [[25.0]] * 19 + [[10 * slower_by]]}
-    verdict = verdict_from_samples(samples, baselines=["eager"], processes=FIVE, disturbed={"b": [True] * 20})
+@pytest.mark.parametrize(("clean", "margin"), [(0, HIDDEN_MARGIN), (2, HIDDEN_MARGIN), (3, LOAD_MARGIN)])
+@pytest.mark.parametrize(("factor", "status"), [(1.1, "promoted"), (0.9, "undecided")])
+def test_who_was_disturbed_nearly_all_the_time_is_beaten_only_by_more_than_load_explains(clean, margin, factor, status):
+    quickest = 10 * math.exp(margin) * factor
+    samples = {"eager": [[90.0]] * 20, "a": [[10.0]] * 20, "b": [[quickest]] * 3 + [[80.0]] * 17}
+    disturbed = {"b": [index >= clean for index in range(20)]}
+    verdict = verdict_from_samples(samples, baselines=["eager"], processes=FIVE, disturbed=disturbed)
     assert verdict.status == status
     assert verdict.winner == ("a" if status == "promoted" else "eager")
     assert verdict.tied_with == (() if status == "promoted" else ("a", "b"))

@@ -131,3 +131,13 @@ def test_columns_that_are_no_width_are_ignored(autotune, database, monkeypatch, 
     wide = autotune("plan", "list", "--db", database).stdout
     monkeypatch.setenv("COLUMNS", columns)
     assert autotune("plan", "list", "--db", database).stdout == wide
+
+
+def test_a_table_without_rows_is_its_heads():
+    table = FittingTable(title="none yet")
+    table.add_column("problem", overflow="fold")
+    table.add_column("us", justify="right")
+    for width in (20, 80):
+        console = Console(file=io.StringIO(), width=width)
+        console.print(table)
+        assert "none yet" in console.file.getvalue()
