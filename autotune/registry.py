@@ -28,10 +28,8 @@ BUILT_IN = {
 }
 """Module of each built-in backend; its attribute ``BACKEND`` is the instance."""
 
-MEMBERS = (
-    *("name", "toolchain", "build_uses_device", "probe", "space", "build"),
-    *("times_kernels_at_build", "times_kernels_at_load", "load"),
-)
+MEMBERS = ("name", "toolchain", "build_uses_device", "probe", "space", "build", "times_kernels_at_load", "load")
+""":meth:`~autotune.backend.Backend.times_kernels_at_build` may be absent: then each build has the device alone."""
 
 
 def names() -> tuple[str, ...]:
