@@ -74,9 +74,7 @@ def spreads(references: "Answers") -> tuple[float | None, ...]:
     return tuple(found)
 
 
-def check_reference(
-    references: "Answers", names: Sequence[str], treatments: Mapping[str, str] | None = None
-) -> None:
+def check_reference(references: "Answers", names: Sequence[str], treatments: Mapping[str, str] | None = None) -> None:
     """Raise ReferenceRefusedError, naming the output, if the reference cannot tell wrong candidates from right ones.
 
     It needs eight inputs or more, finite values, and floating outputs that all vary between inputs: a constant one (a
@@ -168,9 +166,7 @@ def judge(
     return Verdict(accepted=failure is None, signal_error=worst, figures=figures, metrics=measured, failure=failure)
 
 
-def far_off(
-    answers: "Answers", references: "Answers", names: Sequence[str], objective: Objective, slack: float
-) -> str:
+def far_off(answers: "Answers", references: "Answers", names: Sequence[str], objective: Objective, slack: float) -> str:
     """Say which outputs are ``slack`` times further from the references than an objective allows; empty if none is.
 
     Unlike :func:`judge` it takes any number of inputs. If the references of an output do not vary between them, its

@@ -142,7 +142,8 @@ class _Tuner:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise WorkError(
-                f"compiled kernels are kept in {folder}", found=str(error),
+                f"compiled kernels are kept in {folder}",
+                found=str(error),
                 expected="a folder that this user can write",
                 run="the same command with XDG_CACHE_HOME set to such a folder",
             ) from error

@@ -42,7 +42,6 @@ from autotune.yaml_document import Place, YamlDocument, read_yaml
 __all__ = ["StudyFile", "parse_duration", "parse_study", "read_study"]
 
 
-
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 

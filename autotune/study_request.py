@@ -148,7 +148,9 @@ class StudyOutcome:
             "status": self.status,
             **({"reason": self.reason, "run": self.run} if self.undecided else {}),
             "baseline_latency_ms": None if plan is None else plan.baseline_latency_ms,
-            "plan": None if plan is None else {
+            "plan": None
+            if plan is None
+            else {
                 "backend": plan.configuration.backend,
                 "configuration": plan.configuration.as_dict(),
                 "latency_ms": plan.latency_ms,

@@ -34,9 +34,7 @@ def test_variables_are_read_by_name_in_one_place():
     assert readings(ROOT / "autotune" / "environment.py")
 
 
-@pytest.mark.parametrize(
-    ("name", "read"), [("NVCC", environment.nvcc), ("CXX", environment.compiler)]
-)
+@pytest.mark.parametrize(("name", "read"), [("NVCC", environment.nvcc), ("CXX", environment.compiler)])
 def test_a_compiler_that_a_variable_names_comes_before_that_on_the_path(monkeypatch, tmp_path, name, read):
     there = tmp_path / {"NVCC": "nvcc", "CXX": "g++"}[name]
     there.write_text("#!/bin/sh\n")

@@ -213,9 +213,7 @@ def _usable(
     return again, {**seconds, "rebuild": time.perf_counter() - begin}
 
 
-def _rebuilt(
-    store: "Store", prepared: "Prepared", request: StudyRequest, plan: "Plan", progress: Progress
-) -> "Plan":
+def _rebuilt(store: "Store", prepared: "Prepared", request: StudyRequest, plan: "Plan", progress: Progress) -> "Plan":
     """Build a stored plan again for the module, once for all processes that need it; raises PlanNotFoundError."""
     from autotune.deploy.miss import unusable
     from autotune.deploy.prepared import rebuild_key
@@ -231,9 +229,7 @@ def _rebuilt(
         with _study(store, prepared, request, said, plan, teller(progress)) as study:
             again = study.rebuild(plan, workload)
         if again is None:
-            raise unusable(
-                prepared, plan, wrong, f"which was tried: {said.last}", "autotune.optimize(model, inputs)"
-            )
+            raise unusable(prepared, plan, wrong, f"which was tried: {said.last}", "autotune.optimize(model, inputs)")
         return replace(cast("Plan", again), device=request.device)
 
 

@@ -176,8 +176,11 @@ class _Decision:
             )
             for name in figures.names
         )
-        apart = {process for name in {*tied_with, *figures.running[:1]} & set(self._against)
-                 for process in self._against[name].apart}
+        apart = {
+            process
+            for name in {*tied_with, *figures.running[:1]} & set(self._against)
+            for process in self._against[name].apart
+        }
         return Verdict(
             winner=winner,
             baseline=self._baseline,

@@ -80,9 +80,7 @@ def observe(
     )  # fmt: skip
 
 
-def refuse_first_values(
-    name: str, call: "Callable[[Inputs], Any]", other: "Inputs", behaviour: Behaviour
-) -> None:
+def refuse_first_values(name: str, call: "Callable[[Inputs], Any]", other: "Inputs", behaviour: Behaviour) -> None:
     """Refuse a module that answers otherwise by what came first; its module has not been called since it was put back.
 
     What a first call sets is a cache if the answer to the other inputs is the same whether they come first or second.
@@ -115,9 +113,7 @@ def in_train_mode(module: "torch.nn.Module") -> list[str]:
     ]
 
 
-def _answered(
-    call: "Callable[[Inputs], Any]", inputs: "Inputs", what: str
-) -> "tuple[tuple[torch.Tensor, ...], Form]":
+def _answered(call: "Callable[[Inputs], Any]", inputs: "Inputs", what: str) -> "tuple[tuple[torch.Tensor, ...], Form]":
     try:
         value = call(inputs)
     except AutotuneError:

@@ -202,9 +202,7 @@ def _evaluate(module: "torch.nn.Module") -> None:
         module.training = False
 
 
-def _exported(
-    name: str, module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]"
-) -> "ExportedProgram":
+def _exported(name: str, module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]") -> "ExportedProgram":
     import torch
 
     try:

@@ -64,9 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except RequestError as error:
             progress.print(str(error), markup=False)
             return error.exit_code
-        campaign = Campaign(
-            folder=folder, databases=databases, quick=options.quick, seed=options.seed, device=device
-        )
+        campaign = Campaign(folder=folder, databases=databases, quick=options.quick, seed=options.seed, device=device)
         around = environment(device.torch_name)
         rows = run_checks(PROMISES, names, campaign, progress)
     document = document_of(

@@ -20,9 +20,7 @@ def doctor_view(document: Mapping[str, Any]) -> RenderableType:
     versions = ", ".join(f"{name} {version}" for name, version in document["toolchain"].items())
     database = document["database"]
     state = f"{database['location']} ({database['state']})"
-    return Group(
-        devices, _backends_table(document), Text(f"toolchain: {versions}"), Text(f"database: {state}")
-    )
+    return Group(devices, _backends_table(document), Text(f"toolchain: {versions}"), Text(f"database: {state}"))
 
 
 def _backends_table(document: Mapping[str, Any]) -> FittingTable:

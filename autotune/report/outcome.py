@@ -23,9 +23,7 @@ FEWEST_ROUNDS = 6
 """Below six values no two of them are a 95% interval of their median."""
 
 
-def outcome_view(
-    outcome: StudyOutcome, location: str, *, deploy: str = "", db: str | None = None
-) -> RenderableType:
+def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: str | None = None) -> RenderableType:
     """The baseline and the best finalist of each backend; how much faster, whether it is safe and what to do next.
 
     Then what became of the time and the trials. ``deploy`` is the command that deploys the plan; it is never broken.

@@ -234,7 +234,7 @@ def test_processes_with_any_environment_never_hold_a_device_at_once(tmp_path):
     if os.geteuid() == 0:
         started += [process(uuid, uid=NOBODY, umask=0o077), process(uuid, uid=OTHER, umask=0o077)]
         if not any(path.is_relative_to("/tmp") for path in (ROOT, Path(sys.executable))):  # they would be hidden
-            mounts = "mount -t tmpfs none /tmp && mount -t tmpfs none /var/tmp && exec \"$@\""
+            mounts = 'mount -t tmpfs none /tmp && mount -t tmpfs none /var/tmp && exec "$@"'
             started.append(process(uuid, before=["unshare", "-m", "sh", "-c", mounts, "sh"]))
     try:
         held = [ended(one) for one in started]

@@ -70,9 +70,7 @@ def test_disturbed_rounds_do_not_count_where_enough_are_left():
     """The candidate is 30% faster; in half of the rounds somebody makes it three times slower."""
     samples = race(math.log(1.3), FIVE)
     struck = [index % 2 == 1 for index in range(20)]
-    samples["fast"] = [
-        [3 * block[0]] if bad else block for block, bad in zip(samples["fast"], struck, strict=True)
-    ]
+    samples["fast"] = [[3 * block[0]] if bad else block for block, bad in zip(samples["fast"], struck, strict=True)]
     told = verdict_from_samples(samples, baselines=["eager"], processes=FIVE, disturbed={"fast": struck})
     assert (told.winner, told.status) == ("fast", "promoted") and told.of("fast").rounds == 10
     assert told.speedup == pytest.approx(1.3, rel=0.02)
@@ -93,9 +91,7 @@ def test_who_was_disturbed_nearly_all_the_time_is_beaten_only_by_more_than_load_
 
 def test_a_baseline_that_was_disturbed_all_the_time_may_be_the_faster_one():
     samples = {"one": [[20.0]] * 20, "two": [[40.0]] * 19 + [[12.0]], "fast": [[10.0]] * 20}
-    verdict = verdict_from_samples(
-        samples, baselines=["one", "two"], processes=FIVE, disturbed={"two": [True] * 20}
-    )
+    verdict = verdict_from_samples(samples, baselines=["one", "two"], processes=FIVE, disturbed={"two": [True] * 20})
     assert (verdict.status, verdict.winner, verdict.tied_with) == ("undecided", "one", ("fast", "two"))
 
 

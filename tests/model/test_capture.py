@@ -142,7 +142,6 @@ def test_a_call_means_what_it_means_to_the_model():
             schema.flatten(args, kwargs)
 
 
-
 class Twice(torch.nn.Module):
     """Positional-only parameters, the second of them not needed."""
 

@@ -182,5 +182,3 @@ def test_any_nesting_survives_the_trip(answer):
     others, other = flatten(again)
     assert other.node == form.node and all(one is two for one, two in zip(tensors, others, strict=True))
     assert len(set(form.names)) == len(tensors)
-
-

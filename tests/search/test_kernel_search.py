@@ -253,7 +253,7 @@ def test_a_space_without_builds_has_nothing_to_propose() -> None:
     for rates in (RATES, None):
         search = KernelSearch(space, PROBLEM, rates=rates)
         assert search.ask(4) == () and search.ask_launches(4) == ()
-    
+
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9)])
 def test_tiles_of_older_parts_are_searched_too(capability: tuple[int, int]) -> None:
