@@ -42,8 +42,9 @@ demo: setup
 	$(BIN)/autotune tune $(DEMO_STUDY) --batch $(DEMO_BATCH) --budget $(DEMO_BUDGET) --db $(DEMO_DB)
 
 # What measures nothing runs on all cores; the others time, or watch who else is at work, and so run alone.
-SIDE_BY_SIDE := $(addprefix tests/,backends database deploy model programs report runtime search search_spaces studies \
-	test_study_identity.py test_study_with_kernels.py)
+SIDE_BY_SIDE := $(addprefix tests/,backends database deploy model records report runtime search search_spaces studies \
+	programs/identity_pairs programs/random_models programs/test_busy_host.py programs/test_decisions.py \
+	programs/test_agreement.py programs/kernel_search study/test_identity.py study/test_with_kernels.py)
 
 test: setup
 	$(BIN)/python -m pytest -q -n logical --dist loadfile $(SIDE_BY_SIDE)

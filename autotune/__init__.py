@@ -5,13 +5,15 @@
 
 from typing import TYPE_CHECKING, Any
 
+from autotune import renamed
+
 if TYPE_CHECKING:
     from autotune import measure
     from autotune.deploy.api import load, optimize, tune
     from autotune.deploy.measuring import Measured
     from autotune.deploy.model import OptimizedModel
     from autotune.deploy.study_model import from_study
-    from autotune.objective import Metric, Objective
+    from autotune.records.objective import Metric, Objective
 
 __version__ = "0.1.0"
 
@@ -22,8 +24,8 @@ _HOMES = {
     "Measured": "autotune.deploy.measuring",
     "OptimizedModel": "autotune.deploy.model",
     "from_study": "autotune.deploy.study_model",
-    "Metric": "autotune.objective",
-    "Objective": "autotune.objective",
+    "Metric": "autotune.records.objective",
+    "Objective": "autotune.records.objective",
 }
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "optimize",
     "tune",
 ]
+
+renamed.install()
 
 
 def __getattr__(name: str) -> Any:

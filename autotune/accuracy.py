@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ReferenceRefusedError, RequestError
-from autotune.objective import Metric, Objective
-from autotune.trial import Failure, FailureKind
+from autotune.records.objective import Metric, Objective
+from autotune.records.trial import Failure, FailureKind
 
 if TYPE_CHECKING:
     import torch

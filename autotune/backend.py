@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.kernel import KnownKernels
-from autotune.space import SearchSpace
-from autotune.workload import Workload
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.search_space import SearchSpace
+from autotune.records.workload import Workload
 
 if TYPE_CHECKING:
     import torch

@@ -21,7 +21,7 @@
         ├── StudyInterruptedError   a study was stopped from outside and can go on
         └── StudyTakenOverError     another process coordinates the study now
 
-What a trial is expected to run into is not an exception but data: :class:`autotune.trial.Failure`.
+What a trial is expected to run into is not an exception but data: :class:`autotune.records.trial.Failure`.
 """
 
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from autotune.canonical import digest
-from autotune.configuration import Configuration
-from autotune.device import Device, Toolchain
-from autotune.kernel_problem import GemmProblem
+from autotune.records.canonical import digest
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device, Toolchain
+from autotune.records.kernel_problem import GemmProblem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

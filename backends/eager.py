@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from autotune.backend import Availability, Runner, SourceModel
-from autotune.configuration import Configuration
-from autotune.device import Device
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.search_space import SearchSpace
+from autotune.records.workload import Workload
 from autotune.runtime.installed import torch_availability
 from autotune.runtime.settings import Settings
 from autotune.search_spaces import eager as spaces
-from autotune.space import SearchSpace
-from autotune.workload import Workload
 
 PROGRAM = "program.pt2"
 

@@ -11,15 +11,15 @@ from typing import Any
 
 from autotune import environment
 from autotune.backend import Availability, Runner, SourceModel
-from autotune.configuration import Configuration
-from autotune.device import Device
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.search_space import SearchSpace
+from autotune.records.workload import Workload
 from autotune.runtime.elf import needed_libraries
 from autotune.runtime.installed import install_command, torch_availability
 from autotune.runtime.settings import Settings
 from autotune.scratch import ScratchFolder
 from autotune.search_spaces.inductor import inductor_space
-from autotune.space import SearchSpace
-from autotune.workload import Workload
 
 PACKAGE = "model.pt2"
 STANDARD_LIBRARY = "libstdc++.so.6"

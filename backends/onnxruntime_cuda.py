@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from autotune.device import Device
+from autotune.records.device import Device
+from autotune.records.workload import TensorSpec
 from autotune.runtime.signature import Signature
-from autotune.workload import TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.backend import Availability, Runner, SourceModel
-from autotune.configuration import Configuration
-from autotune.device import Device
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.search_space import SearchSpace
+from autotune.records.workload import TensorSpec, Workload
 from autotune.runtime.artifact import read_record
 from autotune.runtime.signature import Signature
 from autotune.search_spaces import openvino as options
-from autotune.space import SearchSpace
-from autotune.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
     from autotune.model.source import CapturedModel

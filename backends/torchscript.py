@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from autotune.backend import Availability, Runner, SourceModel
-from autotune.configuration import Configuration
-from autotune.device import Device
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.search_space import SearchSpace
+from autotune.records.workload import Workload
 from autotune.runtime.installed import torch_availability
 from autotune.runtime.settings import Settings
 from autotune.search_spaces.torchscript import torchscript_space
-from autotune.space import SearchSpace
-from autotune.workload import Workload
 
 MODEL = "model.ts"
 

@@ -5,12 +5,12 @@ Those for convolutions read their rows from images. A build takes a second or tw
 
 from collections.abc import Iterator, Mapping
 
-from autotune.configuration import Scalar
-from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Scalar
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
 from autotune.search_spaces.split_gemm import ARCHITECTURES, SplitGemm, architecture
-from autotune.space import Constraint, Parameter, SearchSpace
 
 NAME = "cluster_gemm"
 

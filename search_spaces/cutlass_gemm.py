@@ -7,14 +7,14 @@ all builds first, then the launches of the best.
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 
-from autotune.canonical import digest
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import GemmProblem
+from autotune.records.canonical import digest
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.search_space import SearchSpace
 from autotune.search_spaces import cutlass_multistage, cutlass_sm90
 from autotune.search_spaces.cutlass_launch import CutlassLaunch, blocks, launches
-from autotune.space import SearchSpace
 
 NAME = "cutlass"
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from autotune.configuration import Configuration
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
 
 Raster = Literal["heuristic", "along_m", "along_n"]
 Decomposition = Literal["data_parallel", "heuristic", "stream_k", "split_k"]

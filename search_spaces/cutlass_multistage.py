@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from autotune.configuration import Scalar
-from autotune.kernel_problem import BYTES, GemmProblem
-from autotune.space import Constraint, Parameter
+from autotune.records.configuration import Scalar
+from autotune.records.kernel_problem import BYTES, GemmProblem
+from autotune.records.search_space import Constraint, Parameter
 
 SHARED_MEMORY_BYTES: Mapping[str, int] = {
     "sm_75": 64 * 1024,

@@ -6,9 +6,9 @@ Half-precision operands, both K-major, fp32 accumulators, D row-major.
 import math
 from collections.abc import Mapping
 
-from autotune.configuration import Scalar
-from autotune.kernel_problem import BIAS_BYTES, BYTES, GemmProblem
-from autotune.space import Constraint, Parameter
+from autotune.records.configuration import Scalar
+from autotune.records.kernel_problem import BIAS_BYTES, BYTES, GemmProblem
+from autotune.records.search_space import Constraint, Parameter
 
 SHARED_MEMORY_BYTES = 232448
 """What one block may have on sm_90."""

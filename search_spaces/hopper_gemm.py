@@ -9,12 +9,12 @@ a second to compile.
 import math
 from collections.abc import Iterator, Mapping
 
-from autotune.configuration import Scalar
-from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import GemmProblem, Window
+from autotune.records.configuration import Scalar
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem, Window
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
 from autotune.search_spaces.split_gemm import SplitGemm, architecture
-from autotune.space import Constraint, Parameter, SearchSpace
 
 NAME = "hopper_gemm"
 ARCHITECTURE = "sm_90a"

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from autotune.configuration import Configuration, Scalar
-from autotune.device import Device
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.device import Device
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
+from autotune.records.workload import Workload
 from autotune.search_spaces.precision import precisions, threads
-from autotune.space import Constraint, Parameter, SearchSpace
-from autotune.workload import Workload
 
 MAX_AUTOTUNE_COST = 4.0
 """ResNet-50 on an H200 built in 238 to 255 s with max-autotune, about four times as long as without."""

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from autotune.configuration import Configuration, Scalar
-from autotune.device import Device
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.device import Device
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
+from autotune.records.workload import Workload
 from autotune.search_spaces.precision import precisions, threads
-from autotune.space import Constraint, Parameter, SearchSpace
-from autotune.workload import Workload
 
 FUSIONS = (
     "conv_bn", "space_to_depth", "qkv", "attention", "attention_kernel", "norm", "gemm_epilogue", "conv_act",

@@ -4,11 +4,11 @@ Session options and CUDA provider options: https://onnxruntime.ai/docs/performan
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 """
 
-from autotune.configuration import Configuration, Scalar
-from autotune.device import Device
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.device import Device
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
+from autotune.records.workload import Workload
 from autotune.search_spaces.precision import precisions, threads
-from autotune.space import Constraint, Parameter, SearchSpace
-from autotune.workload import Workload
 
 NAME = "onnxruntime"
 

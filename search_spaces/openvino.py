@@ -5,11 +5,11 @@ With one stream and a thread count of our own, the performance hints have nothin
 parameter.
 """
 
-from autotune.configuration import Configuration
-from autotune.device import Device
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.search_space import Parameter, SearchSpace
+from autotune.records.workload import Workload
 from autotune.search_spaces.precision import precisions, threads
-from autotune.space import Parameter, SearchSpace
-from autotune.workload import Workload
 
 NAME = "openvino"
 

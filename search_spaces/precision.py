@@ -1,6 +1,6 @@
 """What a device and a backend really compute in, and the thread counts worth trying."""
 
-from autotune.device import Device
+from autotune.records.device import Device
 
 # Backends whose CPU kernels take the reduced precisions where the processor has the instructions. ONNX Runtime's CPU
 # provider has hardly any: it casts to fp32 and back around each node, which is fp32 with a rounding on top.

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from autotune.canonical import digest
-from autotune.configuration import Configuration
-from autotune.device import Device
-from autotune.kernel_problem import GemmProblem
-from autotune.space import SearchSpace
+from autotune.records.canonical import digest
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.search_space import SearchSpace
 
 ARCHITECTURES = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
 """What is compiled for, by compute capability."""

@@ -1,10 +1,10 @@
 """What TorchScript lets us vary."""
 
-from autotune.configuration import Configuration, Scalar
-from autotune.device import Device
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.device import Device
+from autotune.records.search_space import Parameter, SearchSpace
+from autotune.records.workload import Workload
 from autotune.search_spaces.precision import precisions, threads
-from autotune.space import Parameter, SearchSpace
-from autotune.workload import Workload
 
 
 def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from autotune.configuration import Configuration, Scalar
-from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import BYTES, GemmProblem
-from autotune.space import Constraint, Parameter, SearchSpace
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.device import Device
+from autotune.records.kernel_problem import BYTES, GemmProblem
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
 
 NAME = "triton_gemm"
 

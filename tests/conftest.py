@@ -94,7 +94,7 @@ def toykernels(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def postgresql():
     """One PostgreSQL server for all tests; it does not wait for the disk."""
-    from autotune.reliability.postgresql import serving
+    from autotune.programs.reliability.postgresql import serving
     from tests.databases import need_postgresql, with_template
 
     need_postgresql()

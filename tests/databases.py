@@ -11,7 +11,7 @@ from autotune.database import trials
 from autotune.database.schema import TrialTable
 from autotune.database.store import Store
 from autotune.errors import RequestError
-from autotune.reliability import postgresql
+from autotune.programs.reliability import postgresql
 
 Kind = Literal["sqlite", "postgresql"]
 KINDS: tuple[Kind, ...] = ("sqlite", "postgresql")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from autotune.accuracy import Verdict, check_reference, judge, signal_errors, spreads
 from autotune.errors import ReferenceRefusedError, RequestError
-from autotune.objective import Metric, Objective
+from autotune.records.objective import Metric, Objective
 from autotune.testing import (
     answering_mean,
     ignoring_input,

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -11,55 +12,36 @@ import pytest
 import autotune
 
 ROOT = Path(__file__).parents[1]
-RECORDS = [
-    *("canonical", "workload", "kernel_problem", "kernel_trial", "device", "configuration"),
-    *("objective", "identity", "trial", "plan"),
-]
 
-# What each layer may import of autotune, itself included. The members of a brace do not import one another.
-MIDDLE = ["model", "runtime", "measure", "accuracy", "search", "database"]
-BASE = ["errors", "environment", "scratch", "standard_streams", *RECORDS, "space", "backend", "kernel", "registry"]
-STUDY = [
-    *(
-        "study",
-        "study_context",
-        "study_search",
-        "study_finals",
-        "study_request",
-        "study_space",
-        "study_identity",
-        "study_memory",
-        "study_sweep",
-        "study_lease",
-        "study_reproduce",
-    ),
-    *("kernel_tuning", "kernel_report"),
-    *("kernel_recording", "kernel_recording_builds", "kernel_recording_compile", "kernel_recording_times"),
-    *("kernel_comparison_shapes", "kernel_comparison_finals", "kernel_comparison_steps"),
-    *("kernel_supply", "study_rebuild", "study_evidence"),
-    *("study_kernels", "study_bench", "study_file", "study_values", "yaml_document"),
+# What each room may import of autotune beside itself: the rooms of the floors below it. The rooms of one floor do not
+# import one another.
+FLOORS = [
+    ["errors", "environment", "progress", "renamed", "scratch", "standard_streams"],
+    ["records"],
+    ["kernel"],
+    ["backend"],
+    ["registry"],
+    ["model", "runtime", "measure", "accuracy", "search", "database"],
+    ["execute"],
+    ["testing"],
+    ["kernels"],
+    ["study"],
+    ["deploy", "report"],
+    ["programs", "cli"],
 ]
-ABOVE = {
-    **{name: ["errors", *RECORDS] for name in ("errors", *RECORDS, "environment", "scratch")},
-    "standard_streams": [],
-    "space": ["errors", "environment", *RECORDS, "space"],
-    "kernel": ["errors", "environment", *RECORDS, "space", "kernel"],
-    "backend": ["errors", "environment", *RECORDS, "space", "kernel", "backend"],
-    "registry": BASE,
-    **{name: [*BASE, name] for name in MIDDLE},
-    "execute": [*BASE, *MIDDLE, "execute"],
-    **{name: [*BASE, *MIDDLE, "execute", *STUDY] for name in STUDY},
-    "deploy": [*BASE, *MIDDLE, "execute", *STUDY, "deploy"],
-    "report": [*BASE, *MIDDLE, "execute", *STUDY, "report"],
-    "kernel_comparison": [*BASE, *MIDDLE, "execute", *STUDY, "report", "kernel_comparison"],
-    "reliability": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "testing", "reliability"],
-    "programs": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "programs"],
-    "cli": [*BASE, *MIDDLE, "execute", *STUDY, "deploy", "report", "cli"],
-    "backends": [*BASE, "model", "runtime", "backends", "search_spaces"],
-    "search_spaces": [*BASE, "model", "runtime", "search_spaces"],
+BASE = [room for floor in FLOORS[:5] for room in floor]
+BESIDE = {
+    "search_spaces": [*BASE, "model", "runtime"],
+    "backends": [*BASE, "model", "runtime", "search_spaces"],
 }
-# The package itself offers the public interface, and what ships for tests may use everything.
-FREE = {"__init__", "testing"}
+"""The two folders that the core reaches only by name."""
+ABOVE = {
+    **{room: [below for lower in FLOORS[:at] for below in lower] for at, floor in enumerate(FLOORS) for room in floor},
+    **BESIDE,
+}
+# The package itself offers the public interface.
+FREE = {"__init__"}
+MOST_FLAT = 16
 
 
 def modules():
@@ -83,17 +65,48 @@ def imported(path):
 
 def test_imports_run_one_way():
     wrong, seen = [], set()
-    for part, path in modules():
-        seen.add(part)
-        if part in FREE:
+    for room, path in modules():
+        seen.add(room)
+        if room in FREE:
             continue
-        assert part in ABOVE, f"{path}: say in this test which layer {part} belongs to"
+        assert room in ABOVE, f"{path}: say in this test on which floor {room} is"
         for name in imported(path):
             parts = [part for part in name.split(".") if part != "__version__"]
-            if parts[0] == "autotune" and len(parts) > 1 and parts[1] not in ABOVE[part]:
+            if parts[0] == "autotune" and len(parts) > 1 and parts[1] not in (room, *ABOVE[room]):
                 wrong.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not wrong, "\n".join(wrong)
-    assert {"cli", "database", "backends", "execute"} <= seen
+    assert seen - FREE == set(ABOVE), "this test names rooms that are not there"
+
+
+@pytest.mark.xfail(strict=True, reason="the store and the kernel trials name one another")
+def test_no_module_imports_itself_through_others():
+    """Not even for type checkers alone, and not inside of functions."""
+    named = {}
+    for room, path in modules():
+        inside = path.relative_to(ROOT).with_suffix("").parts
+        parts = inside if inside[0] == "autotune" else ("autotune", *inside)
+        named[".".join(parts).removesuffix(".__init__")] = (room, path)
+    graph = {name: _modules_named(path, named) - {name} for name, (_, path) in named.items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail("a circle of imports: " + " -> ".join(error.args[1]))
+
+
+def _modules_named(path, named):
+    """The modules that a file imports; packages that only hold others are left out."""
+    found = set()
+    for name in imported(path):
+        while name and name not in named:
+            name = name.rpartition(".")[0]
+        if name and (named[name][1].name != "__init__.py" or named[name][1].stat().st_size):
+            found.add(name)
+    return found - {"autotune"}
+
+
+def test_few_modules_lie_flat():
+    flat = sorted(path.name for path in (ROOT / "autotune").glob("*.py"))
+    assert len(flat) <= MOST_FLAT, f"a module belongs into a folder: {flat}"
 
 
 def test_the_core_and_top_level_names_know_no_backend():
@@ -106,7 +119,7 @@ def test_the_core_and_top_level_names_know_no_backend():
 
 def test_only_reports_and_commands_print():
     for part, path in modules():
-        if part in ("cli", "report", "testing"):
+        if part in ("cli", "report", "programs", "testing"):
             continue
         calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         prints = [node.lineno for node in calls if isinstance(node.func, ast.Name) and node.func.id == "print"]

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from autotune import registry
-from autotune.device import Device
 from autotune.errors import RequestError
+from autotune.records.device import Device
 
 CPU = Device(kind="cpu", name="AMD EPYC", uuid="cpu-1", cores=2)
 
 PLUGIN = """
 from autotune.backend import Availability
-from autotune.space import SearchSpace
+from autotune.records.search_space import SearchSpace
 
 class Toy:
     name = {name!r}

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.configuration import Configuration
 from autotune.errors import SpaceError, WorkError
 from autotune.kernel import MadeKernel
+from autotune.records.configuration import Configuration
 
 FAULTS = (
     *("none", "refused", "error", "crash", "hang", "inaccurate", "non_finite", "unwritten", "outside", "second_call"),

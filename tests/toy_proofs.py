@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 from autotune.backend import Availability
-from autotune.configuration import Configuration
-from autotune.space import Parameter, SearchSpace
+from autotune.records.configuration import Configuration
+from autotune.records.search_space import Parameter, SearchSpace
 from autotune.testing import MisbehavingBackend
 
 FOLDER = "TOY_PROOFS"

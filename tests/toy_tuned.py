@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 from autotune.backend import Availability
-from autotune.configuration import Configuration
-from autotune.kernel_problem import GemmProblem
-from autotune.space import Parameter, SearchSpace
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.search_space import Parameter, SearchSpace
 from tests.toy_kernels import LIBRARY, ToyKernels, build, launch
 
 BUILDS = "AUTOTUNE_TEST_BUILDS"

@@ -38,7 +38,7 @@ def bench(
     from autotune.report.bench import bench_view
     from autotune.report.distinction import differing, named
     from autotune.runtime.discovery import find
-    from autotune.study_bench import bench_plan
+    from autotune.study.bench import bench_plan
 
     def tell(text: str) -> None:
         errors().print(text, markup=False, soft_wrap=True)

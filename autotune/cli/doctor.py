@@ -7,8 +7,8 @@ import typer
 from autotune.cli.output import Db, Json, errors, nothing_on_stdout, print_json, show
 
 if TYPE_CHECKING:
-    from autotune.device import Device
     from autotune.execute.proof import Proof
+    from autotune.records.device import Device
 
 
 def doctor(

@@ -20,9 +20,9 @@ from autotune.errors import RequestError, StudyInterruptedError, WorkError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from autotune.device import Device
-    from autotune.kernel_problem import GemmProblem
-    from autotune.kernel_report import KernelReport
+    from autotune.kernels.report import KernelReport
+    from autotune.records.device import Device
+    from autotune.records.kernel_problem import GemmProblem
 
 BACKEND = "native"
 DTYPES = ("fp16", "bf16", "fp32")
@@ -68,7 +68,7 @@ def tune(
     Every trial is kept; what was tried before under the same toolchain is not tried again.
     """
     from autotune.runtime import discovery
-    from autotune.study_file import parse_duration
+    from autotune.study.file import parse_duration
 
     problem = kernel_problem(m, n, k, dtype, epilogue, residual=residual)
     try:
@@ -88,7 +88,7 @@ def tune(
 
 def kernel_problem(m: int, n: int, k: int, dtype: str, epilogue: str, *, residual: bool) -> "GemmProblem":
     """Make the problem from the words of the command line; RequestError for one that is none."""
-    from autotune.kernel_problem import GemmProblem
+    from autotune.records.kernel_problem import GemmProblem
 
     for option, found, accepted in (("--dtype", dtype, DTYPES), ("--epilogue", epilogue, EPILOGUES)):
         if found not in accepted:
@@ -105,15 +105,16 @@ def kernel_problem(m: int, n: int, k: int, dtype: str, epilogue: str, *, residua
 
 def _run(problem: "GemmProblem", device: "Device", budget_s: float, builds: int, db: str | None) -> "KernelReport":
     from autotune.execute.server import WorkerServer
-    from autotune.kernel_tuning import tune_kernels
+    from autotune.kernels.executor import STEPS
+    from autotune.kernels.tuning import tune_kernels
     from autotune.scratch import ScratchFolder
-    from autotune.study import stoppable
+    from autotune.study.study import stoppable
 
     progress = KernelProgress(errors())
     with (
         ScratchFolder("kernels") as folder,
         open_store(db, create=True) as store,
-        WorkerServer(folder, work="autotune kernels tune", tell=progress.say) as server,
+        WorkerServer(folder, steps=STEPS, work="autotune kernels tune", tell=progress.say) as server,
         stoppable(server) as stop,
     ):
         return tune_kernels(

@@ -10,7 +10,7 @@ from autotune.cli.output import Batch, Db, DeviceOption, Json, Structure, device
 if TYPE_CHECKING:
     from autotune.database.reading import PlanReader
     from autotune.database.store import Store
-    from autotune.plan import Plan
+    from autotune.records.plan import Plan
 
 app = typer.Typer(help="Stored plans.", no_args_is_help=True)
 

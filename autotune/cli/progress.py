@@ -9,14 +9,14 @@ from autotune.cli.estimate import Estimate, in_words
 from autotune.execute.finals import LIMIT_S
 from autotune.report import words
 from autotune.standard_streams import readable
-from autotune.study_space import is_baseline
+from autotune.study.space import is_baseline
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
 
-    from autotune.configuration import Configuration
-    from autotune.study_request import StudyRequest
-    from autotune.trial import Trial
+    from autotune.records.configuration import Configuration
+    from autotune.records.trial import Trial
+    from autotune.study.request import StudyRequest
 
     Earlier = Callable[[int, Configuration], "tuple[Sequence[Trial], float]"]
     """The finished trials and the seconds of earlier runs of the study that has this running trial."""

@@ -12,7 +12,7 @@ from autotune.errors import RequestError
 if TYPE_CHECKING:
     from autotune.database.rows import StudyRow
     from autotune.database.store import Store
-    from autotune.trial import Trial
+    from autotune.records.trial import Trial
 
 
 def reproduce(
@@ -27,8 +27,8 @@ def reproduce(
     What the workers print goes to standard error. Exit code 0 where it works, 1 where it fails.
     """
     from autotune.runtime import discovery
-    from autotune.study_reproduce import device_of
-    from autotune.study_reproduce import reproduce as run
+    from autotune.study.reproduce import device_of
+    from autotune.study.reproduce import reproduce as run
 
     with open_store(db) as store:
         row, found = find_trial(store, find_studies(store, study, batch), trial)

@@ -11,7 +11,7 @@ from autotune.cli.output import Batch, Db, Json, open_store, print_json, show
 if TYPE_CHECKING:
     from autotune.database.rows import StudyRow
     from autotune.database.store import Store
-    from autotune.trial import Trial
+    from autotune.records.trial import Trial
 
 
 def trials(

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from autotune.configuration import Configuration
     from autotune.database.store import Store
-    from autotune.study_file import StudyFile
-    from autotune.study_request import StudyOutcome, StudyRequest
-    from autotune.trial import Trial
+    from autotune.records.configuration import Configuration
+    from autotune.records.trial import Trial
+    from autotune.study.file import StudyFile
+    from autotune.study.request import StudyOutcome, StudyRequest
 
 
 def tune(
@@ -48,7 +48,7 @@ def tune(
     1 if the finals of a study could not decide, after the other batches were run.
     """
     from autotune.report.outcome import sweep_view
-    from autotune.study_file import read_study
+    from autotune.study.file import read_study
 
     file = read_study(study)
     requests = study_requests(file, batch=batch, device=device, trials=trials, budget=budget)
@@ -80,8 +80,8 @@ def _run(
     from autotune.cli.progress import TuneProgress
     from autotune.report.deploying import deploy_command
     from autotune.report.outcome import outcome_view
-    from autotune.study import run_study
-    from autotune.study_sweep import sweep
+    from autotune.study.study import run_study
+    from autotune.study.sweep import sweep
 
     outcomes = []
     with open_store(db, create=True) as store:
@@ -135,8 +135,8 @@ def study_requests(
     """Make one request a batch from a study file and the options that override it."""
     from autotune import registry
     from autotune.runtime import discovery
-    from autotune.study_file import parse_duration
-    from autotune.study_request import StudyRequest
+    from autotune.study.file import parse_duration
+    from autotune.study.request import StudyRequest
 
     if batch is not None and batch not in file.batch:
         raise RequestError(

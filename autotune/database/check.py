@@ -10,7 +10,6 @@ from sqlalchemy import Select, Text, and_, inspect, literal, select, text, tuple
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
-from autotune.canonical import canonical
 from autotune.database.artifacts import ArtifactStore
 from autotune.database.files import hashed, open_plain
 from autotune.database.manifest import is_digest
@@ -38,10 +37,11 @@ from autotune.database.schema import (
 )
 from autotune.database.store import Store
 from autotune.database.sweep import GRACE_S, Unneeded, blobs_of, strays, sweep, unneeded
-from autotune.device import Device
 from autotune.errors import ArtifactError, DatabaseError
-from autotune.trial import Measurement
-from autotune.workload import Workload
+from autotune.records.canonical import canonical
+from autotune.records.device import Device
+from autotune.records.trial import Measurement
+from autotune.records.workload import Workload
 
 Kind = Literal["damaged", "missing", "orphaned", "leftover", "stray"]
 BATCH = 500

@@ -28,8 +28,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlc
 from autotune import environment
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
 from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
-from autotune.device import slug
 from autotune.errors import DatabaseError
+from autotune.records.device import slug
 
 BUSY_TIMEOUT_S = 30.0
 PAUSE_S = 1.0

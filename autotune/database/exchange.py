@@ -42,10 +42,10 @@ from autotune.database.schema import (
     WorkloadTable,
 )
 from autotune.database.store import Store
-from autotune.device import Device
 from autotune.errors import ArtifactError, DatabaseError
-from autotune.trial import Measurement
-from autotune.workload import Workload
+from autotune.records.device import Device
+from autotune.records.trial import Measurement
+from autotune.records.workload import Workload
 
 RECORDS = "records.json"
 RECORDS_LIMIT_BYTES = 512 << 20

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, case, func, select
 from sqlalchemy.orm import Session
 
-from autotune.configuration import Configuration
 from autotune.database.plan_rows import device_classes
 from autotune.database.rows import kernel_record, kernel_values
 from autotune.database.schema import KernelTrialTable
 from autotune.database.trials import QUARANTINE
-from autotune.kernel_problem import GemmProblem
-from autotune.kernel_trial import KernelTrial
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
 
 if TYPE_CHECKING:
     from autotune.database.store import Store

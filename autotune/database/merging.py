@@ -16,9 +16,9 @@ from autotune.database.rows import (
 from autotune.database.schema import KernelTrialTable, MeasurementTable, PlanTable, StudyTable, TrialTable
 from autotune.database.store import Store, put_device, put_workload
 from autotune.errors import DatabaseError
-from autotune.identity import objective_content
-from autotune.plan import Plan
-from autotune.trial import Trial
+from autotune.records.identity import objective_content
+from autotune.records.plan import Plan
+from autotune.records.trial import Trial
 
 KINDS = ("studies", "trials", "measurements", "kernel_trials", "plans", "artifacts")
 Counts = dict[str, dict[str, int]]

@@ -16,12 +16,12 @@ import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from autotune.canonical import canonical
-from autotune.configuration import Configuration
 from autotune.database.engine import ADVISORY_LOCK
 from autotune.database.leases import Lease
 from autotune.database.rows import Role, measurement_content, trial_values
-from autotune.trial import Measurement, Trial
+from autotune.records.canonical import canonical
+from autotune.records.configuration import Configuration
+from autotune.records.trial import Measurement, Trial
 
 Execute = Callable[[str, Mapping[str, Any]], Any]
 """A driver's ``execute``: gives something that rows can be fetched from."""

@@ -6,8 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from autotune.canonical import canonical
-from autotune.configuration import Configuration
 from autotune.database.manifest import ArtifactFile, digest_of
 from autotune.database.plan_rows import REVISIONS
 from autotune.database.rows import (
@@ -21,13 +19,15 @@ from autotune.database.rows import (
     plan_values,
     trial_values,
 )
-from autotune.device import Device
-from autotune.identity import Conditions, objective_content
-from autotune.kernel_trial import KernelTrial
-from autotune.objective import Objective
-from autotune.plan import Plan
-from autotune.trial import Measurement, Trial
-from autotune.workload import Workload
+from autotune.records.canonical import canonical
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.identity import Conditions, objective_content
+from autotune.records.kernel_trial import KernelTrial
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
+from autotune.records.trial import Measurement, Trial
+from autotune.records.workload import Workload
 
 FORMAT = "autotune exchange 1"
 

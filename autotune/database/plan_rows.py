@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from autotune.device import slug
 from autotune.errors import DatabaseError, DeviceError
-from autotune.plan import Plan
+from autotune.records.device import slug
+from autotune.records.plan import Plan
 
 REVISIONS = ("0001", "0002", "0003")
 """The revisions this version knows, oldest first; the last is what :mod:`autotune.database.schema` describes."""

@@ -10,9 +10,9 @@ from sqlalchemy.orm import Session
 from autotune.database.plan_rows import device_classes, plan_record, readable
 from autotune.database.rows import plan_values
 from autotune.database.schema import PlanTable
-from autotune.identity import PlanKey
-from autotune.objective import Objective
-from autotune.plan import Plan
+from autotune.records.identity import PlanKey
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
 
 # Built once: most of what a look-up costs is making and compiling its statement.
 # By the table, not by its class: the first statement on a class makes SQLAlchemy set up all of them. JSON comes as

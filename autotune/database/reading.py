@@ -10,7 +10,7 @@ from autotune import environment
 from autotune.database.artifacts import ArtifactStore
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE, device_classes, plan_record
 from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
-from autotune.plan import Plan
+from autotune.records.plan import Plan
 
 PREFIX = "sqlite:///"
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from autotune.canonical import canonical, digest
-from autotune.configuration import Configuration
 from autotune.database.manifest import is_digest
 from autotune.database.plan_rows import plan_record
 from autotune.database.schema import PlanTable, StudyTable, TrialTable
-from autotune.identity import Conditions, Identity, objective_content
-from autotune.kernel_trial import KernelTrial
-from autotune.objective import Objective
-from autotune.plan import Plan
-from autotune.trial import Failure, Measurement, Trial
+from autotune.records.canonical import canonical, digest
+from autotune.records.configuration import Configuration
+from autotune.records.identity import Conditions, Identity, objective_content
+from autotune.records.kernel_trial import KernelTrial
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
+from autotune.records.trial import Failure, Measurement, Trial
 
 Role = Literal["screening", "finals", "alone"]
 StudyState = Literal["running", "finished"]

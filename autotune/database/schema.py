@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
-from autotune.canonical import canonical
+from autotune.records.canonical import canonical
 
 POSITIVE = "{0} > 0 AND {0} < 1e300"  # also refuses infinity, and on PostgreSQL NaN; SQLite turns NaN into NULL
 
@@ -87,8 +87,8 @@ class DeviceTable(Base):
 class StudyTable(Base):
     """A search; ``identity`` is the digest of what makes it this one, ``active_s`` the time it has searched.
 
-    ``conditions`` is the record of :class:`autotune.identity.Conditions`, empty if fingerprint 1 kept none; ``reuse``
-    the digest of those under which its trials were judged and timed.
+    ``conditions`` is the record of :class:`autotune.records.identity.Conditions`, empty if fingerprint 1 kept none;
+    ``reuse`` the digest of those under which its trials were judged and timed.
     """
 
     __tablename__ = "study"

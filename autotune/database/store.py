@@ -18,7 +18,6 @@ from typing import Any
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
-from autotune.configuration import Configuration
 from autotune.database import leases, own_trials, plans, trials
 from autotune.database.artifacts import ArtifactStore
 from autotune.database.engine import (
@@ -43,12 +42,13 @@ from autotune.database.rows import (
     trial_record,
 )
 from autotune.database.schema import DeviceTable, MeasurementTable, StudyTable, TrialTable, WorkloadTable
-from autotune.device import Device, Toolchain
-from autotune.identity import Conditions, Identity, PlanKey, objective_content
-from autotune.objective import Objective
-from autotune.plan import Plan
-from autotune.trial import Measurement, Trial
-from autotune.workload import Workload
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device, Toolchain
+from autotune.records.identity import Conditions, Identity, PlanKey, objective_content
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
+from autotune.records.trial import Measurement, Trial
+from autotune.records.workload import Workload
 
 _log = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ class Store:
         settings: Mapping[str, Any],
         conditions: Conditions | None = None,
     ) -> StudyRow:
-        """Return the study of this identity (see :class:`autotune.identity.Identity`); new or known.
+        """Return the study of this identity (see :class:`autotune.records.identity.Identity`); new or known.
 
         A known one stays what it is: see :meth:`describe_study` and :meth:`reopen_study`.
         """
@@ -312,9 +312,9 @@ class Store:
     ) -> Trial | None:
         """Return a trial of any study that may be taken over: a complete one or, if there is none, a failed one.
 
-        It was judged and timed under the same conditions (:attr:`autotune.identity.Identity.trial`), on the same model
-        and device class, built by the same ``toolchain_digest`` with the same ``kernels``. Kinds of failure that put a
-        configuration into quarantine do not count: see :meth:`quarantined_by`.
+        It was judged and timed under the same conditions (:attr:`autotune.records.identity.Identity.trial`), on the
+        same model and device class, built by the same ``toolchain_digest`` with the same ``kernels``. Kinds of failure
+        that put a configuration into quarantine do not count: see :meth:`quarantined_by`.
         """
         if identity.trial is None:
             return None

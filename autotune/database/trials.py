@@ -7,7 +7,6 @@ from typing import Any
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session
 
-from autotune.configuration import Configuration
 from autotune.database.rows import (
     Role,
     StudyRow,
@@ -19,8 +18,9 @@ from autotune.database.rows import (
     trial_values,
 )
 from autotune.database.schema import MeasurementTable, PlanTable, StudyTable, TrialTable
-from autotune.identity import Identity
-from autotune.trial import Failure, FailureKind, Measurement, Trial
+from autotune.records.configuration import Configuration
+from autotune.records.identity import Identity
+from autotune.records.trial import Failure, FailureKind, Measurement, Trial
 
 QUARANTINE: frozenset[FailureKind] = frozenset({"crash", "timeout", "out_of_memory", "log_flood", "protocol"})
 """Kinds of failure that took a worker down: such a configuration is not built again under the same toolchain."""

@@ -10,17 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from autotune.errors import PlanNotFoundError, RequestError, UndecidedError
-from autotune.objective import Objective
+from autotune.progress import Progress, Silent, teller
+from autotune.records.objective import Objective
 from autotune.scratch import ScratchFolder
-from autotune.study_request import (
-    DEFAULT_BUDGET_S,
-    DEFAULT_TRIALS,
-    Progress,
-    Silent,
-    StudyOutcome,
-    StudyRequest,
-    teller,
-)
+from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, StudyOutcome, StudyRequest
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +21,7 @@ if TYPE_CHECKING:
     from autotune.database.store import Store
     from autotune.deploy.model import OptimizedModel
     from autotune.deploy.prepared import Prepared
-    from autotune.plan import Plan
+    from autotune.records.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -252,12 +245,13 @@ def _study(
 ) -> Iterator[Any]:  # fmt: skip
     """A study of the module that only rebuilds; a plan that runs the factory's module gets the factory with it."""
     from autotune.execute.server import WorkerServer
-    from autotune.study import Study
+    from autotune.kernels.executor import STEPS
+    from autotune.study.study import Study
 
     factory, seed = _factory_of(store, plan)
     with ScratchFolder("rebuild") as folder:
         model = prepared.write(folder / "model", factory=factory, seed=seed)
-        with WorkerServer(folder, work=request.name, tell=tell) as server:
+        with WorkerServer(folder, steps=STEPS, work=request.name, tell=tell) as server:
             yield Study(replace(request, prepared=model), store, progress, server, folder, threading.Event())
 
 
@@ -279,7 +273,7 @@ def _factory_of(store: "Store", plan: "Plan") -> tuple[str | None, int | None]:
 
 
 def _searched(store: "Store", prepared: "Prepared", request: StudyRequest, progress: Progress) -> StudyOutcome:
-    from autotune.study import run_study
+    from autotune.study.study import run_study
 
     with ScratchFolder("model") as folder:
         return run_study(replace(request, prepared=prepared.write(folder / "model")), store, progress)
@@ -306,7 +300,7 @@ def _wrong(plan: "Plan", store: "Store", prepared: "Prepared") -> list[tuple[str
     """Why a plan's artifact does not serve the module as it is; empty if it does."""
     from autotune import registry
     from autotune.runtime import toolchain
-    from autotune.study_memory import misfits
+    from autotune.study.cache import misfits
 
     names = registry.backend(plan.configuration.backend).toolchain
     workload, form = prepared.captured.workload, prepared.captured.form.digest
@@ -315,10 +309,10 @@ def _wrong(plan: "Plan", store: "Store", prepared: "Prepared") -> list[tuple[str
 
 def _with_metric_code(prepared: "Prepared", request: StudyRequest) -> StudyRequest:
     """The request with what the code of its metrics is, which a worker finds out: it is the user's own code."""
-    from autotune.execute.bench import Bench
+    from autotune.execute.executor import Bench
     from autotune.execute.server import WorkerServer
     from autotune.execute.timing import TimeSplit
-    from autotune.study_identity import with_metric_code
+    from autotune.study.identity import with_metric_code
 
     with ScratchFolder("metrics") as folder:
         prepared.write(folder / "model")
@@ -347,7 +341,7 @@ def _opened(
 
 def _objective(given: str | Objective, constraints: Mapping[str, Any] | None) -> Objective:
     """The objective with its constraints; both are refused as a study file refuses them."""
-    from autotune.study_file import read_constraints
+    from autotune.study.file import read_constraints
 
     if isinstance(given, Objective) and constraints is not None:
         raise RequestError(
@@ -362,7 +356,7 @@ def _objective(given: str | Objective, constraints: Mapping[str, Any] | None) ->
 
 
 def _seconds(budget: str | float) -> float:
-    from autotune.study_values import parse_duration
+    from autotune.study.values import parse_duration
 
     if isinstance(budget, int | float):
         return float(budget)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from autotune.device import Device
 from autotune.errors import RequestError
 from autotune.measure.percentiles import Percentiles
-from autotune.trial import Measurement
+from autotune.records.device import Device
+from autotune.records.trial import Measurement
 
 if TYPE_CHECKING:
     from autotune.measure.lock_holders import Holders

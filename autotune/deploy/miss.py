@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from autotune.errors import PlanNotFoundError
-from autotune.identity import PlanKey
+from autotune.records.identity import PlanKey
 
 if TYPE_CHECKING:
     from autotune.database.store import Store
     from autotune.deploy.prepared import Prepared
-    from autotune.plan import Plan
+    from autotune.records.plan import Plan
 
 SHOWN = 3
 """So many of the nearest plans are told of."""

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 from autotune.errors import ArtifactError
 from autotune.model.form import Form
 from autotune.model.schema import InputSchema
-from autotune.objective import Objective
+from autotune.records.objective import Objective
 from autotune.runtime.artifact import load_runner, read_record
 
 if TYPE_CHECKING:
     from autotune.backend import Runner
     from autotune.database.store import Store
     from autotune.deploy.prepared import Prepared
-    from autotune.plan import Plan
+    from autotune.records.plan import Plan
 
 
 class OptimizedModel:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.device import Device, slug
 from autotune.errors import ModelError
-from autotune.identity import PlanKey
-from autotune.study_request import StudyRequest
+from autotune.records.device import Device, slug
+from autotune.records.identity import PlanKey
+from autotune.study.request import StudyRequest
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ class Prepared:
 
     def write(self, folder: Path, *, factory: str | None = None, seed: int | None = None) -> Path:
         """Write all that workers need into a folder; ``factory`` makes such a module, which then gets these weights."""
-        from autotune.execute import steps
+        from autotune.execute import input_sets
         from autotune.execute.input_sets import write_sets
         from autotune.model import source
 
@@ -68,8 +68,8 @@ class Prepared:
             folder, self.captured, self.example, factory=factory, seed=self.seed if seed is None else seed,
             module=self.module if factory is not None else None, treatments=self.treatments,
         )  # fmt: skip
-        write_sets(folder / steps.TIMING, list(self.timing))
-        write_sets(folder / steps.HELD_OUT, list(self.held_out))
+        write_sets(folder / input_sets.TIMING, list(self.timing))
+        write_sets(folder / input_sets.HELD_OUT, list(self.held_out))
         return folder
 
 
@@ -153,7 +153,7 @@ def _shown(found: Any) -> str:
 
 def _shared_out(sets: "Sequence[Inputs]", seed: int) -> "tuple[list[Inputs], list[Inputs], dict[str, str]]":
     """Sets to time and sets held out for the gate: those given, as they are, and variants if they are few."""
-    from autotune.execute.steps import HELD_OUT_SETS, TIMING_SETS
+    from autotune.execute.input_sets import HELD_OUT_SETS, TIMING_SETS
     from autotune.model.inputs import perturbed, treatments
 
     if len(sets) >= HELD_OUT_SETS:

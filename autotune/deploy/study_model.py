@@ -18,7 +18,7 @@ def from_study(path: Path | str, batch: int | None = None) -> "tuple[torch.nn.Mo
     """
     from autotune.model import factory
     from autotune.model.inputs import generate
-    from autotune.study_file import read_study
+    from autotune.study.file import read_study
 
     study = read_study(path)
     if batch is not None and batch not in study.batch:

@@ -13,7 +13,7 @@ from dis import opmap
 from typing import Any
 
 from autotune.errors import DriverError
-from autotune.trial import FailureKind
+from autotune.records.trial import FailureKind
 
 LIBRARIES = ("torch", "onnxruntime", "openvino", "triton")
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from autotune.device import Device
 from autotune.measure.nvml import open_nvml
+from autotune.records.device import Device
 from autotune.runtime.host_memory import HostMemory
 
 log = logging.getLogger(__name__)

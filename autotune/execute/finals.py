@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import StudyInterruptedError
-from autotune.execute.bench import Bench
 from autotune.execute.channel import ChannelClosed
+from autotune.execute.executor import Bench
 from autotune.execute.footprint import footprint_rounds
+from autotune.execute.input_sets import TIMING_SETS
 from autotune.execute.server import Session
-from autotune.execute.steps import TIMING_SETS
 from autotune.measure.block import Block, protocol_of
 from autotune.measure.finals import Finals
 from autotune.measure.foreign import foreign_processes
@@ -23,8 +23,8 @@ from autotune.measure.paired import Statistic, fewest_rounds
 from autotune.measure.percentiles import tail_statistic
 from autotune.measure.statistics import median
 from autotune.measure.verdict import TieKeys, Verdict
-from autotune.objective import Objective
-from autotune.trial import Measurement
+from autotune.records.objective import Objective
+from autotune.records.trial import Measurement
 
 log = logging.getLogger(__name__)
 

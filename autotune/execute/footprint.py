@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import StudyInterruptedError, WorkError
-from autotune.execute.bench import Bench
 from autotune.execute.device_memory import free_bytes
+from autotune.execute.executor import Bench
 from autotune.execute.server import StepResult
 from autotune.measure.block import Block
 from autotune.measure.finals import Finals

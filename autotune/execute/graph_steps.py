@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from autotune import registry
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.execute.channel import Channel
 from autotune.execute.stages import building
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
 
 
 def features(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:

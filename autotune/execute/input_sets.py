@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+TIMING, HELD_OUT, REFERENCE = "timing.safetensors", "heldout.safetensors", "reference.safetensors"
+TIMING_SETS = 4
+HELD_OUT_SETS = 8
+
 
 def write_sets(path: Path, sets: list[dict[str, Any]]) -> None:
     """Write several sets of named tensors into one file."""

@@ -22,8 +22,8 @@ from typing import Any, NoReturn
 from autotune.execute import family
 from autotune.execute.limits import Limits, adopt_orphans, end_with_parent, run_before_others
 from autotune.execute.output import OutputLog
+from autotune.records.trial import FailureKind
 from autotune.runtime.host_memory import HostMemory
-from autotune.trial import FailureKind
 
 LOOK_S = 0.25
 """Between two looks at the memory and the number of the processes."""

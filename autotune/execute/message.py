@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from autotune.execute.channel import IDENTITY, NotOurs
 from autotune.measure.block import Block
-from autotune.trial import Failure, FailureKind, Measurement, Stage
+from autotune.records.trial import Failure, FailureKind, Measurement, Stage
 
 WAIT = "wait"
 """The stage of a step that waits until the device is free; where it fails then, it fails in the stage before.

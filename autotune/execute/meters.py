@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from autotune.device import Device
 from autotune.measure.clock import Clock
 from autotune.measure.percentiles import percentile, samples_a_round, samples_needed, tail_statistic
 from autotune.measure.rounds import Finalist, Meter
 from autotune.measure.stopping import FirstOf, IntervalReached, StoppingRule, TimeLimit
-from autotune.objective import Objective
-from autotune.trial import Measurement
+from autotune.records.device import Device
+from autotune.records.objective import Objective
+from autotune.records.trial import Measurement
 
 if TYPE_CHECKING:
     from autotune.measure.energy import Energy

@@ -16,9 +16,9 @@ def metrics(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     Answers with a digest and a record of what was read for each, in their order. Whether a metric accepts the model's
     own answers is seen when the reference is made.
     """
-    from autotune.canonical import digest
     from autotune.model import reading
     from autotune.model.source import ANSWERS, CapturedModel
+    from autotune.records.canonical import digest
 
     channel.send({"stage": "check", "at": time.monotonic()})
     folder = Path(request["folder"])

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from autotune import registry
-from autotune.device import Device
 from autotune.errors import WorkError
-from autotune.execute.bench import PRELOAD, PRELOAD_BUILDERS
+from autotune.execute.executor import PRELOAD, PRELOAD_BUILDERS
 from autotune.execute.input_sets import read_sets, write_sets
 from autotune.execute.server import StepResult, WorkerServer
 from autotune.measure.lock import device_lock
 from autotune.measure.lock_holders import Holders
+from autotune.records.device import Device
 from autotune.scratch import ScratchFolder
 
 PROOF_TIMEOUT_S = 300.0

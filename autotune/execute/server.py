@@ -27,8 +27,8 @@ from autotune.execute.limits import SHARE_OF_MEMORY, Limits
 from autotune.execute.message import WAIT, checked
 from autotune.execute.notices import Notices, Tell
 from autotune.execute.step_clock import StepClock
+from autotune.records.trial import Failure, FailureKind, Stage
 from autotune.runtime.host_memory import HostMemory
-from autotune.trial import Failure, FailureKind, Stage
 
 log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from autotune.device import Device
 from autotune.execute.channel import Channel
 from autotune.execute.message import WAIT
+from autotune.records.device import Device
 
 if TYPE_CHECKING:
     from autotune.measure.lock_holders import Holders

@@ -14,17 +14,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune.configuration import Configuration
-from autotune.device import Device
-from autotune.execute import graph_steps, kernel_steps, metric_steps
+from autotune.execute import graph_steps, metric_steps
 from autotune.execute.channel import Channel
-from autotune.execute.input_sets import read_sets, write_sets
+from autotune.execute.input_sets import (
+    HELD_OUT,
+    HELD_OUT_SETS,
+    REFERENCE,
+    TIMING,
+    TIMING_SETS,
+    read_sets,
+    write_sets,
+)
 from autotune.execute.stages import building, enter, holding
-from autotune.objective import Objective
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.objective import Objective
 
-TIMING, HELD_OUT, REFERENCE = "timing.safetensors", "heldout.safetensors", "reference.safetensors"
-TIMING_SETS = 4
-HELD_OUT_SETS = 8
 UTILISATION_S = 0.5
 """How long the device's own counters of its activity are watched, for each finalist."""
 
@@ -363,7 +368,4 @@ STEPS: dict[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {
     "problems": graph_steps.problems,
     "capture_toy": capture_toy,
     "prove": prove,
-    "compile_kernels": kernel_steps.compile_kernels,
-    "time_kernels": kernel_steps.time_kernels,
-    "device_rates": kernel_steps.device_rates,
 }

@@ -10,7 +10,7 @@ from autotune.measure.conditions import Readings, cores_shared, gpu_shared
 from autotune.measure.device_clock import DeviceTime
 from autotune.measure.statistics import checked, median
 from autotune.measure.timer import L2, Function, Sample, Timer
-from autotune.trial import Measurement
+from autotune.records.trial import Measurement
 
 InputSets = Sequence[Sequence[Any]]
 

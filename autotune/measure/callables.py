@@ -12,7 +12,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from autotune.errors import AutotuneError, WorkError
-from autotune.measure import kernels
+from autotune.measure import kernel_trace
 from autotune.measure.clock import Clock, SystemClock
 from autotune.measure.timer import Function
 
@@ -213,7 +213,7 @@ def work_traced(
     inputs: Sequence[Any],
     device: str,
     *,
-    trace: Callable[..., kernels.KernelTrace] = kernels.trace,
+    trace: Callable[..., kernel_trace.KernelTrace] = kernel_trace.trace,
     mark: Callable[[str], None] = _mark,
 ) -> bool | None:
     """Whether a kernel trace shows any work of the calls on the device; None where the trace itself is blind.

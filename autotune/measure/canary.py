@@ -4,9 +4,9 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from autotune.device import Device
 from autotune.measure.clock import Clock
 from autotune.measure.statistics import median
+from autotune.records.device import Device
 
 DRIFT_LIMIT = 0.02
 """On a GPU, the largest relative deviation from the reference that leaves a measurement valid."""

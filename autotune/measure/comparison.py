@@ -27,7 +27,7 @@ from typing import Any, Literal
 from autotune.errors import RequestError
 from autotune.measure.paired import MIN_EFFECT
 from autotune.measure.statistics import median, median_interval, middle
-from autotune.trial import Measurement
+from autotune.records.trial import Measurement
 
 CONFIDENCE = 0.95
 TOLERANCE = 0.05

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autotune.device import Device
 from autotune.errors import DeviceError, WorkError
 from autotune.measure.block import InputSets
 from autotune.measure.clock import Clock
 from autotune.measure.nvml import open_nvml
 from autotune.measure.timer import Function
+from autotune.records.device import Device
 
 COUNTER_TIMEOUT_S = 2.0
 """A counter that stands still for so long under load is not working; one that works moves about every 100 ms."""

@@ -12,7 +12,7 @@ from autotune.measure.paired import RoundFigures, Statistic
 from autotune.measure.rounds import Finalist, run_rounds
 from autotune.measure.statistics import median
 from autotune.measure.verdict import TieKeys, Verdict, verdict_from_samples
-from autotune.trial import Measurement
+from autotune.records.trial import Measurement
 
 __all__ = ["LOOKS", "Finalist", "Finals", "run_rounds"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autotune.device import Device
 from autotune.measure.process_owner import owner
+from autotune.records.device import Device
 
 
 def foreign_processes(conditions: Mapping[str, Any], device: Device) -> dict[int, str]:

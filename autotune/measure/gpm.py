@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from autotune.device import Device
 from autotune.errors import WorkError
 from autotune.measure.clock import Clock, SystemClock
 from autotune.measure.nvml import open_nvml
+from autotune.records.device import Device
 
 SHORTEST_WINDOW_S = 0.1
 """NVML refreshes its counters about this often: two samples closer than that have nothing to tell.

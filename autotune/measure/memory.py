@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune.device import Device
 from autotune.measure.nvml import NvmlDevice, open_nvml
+from autotune.records.device import Device
 
 
 class PeakMemory:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotune.device import Device
+from autotune.records.device import Device
 
 THROTTLE_REASONS = {
     0x004: "sw_power_cap",

@@ -6,10 +6,10 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from autotune.device import Device, DeviceKind
 from autotune.measure.canary import Canary
 from autotune.measure.clock import Clock
 from autotune.measure.nvml import GpuObserver
+from autotune.records.device import Device, DeviceKind
 
 SHORTEST_WINDOW_S = 0.2
 """The host's load is not told from less: systems account CPU time in steps of 10 ms, a core and a kind of work each."""

@@ -14,7 +14,7 @@ from autotune.measure.observers import Observers
 from autotune.measure.statistics import median
 from autotune.measure.stopping import FirstOf, Hopeless, IntervalReached, NoiseSettled, StoppingRule, TimeLimit
 from autotune.measure.timer import Function, Timer
-from autotune.trial import Measurement
+from autotune.records.trial import Measurement
 
 RETAKES, RETAKE_AFTER_S = 2, 0.2
 WAIT_S, LOOK_EVERY_S = 10.0, 0.5

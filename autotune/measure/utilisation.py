@@ -22,14 +22,14 @@ from dataclasses import asdict, dataclass
 from itertools import cycle, pairwise
 from typing import Any
 
-from autotune.device import Device
 from autotune.errors import WorkError
 from autotune.measure import gpm
 from autotune.measure.block import InputSets
 from autotune.measure.clock import Clock, SystemClock
-from autotune.measure.kernels import KernelTrace, trace
+from autotune.measure.kernel_trace import KernelTrace, trace
 from autotune.measure.rounds import Finalist
 from autotune.measure.statistics import median
+from autotune.records.device import Device
 
 LONGEST_NAME = 120
 

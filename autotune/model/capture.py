@@ -27,7 +27,7 @@ from autotune.model.form import Form, Node, flatten
 from autotune.model.masks import drop_neutral_masks
 from autotune.model.tensors import is_lazy
 from autotune.model.untouched import untouched
-from autotune.workload import TensorSpec, Workload
+from autotune.records.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
     import torch

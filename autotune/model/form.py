@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from autotune.canonical import digest
 from autotune.errors import ModelError
+from autotune.records.canonical import digest
 
 Node = dict[str, Any]
 """Plain data: ``kind`` is tensor, constant, number, dtype, size, tuple, list, dict or object.

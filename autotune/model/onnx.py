@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.device import Device
 from autotune.model.source import CapturedModel
+from autotune.records.device import Device
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

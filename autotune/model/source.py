@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.device import Device
 from autotune.kernel import KnownKernels
 from autotune.model import precision as precisions
 from autotune.model.capture import Captured, flat
 from autotune.model.factory import make_module
 from autotune.model.program import load_program
 from autotune.model.tensors import is_lazy
-from autotune.workload import Workload
+from autotune.records.device import Device
+from autotune.records.workload import Workload
 
 if TYPE_CHECKING:
     import torch

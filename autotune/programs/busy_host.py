@@ -23,11 +23,10 @@ from typing import Any
 
 from rich.console import Console
 
-from autotune.configuration import Configuration
-from autotune.measure.selftest import environment
-from autotune.measure.selftests.outcome import Outcome
-from autotune.measure.selftests.program import document_of, tell
-from autotune.programs.identity_pairs import positive
+from autotune.programs.frame import document_of, positive, tell
+from autotune.programs.outcome import Outcome
+from autotune.programs.surroundings import environment
+from autotune.records.configuration import Configuration
 from autotune.scratch import ScratchFolder
 
 COMMAND = "python -m autotune.programs.busy_host"

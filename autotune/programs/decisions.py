@@ -23,11 +23,10 @@ from rich.console import Console
 
 from autotune.measure.block import Block
 from autotune.measure.finals import Finals
-from autotune.measure.selftest import environment
-from autotune.measure.selftests.outcome import Outcome
-from autotune.measure.selftests.program import document_of, tell
 from autotune.measure.verdict import Verdict
-from autotune.programs.identity_pairs import positive
+from autotune.programs.frame import document_of, positive, tell
+from autotune.programs.outcome import Outcome
+from autotune.programs.surroundings import environment
 
 COMMAND = "python -m autotune.programs.decisions"
 REPEATS = 2000

@@ -8,7 +8,7 @@ from rich.text import Text
 from autotune.measure.conditions import explain
 from autotune.report import distinction, words
 from autotune.report.facts import Facts
-from autotune.study_bench import BenchOutcome
+from autotune.study.bench import BenchOutcome
 
 
 def bench_view(outcome: BenchOutcome, parts: Sequence[str] = ()) -> RenderableType:

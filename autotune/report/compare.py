@@ -6,10 +6,10 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autotune.canonical import canonical
-from autotune.configuration import Configuration
-from autotune.objective import Objective
-from autotune.plan import Plan
+from autotune.records.canonical import canonical
+from autotune.records.configuration import Configuration
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
 from autotune.report import distinction, words
 from autotune.report.fitting_table import FittingTable
 

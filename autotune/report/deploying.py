@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from autotune.database.engine import locate
-from autotune.device import Device
-from autotune.objective import Objective
-from autotune.plan import Plan
+from autotune.records.device import Device
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
 
 
 def deploy_command(study: Path, plan: Plan, device: Device, database: str | None) -> str:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from autotune.objective import Objective
-from autotune.plan import Plan
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
 
 PARTS = ("structure", "weights", "objective", "constraints", "served as")
 """What may differ between plans of one name, batch and device class, in the order in which it is shown."""

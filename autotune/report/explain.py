@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from autotune import registry
 from autotune.database.artifacts import stored
-from autotune.kernel_problem import GemmProblem
-from autotune.plan import Plan
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.plan import Plan
 from autotune.report.kernels import problem_words
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autotune.configuration import Configuration
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
 from autotune.report import words
 from autotune.report.facts import Facts
 from autotune.report.fitting_table import FittingTable

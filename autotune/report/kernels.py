@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autotune.kernel_problem import GemmProblem
-from autotune.kernel_report import TunedProblem
-from autotune.kernel_trial import KernelTrial
+from autotune.kernels.report import TunedProblem
 from autotune.measure.statistics import median_interval
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
 from autotune.report import words
 from autotune.report.fitting_table import FittingTable
 
 if TYPE_CHECKING:
     from autotune.database.kernel_trials import KernelProblemRow
-    from autotune.device import Device
-    from autotune.search.kernel_rates import DeviceRates
+    from autotune.kernels.rates import DeviceRates
+    from autotune.records.device import Device
 
 
 def problem_words(problem: GemmProblem) -> str:

@@ -8,16 +8,16 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autotune.configuration import Configuration
 from autotune.execute.finals import statistic_of
 from autotune.measure.paired import RoundFigures
 from autotune.measure.statistics import median_interval
-from autotune.plan import Plan
+from autotune.records.configuration import Configuration
+from autotune.records.plan import Plan
 from autotune.report import words
 from autotune.report.distinction import constraints
 from autotune.report.fitting_table import FittingTable
-from autotune.study_request import StudyOutcome
-from autotune.study_sweep import items_per_s, saturated
+from autotune.study.request import StudyOutcome
+from autotune.study.sweep import items_per_s, saturated
 
 FEWEST_ROUNDS = 6
 """Below six values no two of them are a 95% interval of their median."""

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autotune.configuration import Configuration
-from autotune.plan import Plan
+from autotune.records.configuration import Configuration
+from autotune.records.plan import Plan
 from autotune.report import distinction, words
 from autotune.report.facts import Facts
 from autotune.report.fitting_table import FittingTable

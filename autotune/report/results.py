@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from autotune import __version__
-from autotune.canonical import canonical, digest
-from autotune.configuration import Configuration
 from autotune.errors import WorkError
-from autotune.objective import Objective
-from autotune.plan import Plan
+from autotune.records.canonical import canonical, digest
+from autotune.records.configuration import Configuration
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
 from autotune.report.outcome import baseline_of, best_of_backends, disturbed_of
-from autotune.study_request import StudyOutcome
+from autotune.study.request import StudyOutcome
 
 SCHEMA = 1
 TOLERANCE = 1e-6

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from autotune.records.trial import Trial
 from autotune.report import words
 from autotune.report.fitting_table import FittingTable
-from autotune.trial import Trial
 
 if TYPE_CHECKING:
-    from autotune.study_reproduce import Reproduction
+    from autotune.study.reproduce import Reproduction
 
 STYLES = {"complete": "", "pruned": "dim", "infeasible": "yellow", "failed": "red", "running": "cyan"}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from autotune.configuration import Configuration
+from autotune.records.configuration import Configuration
 
 REDUCED = ("tf32", "bf16", "fp16")
 """Precisions that compute with fewer bits than the fp32 baseline."""

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.backend import Runner
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import ArtifactError, AutotuneError
-from autotune.workload import TensorSpec, Workload
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
     import torch

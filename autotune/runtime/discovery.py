@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from autotune import environment
-from autotune.device import Device
 from autotune.errors import DeviceError
+from autotune.records.device import Device
 
 ISA = (
     *("sse4_2", "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8"),

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from autotune.backend import Availability
-from autotune.device import Device
+from autotune.records.device import Device
 
 OLDEST_TORCH = (2, 11)
 WORKS = Availability(works=True)

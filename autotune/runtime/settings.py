@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from autotune.configuration import Configuration
 from autotune.errors import ArtifactError
+from autotune.records.configuration import Configuration
+from autotune.records.workload import TensorSpec, Workload
 from autotune.runtime.switches import Switches, tf32_of
-from autotune.workload import TensorSpec, Workload
 
 FILE = "settings.json"
 SCHEMA = 1

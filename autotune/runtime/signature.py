@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ModelError
-from autotune.workload import TensorSpec
+from autotune.records.workload import TensorSpec
 
 if TYPE_CHECKING:
     import torch

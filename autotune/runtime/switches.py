@@ -12,7 +12,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from autotune.configuration import Configuration
+from autotune.records.configuration import Configuration
 
 TF32 = Literal["default", "on", "off"]
 Shared = tuple[Any, ...]

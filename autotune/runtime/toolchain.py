@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 
 from autotune import environment
-from autotune.device import Device, Toolchain
+from autotune.records.device import Device, Toolchain
 from autotune.runtime.discovery import nvml_session
 
 EVERYWHERE = {

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autotune.backend import Runner
-from autotune.device import Device
 from autotune.errors import ArtifactError
+from autotune.records.device import Device
 from autotune.runtime.cuda_graph import CudaGraphRunner
 from autotune.runtime.settings import Settings
 from autotune.runtime.signature import Signature

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from autotune.configuration import Configuration
+from autotune.records.configuration import Configuration
 
 OutcomeState = Literal["complete", "pruned", "infeasible", "failed"]
 

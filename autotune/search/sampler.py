@@ -13,9 +13,9 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.configuration import Configuration, Scalar
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.search_space import Parameter, SearchSpace
 from autotune.search.history import Outcome
-from autotune.space import Parameter, SearchSpace
 
 STARTUP_TRIALS = 5
 """Outcomes of a backend before TPE takes over from uniform draws; Optuna's 10 would be most of its share of a study."""

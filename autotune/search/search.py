@@ -5,12 +5,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from autotune.configuration import Configuration
 from autotune.errors import SpaceError
+from autotune.records.configuration import Configuration
+from autotune.records.search_space import SearchSpace
 from autotune.search.allocator import Allocator
 from autotune.search.history import Outcome
 from autotune.search.sampler import BackendSampler
-from autotune.space import SearchSpace
 
 log = logging.getLogger(__name__)
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.backend import Availability, Runner, SourceModel
-from autotune.configuration import Configuration
-from autotune.device import Device
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.search_space import SearchSpace
+from autotune.records.workload import Workload
 from autotune.runtime.installed import torch_availability
 from autotune.runtime.settings import Settings
 from autotune.search_spaces import native as spaces
-from autotune.space import SearchSpace
-from autotune.workload import Workload
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -29,7 +29,7 @@ class NativeBackend:
     """Fuses the captured graph, lets kernels take the places of its fused operators, and captures a CUDA graph.
 
     A build rewrites the graph on the CPU and packs kernels that are compiled already; tuning them is the study's (see
-    :mod:`autotune.kernel_tuning`). On a CPU the fused graph runs by torch's own operators.
+    :mod:`autotune.kernels.tuning`). On a CPU the fused graph runs by torch's own operators.
     """
 
     name = "native"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from autotune.backends.native.kind import TORCH_NAMES
-from autotune.kernel_problem import GemmProblem
+from autotune.records.kernel_problem import GemmProblem
 
 
 class CastBias:

@@ -10,7 +10,7 @@ from autotune.backends.native import operators
 from autotune.backends.native.sites import fused_nodes
 from autotune.errors import ArtifactError
 from autotune.kernel import Kernel
-from autotune.kernel_problem import GemmProblem
+from autotune.records.kernel_problem import GemmProblem
 
 Place = Callable[..., nn.Module]
 

@@ -19,11 +19,11 @@ from typing import Any
 from autotune.backends.native.bias import CastBias
 from autotune.backends.native.kind import ALIGNMENT_BYTES, check_operands
 from autotune.backends.native.library import activate
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import WorkError
 from autotune.kernel import Kernel
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 
 NAME = "cublaslt"
 RANKS = 8

@@ -15,12 +15,12 @@ from autotune.backends.native.cutlass.kind import CUTLASS
 from autotune.backends.native.kind import CompiledKind, LibraryKind
 from autotune.backends.native.library import TORCH
 from autotune.backends.native.triton_kernels.kind import TRITON_GEMM
-from autotune.canonical import digest
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import DeviceError, SpaceError, WorkError
 from autotune.kernel import Kernel, MadeKernel
-from autotune.kernel_problem import GemmProblem
+from autotune.records.canonical import digest
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces import cluster_gemm, cutlass_gemm, hopper_gemm, triton_gemm
 
 LIBRARIES: Mapping[str, LibraryKind] = {cublaslt.NAME: CUBLASLT, library.NAME: TORCH}

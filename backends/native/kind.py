@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.kernel import Kernel, MadeKernel
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 
 ALIGNMENT_BYTES = 16
 """Every operand begins at a multiple of it, as torch allocates; kernels are chosen for that."""

@@ -22,7 +22,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "silu": functional.silu,
     }
 )
-"""By the names of :data:`autotune.kernel_problem.Activation`."""
+"""By the names of :data:`autotune.records.kernel_problem.Activation`."""
 
 
 @torch.library.custom_op(f"{NAMESPACE}::gemm", mutates_args=())

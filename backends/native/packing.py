@@ -16,12 +16,12 @@ from autotune.backends.native.library import TORCH
 from autotune.backends.native.sites import CONV2D, GEMM, Site, fused_nodes, sites
 from autotune.backends.native.written import write_kernels
 from autotune.backends.native.written_sites import stand_in
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import ArtifactError, WorkError
 from autotune.kernel import KnownKernel, KnownKernels
-from autotune.kernel_problem import GemmProblem
 from autotune.model.precision import flat_module
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

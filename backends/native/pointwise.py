@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from autotune.backends.native.operators import NAMESPACE
-from autotune.canonical import canonical
 from autotune.errors import WorkError
+from autotune.records.canonical import canonical
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}

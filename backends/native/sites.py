@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from autotune.backends.native import operators
 from autotune.backends.native.graph import place, value
-from autotune.kernel_problem import GemmProblem, OperandType, Window
+from autotune.records.kernel_problem import GemmProblem, OperandType, Window
 
 DTYPES: dict[torch.dtype, OperandType] = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from autotune.backends.native import cublaslt, library
-from autotune.configuration import Configuration
+from autotune.records.configuration import Configuration
 from autotune.search_spaces import cluster_gemm, cutlass_gemm, hopper_gemm, triton_gemm
 
 

@@ -40,9 +40,9 @@ from autotune.backends.native.written_sites import (
     layout,
     reads,
 )
-from autotune.device import Device
 from autotune.errors import WorkError
-from autotune.kernel_problem import Window
+from autotune.records.device import Device
+from autotune.records.kernel_problem import Window
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from autotune.backends.native.graph import value
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.packed import load_plan
 from autotune.backends.native.triton_kernels.plan import POINTER_ALIGNMENT_BYTES
-from autotune.device import Device
+from autotune.records.device import Device
 
 FOLDER = "triton"
 

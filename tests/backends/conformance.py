@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from autotune.backend import Availability, Backend, Runner
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import ModelError
 from autotune.model.capture import capture
 from autotune.model.source import CapturedModel, write
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.workload import Workload
 from autotune.runtime.artifact import describe
-from autotune.workload import Workload
 
 CORES = len(os.sched_getaffinity(0))
 CPU = Device(kind="cpu", name="Test CPU", uuid="cpu-test", cores=CORES)
@@ -216,7 +216,7 @@ class BackendConformance:
 
     def test_import_probe_and_space_load_nothing_heavy(self) -> None:
         script = (
-            f"import sys; from {self.module} import BACKEND; from autotune.device import Device\n"
+            f"import sys; from {self.module} import BACKEND; from autotune.records.device import Device\n"
             f"device = Device.from_dict({self.device.as_dict()!r})\n"
             "BACKEND.probe(device); next(iter(BACKEND.space(device, None, has_factory=True)))\n"
             "print(sorted({'torch', 'onnxruntime', 'openvino', 'onnx', 'numpy'} & set(sys.modules)))"
@@ -413,7 +413,7 @@ class RunnerConformance:
         script = (
             "import sys, torch; from pathlib import Path\n"
             f"sys.path.insert(0, {str(ROOT)!r})\n"
-            f"from {type(self.backend).__module__} import BACKEND; from autotune.device import Device\n"
+            f"from {type(self.backend).__module__} import BACKEND; from autotune.records.device import Device\n"
             f"device = Device.from_dict({self.device.as_dict()!r})\n"
             f"runner = BACKEND.load(Path({str(built.folder)!r}), device)\n"
             "torch.save(list(runner(*torch.load('inputs.pt'))), 'answers.pt'); runner.close()\n"

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from autotune.backends.eager import BACKEND
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import ArtifactError
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
 from tests.backends.conformance import (
     CORES,
     CPU,

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from autotune.backends.inductor import BACKEND, options
-from autotune.configuration import Configuration
-from autotune.device import Device
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
 from autotune.runtime.elf import needed_libraries
 from tests.backends.conformance import CPU, BackendConformance, RunnerConformance, build_toy, toy_workload
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from autotune.backends import onnxruntime as backend
 from autotune.backends.onnxruntime import BACKEND, fused_model
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.model.capture import capture
 from autotune.model.source import CapturedModel, write
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
 from tests.backends.conformance import (
     CORES,
     CPU,

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from autotune.backends import openvino as backend
 from autotune.backends.openvino import BACKEND
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.model.capture import capture
 from autotune.model.source import CapturedModel, write
-from autotune.workload import TensorSpec
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.workload import TensorSpec
 from tests.backends.conformance import (
     CPU,
     ROOT,

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from autotune.backends.torchscript import BACKEND
-from autotune.configuration import Configuration
-from autotune.device import Device
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
 from tests.backends.conformance import CPU, BackendConformance, RunnerConformance, build_toy, expected, toy_inputs
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)

@@ -4,9 +4,9 @@ import pytest
 from typer.testing import CliRunner
 
 from autotune.cli.main import app
-from autotune.configuration import Configuration
 from autotune.database.store import Store
-from autotune.device import Device
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
 from tests.database import records
 
 A100 = Device(kind="cuda", name="NVIDIA A100", uuid="GPU-2", capability=(8, 0), power_limit_w=400)

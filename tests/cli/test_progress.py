@@ -7,11 +7,11 @@ from rich.console import Console
 
 from autotune.cli.progress import TuneProgress
 from autotune.cli.tune import _earlier
-from autotune.configuration import Configuration
 from autotune.database.store import Store
+from autotune.records.configuration import Configuration
+from autotune.records.trial import Trial
 from autotune.runtime import discovery
-from autotune.study_request import StudyRequest
-from autotune.trial import Trial
+from autotune.study.request import StudyRequest
 from tests.database import records
 
 EAGER = Configuration.of("eager", {"precision": "fp32", "channels_last": False, "form": "module", "threads": 2})

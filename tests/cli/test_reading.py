@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from autotune.database.store import Store
-from autotune.plan import Plan
+from autotune.records.plan import Plan
 from tests.database import records
 
 

@@ -6,9 +6,9 @@ import shlex
 import pytest
 
 from autotune.database.store import Store
+from autotune.records.trial import Failure
 from autotune.runtime import discovery
-from autotune.study_reproduce import Reproduction
-from autotune.trial import Failure
+from autotune.study.reproduce import Reproduction
 from tests.database import records
 
 SETTINGS = {"factory": "models.py:make", "inputs": []}
@@ -44,7 +44,7 @@ def again(monkeypatch):
         failure = Failure(stage="build", kind="crash", detail="signal 11")
         return Reproduction(study=row.name, batch=row.batch, trial=trial, failure=failure, notes=("another torch",))
 
-    monkeypatch.setattr("autotune.study_reproduce.reproduce", play)
+    monkeypatch.setattr("autotune.study.reproduce.reproduce", play)
     return asked
 
 

@@ -13,8 +13,8 @@ from autotune.cli.tune import study_requests
 from autotune.database.store import Store
 from autotune.errors import DeviceError, RequestError
 from autotune.report.results import verify_results
-from autotune.study_file import parse_study
-from autotune.study_request import StudyOutcome
+from autotune.study.file import parse_study
+from autotune.study.request import StudyOutcome
 from tests.database import records
 from tests.read_only import run_python
 
@@ -235,7 +235,7 @@ def test_undecided_finals_end_with_1_after_all_batches_were_run_and_printed(auto
             values |= {"plan": plan, "status": plan.status}
         return StudyOutcome(**values, cached=False, trials={}, seconds=1.0)
 
-    monkeypatch.setattr("autotune.study.run_study", run)
+    monkeypatch.setattr("autotune.study.study.run_study", run)
     monkeypatch.setattr("autotune.cli.tune._write_results", lambda outcome, folder: wrote.append(outcome.batch))
     wrote = []
     shown = autotune("tune", study, "--db", tmp_path / "a.db", "--results", tmp_path / "results")
@@ -243,7 +243,7 @@ def test_undecided_finals_end_with_1_after_all_batches_were_run_and_printed(auto
     assert "undecided: busy host\nthere is no plan yet\nrun again: autotune " in shown.stdout
     assert "plan show toy --batch 4" in shown.stdout
     monkeypatch.undo()
-    monkeypatch.setattr("autotune.study.run_study", run)
+    monkeypatch.setattr("autotune.study.study.run_study", run)
     told = autotune("tune", study, "--batch", "2", "--db", tmp_path / "a.db", "--results", tmp_path / "r", "--json")
     (entry,) = json.loads(told.stdout)["studies"]
     assert told.exit_code == 1 and (entry["status"], entry["plan"]) == ("undecided", None)

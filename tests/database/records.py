@@ -8,18 +8,18 @@ from typing import Any
 
 from sqlalchemy import select
 
-from autotune.configuration import Configuration
 from autotune.database.rows import StudyRow, kernel_record
 from autotune.database.schema import KernelTrialTable
 from autotune.database.store import Store
-from autotune.device import Device, Toolchain
-from autotune.identity import Conditions, PlanKey
-from autotune.kernel_problem import GemmProblem
-from autotune.kernel_trial import KernelTrial
-from autotune.objective import Objective
-from autotune.plan import Plan
-from autotune.trial import Failure, FailureKind, Measurement, Trial
-from autotune.workload import TensorSpec, Workload
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device, Toolchain
+from autotune.records.identity import Conditions, PlanKey
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
+from autotune.records.trial import Failure, FailureKind, Measurement, Trial
+from autotune.records.workload import TensorSpec, Workload
 
 TOOLCHAIN = Toolchain.of({"torch": "2.13.0"})
 DEVICE = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0), power_limit_w=700)

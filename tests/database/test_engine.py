@@ -22,7 +22,7 @@ from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
 from autotune.database.schema import Base
 from autotune.database.store import Store
 from autotune.errors import DatabaseError
-from autotune.reliability.postgresql import Server
+from autotune.programs.reliability.postgresql import Server
 from tests.database.records import TOOLCHAIN, begin, configuration, plan
 from tests.databases import TEMPLATE, Databases
 

@@ -14,7 +14,7 @@ from autotune.database.check import check
 from autotune.database.exchange import export_studies, merge_file
 from autotune.database.store import Store
 from autotune.errors import DatabaseError
-from autotune.trial import Measurement
+from autotune.records.trial import Measurement
 from tests.database.records import (
     TOOLCHAIN,
     begin,

@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from autotune.configuration import Configuration
 from autotune.database import migrate
 from autotune.database.check import check
 from autotune.database.engine import engine_at, for_writing, locate
@@ -21,9 +20,10 @@ from autotune.database.exchange import export_studies, merge_file
 from autotune.database.leases import Owner
 from autotune.database.store import Store
 from autotune.database.trials import QUARANTINE
-from autotune.device import Toolchain
 from autotune.errors import DatabaseError, DeviceError
-from autotune.kernel_trial import KernelTrial
+from autotune.records.configuration import Configuration
+from autotune.records.device import Toolchain
+from autotune.records.kernel_trial import KernelTrial
 from tests.database.records import DEVICE, PROBLEM, TOOLCHAIN, begin, kernel, kernel_content, lost, tried
 from tests.databases import Databases
 

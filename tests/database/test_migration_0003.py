@@ -10,7 +10,7 @@ from autotune.database import migrate
 from autotune.database.check import check
 from autotune.database.engine import engine_at, for_writing, locate
 from autotune.database.store import Store
-from autotune.objective import Metric, Objective
+from autotune.records.objective import Metric, Objective
 from tests.database.records import begin, configuration, digest, kernel, key, plan, tried
 from tests.databases import Databases
 

@@ -10,7 +10,6 @@ from threading import Barrier
 import pytest
 from sqlalchemy import create_engine, text
 
-from autotune.canonical import canonical, digest
 from autotune.database import rows, trials
 from autotune.database.engine import for_writing
 from autotune.database.leases import Owner
@@ -18,8 +17,9 @@ from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.database.trials import MOST_ATTEMPTS
 from autotune.errors import DatabaseError, StudyTakenOverError
-from autotune.reliability.postgresql import Server
-from autotune.trial import Measurement, Trial
+from autotune.programs.reliability.postgresql import Server
+from autotune.records.canonical import canonical, digest
+from autotune.records.trial import Measurement, Trial
 from tests.database.records import SAMPLES, TOOLCHAIN, begin, complete, configuration, failed
 from tests.databases import TEMPLATE, Databases
 

@@ -16,7 +16,7 @@ from autotune.database.plan_rows import REVISIONS
 from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
 from autotune.database.store import Store
 from autotune.errors import DatabaseError
-from autotune.reliability.postgresql import Server
+from autotune.programs.reliability.postgresql import Server
 from tests.database.records import begin, folder_with, plan, workload
 from tests.databases import TEMPLATE
 from tests.read_only import ROOT, WAYS, run_python

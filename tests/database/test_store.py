@@ -8,11 +8,11 @@ from sqlalchemy import text
 
 from autotune.database.plan_rows import StoredJson
 from autotune.database.store import Store
-from autotune.device import Device, Toolchain
 from autotune.errors import DatabaseError, DeviceError
-from autotune.identity import objective_content
-from autotune.objective import Metric, Objective
-from autotune.trial import Failure, Measurement
+from autotune.records.device import Device, Toolchain
+from autotune.records.identity import objective_content
+from autotune.records.objective import Metric, Objective
+from autotune.records.trial import Failure, Measurement
 from tests.database.records import (
     CONDITIONS,
     DEVICE,

@@ -9,8 +9,8 @@ import pytest
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.database.trials import MOST_ATTEMPTS, QUARANTINE
-from autotune.device import Toolchain
-from autotune.trial import Trial
+from autotune.records.device import Toolchain
+from autotune.records.trial import Trial
 from tests.database.records import TOOLCHAIN, begin, configuration, failed, tried, workload
 from tests.databases import Databases
 

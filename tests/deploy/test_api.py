@@ -10,11 +10,11 @@ import torch
 from sqlalchemy import select
 
 import autotune
-from autotune.configuration import Configuration
 from autotune.database.schema import PlanTable
 from autotune.database.store import Store
 from autotune.deploy import api
 from autotune.errors import ArtifactError, ModelError, PlanNotFoundError, RequestError, UndecidedError
+from autotune.records.configuration import Configuration
 
 
 class Net(torch.nn.Module):

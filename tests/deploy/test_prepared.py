@@ -9,7 +9,7 @@ from torch import nn
 
 from autotune.deploy.prepared import in_memory, prepare
 from autotune.errors import ModelError
-from autotune.execute.steps import HELD_OUT_SETS, TIMING_SETS
+from autotune.execute.input_sets import HELD_OUT_SETS, TIMING_SETS
 
 
 class Pair(nn.Module):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from autotune.device import Device
 from autotune.execute.device_memory import LEFT_OVER_BYTES, SETTLE_S, DeviceMemory, free_bytes
+from autotune.records.device import Device
 
 CPU = Device(kind="cpu", name="Some CPU", uuid="cpu-1")
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))

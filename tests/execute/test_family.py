@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from autotune.execute import family
-from autotune.reliability.faults import left_after
+from autotune.programs.reliability.faults import left_after
 
 MIB = 2**20
 BELOW = """

@@ -11,7 +11,7 @@ from autotune.execute.notices import Notices
 from autotune.execute.timing import TimeSplit
 from autotune.measure.block import Block
 from autotune.measure.finals import Finals
-from autotune.objective import Objective
+from autotune.records.objective import Objective
 
 LOAD_S = 10.0
 

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.configuration import Configuration
 from autotune.errors import StudyInterruptedError, WorkError
-from autotune.execute.bench import Bench
+from autotune.execute.executor import Bench
 from autotune.execute.footprint import SHARE_OF_FREE_MEMORY, footprint_rounds, side_by_side
 from autotune.execute.server import StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.measure.finals import Finals
 from autotune.measure.lock import device_lock
 from autotune.model.inputs import InputSpec
+from autotune.records.configuration import Configuration
 
 TOY = f"{os.path.dirname(__file__)}/../toy.py:make"
 

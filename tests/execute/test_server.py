@@ -5,15 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from autotune.configuration import Configuration
 from autotune.errors import ModelError, ReferenceRefusedError
-from autotune.execute.bench import Bench
+from autotune.execute.executor import Bench
 from autotune.execute.notices import Notices
 from autotune.execute.server import QUEUED, StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.measure.lock import device_lock
 from autotune.model.inputs import InputSpec
-from autotune.objective import Objective
+from autotune.records.configuration import Configuration
+from autotune.records.objective import Objective
 
 TIMING_BUILDS = """
 from autotune.testing import MisbehavingBackend
@@ -59,7 +59,7 @@ def test_a_build_that_goes_wrong_is_a_failure_with_stage_kind_and_log(bench, fau
 
 
 def test_a_hanging_build_is_killed_at_its_timeout(bench, monkeypatch):
-    monkeypatch.setattr("autotune.execute.bench.BUILD_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("autotune.execute.executor.BUILD_TIMEOUT_S", 1.0)
     result, _ = build(bench, "hang")
     assert result.failure is not None and result.failure.kind == "timeout"
     assert "in build" in result.failure.log_tail, "the log does not say where it hung"

@@ -25,7 +25,7 @@ from autotune.measure.callables import (
     work_traced,
 )
 from autotune.measure.clock import SystemClock
-from autotune.measure.kernels import Kernel, KernelTrace
+from autotune.measure.kernel_trace import Kernel, KernelTrace
 from autotune.measure.throughput import run_lanes
 from autotune.testing import FakeClock
 

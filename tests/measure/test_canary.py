@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.device import Device
 from autotune.measure.canary import CPU_DRIFT_LIMIT, DRIFT_LIMIT, REFERENCE_READINGS, REPEATS, Canary, cpu_work
 from autotune.measure.clock import SystemClock
+from autotune.records.device import Device
 from autotune.testing import FakeClock
 
 CPU = Device(kind="cpu", name="Some CPU", uuid="cpu-1")

@@ -10,7 +10,7 @@ from autotune.errors import RequestError
 from autotune.measure.block import protocol_of
 from autotune.measure.comparison import TOLERANCE, comparable, drift
 from autotune.measure.statistics import median
-from autotune.trial import Measurement
+from autotune.records.trial import Measurement
 
 NOISES = ("normal", "spikes", "two peaks")
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.device import Device
 from autotune.errors import DeviceError, WorkError
 from autotune.measure.clock import SystemClock
 from autotune.measure.energy import COUNTER_TIMEOUT_S, Energy, energy_per_call, nvml_energy_counter
+from autotune.records.device import Device
 from autotune.testing import FakeCall, FakeClock
 
 SETS = [("a",), ("b",), ("c",)]

@@ -6,7 +6,7 @@ import pytest
 from autotune.measure.block import Block, protocol_of
 from autotune.measure.finals import Finals
 from autotune.measure.verdict import verdict_from_samples
-from autotune.trial import Measurement
+from autotune.records.trial import Measurement
 
 
 def drive(finals, latency_ms, process_rounds=None):

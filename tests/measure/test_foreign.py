@@ -1,9 +1,9 @@
 import os
 from pathlib import Path
 
-from autotune.device import Device
 from autotune.measure.foreign import foreign_processes
 from autotune.measure.process_owner import owner, user_name
+from autotune.records.device import Device
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))
 ABSENT = 2**22 + 1

@@ -4,9 +4,9 @@ import math
 import pynvml
 import pytest
 
-from autotune.device import Device
 from autotune.errors import WorkError
 from autotune.measure.gpm import SHORTEST_WINDOW_S, GpmWindow, available, measured
+from autotune.records.device import Device
 from autotune.testing import FakeCall, FakeClock
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))

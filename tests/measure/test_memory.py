@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from autotune.device import Device
 from autotune.measure.memory import PeakMemory
+from autotune.records.device import Device
 
 CPU = Device(kind="cpu", name="Some CPU", uuid="cpu-1")
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))
@@ -17,7 +17,7 @@ MIB = 2**20
 # In a process of its own: what this one frees meanwhile, left behind by other tests, would be missing from the peak.
 FREED = f"""
 import json, os
-from autotune.device import Device
+from autotune.records.device import Device
 from autotune.measure.memory import PeakMemory
 memory = PeakMemory(Device(kind="cpu", name="Some CPU", uuid="cpu-1"))
 memory.before()

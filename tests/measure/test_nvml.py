@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.device import Device
 from autotune.measure.nvml import THROTTLE_REASONS, WORKER, GpuObserver, is_there, open_nvml
+from autotune.records.device import Device
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))
 MIG = Device(kind="cuda", name="NVIDIA H200", uuid="MIG-1", capability=(9, 0), mig_profile="1g.18gb")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.device import Device
 from autotune.measure.clock import SystemClock
 from autotune.measure.observers import HostLoad, NotAvailable, Observers, observers_for, own_cpu_times
+from autotune.records.device import Device
 from autotune.testing import FakeClock
 
 CPU = Device(kind="cpu", name="Some CPU", uuid="cpu-1", cores=2)

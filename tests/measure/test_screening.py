@@ -6,8 +6,8 @@ import pytest
 from autotune.measure.device_clock import DeviceTime
 from autotune.measure.screening import screen, warm_up
 from autotune.measure.timer import CpuTimer, Sample
+from autotune.records.trial import Measurement
 from autotune.testing import FakeCall, FakeClock
-from autotune.trial import Measurement
 
 SETS = [("a",), ("b",), ("c",)]
 

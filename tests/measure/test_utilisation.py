@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.device import Device
-from autotune.measure.kernels import Kernel, KernelTrace
+from autotune.measure.kernel_trace import Kernel, KernelTrace
 from autotune.measure.statistics import interval_rank
 from autotune.measure.utilisation import (
     LONGEST_NAME,
@@ -22,6 +21,7 @@ from autotune.measure.utilisation import (
     untraced_call_ms,
     utilisation,
 )
+from autotune.records.device import Device
 from autotune.testing import FakeCall, FakeClock
 
 SMS = 132

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from autotune.device import Device
-from autotune.objective import Metric, Objective
+from autotune.records.device import Device
+from autotune.records.objective import Metric, Objective
 from autotune.report.deploying import deploy_command
-from autotune.study_file import read_constraints
+from autotune.study.file import read_constraints
 from tests.database import records
 
 CPU = Device(kind="cpu", name="AMD EPYC", uuid="cpu")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from autotune.objective import Metric, Objective
+from autotune.records.objective import Metric, Objective
 from autotune.report.compare import compare_table, rows_by_device
 from autotune.report.distinction import constraints, differing, named
 from autotune.report.plans import plan_view, plans_table

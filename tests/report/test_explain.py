@@ -9,11 +9,11 @@ from transformers import BertConfig, BertModel
 
 from autotune.backends.native.backend import BACKEND
 from autotune.backends.native.telling import told
-from autotune.configuration import Configuration
 from autotune.database.store import Store
-from autotune.kernel_problem import GemmProblem
 from autotune.model import source
 from autotune.model.capture import capture
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
 from autotune.report.explain import UNKNOWN, explanation, graph_document
 from autotune.report.explain_view import MOST_OTHERS, MOST_ROWS, explanation_view
 from autotune.runtime import discovery

@@ -3,14 +3,14 @@ import io
 import pytest
 from rich.console import Console
 
-from autotune.configuration import Configuration
-from autotune.device import Device
-from autotune.kernel_problem import GemmProblem, Window
-from autotune.kernel_report import TunedProblem
-from autotune.kernel_trial import KernelTrial
+from autotune.kernels.rates import DeviceRates
+from autotune.kernels.report import TunedProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem, Window
+from autotune.records.kernel_trial import KernelTrial
+from autotune.records.trial import Failure
 from autotune.report.kernels import problem_words, roofline_us, trial_document, tuned_document, tuned_view
-from autotune.search.kernel_rates import DeviceRates
-from autotune.trial import Failure
 
 H200 = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0), power_limit_w=700)
 PROBLEM = GemmProblem(m=4096, n=3072, k=768, bias=True, activation="gelu")

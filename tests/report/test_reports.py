@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from autotune.configuration import Configuration
 from autotune.errors import WorkError
 from autotune.measure.verdict import verdict_from_samples
-from autotune.objective import Objective
+from autotune.programs.results_table import markdown, read_results
+from autotune.records.configuration import Configuration
+from autotune.records.objective import Objective
 from autotune.report import words
 from autotune.report.outcome import best_fp32, best_of_backends, outcome_view, sweep_view
 from autotune.report.results import results_document, verify_results, write_results
-from autotune.report.table import markdown, read_results
-from autotune.study_request import StudyOutcome
+from autotune.study.request import StudyOutcome
 from tests.database import records
 
 EAGER = Configuration.of("eager", {"precision": "fp32", "channels_last": False, "threads": 2})

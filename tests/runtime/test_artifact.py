@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.configuration import Configuration
 from autotune.errors import ArtifactError
+from autotune.records.configuration import Configuration
+from autotune.records.workload import TensorSpec, Workload
 from autotune.runtime.artifact import describe, read_example, read_record
-from autotune.workload import TensorSpec, Workload
 
 CONFIGURATION = Configuration.of("eager", {"precision": "fp32", "threads": 1})
 INPUTS = (

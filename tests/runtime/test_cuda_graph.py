@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from autotune.errors import ArtifactError, ModelError
+from autotune.records.workload import TensorSpec
 from autotune.runtime.cuda_graph import CudaGraphRunner
 from autotune.runtime.signature import Signature
-from autotune.workload import TensorSpec
 
 SPECS = (TensorSpec(name="x", shape=(4, 8), dtype="float32"), TensorSpec(name="index", shape=(4,), dtype="int64"))
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

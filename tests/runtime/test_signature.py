@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from autotune.errors import ModelError
+from autotune.records.workload import TensorSpec
 from autotune.runtime.signature import Signature
-from autotune.workload import TensorSpec
 
 X = TensorSpec(name="x", shape=(3, 16), dtype="float32")
 IDS = TensorSpec(name="ids", shape=(3,), dtype="int64")

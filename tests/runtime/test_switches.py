@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.configuration import Configuration
+from autotune.records.configuration import Configuration
 from autotune.runtime.switches import Switches
 from tests.backends.conformance import global_state, restore_global_state
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.device import Device
+from autotune.records.device import Device
 from autotune.runtime import toolchain
 
 CPU = Device(kind="cpu", name="AMD EPYC", uuid="cpu-1", cores=2)

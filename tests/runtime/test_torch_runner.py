@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.device import Device
 from autotune.errors import ModelError
+from autotune.records.device import Device
+from autotune.records.workload import TensorSpec
 from autotune.runtime.settings import Settings
 from autotune.runtime.torch_runner import SETTLING_CALLS, torch_runner
-from autotune.workload import TensorSpec
 
 CPU = Device(kind="cpu", name="Test CPU", uuid="cpu-test", cores=1)
 GPU = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))

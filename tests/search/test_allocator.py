@@ -1,4 +1,4 @@
-from autotune.configuration import Configuration
+from autotune.records.configuration import Configuration
 from autotune.search.allocator import Allocator
 from autotune.search.history import Outcome, OutcomeState
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from autotune.configuration import Configuration
+from autotune.records.configuration import Configuration
 from autotune.search.history import Outcome
 
 POINT = Configuration.of("eager", {"threads": 2})

@@ -5,10 +5,10 @@ import random
 from dataclasses import dataclass
 from statistics import fmean
 
-from autotune.configuration import Configuration
+from autotune.records.configuration import Configuration
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
 from autotune.search.history import Outcome
 from autotune.search.search import Search
-from autotune.space import Constraint, Parameter, SearchSpace
 
 TRIALS = 30
 KNOBS: dict[str, dict[str, tuple[str | int | bool, ...]]] = {

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.configuration import Configuration, Scalar
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
 from autotune.search.history import Outcome, OutcomeState
 from autotune.search.sampler import BackendSampler
-from autotune.space import Constraint, Parameter, SearchSpace
 
 
 def fp16_is_packed(values: Mapping[str, Scalar]) -> bool:

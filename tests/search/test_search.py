@@ -2,11 +2,11 @@ import random
 
 import pytest
 
-from autotune.configuration import Configuration
 from autotune.errors import SpaceError
+from autotune.records.configuration import Configuration
+from autotune.records.search_space import Parameter, SearchSpace
 from autotune.search.history import Outcome
 from autotune.search.search import Search
-from autotune.space import Parameter, SearchSpace
 
 
 def space(backend: str, sizes: tuple[int, ...], defaults: int = 1) -> SearchSpace:

@@ -2,10 +2,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces.cluster_gemm import GEMM, MOST_ROWS, shared_bytes, space
 from autotune.search_spaces.split_gemm import ARCHITECTURES
 

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.configuration import Configuration, Scalar
-from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces import cutlass_multistage, cutlass_sm90
 from autotune.search_spaces.cutlass_gemm import build_of, candidates, first_candidates, space
 from autotune.search_spaces.cutlass_launch import CutlassLaunch, effective_swizzle, launches

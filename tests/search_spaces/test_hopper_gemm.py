@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.configuration import Configuration, Scalar
-from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import GemmProblem, Window
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem, Window
 from autotune.search_spaces.hopper_gemm import GEMM, in_boxes, space, stages
 
 HOPPER = Device(kind="cuda", name="Test GPU", uuid="gpu-test", capability=(9, 0))

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from autotune.device import Device
+from autotune.records.device import Device
 from autotune.search_spaces.native import FUSIONS, fusions, native_space
 from tests.database import records
 

@@ -1,8 +1,8 @@
 import pytest
 
-from autotune.device import Device
+from autotune.records.device import Device
+from autotune.records.workload import TensorSpec, Workload
 from autotune.search_spaces.onnxruntime import space
-from autotune.workload import TensorSpec, Workload
 
 CPU = Device(kind="cpu", name="Test CPU", uuid="cpu-test", cores=4)
 GPU = Device(kind="cuda", name="Test GPU", uuid="gpu-test", capability=(9, 0))

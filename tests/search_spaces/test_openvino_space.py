@@ -1,4 +1,4 @@
-from autotune.device import Device
+from autotune.records.device import Device
 from autotune.search_spaces.openvino import space
 
 

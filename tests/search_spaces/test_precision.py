@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.device import Device
+from autotune.records.device import Device
 from autotune.search_spaces.precision import precisions, threads
 
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from autotune.model import capture, factory
-from autotune.study_file import read_study
+from autotune.study.file import read_study
 
 STUDIES = Path(__file__).parents[2] / "studies"
 

@@ -13,7 +13,7 @@ import torch
 from autotune.accuracy import check_reference, judge, spreads
 from autotune.errors import ModelError
 from autotune.model.inputs import generate, photographs
-from autotune.study_file import read_study
+from autotune.study.file import read_study
 from autotune.testing import (
     answering_mean,
     ignoring_input,

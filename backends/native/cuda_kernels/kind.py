@@ -15,11 +15,11 @@ from autotune.backends.native.cutlass.compiler import (
     key_of,
 )
 from autotune.backends.native.kind import check_operands, libraries_of, place
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import SpaceError, WorkError
 from autotune.kernel import Kernel, MadeKernel
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces import cluster_gemm, hopper_gemm
 from autotune.search_spaces.split_gemm import SplitBuild, SplitGemm
 

@@ -10,11 +10,11 @@ from autotune.backends.native.cutlass.compiler import CompiledKernel, Compiler, 
 from autotune.backends.native.cutlass.kernel import LoadedKernel, Operands, Shape
 from autotune.backends.native.cutlass.source import source_of
 from autotune.backends.native.kind import check_operands, libraries_of, place
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import SpaceError, WorkError
 from autotune.kernel import Kernel, MadeKernel
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces import cutlass_gemm
 from autotune.search_spaces.cutlass_gemm import CutlassBuild, CutlassCandidate
 from autotune.search_spaces.cutlass_launch import CutlassLaunch

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from autotune.configuration import Configuration, Scalar
-from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces import cutlass_gemm
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from autotune.backends.native.cutlass.compiler import KernelSource
-from autotune.configuration import Configuration
-from autotune.kernel_problem import BYTES
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import BYTES
 from autotune.search_spaces.cutlass_gemm import CutlassBuild
 
 HERE = Path(__file__).parent

@@ -21,9 +21,9 @@ from typing import Any
 
 from autotune.backends.native.kind import place
 from autotune.backends.native.triton_kernels.plan import TritonSource
-from autotune.canonical import canonical, digest
-from autotune.device import Device
 from autotune.errors import WorkError
+from autotune.records.canonical import canonical, digest
+from autotune.records.device import Device
 from autotune.runtime.host_memory import HostMemory
 from autotune.scratch import ScratchFolder
 

@@ -18,8 +18,8 @@ from autotune.backends.native.triton_kernels.plan import (
     power_of_two,
     present,
 )
-from autotune.configuration import Configuration
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces.triton_gemm import LEAST_DOT, check_problem
 
 CODE = Path(__file__).with_name("gemm_kernels.py")

@@ -11,12 +11,12 @@ from autotune.backends.native.triton_kernels.gemm import plan
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.packed import load_plan, pack_plan
 from autotune.backends.native.triton_kernels.plan import TritonSource
-from autotune.canonical import digest
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import SpaceError, WorkError
 from autotune.kernel import Kernel, MadeKernel
-from autotune.kernel_problem import GemmProblem
+from autotune.records.canonical import digest
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces import triton_gemm
 
 

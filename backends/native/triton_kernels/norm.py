@@ -13,7 +13,7 @@ from autotune.backends.native.triton_kernels.plan import (
     power_of_two,
     present,
 )
-from autotune.kernel_problem import OperandType
+from autotune.records.kernel_problem import OperandType
 
 NormKind = Literal["layer", "rms"]
 

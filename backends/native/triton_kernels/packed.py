@@ -9,8 +9,8 @@ from typing import Any
 from autotune.backends.native.triton_kernels.ahead import CompiledKernel
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.plan import Launch, Plan
-from autotune.canonical import canonical, digest
 from autotune.errors import WorkError
+from autotune.records.canonical import canonical, digest
 
 
 def pack_plan(plan: Plan, kernels: Sequence[CompiledKernel], folder: Path, name: str | None = None) -> dict[str, str]:

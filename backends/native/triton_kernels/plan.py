@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from autotune.canonical import digest
+from autotune.records.canonical import digest
 
 Constant = int | float | bool | str | None
 Argument = int | float | str

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from autotune.backends.native.triton_kernels.plan import Launch, Plan, TritonSource, at_names, blocks
-from autotune.kernel_problem import OperandType, Window
+from autotune.records.kernel_problem import OperandType, Window
 
 BLOCK, WARPS = 1024, 4
 MOST_TAPS = 64

@@ -12,7 +12,7 @@ from autotune.backends.native.triton_kernels.plan import (
     blocks,
     power_of_two,
 )
-from autotune.kernel_problem import OperandType
+from autotune.records.kernel_problem import OperandType
 
 ELEMENTS, WARPS = 1024, 4
 """Of a program's answer, and what computes it."""

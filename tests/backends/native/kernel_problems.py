@@ -10,7 +10,7 @@ from torch import Tensor
 
 from autotune.backends.native.kind import TORCH_NAMES
 from autotune.kernel import Kernel
-from autotune.kernel_problem import Activation, GemmProblem, Window
+from autotune.records.kernel_problem import Activation, GemmProblem, Window
 
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 

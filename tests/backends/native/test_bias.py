@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from autotune.backends.native.bias import CastBias
-from autotune.kernel_problem import GemmProblem
+from autotune.records.kernel_problem import GemmProblem
 
 PROBLEM = GemmProblem(m=2, n=4, k=8, bias=True, dtype="fp16")
 

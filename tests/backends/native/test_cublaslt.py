@@ -12,10 +12,10 @@ import pytest
 
 from autotune.backends.native import cublaslt
 from autotune.backends.native.cublaslt import CUBLASLT, RANKS, HeuristicResult
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import WorkError
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 
 GPU = Device(kind="cuda", name="Test GPU", uuid="gpu", capability=(9, 0))
 CPU = Device(kind="cpu", name="Test CPU", uuid="cpu")

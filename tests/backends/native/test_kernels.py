@@ -11,11 +11,11 @@ import torch
 
 from autotune.backends.native import kernels as module
 from autotune.backends.native.kernels import KERNELS, NativeKernels
-from autotune.configuration import Configuration
-from autotune.device import Device, Toolchain
 from autotune.errors import DeviceError, SpaceError, WorkError
 from autotune.kernel import KernelMaker, MadeKernel, toolchain_of
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device, Toolchain
+from autotune.records.kernel_problem import GemmProblem
 from autotune.runtime import discovery
 from tests.backends.native.kernel_problems import check, compare, empty, epilogues, operands
 

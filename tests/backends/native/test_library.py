@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.backends.native.library import TORCH, compute
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import WorkError
-from autotune.kernel_problem import Activation, GemmProblem, OperandType
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import Activation, GemmProblem, OperandType
 from tests.backends.native.kernel_problems import check, empty, operands, reference
 
 CPU = Device(kind="cpu", name="Test CPU", uuid="cpu")

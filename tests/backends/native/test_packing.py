@@ -6,9 +6,9 @@ import pytest
 
 from autotune.backends.native.packing import chosen
 from autotune.backends.native.sites import Site
-from autotune.configuration import Configuration
 from autotune.kernel import KnownKernel, KnownKernels
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
 
 PROBLEM = GemmProblem(m=128, n=768, k=768)
 SITE = Site(index=0, name="gemm", operator="gemm", problem=PROBLEM, place="layer.0")

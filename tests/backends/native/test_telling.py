@@ -7,9 +7,9 @@ import pytest
 from autotune.backends.native.cublaslt import CUBLASLT
 from autotune.backends.native.library import TORCH
 from autotune.backends.native.telling import kernel_words, told
-from autotune.configuration import Configuration
-from autotune.device import Device
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces import cluster_gemm, cutlass_gemm, hopper_gemm, triton_gemm
 
 PROBLEM = GemmProblem(m=48, n=3072, k=768, bias=True, activation="gelu", residual=True)

@@ -17,8 +17,8 @@ from autotune.backends.native.sites import fused_nodes
 from autotune.backends.native.triton_kernels.plan import Plan
 from autotune.backends.native.written import write_kernels
 from autotune.backends.native.written_sites import FOLDER, stand_in
-from autotune.device import Device
 from autotune.model.precision import flat_module
+from autotune.records.device import Device
 from autotune.runtime import discovery
 from tests.backends.native.triton_kernels.interpreted import interpret
 

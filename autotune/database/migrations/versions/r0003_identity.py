@@ -88,7 +88,7 @@ def _columns() -> "list[sa.Column[Any]]":
 
 
 def _rewrite_records(change: Any) -> None:
-    """Change the JSON record of every plan; canonical JSON, as :mod:`autotune.canonical` writes it."""
+    """Change the JSON record of every plan; canonical JSON, as :mod:`autotune.records.canonical` writes it."""
     connection = op.get_bind()
     for (uid,) in connection.execute(sa.text("SELECT uid FROM plan")).all():
         text = connection.execute(sa.text("SELECT record FROM plan WHERE uid = :uid"), {"uid": uid}).scalar()

@@ -9,7 +9,7 @@ from typing import Any
 
 from autotune.backends.native.cuda_kernels.kind import HERE as HEADERS
 from autotune.backends.native.cuda_kernels.kind import order_of
-from autotune.kernel_problem import GemmProblem
+from autotune.records.kernel_problem import GemmProblem
 
 HERE = Path(__file__).parent
 

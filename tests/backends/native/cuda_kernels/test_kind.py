@@ -10,10 +10,10 @@ import pytest
 
 from autotune.backends.native.cuda_kernels.kind import CLUSTER_GEMM, HOPPER_GEMM, CudaGemm
 from autotune.backends.native.cutlass.compiler import KernelSource
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import WorkError
-from autotune.kernel_problem import GemmProblem, Window
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem, Window
 from autotune.runtime import discovery
 from autotune.search_spaces.split_gemm import ARCHITECTURES
 from tests.backends.native.kernel_problems import check, convolution, epilogues

@@ -9,10 +9,10 @@ from autotune.backends.native.cutlass import kind as module
 from autotune.backends.native.cutlass.compiler import key_of
 from autotune.backends.native.cutlass.kind import CUTLASS
 from autotune.backends.native.cutlass.source import source_of
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import WorkError
-from autotune.kernel_problem import GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces.cutlass_gemm import CutlassCandidate, build_of
 
 HOPPER = Device(kind="cuda", name="Test GPU", uuid="gpu", capability=(9, 0))

@@ -8,8 +8,8 @@ import pytest
 
 from autotune.backends.native.cutlass import matmul_heuristics
 from autotune.backends.native.cutlass.matmul_heuristics import gpu_name, suggested
-from autotune.device import Device
-from autotune.kernel_problem import GemmProblem
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces import cutlass_gemm
 
 H200 = Device(kind="cuda", name="NVIDIA H200", uuid="gpu", capability=(9, 0))

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from autotune.backends.native.cutlass.compiler import CompiledKernel, Compiler, KernelCache
 from autotune.backends.native.cutlass.kernel import LoadedKernel, Shape
 from autotune.backends.native.cutlass.source import MULTISTAGE, SM90, SM90_STREAM_K, source_of
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import WorkError
-from autotune.kernel_problem import Activation, GemmProblem
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import Activation, GemmProblem
 from autotune.search_spaces.cutlass_gemm import ARCHITECTURES, CutlassBuild, build_of, space
 from autotune.search_spaces.cutlass_launch import CutlassLaunch
 

@@ -15,8 +15,8 @@ from autotune.backends.native.triton_kernels import ahead as module
 from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Refused, TritonCache, TritonCompiler
 from autotune.backends.native.triton_kernels.norm import NormShape, plan
 from autotune.backends.native.triton_kernels.plan import Launch, Plan, TritonSource
-from autotune.device import Device
 from autotune.errors import WorkError
+from autotune.records.device import Device
 from autotune.runtime.host_memory import HostMemory
 
 CODE = """

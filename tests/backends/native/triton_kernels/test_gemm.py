@@ -9,10 +9,10 @@ import torch
 
 from autotune.backends.native.operators import ACTIVATIONS
 from autotune.backends.native.triton_kernels.gemm import plan
-from autotune.configuration import Configuration
-from autotune.device import Device
 from autotune.errors import SpaceError
-from autotune.kernel_problem import Activation, GemmProblem, OperandType
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import Activation, GemmProblem, OperandType
 from autotune.search_spaces import triton_gemm
 from tests.backends.native.triton_kernels.interpreted import interpret
 

@@ -13,9 +13,9 @@ from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Triton
 from autotune.backends.native.triton_kernels.gemm import plan
 from autotune.backends.native.triton_kernels.kind import TRITON_GEMM
 from autotune.backends.native.triton_kernels.plan import Launch
-from autotune.configuration import Configuration
 from autotune.errors import WorkError
-from autotune.kernel_problem import Activation, GemmProblem, OperandType
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import Activation, GemmProblem, OperandType
 from tests.backends.native.triton_kernels.test_gemm import HOPPER, buffers, check
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

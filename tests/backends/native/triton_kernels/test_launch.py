@@ -18,8 +18,8 @@ from autotune.backends.native.triton_kernels.driver import Driver
 from autotune.backends.native.triton_kernels.launch import LoadedKernel, LoadedPlan
 from autotune.backends.native.triton_kernels.norm import NormShape, plan
 from autotune.backends.native.triton_kernels.plan import Launch, Plan
-from autotune.device import Device
 from autotune.errors import WorkError
+from autotune.records.device import Device
 from tests.backends.native.triton_kernels.test_norm import buffers, check
 
 CC = shutil.which("gcc")

@@ -9,7 +9,7 @@ import torch
 
 from autotune.backends.native import operators
 from autotune.backends.native.triton_kernels.norm import LARGEST_COLUMNS, NormKind, NormShape, plan
-from autotune.kernel_problem import OperandType
+from autotune.records.kernel_problem import OperandType
 from tests.backends.native.triton_kernels.interpreted import interpret
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}

@@ -14,9 +14,9 @@ from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Triton
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.plan import Plan
 from autotune.backends.native.triton_kernels.pointwise import InputLayout, plan
-from autotune.canonical import canonical
-from autotune.device import Device
 from autotune.errors import WorkError
+from autotune.records.canonical import canonical
+from autotune.records.device import Device
 from tests.backends.native.triton_kernels.interpreted import interpret
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}

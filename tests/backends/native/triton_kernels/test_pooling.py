@@ -14,7 +14,7 @@ from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Triton
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.plan import Plan
 from autotune.backends.native.triton_kernels.pooling import PoolShape, max_pool, mean_pool
-from autotune.kernel_problem import Window
+from autotune.records.kernel_problem import Window
 from autotune.runtime import discovery
 from tests.backends.native.triton_kernels.interpreted import interpret
 

@@ -1,0 +1,316 @@
+"""How long a tile takes on a problem, from first principles: where a search over tiles begins.
+
+The time of a GEMM is a fixed part (launch, first bytes, last bytes) and the longest of four that overlap: what one
+multiprocessor does for its share of the tiles, what all tensor cores sustain together, what memory moves, and what the
+L2 cache hands out. A multiprocessor's part counts whole tiles, so a last wave that is half empty costs a full one. One
+step along k takes the longest of the tensor cores, the copies into shared memory, and the latency of a copy that its
+stages do not hide. The epilogue comes on top, and pingpong hides a part.
+
+The constants are fitted to times on an H200 with cold caches, as a layer finds them, those near the best counting most:
+of 219 CUTLASS and 37 cluster kernels, half precision with bias, on six shapes of 32 to 25088 rows (see this module's
+test), and of 1028 lean ones on 88 products and convolutions of the study models and of Llama-7B's size. A step of the
+latter takes as long as shared memory takes it in and gives it out again, at its full rate. Not fitted are the shares of
+the L2 cache of the former, what activations cost, and Triton's rate. What follows the clock is in clocks, so that it
+carries over to other parts as far as those are built alike.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from autotune.kernels.rates import DeviceRates
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.kernel_problem import BYTES, GemmProblem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constants:
+    """What fitting settles for a group of kinds of kernels.
+
+    ``fixed_s`` and ``tile_s`` (barriers, the epilogue's first and last bytes) are spent once a launch and once a tile,
+    ``copy_latency_s`` until a copy has arrived under load, ``fold_s`` waiting for another block's partial sums.
+    ``cold_share`` is the share of the memory's sustained rate that is left while the caches are filled anew.
+    ``piece_clocks`` is what a row's piece takes to be copied, ``instruction_clocks`` what one tensor-core instruction
+    (64 rows, 16 along k) takes besides its columns, ``barrier_clocks`` waiting for a stage and handing it back, once a
+    step along k, ``store_clocks`` scaling, converting and storing one result. ``cache_share`` is what the L2 cache
+    hands out when all multiprocessors ask, as a share of what they could take in, where it holds both operands.
+    """
+
+    fixed_s: float = 2.63e-6
+    tile_s: float = 0.81e-6
+    copy_latency_s: float = 1.32e-6
+    fold_s: float = 0.91e-6
+    cold_share: float = 0.56
+    piece_clocks: float = 1.25
+    instruction_clocks: float = 9.1
+    barrier_clocks: float = 31.0
+    store_clocks: float = 23.0
+    cache_share: float = 0.9
+
+
+TILED = Constants()
+LEAN = Constants(
+    fixed_s=3.54e-6,
+    tile_s=0.0,
+    copy_latency_s=0.36e-6,
+    fold_s=0.5e-6,
+    cold_share=0.88,
+    piece_clocks=2.0,
+    instruction_clocks=2.7,
+    barrier_clocks=134.0,
+    store_clocks=32.0,
+    cache_share=1.28,
+)
+"""Of kernels whose blocks compute one tile and end, where a piece is one that a block fetches itself."""
+
+LEAN_KINDS = ("hopper_gemm",)
+FIXED_S = TILED.fixed_s
+
+INTAKE_BYTES_PER_CLOCK = 64
+"""What one multiprocessor takes in from the L2 cache."""
+
+SHARED_BYTES_PER_CLOCK = 128
+"""What the shared memory of a multiprocessor takes in or gives out."""
+
+SPILLED = 0.67
+"""Share of what the L2 cache hands out that is left where the operands go through it."""
+
+PIECE_BYTES = 128
+"""A row of a tile is copied in equal pieces, of so many bytes at most; one takes as long as another, however short."""
+
+ODD_COLUMNS, ODD_STORES = 2.5, 1.5
+"""How much slower the steps and the stores of a tile are whose columns are no multiple of 32, 16 columns aside: its
+results leave in stripes of 16."""
+
+OLDER_SHARE: Mapping[str, float] = {"cluster_gemm": 0.17, "triton_gemm": 0.62}
+"""Share of the tensor cores' rate that kinds of kernels reach which do not use the newest instructions."""
+
+CLUSTER_FILL: Mapping[int, float] = {3: 0.95, 4: 0.9, 6: 0.9, 8: 0.84}
+"""Share of the multiprocessors that clusters of so many blocks find room on: groups of them are uneven."""
+
+MOST_RESIDENTS, REGISTER_BYTES, SUM_BYTES = 8, 262144, 8
+"""Blocks of such kernels that share a multiprocessor at most, its registers, and what a result takes of them."""
+
+SCHEDULERS = 4
+"""Warps of a multiprocessor that compute at once."""
+
+SPREAD_S = 0.63e-6
+"""What a scheduler costs that can share k out, in any launch."""
+
+LANES = 128
+ACTIVATION_CLOCKS: Mapping[str, int] = {"none": 0, "relu": 1, "gelu": 9, "gelu_tanh": 8, "silu": 5}
+"""Instructions of one result's activation."""
+
+EXPOSED = 0.25
+"""Share of an epilogue that pingpong does not hide behind the other group's steps: both want the same issue slots."""
+
+LARGE_CLUSTER, LARGE_CLUSTERS_FILL = 8, 0.91
+"""Blocks of a cluster from which on groups of multiprocessors are left with a rest, and what share of all is used."""
+
+SHARPNESS = 3.1
+"""Exponent of the norm that joins what overlaps: the longest, and a part of the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A time, and the parts of it that a correction may depend on."""
+
+    us: float
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tile:
+    """The numbers of a configuration that decide its time.
+
+    ``scheduled`` kernels can share k out, ``spread`` ones do; ``older_share`` is ``None`` with the newest instructions.
+    ``lean`` ones compute one tile a block, and ``residents`` of them are made to share a multiprocessor; ``swapped``
+    ones take the columns of a tile for the rows of their instructions.
+    """
+
+    m: int
+    n: int
+    k: int
+    cluster_m: int
+    cluster_n: int
+    pingpong: bool
+    spread: bool
+    scheduled: bool
+    splits: int
+    stages: int
+    warps: int
+    older_share: float | None
+    lean: bool
+    residents: int
+    swapped: bool
+
+    @property
+    def constants(self) -> Constants:
+        """Those of its group of kinds."""
+        return LEAN if self.lean else TILED
+
+    @property
+    def odd(self) -> bool:
+        """Whether the columns come in no whole stripes of 32, in which CUTLASS's newest kernels store."""
+        return self.older_share is None and not self.lean and self.n > 16 and self.n % 32 != 0
+
+
+class KernelCost:
+    """Estimates candidates of one problem on one device."""
+
+    def __init__(self, rates: DeviceRates, problem: GemmProblem) -> None:
+        self._rates, self._problem = rates, problem
+        self._width = BYTES[problem.dtype]
+        self._us: dict[_Tile, float] = {}
+
+    def estimate(self, candidate: Configuration) -> Estimate | None:
+        """Tell how long a candidate takes, a build as it is launched plainly; ``None`` for one that has no tile."""
+        tile = self._tile(candidate.backend, dict(candidate.values))
+        return None if tile is None else self._estimate(tile)
+
+    def us(self, kind: str, values: Mapping[str, Scalar]) -> float | None:
+        """Tell what :meth:`estimate` does of a configuration of a kind, without its parts."""
+        tile = self._tile(kind, values)
+        if tile is None:
+            return None
+        if tile not in self._us:
+            self._us[tile] = self._estimate(tile).us
+        return self._us[tile]
+
+    def _estimate(self, tile: _Tile) -> Estimate:
+        rates, problem = self._rates, self._problem
+        along_m = -(-problem.m // (tile.m * tile.cluster_m)) * tile.cluster_m
+        along_n = -(-problem.n // (tile.n * tile.cluster_n)) * tile.cluster_n
+        blocks, steps = along_m * along_n, -(-problem.k // tile.k)
+        units = blocks * tile.splits
+        together = min(self._residents(tile), -(-units // rates.multiprocessors))
+        step_s, tensor_s = self._step_s(tile, together)
+        epilogue_s = self._epilogue_s(tile) * together
+        shared_out = self._shared_out_s(tile, blocks, steps, step_s, epilogue_s, together)
+        cache_s = self._cache_s(tile, blocks)
+        memory_s = problem.bytes / (tile.constants.cold_share * rates.memory_bytes_per_s)
+        sustained_s = 2 * blocks * tile.m * tile.n * problem.k / ((tile.older_share or 1.0) * rates.flops_per_s)
+        busy_s = sum(part**SHARPNESS for part in (shared_out, sustained_s, cache_s, memory_s)) ** (1 / SHARPNESS)
+        total_s = tile.constants.fixed_s + busy_s + SPREAD_S * tile.scheduled
+        return Estimate(
+            us=1e6 * total_s,
+            parts={
+                "filled": units / (-(-units // rates.multiprocessors) * rates.multiprocessors),
+                "useful": problem.m * problem.n / (blocks * tile.m * tile.n),
+                "tensor": tensor_s / step_s,
+                "cache": cache_s / total_s,
+                "memory": memory_s / total_s,
+                "epilogue": epilogue_s / (epilogue_s + steps * step_s),
+            },
+        )
+
+    def _tile(self, kind: str, values: Mapping[str, Scalar]) -> _Tile | None:
+        """Read a tile under the names of either kind of kernel."""
+        given = values.get
+        n, k = int(given("tile_n", given("block_n", 0))), int(given("tile_k", given("block_k", 0)))
+        if not (n and k):
+            return None
+        m = int(given("tile_m", given("block_m", 0))) or max(16, min(64, 1 << (self._problem.m - 1).bit_length()))
+        step_bytes = (m + n) * k * self._width
+        residents = int(given("residents", 1))
+        decomposition = given("decomposition", "heuristic")
+        splits = max(1, int(given("splits", given("split_k", 1))))
+        scheduled = given("scheduler") == "stream_k"
+        return _Tile(
+            m=m,
+            n=n,
+            k=k,
+            cluster_m=int(given("cluster_m", 1)),
+            cluster_n=int(given("cluster_n", 1)),
+            pingpong=given("schedule") == "pingpong",
+            spread=scheduled and splits == 1 and decomposition not in ("data_parallel", "split_k"),
+            scheduled=scheduled,
+            splits=splits,
+            stages=max(1, int(given("stages", 0)) or int(0.85 * self._rates.shared_bytes / residents) // step_bytes),
+            warps=int(given("warps", 0)) or int(given("warps_m", 2)) * int(given("warps_n", 2)),
+            older_share=OLDER_SHARE.get(kind),
+            lean=kind in LEAN_KINDS,
+            residents=residents,
+            swapped=bool(given("swapped", False)),
+        )
+
+    def _residents(self, tile: _Tile) -> int:
+        """How many blocks share a multiprocessor: as many as they are made for, or as fit."""
+        if tile.older_share is None:
+            return tile.residents
+        held = tile.stages * (tile.m + tile.n) * tile.k * self._width
+        registers = tile.m * tile.n * SUM_BYTES
+        return max(1, min(self._rates.shared_bytes // held, REGISTER_BYTES // registers, MOST_RESIDENTS))
+
+    def _step_s(self, tile: _Tile, together: int) -> tuple[float, float]:
+        """Seconds of one step along k of the blocks of a multiprocessor, and what the tensor cores take of them."""
+        rates, problem = self._rates, self._problem
+        tensor = together * 2 * tile.m * tile.n * tile.k / rates.flops_per_clock
+        latency = tile.constants.copy_latency_s * rates.clock_hz
+        row_bytes = tile.k * self._width
+        if tile.older_share is None:
+            instructions = math.ceil((tile.n if tile.swapped else tile.m) / 64) * math.ceil(tile.k / 16)
+            tensor += together * instructions * tile.constants.instruction_clocks
+            tensor *= ODD_COLUMNS if tile.odd else 1.0
+            pieces = together * row_bytes / math.gcd(row_bytes, PIECE_BYTES)
+            copied = pieces * (tile.m + tile.n) * TILED.piece_clocks
+            if tile.lean:
+                fetched = pieces * (tile.m / tile.cluster_n + tile.n / tile.cluster_m)
+                copied = max(fetched * LEAN.piece_clocks, self._shared_clocks(tile, together))
+        else:
+            tensor *= max(1.0, SCHEDULERS / (tile.warps * together)) / tile.older_share
+            rows = min(tile.m, problem.m) + min(tile.n, problem.n)
+            copied = together * rows * row_bytes / INTAKE_BYTES_PER_CLOCK
+        # The stage that is being computed on cannot be filled.
+        arrival = latency + copied if tile.lean else latency
+        clocks = max(tensor, copied, arrival / max(tile.stages - 1, 1)) + tile.constants.barrier_clocks
+        return clocks / rates.clock_hz, tensor / rates.clock_hz
+
+    def _shared_clocks(self, tile: _Tile, together: int) -> float:
+        """Clocks in which shared memory takes one step's operands in, and gives them to the tensor cores."""
+        rows, columns = (tile.n, tile.m) if tile.swapped else (tile.m, tile.n)
+        instructions = math.ceil(rows / 64) * math.ceil(tile.k / 16)
+        moved = instructions * (64 + columns) * 16 + (tile.m + tile.n) * tile.k
+        return together * moved * self._width / SHARED_BYTES_PER_CLOCK
+
+    def _epilogue_s(self, tile: _Tile) -> float:
+        """Seconds of the epilogue of one tile."""
+        stripes = tile.older_share is None and not tile.lean and tile.n % 32 != 0
+        store = tile.constants.store_clocks * (ODD_STORES if stripes else 1.0)
+        clocks = store + ACTIVATION_CLOCKS[self._problem.activation] + 4 * self._problem.residual
+        return tile.constants.tile_s + tile.m * tile.n * clocks / (LANES * self._rates.clock_hz)
+
+    def _shared_out_s(
+        self, tile: _Tile, blocks: int, steps: int, step_s: float, epilogue_s: float, together: int
+    ) -> float:
+        """Seconds of the multiprocessor that has most to do."""
+        rates = self._rates
+        cluster = tile.cluster_m * tile.cluster_n
+        fill = LARGE_CLUSTERS_FILL if cluster >= LARGE_CLUSTER else 1.0
+        fill = CLUSTER_FILL.get(cluster * tile.splits, 1.0) if tile.lean else fill
+        usable = max(int(fill * rates.multiprocessors) // cluster * cluster, 1) * together
+        fold_s = tile.constants.fold_s + 2 * 4 * tile.m * tile.n / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
+        whole_s = self._waves_s(tile, -(-blocks // usable), steps, step_s, epilogue_s)
+        if tile.splits > 1:
+            waves = -(-blocks * tile.splits // usable)
+            folds_s = fold_s * (tile.splits - 1)
+            return self._waves_s(tile, waves, -(-steps // tile.splits), step_s, epilogue_s) + folds_s
+        if tile.spread and blocks % usable:
+            spread_s = -(-blocks * steps // usable) * step_s + -(-blocks // usable) * epilogue_s
+            return spread_s + fold_s * max(2, -(-usable // blocks))
+        return whole_s
+
+    def _cache_s(self, tile: _Tile, blocks: int) -> float:
+        """Seconds in which the L2 cache hands out the operands, a multicast one once a cluster, and partial sums."""
+        rates, problem = self._rates, self._problem
+        rows, columns = min(tile.m, problem.m) / tile.cluster_n, min(tile.n, problem.n) / tile.cluster_m
+        moved = blocks * problem.k * self._width * (rows + columns) + 8 * tile.m * tile.n * blocks * (tile.splits - 1)
+        held = (problem.m + problem.n) * problem.k * self._width <= rates.cache_bytes
+        share = tile.constants.cache_share * (1.0 if held else SPILLED)
+        return moved / (share * INTAKE_BYTES_PER_CLOCK * rates.clock_hz * rates.multiprocessors)
+
+    def _waves_s(self, tile: _Tile, waves: int, steps: int, step_s: float, epilogue_s: float) -> float:
+        if tile.pingpong:
+            hidden_s = (1 - EXPOSED) * min(steps * step_s, epilogue_s)
+            return waves * (steps * step_s + epilogue_s) - (waves - 1) * hidden_s
+        return waves * (steps * step_s + epilogue_s)

@@ -1,0 +1,65 @@
+"""What a tuning of kernels found: KernelReport."""
+
+from dataclasses import dataclass
+
+from autotune.database.kernel_trials import LIBRARY_KINDS
+from autotune.errors import AutotuneError
+from autotune.execute.server import Span
+from autotune.kernels.rates import DeviceRates
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunedProblem:
+    """All that is known of a problem, complete trials first and the fastest first.
+
+    ``weight`` is how often a model computes it. ``measured`` and ``compiled`` count what this run added; ``trouble`` is
+    what kept it from going on.
+    """
+
+    problem: GemmProblem
+    weight: float
+    trials: tuple[KernelTrial, ...]
+    measured: int = 0
+    compiled: int = 0
+    trouble: AutotuneError | None = None
+
+    @property
+    def complete(self) -> tuple[KernelTrial, ...]:
+        """What was timed, the fastest first."""
+        return tuple(trial for trial in self.trials if trial.state == "complete")
+
+    @property
+    def best(self) -> KernelTrial | None:
+        """The fastest."""
+        return next(iter(self.complete), None)
+
+    @property
+    def library(self) -> KernelTrial | None:
+        """The fastest of the libraries' own calls."""
+        return next((trial for trial in self.complete if trial.configuration.backend in LIBRARY_KINDS), None)
+
+    @property
+    def saved(self) -> float | None:
+        """The share of the time of the best library call that the best kernel saves; ``None`` where one is unknown."""
+        best_us = self.best.median_us if self.best else None
+        library_us = self.library.median_us if self.library else None
+        return None if best_us is None or library_us is None else 1 - best_us / library_us
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelReport:
+    """What became of each problem, and where the time went.
+
+    ``rates`` are the device's, where they are known; ``stopped`` says that it was ended from outside, ``notes`` what
+    was missing.
+    """
+
+    problems: tuple[TunedProblem, ...]
+    toolchain: str
+    rates: DeviceRates | None
+    seconds: float
+    spans: tuple[Span, ...]
+    stopped: bool = False
+    notes: tuple[str, ...] = ()

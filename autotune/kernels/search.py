@@ -1,0 +1,222 @@
+"""The search over one kernel problem's tiles: which builds to compile, then how to launch the best of them.
+
+A build takes most of a minute and a launch nothing, so :meth:`KernelSearch.ask` proposes builds, each timed at its
+plainest launch, and :meth:`KernelSearch.ask_launches` then varies the launch of the few that are best. Builds are
+chosen by expected improvement: the estimate of :mod:`~autotune.kernels.cost`, corrected by what was measured
+(:mod:`~autotune.kernels.model`), times the odds that a build of its kind works at all.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from autotune.kernel import KernelSpace
+from autotune.kernels.model import Floats, expected_gain
+from autotune.kernels.prior import KernelPrior
+from autotune.kernels.rates import DeviceRates
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
+
+HINTS = 4
+"""Builds at most that come from hints: more would leave the rule too few of a search's builds."""
+
+FINALISTS, WITHIN = 4, 0.15
+"""Builds at most whose launches are varied, and how far behind the best they may be expected to lie."""
+
+SUGGESTED = 2
+"""Builds that come from advisers: of nvMatmulHeuristics' tiles an H200 has timed thirteen, 6 to 65% behind the best."""
+
+HOPELESS = 1.5
+"""A launch whose estimate is as many times that of its build's best launch so far is not tried."""
+
+NEIGHBOURS = 200
+"""Trials of other problems at most that the model learns from, of the nearest shapes: its work grows with the cube."""
+
+_TOGETHER = frozenset({"decomposition", "splits"})
+"""Knobs of a launch that make sense only together, and so count as one."""
+
+
+class KernelSearch:
+    """Proposes builds and launches of one problem, none twice; a function of the seed and of what it was told.
+
+    ``earlier`` are trials of the same device class and toolchain: those of this problem are taken as told, those of
+    others only correct the estimates. ``hints`` are builds or candidates that were best elsewhere, best first; one that
+    is not in the space is passed over, and what the space's advisers suggest comes after them. ``rates`` are the
+    device's; without them every build is estimated alike, and the search begins with the space's own rule
+    (:meth:`~autotune.kernel.KernelSpace.first`). Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        space: KernelSpace,
+        problem: GemmProblem,
+        *,
+        earlier: Sequence[KernelTrial] = (),
+        hints: Sequence[Configuration] = (),
+        rates: DeviceRates | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._space, self._problem = space, problem
+        self._prior = KernelPrior(space, problem, rates, seed)
+        self._plainest: dict[Configuration, Configuration] = {}
+        self._trials: dict[Configuration, KernelTrial] = {}
+        self._elsewhere: dict[tuple[GemmProblem, Configuration], KernelTrial] = {}
+        self._asked: set[Configuration] = set()
+        self._tried: set[Configuration] = set()
+        first = space.first(HINTS) if self._prior.builds and rates is None else ()
+        hinted = dict.fromkeys(build for each in hints if (build := self.build_of(each)) is not None)
+        ruled = dict.fromkeys(build for each in first if (build := self.build_of(each)) is not None)
+        advised = [build for build in space.suggested(SUGGESTED) if build in self._prior]
+        self._first = tuple(dict.fromkeys((*tuple(hinted)[:HINTS], *advised, *ruled)))
+        self.tell(earlier)
+
+    @property
+    def best(self) -> KernelTrial | None:
+        """The fastest trial of this problem, also of a candidate that needs no build."""
+        complete = (trial for trial in self._trials.values() if trial.state == "complete")
+        return min(complete, key=_median_us, default=None)
+
+    @property
+    def spent(self) -> int:
+        """How many builds have been told of, failed ones included."""
+        return len(self._tried)
+
+    def build_of(self, candidate: Configuration) -> Configuration | None:
+        """Return the build of a candidate, ``None`` where it is no build of this space."""
+        return self._prior.build_of(candidate)
+
+    def plainest(self, build: Configuration) -> Configuration:
+        """Return the candidate as which a build is timed first."""
+        if build not in self._plainest:
+            self._plainest[build] = self._space.launches(build)[0]
+        return self._plainest[build]
+
+    def ask(self, count: int) -> tuple[Configuration, ...]:
+        """Return the next builds to compile, each to be timed as :meth:`plainest`; none where none is left.
+
+        Builds that were asked for and not told of yet are taken to turn out as predicted.
+        """
+        chosen = [build for build in self._first if build not in self._asked][:count]
+        self._asked.update(chosen)
+        while len(chosen) < count and (free := self._free()).any():
+            build = self._prior.builds[int(np.where(free, self._gains() * self._odds(), -1.0).argmax())]
+            chosen.append(build)
+            self._asked.add(build)
+        return tuple(chosen)
+
+    def ask_launches(self, count: int) -> tuple[Configuration, ...]:
+        """Return the next launches to time of the best builds, none twice; none where all worth trying were tried.
+
+        Each differs in one thing from its build's best launch so far: ask again after telling, until there is none.
+        """
+        chosen: list[Configuration] = []
+        for build in self._finalists():
+            room = count - len(chosen)
+            chosen += [each for each in self._neighbours(build) if each not in self._asked][:room]
+        self._asked.update(chosen)
+        return tuple(chosen)
+
+    def tell(self, trials: Iterable[KernelTrial]) -> None:
+        """Take in trials, of this problem or of others; a second one of the same candidate replaces the first.
+
+        A failed one is not proposed again and says nothing about its neighbours. One of a build that the compiler
+        refused may name the build or its plainest launch.
+        """
+        for trial in trials:
+            candidate = trial.configuration
+            if trial.problem != self._problem:
+                self._elsewhere[trial.problem, candidate] = trial
+                continue
+            self._trials[candidate] = trial
+            self._asked.add(candidate)
+            build = self.build_of(candidate)
+            if build is not None:
+                self._asked.add(build)
+                self._tried.add(build)
+
+    def _free(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        return np.array([build not in self._asked for build in self._prior.builds], dtype=bool)
+
+    def _times_us(self) -> dict[Configuration, dict[Configuration, float]]:
+        """The times of complete candidates by build."""
+        found: dict[Configuration, dict[Configuration, float]] = {}
+        for candidate, trial in self._trials.items():
+            build = self.build_of(candidate)
+            if build is not None and trial.state == "complete":
+                found.setdefault(build, {})[candidate] = _median_us(trial)
+        return found
+
+    def _plain_us(self) -> dict[Configuration, float]:
+        """The time of each build plainly launched; of one known by other launches only, the slowest of them."""
+        return {build: us.get(self.plainest(build), max(us.values())) for build, us in self._times_us().items()}
+
+    def _gains(self) -> Floats:
+        """By how much of its log time each build is expected to beat the best build, those under way included."""
+        plain_us = self._plain_us()
+        elsewhere = self._nearest()
+        mean, deviation = self._prior.corrected(plain_us, elsewhere)
+        pending = [build for build in self._prior.builds if build in self._asked and build not in self._tried]
+        if pending:
+            taken = np.exp(mean - self._prior.saved)
+            believed = {build: float(taken[self._prior.number(build)]) for build in pending}
+            _, deviation = self._prior.corrected({**plain_us, **believed}, elsewhere)
+        reached = [*self._expected(plain_us).values(), *(mean[self._prior.number(build)] for build in pending)]
+        return expected_gain(mean, deviation, min(reached, default=float(mean.min())))
+
+    def _odds(self) -> Floats:
+        """How likely each build works: by Laplace's rule of its kind, of which those under way are yet to prove it.
+
+        So a kind that fails throughout costs few builds, and the first batch is not all of one kind.
+        """
+        worked = Counter(build.backend for build in self._times_us())
+        asked = Counter(build.backend for build in self._prior.builds if build in self._asked)
+        return np.array([(worked[each.backend] + 1) / (asked[each.backend] + 1) for each in self._prior.builds])
+
+    def _expected(self, plain_us: dict[Configuration, float]) -> dict[Configuration, float]:
+        """The log time that each timed build may come to: its best launch's, or what that is estimated to save."""
+        found = {}
+        for build, us in self._times_us().items():
+            saved = self._prior.saved_of(build) if len(us) == 1 else 0.0
+            found[build] = min(math.log(min(us.values())), math.log(plain_us[build]) + saved)
+        return found
+
+    def _nearest(self) -> list[tuple[GemmProblem, Configuration, float]]:
+        """The complete trials of other problems, those of the nearest shapes."""
+
+        def distance(problem: GemmProblem) -> float:
+            pairs = ((getattr(problem, side), getattr(self._problem, side)) for side in ("m", "n", "k"))
+            return math.fsum(abs(math.log2(one / other)) for one, other in pairs)
+
+        complete = [key for key, trial in self._elsewhere.items() if trial.state == "complete"]
+        nearest = sorted(complete, key=lambda key: distance(key[0]))[:NEIGHBOURS]
+        return [(*key, _median_us(self._elsewhere[key])) for key in nearest]
+
+    def _finalists(self) -> list[Configuration]:
+        """The builds whose launches are worth varying, the most promising first."""
+        expected = self._expected(self._plain_us())
+        ranked = sorted(expected, key=lambda build: expected[build])[:FINALISTS]
+        return [build for build in ranked if expected[build] <= expected[ranked[0]] + math.log1p(WITHIN)]
+
+    def _neighbours(self, build: Configuration) -> Iterator[Configuration]:
+        """The launches that differ in one knob from the best so far, those estimated best first."""
+        times_us = self._times_us()[build]
+        best = min(times_us, key=lambda candidate: times_us[candidate])
+        near = [each for each in self._space.launches(build) if _differ_in_one(each, best)]
+        estimates = {each: self._prior.us(each) or 0.0 for each in near}
+        limit = HOPELESS * (self._prior.us(best) or math.inf)
+        return (each for each in sorted(near, key=lambda each: estimates[each]) if estimates[each] <= limit)
+
+
+def _differ_in_one(one: Configuration, other: Configuration) -> bool:
+    differing = {name for (name, value), (_, found) in zip(one.values, other.values, strict=True) if value != found}
+    return len(differing) == 1 or (bool(differing) and differing <= _TOGETHER)
+
+
+def _median_us(trial: KernelTrial) -> float:
+    median_us = trial.median_us
+    if median_us is None:
+        raise ValueError(f"a kernel trial of {trial.configuration} is {trial.state} and has no samples")
+    return median_us

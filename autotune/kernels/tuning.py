@@ -1,0 +1,373 @@
+"""The tuning of kernels, problem by problem: what is known is kept, the rest compiled while other kernels are timed."""
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from autotune import environment, registry
+from autotune.database.store import Store
+from autotune.errors import AutotuneError, RequestError, SpaceError, WorkError
+from autotune.execute.server import WorkerServer
+from autotune.kernel import KernelSpace, MadeKernel, toolchain_of
+from autotune.kernels.executor import KernelBench, Made
+from autotune.kernels.rates import DeviceRates
+from autotune.kernels.report import KernelReport, TunedProblem
+from autotune.kernels.schedule import MOST_BUILDS, KernelSchedule
+from autotune.kernels.search import KernelSearch
+from autotune.kernels.timing import needed_bytes
+from autotune.progress import Progress, Silent
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
+from autotune.records.trial import Failure
+from autotune.runtime import toolchain as versions
+
+log = logging.getLogger(__name__)
+
+BUILD_SHARE = 0.8
+"""Of the budget that builds may take; the rest is for other launches of the best of them, which need no compiler."""
+
+SHORTEST_COMPILE_S = 60.0
+"""Builds that were begun may take what is left of the budget, and at least so long."""
+
+LAUNCHES = 32
+"""Launches that are timed in one process."""
+
+PASSING = ("out_of_memory",)
+"""Kinds of failure that say more of the moment than of the kernel: they are not written, so it is tried again."""
+
+
+def kernels_folder() -> Path:
+    """Give the cache of compiled kernels, which every process of this user shares."""
+    return environment.cache_folder() / "kernels"
+
+
+def tune_kernels(
+    problems: Mapping[GemmProblem, float],
+    device: Device,
+    store: Store,
+    server: WorkerServer,
+    *,
+    backend: str,
+    budget_s: float,
+    builds: int = MOST_BUILDS,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    seed: int = 0,
+) -> KernelReport:
+    """Find fast kernels for problems, each with how often a call of its model computes it; keep every trial.
+
+    What was tried before under the same toolchain, on the same device class, is not tried again: neither what is timed
+    nor what failed, crashed or hung. ``builds`` are those of a problem over all runs. The libraries' own calls are
+    timed whatever the budget. Stopped by ``stop`` and the server's end it returns what it has, as it does where single
+    problems are in trouble. Raises SpaceError where no problem has a candidate, RequestError where ``backend`` has no
+    kernels to tune, WorkError where the cache of compiled kernels cannot be written.
+    """
+    tuner = _Tuner(problems, device, store, server, backend, budget_s, builds, progress or Silent(), seed)
+    return tuner.run(stop or threading.Event())
+
+
+@dataclass(slots=True, kw_only=True)
+class _Work:
+    """One problem under way: its candidates, what is known of them, and what this run added.
+
+    ``search`` goes on ``without`` the kinds whose compiler is missing, but for the builds in ``cached``, by kind, that
+    are there all the same.
+    """
+
+    problem: GemmProblem
+    weight: float
+    space: KernelSpace | None = None
+    search: KernelSearch | None = None
+    without: frozenset[str] = frozenset()
+    trials: dict[Configuration, KernelTrial] = field(default_factory=dict)
+    compile_s: dict[Configuration, float] = field(default_factory=dict)
+    cached: dict[str, frozenset[Configuration]] = field(default_factory=dict)
+    measured: int = 0
+    compiled: int = 0
+    trouble: AutotuneError | None = None
+
+    @property
+    def best_us(self) -> float | None:
+        return min((trial.median_us for trial in self.trials.values() if trial.median_us is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Batch:
+    """Builds of one problem that are being compiled; ``asked`` by the schedule."""
+
+    work: _Work
+    asked: int
+    builds: Sequence[Configuration]
+    result: "Future[tuple[dict[Configuration, Made], dict[str, AutotuneError]]]"
+
+
+class _WithoutKinds:
+    """A space without the builds of some kinds, whose compiler is missing, but for those that are compiled already."""
+
+    def __init__(self, space: KernelSpace, kinds: frozenset[str], compiled: frozenset[Configuration]) -> None:
+        self._space, self._kinds, self._compiled = space, kinds, compiled
+        self.builds = self._left(space.builds)
+        self.ready = space.ready
+
+    def first(self, count: int) -> Sequence[Configuration]:
+        return self._left(self._space.first(count)) if self.builds else ()
+
+    def suggested(self, count: int) -> Sequence[Configuration]:
+        return self._left(self._space.suggested(count))
+
+    def launches(self, build: Configuration) -> Sequence[Configuration]:
+        return self._space.launches(build)
+
+    def _left(self, builds: Sequence[Configuration]) -> tuple[Configuration, ...]:
+        return tuple(build for build in builds if build.backend not in self._kinds or build in self._compiled)
+
+
+class _Tuner:
+    def __init__(
+        self, problems: Mapping[GemmProblem, float], device: Device, store: Store, server: WorkerServer, backend: str,
+        budget_s: float, builds: int, progress: Progress, seed: int,
+    ) -> None:  # fmt: skip
+        self.maker = registry.kernels(backend)
+        self.device, self.store, self.server, self.progress, self.seed = device, store, server, progress, seed
+        self.toolchain = toolchain_of(self.maker, versions.current(device)).digest
+        folder = kernels_folder()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise WorkError(
+                f"compiled kernels are kept in {folder}",
+                found=str(error),
+                expected="a folder that this user can write",
+                run="the same command with XDG_CACHE_HOME set to such a folder",
+            ) from error
+        self.bench = KernelBench(server, device, backend, folder, toolchain=self.toolchain, seed=seed)
+        self.works = [_Work(problem=problem, weight=weight) for problem, weight in problems.items()]
+        self.budget_s, self.builds = budget_s, builds
+        self.missing: dict[str, AutotuneError] = {}
+        self.rates: DeviceRates | None = None
+        self.stop = threading.Event()
+        self.longest_s = 0.0
+
+    def run(self, stop: threading.Event) -> KernelReport:
+        self.stop = stop
+        with contextlib.closing(self.bench):
+            return self._run()
+
+    def _run(self) -> KernelReport:
+        begin, worked_from_s = time.monotonic(), self._worked_s()
+        for work in self.works:
+            self._know(work)
+        able = [work for work in self.works if work.space is not None]
+        if not able and self.works:
+            raise self.works[0].trouble or SpaceError("no kernel problem has a candidate")
+        if any(work.space is not None and work.space.builds for work in able):
+            self.rates = self.bench.rates(lambda text: self.progress.event("message", text=text))
+        schedule = KernelSchedule(
+            {work.problem: work.weight for work in able},
+            budget_s=BUILD_SHARE * self.budget_s,
+            earlier={work.problem: (self._search(work).spent, work.best_us) for work in able if work.trials},
+            most_builds=self.builds,
+            clock=self._worked_s,
+        )
+        with ThreadPoolExecutor(1, thread_name_prefix="autotune-compile") as pool:
+            self._build(able, schedule, pool)
+        for work in sorted(able, key=lambda one: one.weight * (one.best_us or 0.0), reverse=True):
+            while self._worked_s() - worked_from_s < self.budget_s and not self._stopped:
+                launches = self._search(work).ask_launches(LAUNCHES)
+                if not launches or not self._time(work, launches):
+                    break
+        self.bench.close()  # what its process spent is told at its end
+        return KernelReport(
+            problems=tuple(self._tuned(work) for work in self.works), toolchain=self.toolchain, rates=self.rates,
+            seconds=time.monotonic() - begin, spans=tuple(self.bench.spans), stopped=self._stopped,
+            notes=tuple(_no_more(kind, error) for kind, error in self.missing.items()),
+        )  # fmt: skip
+
+    def _worked_s(self) -> float:
+        """A clock that stands still while timing waits for another process to leave the device."""
+        return time.monotonic() - self.bench.waited_s
+
+    @property
+    def _stopped(self) -> bool:
+        return self.stop.is_set() or self.server.closed
+
+    def _know(self, work: _Work) -> None:
+        """List a problem's candidates and what the database knows of them."""
+        needed = needed_bytes(work.problem)
+        try:
+            if self.device.memory_bytes and needed > self.device.memory_bytes:
+                raise RequestError(
+                    f"kernels for {work.problem.canonical} on {self.device.name}",
+                    found=f"{needed / 2**30:,.1f} GiB to check them with",
+                    expected=f"a problem that fits {self.device.memory_bytes / 2**30:,.1f} GiB of memory",
+                )
+            work.space = self.maker.space(self.device, work.problem)
+        except RequestError as error:
+            self._in_trouble(work, error)
+            return
+        for trial in self.store.kernels.of(work.problem, self.device.device_class, self.toolchain):
+            work.trials.setdefault(trial.configuration, trial)
+
+    def _search(self, work: _Work) -> KernelSearch:
+        """A problem's search, begun when it is first needed, and again without kinds that turned out to be missing."""
+        assert work.space is not None  # a problem without candidates takes no part
+        if work.search is None or work.without != self.missing.keys():
+            work.without = frozenset(self.missing)
+            work.search = KernelSearch(
+                self._without_missing(work) if self.missing else work.space,
+                work.problem,
+                earlier=[trial for one in self.works for trial in one.trials.values()],
+                hints=self.store.kernels.hints(work.problem, self.device.device_class, self.toolchain),
+                rates=self.rates,
+                seed=self.seed,
+            )
+        return work.search
+
+    def _without_missing(self, work: _Work) -> KernelSpace:
+        """The builds that can be had: of kinds whose compiler is missing, those in the cache."""
+        assert work.space is not None
+        for kind in self.missing.keys() - work.cached.keys():
+            of_kind = [build for build in work.space.builds if build.backend == kind]
+            found = self.maker.compiled(self.device, work.problem, of_kind, self.bench.folder)
+            work.cached[kind] = frozenset(found)
+        there = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
+        return _WithoutKinds(work.space, frozenset(self.missing), there)
+
+    def _build(self, able: Sequence[_Work], schedule: KernelSchedule, pool: ThreadPoolExecutor) -> None:
+        """Time the libraries' calls, then builds as the schedule says; on a GPU the next ones compile meanwhile."""
+        overlap = self.device.kind == "cuda"
+        works = {work.problem: work for work in able}
+        batch = self._next(works, schedule, pool) if overlap else None
+        for work in able:
+            assert work.space is not None
+            if not self._time(work, work.space.ready):
+                schedule.finish(work.problem)
+        while not self._stopped:
+            batch = batch or self._next(works, schedule, pool)
+            if batch is None:
+                return
+            made, missing = batch.result.result()
+            if missing:
+                batch = self._without(missing, batch, pool, schedule)
+                continue
+            following = self._next(works, schedule, pool) if overlap else None
+            timed = self._took_in(batch, made)
+            schedule.tell(batch.work.problem, asked=batch.asked, built=len(batch.builds), best_us=batch.work.best_us)
+            if not timed:
+                schedule.finish(batch.work.problem)
+            batch = following
+
+    def _next(
+        self, works: Mapping[GemmProblem, _Work], schedule: KernelSchedule, pool: ThreadPoolExecutor
+    ) -> _Batch | None:
+        """Begin to compile what the schedule says, ``None`` at its end."""
+        while not self._stopped and (turn := self._turn(schedule)) is not None:
+            batch = self._begin(works[turn[0]], turn[1], schedule, pool)
+            if batch is not None:
+                return batch
+        return None
+
+    def _turn(self, schedule: KernelSchedule) -> tuple[GemmProblem, int] | None:
+        """Whose builds come next; nobody's where they would not be there within the budget, by the longest so far."""
+        if schedule.elapsed_s + self.longest_s > self.budget_s:
+            return None
+        return schedule.next(self._at_once)
+
+    def _begin(self, work: _Work, asked: int, schedule: KernelSchedule, pool: ThreadPoolExecutor) -> _Batch | None:
+        """Begin to compile the next builds of a problem; ``None``, and the schedule told, where it has no more."""
+        builds = self._search(work).ask(asked)
+        if not builds:
+            schedule.tell(work.problem, asked=asked, built=0, best_us=work.best_us)
+            return None
+        limit_s = max(SHORTEST_COMPILE_S, self.budget_s - schedule.elapsed_s)
+        result = pool.submit(self._compile, work.problem, builds, limit_s)
+        return _Batch(work=work, asked=asked, builds=builds, result=result)
+
+    def _compile(
+        self, problem: GemmProblem, builds: Sequence[Configuration], limit_s: float
+    ) -> tuple[dict[Configuration, Made], dict[str, AutotuneError]]:
+        begin = time.monotonic()
+        came_to = self.bench.compile(problem, builds, limit_s)
+        self.longest_s = max(self.longest_s, time.monotonic() - begin)
+        return came_to
+
+    @property
+    def _at_once(self) -> int:
+        """Builds of a batch: a compiler keeps a core busy, and the search learns between batches."""
+        return min(8, max(2, self.device.cores // 2))
+
+    def _without(
+        self, missing: Mapping[str, AutotuneError], batch: _Batch, pool: ThreadPoolExecutor, schedule: KernelSchedule
+    ) -> _Batch | None:
+        """Go on without kinds that cannot be compiled here, with other builds in their place."""
+        for kind, error in missing.items():
+            self.missing[kind] = error
+            self.progress.event("message", text=_no_more(kind, error))
+        return self._begin(batch.work, batch.asked, schedule, pool)
+
+    def _took_in(self, batch: _Batch, made: Mapping[Configuration, Made]) -> bool:
+        """Record what the compiler refused and time the rest; false where the problem is in trouble."""
+        work, launched = batch.work, []
+        for build in batch.builds:
+            became, candidate = made[build], self._search(work).plainest(build)
+            if isinstance(became, MadeKernel) and became.refusal is None:
+                work.compile_s[build] = became.compile_s
+                work.compiled += 1
+                launched.append(candidate)
+            elif isinstance(became, MadeKernel):
+                failure = Failure(stage="build", kind="error", detail=became.refusal or "")
+                self._take(work, self.bench.failed(work.problem, candidate, failure))
+            elif became is not None:
+                self._take(work, self.bench.failed(work.problem, candidate, became))
+        return self._time(work, launched)
+
+    def _time(self, work: _Work, candidates: Sequence[Configuration]) -> bool:
+        """Check and time what nobody has tried yet; false where that cannot be done for this problem."""
+        untried = [candidate for candidate in candidates if candidate not in work.trials]
+        if not untried or self._stopped:
+            return True
+        self.progress.event("kernels_timed", problem=work.problem, count=len(untried))
+        try:
+            self.bench.time(work.problem, untried, work.best_us, lambda trial: self._take(work, trial))
+        except WorkError as error:
+            self._in_trouble(work, error)
+            return False
+        return True
+
+    def _take(self, work: _Work, trial: KernelTrial) -> None:
+        """Take in one result, and write it unless it says nothing of the kernel."""
+        build = self._search(work).build_of(trial.configuration)
+        if build in work.compile_s:
+            trial = replace(trial, made={**trial.made, "compile_s": work.compile_s[build]})
+        work.trials[trial.configuration] = trial
+        work.measured += 1
+        if trial.failure is None or trial.failure.kind not in PASSING:
+            self.store.kernels.add([trial])
+        for other in self.works:
+            if other.search is not None:
+                other.search.tell([trial])
+        self.progress.event("kernel_tried", trial=trial, best_us=work.best_us)
+
+    def _in_trouble(self, work: _Work, error: AutotuneError) -> None:
+        work.trouble = error
+        self.progress.event("message", text=f"{work.problem.canonical}: {error}")
+
+    def _tuned(self, work: _Work) -> TunedProblem:
+        def rank(trial: KernelTrial) -> tuple[bool, float, str]:
+            return trial.state != "complete", trial.median_us or 0.0, trial.configuration.digest
+
+        return TunedProblem(
+            problem=work.problem, weight=work.weight, trials=tuple(sorted(work.trials.values(), key=rank)),
+            measured=work.measured, compiled=work.compiled, trouble=work.trouble,
+        )  # fmt: skip
+
+
+def _no_more(kind: str, error: AutotuneError) -> str:
+    return f"no kernels of kind {kind} but those that are compiled already: {error}"

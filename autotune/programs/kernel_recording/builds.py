@@ -1,0 +1,239 @@
+"""Which kernels a recorded space holds, chosen without a device, and what compiling them came to: Recording.
+
+Half of a kind's builds are those that a search proposes before it has measured anything, problem after problem in
+turns, so that what the record calls best is not merely the best of what no search would try. The other half is drawn
+evenly: the legal builds, in the order of their parameters, are cut into as many equal parts, and one is drawn of each.
+"""
+
+import json
+import math
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from autotune.errors import RequestError
+from autotune.kernel import KernelMaker, KernelSpace, MadeKernel
+from autotune.kernels.rates import DeviceRates
+from autotune.kernels.search import KernelSearch
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
+
+SCHEMA = 1
+FILE = "recording.json"
+
+SHAPES: tuple[tuple[int, int, int, str], ...] = (
+    (128, 3072, 768, "BERT-base, 128 tokens, batch 1: the first product of the MLP"),
+    (4096, 3072, 768, "BERT-base, 128 tokens, batch 32: the same"),
+    (4096, 768, 3072, "BERT-base, 128 tokens, batch 32: the second product of the MLP"),
+    (197, 768, 3072, "ViT-B/16, batch 1: the second product of the MLP"),
+    (1576, 2304, 768, "ViT-B/16, batch 8: queries, keys and values at once"),
+    (6304, 3072, 768, "ViT-B/16, batch 32: the first product of the MLP"),
+    (49, 2048, 512, "ResNet-50, batch 1: a 1×1 convolution of the last stage that widens"),
+    (25088, 64, 256, "ResNet-50, batch 8: a 1×1 convolution of the first stage that narrows"),
+    (6272, 256, 1024, "ResNet-50, batch 32: a 1×1 convolution of the third stage that narrows"),
+    (1, 12288, 4096, "Llama-7B, 1 token: queries, keys and values at once"),
+    (8, 11008, 4096, "Llama-7B, 8 tokens: the gate of the MLP"),
+    (32, 4096, 11008, "Llama-7B, 32 tokens: the last product of the MLP"),
+)
+"""m, n, k and where they come from. Problems of a record differ in nothing else: one binary serves them all."""
+
+PROPOSED = 16
+"""What a search may propose for one problem; it promises to be done with so many builds."""
+
+PROPOSED_SHARE = 0.5
+
+Origin = Literal["proposed", "spread"]
+
+RATES: Mapping[str, DeviceRates] = {
+    "nvidia-h200": DeviceRates(
+        multiprocessors=132, clock_hz=1.98e9, flops_per_clock=4096, flops_per_s=790e12, memory_bytes_per_s=4.3e12,
+        shared_bytes=233472, cache_bytes=52428800,
+    )
+}  # fmt: skip
+"""By SKU, to choose builds where the device is not at hand: its data sheet, with the sustained rates that were measured
+on one (:data:`~autotune.kernels.rates.SUSTAINED_FLOPS`). A record holds what the device itself says."""
+
+
+def recorded_problems() -> tuple[GemmProblem, ...]:
+    """Give the problems of a record: half precision, with a bias."""
+    return tuple(GemmProblem(m=m, n=n, k=k, bias=True) for m, n, k, _ in SHAPES)
+
+
+def read_rates(path: Path) -> DeviceRates:
+    """Read a device's rates from a JSON file that has nothing else, or that has them under ``rates``.
+
+    Raises RequestError where there are none.
+    """
+    try:
+        data = json.loads(path.read_text())
+        return DeviceRates.from_dict(data.get("rates", data))
+    except (OSError, ValueError, TypeError, AttributeError) as problem:
+        raise RequestError(
+            f"reading the rates of a device in {path}", found=f"{type(problem).__name__}: {problem}",
+            expected=f"JSON with {', '.join(each.name for each in fields(DeviceRates))}",
+        ) from problem  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenBuild:
+    """A build, why it was chosen, and the places of the problems whose spaces have it."""
+
+    build: Configuration
+    origin: Origin
+    places: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if self.origin not in get_args(Origin):
+            raise ValueError(f"origin must be one of {', '.join(get_args(Origin))}, found {self.origin!r}")
+
+
+@dataclass(slots=True, kw_only=True)
+class Recording:
+    """Problems and chosen builds, and in ``made`` what compiling each for each of its problems came to so far.
+
+    It lies as ``file`` in the folder of the compiled kernels, with which it travels.
+    """
+
+    backend: str
+    sku: str
+    capability: tuple[int, int] | None
+    seed: int
+    rates: DeviceRates | None
+    problems: tuple[GemmProblem, ...]
+    builds: tuple[ChosenBuild, ...]
+    made: dict[tuple[Configuration, int], MadeKernel] = field(default_factory=dict)
+    file: str = FILE
+
+    def missing(self, place: int) -> list[Configuration]:
+        """The builds of a problem that are not compiled yet."""
+        return [one.build for one in self.builds if place in one.places and (one.build, place) not in self.made]
+
+    def compiled(self, place: int) -> list[Configuration]:
+        """The builds that can be loaded for a problem."""
+        made = ((one.build, self.made.get((one.build, place))) for one in self.builds)
+        return [build for build, outcome in made if outcome is not None and outcome.refusal is None]
+
+    def refused(self) -> dict[Configuration, dict[int, str]]:
+        """What the compiler had against a build, by the problem's place."""
+        found: dict[Configuration, dict[int, str]] = {}
+        for (build, place), outcome in self.made.items():
+            if outcome.refusal is not None:
+                found.setdefault(build, {})[place] = outcome.refusal
+        return found
+
+    def compile_s(self, build: Configuration) -> float:
+        """Seconds that a build took: for all problems once, or the longest of them."""
+        return max((made.compile_s for (one, _), made in self.made.items() if one == build), default=0.0)
+
+    def write(self, folder: Path) -> None:
+        """Write it into a folder, whole or not at all."""
+        builds = []
+        for one in self.builds:
+            known = {place: self.made[one.build, place] for place in one.places if (one.build, place) in self.made}
+            builds.append(
+                {
+                    "build": one.build.as_dict(), "origin": one.origin, "places": list(one.places),
+                    "made": {str(place): asdict(outcome) for place, outcome in known.items()},
+                }
+            )  # fmt: skip
+        data = {
+            "schema": SCHEMA, "backend": self.backend, "sku": self.sku, "capability": self.capability,
+            "seed": self.seed, "rates": self.rates.as_dict() if self.rates else None,
+            "problems": [problem.as_dict() for problem in self.problems], "builds": builds,
+        }  # fmt: skip
+        temporary = folder / f"{self.file}.tmp"
+        temporary.write_text(json.dumps(data, indent=1, allow_nan=False) + "\n")
+        os.replace(temporary, folder / self.file)
+
+    @classmethod
+    def read(cls, folder: Path, file: str = FILE) -> "Recording":
+        """Read what :meth:`write` wrote; RequestError where there is none, or of another schema."""
+        path = folder / file
+        try:
+            data = json.loads(path.read_text())
+            if data["schema"] != SCHEMA:
+                raise ValueError(f"schema {data['schema']!r}")
+            return cls._of(data, file)
+        except (OSError, ValueError, TypeError, KeyError) as problem:
+            raise RequestError(
+                f"reading the chosen builds in {folder}", found=f"{type(problem).__name__}: {problem}",
+                expected=f"a file {file} of schema {SCHEMA}",
+                run="python -m autotune.programs.kernel_recording compile",
+            ) from problem  # fmt: skip
+
+    @classmethod
+    def _of(cls, data: Mapping[str, Any], file: str) -> "Recording":
+        chosen: list[ChosenBuild] = []
+        made: dict[tuple[Configuration, int], MadeKernel] = {}
+        for one in data["builds"]:
+            build = Configuration.from_dict(one["build"])
+            chosen.append(ChosenBuild(build=build, origin=one["origin"], places=tuple(one["places"])))
+            made |= {(build, int(place)): MadeKernel(**outcome) for place, outcome in one["made"].items()}
+        return cls(
+            backend=data["backend"], sku=data["sku"], seed=data["seed"],
+            capability=tuple(data["capability"]) if data["capability"] else None,
+            rates=DeviceRates.from_dict(data["rates"]) if data["rates"] else None,
+            problems=tuple(GemmProblem.from_dict(problem) for problem in data["problems"]),
+            builds=tuple(chosen), made=made, file=file,
+        )  # fmt: skip
+
+
+def choose(
+    maker: KernelMaker,
+    device: Device,
+    problems: Sequence[GemmProblem],
+    *,
+    backend: str,
+    rates: DeviceRates | None,
+    builds: int,
+    seed: int,
+) -> Recording:
+    """Choose builds: so many of the kind that has most of them, and of every other kind the same share of its own.
+
+    So a problem's kinds are mixed as in its space, and what serves few problems takes no place from what serves all.
+    Raises SpaceError where a problem has no kernel at all.
+    """
+    spaces = [maker.space(device, problem) for problem in problems]
+    places: dict[Configuration, list[int]] = {}
+    for place, space in enumerate(spaces):
+        for build in space.builds:
+            places.setdefault(build, []).append(place)
+    proposed = _proposed(spaces, problems, rates, seed)
+    draw = random.Random(seed)
+    chosen: list[ChosenBuild] = []
+    kinds: dict[str, list[Configuration]] = {}
+    for build in places:
+        kinds.setdefault(build.backend, []).append(build)
+    most = max(map(len, kinds.values()), default=0)
+    for kind, legal in kinds.items():
+        quota = min(len(legal), math.ceil(builds * len(legal) / most))
+        first = [build for build in proposed if build.backend == kind][: round(PROPOSED_SHARE * quota)]
+        known = set(first)
+        rest = _spread([build for build in legal if build not in known], quota - len(first), draw)
+        chosen += [ChosenBuild(build=one, origin="proposed", places=tuple(places[one])) for one in first]
+        chosen += [ChosenBuild(build=one, origin="spread", places=tuple(places[one])) for one in rest]
+    return Recording(
+        backend=backend, sku=device.sku, capability=device.capability, seed=seed, rates=rates, problems=tuple(problems),
+        builds=tuple(chosen),
+    )  # fmt: skip
+
+
+def _proposed(
+    spaces: Sequence[KernelSpace], problems: Sequence[GemmProblem], rates: DeviceRates | None, seed: int
+) -> list[Configuration]:
+    """What a search proposes that has measured nothing: the first ones of all problems, then the second ones."""
+    asked = [
+        KernelSearch(space, problem, rates=rates, seed=seed).ask(PROPOSED) if space.builds else ()
+        for space, problem in zip(spaces, problems, strict=True)
+    ]
+    turns = (one[turn] for turn in range(PROPOSED) for one in asked if turn < len(one))
+    return list(dict.fromkeys(turns))
+
+
+def _spread(ordered: Sequence[Configuration], count: int, draw: random.Random) -> Iterator[Configuration]:
+    for part in range(count):
+        yield ordered[draw.randrange(part * len(ordered) // count, (part + 1) * len(ordered) // count)]

@@ -1,0 +1,169 @@
+"""Compiling the builds of a recording, side by side and within a time, into a folder that may travel."""
+
+import io
+import os
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autotune.errors import AutotuneError, RequestError
+from autotune.kernel import MadeKernel
+from autotune.kernels.executor import KernelBench, Made
+from autotune.programs.kernel_recording.builds import Recording
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
+from autotune.runtime.host_memory import HostMemory
+
+AT_ONCE = 4
+"""Builds that one compiler is given: together they read their headers once, and a fault costs the others little."""
+
+KNOWN_AT_ONCE = 64
+"""Builds that are asked for on a further problem: most of them serve every problem, and are there."""
+
+BYTES_A_JOB = 6e9
+"""Memory of a compiler at its peak, with four kernels in a unit."""
+
+Compiled = tuple[dict[Configuration, Made], dict[str, AutotuneError]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Group:
+    place: int
+    builds: tuple[Configuration, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """How many kernels a folder holds, and the bytes of their files, one that has several names counted once."""
+
+    files: int
+    bytes: int
+
+
+def jobs_that_fit() -> int:
+    """As many compilers as there are cores, and memory for them."""
+    fit = int(HostMemory.read().available_bytes // BYTES_A_JOB)
+    return max(1, min(len(os.sched_getaffinity(0)), fit))
+
+
+def compile_recording(
+    recording: Recording,
+    bench: KernelBench,
+    *,
+    jobs: int,
+    limit_s: float,
+    tell: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[str, AutotuneError]:
+    """Compile what is missing and write it down group by group; gives the kinds that cannot be compiled here, and why.
+
+    Every build is compiled for one of its problems first and then for the others, for which most are there already.
+    Begins nothing that, going by the longest so far, would end after ``limit_s``.
+    """
+    until, longest_s = clock() + limit_s, 0.0
+    troubles: dict[str, AutotuneError] = {}
+
+    def timed(group: _Group) -> tuple[_Group, Compiled, float]:
+        begin = clock()
+        done = bench.compile(recording.problems[group.place], group.builds, max(1.0, until - begin))
+        return group, done, clock() - begin
+
+    with ThreadPoolExecutor(jobs, thread_name_prefix="autotune-compile") as pool:
+        for further in (False, True):
+            waiting = _groups(recording, further=further)
+            running: set[Future[tuple[_Group, Compiled, float]]] = set()
+            while waiting or running:
+                while waiting and len(running) < jobs and clock() + longest_s < until and not bench.server.closed:
+                    group = waiting.pop(0)
+                    if group.builds[0].backend not in troubles:
+                        running.add(pool.submit(timed, group))
+                if not running:
+                    break
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    group, (made, missing), seconds = future.result()
+                    longest_s = max(longest_s, seconds)
+                    troubles |= missing
+                    _take(recording, group, made)
+                    recording.write(bench.folder)
+                    done_now = sum(outcome is not None for outcome in made.values())
+                    tell(f"{len(recording.made)} of {_wanted(recording)} done, the last {done_now} in {seconds:.0f} s")
+    return troubles
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Write a folder of compiled kernels as a compressed tar."""
+    temporary = archive.with_name(f"{archive.name}.tmp")
+    with tarfile.open(temporary, "w:xz") as tar:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                tar.add(path, arcname=str(path.relative_to(folder)))
+    os.replace(temporary, archive)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Read what :func:`pack` wrote into a folder that has nothing yet; RequestError where it is no such tar."""
+    if folder.exists() and any(folder.iterdir()):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive.read_bytes())) as tar:
+            tar.extractall(folder, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise RequestError(
+            f"reading the compiled kernels in {archive}", found=f"{type(error).__name__}: {error}",
+            expected="a compressed tar", run="python -m autotune.programs.kernel_recording compile --archive FILE",
+        ) from error  # fmt: skip
+
+
+def size_of(folder: Path) -> Size:
+    """Measure a folder of compiled kernels."""
+    found = {path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return Size(files=sum(path.suffix in (".so", ".cubin") for path in folder.rglob("*")), bytes=sum(found.values()))
+
+
+def _groups(recording: Recording, *, further: bool) -> list[_Group]:
+    """Builds to compile together: of one kind and for one problem, first of all once for each epilogue."""
+    known = {(build, _epilogue(recording.problems[place])) for build, place in recording.made}
+    found: dict[tuple[str, int], list[Configuration]] = {}
+    for chosen in recording.builds:
+        for place in chosen.places:
+            code = (chosen.build, _epilogue(recording.problems[place]))
+            if (chosen.build, place) not in recording.made and (further or code not in known):
+                known.add(code)
+                found.setdefault((chosen.build.backend, place), []).append(chosen.build)
+    size = KNOWN_AT_ONCE if further else AT_ONCE
+    return [
+        _Group(place=place, builds=tuple(builds[first : first + size]))
+        for (_, place), builds in found.items()
+        for first in range(0, len(builds), size)
+    ]
+
+
+def _epilogue(problem: GemmProblem) -> GemmProblem:
+    """What decides the code of a kernel that serves every shape."""
+    return replace(problem, m=1, n=1, k=1)
+
+
+def _take(recording: Recording, group: _Group, made: dict[Configuration, Made]) -> None:
+    """Take in what became of builds; one that was not finished is left for the next time."""
+    for build, became in made.items():
+        if isinstance(became, MadeKernel):
+            recording.made[build, group.place] = became
+        elif became is not None:
+            recording.made[build, group.place] = MadeKernel(refusal=str(became))
+
+
+def _wanted(recording: Recording) -> int:
+    return sum(len(chosen.places) for chosen in recording.builds)
+
+
+def refusals(recording: Recording) -> Sequence[str]:
+    """Say of each build that was refused, in a line, for which problems and why."""
+    return [
+        f"{build}: {next(iter(reasons.values())).strip().splitlines()[0]} ({len(reasons)} problems)"
+        for build, reasons in recording.refused().items()
+    ]

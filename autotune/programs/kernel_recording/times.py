@@ -1,0 +1,285 @@
+"""The times of a recorded space: every build plainly launched, then other launches, then the best once more: Recorder.
+
+A median of few short samples is enough to tell builds apart by more than the 3% that a search may miss. But the least
+of thousands of such medians is a lucky one, so the best of each problem are timed once more, with many samples.
+"""
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from autotune import registry
+from autotune.errors import AutotuneError, WorkError
+from autotune.kernel import KernelSpace
+from autotune.kernels.executor import KernelBench
+from autotune.kernels.rates import DeviceRates
+from autotune.kernels.timing import Limits
+from autotune.programs.kernel_recording.builds import Recording
+from autotune.programs.kernel_search.space_file import RecordedSpace
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
+from autotune.records.trial import Failure
+
+log = logging.getLogger(__name__)
+
+SCREENING = {
+    "cpu": Limits(sampling_s=0.05, least_samples=7),
+    "cuda": Limits(sampling_s=0.005, least_samples=7),
+}
+"""A candidate's first times: on a GPU about 15 samples, for one takes a third of a millisecond, flush and spin
+included; seven at least are what an interval of the median takes."""
+
+AGAIN = {"cpu": Limits(sampling_s=0.4, least_samples=20), "cuda": Limits(sampling_s=0.1, least_samples=100)}
+BEST = 20
+"""Candidates of each problem that are timed once more."""
+
+AGAIN_SHARE = 0.2
+"""Of the time, for that."""
+
+LAUNCHES = 12
+"""Launches of a build by default: with them, whatever differs from the plainest in one thing is there."""
+
+IN_A_PROCESS = 200
+"""Candidates that are timed in one process at most; starting one takes about as long as timing a hundred."""
+
+SAMPLE = 16
+"""Candidates whose timing tells how long the rest takes."""
+
+_TOGETHER = ("decomposition", "splits")
+
+Stage = Literal["screening", "again"]
+
+
+class Trials:
+    """The trials of a recording in a file, a line each as soon as it is done; a later one of a candidate counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.found: dict[tuple[GemmProblem, Configuration], tuple[Stage, KernelTrial]] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            try:
+                data = json.loads(line)
+            except ValueError:
+                log.warning("a line of %s was not written to its end; its candidate is timed again", path)
+                continue
+            self._keep(data["stage"], KernelTrial.from_dict(data["trial"]))
+
+    def add(self, stage: Stage, trial: KernelTrial) -> None:
+        """Write one trial."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"stage": stage, "trial": trial.as_dict()}, allow_nan=False) + "\n")
+        self._keep(stage, trial)
+
+    def has(self, problem: GemmProblem, candidate: Configuration, stage: Stage) -> bool:
+        """Whether a candidate was timed at a stage or a later one, or failed at any."""
+        known = self.found.get((problem, candidate))
+        return known is not None and (known[1].failure is not None or stage in ("screening", known[0]))
+
+    def of(self, problem: GemmProblem) -> list[KernelTrial]:
+        """The trials of a problem, complete ones first, the fastest first."""
+        found = (trial for (one, _), (_, trial) in self.found.items() if one == problem)
+        return sorted(found, key=lambda trial: (trial.state != "complete", trial.median_us or 0.0))
+
+    def best_us(self, problem: GemmProblem) -> float | None:
+        """The least median of a problem."""
+        return next((trial.median_us for trial in self.of(problem)), None)
+
+    def _keep(self, stage: Stage, trial: KernelTrial) -> None:
+        self.found[trial.problem, trial.configuration] = (stage, trial)
+
+
+class Recorder:
+    """Times the compiled builds of a recording on a device, within a time; what is in ``trials`` is not timed again.
+
+    ``launches`` is how many of a build's launches are timed on each problem; ``tell`` is given lines for whoever waits.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        bench: KernelBench,
+        trials: Trials,
+        *,
+        launches: int = LAUNCHES,
+        tell: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.recording, self.bench, self.trials, self.launches = recording, bench, trials, launches
+        self.troubles: dict[int, AutotuneError] = {}
+        self._tell, self._clock = tell, clock
+        self._kind = bench.device.kind
+        maker = registry.kernels(recording.backend)
+        self._spaces: list[KernelSpace] = [maker.space(bench.device, problem) for problem in recording.problems]
+        self._start_s = self._candidate_s = 0.0
+        self._note_refused()
+
+    def run(self, limit_s: float) -> bool:
+        """Time what is missing; whether all of it was timed before the time was up."""
+        begin = self._clock()
+        screened = begin + (1 - AGAIN_SHARE) * limit_s
+        places = range(len(self.recording.problems))
+        self._estimate(limit_s)
+        for place in places:
+            self._time(place, self._plain(place), "screening", screened)
+        for place in places:
+            share_s = max(0.0, screened - self._clock()) / (len(places) - place)
+            self._time(place, self._others(place), "screening", self._clock() + share_s)
+        for place in places:
+            share_s = max(0.0, begin + limit_s - self._clock()) / (len(places) - place)
+            self._time(place, self._best(place), "again", self._clock() + share_s)
+        return not any(self._left(place) for place in places)
+
+    def launches_of(self, place: int, build: Configuration) -> list[Configuration]:
+        """The launches of a build that are timed on a problem, the plainest first."""
+        return spread_launches(self._spaces[place].launches(build), self.launches)
+
+    def record(self, rates: DeviceRates) -> RecordedSpace:
+        """Put the trials so far together; raises WorkError where there is none."""
+        recording = self.recording
+        everywhere = {
+            build: next(iter(reasons.values()))
+            for build, reasons in recording.refused().items()
+            if len(reasons) == len(recording.problems)
+        }
+        told: list[KernelTrial] = []
+        launches: dict[Configuration, dict[Configuration, None]] = {}
+        for place, problem in enumerate(recording.problems):
+            for chosen in recording.builds:
+                if place not in chosen.places or chosen.build in everywhere:
+                    continue
+                for launch in self.launches_of(place, chosen.build):
+                    found = self.trials.found.get((problem, launch))
+                    if found is not None:
+                        told.append(found[1])
+                        launches.setdefault(chosen.build, {})[launch] = None
+        if not told:
+            raise WorkError("a recorded space", found="no build that was timed", expected="one at least")
+        builds = {build: (recording.compile_s(build), tuple(some)) for build, some in launches.items()}
+        return RecordedSpace.of(told, builds, rates=rates, refusals=everywhere)
+
+    def _note_refused(self) -> None:
+        """What the compiler refused for some problems only is a failed trial of each of them."""
+        for build, reasons in self.recording.refused().items():
+            if len(reasons) == len(self.recording.problems):
+                continue
+            for place, why in reasons.items():
+                problem, plainest = self.recording.problems[place], self._spaces[place].launches(build)[0]
+                if not self.trials.has(problem, plainest, "screening"):
+                    failure = Failure(stage="build", kind="error", detail=why)
+                    self.trials.add("screening", self.bench.failed(problem, plainest, failure))
+
+    def _left(self, place: int) -> bool:
+        return bool(self._plain(place) or self._others(place) or self._best(place))
+
+    def _plain(self, place: int) -> list[Configuration]:
+        """What is timed first: the libraries' calls, and every build plainly launched."""
+        space = self._spaces[place]
+        plain = [space.launches(build)[0] for build in self.recording.compiled(place)]
+        return self._untimed(place, [*space.ready, *plain], "screening")
+
+    def _others(self, place: int) -> list[Configuration]:
+        """The other launches, those of the builds that were fastest so far first: what is cut off matters least."""
+        problem = self.recording.problems[place]
+        plain_us: dict[Configuration, float] = {}
+        for build in self.recording.compiled(place):
+            found = self.trials.found.get((problem, self._spaces[place].launches(build)[0]))
+            if found is not None and found[1].median_us is not None:
+                plain_us[build] = found[1].median_us
+        ranked = sorted(plain_us, key=lambda build: plain_us[build])
+        others = [launch for build in ranked for launch in self.launches_of(place, build)[1:]]
+        return self._untimed(place, others, "screening")
+
+    def _best(self, place: int) -> list[Configuration]:
+        """The best so far, in random order: what changes meanwhile favours none."""
+        complete = [trial for trial in self.trials.of(self.recording.problems[place]) if trial.state == "complete"]
+        best = self._untimed(place, [trial.configuration for trial in complete[:BEST]], "again")
+        random.Random(self.recording.seed).shuffle(best)
+        return best
+
+    def _untimed(self, place: int, candidates: Sequence[Configuration], stage: Stage) -> list[Configuration]:
+        if place in self.troubles:
+            return []
+        problem = self.recording.problems[place]
+        return [each for each in candidates if not self.trials.has(problem, each, stage)]
+
+    def _estimate(self, limit_s: float) -> None:
+        """Time a few candidates, and say how long the rest takes."""
+        waiting = {place: candidates for place in range(len(self._spaces)) if (candidates := self._plain(place))}
+        if not waiting:
+            return
+        place, candidates = next(iter(waiting.items()))
+        self._time(place, candidates[:SAMPLE], "screening", self._clock() + limit_s)
+        count = sum(
+            len(self._untimed(place, [*self._spaces[place].ready, *self._all_launches(place)], "screening"))
+            for place in range(len(self._spaces))
+        )
+        processes = len(self._spaces) + count // IN_A_PROCESS
+        seconds = count * self._candidate_s + processes * self._start_s
+        self._tell(
+            f"{count} more candidates on {len(self._spaces)} problems: about {seconds:.0f} s at "
+            f"{1e3 * self._candidate_s:.1f} ms each and {self._start_s:.1f} s a process, before the best are timed "
+            f"once more; there are {(1 - AGAIN_SHARE) * limit_s:.0f} s for them"
+        )
+
+    def _all_launches(self, place: int) -> Iterator[Configuration]:
+        for build in self.recording.compiled(place):
+            yield from self.launches_of(place, build)
+
+    def _time(self, place: int, candidates: Sequence[Configuration], stage: Stage, until: float) -> None:
+        """Time candidates, process after process, and begin none that would not end in time."""
+        problem, rest, done = self.recording.problems[place], list(candidates), 0
+        limits = (SCREENING if stage == "screening" else AGAIN)[self._kind]
+        while rest and not self.bench.server.closed:
+            each_s = self._candidate_s + (limits.sampling_s if stage == "again" else 0.0)
+            room_s = until - self._clock() - self._start_s
+            fit = min(len(rest), IN_A_PROCESS, int(room_s / each_s) if each_s else SAMPLE)
+            if room_s <= 0 or fit < 1:
+                break
+            some, rest = rest[:fit], rest[fit:]
+            ends = [self._clock()]
+
+            def take(trial: KernelTrial, ends: list[float] = ends) -> None:
+                self.trials.add(stage, trial)
+                ends.append(self._clock())
+
+            try:
+                self.bench.time(problem, some, self.trials.best_us(problem), take, limits=limits)
+            except WorkError as error:
+                self.troubles[place] = error
+                self._tell(f"{problem.canonical}: {error}")
+                return
+            done += len(ends) - 1
+            if stage == "screening" and len(ends) > 2:
+                self._candidate_s = (ends[-1] - ends[1]) / (len(ends) - 2)
+                self._start_s = max(0.0, ends[1] - ends[0] - self._candidate_s)
+        best_us = self.trials.best_us(problem)
+        if candidates and best_us is not None:
+            shape = f"{problem.m}×{problem.n}×{problem.k}"
+            self._tell(f"{shape}: {done} of {len(candidates)} timed ({stage}), the best takes {best_us:.2f} µs")
+
+
+def spread_launches(launches: Sequence[Configuration], count: int) -> list[Configuration]:
+    """Take so many launches: the plainest, then those that differ from it in one thing, in two, in more.
+
+    Of those that differ in as many things, each combination of things has its turn.
+    """
+    plainest = launches[0]
+    groups: dict[frozenset[str], list[Configuration]] = {}
+    for launch in launches[1:]:
+        pairs = zip(launch.values, plainest.values, strict=True)
+        differing = {
+            _TOGETHER[0] if name in _TOGETHER else name for (name, value), (_, plain) in pairs if value != plain
+        }
+        groups.setdefault(frozenset(differing), []).append(launch)
+    chosen = [plainest]
+    for size in sorted({len(differing) for differing in groups}):
+        waiting = [list(group) for differing, group in groups.items() if len(differing) == size]
+        while waiting:
+            chosen += [group.pop(0) for group in waiting]
+            waiting = [group for group in waiting if group]
+    return chosen[:count]

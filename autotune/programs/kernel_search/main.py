@@ -1,0 +1,154 @@
+"""How good the search over tiles is: ``python -m autotune.programs.kernel_search FILE… [--half report] [--json FILE]``.
+
+Each file is a recorded space. Told is, by number of builds, how much slower than the best recorded kernel the search
+ends, over problems and seeds, beside what random search is expected to reach. A method is settled on one half of the
+problems (``--half settle``) and reported on the other. Exit code 1 where a search misses the best by more than 3%.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any, get_args
+
+from autotune.errors import RequestError
+from autotune.programs.kernel_search.replay import CHECKPOINTS, Half, ReplayedProblem, half_of, replay
+from autotune.programs.kernel_search.space_file import RecordedSpace, read_recorded_space
+
+LARGEST_REGRET = 0.03
+"""The promise: within 3% of the best."""
+
+
+def replay_spaces(
+    spaces: Sequence[RecordedSpace], *, half: Half, seeds: int, checkpoints: Sequence[int] = CHECKPOINTS
+) -> dict[str, Any]:
+    """Search every problem of that half with every seed; ValueError where one has no kernel that works."""
+    origins, runs = [], []
+    for number, space in enumerate(spaces):
+        chosen = half_of(space, half)
+        origins.append(
+            {
+                "source": space.source,
+                "device_class": space.device_class,
+                "toolchain": space.toolchain,
+                "builds": len(space.builds),
+                "problems": len(chosen),
+            }
+        )
+        for problem in chosen:
+            for seed in range(seeds):
+                runs.append((number, replay(space, problem, seed=seed, checkpoints=checkpoints)))
+    if not runs:
+        raise ValueError(f"no problem in the half {half!r} of {len(spaces)} recorded spaces")
+    steps = [_step(builds, [run for _, run in runs], place) for place, builds in enumerate(checkpoints)]
+    return {
+        "half": half,
+        "seeds": seeds,
+        "spaces": origins,
+        "after": steps,
+        "score": _mean([run.score for _, run in runs if run.score is not None]),
+        "runs": [_run(number, run) for number, run in runs],
+        "passed": steps[-1]["worst"] is not None and steps[-1]["worst"] <= LARGEST_REGRET,
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """Write the figures as Markdown."""
+    lines = [
+        f"- `{each['device_class']}` ({each['source']}), {each['builds']} builds, {each['problems']} problems"
+        for each in found["spaces"]
+    ]
+    lines += [
+        "",
+        "| builds | mean | median | worst | within 3% | random search, mean |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {step['builds']} | {_percent(step['mean'])} | {_percent(step['median'])} | {_percent(step['worst'])} "
+        f"| {step['within']:.0%} | {_percent(step['random_mean'])} |"
+        for step in found["after"]
+    ]
+    lines += ["", "| problem | best, µs | worst seed at the end |", "| --- | ---: | ---: |"]
+    ends: dict[str, list[float | None]] = {}
+    best_us: dict[str, float] = {}
+    for run in found["runs"]:
+        sizes = "×".join(str(run["problem"][side]) for side in ("m", "n", "k"))
+        name = sizes if len(found["spaces"]) == 1 else f"{sizes} (space {run['space'] + 1})"
+        ends.setdefault(name, []).append(run["regrets"][-1])
+        best_us[name] = run["best_us"]
+    for name, regrets in ends.items():
+        lines.append(f"| {name} | {best_us[name]:.4g} | {_percent(_worst(regrets))} |")
+    score = "random search finds the best too" if found["score"] is None else f"{found['score']:.3f}"
+    lines += ["", f"score (0 random search, 1 the best): {score}; half: {found['half']}; seeds: {found['seeds']}"]
+    if any(each["source"] == "synthetic" for each in found["spaces"]):
+        lines.append("Synthetic times prove nothing about a device.")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run as a program; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m autotune.programs.kernel_search", description="How good is the search over tiles?"
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recorded spaces")
+    parser.add_argument("--half", choices=get_args(Half), default="report", help="which problems (default: report)")
+    parser.add_argument("--seeds", type=int, default=3, help="searches of each problem (default: 3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    options = parser.parse_args(arguments)
+    if options.seeds < 1:
+        parser.error(f"--seeds is at least 1, found {options.seeds}")
+    try:
+        spaces = [read_recorded_space(path) for path in options.files]
+        found = replay_spaces(spaces, half=options.half, seeds=options.seeds)
+    except (RequestError, ValueError) as problem:
+        parser.error(str(problem))
+    sys.stdout.write(table(found) + "\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    return 0 if found["passed"] else 1
+
+
+def _step(builds: int, runs: Sequence[ReplayedProblem], place: int) -> dict[str, Any]:
+    regrets = [run.regrets[place] for run in runs]
+    return {
+        "builds": builds,
+        "mean": _finite(fmean(regrets)),
+        "median": _finite(median(regrets)),
+        "worst": _finite(max(regrets)),
+        "within": fmean(regret <= LARGEST_REGRET for regret in regrets),
+        "random_mean": _finite(fmean(run.random_regrets[place] for run in runs)),
+    }
+
+
+def _run(number: int, run: ReplayedProblem) -> dict[str, Any]:
+    return {
+        "space": number,
+        "problem": run.problem.as_dict(),
+        "seed": run.seed,
+        "best_us": run.best_us,
+        "regrets": [_finite(regret) for regret in run.regrets],
+        "random_regrets": [_finite(regret) for regret in run.random_regrets],
+        "launches": run.launches,
+        "score": run.score,
+    }
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows no infinity: ``None`` where nothing worked."""
+    return value if math.isfinite(value) else None
+
+
+def _worst(regrets: Sequence[float | None]) -> float | None:
+    known = [regret for regret in regrets if regret is not None]
+    return max(known) if len(known) == len(regrets) else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return fmean(values) if values else None
+
+
+def _percent(regret: float | None) -> str:
+    return "nothing worked" if regret is None else f"{regret:.2%}"

@@ -1,0 +1,162 @@
+"""Whether a GPU outlives what its candidates do: faults on a real device, and the work of the next candidate.
+
+A candidate that has lost its context, that holds all memory, or that dies while its kernel runs may cost the others
+neither memory nor a right result.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autotune.execute.channel import Channel
+from autotune.execute.device_memory import LEFT_OVER_BYTES
+from autotune.execute.server import WorkerServer
+from autotune.measure.nvml import open_nvml
+from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.records.device import Device
+
+TIMES, TIMES_QUICK = 5, 1
+TIMEOUT_S = 15.0
+"""Of the candidate that hangs: it has to begin with CUDA first, which takes some seconds."""
+PATIENCE_S = 120.0
+GRACE_S = 1.0
+"""So long after its end the driver may take to give back what a candidate had."""
+SPIN_CYCLES = 2**40
+"""About ten minutes of any GPU."""
+SIZE = 512
+
+KINDS: Mapping[str, tuple[str, str]] = {
+    "assertion": ("crash", "context on the device"),
+    "full": ("out_of_memory", "device memory"),
+    "hang": ("timeout", "no answer"),
+    "death": ("crash", "SIGSEGV"),
+}
+"""The kind of failure that each fault has to be told as, and words of its detail."""
+
+
+def assertion(device: str) -> None:
+    """Fail an assertion in a kernel, after which the context is lost."""
+    import torch
+
+    torch.zeros(4, device=device)[torch.full((4,), 1000, device=device)].cpu()
+
+
+def full(device: str) -> None:
+    """Take the device's memory piece by piece until there is none."""
+    import torch
+
+    piece = torch.cuda.get_device_properties(device).total_memory // 8
+    taken = []
+    while True:
+        taken.append(torch.ones(piece, dtype=torch.uint8, device=device))
+
+
+def hang(device: str) -> None:
+    """Wait for a kernel that does not end."""
+    import torch
+
+    torch.cuda._sleep(SPIN_CYCLES)  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
+
+
+def death(device: str) -> None:
+    """Die while a kernel runs."""
+    import torch
+
+    torch.ones(2**28, device=device)
+    torch.cuda._sleep(SPIN_CYCLES)  # type: ignore[no-untyped-call]
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+WAYS: Mapping[str, Callable[[str], None]] = {"assertion": assertion, "full": full, "hang": hang, "death": death}
+
+
+def _misbehave(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    import torch
+
+    torch.cuda.set_device(request["device"])
+    WAYS[request["fault"]](request["device"])
+    return {"ended": "well"}
+
+
+def _work(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+    """Multiply two matrices of small whole numbers, of which a GPU makes no other product than a CPU."""
+    import torch
+
+    left, right = (torch.randint(-8, 8, (SIZE, SIZE), dtype=torch.float32) for _ in range(2))
+    product = (left.to(request["device"]) @ right.to(request["device"])).cpu()
+    return {"right": bool(torch.equal(product, left @ right))}
+
+
+STEPS: Mapping[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {"misbehave": _misbehave, "work": _work}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFault:
+    """One fault: what it was told as, memory that it left taken, and whether the next candidate computed right."""
+
+    name: str
+    told: str | None
+    detail: str
+    seconds: float
+    left_bytes: int
+    next_right: bool
+
+    @property
+    def right(self) -> bool:
+        """Whether it was named as it has to be."""
+        kind, words = KINDS[self.name]
+        return self.told == kind and words in self.detail
+
+
+def check(campaign: Campaign) -> list[Outcome]:
+    """Every fault costs its candidate alone."""
+    folder = campaign.folder / "device-faults"
+    folder.mkdir()
+    with WorkerServer(folder, steps=__name__) as server:
+        server.preload(["torch"])
+        server.run("work", {"device": campaign.device.torch_name}, timeout_s=PATIENCE_S)
+        times = campaign.pick(TIMES, TIMES_QUICK)
+        return outcomes([let_loose(server, campaign.device, name) for _ in range(times) for name in KINDS])
+
+
+def let_loose(server: WorkerServer, device: Device, name: str) -> DeviceFault:
+    """Run one candidate that misbehaves on the device, and then one that works."""
+    nvml = open_nvml(device)
+    before, begin = nvml.memory_used_bytes(), time.monotonic()
+    request = {"device": device.torch_name, "fault": name}
+    result = server.run("misbehave", request, timeout_s=TIMEOUT_S if name == "hang" else PATIENCE_S)
+    seconds, deadline = time.monotonic() - begin, time.monotonic() + GRACE_S
+    while (left := nvml.memory_used_bytes() - before) > LEFT_OVER_BYTES and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worked = server.run("work", {"device": device.torch_name}, timeout_s=PATIENCE_S)
+    told, detail = (result.failure.kind, result.failure.detail) if result.failure else (None, "")
+    return DeviceFault(
+        name=name, told=told, detail=detail, seconds=seconds, left_bytes=left,
+        next_right=worked.value == {"right": True},
+    )  # fmt: skip
+
+
+def outcomes(loose: list[DeviceFault]) -> list[Outcome]:
+    """The rows of the table that follow from what was let loose."""
+    named, working = sum(fault.right for fault in loose), sum(fault.next_right for fault in loose)
+    most = max(fault.left_bytes for fault in loose)
+    wrong = [f"{fault.name} told as {fault.told}: {fault.detail}" for fault in loose if not fault.right]
+    slowest = {name: round(max(one.seconds for one in loose if one.name == name), 2) for name in KINDS}
+    return [
+        Outcome(
+            check="faults on the GPU named right", figure=f"{named} of {len(loose)}", limit="all",
+            passed=named == len(loose), raw={"wrong": wrong, "slowest_s": slowest},
+        ),
+        Outcome(
+            check="right results of the candidate after it", figure=f"{working} of {len(loose)}", limit="all",
+            passed=working == len(loose),
+        ),
+        Outcome(
+            check="device memory taken 1 s after a fault", figure=f"{most / 2**20:.0f} MiB more than before at most",
+            limit=f"<= {LEFT_OVER_BYTES // 2**20} MiB", passed=most <= LEFT_OVER_BYTES,
+        ),
+    ]  # fmt: skip

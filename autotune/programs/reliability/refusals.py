@@ -1,0 +1,228 @@
+"""Databases that cannot be written: the error is clear, and nothing is damaged."""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import make_url
+
+from autotune.database.store import Store
+from autotune.errors import DatabaseError, RequestError
+from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.reliability.places import own_database
+from autotune.programs.reliability.postgresql import serving
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.objective import Objective
+from autotune.records.workload import TensorSpec, Workload
+from autotune.scratch import ScratchFolder
+
+log = logging.getLogger(__name__)
+
+__all__ = ["check", "write_until_refused"]
+
+ROOM_BYTES = 2 << 20
+SERVER_BYTES, LEFT_BYTES = 32 << 20, 1 << 18
+"""An empty database of PostgreSQL takes about 8 MiB, and what is left for trials is soon full."""
+NOBODY = 65_534
+MOST_TRIALS = 100_000
+DIGEST = "0" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """How a process that wrote trials was refused, and how many trials it had been told were kept."""
+
+    error: str
+    message: str
+    kept: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether it is the error that the command line shows without a traceback, with the reason and a next step."""
+        return self.error == DatabaseError.__name__ and "found: " in self.message and "expected: " in self.message
+
+
+def check(campaign: Campaign) -> list[Outcome]:
+    """Each way in which a database cannot be written ends in one clear error and leaves it whole."""
+    outcomes = []
+    for kind in campaign.databases:
+        if kind == "sqlite":
+            outcomes += [_sqlite(name, case) for name, case in CASES.items()]
+        else:
+            outcomes += [_read_only_server(campaign, kind), *_full_server(kind)]
+    return outcomes
+
+
+@contextmanager
+def _full_disk(folder: Path) -> Iterator[dict[str, Any]]:
+    """A file system of a few MiB where root may mount one, else a limit on the size of files."""
+    with _mounted(folder, ROOM_BYTES) as reason:
+        yield {"limit_bytes": ROOM_BYTES} if reason else {}
+
+
+@contextmanager
+def _mounted(folder: Path, size_bytes: int) -> Iterator[str]:
+    """Mount a small file system for a while, where that may be; gives the reason why not, else nothing."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
+    if os.geteuid() != 0:
+        yield "only root may mount a small file system"
+        return
+    mounting = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounting.returncode:
+        yield mounting.stderr.strip() or f"mount ended with code {mounting.returncode}"
+        return
+    try:
+        yield ""
+    finally:
+        subprocess.run(["umount", str(folder)], capture_output=True, check=True)
+
+
+@contextmanager
+def _size_limit(folder: Path) -> Iterator[dict[str, Any]]:
+    yield {"limit_bytes": ROOM_BYTES}
+
+
+def _modes(file: int, folder: int) -> Callable[[Path], "contextlib.AbstractContextManager[dict[str, Any]]"]:
+    @contextmanager
+    def case(place: Path) -> Iterator[dict[str, Any]]:
+        Store.open(str(place / "a.db")).close()
+        (place / "a.db").chmod(file)
+        place.chmod(folder)
+        try:
+            yield {"unprivileged": True}
+        finally:
+            place.chmod(0o700)
+            (place / "a.db").chmod(0o600)
+
+    return case
+
+
+CASES: Mapping[str, Callable[[Path], "contextlib.AbstractContextManager[dict[str, Any]]"]] = {
+    "disk full": _full_disk,
+    "file size limit": _size_limit,
+    "read-only file": _modes(0o444, 0o777),
+    "read-only file and folder": _modes(0o444, 0o555),
+    "no permission on the file": _modes(0o000, 0o777),
+    "no permission on the folder": _modes(0o600, 0o000),
+}
+
+
+def _sqlite(name: str, case: Callable[[Path], "contextlib.AbstractContextManager[dict[str, Any]]"]) -> Outcome:
+    with ScratchFolder("refusals") as above:
+        above.chmod(0o755)  # another user must reach what is below
+        (above / "place").mkdir()
+        url = str(above / "place" / "a.db")
+        with case(above / "place") as how:
+            refusal = _refused(url, **how)
+            if "unprivileged" not in how:
+                intact, there = _examined(url)
+        if "unprivileged" in how:
+            intact, there = _examined(url)
+    return _outcome(f"{name}, sqlite", refusal, there, intact)
+
+
+def _read_only_server(campaign: Campaign, kind: str) -> Outcome:
+    with own_database(campaign, kind, "refusals") as url:
+        Store.open(url).close()
+        options = make_url(url).query["options"]
+        read_only = make_url(url).update_query_dict({"options": f"{options} -cdefault_transaction_read_only=on"})
+        refusal = _refused(read_only.render_as_string(hide_password=False))
+        with Store.open(url, create=False) as store:
+            there = sum(len(store.trials(study.uid)) for study in store.studies())
+    return _outcome(f"read-only, {kind}", refusal, there, "ok")
+
+
+def _full_server(kind: str) -> list[Outcome]:
+    """Fill the file system of a server's tables; that needs a server here, whatever the campaign's is.
+
+    The server's log of changes lies elsewhere: where that is full too, PostgreSQL itself ends until there is room.
+    """
+    with contextlib.ExitStack() as stack:
+        above = stack.enter_context(ScratchFolder("refusals"))
+        above.chmod(0o755)
+        (above / "place").mkdir()
+        try:
+            if reason := stack.enter_context(_mounted(above / "place", SERVER_BYTES)):
+                raise RequestError("No disk of a server can be filled", found=reason)
+            server = stack.enter_context(serving())
+        except RequestError as error:
+            log.warning("disk full on %s was not tried: %s", kind, error.found)
+            return []
+        (above / "place" / "tables").mkdir()
+        url = server.create_in(above / "place" / "tables", "full")
+        Store.open(url).close()
+        filler = above / "place" / "filler"
+        filler.write_bytes(bytes(shutil.disk_usage(filler.parent).free - LEFT_BYTES))
+        refusal = _refused(url)
+        filler.unlink()
+        with Store.open(url, create=False) as store:
+            (study,) = store.studies()
+            there = len(store.trials(study.uid))
+            store.claim_trial(study.uid, Configuration.of("eager", {"level": -1}), DIGEST)
+            intact = "ok" if len(store.trials(study.uid)) == there + 1 else "a trial after it is not there"
+    return [_outcome(f"disk full, {kind}", refusal, there, intact)]
+
+
+def _outcome(name: str, refusal: Refusal, there: int, intact: str) -> Outcome:
+    return Outcome(
+        check=name,
+        figure=f"{refusal.error}; integrity check: {intact}; {there} of {refusal.kept} trials there",
+        limit="one clear error, database intact, no trial lost",
+        passed=refusal.is_clear and intact == "ok" and there == refusal.kept,
+        raw={"message": refusal.message},
+    )
+
+
+def _examined(file: str) -> tuple[str, int]:
+    """What SQLite's integrity check says, and how many trials are there."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        intact = "; ".join(row[0] for row in connection.execute("PRAGMA integrity_check"))
+        return intact, connection.execute("SELECT count(*) FROM trial").fetchone()[0]
+
+
+def _refused(url: str, *, limit_bytes: int = 0, unprivileged: bool = False) -> Refusal:
+    program = "from autotune.programs.reliability import refusals; refusals.write_until_refused()"
+    asked = json.dumps([url, limit_bytes, unprivileged])
+    ran = subprocess.run([sys.executable, "-c", program], input=asked, capture_output=True, text=True, check=False)
+    if ran.returncode:
+        return Refusal(error=f"exit code {ran.returncode}", message=ran.stderr[-2000:], kept=0)
+    return Refusal(**json.loads(ran.stdout))
+
+
+def write_until_refused() -> None:
+    """Write trials until one is refused; what to write to comes on the standard input, a Refusal goes out."""
+    url, limit_bytes, unprivileged = json.load(sys.stdin)
+    if limit_bytes:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+    if unprivileged and os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    kept = 0
+    try:
+        with Store.open(url) as store:
+            study = store.begin_study("study", _WORKLOAD, _DEVICE, Objective(), "any", DIGEST, 0, {})
+            for number in range(MOST_TRIALS):
+                store.claim_trial(study.uid, Configuration.of("eager", {"level": number}), DIGEST)
+                kept += 1
+        refusal = Refusal(error="no error", message="", kept=kept)
+    except Exception as error:  # the border of the process: the kind of the error is what is asked
+        refusal = Refusal(error=type(error).__name__, message=str(error), kept=kept)
+    sys.stdout.write(json.dumps({"error": refusal.error, "message": refusal.message, "kept": refusal.kept}))
+
+
+_DEVICE = Device(kind="cpu", name="reliability", uuid="reliability")
+_SPEC = TensorSpec(name="x", shape=(1, 8), dtype="float32")
+_WORKLOAD = Workload(name="study", batch=1, structure=DIGEST, weights=DIGEST, inputs=(_SPEC,), outputs=(_SPEC,))

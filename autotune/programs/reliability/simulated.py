@@ -1,0 +1,344 @@
+"""A study whose candidates are played: real coordinators, real databases, real worker processes, and no model.
+
+A worker process sleeps for a moment and writes into a journal what it did, so that a campaign has a second witness
+besides the database. A candidate's latency follows from its configuration: a result that got mixed up shows.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from autotune import registry
+from autotune.backend import Availability, Runner, SourceModel
+from autotune.database.store import Store
+from autotune.errors import AutotuneError
+from autotune.execute.executor import Bench, Kernels
+from autotune.execute.finals import FinalsResult
+from autotune.execute.input_sets import HELD_OUT, TIMING
+from autotune.execute.server import StepResult, WorkerServer
+from autotune.measure.verdict import verdict_from_samples
+from autotune.model.source import EXAMPLE
+from autotune.progress import Progress
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
+from autotune.records.search_space import Parameter, SearchSpace
+from autotune.records.trial import Failure, Measurement, Stage, Trial
+from autotune.records.workload import TensorSpec, Workload
+from autotune.runtime import discovery
+from autotune.study.finals import StudyFinals
+from autotune.study.request import StudyOutcome, StudyRequest
+from autotune.study.study import Study, stoppable
+
+WORK_S = 0.005
+ROUNDS = 12
+WORKER = """
+import os, sys, time
+journal, line, seconds = sys.argv[1:]
+time.sleep(float(seconds))
+descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+os.write(descriptor, line.encode())
+"""
+
+
+class PlayedBackend:
+    """Offers a space of 800 points and builds none of them."""
+
+    name = "played"
+    toolchain: tuple[str, ...] = ()
+    build_uses_device = False
+
+    def probe(self, device: Device) -> Availability:
+        """It works everywhere."""
+        return Availability(works=True)
+
+    def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
+        """Three knobs and the one precision."""
+        knobs = tuple(Parameter(name=name, choices=tuple(range(size))) for name, size in KNOBS.items())
+        default = Configuration.of(self.name, {**dict.fromkeys(KNOBS, 0), "precision": "fp32"})
+        parameters = (*knobs, Parameter(name="precision", choices=("fp32",)))
+        return SearchSpace(backend=self.name, parameters=parameters, defaults=(default,))
+
+    def is_baseline(self, configuration: Configuration, *, has_factory: bool) -> bool:
+        """The first point is."""
+        return all(configuration[name] == 0 for name in KNOBS)
+
+    def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
+        """Never called: builds are played."""
+        raise NotImplementedError("a played backend builds nothing")
+
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """Never."""
+        return False
+
+    def times_kernels_at_load(self, configuration: Configuration) -> bool:
+        """Never."""
+        return False
+
+    def load(self, folder: Path, device: Device) -> Runner:
+        """Never called: measuring is played."""
+        raise NotImplementedError("a played backend loads nothing")
+
+
+KNOBS = {"a": 10, "b": 10, "c": 8}
+PLAYED = PlayedBackend()
+
+
+def latency_ms(configuration: Configuration) -> float:
+    """Give what a configuration is said to take."""
+    return 1.0 + int(configuration.digest[:6], 16) / 2**24
+
+
+def install(folder: Path) -> Path:
+    """Write the package that offers the played backend, to be put on ``sys.path``."""
+    info = folder / "site" / "played-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: played\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\nplayed = {__name__}:PLAYED\n")
+    return folder / "site"
+
+
+class Journal:
+    """Lines of JSON that several processes append to; each line is whole."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._read_to = 0
+        self._lines: list[dict[str, Any]] = []
+
+    def write(self, **line: Any) -> None:
+        """Append a line."""
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, json.dumps(line).encode() + b"\n")
+        finally:
+            os.close(descriptor)
+
+    def lines(self, what: str) -> list[dict[str, Any]]:
+        """Every line of a kind so far."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                file.seek(self._read_to)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # the rest of it is being written
+                    self._read_to += len(line)
+                    self._lines.append(json.loads(line))
+        return [line for line in self._lines if line["what"] == what]
+
+
+class PlayedServer:
+    """Runs a worker process for each step; stands where the worker server does."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self._lock = journal, threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self.closed = False
+
+    def preload(self, modules: list[str]) -> None:
+        """Nothing is to be imported."""
+
+    def step(self, stage: Stage, **line: Any) -> StepResult:
+        """Let a process do its work and write its line."""
+        text = json.dumps(line) + "\n"
+        with self._lock:
+            if self.closed:
+                return self._ended(stage, 0)
+            command = [sys.executable, "-I", "-S", "-c", WORKER, str(self._journal.path), text, str(WORK_S)]
+            process = self._running = subprocess.Popen(command)
+        return self._ended(stage, process.wait())
+
+    @staticmethod
+    def _ended(stage: Stage, code: int) -> StepResult:
+        detail = f"the process was killed by signal {-code}"
+        failure = Failure(stage=stage, kind="crash", detail=detail, figure=float(-code)) if code else None
+        return StepResult(value={}, failure=failure, spans=(), seconds=0.0)
+
+    def stop(self) -> None:
+        """Kill the worker."""
+        self.closed = True
+        if self._running is not None:
+            self._running.kill()
+
+
+class PlayedBench(Bench):
+    """Prepares, builds and measures by processes that only say so."""
+
+    def play(self, server: PlayedServer, name: str) -> "PlayedBench":
+        """Run the steps of a study of this name on a server."""
+        self._played, self._name = server, name
+        return self
+
+    def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> dict[str, Any]:
+        """There is no model; its folder holds what a study's identity is read from."""
+        self.model.mkdir(parents=True, exist_ok=True)
+        for file in (EXAMPLE, TIMING, HELD_OUT):
+            (self.model / file).touch()
+        return {"read": {"packages": []}, "notes": [], "imported": []}
+
+    def form(self) -> str:
+        """The digest of a form that stands for every answer."""
+        return "0" * 64
+
+    def workload(self) -> Workload:
+        """A workload of the study's name."""
+        spec = TensorSpec(name="x", shape=(1, 1), dtype="float32")
+        digest = (self._name.encode().hex() + "0" * 64)[:64]
+        return Workload(name=self._name, batch=1, structure=digest, weights=digest, inputs=(spec,), outputs=(spec,))
+
+    def reference(self, objective: Objective) -> None:
+        """There is nothing to be compared with."""
+
+    def build(
+        self,
+        configurations: Sequence[Configuration],
+        workers: int,
+        timeout_s: float | None = None,
+        *,
+        kernels: Kernels = lambda _: None,
+        then: Callable[[Configuration, StepResult, Path], None] = lambda *_: None,
+    ) -> list[tuple[StepResult, Path]]:
+        """Write an artifact that names its configuration."""
+        built = []
+        for configuration in configurations:
+            target = Path(tempfile.mkdtemp(dir=self.folder, prefix="artifact-"))
+            (target / "configuration.json").write_text(json.dumps(configuration.as_dict(), sort_keys=True))
+            result = self._played.step("build", what="built", study=self._name, configuration=configuration.digest)
+            result = _with_value(result, {"build_s": WORK_S, "kernels": ""})
+            then(configuration, result, target)
+            built.append((result, target))
+        return built
+
+    def measure(
+        self,
+        artifact: Path,
+        objective: Objective,
+        seed: int,
+        *,
+        abandon_ms: float | None = None,
+        check_only: bool = False,
+    ) -> StepResult:
+        """Answer with the latency of the configuration that the artifact names."""
+        configuration = Configuration.from_dict(json.loads((artifact / "configuration.json").read_text()))
+        result = self._played.step("measure", what="measured", study=self._name, configuration=configuration.digest)
+        samples = Measurement(samples_ms=((latency_ms(configuration),) * 3,)).as_dict()
+        return _with_value(result, {"measurement": samples, "pruned": False, "score": None, "signal_error": 1e-6})
+
+
+class PlayedFinals(StudyFinals):
+    """Finals of which every round says nearly the same (ratios that repeat take the test of the verdict seconds)."""
+
+    def _measured(self, trials: Mapping[str, Trial], baselines: set[str]) -> FinalsResult:
+        for trial in trials.values():
+            assert trial.artifact is not None  # the finals see to it
+            self.on.bench.measure(self.on.store.artifacts.open(trial.artifact), self.on.request.objective, 0)
+        samples: dict[str, list[list[float] | None]] = {
+            uid: [[(trial.latency_ms or 1.0) * (1 + 1e-5 * turn * place)] for turn in range(ROUNDS)]
+            for place, (uid, trial) in enumerate(trials.items())
+        }
+        return FinalsResult(
+            verdict=verdict_from_samples(samples, baselines=baselines),
+            samples_ms=samples,
+            figures=samples,
+            disturbed={uid: [False] * len(blocks) for uid, blocks in samples.items()},
+            flags=dict.fromkeys(trials, ()),
+            utilisation={},
+            measurements={
+                uid: Measurement(samples_ms=tuple(tuple(block) for block in blocks if block))
+                for uid, blocks in samples.items()
+            },
+            process_of_round=(0,) * ROUNDS,
+        )
+
+    def _deployed(self, winner: Trial) -> None:
+        """There is nothing that could be called."""
+
+    def _time_alone(self, plan: Plan) -> None:
+        self.on.check_stop()
+
+
+class PlayedStudy(Study):
+    """A study on a played bench."""
+
+    finals = PlayedFinals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """What a coordinator process is to do; plain data, so that it can be handed to one."""
+
+    database: str
+    study: str
+    trials: int
+    journal: str
+    site: str
+    seed: int = 0
+
+
+class _Witness:
+    """Writes what the coordinator says into the journal."""
+
+    def __init__(self, journal: Journal, study: str) -> None:
+        self._journal, self._study = journal, study
+
+    def event(self, kind: str, **data: Any) -> None:
+        """Keep the beginning and the end of trials."""
+        if kind == "trial_started":
+            digest = data["configuration"].digest
+            self._journal.write(what="started", study=self._study, configuration=digest, number=data["number"])
+        elif kind == "trial_finished":
+            trial: Trial = data["trial"]
+            self._journal.write(
+                what="finished", study=self._study, configuration=trial.configuration.digest, uid=trial.uid,
+                state=trial.state, latency_ms=trial.latency_ms,
+            )  # fmt: skip
+
+
+def run(part: Part, store: Store, server: PlayedServer, progress: Progress, folder: Path) -> StudyOutcome:
+    """Run a study to its end; the played backend is installed."""
+    request = StudyRequest(
+        name=part.study,
+        batch=1,
+        device=discovery.cpu(),
+        factory="played:model",
+        backends=("played",),
+        trials=part.trials,
+        budget_s=86400.0,
+        seed=part.seed,
+    )
+    stands = cast(WorkerServer, server)
+    with stoppable(stands) as stop:
+        study = PlayedStudy(request, store, progress, stands, folder, stop)
+        study.bench = PlayedBench(stands, folder, request.device, study.split).play(server, part.study)
+        return study.run(time.monotonic())
+
+
+def coordinate(part: Part) -> None:
+    """Run a study to its end in this process, and leave by its exit code; an error is written into the journal."""
+    beside = Path(part.journal).parent
+    os.environ["XDG_DATA_HOME"] = str(beside)  # where artifacts of a PostgreSQL database lie
+    sys.path.insert(0, part.site)
+    registry.refresh()
+    journal = Journal(Path(part.journal))
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="autotune-played-", dir=beside) as folder,
+            Store.open(part.database) as store,
+        ):
+            run(part, store, PlayedServer(journal), _Witness(journal, part.study), Path(folder))
+    except AutotuneError as error:
+        journal.write(what="error", study=part.study, kind=type(error).__name__, text=str(error))
+        sys.exit(error.exit_code)
+
+
+def _with_value(result: StepResult, value: dict[str, Any]) -> StepResult:
+    return StepResult(value=value, failure=result.failure, spans=(), seconds=result.seconds)

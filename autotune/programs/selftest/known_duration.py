@@ -1,0 +1,202 @@
+"""The timer's figure against durations that are known.
+
+On a GPU a kernel spins on ``%globaltimer``, the device's nanosecond clock, and writes down when it began and ended.
+That clock does not depend on the multiprocessors' frequency, and what the kernel says is what really happened: a spin
+of a number of cycles (``torch.cuda._sleep``) has to be calibrated by the very events under test, and changes with the
+frequency. It remains the way out where no kernel can be compiled. On a CPU a busy-wait reads the clock itself and says
+how long it was, which a core taken away in between does not falsify.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from autotune.measure.device_clock import DeviceTime
+from autotune.measure.statistics import median
+from autotune.measure.timer import CpuTimer
+from autotune.programs.outcome import Outcome, rounded
+from autotune.programs.selftest.fake import StepClock
+from autotune.programs.selftest.rig import Bench, BusyWait
+
+CPU_DURATIONS_MS = (1.0, 3.0, 10.0)
+CUDA_DURATIONS_MS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+LARGEST_SHARE = 0.01
+LARGEST_CUDA_ERROR_MS = 1e-3
+_STAMPS = 1 << 11
+
+_SPIN_KERNEL = r"""
+extern "C" __global__ void autotune_spin(unsigned long long* stamps, int capacity, int duration_ns) {
+    unsigned long long began, now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(began) :: "memory");
+    do {
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now) :: "memory");
+    } while (now - began < (unsigned long long)duration_ns);
+    unsigned long long slot = stamps[0] % (unsigned long long)capacity;
+    stamps[1 + 2 * slot] = began;
+    stamps[2 + 2 * slot] = now;
+    stamps[0] += 1;
+}
+"""
+
+_log = logging.getLogger(__name__)
+
+
+def check(bench: Bench) -> list[Outcome]:
+    """Time known durations with the device's timer, and with a fake clock."""
+    return [_with_fake_clock(), _on_cpu(bench) if bench.kind == "cpu" else _on_cuda(bench)]
+
+
+def _with_fake_clock() -> Outcome:
+    found = {}
+    for duration_ms in (1e-6, 0.010001, 1.234567, 86_400_000.0):
+        clock = StepClock()
+        found[duration_ms] = CpuTimer(clock).time_call(clock.call(duration_ms), ()).wall_ms
+    clock = StepClock()
+    found[0.3] = CpuTimer(clock).time_call(clock.call(0.2, 0.4), (), 6).wall_ms
+    wrong = {str(duration): rounded(value) for duration, value in found.items() if value != duration}
+    return Outcome(
+        check="known/fake clock",
+        figure=f"{len(found) - len(wrong)} of {len(found)} exact",
+        limit="all exact",
+        passed=not wrong,
+        raw={"wrong": wrong},
+    )
+
+
+def _on_cpu(bench: Bench) -> Outcome:
+    rows = []
+    for duration_ms in CPU_DURATIONS_MS:
+        wait = BusyWait(bench.clock, duration_ms)
+        pairs = []
+        for _ in range(bench.pick(60, 15)):
+            timed_ms = bench.timer.time_call(wait, ()).wall_ms
+            pairs.append((timed_ms, wait.waited_ms))
+        rows.append(
+            {
+                "asked_ms": duration_ms,
+                "timed_ms": rounded(median(timed for timed, _ in pairs)),
+                "waited_ms": rounded(median(waited for _, waited in pairs)),
+                "error_share": rounded(_typical_error(timed / waited - 1 for timed, waited in pairs)),
+            }
+        )
+    worst = max(abs(row["error_share"]) for row in rows)
+    return Outcome(
+        check="known/busy-wait",
+        figure=f"{worst:.4%} off at 1 to 10 ms",
+        limit=f"{LARGEST_SHARE:.0%}",
+        passed=worst <= LARGEST_SHARE,
+        raw={"truth": "the busy-wait's own reading", "durations": rows},
+    )
+
+
+def _typical_error(errors: Any) -> float:
+    ordered = sorted(errors)
+    return float(ordered[len(ordered) // 2])
+
+
+def _on_cuda(bench: Bench) -> Outcome:
+    try:
+        spin: _GlobalTimerSpin | None = _GlobalTimerSpin(bench.device)
+    except (AttributeError, OSError, RuntimeError) as error:
+        _log.warning("no kernel that reads %%globaltimer (%s); spinning by clock cycles instead", error)
+        spin = None
+    durations = CUDA_DURATIONS_MS[:5] if bench.quick else CUDA_DURATIONS_MS
+    rows = [
+        _by_global_timer(bench, spin, duration) if spin is not None else _by_cycles(bench, duration)
+        for duration in durations
+    ]
+    worst = max(rows, key=lambda row: abs(row["error_ms"]) / _allowed_ms(row["true_ms"]))
+    return Outcome(
+        check="known/spin kernel",
+        figure=f"{worst['error_ms'] * 1e3:+.2f} µs off at {worst['asked_ms'] * 1e3:.0f} µs, at worst",
+        limit="max(1 µs, 1%)",
+        passed=all(abs(row["error_ms"]) <= _allowed_ms(row["true_ms"]) for row in rows),
+        raw={
+            "truth": "%globaltimer" if spin is not None else "clock cycles calibrated by events over 50 ms",
+            "durations": rows,
+        },
+    )
+
+
+def _allowed_ms(true_ms: float) -> float:
+    return max(LARGEST_CUDA_ERROR_MS, LARGEST_SHARE * true_ms)
+
+
+class _GlobalTimerSpin:
+    """A kernel that spins for a time by the device's own clock, and writes down when each launch began and ended."""
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._kernel = torch.cuda._compile_kernel(_SPIN_KERNEL, "autotune_spin")
+        self._stamps = torch.zeros(1 + 2 * _STAMPS, dtype=torch.int64, device=device)
+        self._device = device
+
+    def of(self, duration_ms: float) -> Callable[..., None]:
+        """Make a callable that launches it once."""
+        arguments = [self._stamps, _STAMPS, round(duration_ms * 1e6)]
+        return lambda *inputs: self._kernel(grid=(1, 1, 1), block=(1, 1, 1), args=arguments)
+
+    def last(self, launches: int) -> tuple[float, float]:
+        """Give the milliseconds from the first beginning to the last end of the last launches, and those spun."""
+        stamps = self._stamps.cpu().tolist()
+        pairs = []
+        for launch in range(stamps[0] - launches, stamps[0]):
+            slot = launch % _STAMPS
+            pairs.append((stamps[1 + 2 * slot], stamps[2 + 2 * slot]))
+        spun_ns = sum(ended - began for began, ended in pairs)
+        return (pairs[-1][1] - pairs[0][0]) / 1e6, spun_ns / 1e6
+
+
+def _by_global_timer(bench: Bench, spin: _GlobalTimerSpin, duration_ms: float) -> dict[str, Any]:
+    """Compare the timer's figure with the kernels' own stamps over the very launches that it timed."""
+    function = spin.of(duration_ms)
+    times, true, spun = [], [], []
+    for told in _on_device(bench, function):
+        span_ms, spun_ms = spin.last(told.unrolled)
+        times.append(told)
+        true.append(span_ms / told.unrolled)
+        spun.append(spun_ms / told.unrolled)
+    timed = [told.ms for told in times]
+    error_ms = _typical_error(a - b for a, b in zip(timed, true, strict=True))
+    return {
+        "asked_ms": duration_ms,
+        "unrolled": times[-1].unrolled,
+        "queued": all(told.queued for told in times),
+        "timed_ms": rounded(median(timed)),
+        "true_ms": rounded(median(true)),
+        "spun_ms": rounded(median(spun)),
+        "error_ms": rounded(error_ms),
+        "error_from_asked_ms": rounded(median(timed) - duration_ms),
+    }
+
+
+def _on_device(bench: Bench, function: Callable[..., None]) -> Iterator[DeviceTime]:
+    """Time a callable by the device's clock again and again, as a block of samples does."""
+    bench.timer.settle()
+    sample = [bench.timer.time_call(function, ()) for _ in range(7)][-1]
+    told = None
+    for _ in range(bench.pick(41, 9)):
+        told = bench.timer.time_on_device(function, (), sample, told)
+        if told is None:
+            raise TypeError(f"{type(bench.timer).__name__} has no clock of the device's own")
+        yield told
+
+
+def _by_cycles(bench: Bench, duration_ms: float) -> dict[str, Any]:
+    """Compare with a long spin of the same kernel beside it, which events time without a relevant error."""
+    long_amount = bench.amount(50.0)
+    long_ms = bench.time_ms(bench.spin(long_amount), 3)
+    short = bench.spin(bench.amount(duration_ms))
+    true_ms = long_ms * short.amount / long_amount
+    times = list(_on_device(bench, short))
+    timed_ms = median(told.ms for told in times)
+    return {
+        "asked_ms": duration_ms,
+        "unrolled": times[-1].unrolled,
+        "queued": all(told.queued for told in times),
+        "timed_ms": rounded(timed_ms),
+        "true_ms": rounded(true_ms),
+        "error_ms": rounded(timed_ms - true_ms),
+        "error_from_asked_ms": rounded(timed_ms - duration_ms),
+    }

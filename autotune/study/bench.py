@@ -1,0 +1,147 @@
+"""Time a stored plan again, by the rules of the finals, and say whether it still holds."""
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autotune.errors import ArtifactError, DeviceError, RequestError
+from autotune.kernels.executor import STEPS
+from autotune.records.device import Device
+from autotune.records.plan import Plan
+from autotune.records.trial import Measurement
+from autotune.scratch import ScratchFolder
+
+if TYPE_CHECKING:
+    from autotune.database.store import Store
+    from autotune.execute.finals import FinalsResult
+    from autotune.execute.notices import Tell
+    from autotune.measure.comparison import Drift
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOutcome:
+    """A plan timed again: the fresh measurement, what disturbed it, and how it compares with the stored one."""
+
+    plan: Plan
+    drift: "Drift"
+    fresh: Measurement
+    flags: tuple[str, ...]
+    percentiles: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "name": self.plan.name,
+            "batch": self.plan.batch,
+            "structure": self.plan.structure,
+            "weights": self.plan.weights,
+            "device": self.plan.device.sku,
+            "configuration": self.plan.configuration.as_dict(),
+            **self.drift.as_dict(),
+            "flags": list(self.flags),
+            "percentiles": dict(self.percentiles),
+            "measurement": self.fresh.as_dict(),
+        }
+
+
+def bench_plan(plan: Plan, store: "Store", device: Device, tell: "Tell | None" = None) -> BenchOutcome:
+    """Time a plan's artifact in fresh processes on the inputs of its study, and compare with its finals.
+
+    ``tell`` shows a line to the user: whom the device is waited for, and what else is on it; by default the log does.
+    Raises DeviceError on a device of another class, ArtifactError where the artifact stayed behind, RequestError where
+    the plan does not say how its inputs are made.
+    """
+    from autotune.execute.finals import ALONE
+    from autotune.measure.comparison import TOLERANCE, drift
+    from autotune.measure.percentiles import summary
+
+    if device.device_class != plan.device.device_class:
+        raise DeviceError(
+            f"{plan.name} at batch {plan.batch} cannot be timed on {device.name}",
+            found=device.device_class,
+            expected=f"a device of the class that the plan is for: {plan.device.device_class}",
+            run="autotune tune, for a plan on this device",
+        )
+    timed = store.measurements(str(plan.evidence.get("trial", "")), "alone")
+    stored = [alone for alone in timed if alone.conditions.get("kernels", plan.kernels) == plan.kernels]
+    if plan.artifact is None or not store.artifacts.has(plan.artifact) or not stored:
+        raise ArtifactError(
+            f"{plan.name} at batch {plan.batch} cannot be timed again",
+            found="its artifact is not in this store" if stored else "how it was timed alone is not in this database",
+            expected="a plan that was tuned here, or merged with its artifact and trials",
+            run="autotune tune with its study file, which builds it again",
+        )
+    result = _timed_again(plan, store.artifacts.open(plan.artifact), device, tell)
+    fresh, flags = result.measurements[ALONE], result.flags[ALONE]
+    machine = machine_change(stored[-1], fresh)
+    doubts = [*flags, f"a machine that itself runs {machine:+.1%}"] if abs(machine) > TOLERANCE / 2 else flags
+    return BenchOutcome(
+        plan=plan,
+        drift=drift(stored[-1], fresh, flags=doubts),
+        fresh=fresh,
+        flags=flags,
+        percentiles=summary(fresh.flat_ms).as_dict(),
+    )
+
+
+def machine_change(stored: Measurement, fresh: Measurement) -> float:
+    """How much longer the canary, a small fixed piece of work, takes now than it did then; 0 where it was not there.
+
+    A host whose processor runs at another speed makes every plan on it look drifted, and none of them is.
+    """
+    then, now = (_canary_ms(side) for side in (stored, fresh))
+    return now / then - 1 if then and now else 0.0
+
+
+def _canary_ms(side: Measurement) -> float | None:
+    seen = [readings.get("canary", {}) for readings in side.conditions.get("readings", ())]
+    times = [canary[when] for canary in seen for when in ("before_ms", "after_ms") if canary.get(when)]
+    return statistics.median(times) if times else None
+
+
+def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None") -> "FinalsResult":
+    from autotune.execute.executor import Bench
+    from autotune.execute.finals import time_alone
+    from autotune.execute.server import WorkerServer
+    from autotune.execute.timing import TimeSplit
+
+    with (
+        ScratchFolder("bench") as folder,
+        WorkerServer(folder, steps=STEPS, work=f"autotune bench of {plan.name}", tell=tell) as server,
+    ):
+        bench = Bench(server, folder, device, TimeSplit())
+        _write_model(plan, artifact, bench.model)
+        return time_alone(bench, artifact, int(plan.evidence["seed"]))
+
+
+def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
+    """Write what a worker needs of the model: its signature, and the very inputs that the finals ran on."""
+    from autotune.execute import input_sets
+    from autotune.execute.input_sets import write_sets
+    from autotune.model.inputs import InputSpec, generate
+    from autotune.model.source import RECORD
+    from autotune.records.workload import Workload
+    from autotune.runtime.artifact import read_record
+
+    if not plan.evidence.get("inputs"):
+        raise RequestError(
+            f"{plan.name} at batch {plan.batch} cannot be timed again",
+            found="a plan for tensors that were given in Python; they are not stored",
+            expected="a plan of a study file, which says how inputs are made",
+            run="autotune.measure(autotune.load(model, inputs), inputs)",
+        )
+    record = read_record(artifact)
+    workload = Workload(
+        name=plan.name, batch=plan.batch, structure=plan.structure, weights=plan.weights, inputs=record.inputs,
+        outputs=record.outputs,
+    )  # fmt: skip
+    specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in plan.evidence["inputs"]]
+    folder.mkdir(parents=True)
+    (folder / RECORD).write_text(
+        json.dumps({"workload": workload.as_dict(), "output_schema": record.output_schema, "factory": None, "seed": 0})
+    )
+    sets = generate(specs, plan.batch, int(plan.evidence["seed"]), input_sets.TIMING_SETS, "timing")
+    write_sets(folder / input_sets.TIMING, sets)

@@ -1,0 +1,57 @@
+"""What the parts of a running study share."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autotune import registry
+from autotune.database.rows import StudyRow
+from autotune.database.store import Store
+from autotune.errors import StudyInterruptedError
+from autotune.execute.executor import Bench
+from autotune.progress import Progress
+from autotune.records.device import Toolchain
+from autotune.records.search_space import SearchSpace
+from autotune.records.trial import Trial
+from autotune.records.workload import Workload
+from autotune.study.kernel_supply import KernelSupply
+from autotune.study.request import StudyRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyContext:
+    """One study under way: what was asked, where it is kept, what it runs on. ``stop`` is set from outside.
+
+    ``supply`` gives the tuned kernels of every build.
+    """
+
+    request: StudyRequest
+    store: Store
+    progress: Progress
+    bench: Bench
+    supply: KernelSupply
+    stop: threading.Event
+    toolchain: Toolchain
+    row: StudyRow
+    workload: Workload
+    spaces: Sequence[SearchSpace]
+
+    @property
+    def defaults(self) -> frozenset[str]:
+        """Digests of the backends' defaults."""
+        return frozenset(configuration.digest for space in self.spaces for configuration in space.defaults)
+
+    def digest(self, backend: str) -> str:
+        """The digest of the toolchain entries that a backend's artifacts depend on."""
+        return self.toolchain.only(registry.backend(backend).toolchain).digest
+
+    def toolchain_of(self, trial: Trial) -> str:
+        """That digest for a trial's backend."""
+        return self.digest(trial.configuration.backend)
+
+    def check_stop(self) -> None:
+        """Raise StudyInterruptedError once the study was asked to stop."""
+        if self.stop.is_set():
+            raise StudyInterruptedError(
+                f"{self.request.name} was stopped; what was finished is kept", run="the same command to go on"
+            )

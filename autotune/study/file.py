@@ -1,0 +1,305 @@
+"""Study files: what a user writes to have a model tuned.
+
+Only ``name``, ``model`` and ``inputs`` are required. Whatever cannot be understood is refused with the line, the key,
+what was found and what is accepted; a file never begins any work.
+"""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic_core import ErrorDetails
+
+from autotune.errors import RequestError, StudyFileError
+from autotune.model.factory import absolute
+from autotune.model.inputs import DISTRIBUTIONS, DTYPES, InputSpec
+from autotune.records.objective import OBJECTIVES, Metric, Objective
+from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, PRECISIONS, SERVING
+from autotune.study.values import (
+    AUTO_BATCHES,
+    DEVICE,
+    NAME,
+    PARAMETER,
+    Callable,
+    Finite,
+    Positive,
+    SignalLimit,
+    Text,
+    all_or_names,
+    batches,
+    budget_seconds,
+    distinct,
+    limits_by_output,
+    matches,
+    one_of,
+    parse_duration,
+    size_or_batch,
+)
+from autotune.study.yaml_document import Place, YamlDocument, read_yaml
+
+__all__ = ["StudyFile", "parse_duration", "parse_study", "read_study"]
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelEntry(_Entry):
+    """Where the model comes from: a callable that makes it."""
+
+    factory: Callable
+
+
+class InputEntry(_Entry):
+    """One input, by the name of the forward's parameter; see :class:`autotune.model.inputs.InputSpec`."""
+
+    name: Annotated[str, matches(PARAMETER, "the name of a parameter of the model's forward")]
+    shape: tuple[Annotated[int | Literal["batch"], BeforeValidator(size_or_batch)], ...]
+    dtype: Annotated[str, one_of(DTYPES)] = "float32"
+    distribution: Annotated[str, one_of(DISTRIBUTIONS)] | None = None
+    low: Finite | None = None
+    high: Finite | None = None
+    file: Text | None = None
+    key: Text | None = None
+
+
+class MetricEntry(_Entry):
+    """A metric of the user's own with its bound."""
+
+    function: Callable
+    at_most: Finite | None = None
+    at_least: Finite | None = None
+
+
+class ConstraintsEntry(_Entry):
+    """What a candidate must keep; ``signal_error`` by output name, with ``default`` for all others."""
+
+    signal_error: Annotated[dict[Text, SignalLimit], BeforeValidator(limits_by_output)] = Field(default_factory=dict)
+    integer_agreement: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.99
+    metrics: tuple[MetricEntry, ...] = ()
+
+
+class SpaceEntry(_Entry):
+    """Which backends and precisions take part; ``None`` is all of them."""
+
+    backends: Annotated[tuple[Text, ...] | None, BeforeValidator(all_or_names)] = None
+    precision: Annotated[tuple[Annotated[str, one_of(PRECISIONS)], ...], AfterValidator(distinct)] | None = None
+
+
+class SearchEntry(_Entry):
+    """How long to search: distinct builds, seconds of active search, and the seed of everything random.
+
+    Without ``tune_kernels`` kernels are taken as the database knows them.
+    """
+
+    trials: Positive = DEFAULT_TRIALS
+    budget: Annotated[float, BeforeValidator(budget_seconds)] = DEFAULT_BUDGET_S
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    tune_kernels: bool = True
+
+
+class StudyFile(_Entry):
+    """A whole study file; ``source`` is the file it was read from, and paths in it are relative to its folder."""
+
+    name: Annotated[
+        str, matches(NAME, "a name of lower-case letters and digits, with single . _ - between, such as bert-base")
+    ]
+    model: ModelEntry
+    inputs: Annotated[tuple[InputEntry, ...], Field(min_length=1)]
+    batch: Annotated[tuple[Positive, ...], BeforeValidator(batches), AfterValidator(distinct)] = (1,)
+    device: Annotated[str, matches(DEVICE, "auto, cpu, cuda or cuda:N")] = "auto"
+    objective: Annotated[str, one_of(OBJECTIVES)] = OBJECTIVES[0]
+    constraints: ConstraintsEntry = ConstraintsEntry()
+    serve_as: Annotated[str, one_of(("any", *SERVING))] = "any"
+    space: SpaceEntry = SpaceEntry()
+    search: SearchEntry = SearchEntry()
+    _source: Path = PrivateAttr(default=Path("study.yaml"))
+
+    @property
+    def source(self) -> Path:
+        """The file this study was read from."""
+        return self._source
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether batches are doubled until throughput is saturated."""
+        return self.batch == AUTO_BATCHES
+
+    @property
+    def folder(self) -> Path:
+        """The folder that relative paths start from."""
+        return self._source.parent
+
+    @property
+    def factory(self) -> str:
+        """The model factory, its path made absolute."""
+        return absolute(self.model.factory, self.folder)
+
+    def input_specs(self) -> tuple[InputSpec, ...]:
+        """Return the inputs as records, with files made absolute."""
+        return tuple(_input_spec(entry, self.folder) for entry in self.inputs)
+
+    def objective_record(self) -> Objective:
+        """Return the objective with its constraints."""
+        return _objective(self.objective, self.constraints, self.folder)
+
+
+def read_study(path: Path | str) -> StudyFile:
+    """Read a study file; StudyFileError names the line, the key, what was found and what is accepted."""
+    path = Path(path)
+    asked = f"study file {path}"
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise StudyFileError(asked, found=f"bytes that are not text: {error.reason}", expected="UTF-8") from error
+    except OSError as error:
+        raise StudyFileError(
+            asked, found=error.strerror or str(error), expected="a study file, such as studies/resnet50/study.yaml"
+        ) from error
+    return parse_study(text, path)
+
+
+def parse_study(text: str, source: Path) -> StudyFile:
+    """Read the text of a study file that stands, or would stand, at ``source``."""
+    asked = f"study file {source}"
+    document = read_yaml(text, asked)
+    try:
+        study = StudyFile.model_validate(document.data)
+    except ValidationError as error:
+        raise _explained(error.errors(include_url=False), document, asked) from None
+    study._source = source
+    _check_records(study, document, asked)
+    return study
+
+
+def read_constraints(name: str, given: object, folder: Path) -> Objective:
+    """Make an objective of constraints that were given in Python as a study file has them; paths are below ``folder``.
+
+    Raises RequestError with the key, what was found and what is accepted.
+    """
+    try:
+        entry = ConstraintsEntry.model_validate(_tuples(given))
+        return _objective(name, entry, folder)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        found, expected = _found_expected({**first, "loc": ("constraints", *first["loc"])})
+        raise RequestError(f"constraints: {_key(first['loc'])}", found=found, expected=expected) from None
+    except ValueError as error:
+        raise RequestError("constraints", found=str(error), expected="bounds that can be kept") from error
+
+
+def _tuples(given: object) -> object:
+    """Lists as tuples, as they are read from a file."""
+    if isinstance(given, Mapping):
+        return {key: _tuples(value) for key, value in given.items()}
+    return tuple(map(_tuples, given)) if isinstance(given, list | tuple) else given
+
+
+def _objective(name: str, entry: ConstraintsEntry, folder: Path) -> Objective:
+    limits = dict(entry.signal_error)
+    return Objective(
+        name=name,
+        signal_error=limits.pop("default", Objective().signal_error),
+        signal_error_by_output=tuple(sorted(limits.items())),
+        integer_agreement=entry.integer_agreement,
+        metrics=tuple(
+            Metric(function=absolute(each.function, folder), at_most=each.at_most, at_least=each.at_least)
+            for each in entry.metrics
+        ),
+    )
+
+
+def _check_records(study: StudyFile, document: YamlDocument, asked: str) -> None:
+    """Make every record once, so that what single keys cannot show is refused here, with its line."""
+    names = [entry.name for entry in study.inputs]
+    for index, entry in enumerate(study.inputs):
+        where = f"{asked}, line {document.line_of(('inputs', index))}: inputs[{index}]"
+        if entry.name in names[:index]:
+            raise StudyFileError(where, found=f"the name {entry.name!r} a second time", expected="each input once")
+        try:
+            _input_spec(entry, study.folder)
+        except ValueError as error:
+            raise StudyFileError(where, found=str(error), expected=INPUT_FORM) from error
+    if study.sweeps and study.objective != "throughput":
+        where = f"{asked}, line {document.line_of(('batch',))}: batch"
+        raise StudyFileError(where, found=f"auto for {study.objective}", expected="batches, or objective: throughput")
+    try:
+        study.objective_record()
+    except ValueError as error:
+        where = f"{asked}, line {document.line_of(('constraints',))}: constraints"
+        raise StudyFileError(where, found=str(error), expected="a bound that can be kept") from error
+
+
+def _input_spec(entry: InputEntry, folder: Path) -> InputSpec:
+    file = None if entry.file is None else str((folder / entry.file).resolve())
+    return InputSpec(**{**entry.model_dump(), "file": file})
+
+
+def _explained(errors: list[ErrorDetails], document: YamlDocument, asked: str) -> StudyFileError:
+    """Say the first error in full, and where the others are."""
+    ordered = sorted(errors, key=lambda error: document.line_of(error["loc"]))
+    first = ordered[0]
+    found, expected = _found_expected(first)
+    where = f"{asked}, line {document.line_of(first['loc'])}: {_key(first['loc'], document)}"
+    others = sorted({document.line_of(error["loc"]) for error in ordered[1:]})
+    more = f"; more is wrong on line{'s' * (len(others) > 1)} {', '.join(map(str, others))}" if others else ""
+    return StudyFileError(where, found=found, expected=expected + more)
+
+
+def _key(place: Place, document: YamlDocument | None = None) -> str:
+    """Write a place as a person would: ``inputs[0].shape``."""
+    while document and place and place not in document.lines and place[:-1] in document.lines:
+        place = place[:-1]
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return text.lstrip(".") or "the whole file"
+
+
+def _found_expected(error: ErrorDetails) -> tuple[str, str]:
+    place = error["loc"]
+    keys = _accepted_keys(place[:-1])
+    if error["type"] == "missing":
+        return f"no key {str(place[-1])!r}", f"{place[-1]}: {_FORMS.get(str(place[-1]), '...')}"
+    if error["type"] == "extra_forbidden":
+        if place == ("model", "file"):
+            return "a model from a file", "factory: path.py:callable or package.module:callable"
+        return f"unknown key {str(place[-1])!r}", f"one of {', '.join(keys)}{_close(str(place[-1]), keys)}"
+    value = error["input"]
+    found = "nothing" if value is None else repr(list(value) if isinstance(value, tuple) else value)
+    found = found if len(found) <= 80 else f"{found[:77]}..."
+    expected = error["msg"].removeprefix("Input should be ").replace("tuple", "list").replace("dictionary", "mapping")
+    if error["type"] == "one_of":
+        expected += _close(str(value), tuple(error["ctx"]["accepted"].split(", ")))
+    if error["type"] == "model_type":
+        expected = f"a mapping with the keys {', '.join(_accepted_keys(place))}"
+    return found, expected
+
+
+def _accepted_keys(place: Place) -> tuple[str, ...]:
+    entry = _ENTRIES.get(tuple(part for part in place if isinstance(part, str)))
+    return tuple(entry.model_fields) if entry else ()
+
+
+def _close(word: str, accepted: tuple[str, ...]) -> str:
+    match = difflib.get_close_matches(word, accepted, n=1)
+    return f"; did you mean {match[0]}?" if match else ""
+
+
+_ENTRIES: dict[tuple[str, ...], type[_Entry]] = {
+    (): StudyFile,
+    ("model",): ModelEntry,
+    ("inputs",): InputEntry,
+    ("constraints",): ConstraintsEntry,
+    ("constraints", "metrics"): MetricEntry,
+    ("space",): SpaceEntry,
+    ("search",): SearchEntry,
+}
+_FORMS = {
+    "name": "resnet50",
+    "model": "{factory: ../models.py:resnet50}",
+    "factory": "path.py:callable or package.module:callable",
+    "inputs": "[{name: pixel_values, shape: [batch, 3, 224, 224], dtype: float32}]",
+    "shape": "[batch, 3, 224, 224]",
+}
+INPUT_FORM = "such as {name: ids, shape: [batch, 128], dtype: int64, low: 0, high: 30522}"

@@ -1,0 +1,215 @@
+"""What was found is built again: a finalist whose artifact is gone, or a plan for other weights: StudyRebuild."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autotune import registry
+from autotune.database.store import Store
+from autotune.execute.executor import Bench
+from autotune.execute.finals import ALONE, FinalsResult, run_finals, time_alone
+from autotune.progress import Progress
+from autotune.records.configuration import Configuration
+from autotune.records.device import Toolchain
+from autotune.records.identity import FINGERPRINT
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
+from autotune.records.trial import Failure, Measurement
+from autotune.records.workload import Workload
+from autotune.study.evidence import Finalist, FinalsEvidence
+from autotune.study.kernel_supply import KernelSupply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilt:
+    """A configuration that was built and judged again: its artifact, or the failure of its build or its check.
+
+    ``kernels`` is the digest of the tuned kernels that the build was handed, empty if it was handed none.
+    """
+
+    artifact: str = ""
+    kernels: str = ""
+    signal_error: float | None = None
+    build_s: float | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rebuilder:
+    """Builds configurations again with the kernels that the database knows now, and judges each by the gate.
+
+    ``bench`` has the reference already. ``check_stop`` raises StudyInterruptedError if the study was asked to stop.
+    """
+
+    bench: Bench
+    store: Store
+    supply: KernelSupply
+    objective: Objective
+    seed: int
+    check_stop: Callable[[], None]
+
+    @contextlib.contextmanager
+    def built(self, configuration: Configuration) -> Iterator[Rebuilt]:
+        """Build and judge one configuration; its artifact is held inside the context and dropped if no row names it."""
+        known = self.supply.of(configuration)
+        kernels = "" if known is None else known.digest
+        ((built, target),) = self.bench.build([configuration], 1, kernels=lambda _: known)
+        stored = ""
+        try:
+            self.check_stop()
+            if built.failure is not None:
+                yield Rebuilt(kernels=kernels, failure=built.failure)
+                return
+            with self.store.artifacts.kept(target) as stored:
+                artifact = self.store.artifacts.open(stored)
+                judged = self.bench.measure(artifact, self.objective, self.seed, check_only=True)
+                self.check_stop()
+                yield Rebuilt(
+                    artifact=stored,
+                    kernels=kernels,
+                    signal_error=(judged.value or {}).get("signal_error"),
+                    build_s=float((built.value or {})["build_s"]),
+                    failure=judged.failure,
+                )
+        finally:
+            self.bench.discard(target)
+            if stored:
+                self.store.drop_unnamed(stored)
+
+
+class _DoesNotHold(Exception):
+    """Why a stored plan cannot be kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRebuild:
+    """Builds a stored plan again, for other weights or another toolchain, and answers for its figures."""
+
+    store: Store
+    bench: Bench
+    supply: KernelSupply
+    toolchain: Toolchain
+    seed: int
+    progress: Progress
+    check_stop: Callable[[], None]
+
+    def rebuild(self, plan: Plan, workload: Workload) -> Plan | None:
+        """Build and judge a stored configuration again, and time it again if its kernels are others than they were.
+
+        ``None`` (search instead) if it does not pass the gate or, with these kernels, does not beat the baseline.
+        """
+        self.bench.reference(plan.objective)
+        with self._rebuilder(plan).built(plan.configuration) as again:
+            try:
+                changes = self._changes(plan, again)
+            except _DoesNotHold as why:
+                self._say(f"{plan.name}: the stored plan does not hold: {why}")
+                return None
+            entries = self.toolchain.only(registry.backend(plan.configuration.backend).toolchain)
+            kept = self.store.replace_plan_artifact(plan.uid, again.artifact, workload.weights, entries, **changes)
+        if again.kernels != plan.kernels:
+            self._time_alone(kept)
+        return kept
+
+    def _changes(self, plan: Plan, again: Rebuilt) -> dict[str, Any]:
+        """The fields of the plan that the new artifact changes; raises _DoesNotHold."""
+        if again.failure is not None:
+            raise _DoesNotHold(str(again.failure))
+        changes: dict[str, Any] = {
+            "signal_error": again.signal_error or 0.0,
+            "kernels": again.kernels,
+            "form": self.bench.form(),
+            "fingerprint": FINGERPRINT,
+        }
+        return changes if again.kernels == plan.kernels else {**changes, **self._timed_again(plan, again)}
+
+    def _rebuilder(self, plan: Plan) -> Rebuilder:
+        return Rebuilder(
+            bench=self.bench, store=self.store, supply=self.supply, objective=plan.objective, seed=self.seed,
+            check_stop=self.check_stop,
+        )  # fmt: skip
+
+    def _timed_again(self, plan: Plan, again: Rebuilt) -> dict[str, Any]:
+        """The plan's figures and evidence by finals against its baseline; raises _DoesNotHold."""
+        self._say(f"{plan.name}: the plan is built with other kernels than it was timed with; timing it again")
+        entries = {str(entry["uid"]): entry for entry in plan.evidence.get("finalists", ())}
+        uid = str(plan.evidence.get("trial", ""))
+        baseline = next((name for name, entry in entries.items() if entry["is_baseline"]), None)
+        if baseline is None or uid not in entries:
+            raise _DoesNotHold("its evidence names no baseline to compare it with")
+        finalists = {uid: _finalist(entries[uid], again, self._concurrency(uid))}
+        artifacts = {uid: self.store.artifacts.open(again.artifact)}
+        with contextlib.ExitStack() as held:
+            if baseline != uid:
+                configuration = Configuration.from_dict(entries[baseline]["configuration"])
+                other = held.enter_context(self._rebuilder(plan).built(configuration))
+                if other.failure is not None:
+                    raise _DoesNotHold(f"its baseline cannot be compared with: {other.failure}")
+                finalists[baseline] = _finalist(entries[baseline], other, self._concurrency(baseline))
+                artifacts[baseline] = self.store.artifacts.open(other.artifact)
+            result = self._finals(plan, artifacts, baseline, finalists)
+        if result.verdict.status == "undecided":
+            raise _DoesNotHold(f"with today's kernels it cannot be told from the baseline: {result.doubt}")
+        if result.verdict.winner != uid:
+            raise _DoesNotHold("with the kernels that are known now it does not beat the baseline")
+        finals = FinalsEvidence(result=result, finalists=finalists, objective=plan.objective, batch=plan.batch)
+        evidence = {**plan.evidence, **finals.as_dict(), "toolchain": self.toolchain.as_dict()}
+        return {**finals.figures(), "evidence": evidence}
+
+    def _finals(
+        self, plan: Plan, artifacts: Mapping[str, Path], baseline: str, finalists: Mapping[str, Finalist]
+    ) -> FinalsResult:
+        event = self.progress.event
+        event("finals_started", count=len(artifacts))
+        result = run_finals(
+            self.bench,
+            artifacts,
+            {baseline},
+            {uid: (finalist.configuration.digest,) for uid, finalist in finalists.items()},
+            self.seed,
+            lambda rounds, elapsed_s: event("finals_round", rounds=rounds, elapsed_s=elapsed_s),
+            objective=plan.objective,
+            concurrency={uid: finalist.concurrency for uid, finalist in finalists.items()},
+        )
+        self.check_stop()
+        return result
+
+    def _time_alone(self, plan: Plan) -> None:
+        """Time it without its baseline too, to compare with later, if its trial is in this database."""
+        trial = str(plan.evidence["trial"])
+        if plan.artifact is not None and self.store.measurements(trial):
+            alone = timed_alone(self.bench, self.store.artifacts.open(plan.artifact), self.seed, plan.kernels)
+            self.check_stop()
+            self.store.add_measurement(trial, "alone", alone)
+
+    def _concurrency(self, uid: str) -> int:
+        return best_concurrency(self.store, uid)
+
+    def _say(self, text: str) -> None:
+        self.progress.event("message", text=text)
+
+
+def best_concurrency(store: Store, uid: str) -> int:
+    """Return how many requests a trial had in flight when its throughput was best; 1 if that was not measured."""
+    screened = store.measurements(uid, "screening")
+    return int(screened[-1].conditions.get("throughput", {}).get("concurrency", 1)) if screened else 1
+
+
+def timed_alone(bench: Bench, artifact: Path, seed: int, kernels: str) -> Measurement:
+    """Time an artifact without a rival, as it will run when it is deployed; ``kernels`` stands in the conditions."""
+    measurement = time_alone(bench, artifact, seed).measurements[ALONE]
+    return replace(measurement, conditions={**measurement.conditions, "kernels": kernels})
+
+
+def _finalist(entry: Mapping[str, Any], again: Rebuilt, concurrency: int) -> Finalist:
+    """A finalist of earlier finals, as it was built and judged now."""
+    return Finalist(
+        configuration=Configuration.from_dict(entry["configuration"]),
+        signal_error=again.signal_error,
+        build_s=again.build_s,
+        could_be_baseline=bool(entry["could_be_baseline"]),
+        is_default=bool(entry["is_default"]),
+        concurrency=concurrency,
+    )

@@ -1,0 +1,198 @@
+"""Build and measure one stored trial's configuration again, outside the database: nothing is written to it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from autotune import registry
+from autotune.database.rows import StudyRow
+from autotune.database.store import Store
+from autotune.errors import DeviceError, RequestError, StudyInterruptedError
+from autotune.execute.executor import Bench
+from autotune.execute.server import StepResult, WorkerServer
+from autotune.execute.timing import TimeSplit
+from autotune.kernel import KnownKernels
+from autotune.kernels.executor import STEPS
+from autotune.measure.block import latency_ms as screened_ms
+from autotune.model.inputs import InputSpec
+from autotune.records.device import Device
+from autotune.records.trial import Failure, Measurement, Trial
+from autotune.runtime import toolchain as versions
+from autotune.scratch import ScratchFolder
+from autotune.study.kernel_supply import KernelSupply
+from autotune.study.study import stoppable
+
+FOLLOW_S = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reproduction:
+    """What became of a trial's configuration this time; ``notes`` say what is not as it was then."""
+
+    study: str
+    batch: int
+    trial: Trial
+    failure: Failure | None
+    build_s: float | None = None
+    latency_ms: float | None = None
+    signal_error: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def same(self) -> bool:
+        """Whether it ended as it did then: in the same kind of failure at the same stage, or in none."""
+        then = self.trial.failure
+        if then is None or self.failure is None:
+            return then is self.failure
+        return (then.stage, then.kind) == (self.failure.stage, self.failure.kind)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "study": self.study,
+            "batch": self.batch,
+            "trial": self.trial.as_dict(),
+            "failure": None if self.failure is None else self.failure.as_dict(),
+            "build_s": self.build_s,
+            "latency_ms": self.latency_ms,
+            "signal_error": self.signal_error,
+            "same": self.same,
+            "notes": list(self.notes),
+        }
+
+
+def device_of(row: StudyRow, devices: list[Device]) -> Device:
+    """Give the device of the study's class; raises DeviceError where this host has none."""
+    for device in devices:
+        if device.device_class == row.device_class:
+            return device
+    raise DeviceError(
+        f"trials of {row.name} at batch {row.batch} cannot be reproduced here",
+        found=", ".join(device.device_class for device in devices),
+        expected=f"a device of the class that the study is for: {row.device_class}",
+        run="the same command on such a host, with the same database",
+    )
+
+
+def reproduce(row: StudyRow, trial: Trial, store: Store, device: Device, output: IO[str]) -> Reproduction:
+    """Make the model, build the configuration and measure it as its study did; ``output`` gets what workers print.
+
+    The build is handed the tuned kernels that the database knows now; nothing is written to it. Raises RequestError if
+    the study does not say how its model is made, or if the model is another one now.
+    """
+    if not row.can_be_reproduced:
+        raise RequestError(
+            f"trial {trial.number} of {row.name} at batch {row.batch} cannot be reproduced",
+            found="a study of a model and tensors that were given in Python; they are not stored",
+            expected="a study of a study file, which says how its model and inputs are made",
+            run="autotune.tune(model, inputs) again, in Python",
+        )
+
+    def tell(text: str) -> None:
+        output.write(f"{text}\n")
+
+    with (
+        ScratchFolder("reproduce") as folder,
+        _following(folder, output),
+        WorkerServer(folder, steps=STEPS, work=row.name, tell=tell) as server,
+        stoppable(server) as stop,
+    ):
+        bench = Bench(server, folder, device, TimeSplit())
+        supply = KernelSupply(store, bench, device.device_class, versions.current(device), tell, stop)
+        found = _run(row, trial, bench, supply)
+        if stop.is_set():
+            raise StudyInterruptedError("the reproduction was stopped", run="the same command")
+        return found
+
+
+def _run(row: StudyRow, trial: Trial, bench: Bench, supply: KernelSupply) -> Reproduction:
+    specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in row.settings["inputs"]]
+    bench.prepare(row.name, row.batch, row.settings["factory"], specs, row.seed)
+    notes = _notes(row, trial, bench)
+    known = supply.of(trial.configuration)
+    notes += _kernel_notes(trial, known)
+    ((built, target),) = bench.build([trial.configuration], 1, kernels=lambda _: known)
+    if built.failure is not None:
+        return _told(row, trial, built, notes)
+    bench.reference(row.objective)
+    measured = bench.measure(target, row.objective, row.seed)
+    if measured.failure is None and row.objective.name == "memory":
+        taken = bench.footprint(target)
+        measured = taken if taken.failure is not None else measured
+    return _told(row, trial, measured, notes, build_s=float((built.value or {})["build_s"]))
+
+
+def _told(
+    row: StudyRow, trial: Trial, result: StepResult, notes: tuple[str, ...], build_s: float | None = None
+) -> Reproduction:
+    value = result.value or {}
+    latency_ms = screened_ms(Measurement.from_dict(value["measurement"])) if "measurement" in value else None
+    return Reproduction(
+        study=row.name,
+        batch=row.batch,
+        trial=trial,
+        failure=result.failure,
+        build_s=build_s,
+        latency_ms=latency_ms,
+        signal_error=value.get("signal_error"),
+        notes=notes,
+    )
+
+
+def _notes(row: StudyRow, trial: Trial, bench: Bench) -> tuple[str, ...]:
+    """Say what is not as it was; raises RequestError where that is the model's structure."""
+    workload = bench.workload()
+    if workload.structure != row.structure:
+        raise RequestError(
+            f"trial {trial.number} of {row.name} at batch {row.batch} cannot be reproduced",
+            found=f"{row.settings['factory']} makes a model of another structure now",
+            expected="the model that the study was begun with",
+            run="autotune tune with its study file, for a study of the model as it is now",
+        )
+    notes = [] if workload.weights == row.weights else ["the model has other weights than it had then"]
+    entries = versions.current(bench.device).only(registry.backend(trial.configuration.backend).toolchain)
+    if entries.digest != trial.toolchain:
+        versions_now = ", ".join(f"{name} {version}" for name, version in sorted(entries.as_dict().items()))
+        notes.append(f"the toolchain is another one than it was then: now {versions_now}")
+    return tuple(notes)
+
+
+def _kernel_notes(trial: Trial, known: KnownKernels | None) -> tuple[str, ...]:
+    """Say if the tuned kernels are not those that the trial was built with."""
+    if known is None or known.digest == trial.kernels:
+        return ()
+    if not trial.kernels:
+        return ("the trial does not say which tuned kernels it was built with",)
+    return ("the tuned kernels are others than they were then: the database knows others now",)
+
+
+@contextmanager
+def _following(folder: Path, output: IO[str]) -> Iterator[None]:
+    """Pass on what the steps print, as they print it: a candidate may take the host down before it has ended."""
+    ended, read_to = threading.Event(), dict[Path, int]()
+
+    def pass_on() -> None:
+        for log in sorted(folder.glob("[0-9]*.log")):
+            with log.open("rb") as file:
+                file.seek(read_to.get(log, 0))
+                content = file.read()
+                read_to[log] = file.tell()
+            if content:
+                output.write(content.decode(errors="replace"))
+                output.flush()
+
+    def follow() -> None:
+        while not ended.wait(FOLLOW_S):
+            pass_on()
+
+    thread = threading.Thread(target=follow, daemon=True, name="autotune-follow")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        pass_on()

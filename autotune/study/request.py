@@ -1,0 +1,144 @@
+"""What a study is asked, what it answers, and how it tells what it is doing."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from autotune.errors import RequestError
+from autotune.records.device import Device
+from autotune.records.objective import Objective
+from autotune.records.plan import Plan
+
+if TYPE_CHECKING:
+    from autotune.model.inputs import InputSpec
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+DEFAULT_TRIALS = 60
+DEFAULT_BUDGET_S = 180.0
+
+OutcomeStatus = Literal["promoted", "tie", "baseline", "undecided"]
+
+SERVING = {"torchscript": ("torchscript",), "onnx": ("onnxruntime",), "aoti": ("inductor",)}
+"""Which backends yield a format that a server asks for; ``any`` admits all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRequest:
+    """One search: a model at one batch on one device.
+
+    The model comes as a ``factory`` with ``inputs``, or ``prepared``: a folder that a process holding the module has
+    written. ``trials`` counts distinct builds, ``budget_s`` seconds of active search (builds included, finals not);
+    both count over all runs of the study. ``backends`` and ``precisions`` of ``None`` mean all. Without
+    ``tune_kernels`` kernels are taken as the database knows them.
+    """
+
+    name: str
+    batch: int
+    device: Device
+    objective: Objective = field(default_factory=Objective)
+    factory: str | None = None
+    inputs: "tuple[InputSpec, ...]" = ()
+    prepared: Path | None = None
+    serve_as: str = "any"
+    backends: tuple[str, ...] | None = None
+    precisions: tuple[str, ...] | None = None
+    trials: int = DEFAULT_TRIALS
+    budget_s: float = DEFAULT_BUDGET_S
+    seed: int = 0
+    tune_kernels: bool = True
+
+    def __post_init__(self) -> None:
+        for what, given in (("backends", self.backends), ("precisions", self.precisions)):
+            if given is not None and (isinstance(given, str) or not all(isinstance(one, str) for one in given)):
+                raise RequestError(f"{what}={given!r}", found=type(given).__name__, expected="a tuple of names")
+        unknown = sorted(set(self.precisions or ()) - set(PRECISIONS))
+        if unknown:
+            raise RequestError(f"unknown precision {', '.join(unknown)}", expected=f"some of {', '.join(PRECISIONS)}")
+        if (self.factory is None) == (self.prepared is None):
+            raise RequestError("a study needs a model", expected="either a factory or a prepared folder")
+        if self.trials < 1:
+            raise RequestError("trials must be at least 1", found=str(self.trials), expected="a positive number")
+        if not self.budget_s > 0:
+            raise RequestError("budget must be positive", found=f"{self.budget_s:g} s", expected="a duration like 3m")
+        if self.batch < 1:
+            raise RequestError("batch must be at least 1", found=str(self.batch), expected="a positive number")
+        if self.objective.name == "energy" and self.device.kind == "cpu":
+            raise RequestError(
+                f"energy cannot be measured on {self.device.name}",
+                found="a CPU, whose energy nothing here counts",
+                expected="an NVIDIA GPU with an energy counter, or another objective",
+                run="autotune tune --device cuda:0",
+            )
+        if self.serve_as != "any" and self.serve_as not in SERVING:
+            accepted = ", ".join(["any", *SERVING])
+            raise RequestError(f"serve_as {self.serve_as!r} is not a format", expected=f"one of {accepted}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyOutcome:
+    """What a study found: the plan in force, how its trials ended, and where the time went.
+
+    ``status`` is ``undecided`` if the finals could not tell the finalists apart; then ``reason`` says why, ``run`` is
+    the command that repeats only the finals, and ``plan`` is the incumbent, or None if there is no plan yet. Otherwise
+    ``plan`` is the one promoted now or found in the database, and ``status`` is its own. ``split`` holds seconds of
+    building, checking, sampling and other (imports, loading, starting, database, waiting); ``finalists`` one entry a
+    finalist in order of latency.
+    """
+
+    name: str
+    batch: int
+    device: Device
+    objective: Objective
+    plan: Plan | None
+    status: OutcomeStatus
+    reason: str = ""
+    run: str = ""
+    cached: bool
+    trials: Mapping[str, int]
+    seconds: float
+    split: Mapping[str, float] = field(default_factory=dict)
+    finalists: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.status not in get_args(OutcomeStatus):
+            raise ValueError(f"outcome status {self.status!r} is not one of {get_args(OutcomeStatus)}")
+        if self.undecided and not (self.reason and self.run):
+            raise ValueError(f"outcome of {self.name}: undecided needs a reason, and the command to run again")
+        if not self.undecided and (self.plan is None or self.plan.status != self.status):
+            found = "no plan" if self.plan is None else f"a plan of status {self.plan.status}"
+            raise ValueError(f"outcome of {self.name}: status {self.status} needs a plan of that status, found {found}")
+
+    @property
+    def undecided(self) -> bool:
+        """Whether the finals have to be repeated."""
+        return self.status == "undecided"
+
+    def as_dict(self) -> dict[str, Any]:
+        """One entry of what ``autotune tune --json`` prints under ``studies``."""
+        plan = self.plan
+        return {
+            "name": self.name,
+            "batch": self.batch,
+            "device": self.device.sku,
+            "objective": self.objective.name,
+            "status": self.status,
+            **({"reason": self.reason, "run": self.run} if self.undecided else {}),
+            "baseline_latency_ms": None if plan is None else plan.baseline_latency_ms,
+            "plan": None
+            if plan is None
+            else {
+                "backend": plan.configuration.backend,
+                "configuration": plan.configuration.as_dict(),
+                "latency_ms": plan.latency_ms,
+                "interval_ms": list(plan.interval_ms),
+                "speedup": plan.speedup,
+                "signal_error": plan.signal_error,
+                "status": plan.status,
+                "cached": self.cached,
+            },
+            "trials": {state: self.trials.get(state, 0) for state in ("complete", "pruned", "infeasible", "failed")},
+            "seconds": self.seconds,
+            "split_s": dict(self.split),
+            "finalists": [dict(finalist) for finalist in self.finalists],
+        }

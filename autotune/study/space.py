@@ -1,0 +1,164 @@
+"""Which candidates a study admits, and which of its trials enter the finals."""
+
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from autotune import registry
+from autotune.errors import RequestError, SpaceError
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.search_space import Constraint, SearchSpace
+from autotune.records.trial import Trial
+from autotune.records.workload import Workload
+from autotune.study.request import SERVING, StudyRequest
+
+log = logging.getLogger(__name__)
+
+FINALISTS = 8
+
+OUTCLASSED, IN_REACH = 2.0, 1.5
+"""What screening says of a candidate holds by more than this: a default slower than so many times the best needs no
+finals to be told that it lost, and nothing else enters that is out of reach. In ten finals on an H200 the ratio of two
+candidates differed by 19% or more between two processes in a tenth of the pairs, and loading a finalist in three took
+longer than timing it."""
+
+
+def is_baseline(configuration: Configuration, request: StudyRequest, *, stand_in: bool = False) -> bool:
+    """Whether a configuration is the model as its user runs it today (on a CPU: at some thread count).
+
+    With ``stand_in`` whether it is its captured graph, which takes that place if the user's own module fails in it.
+    """
+    check = getattr(registry.backend(configuration.backend), "is_baseline", None)
+    has_factory = request.factory is not None and not stand_in
+    return bool(check is not None and check(configuration, has_factory=has_factory))
+
+
+def stand_ins(tried: Sequence[Trial], request: StudyRequest) -> list[Configuration]:
+    """Return the captured graph of each baseline that was tried, if every one of them has failed; else nothing.
+
+    A module may fail for reasons of its own, such as a factory that works only where it was written.
+    """
+    own = [trial for trial in tried if is_baseline(trial.configuration, request)]
+    if request.factory is None or not own or any(trial.state != "failed" for trial in own):
+        return []
+    return [
+        Configuration.of(trial.configuration.backend, {**dict(trial.configuration.values), "form": "graph"})
+        for trial in own
+    ]
+
+
+def search_spaces(request: StudyRequest, workload: Workload | None) -> list[SearchSpace]:
+    """The spaces of the backends that take part, cut down to what the study admits; the baseline always stays.
+
+    Raises RequestError for a backend that was asked for and does not work here, SpaceError where nothing but the
+    baseline is left.
+    """
+    admitted = _admitted_backends(request)
+    spaces = []
+    for name in registry.names():
+        backend = registry.backend(name)
+        availability = backend.probe(request.device)
+        if not availability.works:
+            if request.backends is not None and name in request.backends:
+                raise RequestError(
+                    f"backend {name} was asked for and does not work on {request.device.name}",
+                    found=availability.reason, expected="an installed backend", run=availability.remedy,
+                )  # fmt: skip
+            log.info("backend %s takes no part: %s", name, availability.reason)
+            continue
+        space = backend.space(request.device, workload, has_factory=request.factory is not None)
+        space = _narrow(space, request, whole=name in admitted)
+        if space.defaults or any(True for _ in space):
+            spaces.append(space)
+    if not any(not is_baseline(configuration, request) for space in spaces for configuration in space):
+        precision = "any precision" if request.precisions is None else f"precision {', '.join(request.precisions)}"
+        raise SpaceError(
+            f"the search space of {request.name} leaves no candidate on {request.device.name}",
+            found=f"backends {', '.join(sorted(admitted))}; {precision}; serve_as {request.serve_as}",
+            expected="at least one candidate besides the baseline",
+            run="the study with a wider space: (more backends or precisions)",
+        )
+    return spaces
+
+
+def participants(request: StudyRequest) -> list[str]:
+    """The backends that a study admits and that work here."""
+    admitted, device = _admitted_backends(request), request.device
+    return [name for name in registry.names() if name in admitted and registry.backend(name).probe(device).works]
+
+
+def choose_finalists(
+    complete: Sequence[Trial],
+    baselines: Iterable[str],
+    defaults: Sequence[Configuration],
+    disturbed: Collection[str] = frozenset(),
+) -> list[Trial]:
+    """Baselines, every backend's defaults, the best of every backend, the best in full precision, and the best overall.
+
+    ``disturbed`` are the uids of those whose screening met others on the device all the while: nothing is known of
+    them, so that of baselines and defaults all of these enter.
+
+    Of the defaults those that are not outclassed. The best overall, as far as they are in reach of the first, fill up
+    to eight finalists besides the baselines; what must enter may make them more.
+    """
+    ranked = sorted((t for t in complete if t.ranked_by is not None), key=lambda t: (t.ranked_by, t.uid))
+    own = [trial for trial in ranked if trial.uid in set(baselines)]
+    base = {trial.uid for trial in _within(own, IN_REACH)} | {trial.uid for trial in own if trial.uid in disturbed}
+    ranked = [trial for trial in ranked if trial.uid in base or trial.uid not in set(baselines)]
+    default_digests = {configuration.digest for configuration in defaults}
+    in_class = {trial.uid for trial in _within(ranked, OUTCLASSED)} | set(disturbed)
+    must = base | {t.uid for t in ranked if t.uid in in_class and t.configuration.digest in default_digests}
+    for precision in (None, "fp32"):
+        seen: set[str] = set()
+        for trial in ranked:
+            fits = precision is None or trial.configuration.get("precision", "") == precision
+            if fits and trial.configuration.backend not in seen:
+                seen.add(trial.configuration.backend)
+                if precision is None or len(seen) == 1:
+                    must.add(trial.uid)
+    for trial in _within(ranked, IN_REACH):
+        if len(must - base) >= FINALISTS:
+            break
+        must.add(trial.uid)
+    return [trial for trial in ranked if trial.uid in must]
+
+
+def _within(ranked: Sequence[Trial], factor: float) -> list[Trial]:
+    """Those of the trials, fastest first, that take at most so many times as long as the first."""
+    return [trial for trial in ranked if (trial.ranked_by or 0.0) <= factor * (ranked[0].ranked_by or 0.0)]
+
+
+def _admitted_backends(request: StudyRequest) -> set[str]:
+    known = set(registry.names())
+    asked = known if request.backends is None else set(request.backends)
+    if asked - known:
+        raise RequestError(
+            f"unknown backend {', '.join(sorted(asked - known))}", expected=f"one of {', '.join(sorted(known))}"
+        )
+    return asked if request.serve_as == "any" else asked & set(SERVING[request.serve_as])
+
+
+def _narrow(space: SearchSpace, request: StudyRequest, *, whole: bool) -> SearchSpace:
+    """Keep the baseline and, where ``whole``, the precisions that the study admits."""
+    backend = space.backend
+
+    def baseline(values: Mapping[str, Scalar]) -> bool:
+        return is_baseline(Configuration.of(backend, values), request)
+
+    constraints = list(space.constraints)
+    if not whole:
+        constraints.append(Constraint(reason=f"{backend} takes part as the baseline only", holds=baseline))
+    elif request.precisions is not None:
+        accepted = frozenset(request.precisions)
+        constraints.append(
+            Constraint(
+                reason=f"precision is limited to {', '.join(sorted(accepted))}",
+                holds=lambda values: values["precision"] in accepted or baseline(values),
+            )
+        )
+    narrowed = replace(space, constraints=tuple(constraints), defaults=(), hints=())
+    return replace(
+        narrowed,
+        defaults=tuple(c for c in space.defaults if narrowed.refusal(c) is None),
+        hints=tuple(c for c in space.hints if narrowed.refusal(c) is None),
+    )

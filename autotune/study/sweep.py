@@ -1,0 +1,55 @@
+"""Batches doubled until more of them serve no more items a second."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+
+from autotune.errors import OutOfMemoryError
+from autotune.study.request import StudyOutcome, StudyRequest
+
+log = logging.getLogger(__name__)
+
+GAIN = 0.05
+"""A larger batch has to serve so many more items a second, or the sweep ends."""
+
+
+def sweep(requests: Iterable[StudyRequest], run: Callable[[StudyRequest], StudyOutcome]) -> Iterator[StudyOutcome]:
+    """Run studies of growing batches until throughput is saturated or memory is out.
+
+    Raises what the first study raises; a later one that runs out of memory ends the sweep. A study that is undecided
+    says nothing about saturation: the next batch follows.
+    """
+    fastest: float | None = None
+    for request in requests:
+        try:
+            outcome = run(request)
+        except OutOfMemoryError as error:
+            if fastest is None:
+                raise
+            log.warning("batch %d does not fit: %s", request.batch, error)
+            return
+        yield outcome
+        if (reached := items_per_s(outcome)) is None:
+            continue
+        if fastest is not None and reached < fastest * (1 + GAIN):
+            return
+        fastest = reached
+
+
+def items_per_s(outcome: StudyOutcome) -> float | None:
+    """What the plan of a study serves, from its finals; None if they could not decide."""
+    if outcome.plan is None or outcome.undecided:
+        return None
+    return float(outcome.plan.evidence["objective"]["items_per_s"])
+
+
+def saturated(outcomes: Iterable[StudyOutcome]) -> StudyOutcome | None:
+    """The study whose plan serves most; at less than :data:`GAIN` between two, the smaller batch.
+
+    None if no study of the sweep was decided.
+    """
+    best: tuple[float, StudyOutcome] | None = None
+    for outcome in outcomes:
+        served = items_per_s(outcome)
+        if served is not None and (best is None or served >= best[0] * (1 + GAIN)):
+            best = served, outcome
+    return None if best is None else best[1]

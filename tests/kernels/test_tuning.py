@@ -1,0 +1,259 @@
+import dataclasses
+import threading
+
+import pytest
+
+from autotune.database.store import Store
+from autotune.errors import RequestError, SpaceError, WorkError
+from autotune.execute.server import WorkerServer
+from autotune.kernel import MadeKernel
+from autotune.kernels.executor import STEPS
+from autotune.kernels.tuning import tune_kernels
+from autotune.records.device import Device
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
+from autotune.records.trial import Failure
+from tests.toy_kernels import FAULTS, LIBRARY, build, launch
+
+H200 = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0), cores=4, power_limit_w=700)
+
+
+def problem(m, **values):
+    return GemmProblem(m=m, n=16, k=32, dtype="fp32", output="fp32", **values)
+
+
+class Events:
+    def __init__(self, then=lambda trial: None):
+        self.trials, self.messages, self._then = [], [], then
+
+    def event(self, kind, **data):
+        if kind == "kernel_tried":
+            self.trials.append(data["trial"])
+            self._then(data["trial"])
+        elif kind == "message":
+            self.messages.append(data["text"])
+
+
+@pytest.fixture
+def tune(tmp_path, cpu, toykernels, monkeypatch):
+    """Tune toy kernels on this CPU in workers, with a database and a cache that stay between calls."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("autotune.kernels.executor.CANDIDATE_S", 3.0)
+
+    def run(*problems, device=cpu, then=lambda server, stop: lambda trial: None, builds=16, budget_s=60.0, **values):
+        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        stop = threading.Event()
+        with Store.open(str(tmp_path / "kernels.db")) as store, WorkerServer(folder, steps=STEPS) as server:
+            events = Events(then(server, stop))
+            report = tune_kernels(
+                dict.fromkeys(problems, 1.0), device, store, server, backend="toykernels", budget_s=budget_s,
+                builds=builds, progress=events, stop=stop, **values,
+            )  # fmt: skip
+            stored = [store.kernels.of(one, device.device_class, report.toolchain) for one in problems]
+        return report, events, stored
+
+    return run
+
+
+def compiled(tmp_path):
+    log = tmp_path / "cache" / "autotune" / "kernels" / "compiled"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+def test_libraries_builds_and_launches_are_tried_once_for_all_runs(tune, tmp_path):
+    asked = problem(8)
+    report, _, (stored,) = tune(asked)
+    (tuned,) = report.problems
+    everything = {LIBRARY, *(launch(build("none", number), order) for number in range(5) for order in range(2))}
+    tried = {trial.configuration for trial in tuned.trials}
+    assert {LIBRARY, *(launch(build("none", number)) for number in range(5))} <= tried <= everything
+    assert tuned.measured == len(tuned.trials) == len(stored) and tuned.compiled == 5
+    assert len(compiled(tmp_path)) == 5
+    assert tuned.best.median_us == min(trial.median_us for trial in stored)
+    assert tuned.library.configuration == LIBRARY and tuned.saved is not None and tuned.saved >= 0
+    assert all(trial.made["compile_s"] == 0.5 for trial in stored if trial.configuration != LIBRARY)
+    assert {"build", "load", "check", "measure"} <= {stage for stage, _, _ in report.spans}
+    assert not report.stopped and not report.notes
+
+    again, events, (unchanged,) = tune(asked)
+    assert again.problems[0].measured == 0 and not events.trials
+    assert {trial.configuration for trial in unchanged} == tried
+    assert len(compiled(tmp_path)) == 5
+
+
+def test_builds_count_over_all_runs(tune, tmp_path):
+    tune(problem(8), builds=2)
+    assert len(compiled(tmp_path)) == 2
+    tune(problem(8), builds=3)
+    assert len(compiled(tmp_path)) == 3
+    assert len(set(compiled(tmp_path))) == 3
+
+
+def test_whatever_goes_wrong_is_one_trial_and_is_never_tried_again_but_what_lacked_memory(tune, tmp_path):
+    report, _, (stored,) = tune(problem(2), builds=len(FAULTS))
+    ends = {trial.configuration["fault"]: trial for trial in stored if trial.configuration != LIBRARY}
+    kinds = {fault: trial.failure.kind if trial.failure else None for fault, trial in ends.items()}
+    assert kinds == {
+        "none": None, "slow": None, "refused": "error", "error": "error", "crash": "crash", "hang": "timeout",
+        "inaccurate": "inaccurate", "second_call": "inaccurate", "non_finite": "non_finite",
+        "unwritten": "non_finite", "outside": "error",
+    }  # fmt: skip
+    assert ends["refused"].failure.detail == "no such tile" and ends["refused"].failure.stage == "build"
+    lacking = [trial for trial in report.problems[0].trials if trial.configuration.get("fault", "") == "out_of_memory"]
+    assert [trial.failure.kind for trial in lacking] == ["out_of_memory"]
+    _, events, _ = tune(problem(2), builds=len(FAULTS))
+    assert {trial.configuration["fault"] for trial in events.trials} == {"out_of_memory"}
+
+
+def test_a_kind_without_a_compiler_is_said_once_and_the_others_take_its_place(tune):
+    report, events, (stored,) = tune(problem(4), builds=2)
+    assert [message.splitlines()[0] for message in events.messages] == [
+        "no kernels of kind nowhere but those that are compiled already: toy kernels of the kind nowhere"
+    ]
+    assert len(report.notes) == 1 and "no compiler" in report.notes[0]
+    assert {trial.configuration.backend for trial in stored} == {"toy", "torch"}
+    assert report.problems[0].compiled == 2
+
+
+def test_without_a_compiler_what_is_compiled_already_serves(tune, tmp_path):
+    folder = tmp_path / "cache" / "autotune" / "kernels"
+    folder.mkdir(parents=True)
+    (folder / "compiled").write_text(f"{build('none', 1, 'nowhere')}\n")
+    _, events, (stored,) = tune(problem(4))
+    assert len(events.messages) == 1
+    served = [trial for trial in stored if trial.configuration.backend == "nowhere"]
+    assert {(trial.configuration["number"], trial.state) for trial in served} == {(1, "complete")}
+
+
+def test_without_any_build_the_libraries_are_timed(tune):
+    report, _, (stored,) = tune(problem(3))
+    assert [trial.configuration for trial in stored] == [LIBRARY]
+    assert report.problems[0].saved == 0.0
+
+
+def test_several_problems_share_a_budget_and_each_gets_its_libraries(tune):
+    report, _, stored = tune(problem(8), problem(3), problem(1), budget_s=0.0)
+    assert [[trial.configuration for trial in one] for one in stored] == [[LIBRARY]] * 3
+    assert [tuned.compiled for tuned in report.problems] == [0, 0, 0]
+
+
+def test_what_is_finished_when_it_is_stopped_is_kept_and_the_next_run_goes_on(tune):
+    def stopping(server, stop):
+        def then(trial):
+            if trial.configuration != LIBRARY:
+                stop.set()
+                server.stop()
+
+        return then
+
+    report, _, (stored,) = tune(problem(8), then=stopping)
+    assert report.stopped
+    assert len(stored) == 2 and all(trial.state == "complete" for trial in stored)
+    again, events, (complete,) = tune(problem(8))
+    assert not again.stopped and len(complete) == len(stored) + len(events.trials)
+    assert {trial.configuration for trial in stored}.isdisjoint(trial.configuration for trial in events.trials)
+
+
+def test_a_problem_without_a_candidate_is_refused_or_left_out(tune):
+    activated = problem(8, bias=True, activation="relu")
+    with pytest.raises(SpaceError, match="no activation"):
+        tune(activated)
+    report, events, _ = tune(problem(3), activated)
+    assert [tuned.trouble is None for tuned in report.problems] == [True, False]
+    assert report.problems[0].best is not None and any("no activation" in text for text in events.messages)
+
+
+def test_a_problem_that_does_not_fit_the_memory_is_refused_before_anything_begins(tune, cpu):
+    with pytest.raises(RequestError, match="GiB"):
+        tune(problem(8), device=dataclasses.replace(cpu, memory_bytes=1000))
+
+
+def test_a_backend_without_kernels_is_refused(tmp_path, cpu):
+    with Store.open(str(tmp_path / "kernels.db")) as store, pytest.raises(RequestError, match="cannot be tuned"):
+        tune_kernels({problem(8): 1.0}, cpu, store, None, backend="eager", budget_s=1.0)
+
+
+class FakeBench:
+    """Compiles and times at once; a timing of a build lasts until the next builds are being compiled."""
+
+    waited_s = 0.0
+
+    def __init__(self, server, device, backend, folder, *, toolchain, seed):
+        self.device, self.toolchain, self.spans = device, toolchain, []
+        self.begun, self.batches, self.overlapped = threading.Semaphore(0), 0, []
+
+    def rates(self, tell):
+        return None
+
+    def compile(self, problem, builds, limit_s):
+        self.batches += 1
+        self.begun.release()
+        return {build: MadeKernel() for build in builds}, {}
+
+    def time(self, problem, candidates, best_us, tell):
+        if len(self.overlapped) < 3:  # there are no builds after those of the third batch
+            self.overlapped.append((candidates[0] == LIBRARY, self.begun.acquire(timeout=30.0)))
+        for candidate in candidates:
+            tell(
+                KernelTrial(
+                    problem=problem, device_class=self.device.device_class, toolchain=self.toolchain,
+                    configuration=candidate, state="complete", samples_us=(5.0,),
+                )
+            )  # fmt: skip
+
+    def close(self):
+        pass
+
+
+class FakeServer:
+    closed = False
+
+
+def test_on_a_gpu_the_next_builds_compile_while_others_are_timed(tmp_path, toykernels, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    benches = []
+    monkeypatch.setattr(
+        "autotune.kernels.tuning.KernelBench",
+        lambda *arguments, **values: benches.append(FakeBench(*arguments, **values)) or benches[0],
+    )
+    with Store.open(str(tmp_path / "kernels.db")) as store:
+        tune_kernels({problem(8): 1.0}, H200, store, FakeServer(), backend="toykernels", budget_s=60.0)
+    (bench,) = benches
+    assert bench.batches == 3  # of 2, 2 and 1 builds
+    assert bench.overlapped == [(True, True), (False, True), (False, True)]
+
+
+def test_hints_of_another_toolchain_are_built_first(tune, tmp_path, cpu):
+    hinted = launch(build("none", 4))
+    with Store.open(str(tmp_path / "kernels.db")) as store:
+        store.kernels.add(
+            [
+                KernelTrial(
+                    problem=problem(8), device_class=cpu.device_class, toolchain="older", configuration=hinted,
+                    state="complete", samples_us=(1.0,),
+                )
+            ]
+        )  # fmt: skip
+    _, events, _ = tune(problem(8), builds=1)
+    assert [trial.configuration for trial in events.trials[:2]] == [LIBRARY, hinted]
+
+
+def test_a_crash_that_is_on_record_is_not_repeated(tune, tmp_path, cpu):
+    report, _, _ = tune(problem(3))
+    crashed = KernelTrial(
+        problem=problem(1), device_class=cpu.device_class, toolchain=report.toolchain,
+        configuration=launch(build("none")), state="failed", failure=Failure(stage="check", kind="crash", detail="it"),
+    )  # fmt: skip
+    with Store.open(str(tmp_path / "kernels.db")) as store:
+        store.kernels.add([crashed])
+    _, events, _ = tune(problem(1))
+    assert [trial.configuration for trial in events.trials] == [LIBRARY]
+    assert compiled(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_its_place(tune, tmp_path, monkeypatch):
+    (tmp_path / "a-file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a-file"))
+    with pytest.raises(WorkError, match="XDG_CACHE_HOME"):
+        tune(problem(8))

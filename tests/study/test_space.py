@@ -1,0 +1,50 @@
+from autotune.records.configuration import Configuration
+from autotune.records.trial import Trial
+from autotune.study.space import FINALISTS, choose_finalists
+
+
+def trial(number: int, latency_ms: float, backend: str = "a", precision: str = "fp32") -> Trial:
+    configuration = Configuration.of(backend, {"n": number, "precision": precision})
+    return Trial(
+        uid=f"t{number:02d}", number=number, configuration=configuration, state="complete", latency_ms=latency_ms
+    )
+
+
+def chosen(trials, baselines=(), defaults=()):
+    return [t.number for t in choose_finalists(trials, baselines, defaults)]
+
+
+def test_the_best_few_come_in_order_and_the_baseline_comes_on_top():
+    trials = [trial(n, 1.0 + n / 50) for n in range(20)] + [trial(20, 3.0)]
+    assert chosen(trials, ["t20"]) == [*range(FINALISTS), 20]
+
+
+def test_what_is_out_of_reach_fills_no_place():
+    assert chosen([trial(0, 1.0), trial(1, 1.5), trial(2, 1.51), trial(3, 9.0, "base")], ["t03"]) == [0, 1, 3]
+
+
+def test_every_backends_best_every_default_and_the_best_in_full_precision_are_in():
+    fast = [trial(n, 1.0 + n / 100, "a", "fp16") for n in range(20)]
+    slow = [trial(30, 50.0, "b", "fp16"), trial(31, 60.0, "c"), trial(32, 1.9, "a", "fp16"), trial(33, 5.0, "a")]
+    numbers = chosen([*fast, *slow], defaults=[slow[2].configuration])
+    assert {0, 30, 31, 32, 33} <= set(numbers)
+
+
+def test_a_default_that_is_outclassed_stays_out():
+    trials = [trial(0, 1.0, "a", "fp16"), trial(1, 1.8), trial(2, 2.0), trial(3, 2.1), trial(4, 9.0, "base")]
+    trials += [trial(n, 1.1 + n / 1000, "a", "fp16") for n in range(5, 15)]
+    everything = [t.configuration for t in trials[:4]]
+    assert {0, 1, 2, 4} <= set(chosen(trials, ["t04"], everything)) and 3 not in chosen(trials, ["t04"], everything)
+
+
+def test_a_baseline_that_cannot_be_the_fastest_stays_out():
+    trials = [trial(0, 100.0, "eager"), trial(1, 140.0, "eager"), trial(2, 160.0, "eager"), trial(3, 10.0)]
+    everything = [t.configuration for t in trials]
+    assert chosen(trials, ["t00", "t01", "t02"], everything) == [3, 0, 1]
+
+
+def test_baselines_and_defaults_that_others_disturbed_all_the_while_stay_in():
+    trials = [trial(0, 1.0), trial(1, 90.0, "a"), trial(2, 6.0, "base"), trial(3, 75.0, "base"), trial(4, 80.0, "b")]
+    disturbed, defaults = {"t01", "t03", "t04"}, [trials[1].configuration]
+    assert [t.number for t in choose_finalists(trials, ["t02", "t03"], defaults, disturbed)] == [0, 2, 3, 4, 1]
+    assert [t.number for t in choose_finalists(trials, ["t02", "t03"], defaults)] == [0, 2, 4]
