@@ -309,7 +309,7 @@ def _wrong(plan: "Plan", store: "Store", prepared: "Prepared") -> list[tuple[str
 
 def _with_metric_code(prepared: "Prepared", request: StudyRequest) -> StudyRequest:
     """The request with what the code of its metrics is, which a worker finds out: it is the user's own code."""
-    from autotune.execute.executor import Bench
+    from autotune.execute.executor import Executor
     from autotune.execute.server import WorkerServer
     from autotune.execute.timing import TimeSplit
     from autotune.study.identity import with_metric_code
@@ -317,8 +317,8 @@ def _with_metric_code(prepared: "Prepared", request: StudyRequest) -> StudyReque
     with ScratchFolder("metrics") as folder:
         prepared.write(folder / "model")
         with WorkerServer(folder) as server:
-            bench = Bench(server, folder, request.device, TimeSplit())
-            return replace(request, objective=with_metric_code(request.objective, bench)[0])
+            executor = Executor(server, folder, request.device, TimeSplit())
+            return replace(request, objective=with_metric_code(request.objective, executor)[0])
 
 
 def _opened(

@@ -67,7 +67,7 @@ class EarlyLoad:
         session.send({"abandon_ms": self._abandon_ms})
 
 
-class Bench:
+class Executor:
     """Runs steps for one study and adds up where their time went.
 
     ``folder`` holds the captured model and every artifact until the store has it; it is the caller's to delete.

@@ -12,7 +12,7 @@ from typing import Any
 
 from autotune.errors import StudyInterruptedError
 from autotune.execute.channel import ChannelClosed
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.execute.footprint import footprint_rounds
 from autotune.execute.input_sets import TIMING_SETS
 from autotune.execute.server import Session
@@ -82,7 +82,7 @@ class FinalsResult:
 class _Drive:
     """What changes while finals run."""
 
-    bench: Bench
+    executor: Executor
     artifacts: dict[str, Path]
     finals: Finals
     seed: int
@@ -112,8 +112,8 @@ class _Drive:
     def start(self) -> Session:
         """Begin one more process that loads every finalist still in the race."""
         request = {
-            "folder": str(self.bench.model),
-            "device": self.bench.device.as_dict(),
+            "folder": str(self.executor.model),
+            "device": self.executor.device.as_dict(),
             "artifacts": {name: str(self.artifacts[name]) for name in self.finals.running},
             "objective": self.objective.as_dict(),
             "concurrency": {name: self.concurrency.get(name, 1) for name in self.finals.running},
@@ -121,7 +121,7 @@ class _Drive:
             "canary": True if self.protocol == ALONE_PROTOCOL else None,
         }
         self.started += 1
-        return self.bench.server.start("finals", request, "load")
+        return self.executor.server.start("finals", request, "load")
 
     def end(self, sessions: list[Session]) -> None:
         """Kill processes whose samples are not wanted any more."""
@@ -136,13 +136,13 @@ class _Drive:
         except ChannelClosed:
             log.debug("a process of the finals was gone before it was told to close")
         session.finish()
-        self.bench.split.add(session.spans)
+        self.executor.split.add(session.spans)
         stages = ", ".join(f"{name} {end - begin:.2f} s" for name, begin, end in session.spans)
         log.info("process %d of the finals: %s", session.pid, stages)
 
 
 def run_finals(
-    bench: Bench,
+    executor: Executor,
     artifacts: Mapping[str, Path],
     baselines: Collection[str],
     tie_keys: TieKeys,
@@ -162,10 +162,10 @@ def run_finals(
     """
     names = list(artifacts)
     drive = _Drive(
-        bench=bench,
+        executor=executor,
         artifacts=dict(artifacts),
         finals=Finals(
-            names, baselines=baselines, tie_keys=tie_keys, processes=PROCESSES[bench.device.kind],
+            names, baselines=baselines, tie_keys=tie_keys, processes=PROCESSES[executor.device.kind],
             statistic=statistic_of(objective),
         ),
         seed=seed,
@@ -174,13 +174,13 @@ def run_finals(
         protocol=protocol,
     )  # fmt: skip
     if objective.name == "memory":
-        footprint_rounds(drive.bench, drive.artifacts, drive.finals, seed, on_rounds)
+        footprint_rounds(drive.executor, drive.artifacts, drive.finals, seed, on_rounds)
         drive.process_of_round = list(range(drive.finals.rounds))
         return _result(drive, drive.finals.conclude())
-    with bench.watched(protocol):
+    with executor.watched(protocol):
         try:
-            verdict = _race(drive, LIMIT_S[bench.device.kind], on_rounds)
-            if drive.current is not None and bench.device.kind == "cuda" and protocol == "finals":
+            verdict = _race(drive, LIMIT_S[executor.device.kind], on_rounds)
+            if drive.current is not None and executor.device.kind == "cuda" and protocol == "finals":
                 drive.utilisation = _utilisation(drive.current)
         finally:
             for session in ([drive.current] if drive.current is not None else []) + drive.waiting:
@@ -195,7 +195,7 @@ def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]
     """
     begin = drive.now()
     deadline = begin + limit_s
-    last = PROCESSES[drive.bench.device.kind] - 1
+    last = PROCESSES[drive.executor.device.kind] - 1
     verdict: Verdict | None = None
     process, crashes, longest_load_s, extensions, is_over = -1, 0, 0.0, EXTENSIONS, False
     while verdict is None and drive.finals.next_rounds():
@@ -257,7 +257,7 @@ def _next_process(drive: _Drive, process: int) -> Session:
 
 def _load_together(drive: _Drive) -> bool:
     """Whether the processes load side by side: on a GPU, whose host has cores to spare."""
-    return drive.bench.device.kind == "cuda"
+    return drive.executor.device.kind == "cuda"
 
 
 class _Died(Exception):
@@ -302,8 +302,8 @@ def _run(drive: _Drive, session: Session, process: int, *, limit_s: float, longe
         pass
     rounds = [{name: Block.from_dict(block) for name, block in one.items()} for one in message["rounds"]]
     seen = {"readings": [block.readings for one in rounds for block in one.values()]}
-    for pid, text in foreign_processes(seen, drive.bench.device).items():
-        drive.bench.server.notices.say(text, of=pid)
+    for pid, text in foreign_processes(seen, drive.executor.device).items():
+        drive.executor.server.notices.say(text, of=pid)
     drive.finals.add(process, rounds)
     drive.process_of_round += [process] * len(rounds)
     return len(rounds)
@@ -329,9 +329,9 @@ def _heard(session: Session, patience_s: float, whole_s: float) -> Mapping[str, 
 def _drop_culprit(drive: _Drive, session: Session, crashes: int) -> None:
     """Drop the finalist whose turn it was when a process died; the other processes hold it too and start again."""
     session.finish()
-    if drive.bench.server.closed:
+    if drive.executor.server.closed:
         raise StudyInterruptedError("the finals were stopped; the trials are kept", run="the same command to go on")
-    drive.bench.split.add(session.spans)
+    drive.executor.split.add(session.spans)
     failure = session.failure(0.0)
     if session.turn is None or crashes > len(drive.artifacts):
         raise failure.exception("the finals could not be run", found=str(failure))
@@ -345,7 +345,7 @@ def _drop_culprit(drive: _Drive, session: Session, crashes: int) -> None:
 
 
 def _result(drive: _Drive, verdict: Verdict) -> FinalsResult:
-    protocol = protocol_of(drive.protocol, drive.bench.device.kind, TIMING_SETS)
+    protocol = protocol_of(drive.protocol, drive.executor.device.kind, TIMING_SETS)
     samples = drive.finals.samples()
     return FinalsResult(
         verdict=verdict,
@@ -364,13 +364,13 @@ def _result(drive: _Drive, verdict: Verdict) -> FinalsResult:
     )
 
 
-def time_alone(bench: Bench, artifact: Path, seed: int) -> FinalsResult:
+def time_alone(executor: Executor, artifact: Path, seed: int) -> FinalsResult:
     """Time one artifact by the rules of the finals without a rival, as it will run when it is deployed.
 
     Beside others, caches and clocks are not its own: what is timed alone compares only with what was timed alone. The
     result has one finalist, named ``plan``.
     """
     return run_finals(
-        bench, {ALONE: artifact}, {ALONE}, {ALONE: ()}, seed, lambda rounds, elapsed_s: None,
+        executor, {ALONE: artifact}, {ALONE}, {ALONE: ()}, seed, lambda rounds, elapsed_s: None,
         objective=Objective(), protocol=ALONE_PROTOCOL,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 from autotune.errors import StudyInterruptedError, WorkError
 from autotune.execute.device_memory import free_bytes
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.execute.server import StepResult
 from autotune.measure.block import Block
 from autotune.measure.finals import Finals
@@ -30,7 +30,7 @@ that come out higher, and for whoever else begins to use the device meanwhile.""
 
 
 def footprint_rounds(
-    bench: Bench,
+    executor: Executor,
     artifacts: Mapping[str, Path],
     finals: Finals,
     seed: int,
@@ -47,9 +47,9 @@ def footprint_rounds(
         names = list(finals.running)
         rng.shuffle(names)
         blocks: dict[str, Block] = {}
-        at_once = max(1, bench.device.cores // CORES_A_LOAD)
-        for group in side_by_side(names, readings, at_once, free_bytes(bench.device)):
-            results = _measured(bench, [artifacts[name] for name in group])
+        at_once = max(1, executor.device.cores // CORES_A_LOAD)
+        for group in side_by_side(names, readings, at_once, free_bytes(executor.device)):
+            results = _measured(executor, [artifacts[name] for name in group])
             for name, taken in zip(group, results, strict=True):
                 if taken.failure is not None or taken.value is None:
                     _drop(finals, name, str(taken.failure))
@@ -85,22 +85,22 @@ def side_by_side(
     return groups
 
 
-def _measured(bench: Bench, artifacts: Sequence[Path]) -> list[StepResult]:
+def _measured(executor: Executor, artifacts: Sequence[Path]) -> list[StepResult]:
     """Measure side by side; one that failed there, or was not read per process, is measured again alone."""
     if len(artifacts) == 1:
-        return [_footprint(bench, artifacts[0], alone=True)]
+        return [_footprint(executor, artifacts[0], alone=True)]
     with ThreadPoolExecutor(len(artifacts)) as pool:
-        results = list(pool.map(lambda artifact: _footprint(bench, artifact, alone=False), artifacts))
+        results = list(pool.map(lambda artifact: _footprint(executor, artifact, alone=False), artifacts))
     for index, taken in enumerate(results):
         if taken.failure is not None or taken.value is None or not taken.value["memory"]["per_process"]:
             log.info("measuring again without others beside it: %s", taken.failure or "not read per process")
-            results[index] = _footprint(bench, artifacts[index], alone=True)
+            results[index] = _footprint(executor, artifacts[index], alone=True)
     return results
 
 
-def _footprint(bench: Bench, artifact: Path, *, alone: bool) -> StepResult:
-    taken = bench.footprint(artifact, alone=alone)
-    if bench.server.closed:
+def _footprint(executor: Executor, artifact: Path, *, alone: bool) -> StepResult:
+    taken = executor.footprint(artifact, alone=alone)
+    if executor.server.closed:
         raise StudyInterruptedError("the finals were stopped; the trials are kept", run="the same command to go on")
     return taken
 

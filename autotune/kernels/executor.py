@@ -1,4 +1,4 @@
-"""The kernels of one backend on one device, compiled and timed in processes of their own: KernelBench."""
+"""The kernels of one backend on one device, compiled and timed in processes of their own: KernelExecutor."""
 
 import contextlib
 import logging
@@ -47,7 +47,7 @@ Made = MadeKernel | Failure | None
 """What became of a build; ``None`` where the time was up or the work was stopped, which says nothing of it."""
 
 
-class KernelBench:
+class KernelExecutor:
     """Runs the steps of tuned kernels; compiling may go on in another thread than timing.
 
     ``folder`` is the cache of compiled kernels. ``toolchain`` is the digest that trials are recorded under.

@@ -14,7 +14,7 @@ from autotune.database.store import Store
 from autotune.errors import AutotuneError, RequestError, SpaceError, WorkError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import KernelSpace, MadeKernel, toolchain_of
-from autotune.kernels.executor import KernelBench, Made
+from autotune.kernels.executor import KernelExecutor, Made
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import KernelReport, TunedProblem
 from autotune.kernels.schedule import MOST_BUILDS, KernelSchedule
@@ -147,7 +147,7 @@ class _Tuner:
                 expected="a folder that this user can write",
                 run="the same command with XDG_CACHE_HOME set to such a folder",
             ) from error
-        self.bench = KernelBench(server, device, backend, folder, toolchain=self.toolchain, seed=seed)
+        self.executor = KernelExecutor(server, device, backend, folder, toolchain=self.toolchain, seed=seed)
         self.works = [_Work(problem=problem, weight=weight) for problem, weight in problems.items()]
         self.budget_s, self.builds = budget_s, builds
         self.missing: dict[str, AutotuneError] = {}
@@ -157,7 +157,7 @@ class _Tuner:
 
     def run(self, stop: threading.Event) -> KernelReport:
         self.stop = stop
-        with contextlib.closing(self.bench):
+        with contextlib.closing(self.executor):
             return self._run()
 
     def _run(self) -> KernelReport:
@@ -168,7 +168,7 @@ class _Tuner:
         if not able and self.works:
             raise self.works[0].trouble or SpaceError("no kernel problem has a candidate")
         if any(work.space is not None and work.space.builds for work in able):
-            self.rates = self.bench.rates(lambda text: self.progress.event("message", text=text))
+            self.rates = self.executor.rates(lambda text: self.progress.event("message", text=text))
         schedule = KernelSchedule(
             {work.problem: work.weight for work in able},
             budget_s=BUILD_SHARE * self.budget_s,
@@ -183,16 +183,16 @@ class _Tuner:
                 launches = self._search(work).ask_launches(LAUNCHES)
                 if not launches or not self._time(work, launches):
                     break
-        self.bench.close()  # what its process spent is told at its end
+        self.executor.close()  # what its process spent is told at its end
         return KernelReport(
             problems=tuple(self._tuned(work) for work in self.works), toolchain=self.toolchain, rates=self.rates,
-            seconds=time.monotonic() - begin, spans=tuple(self.bench.spans), stopped=self._stopped,
+            seconds=time.monotonic() - begin, spans=tuple(self.executor.spans), stopped=self._stopped,
             notes=tuple(_no_more(kind, error) for kind, error in self.missing.items()),
         )  # fmt: skip
 
     def _worked_s(self) -> float:
         """A clock that stands still while timing waits for another process to leave the device."""
-        return time.monotonic() - self.bench.waited_s
+        return time.monotonic() - self.executor.waited_s
 
     @property
     def _stopped(self) -> bool:
@@ -235,7 +235,7 @@ class _Tuner:
         assert work.space is not None
         for kind in self.missing.keys() - work.cached.keys():
             of_kind = [build for build in work.space.builds if build.backend == kind]
-            found = self.maker.compiled(self.device, work.problem, of_kind, self.bench.folder)
+            found = self.maker.compiled(self.device, work.problem, of_kind, self.executor.folder)
             work.cached[kind] = frozenset(found)
         there = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
         return _WithoutKinds(work.space, frozenset(self.missing), there)
@@ -294,7 +294,7 @@ class _Tuner:
         self, problem: GemmProblem, builds: Sequence[Configuration], limit_s: float
     ) -> tuple[dict[Configuration, Made], dict[str, AutotuneError]]:
         begin = time.monotonic()
-        came_to = self.bench.compile(problem, builds, limit_s)
+        came_to = self.executor.compile(problem, builds, limit_s)
         self.longest_s = max(self.longest_s, time.monotonic() - begin)
         return came_to
 
@@ -323,9 +323,9 @@ class _Tuner:
                 launched.append(candidate)
             elif isinstance(became, MadeKernel):
                 failure = Failure(stage="build", kind="error", detail=became.refusal or "")
-                self._take(work, self.bench.failed(work.problem, candidate, failure))
+                self._take(work, self.executor.failed(work.problem, candidate, failure))
             elif became is not None:
-                self._take(work, self.bench.failed(work.problem, candidate, became))
+                self._take(work, self.executor.failed(work.problem, candidate, became))
         return self._time(work, launched)
 
     def _time(self, work: _Work, candidates: Sequence[Configuration]) -> bool:
@@ -335,7 +335,7 @@ class _Tuner:
             return True
         self.progress.event("kernels_timed", problem=work.problem, count=len(untried))
         try:
-            self.bench.time(work.problem, untried, work.best_us, lambda trial: self._take(work, trial))
+            self.executor.time(work.problem, untried, work.best_us, lambda trial: self._take(work, trial))
         except WorkError as error:
             self._in_trouble(work, error)
             return False

@@ -103,7 +103,7 @@ def _canary_ms(side: Measurement) -> float | None:
 
 
 def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None") -> "FinalsResult":
-    from autotune.execute.executor import Bench
+    from autotune.execute.executor import Executor
     from autotune.execute.finals import time_alone
     from autotune.execute.server import WorkerServer
     from autotune.execute.timing import TimeSplit
@@ -112,9 +112,9 @@ def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None"
         ScratchFolder("bench") as folder,
         WorkerServer(folder, steps=STEPS, work=f"autotune bench of {plan.name}", tell=tell) as server,
     ):
-        bench = Bench(server, folder, device, TimeSplit())
-        _write_model(plan, artifact, bench.model)
-        return time_alone(bench, artifact, int(plan.evidence["seed"]))
+        executor = Executor(server, folder, device, TimeSplit())
+        _write_model(plan, artifact, executor.model)
+        return time_alone(executor, artifact, int(plan.evidence["seed"]))
 
 
 def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:

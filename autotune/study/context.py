@@ -8,7 +8,7 @@ from autotune import registry
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.errors import StudyInterruptedError
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.progress import Progress
 from autotune.records.device import Toolchain
 from autotune.records.search_space import SearchSpace
@@ -28,7 +28,7 @@ class StudyContext:
     request: StudyRequest
     store: Store
     progress: Progress
-    bench: Bench
+    executor: Executor
     supply: KernelSupply
     stop: threading.Event
     toolchain: Toolchain

@@ -89,7 +89,7 @@ class StudyFinals:
 
     def _measured(self, trials: Mapping[str, Trial], baselines: set[str]) -> FinalsResult:
         return run_finals(
-            self.on.bench,
+            self.on.executor,
             {uid: self.on.store.artifacts.open(trial.artifact) for uid, trial in trials.items() if trial.artifact},
             baselines,
             {uid: self._tie_key(trial) for uid, trial in trials.items()},
@@ -103,7 +103,7 @@ class StudyFinals:
         """Call the winner once as its user will, before it is promoted; raises WorkError if that is no answer."""
         if winner.artifact is None:
             return
-        called = self.on.bench.deployed(self.on.store.artifacts.open(winner.artifact))
+        called = self.on.executor.deployed(self.on.store.artifacts.open(winner.artifact))
         self.on.check_stop()
         if called.failure is not None:
             raise called.failure.exception(
@@ -118,7 +118,7 @@ class StudyFinals:
             return
         self.on.progress.event("message", text="timing the winner alone, to compare with later (autotune bench)")
         artifact = self.on.store.artifacts.open(plan.artifact)
-        alone = timed_alone(self.on.bench, artifact, self.on.request.seed, plan.kernels)
+        alone = timed_alone(self.on.executor, artifact, self.on.request.seed, plan.kernels)
         self.on.check_stop()
         self.on.store.add_measurement(str(plan.evidence["trial"]), "alone", alone)
 
@@ -140,7 +140,7 @@ class StudyFinals:
             if trial.artifact is not None and self.on.store.artifacts.open(trial.artifact):
                 return trial
         rebuilder = Rebuilder(
-            bench=self.on.bench, store=self.on.store, supply=self.on.supply, objective=self.on.request.objective,
+            executor=self.on.executor, store=self.on.store, supply=self.on.supply, objective=self.on.request.objective,
             seed=self.on.request.seed, check_stop=self.on.check_stop,
         )  # fmt: skip
         with rebuilder.built(trial.configuration) as again:

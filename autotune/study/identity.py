@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from autotune import registry
-from autotune.execute.executor import SCREENING_LIMIT_S, Bench
+from autotune.execute.executor import SCREENING_LIMIT_S, Executor
 from autotune.execute.input_sets import HELD_OUT_SETS, TIMING_SETS
 from autotune.measure.block import protocol_of
 from autotune.records.canonical import digest
@@ -16,12 +16,12 @@ from autotune.study.request import StudyRequest
 from autotune.study.space import participants
 
 
-def conditions(request: StudyRequest, bench: Bench, toolchain: Toolchain) -> Conditions:
+def conditions(request: StudyRequest, executor: Executor, toolchain: Toolchain) -> Conditions:
     """Return what the answers and timings of a study depend on; its model is prepared in the bench's folder."""
     names = {entry for name in {*participants(request), "eager"} for entry in registry.backend(name).toolchain}
     return Conditions(
-        form=bench.form(),
-        inputs=bench.inputs(),
+        form=executor.form(),
+        inputs=executor.inputs(),
         toolchain=toolchain.only(tuple(names)).digest,
         measuring=measuring(request.device),
         tune_kernels=request.tune_kernels,
@@ -34,11 +34,11 @@ def measuring(device: Device) -> str:
     return digest({**rules, "held_out": HELD_OUT_SETS, "limit_s": SCREENING_LIMIT_S})
 
 
-def with_metric_code(objective: Objective, bench: Bench) -> tuple[Objective, list[Mapping[str, Any]]]:
+def with_metric_code(objective: Objective, executor: Executor) -> tuple[Objective, list[Mapping[str, Any]]]:
     """Return an objective whose metrics say what their code is, with a record of what each of them reads."""
     if not objective.metrics:
         return objective, []
-    found = bench.metrics([metric.function for metric in objective.metrics])
+    found = executor.metrics([metric.function for metric in objective.metrics])
     metrics = [replace(each, code=one["code"]) for each, one in zip(objective.metrics, found, strict=True)]
     return replace(objective, metrics=tuple(metrics)), [one["read"] for one in found]
 

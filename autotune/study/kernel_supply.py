@@ -7,7 +7,7 @@ from autotune import registry
 from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.database.store import Store
 from autotune.environment import cache_folder
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.kernel import NEAR, KnownKernel, KnownKernels, toolchain_of, wants_kernels
 from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
@@ -31,13 +31,13 @@ class KernelSupply:
     def __init__(
         self,
         store: Store,
-        bench: Bench,
+        executor: Executor,
         device_class: str,
         toolchain: Toolchain,
         tell: Callable[[str], None],
         stop: threading.Event,
     ) -> None:
-        self._store, self._bench, self._device_class, self._toolchain = store, bench, device_class, toolchain
+        self._store, self._executor, self._device_class, self._toolchain = store, executor, device_class, toolchain
         self._tell, self._stop = tell, stop
         self._problems: dict[str, Mapping[GemmProblem, float]] = {}
 
@@ -75,7 +75,7 @@ class KernelSupply:
         if self._stop.is_set():
             return {}
         if graph not in self._problems:
-            looked = self._bench.problems(configuration)
+            looked = self._executor.problems(configuration)
             if self._stop.is_set():
                 return {}
             if looked.failure is not None:

@@ -48,7 +48,7 @@ class StudyKernels:
         if asking:
             begin = time.monotonic()
             self._tune(asking, begin, SHARE * (budget_s + self._spent_s) - self._spent_s)
-            self._spent_s += self.on.bench.split.worked_s(begin, time.monotonic())
+            self._spent_s += self.on.executor.split.worked_s(begin, time.monotonic())
         return {one: self.on.supply.of(one) for one in configurations}
 
     def _tune(self, asking: Sequence[Configuration], begin: float, allowed_s: float) -> None:
@@ -64,14 +64,14 @@ class StudyKernels:
                         counts[problem] = max(count, counts.get(problem, 0.0))
             if counts and request.tune_kernels and not self.on.stop.is_set():
                 self._tuned |= {(backend, problem) for problem in counts}
-                worked_s = self.on.bench.split.worked_s(begin, time.monotonic())
+                worked_s = self.on.executor.split.worked_s(begin, time.monotonic())
                 self._tune_these(counts, backend, max(0.0, allowed_s - worked_s))
 
     def _tune_these(self, counts: Mapping[GemmProblem, float], backend: str, budget_s: float) -> None:
         on = self.on
         try:
             report = tune_kernels(
-                counts, on.request.device, on.store, on.bench.server, backend=backend, budget_s=budget_s,
+                counts, on.request.device, on.store, on.executor.server, backend=backend, budget_s=budget_s,
                 progress=on.progress, stop=on.stop, seed=on.request.seed,
             )  # fmt: skip
         except (StudyInterruptedError, StudyTakenOverError):
@@ -80,4 +80,4 @@ class StudyKernels:
             text = f"{backend}: kernels could not be tuned, so builds take those that are known and torch's: {error}"
             on.progress.event("message", text=text)
         else:
-            on.bench.split.add(report.spans)
+            on.executor.split.add(report.spans)

@@ -8,7 +8,7 @@ from typing import Any
 
 from autotune import registry
 from autotune.database.store import Store
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.execute.finals import ALONE, FinalsResult, run_finals, time_alone
 from autotune.progress import Progress
 from autotune.records.configuration import Configuration
@@ -43,7 +43,7 @@ class Rebuilder:
     ``bench`` has the reference already. ``check_stop`` raises StudyInterruptedError if the study was asked to stop.
     """
 
-    bench: Bench
+    executor: Executor
     store: Store
     supply: KernelSupply
     objective: Objective
@@ -55,7 +55,7 @@ class Rebuilder:
         """Build and judge one configuration; its artifact is held inside the context and dropped if no row names it."""
         known = self.supply.of(configuration)
         kernels = "" if known is None else known.digest
-        ((built, target),) = self.bench.build([configuration], 1, kernels=lambda _: known)
+        ((built, target),) = self.executor.build([configuration], 1, kernels=lambda _: known)
         stored = ""
         try:
             self.check_stop()
@@ -64,7 +64,7 @@ class Rebuilder:
                 return
             with self.store.artifacts.kept(target) as stored:
                 artifact = self.store.artifacts.open(stored)
-                judged = self.bench.measure(artifact, self.objective, self.seed, check_only=True)
+                judged = self.executor.measure(artifact, self.objective, self.seed, check_only=True)
                 self.check_stop()
                 yield Rebuilt(
                     artifact=stored,
@@ -74,7 +74,7 @@ class Rebuilder:
                     failure=judged.failure,
                 )
         finally:
-            self.bench.discard(target)
+            self.executor.discard(target)
             if stored:
                 self.store.drop_unnamed(stored)
 
@@ -88,7 +88,7 @@ class StudyRebuild:
     """Builds a stored plan again, for other weights or another toolchain, and answers for its figures."""
 
     store: Store
-    bench: Bench
+    executor: Executor
     supply: KernelSupply
     toolchain: Toolchain
     seed: int
@@ -100,7 +100,7 @@ class StudyRebuild:
 
         ``None`` (search instead) if it does not pass the gate or, with these kernels, does not beat the baseline.
         """
-        self.bench.reference(plan.objective)
+        self.executor.reference(plan.objective)
         with self._rebuilder(plan).built(plan.configuration) as again:
             try:
                 changes = self._changes(plan, again)
@@ -120,14 +120,14 @@ class StudyRebuild:
         changes: dict[str, Any] = {
             "signal_error": again.signal_error or 0.0,
             "kernels": again.kernels,
-            "form": self.bench.form(),
+            "form": self.executor.form(),
             "fingerprint": FINGERPRINT,
         }
         return changes if again.kernels == plan.kernels else {**changes, **self._timed_again(plan, again)}
 
     def _rebuilder(self, plan: Plan) -> Rebuilder:
         return Rebuilder(
-            bench=self.bench, store=self.store, supply=self.supply, objective=plan.objective, seed=self.seed,
+            executor=self.executor, store=self.store, supply=self.supply, objective=plan.objective, seed=self.seed,
             check_stop=self.check_stop,
         )  # fmt: skip
 
@@ -164,7 +164,7 @@ class StudyRebuild:
         event = self.progress.event
         event("finals_started", count=len(artifacts))
         result = run_finals(
-            self.bench,
+            self.executor,
             artifacts,
             {baseline},
             {uid: (finalist.configuration.digest,) for uid, finalist in finalists.items()},
@@ -180,7 +180,7 @@ class StudyRebuild:
         """Time it without its baseline too, to compare with later, if its trial is in this database."""
         trial = str(plan.evidence["trial"])
         if plan.artifact is not None and self.store.measurements(trial):
-            alone = timed_alone(self.bench, self.store.artifacts.open(plan.artifact), self.seed, plan.kernels)
+            alone = timed_alone(self.executor, self.store.artifacts.open(plan.artifact), self.seed, plan.kernels)
             self.check_stop()
             self.store.add_measurement(trial, "alone", alone)
 
@@ -197,9 +197,9 @@ def best_concurrency(store: Store, uid: str) -> int:
     return int(screened[-1].conditions.get("throughput", {}).get("concurrency", 1)) if screened else 1
 
 
-def timed_alone(bench: Bench, artifact: Path, seed: int, kernels: str) -> Measurement:
+def timed_alone(executor: Executor, artifact: Path, seed: int, kernels: str) -> Measurement:
     """Time an artifact without a rival, as it will run when it is deployed; ``kernels`` stands in the conditions."""
-    measurement = time_alone(bench, artifact, seed).measurements[ALONE]
+    measurement = time_alone(executor, artifact, seed).measurements[ALONE]
     return replace(measurement, conditions={**measurement.conditions, "kernels": kernels})
 
 

@@ -11,7 +11,7 @@ from autotune import registry
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.errors import DeviceError, RequestError, StudyInterruptedError
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.execute.server import StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.kernel import KnownKernels
@@ -100,27 +100,27 @@ def reproduce(row: StudyRow, trial: Trial, store: Store, device: Device, output:
         WorkerServer(folder, steps=STEPS, work=row.name, tell=tell) as server,
         stoppable(server) as stop,
     ):
-        bench = Bench(server, folder, device, TimeSplit())
-        supply = KernelSupply(store, bench, device.device_class, versions.current(device), tell, stop)
-        found = _run(row, trial, bench, supply)
+        executor = Executor(server, folder, device, TimeSplit())
+        supply = KernelSupply(store, executor, device.device_class, versions.current(device), tell, stop)
+        found = _run(row, trial, executor, supply)
         if stop.is_set():
             raise StudyInterruptedError("the reproduction was stopped", run="the same command")
         return found
 
 
-def _run(row: StudyRow, trial: Trial, bench: Bench, supply: KernelSupply) -> Reproduction:
+def _run(row: StudyRow, trial: Trial, executor: Executor, supply: KernelSupply) -> Reproduction:
     specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in row.settings["inputs"]]
-    bench.prepare(row.name, row.batch, row.settings["factory"], specs, row.seed)
-    notes = _notes(row, trial, bench)
+    executor.prepare(row.name, row.batch, row.settings["factory"], specs, row.seed)
+    notes = _notes(row, trial, executor)
     known = supply.of(trial.configuration)
     notes += _kernel_notes(trial, known)
-    ((built, target),) = bench.build([trial.configuration], 1, kernels=lambda _: known)
+    ((built, target),) = executor.build([trial.configuration], 1, kernels=lambda _: known)
     if built.failure is not None:
         return _told(row, trial, built, notes)
-    bench.reference(row.objective)
-    measured = bench.measure(target, row.objective, row.seed)
+    executor.reference(row.objective)
+    measured = executor.measure(target, row.objective, row.seed)
     if measured.failure is None and row.objective.name == "memory":
-        taken = bench.footprint(target)
+        taken = executor.footprint(target)
         measured = taken if taken.failure is not None else measured
     return _told(row, trial, measured, notes, build_s=float((built.value or {})["build_s"]))
 
@@ -142,9 +142,9 @@ def _told(
     )
 
 
-def _notes(row: StudyRow, trial: Trial, bench: Bench) -> tuple[str, ...]:
+def _notes(row: StudyRow, trial: Trial, executor: Executor) -> tuple[str, ...]:
     """Say what is not as it was; raises RequestError where that is the model's structure."""
-    workload = bench.workload()
+    workload = executor.workload()
     if workload.structure != row.structure:
         raise RequestError(
             f"trial {trial.number} of {row.name} at batch {row.batch} cannot be reproduced",
@@ -153,7 +153,7 @@ def _notes(row: StudyRow, trial: Trial, bench: Bench) -> tuple[str, ...]:
             run="autotune tune with its study file, for a study of the model as it is now",
         )
     notes = [] if workload.weights == row.weights else ["the model has other weights than it had then"]
-    entries = versions.current(bench.device).only(registry.backend(trial.configuration.backend).toolchain)
+    entries = versions.current(executor.device).only(registry.backend(trial.configuration.backend).toolchain)
     if entries.digest != trial.toolchain:
         versions_now = ", ".join(f"{name} {version}" for name, version in sorted(entries.as_dict().items()))
         notes.append(f"the toolchain is another one than it was then: now {versions_now}")

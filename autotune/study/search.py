@@ -117,19 +117,19 @@ class StudySearch:
             if not batch:
                 break
             if not referenced:
-                self.on.bench.reference(self.on.request.objective)
+                self.on.executor.reference(self.on.request.objective)
                 referenced = True
             begin = time.monotonic()
             finished = self._generation(batch, self.on.request.budget_s - spent)
             for trial in finished:
                 search.observe(as_outcome(trial))
             count += sum(not trial.reused for trial in finished)
-            elapsed = self.on.bench.split.worked_s(begin, time.monotonic())
+            elapsed = self.on.executor.split.worked_s(begin, time.monotonic())
             spent += elapsed
             self.on.store.add_active_time(row.uid, elapsed)
             self.on.check_stop()
         if not referenced:
-            self.on.bench.reference(self.on.request.objective)
+            self.on.executor.reference(self.on.request.objective)
         self._time_stand_ins()
         return search
 
@@ -210,9 +210,9 @@ class StudySearch:
         known = self._kernels.prepare([trial.configuration for trial in claimed], left_s)
         claimed = [_handed(trial, known[trial.configuration]) for trial in claimed]
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
-        builds = self.on.bench.build(
+        builds = self.on.executor.build(
             [trial.configuration for trial in claimed], workers,
-            max(SHORTEST_BUILD_S, left_s - self.on.bench.split.worked_s(begin, time.monotonic())), kernels=known.get,
+            max(SHORTEST_BUILD_S, left_s - self.on.executor.split.worked_s(begin, time.monotonic())), kernels=known.get,
             then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target, held)),
         ) if claimed else []  # fmt: skip
         for trial, (built, target) in zip(claimed, builds, strict=True):
@@ -255,7 +255,7 @@ class StudySearch:
         if built.failure is None:
             digest = held.enter_context(self.on.store.artifacts.kept(target))
             loading = self._load_early(configuration, digest)
-        self.on.bench.discard(target)
+        self.on.executor.discard(target)
         return {target: _Stored(digest=digest, loading=loading)}
 
     def _load_early(self, configuration: Configuration, digest: str) -> EarlyLoad | None:
@@ -265,7 +265,7 @@ class StudySearch:
         if not self._seats.acquire(blocking=False):
             return None
         request = self.on.request
-        return self.on.bench.load_early(self.on.store.artifacts.open(digest), request.objective, request.seed)
+        return self.on.executor.load_early(self.on.store.artifacts.open(digest), request.objective, request.seed)
 
     def _measured(self, stored: "_Stored", digest: str, abandon_ms: float | None) -> StepResult:
         if stored.loading is not None:
@@ -276,7 +276,7 @@ class StudySearch:
                 return measured
             log.info("loading again without others beside it: %s", measured.failure)
         request, artifact = self.on.request, self.on.store.artifacts.open(digest)
-        return self.on.bench.measure(artifact, request.objective, request.seed, abandon_ms=abandon_ms)
+        return self.on.executor.measure(artifact, request.objective, request.seed, abandon_ms=abandon_ms)
 
     def _finish(self, trial: Trial, built: StepResult, stored: "_Stored | None") -> tuple[Trial, Measurement | None]:
         if built.failure is not None or stored is None or stored.digest is None:
@@ -296,7 +296,7 @@ class StudySearch:
         state: TrialState = "pruned" if value["pruned"] else "complete"
         scored = value["score"]
         if self.on.request.objective.name == "memory":
-            taken = self.on.bench.footprint(self.on.store.artifacts.open(digest))
+            taken = self.on.executor.footprint(self.on.store.artifacts.open(digest))
             if taken.failure is not None:
                 return dataclasses.replace(trial, state="failed", failure=taken.failure, **common), measurement
             scored = float((taken.value or {})["memory"]["peak_bytes"])

@@ -16,7 +16,7 @@ from autotune import registry
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.errors import StudyInterruptedError
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.kernels.executor import STEPS
@@ -82,7 +82,7 @@ class Study:
         self.request, self.store, self.progress, self.stop = request, store, progress, stop
         self.device = request.device
         self.split = TimeSplit()
-        self.bench = Bench(server, folder, self.device, self.split)
+        self.executor = Executor(server, folder, self.device, self.split)
         self.toolchain = versions.current(self.device)
         self.server, self.folder = server, folder
 
@@ -110,7 +110,7 @@ class Study:
         if row.state == "finished":
             self.store.reopen_study(row.uid)
         context = StudyContext(
-            request=self.request, store=self.store, progress=self.progress, bench=self.bench,
+            request=self.request, store=self.store, progress=self.progress, executor=self.executor,
             supply=self.supply, stop=self.stop, toolchain=self.toolchain, row=row, workload=workload, spaces=spaces,
         )  # fmt: skip
         search = StudySearch(context).run()
@@ -147,20 +147,20 @@ class Study:
         self.progress.event("capture", name=request.name, batch=request.batch)
         read: dict[str, Any] = {}
         if request.prepared is not None:
-            shutil.copytree(request.prepared, self.bench.model)
+            shutil.copytree(request.prepared, self.executor.model)
         else:
             assert request.factory is not None  # the record refuses a request without either
-            answer = self.bench.prepare(request.name, request.batch, request.factory, request.inputs, request.seed)
+            answer = self.executor.prepare(request.name, request.batch, request.factory, request.inputs, request.seed)
             for note in answer["notes"]:
                 self._tell(f"{request.name}: {note}")
             read = {"records": [answer["read"]]}
-        objective, of_metrics = with_metric_code(request.objective, self.bench)
-        objective.refuse_other_outputs([spec.name for spec in self.bench.workload().outputs])
+        objective, of_metrics = with_metric_code(request.objective, self.executor)
+        objective.refuse_other_outputs([spec.name for spec in self.executor.workload().outputs])
         self.request = replace(request, objective=objective)
         if read:
             read["records"] += of_metrics
             read["packages"] = package_versions({name for one in read["records"] for name in one["packages"]})
-        workload = self._with_features(self.bench.workload())
+        workload = self._with_features(self.executor.workload())
         self._check_stop()
         self.progress.event("captured", workload=workload)
         return workload, read
@@ -170,7 +170,7 @@ class Study:
         looking = [name for name in participants(self.request) if hasattr(registry.backend(name), "features")]
         if not looking:
             return workload
-        looked = self.bench.features(looking)
+        looked = self.executor.features(looking)
         if looked.failure is not None:
             self.progress.event("message", text=f"{', '.join(looking)}: no look at the graph: {looked.failure}")
             return workload
@@ -192,7 +192,7 @@ class Study:
         row = self.store.begin_study(
             request.name, workload, self.device, request.objective, request.serve_as,
             digest([space.digest for space in spaces]), request.seed, settings,
-            conditions(request, self.bench, self.toolchain),
+            conditions(request, self.executor, self.toolchain),
         )  # fmt: skip
         return row, settings
 
@@ -211,7 +211,7 @@ class Study:
 
         ``None`` if what was built again does not pass the gate, or is not fast any more.
         """
-        wrong = misfits(plan, workload.weights, self.bench.form(), self.toolchain, self.store)
+        wrong = misfits(plan, workload.weights, self.executor.form(), self.toolchain, self.store)
         if not wrong:
             return plan
         reasons = ", ".join(f"{part} {found} instead of {asked}" for part, asked, found in wrong)
@@ -221,8 +221,8 @@ class Study:
     def rebuild(self, plan: Plan, workload: Workload) -> Plan | None:
         """See :meth:`autotune.study.rebuild.StudyRebuild.rebuild`."""
         again = StudyRebuild(
-            store=self.store, bench=self.bench, supply=self.supply, toolchain=self.toolchain, seed=self.request.seed,
-            progress=self.progress, check_stop=self._check_stop,
+            store=self.store, executor=self.executor, supply=self.supply, toolchain=self.toolchain,
+            seed=self.request.seed, progress=self.progress, check_stop=self._check_stop,
         )  # fmt: skip
         return again.rebuild(plan, workload)
 
@@ -230,7 +230,7 @@ class Study:
     def supply(self) -> KernelSupply:
         """The tuned kernels that builds are handed."""
         device_class = self.device.device_class
-        return KernelSupply(self.store, self.bench, device_class, self.toolchain, self._tell, self.stop)
+        return KernelSupply(self.store, self.executor, device_class, self.toolchain, self._tell, self.stop)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():

@@ -59,7 +59,7 @@ class Stage:
         self.readings, self.wait_s = {}, 0.0
         self.now_s, self.rng, self.processes = 0.0, np.random.default_rng(1), []
         self.server = SimpleNamespace(start=self.start, closed=False)
-        self.bench = SimpleNamespace(
+        self.executor = SimpleNamespace(
             device=SimpleNamespace(kind=kind, as_dict=dict), model="", server=self.server, split=TimeSplit()
         )
 
@@ -70,7 +70,7 @@ class Stage:
     def race(self, limit_s):
         names = ("eager", "a")
         drive = module._Drive(
-            bench=self.bench, artifacts=dict.fromkeys(names, ""), seed=0, objective=Objective(), concurrency={},
+            executor=self.executor, artifacts=dict.fromkeys(names, ""), seed=0, objective=Objective(), concurrency={},
             finals=Finals(names, baselines=["eager"], processes=module.PROCESSES["cuda"]), protocol="finals",
         )  # fmt: skip
         return drive, module._race(drive, limit_s, lambda rounds, elapsed_s: None)
@@ -108,11 +108,11 @@ def test_no_process_begins_to_load_that_would_be_ready_when_the_time_is_up(stage
     loaded = len(stage.processes)
     assert verdict.status == "undecided"
     assert drive.now() == loaded * LOAD_S <= 6.5 * LOAD_S or wait_s
-    if stage.bench.device.kind == "cpu":
+    if stage.executor.device.kind == "cpu":
         assert drive.waited_s == loaded * wait_s and stage.now_s == loaded * (LOAD_S + wait_s)
     assert drive.process_of_round == [0] * 7 + [1] * 7 + [2] * 6 + [p for p in range(3, loaded) for _ in range(20)]
     # Three that load side by side on a GPU take thirty seconds here, and so may the next.
-    assert loaded == {"cuda": 4, "cpu": 6}[stage.bench.device.kind] or wait_s
+    assert loaded == {"cuda": 4, "cpu": 6}[stage.executor.device.kind] or wait_s
 
 
 def test_finals_that_cannot_decide_get_their_time_once_more(stage):
@@ -133,7 +133,7 @@ def test_a_process_of_somebody_else_on_the_device_is_told_once(stage):
     foreign = {"gpu": {"other_processes": [{"pid": 2**22 + 1, "used_bytes": None, "sm_percent": 30}]}}
     said = []
     stage.server.notices = Notices(said.append)
-    stage.bench.device.name = "NVIDIA H200"
+    stage.executor.device.name = "NVIDIA H200"
     stage.readings = foreign
     stage.race(0.5 * LOAD_S)
     (told,) = said

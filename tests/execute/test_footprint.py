@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import StudyInterruptedError, WorkError
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.execute.footprint import SHARE_OF_FREE_MEMORY, footprint_rounds, side_by_side
 from autotune.execute.server import StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
@@ -25,7 +25,7 @@ from autotune.records.configuration import Configuration
 TOY = f"{os.path.dirname(__file__)}/../toy.py:make"
 
 
-class WatchedBench(Bench):
+class WatchedExecutor(Executor):
     """A bench that lets a test meddle before and after each process, and keeps how each ran."""
 
     def __init__(self, server, folder, device, model=None):
@@ -52,18 +52,18 @@ def device(cpu):
 def built(tmp_path_factory, device, misbehaving):
     folder = tmp_path_factory.mktemp("bench")
     with WorkerServer(folder) as server:
-        bench = Bench(server, folder, device, TimeSplit())
-        bench.prepare("toy", 2, TOY, (InputSpec(name="input", shape=("batch", 16)),), 0)
-        ((result, target),) = bench.build([Configuration.of(misbehaving, {"fault": "none", "precision": "fp32"})], 1)
+        executor = Executor(server, folder, device, TimeSplit())
+        executor.prepare("toy", 2, TOY, (InputSpec(name="input", shape=("batch", 16)),), 0)
+        ((result, target),) = executor.build([Configuration.of(misbehaving, {"fault": "none", "precision": "fp32"})], 1)
         assert result.failure is None
         server.preload(["torch._export.serde.serialize"])  # the toy then loads in a tenth of the time
-        yield server, bench.model, target
+        yield server, executor.model, target
 
 
 @pytest.fixture
-def bench(built, tmp_path, device, monkeypatch):
+def executor(built, tmp_path, device, monkeypatch):
     monkeypatch.setattr("autotune.execute.footprint.fewest_rounds", lambda candidates: 2)
-    return WatchedBench(built[0], tmp_path, device, built[1])
+    return WatchedExecutor(built[0], tmp_path, device, built[1])
 
 
 @pytest.fixture
@@ -71,23 +71,23 @@ def artifacts(built, tmp_path):
     return {name: shutil.copytree(built[2], tmp_path / name) for name in ("eager", "a", "b")}
 
 
-def run(bench, artifacts, names, on_rounds=lambda rounds, elapsed_s: None):
+def run(executor, artifacts, names, on_rounds=lambda rounds, elapsed_s: None):
     finals = Finals(names, baselines=["eager"])
-    footprint_rounds(bench, artifacts, finals, 0, on_rounds)
+    footprint_rounds(executor, artifacts, finals, 0, on_rounds)
     return finals
 
 
-def alone(bench):
+def alone(executor):
     """How each process ran, by its finalist."""
-    return sorted((name, alone) for name, alone, _ in bench.ran)
+    return sorted((name, alone) for name, alone, _ in executor.ran)
 
 
-def test_the_first_round_runs_one_at_a_time_and_the_next_side_by_side(bench, artifacts):
+def test_the_first_round_runs_one_at_a_time_and_the_next_side_by_side(executor, artifacts):
     told = []
-    finals = run(bench, artifacts, list(artifacts), lambda rounds, elapsed_s: told.append(rounds))
+    finals = run(executor, artifacts, list(artifacts), lambda rounds, elapsed_s: told.append(rounds))
     assert told == [1, 2] and finals.rounds == 2 and finals.running == ("a", "b", "eager")
-    assert [ran_alone for _, ran_alone, _ in bench.ran] == [True] * 3 + [False] * 3
-    lives = [(result.spans[0][1], result.spans[-1][2]) for _, _, result in bench.ran]
+    assert [ran_alone for _, ran_alone, _ in executor.ran] == [True] * 3 + [False] * 3
+    lives = [(result.spans[0][1], result.spans[-1][2]) for _, _, result in executor.ran]
     first, second = lives[:3], lives[3:]
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(first))
     assert max(begin for begin, _ in second) < min(end for _, end in second)
@@ -102,16 +102,16 @@ def test_the_first_round_runs_one_at_a_time_and_the_next_side_by_side(bench, art
     ("exclusive", "ran_alone", "waits_for"), [(True, False, "load"), (False, True, "load"), (False, False, "measure")]
 )
 def test_a_process_waits_for_what_another_study_does(
-    bench, artifacts, device, tmp_path, exclusive, ran_alone, waits_for
+    executor, artifacts, device, tmp_path, exclusive, ran_alone, waits_for
 ):
     """``exclusive`` is a timing; shared is a build or a load, beside which this one may load but not be called."""
-    elsewhere = WatchedBench(bench.server, tmp_path, replace(device, uuid=f"{device.uuid}-free"), bench.model)
+    elsewhere = WatchedExecutor(executor.server, tmp_path, replace(device, uuid=f"{device.uuid}-free"), executor.model)
     request = {
-        "folder": str(bench.model), "artifact": str(artifacts["a"]), "device": device.as_dict(), "alone": ran_alone
+        "folder": str(executor.model), "artifact": str(artifacts["a"]), "device": device.as_dict(), "alone": ran_alone
     }  # fmt: skip
     with ThreadPoolExecutor(1) as pool:
         with device_lock(device.uuid, exclusive=exclusive):
-            session = bench.server.start("footprint", request)
+            session = executor.server.start("footprint", request)
             answer = pool.submit(session.receive, 60.0)
             for _ in range(2):  # as long as two such processes take that wait for nobody
                 assert elsewhere.footprint(artifacts["a"]).failure is None
@@ -123,40 +123,47 @@ def test_a_process_waits_for_what_another_study_does(
     assert (begins["load"] < released) is (waits_for == "measure")
 
 
-def test_who_runs_out_of_memory_beside_others_is_run_again_alone(bench, artifacts, monkeypatch):
+def test_who_runs_out_of_memory_beside_others_is_run_again_alone(executor, artifacts, monkeypatch):
     monkeypatch.setattr("autotune.execute.server.POLL_S", 0.01)
-    enough = bench.server.memory_limit_bytes
-    bench.before = lambda artifact, alone: setattr(bench.server, "memory_limit_bytes", enough if alone else 1)
-    finals = run(bench, artifacts, ["eager", "a"])
-    kinds = [result.failure and result.failure.kind for _, _, result in bench.ran]
+    enough = executor.server.memory_limit_bytes
+    executor.before = lambda artifact, alone: setattr(executor.server, "memory_limit_bytes", enough if alone else 1)
+    finals = run(executor, artifacts, ["eager", "a"])
+    kinds = [result.failure and result.failure.kind for _, _, result in executor.ran]
     assert kinds == [None, None, "out_of_memory", "out_of_memory", None, None]
-    assert alone(bench) == [("a", False), ("a", True), ("a", True), ("eager", False), ("eager", True), ("eager", True)]
+    assert alone(executor) == [
+        ("a", False),
+        ("a", True),
+        ("a", True),
+        ("eager", False),
+        ("eager", True),
+        ("eager", True),
+    ]
     assert finals.rounds == 2 and finals.running == ("a", "eager")
 
 
-def test_who_fails_alone_too_is_dropped(bench, artifacts):
+def test_who_fails_alone_too_is_dropped(executor, artifacts):
     def break_b(rounds, elapsed_s):
         (artifacts["b"] / "fault").write_text("load_segfault")
 
-    finals = run(bench, artifacts, list(artifacts), break_b)
-    assert [ran_alone for name, ran_alone, _ in bench.ran if name == "b"] == [True, False, True]
+    finals = run(executor, artifacts, list(artifacts), break_b)
+    assert [ran_alone for name, ran_alone, _ in executor.ran if name == "b"] == [True, False, True]
     assert finals.rounds == 2 and finals.running == ("a", "eager")
 
 
-def test_a_baseline_that_fails_ends_the_finals(bench, artifacts):
+def test_a_baseline_that_fails_ends_the_finals(executor, artifacts):
     (artifacts["eager"] / "fault").write_text("load_segfault")
     with pytest.raises(WorkError, match="the baseline failed"):
-        run(bench, artifacts, ["eager"])
+        run(executor, artifacts, ["eager"])
 
 
-def test_what_was_not_read_per_process_beside_others_is_read_again_alone(bench, artifacts):
+def test_what_was_not_read_per_process_beside_others_is_read_again_alone(executor, artifacts):
     def of_the_whole_device(result, alone):
         memory = {**result.value["memory"], "per_process": alone}
         return replace(result, value={**result.value, "memory": memory})
 
-    bench.after = of_the_whole_device
-    finals = run(bench, artifacts, ["eager", "a"])
-    assert [ran_alone for _, ran_alone, _ in bench.ran] == [True, True, False, False, True, True]
+    executor.after = of_the_whole_device
+    finals = run(executor, artifacts, ["eager", "a"])
+    assert [ran_alone for _, ran_alone, _ in executor.ran] == [True, True, False, False, True, True]
     for name in ("eager", "a"):
         readings = finals.measurement(name, {}).conditions["readings"]
         assert all(reading["memory"]["alone"] for reading in readings)
@@ -164,13 +171,13 @@ def test_what_was_not_read_per_process_beside_others_is_read_again_alone(bench, 
 
 def test_stopping_among_processes_side_by_side_interrupts_and_drops_nobody(built, artifacts, device, tmp_path):
     with WorkerServer(tmp_path) as server:
-        bench = WatchedBench(server, tmp_path, device, built[1])
-        bench.before = lambda artifact, alone: alone or server.stop()
+        executor = WatchedExecutor(server, tmp_path, device, built[1])
+        executor.before = lambda artifact, alone: alone or server.stop()
         finals = Finals(["eager", "a"], baselines=["eager"])
         with pytest.raises(StudyInterruptedError):
-            footprint_rounds(bench, artifacts, finals, 0, lambda rounds, elapsed_s: None)
+            footprint_rounds(executor, artifacts, finals, 0, lambda rounds, elapsed_s: None)
     assert finals.rounds == 1 and finals.running == ("a", "eager")
-    assert not any(ran_alone for _, ran_alone, _ in bench.ran[2:]), "what was stopped was run again"
+    assert not any(ran_alone for _, ran_alone, _ in executor.ran[2:]), "what was stopped was run again"
 
 
 MIB = 2**20
@@ -213,7 +220,7 @@ def test_a_constant_clear_difference_is_promoted_however_many_take_part(device, 
 
     taken = {"eager": 40, "small": 10} | {f"c{index}": 20 + index for index in range(candidates - 1)}
     finals = Finals(list(taken), baselines=["eager"])
-    bench = SimpleNamespace(device=device, server=SimpleNamespace(closed=False), footprint=footprint)
-    footprint_rounds(bench, taken, finals, 0, lambda rounds, elapsed_s: None)
+    executor = SimpleNamespace(device=device, server=SimpleNamespace(closed=False), footprint=footprint)
+    footprint_rounds(executor, taken, finals, 0, lambda rounds, elapsed_s: None)
     verdict = finals.conclude()
     assert (verdict.winner, verdict.status, verdict.rounds) == ("small", "promoted", rounds)

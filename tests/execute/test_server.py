@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from autotune.errors import ModelError, ReferenceRefusedError
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.execute.notices import Notices
 from autotune.execute.server import QUEUED, StepResult, WorkerServer
 from autotune.execute.timing import TimeSplit
@@ -25,18 +25,18 @@ INPUTS = (InputSpec(name="input", shape=("batch", 16)),)
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory, cpu, misbehaving):
+def executor(tmp_path_factory, cpu, misbehaving):
     folder = tmp_path_factory.mktemp("bench")
     with WorkerServer(folder) as server:
-        bench = Bench(server, folder, cpu, TimeSplit())
-        bench.prepare("toy", 2, f"{HERE}/../toy.py:make", INPUTS, 0)
-        bench.reference(Objective())
-        yield bench
+        executor = Executor(server, folder, cpu, TimeSplit())
+        executor.prepare("toy", 2, f"{HERE}/../toy.py:make", INPUTS, 0)
+        executor.reference(Objective())
+        yield executor
 
 
-def build(bench, fault):
+def build(executor, fault):
     configuration = Configuration.of("misbehaving", {"fault": fault, "precision": "fp32"})
-    ((result, target),) = bench.build([configuration], 1)
+    ((result, target),) = executor.build([configuration], 1)
     return result, target
 
 
@@ -51,46 +51,46 @@ def build(bench, fault):
         ("forged", "protocol"),
     ],
 )
-def test_a_build_that_goes_wrong_is_a_failure_with_stage_kind_and_log(bench, fault, kind):
-    result, _ = build(bench, fault)
+def test_a_build_that_goes_wrong_is_a_failure_with_stage_kind_and_log(executor, fault, kind):
+    result, _ = build(executor, fault)
     assert result.failure is not None
     assert (result.failure.stage, result.failure.kind) == ("build", kind)
     assert f"building with fault {fault}" in result.failure.log_tail
 
 
-def test_a_hanging_build_is_killed_at_its_timeout(bench, monkeypatch):
+def test_a_hanging_build_is_killed_at_its_timeout(executor, monkeypatch):
     monkeypatch.setattr("autotune.execute.executor.BUILD_TIMEOUT_S", 1.0)
-    result, _ = build(bench, "hang")
+    result, _ = build(executor, "hang")
     assert result.failure is not None and result.failure.kind == "timeout"
     assert "in build" in result.failure.log_tail, "the log does not say where it hung"
     assert not [child for child in psutil.Process().children(recursive=True) if child.name() == "toy"]
 
 
-def test_a_crash_while_loading_names_that_stage(bench):
-    _, target = build(bench, "load_segfault")
-    result = bench.measure(target, Objective(), 0)
+def test_a_crash_while_loading_names_that_stage(executor):
+    _, target = build(executor, "load_segfault")
+    result = executor.measure(target, Objective(), 0)
     assert result.failure is not None
     assert (result.failure.stage, result.failure.kind, result.failure.figure) == ("load", "crash", 11.0)
     assert "in segfault" in result.failure.log_tail
 
 
 @pytest.mark.parametrize("fault", ["inaccurate", "constant"])
-def test_wrong_answers_are_refused_with_the_figure(bench, fault):
-    _, target = build(bench, fault)
-    result = bench.measure(target, Objective(), 0)
+def test_wrong_answers_are_refused_with_the_figure(executor, fault):
+    _, target = build(executor, fault)
+    result = executor.measure(target, Objective(), 0)
     assert result.failure is not None
     assert (result.failure.stage, result.failure.kind) == ("check", "inaccurate")
     assert result.failure.figure is not None and result.failure.figure > 0.02
 
 
-def test_answers_that_are_no_numbers_are_refused(bench):
-    result = bench.measure(build(bench, "non_finite")[1], Objective(), 0)
+def test_answers_that_are_no_numbers_are_refused(executor):
+    result = executor.measure(build(executor, "non_finite")[1], Objective(), 0)
     assert result.failure is not None and (result.failure.stage, result.failure.kind) == ("check", "non_finite")
 
 
-def test_a_good_candidate_is_timed_after_all_that(bench):
-    built, target = build(bench, "none")
-    result = bench.measure(target, Objective(), 0)
+def test_a_good_candidate_is_timed_after_all_that(executor):
+    built, target = build(executor, "none")
+    result = executor.measure(target, Objective(), 0)
     assert built.failure is None and result.failure is None and result.value is not None
     assert result.value["signal_error"] < 1e-5
     assert len(result.value["measurement"]["samples_ms"][0]) >= 3
@@ -194,26 +194,26 @@ def test_the_time_of_a_step_stands_still_while_it_waits_for_the_device_but_not_f
         assert result.failure is not None and (result.failure.kind, result.failure.stage) == ("timeout", "load")
 
 
-def test_a_step_says_that_it_waits_while_another_study_has_the_device(bench):
-    _, target = build(bench, "none")
+def test_a_step_says_that_it_waits_while_another_study_has_the_device(executor):
+    _, target = build(executor, "none")
     said = []
-    bench.server.notices = Notices(said.append)
+    executor.server.notices = Notices(said.append)
     with ThreadPoolExecutor(1) as pool:
-        with device_lock(bench.device.uuid, exclusive=True, purpose="another (finals)"):
-            measured = pool.submit(bench.measure, target, Objective(), 0)
+        with device_lock(executor.device.uuid, exclusive=True, purpose="another (finals)"):
+            measured = pool.submit(executor.measure, target, Objective(), 0)
             with pytest.raises(TimeoutError):
                 measured.result(2.0)
         result = measured.result()
     assert result.failure is None
     assert [stage for stage, _, _ in result.spans][1:] == ["wait", "load", "check", "measure"]
     (told,) = said
-    assert told.startswith(f"waiting for {bench.device.name}: process {os.getpid()} of ")
+    assert told.startswith(f"waiting for {executor.device.name}: process {os.getpid()} of ")
     assert "uses it for another (finals) since" in told
 
 
 @pytest.mark.parametrize("alone", [False, True])
 def test_what_is_built_or_judged_for_a_cpu_waits_for_a_timing_and_what_times_kernels_for_builds_too(
-    bench, monkeypatch, tmp_path, alone
+    executor, monkeypatch, tmp_path, alone
 ):
     """``alone`` is a build that times kernels; the other one only computes on the device."""
     if alone:
@@ -221,9 +221,9 @@ def test_what_is_built_or_judged_for_a_cpu_waits_for_a_timing_and_what_times_ker
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         monkeypatch.syspath_prepend(tmp_path)
     with WorkerServer(tmp_path) as server, ThreadPoolExecutor(2) as pool:
-        other = Bench(server, tmp_path, bench.device, TimeSplit())
-        other.model = bench.model
-        with device_lock(bench.device.uuid, exclusive=not alone):
+        other = Executor(server, tmp_path, executor.device, TimeSplit())
+        other.model = executor.model
+        with device_lock(executor.device.uuid, exclusive=not alone):
             waiting = [pool.submit(build, other, "none")]
             if not alone:
                 waiting.append(pool.submit(other.reference, Objective()))
@@ -235,26 +235,26 @@ def test_what_is_built_or_judged_for_a_cpu_waits_for_a_timing_and_what_times_ker
     assert [stage for stage, _, _ in built.spans][1:] == ["wait", "build"]
 
 
-def test_a_process_of_somebody_else_on_the_device_is_told_once(bench):
+def test_a_process_of_somebody_else_on_the_device_is_told_once(executor):
     said = []
-    bench.server.notices = Notices(said.append)
+    executor.server.notices = Notices(said.append)
     others = [{"pid": 2**22 + 1, "used_bytes": 2**30, "sm_percent": None}]
     measured = {"measurement": {"conditions": {"readings": {"gpu": {"other_processes": others}}}}}
     for _ in range(2):
-        bench._measured(StepResult(value=measured, failure=None, spans=(), seconds=0.0))
+        executor._measured(StepResult(value=measured, failure=None, spans=(), seconds=0.0))
     (told,) = said
-    assert told.startswith(f"process {2**22 + 1} is on {bench.device.name} too (1.0 GiB of its memory)")
+    assert told.startswith(f"process {2**22 + 1} is on {executor.device.name} too (1.0 GiB of its memory)")
 
 
-def test_builds_that_time_no_kernels_run_beside_what_else_is_built(bench):
-    with device_lock(bench.device.uuid, exclusive=False):
-        built, _ = build(bench, "none")
+def test_builds_that_time_no_kernels_run_beside_what_else_is_built(executor):
+    with device_lock(executor.device.uuid, exclusive=False):
+        built, _ = build(executor, "none")
     assert built.failure is None and [stage for stage, _, _ in built.spans][1:] == ["build"]
 
 
-def test_candidates_load_early_and_are_judged_at_their_turn(bench):
-    targets = [build(bench, fault)[1] for fault in ("none", "none", "load_segfault", "constant")]
-    loading = [bench.load_early(target, Objective(), 0) for target in targets]
+def test_candidates_load_early_and_are_judged_at_their_turn(executor):
+    targets = [build(executor, fault)[1] for fault in ("none", "none", "load_segfault", "constant")]
+    loading = [executor.load_early(target, Objective(), 0) for target in targets]
     results = [early.measure(None) for early in loading]
     assert [result.failure and result.failure.kind for result in results] == [None, None, "crash", "inaccurate"]
     for result in results[:2]:
@@ -262,54 +262,54 @@ def test_candidates_load_early_and_are_judged_at_their_turn(bench):
         assert stages[1:] == ["load", "check", "measure"]
 
 
-def test_a_candidate_that_waits_for_its_turn_ends_with_the_study(bench, tmp_path, cpu, misbehaving):
-    _, target = build(bench, "none")
+def test_a_candidate_that_waits_for_its_turn_ends_with_the_study(executor, tmp_path, cpu, misbehaving):
+    _, target = build(executor, "none")
     with WorkerServer(tmp_path) as server:
-        other = Bench(server, tmp_path, cpu, TimeSplit())
-        other.model = bench.model
+        other = Executor(server, tmp_path, cpu, TimeSplit())
+        other.model = executor.model
         early = other.load_early(target, Objective(), 0)
         server.stop()
         assert early.measure(None).failure is not None
 
 
-def test_memory_past_the_limit_ends_the_step(tmp_path, cpu, misbehaving, bench):
+def test_memory_past_the_limit_ends_the_step(tmp_path, cpu, misbehaving, executor):
     with WorkerServer(tmp_path, memory_limit_bytes=1) as server:
-        small = Bench(server, tmp_path, cpu, TimeSplit())
-        small.model = bench.model
+        small = Executor(server, tmp_path, cpu, TimeSplit())
+        small.model = executor.model
         result, _ = build(small, "hang")
     assert result.failure is not None and result.failure.kind == "out_of_memory"
 
 
-def test_builds_run_side_by_side(bench):
+def test_builds_run_side_by_side(executor):
     configurations = [
         Configuration.of("misbehaving", {"fault": fault, "precision": "fp32"})
         for fault in ("none", "segfault", "error")
     ]
-    results = [result for result, _ in bench.build(configurations, 3)]
+    results = [result for result, _ in executor.build(configurations, 3)]
     assert [result.failure.kind if result.failure else None for result in results] == [None, "crash", "error"]
 
 
-def test_what_a_factory_raises_is_told_as_a_wrong_request(bench, tmp_path):
+def test_what_a_factory_raises_is_told_as_a_wrong_request(executor, tmp_path):
     for spec, words in (("broken", "no weights"), ("missing", "make")):
         with pytest.raises(ModelError, match=words):
-            bench.prepare("toy", 2, f"{HERE}/../toy.py:{spec}", INPUTS, 0)
+            executor.prepare("toy", 2, f"{HERE}/../toy.py:{spec}", INPUTS, 0)
 
 
 def test_a_reference_that_does_not_vary_is_refused(tmp_path, cpu):
     with WorkerServer(tmp_path) as server:
-        bench = Bench(server, tmp_path, cpu, TimeSplit())
-        bench.prepare("constant", 2, f"{HERE}/../toy.py:constant", (InputSpec(name="x", shape=("batch", 16)),), 0)
+        executor = Executor(server, tmp_path, cpu, TimeSplit())
+        executor.prepare("constant", 2, f"{HERE}/../toy.py:constant", (InputSpec(name="x", shape=("batch", 16)),), 0)
         with pytest.raises(ReferenceRefusedError, match="vary"):
-            bench.reference(Objective())
+            executor.reference(Objective())
 
 
-def test_stopping_ends_every_process(tmp_path, cpu, misbehaving, bench):
+def test_stopping_ends_every_process(tmp_path, cpu, misbehaving, executor):
     with WorkerServer(tmp_path) as server:
         server.preload(["torch"])
         session = server.start(
             "build",
             {
-                "folder": str(bench.model),
+                "folder": str(executor.model),
                 "target": str(tmp_path),
                 "configuration": {"backend": "misbehaving", "fault": "hang", "precision": "fp32"},
                 "device": cpu.as_dict(),

@@ -11,7 +11,7 @@ import pytest
 from autotune.errors import WorkError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import MadeKernel
-from autotune.kernels.executor import STEPS, KernelBench
+from autotune.kernels.executor import STEPS, KernelExecutor
 from autotune.measure.lock import device_lock
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -22,26 +22,26 @@ PROBLEM = GemmProblem(m=8, n=16, k=32, dtype="fp32", output="fp32")
 
 
 @pytest.fixture
-def bench(tmp_path, cpu, toykernels, monkeypatch):
+def executor(tmp_path, cpu, toykernels, monkeypatch):
     monkeypatch.setattr("autotune.kernels.executor.CANDIDATE_S", 3.0)
     (tmp_path / "cache").mkdir()
     with (
         WorkerServer(tmp_path, steps=STEPS) as server,
-        closing(KernelBench(server, cpu, "toykernels", tmp_path / "cache", toolchain="t", seed=0)) as bench,
+        closing(KernelExecutor(server, cpu, "toykernels", tmp_path / "cache", toolchain="t", seed=0)) as executor,
     ):
-        yield bench
+        yield executor
 
 
-def timed(bench, *faults, problem=PROBLEM, best_us=None):
+def timed(executor, *faults, problem=PROBLEM, best_us=None):
     found = []
     candidates = [launch(build(fault, number)) for number, fault in enumerate(faults)]
-    bench.time(problem, candidates, best_us, found.append)
+    executor.time(problem, candidates, best_us, found.append)
     assert [trial.configuration for trial in found] == candidates
     return found
 
 
-def test_who_crashes_or_hangs_is_the_only_one_to_fail(bench):
-    found = timed(bench, "none", "crash", "none", "hang", "error", "out_of_memory", "inaccurate", "none")
+def test_who_crashes_or_hangs_is_the_only_one_to_fail(executor):
+    found = timed(executor, "none", "crash", "none", "hang", "error", "out_of_memory", "inaccurate", "none")
     ends = [(trial.failure.stage, trial.failure.kind) if trial.failure else None for trial in found]
     assert ends == [
         None, ("check", "crash"), None, ("check", "timeout"), ("load", "error"), ("check", "out_of_memory"),
@@ -49,88 +49,88 @@ def test_who_crashes_or_hangs_is_the_only_one_to_fail(bench):
     ]  # fmt: skip
     good = found[0]
     assert good.median_us > 0 and good.made == {"registers": 32.0}
-    assert (good.problem, good.device_class, good.toolchain) == (PROBLEM, bench.device.device_class, "t")
+    assert (good.problem, good.device_class, good.toolchain) == (PROBLEM, executor.device.device_class, "t")
     assert "expected: a kernel" in found[4].failure.detail
     assert found[6].error > 0
 
 
-def test_one_process_times_problem_after_problem_until_somebody_fails(bench):
+def test_one_process_times_problem_after_problem_until_somebody_fails(executor):
     def process(*faults, problem=PROBLEM):
-        return timed(bench, *faults, problem=problem)[-1].conditions.get("process")
+        return timed(executor, *faults, problem=problem)[-1].conditions.get("process")
 
     first = process("none")
     assert first == process("none", problem=replace(PROBLEM, m=4)) != os.getpid()
-    assert not any(stage == "load" for stage, _, _ in bench.spans)  # it has not ended yet
+    assert not any(stage == "load" for stage, _, _ in executor.spans)  # it has not ended yet
     assert process("inaccurate") is None
     other = process("none")
     assert other != first
-    bench.close()
-    stages = [stage for stage, _, _ in bench.spans]
+    executor.close()
+    stages = [stage for stage, _, _ in executor.spans]
     assert stages.count("idle") == 4 and stages.count("measure") == 3
-    bench.close()
+    executor.close()
 
 
-def test_a_process_that_dies_while_it_has_nothing_to_do_is_nobodys_failure(bench):
-    (found,) = timed(bench, "none")
+def test_a_process_that_dies_while_it_has_nothing_to_do_is_nobodys_failure(executor):
+    (found,) = timed(executor, "none")
     os.kill(found.conditions["process"], signal.SIGKILL)
-    (again,) = timed(bench, "none", problem=replace(PROBLEM, m=4))
+    (again,) = timed(executor, "none", problem=replace(PROBLEM, m=4))
     assert again.state == "complete" and again.conditions["process"] != found.conditions["process"]
 
 
-def test_the_last_candidate_may_crash_too(bench):
-    (found,) = timed(bench, "crash")
+def test_the_last_candidate_may_crash_too(executor):
+    (found,) = timed(executor, "crash")
     assert found.failure.kind == "crash"
 
 
-def test_a_step_that_fails_before_any_candidate_is_nobodys_failure(bench):
-    bench.backend = "eager"
+def test_a_step_that_fails_before_any_candidate_is_nobodys_failure(executor):
+    executor.backend = "eager"
     with pytest.raises(WorkError, match="could not be timed"):
-        bench.time(PROBLEM, [LIBRARY], None, lambda trial: pytest.fail("nobody was at work"))
+        executor.time(PROBLEM, [LIBRARY], None, lambda trial: pytest.fail("nobody was at work"))
 
 
-def test_timing_waits_for_the_device_and_so_does_what_is_compiled_for_a_cpu(bench):
+def test_timing_waits_for_the_device_and_so_does_what_is_compiled_for_a_cpu(executor):
     found = []
     with ThreadPoolExecutor(2) as pool:
-        with device_lock(bench.device.uuid, exclusive=True):
-            waiting = pool.submit(bench.time, PROBLEM, [LIBRARY], None, found.append)
-            compiling = pool.submit(bench.compile, PROBLEM, [build("none")], 60.0)
+        with device_lock(executor.device.uuid, exclusive=True):
+            waiting = pool.submit(executor.time, PROBLEM, [LIBRARY], None, found.append)
+            compiling = pool.submit(executor.compile, PROBLEM, [build("none")], 60.0)
             with pytest.raises(TimeoutError):
                 waiting.result(3.0)
             assert not found and not compiling.done()
         waiting.result()
         made, _ = compiling.result()
     assert found[0].state == "complete" and made[build("none")] == MadeKernel(compile_s=0.5)
-    assert bench.waited_s > 0.5
-    bench.close()
-    assert [stage for stage, _, _ in bench.spans].count("wait") == 2 and bench.waited_s > 0.5
+    assert executor.waited_s > 0.5
+    executor.close()
+    assert [stage for stage, _, _ in executor.spans].count("wait") == 2 and executor.waited_s > 0.5
 
 
-def test_compilers_refuse_crash_and_are_missing_each_in_its_way(bench):
+def test_compilers_refuse_crash_and_are_missing_each_in_its_way(executor):
     builds = [build("none"), build("refused", 1), build("none", 2, "nowhere")]
-    made, missing = bench.compile(PROBLEM, builds, 60.0)
+    made, missing = executor.compile(PROBLEM, builds, 60.0)
     assert made == {builds[0]: MadeKernel(compile_s=0.5), builds[1]: MadeKernel(refusal="no such tile", compile_s=0.5)}
     assert list(missing) == ["nowhere"] and missing["nowhere"].found == "no compiler"
 
 
-def test_a_build_that_takes_the_compiler_down_costs_the_others_nothing(bench):
+def test_a_build_that_takes_the_compiler_down_costs_the_others_nothing(executor):
     asked = GemmProblem(m=5, n=16, k=32, dtype="fp32", output="fp32")
     builds = [build("none", number) for number in range(3)]
-    made, missing = bench.compile(asked, builds, 60.0)
+    made, missing = executor.compile(asked, builds, 60.0)
     assert not missing
     assert isinstance(made[builds[1]], Failure) and made[builds[1]].kind == "crash"
     assert [isinstance(made[build], MadeKernel) for build in builds] == [True, False, True]
 
 
-def test_nothing_is_said_of_what_was_stopped(bench):
+def test_nothing_is_said_of_what_was_stopped(executor):
     found = []
 
     def stop(trial):
         found.append(trial)
-        bench.server.stop()
+        executor.server.stop()
 
-    bench.time(PROBLEM, [launch(build(fault)) for fault in ("none", "hang", "slow")], None, stop)
+    executor.time(PROBLEM, [launch(build(fault)) for fault in ("none", "hang", "slow")], None, stop)
     assert len(found) == 1
-    assert bench.compile(PROBLEM, [build("none")], 60.0) == ({build("none"): None}, {})
+    assert executor.compile(PROBLEM, [build("none")], 60.0) == ({build("none"): None}, {})
 
 
 def test_a_gpu_whose_rates_cannot_be_read_has_none_and_says_so_once(tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_gpu_whose_rates_cannot_be_read_has_none_and_says_so_once(tmp_path, mo
     gpu, told = Device(kind="cuda", name="A GPU that is not here", uuid="gpu-not-here", capability=(12, 0)), []
     with (
         WorkerServer(tmp_path, steps=STEPS) as server,
-        closing(KernelBench(server, gpu, "toykernels", tmp_path, toolchain="t", seed=0)) as bench,
+        closing(KernelExecutor(server, gpu, "toykernels", tmp_path, toolchain="t", seed=0)) as executor,
     ):
-        assert bench.rates(told.append) is None and bench.rates(told.append) is None
+        assert executor.rates(told.append) is None and executor.rates(told.append) is None
     assert len(told) == 1 and told[0].startswith(f"{gpu.name}: ")

@@ -174,7 +174,7 @@ def test_a_backend_without_kernels_is_refused(tmp_path, cpu):
         tune_kernels({problem(8): 1.0}, cpu, store, None, backend="eager", budget_s=1.0)
 
 
-class FakeBench:
+class FakeExecutor:
     """Compiles and times at once; a timing of a build lasts until the next builds are being compiled."""
 
     waited_s = 0.0
@@ -212,16 +212,16 @@ class FakeServer:
 
 def test_on_a_gpu_the_next_builds_compile_while_others_are_timed(tmp_path, toykernels, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    benches = []
+    executors = []
     monkeypatch.setattr(
-        "autotune.kernels.tuning.KernelBench",
-        lambda *arguments, **values: benches.append(FakeBench(*arguments, **values)) or benches[0],
+        "autotune.kernels.tuning.KernelExecutor",
+        lambda *arguments, **values: executors.append(FakeExecutor(*arguments, **values)) or executors[0],
     )
     with Store.open(str(tmp_path / "kernels.db")) as store:
         tune_kernels({problem(8): 1.0}, H200, store, FakeServer(), backend="toykernels", budget_s=60.0)
-    (bench,) = benches
-    assert bench.batches == 3  # of 2, 2 and 1 builds
-    assert bench.overlapped == [(True, True), (False, True), (False, True)]
+    (executor,) = executors
+    assert executor.batches == 3  # of 2, 2 and 1 builds
+    assert executor.overlapped == [(True, True), (False, True), (False, True)]
 
 
 def test_hints_of_another_toolchain_are_built_first(tune, tmp_path, cpu):

@@ -29,7 +29,7 @@ def trial(name, median_us=None, problem=ONE):
     )
 
 
-class FakeBench:
+class FakeExecutor:
     """A graph has one problem if it is fused and two otherwise."""
 
     def __init__(self):
@@ -51,10 +51,10 @@ def supplies(tmp_path):
         store = Store.open(str(tmp_path / f"{len(opened)}.db"))
         opened.append(store)
         store.kernels.add(list(kernels))
-        bench, told, stop = FakeBench(), [], threading.Event()
-        made = KernelSupply(store, bench, records.DEVICE.device_class, records.TOOLCHAIN, told.append, stop)
+        executor, told, stop = FakeExecutor(), [], threading.Event()
+        made = KernelSupply(store, executor, records.DEVICE.device_class, records.TOOLCHAIN, told.append, stop)
         return SimpleNamespace(
-            of=made.of, digest=made.digest, problems=made.problems, bench=bench, told=told, stop=stop
+            of=made.of, digest=made.digest, problems=made.problems, executor=executor, told=told, stop=stop
         )
 
     yield supply
@@ -80,20 +80,20 @@ def test_a_graph_is_looked_at_once(supplies):
     supply = supplies()
     for configuration in (asked(), asked(threads=2), asked(cuda_graph=False), asked(fused=False)):
         supply.of(configuration)
-    assert supply.bench.looked == [True, False]
+    assert supply.executor.looked == [True, False]
 
 
 def test_nothing_is_looked_at_nor_kept_after_a_stop(supplies):
     supply = supplies()
     supply.stop.set()
-    assert supply.problems(asked()) == {} and supply.bench.looked == []
+    assert supply.problems(asked()) == {} and supply.executor.looked == []
     supply.stop.clear()
     assert supply.problems(asked()) == {ONE: 3.0}
 
 
 def test_a_graph_whose_problems_cannot_be_found_is_named_and_gets_no_kernel(supplies):
     supply = supplies(trial("library"))
-    supply.bench.failure = Failure(stage="build", kind="crash", detail="signal 11", log_tail="the last line")
+    supply.executor.failure = Failure(stage="build", kind="crash", detail="signal 11", log_tail="the last line")
     known = supply.of(asked())
     assert known is not None and not known.best
     assert [text.splitlines()[-1].strip() for text in supply.told] == ["the last line"] and "crash" in supply.told[0]

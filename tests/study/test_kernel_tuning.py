@@ -41,10 +41,10 @@ def study(monkeypatch):
         return SimpleNamespace(spans=())
 
     monkeypatch.setattr(study_kernels, "tune_kernels", tune)
-    bench = SimpleNamespace(server=None, split=TimeSplit())
+    executor = SimpleNamespace(server=None, split=TimeSplit())
     request = SimpleNamespace(device=SimpleNamespace(cores=4), seed=0, tune_kernels=True)
     on = SimpleNamespace(
-        bench=bench, supply=FakeSupply(tuned), request=request, store=None, progress=None, stop=threading.Event()
+        executor=executor, supply=FakeSupply(tuned), request=request, store=None, progress=None, stop=threading.Event()
     )
     return study_kernels.StudyKernels(on), tuned, on
 

@@ -10,7 +10,7 @@ import torch
 from autotune.cli.main import app
 from autotune.database.store import Store
 from autotune.errors import ArtifactError, DeviceError, OutOfMemoryError, RequestError, WorkError
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.measure.percentiles import samples_needed
 from autotune.model.inputs import InputSpec
 from autotune.records.device import Device
@@ -219,21 +219,21 @@ def test_a_batch_that_a_model_has_no_memory_for_ends_the_sweep_and_may_not_be_th
 def test_the_limit_of_a_steps_memory_ends_the_sweep_in_whatever_step(studies, monkeypatch, after):
     """From a step on, no step may take more than 1 MiB, which the keeper of each watches over."""
 
-    def limit(bench: Bench) -> None:
-        bench.server.memory_limit_bytes = 1 << 20
+    def limit(executor: Executor) -> None:
+        executor.server.memory_limit_bytes = 1 << 20
 
     if after is None:
-        make = Bench.__init__
-        monkeypatch.setattr(Bench, "__init__", lambda bench, *given: (make(bench, *given), limit(bench))[0])
+        make = Executor.__init__
+        monkeypatch.setattr(Executor, "__init__", lambda executor, *given: (make(executor, *given), limit(executor))[0])
     else:
-        step = getattr(Bench, after)
+        step = getattr(Executor, after)
 
-        def then_limit(bench: Bench, *given, **named):
-            answer = step(bench, *given, **named)
-            limit(bench)
+        def then_limit(executor: Executor, *given, **named):
+            answer = step(executor, *given, **named)
+            limit(executor)
             return answer
 
-        monkeypatch.setattr(Bench, after, then_limit)
+        monkeypatch.setattr(Executor, after, then_limit)
     check_the_sweep_ends_before_batch_4(Swept(studies[0]["throughput"], studies[1]))
 
 

@@ -13,10 +13,10 @@ from autotune.database.store import Store
 from autotune.database.trials import MOST_ATTEMPTS
 from autotune.errors import StudyInterruptedError, WorkError
 from autotune.programs.reliability import simulated
-from autotune.programs.reliability.simulated import PLAYED, Journal, Part, PlayedServer
+from autotune.programs.reliability.simulated import SIMULATED, Journal, Part, SimulatedServer
 
 
-class Server(PlayedServer):
+class Server(SimulatedServer):
     """Steps cost nothing; those in ``crashing`` crash, ``stopping`` kills the coordinator, ``halting`` stops it."""
 
     def __init__(self, journal, crashing=(), stopping=None, halting=None):
@@ -75,7 +75,7 @@ def a_candidate(finished):
     return next(
         trial.configuration.digest
         for trial in finished
-        if trial.configuration.backend == "played" and not PLAYED.is_baseline(trial.configuration, has_factory=True)
+        if trial.configuration.backend == "played" and not SIMULATED.is_baseline(trial.configuration, has_factory=True)
     )
 
 
@@ -92,13 +92,13 @@ def test_what_crashed_is_not_built_again_in_another_study_unless_the_toolchain_c
         assert (told.state, told.failure.kind, told.reused) == ("failed", "crash", True)
         assert f"trial {crashed.number} of played at batch 1: {crashed.failure.detail}" in told.failure.detail
         assert told.failure.detail.startswith("quarantined, not built again under this toolchain")
-        monkeypatch.setattr(PLAYED, "toolchain", ("torch",))
+        monkeypatch.setattr(SIMULATED, "toolchain", ("torch",))
         built, finished = run(replace(other, seed=2, trials=40), second)
         assert victim in built and all(trial.state == "complete" for trial in finished)
 
 
 def test_a_baseline_is_tried_again_in_another_study(part, store):
-    space = PLAYED.space(None, None, has_factory=True)
+    space = SIMULATED.space(None, None, has_factory=True)
     (default,) = space.defaults
     # Eager may be a baseline too: all that this study knows of is taken down.
     with pytest.raises(WorkError, match="baseline gave no time"):
@@ -140,13 +140,13 @@ def test_what_was_cut_off_is_built_alone(part, store, monkeypatch):
     monkeypatch.setattr("autotune.study.search.StudySearch.parallel", 4)
     monkeypatch.setattr("autotune.study.search.StudySearch._load_early", lambda *_: None)
     part, batches = replace(part, trials=9), []
-    build = simulated.PlayedBench.build
+    build = simulated.SimulatedExecutor.build
 
-    def counted(bench, configurations, workers, timeout_s=None, **options):
+    def counted(executor, configurations, workers, timeout_s=None, **options):
         batches.append([configuration.digest for configuration in configurations])
-        return build(bench, configurations, workers, timeout_s, **options)
+        return build(executor, configurations, workers, timeout_s, **options)
 
-    monkeypatch.setattr(simulated.PlayedBench, "build", counted)
+    monkeypatch.setattr(simulated.SimulatedExecutor, "build", counted)
     with Store.open(f"{part.database}2") as rehearsal:
         run(part, rehearsal)
     together = next(batch for batch in batches if len(batch) == 4)

@@ -9,7 +9,7 @@ import pytest
 from autotune import registry
 from autotune.database.store import Store
 from autotune.errors import DeviceError, RequestError
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.model.inputs import InputSpec
@@ -30,9 +30,9 @@ def studied(misbehaving, tmp_path_factory):
     folder, device = tmp_path_factory.mktemp("study"), discovery.cpu()
     inputs = (InputSpec(name="input", shape=("batch", 16)),)
     with WorkerServer(folder) as server:
-        bench = Bench(server, folder, device, TimeSplit())
-        bench.prepare("toy", 2, TOY, inputs, 0)
-        workload = bench.workload()
+        executor = Executor(server, folder, device, TimeSplit())
+        executor.prepare("toy", 2, TOY, inputs, 0)
+        workload = executor.workload()
     settings = {"factory": TOY, "inputs": [asdict(spec) for spec in inputs]}
     toolchain = versions.current(device).only(registry.backend(misbehaving).toolchain).digest
     path, trials = folder / "autotune.db", {}

@@ -12,7 +12,7 @@ from autotune import load, registry
 from autotune.database.exchange import export_studies, merge_file
 from autotune.database.store import Store
 from autotune.errors import WorkError
-from autotune.execute.executor import Bench
+from autotune.execute.executor import Executor
 from autotune.kernel import toolchain_of
 from autotune.model.factory import make_module
 from autotune.model.inputs import InputSpec
@@ -270,7 +270,7 @@ def test_a_trial_of_another_study_is_taken_over_only_if_its_kernels_are_those_of
 
 @pytest.mark.usefixtures("not_alone")
 def test_what_was_left_out_for_want_of_time_is_tried_when_the_study_is_given_more(place, monkeypatch):
-    build = Bench.build
+    build = Executor.build
 
     def with_little_time(self, configurations, workers, timeout_s=None, **values):
         slow = any(configuration.get("slow_build", False) for configuration in configurations)
@@ -283,7 +283,7 @@ def test_what_was_left_out_for_want_of_time_is_tried_when_the_study_is_given_mor
     request = place.request(trials=50, tune_kernels=False)
     with place.store() as store:
         with monkeypatch.context() as hurried:
-            hurried.setattr(Bench, "build", with_little_time)
+            hurried.setattr(Executor, "build", with_little_time)
             events = Events()
             first = run_study(request, store, events)
         (left_out,) = (text for text in events.messages if "left out" in text)

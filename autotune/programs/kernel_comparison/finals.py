@@ -16,7 +16,7 @@ from typing import Any
 from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.errors import WorkError
 from autotune.execute.channel import ChannelClosed
-from autotune.kernels.executor import CANDIDATE_S, START_S, KernelBench
+from autotune.kernels.executor import CANDIDATE_S, START_S, KernelExecutor
 from autotune.kernels.report import TunedProblem
 from autotune.measure.statistics import holm, median, median_interval, middle, paired_test
 from autotune.records.configuration import Configuration
@@ -115,7 +115,7 @@ class Overall:
 
 def run_races(
     races: Sequence[Race],
-    bench: KernelBench,
+    executor: KernelExecutor,
     *,
     until: float,
     save: Callable[[], object],
@@ -129,26 +129,27 @@ def run_races(
     """
     for number in range(processes):
         missing = [race for race in races if len(race.runs) <= number and not race.failures]
-        while missing and clock() < until and not bench.server.closed:
-            missing = _run(missing, bench, number, rounds, until, save, clock)
+        while missing and clock() < until and not executor.server.closed:
+            missing = _run(missing, executor, number, rounds, until, save, clock)
 
 
 def _run(
-    races: Sequence[Race], bench: KernelBench, number: int, rounds: int, until: float, save: Callable[[], object],
+    races: Sequence[Race], executor: KernelExecutor, number: int, rounds: int, until: float, save: Callable[[], object],
     clock: Callable[[], float],
 ) -> list[Race]:  # fmt: skip
     """Run a process; gives what is left for another one, where it crashed."""
     known = {race.problem.digest: race for race in races}
     waiting = dict(known)
     request = {
-        "backend": bench.backend, "device": bench.device.as_dict(), "folder": str(bench.folder), "rounds": rounds,
-        "seed": bench.seed + number, "samples": SAMPLES,
+        "backend": executor.backend, "device": executor.device.as_dict(), "folder": str(executor.folder),
+        "rounds": rounds,
+        "seed": executor.seed + number, "samples": SAMPLES,
         "work": [
             {"problem": race.problem.as_dict(), "finalists": [each.as_dict() for each in race.finalists]}
             for race in races
         ],
     }  # fmt: skip
-    session = bench.server.start("kernel_rounds", request, stage="load")
+    session = executor.server.start("kernel_rounds", request, stage="load")
     heard: dict[str, dict[str, Any]] = {}
     expected, left_s = set(known), max(1.0, until - clock())
     try:
@@ -177,13 +178,13 @@ def _run(
     finally:
         session.finish()
         save()
-    if clock() >= until or bench.server.closed or not waiting:
+    if clock() >= until or executor.server.closed or not waiting:
         return []
     culprit = waiting.pop(session.turn or "", None)
     failure = session.failure(START_S)
     if culprit is None:
         raise WorkError(
-            f"kernels could not be compared on {bench.device.name}", found=str(failure), run="autotune doctor"
+            f"kernels could not be compared on {executor.device.name}", found=str(failure), run="autotune doctor"
         )
     culprit.failures.append(str(failure))
     save()

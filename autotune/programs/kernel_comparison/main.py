@@ -26,7 +26,7 @@ from autotune.errors import AutotuneError, RequestError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import toolchain_of
 from autotune.kernels.cost import FIXED_S
-from autotune.kernels.executor import KernelBench
+from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.schedule import MOST_BUILDS
 from autotune.kernels.search import KernelSearch
@@ -114,9 +114,9 @@ def _compile(options: argparse.Namespace) -> int:
     recording = _begun(options, device, shapes, rates)
     if (folder / recording.file).exists():
         _remember(recording, Recording.read(folder, recording.file))
-    with _bench(device, options, folder) as bench:
+    with _executor(device, options, folder) as executor:
         troubles = compile_recording(
-            recording, bench, jobs=options.jobs or jobs_that_fit(), limit_s=options.limit, tell=say
+            recording, executor, jobs=options.jobs or jobs_that_fit(), limit_s=options.limit, tell=say
         )
     left = len(_wanted(recording)) - len(recording.made)
     size, refused = size_of(folder), refusals(recording)
@@ -176,13 +176,13 @@ def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
     folder = kernels_folder()
     folder.mkdir(parents=True, exist_ok=True)
     around = surroundings(device.torch_name)
-    with _bench(device, options, folder) as bench, Store.open(options.db) as store:
+    with _executor(device, options, folder) as executor, Store.open(options.db) as store:
         document: dict[str, Any] = {
             "schema": SCHEMA, "command": shlex.join(command), "device_class": device.device_class,
-            "toolchain": versions.current(device).as_dict(), "kernels": bench.toolchain, "environment": around,
+            "toolchain": versions.current(device).as_dict(), "kernels": executor.toolchain, "environment": around,
         }  # fmt: skip
         budget_s = options.budget if options.budget is not None else (1 - FINALS_SHARE) * options.limit
-        report = _tuned(options, shapes, device, store, bench.server, min(budget_s, options.limit), bench.rates())
+        report = _tuned(options, shapes, device, store, executor.server, min(budget_s, options.limit), executor.rates())
         document["rates"] = report.rates.as_dict() if report.rates else None
         known = _known(options.json, document)
         by_problem = {tuned.problem: tuned for tuned in report.problems}
@@ -198,7 +198,7 @@ def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
             races[shape] = before if before and before.finalists == race.finalists else race
         save: Callable[[], object] = partial(_write, options.json, document, races, missing)
         run_races(
-            list(races.values()), bench, until=begin + options.limit, save=save, processes=options.processes,
+            list(races.values()), executor, until=begin + options.limit, save=save, processes=options.processes,
             rounds=options.rounds,
         )  # fmt: skip
         results = _write(options.json, document, races, missing)
@@ -315,15 +315,15 @@ def _shapes(only: str | None) -> list[Shape]:
 
 
 @contextmanager
-def _bench(device: Device, options: argparse.Namespace, folder: Path) -> Iterator[KernelBench]:
+def _executor(device: Device, options: argparse.Namespace, folder: Path) -> Iterator[KernelExecutor]:
     toolchain = toolchain_of(registry.kernels(options.backend), versions.current(device)).digest
     with (
         ScratchFolder("comparison") as scratch,
         WorkerServer(scratch, steps=STEPS, work="a comparison of kernels") as server,
     ):
-        bench = KernelBench(server, device, options.backend, folder, toolchain=toolchain, seed=options.seed)
-        with closing(bench):
-            yield bench
+        executor = KernelExecutor(server, device, options.backend, folder, toolchain=toolchain, seed=options.seed)
+        with closing(executor):
+            yield executor
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autotune.errors import AutotuneError, RequestError
 from autotune.kernel import MadeKernel
-from autotune.kernels.executor import KernelBench, Made
+from autotune.kernels.executor import KernelExecutor, Made
 from autotune.programs.kernel_recording.builds import Recording
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
@@ -51,7 +51,7 @@ def jobs_that_fit() -> int:
 
 def compile_recording(
     recording: Recording,
-    bench: KernelBench,
+    executor: KernelExecutor,
     *,
     jobs: int,
     limit_s: float,
@@ -68,7 +68,7 @@ def compile_recording(
 
     def timed(group: _Group) -> tuple[_Group, Compiled, float]:
         begin = clock()
-        done = bench.compile(recording.problems[group.place], group.builds, max(1.0, until - begin))
+        done = executor.compile(recording.problems[group.place], group.builds, max(1.0, until - begin))
         return group, done, clock() - begin
 
     with ThreadPoolExecutor(jobs, thread_name_prefix="autotune-compile") as pool:
@@ -76,7 +76,7 @@ def compile_recording(
             waiting = _groups(recording, further=further)
             running: set[Future[tuple[_Group, Compiled, float]]] = set()
             while waiting or running:
-                while waiting and len(running) < jobs and clock() + longest_s < until and not bench.server.closed:
+                while waiting and len(running) < jobs and clock() + longest_s < until and not executor.server.closed:
                     group = waiting.pop(0)
                     if group.builds[0].backend not in troubles:
                         running.add(pool.submit(timed, group))
@@ -88,7 +88,7 @@ def compile_recording(
                     longest_s = max(longest_s, seconds)
                     troubles |= missing
                     _take(recording, group, made)
-                    recording.write(bench.folder)
+                    recording.write(executor.folder)
                     done_now = sum(outcome is not None for outcome in made.values())
                     tell(f"{len(recording.made)} of {_wanted(recording)} done, the last {done_now} in {seconds:.0f} s")
     return troubles

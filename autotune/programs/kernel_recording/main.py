@@ -19,7 +19,7 @@ from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.errors import AutotuneError, RequestError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import toolchain_of
-from autotune.kernels.executor import STEPS, KernelBench
+from autotune.kernels.executor import STEPS, KernelExecutor
 from autotune.programs.frame import positive
 from autotune.programs.kernel_recording.builds import FILE, RATES, Recording, choose, read_rates, recorded_problems
 from autotune.programs.kernel_recording.compile import compile_recording, jobs_that_fit, pack, refusals, size_of, unpack
@@ -85,11 +85,11 @@ def _parser() -> argparse.ArgumentParser:
 def _compile(options: argparse.Namespace) -> int:
     device = options.device_like or discovery.find(options.device)
     options.cache.mkdir(parents=True, exist_ok=True)
-    with _bench(device, options.backend, options.cache, options.seed) as bench:
-        recording = _chosen(options, device, bench)
+    with _executor(device, options.backend, options.cache, options.seed) as executor:
+        recording = _chosen(options, device, executor)
         say(f"{len(recording.builds)} builds: {_counted(recording)}")
         troubles = compile_recording(
-            recording, bench, jobs=options.jobs or jobs_that_fit(), limit_s=options.limit, tell=say
+            recording, executor, jobs=options.jobs or jobs_that_fit(), limit_s=options.limit, tell=say
         )
     left = sum(len(recording.missing(place)) for place in range(len(recording.problems)))
     size = size_of(options.cache)
@@ -120,14 +120,14 @@ def _time(options: argparse.Namespace) -> int:
             f"kernels for {recording.sku} on {device.name}",
             found=f"compute capability {device.capability}", expected=f"{recording.capability}, that of the kernels",
         )  # fmt: skip
-    with _bench(device, recording.backend, options.cache, recording.seed) as bench:
-        rates = bench.rates() or recording.rates
+    with _executor(device, recording.backend, options.cache, recording.seed) as executor:
+        rates = executor.rates() or recording.rates
         if rates is None:
             raise RequestError(
                 f"a record of {device.name}", found="a device whose rates nobody knows",
                 expected="rates in a file", run="python -m autotune.programs.kernel_recording compile --rates FILE",
             )  # fmt: skip
-        recorder = Recorder(recording, bench, Trials(options.trials), launches=options.launches, tell=say)
+        recorder = Recorder(recording, executor, Trials(options.trials), launches=options.launches, tell=say)
         try:
             is_complete = recorder.run(options.limit)
         finally:
@@ -136,7 +136,7 @@ def _time(options: argparse.Namespace) -> int:
     return 0 if is_complete and not recorder.troubles else 1
 
 
-def _chosen(options: argparse.Namespace, device: Device, bench: KernelBench) -> Recording:
+def _chosen(options: argparse.Namespace, device: Device, executor: KernelExecutor) -> Recording:
     """What was chosen before, else choose now."""
     asked = (options.backend, device.sku, options.seed, recorded_problems())
     if (options.cache / FILE).exists():
@@ -150,7 +150,7 @@ def _chosen(options: argparse.Namespace, device: Device, bench: KernelBench) -> 
         return known
     rates = read_rates(options.rates) if options.rates else None
     if rates is None:
-        rates = RATES.get(device.sku) if options.device_like else bench.rates()
+        rates = RATES.get(device.sku) if options.device_like else executor.rates()
     if rates is None and device.kind == "cuda":
         raise RequestError(
             f"choosing builds for {device.sku}", found="a device whose rates nobody knows",
@@ -166,15 +166,15 @@ def _chosen(options: argparse.Namespace, device: Device, bench: KernelBench) -> 
 
 
 @contextmanager
-def _bench(device: Device, backend: str, folder: Path, seed: int) -> Iterator[KernelBench]:
+def _executor(device: Device, backend: str, folder: Path, seed: int) -> Iterator[KernelExecutor]:
     toolchain = toolchain_of(registry.kernels(backend), versions.current(device)).digest
     with (
         ScratchFolder("recording") as scratch,
         WorkerServer(scratch, steps=STEPS, work="a recording of kernels") as server,
     ):
-        bench = KernelBench(server, device, backend, folder.resolve(), toolchain=toolchain, seed=seed)
-        with closing(bench):
-            yield bench
+        executor = KernelExecutor(server, device, backend, folder.resolve(), toolchain=toolchain, seed=seed)
+        with closing(executor):
+            yield executor
 
 
 def _counted(recording: Recording) -> str:

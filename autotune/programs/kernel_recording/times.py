@@ -15,7 +15,7 @@ from typing import Literal
 from autotune import registry
 from autotune.errors import AutotuneError, WorkError
 from autotune.kernel import KernelSpace
-from autotune.kernels.executor import KernelBench
+from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.timing import Limits
 from autotune.programs.kernel_recording.builds import Recording
@@ -102,19 +102,19 @@ class Recorder:
     def __init__(
         self,
         recording: Recording,
-        bench: KernelBench,
+        executor: KernelExecutor,
         trials: Trials,
         *,
         launches: int = LAUNCHES,
         tell: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.recording, self.bench, self.trials, self.launches = recording, bench, trials, launches
+        self.recording, self.executor, self.trials, self.launches = recording, executor, trials, launches
         self.troubles: dict[int, AutotuneError] = {}
         self._tell, self._clock = tell, clock
-        self._kind = bench.device.kind
+        self._kind = executor.device.kind
         maker = registry.kernels(recording.backend)
-        self._spaces: list[KernelSpace] = [maker.space(bench.device, problem) for problem in recording.problems]
+        self._spaces: list[KernelSpace] = [maker.space(executor.device, problem) for problem in recording.problems]
         self._start_s = self._candidate_s = 0.0
         self._note_refused()
 
@@ -171,7 +171,7 @@ class Recorder:
                 problem, plainest = self.recording.problems[place], self._spaces[place].launches(build)[0]
                 if not self.trials.has(problem, plainest, "screening"):
                     failure = Failure(stage="build", kind="error", detail=why)
-                    self.trials.add("screening", self.bench.failed(problem, plainest, failure))
+                    self.trials.add("screening", self.executor.failed(problem, plainest, failure))
 
     def _left(self, place: int) -> bool:
         return bool(self._plain(place) or self._others(place) or self._best(place))
@@ -234,7 +234,7 @@ class Recorder:
         """Time candidates, process after process, and begin none that would not end in time."""
         problem, rest, done = self.recording.problems[place], list(candidates), 0
         limits = (SCREENING if stage == "screening" else AGAIN)[self._kind]
-        while rest and not self.bench.server.closed:
+        while rest and not self.executor.server.closed:
             each_s = self._candidate_s + (limits.sampling_s if stage == "again" else 0.0)
             room_s = until - self._clock() - self._start_s
             fit = min(len(rest), IN_A_PROCESS, int(room_s / each_s) if each_s else SAMPLE)
@@ -248,7 +248,7 @@ class Recorder:
                 ends.append(self._clock())
 
             try:
-                self.bench.time(problem, some, self.trials.best_us(problem), take, limits=limits)
+                self.executor.time(problem, some, self.trials.best_us(problem), take, limits=limits)
             except WorkError as error:
                 self.troubles[place] = error
                 self._tell(f"{problem.canonical}: {error}")

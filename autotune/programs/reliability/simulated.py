@@ -20,7 +20,7 @@ from autotune import registry
 from autotune.backend import Availability, Runner, SourceModel
 from autotune.database.store import Store
 from autotune.errors import AutotuneError
-from autotune.execute.executor import Bench, Kernels
+from autotune.execute.executor import Executor, Kernels
 from autotune.execute.finals import FinalsResult
 from autotune.execute.input_sets import HELD_OUT, TIMING
 from autotune.execute.server import StepResult, WorkerServer
@@ -50,7 +50,7 @@ os.write(descriptor, line.encode())
 """
 
 
-class PlayedBackend:
+class SimulatedBackend:
     """Offers a space of 800 points and builds none of them."""
 
     name = "played"
@@ -90,7 +90,7 @@ class PlayedBackend:
 
 
 KNOBS = {"a": 10, "b": 10, "c": 8}
-PLAYED = PlayedBackend()
+SIMULATED = SimulatedBackend()
 
 
 def latency_ms(configuration: Configuration) -> float:
@@ -103,7 +103,7 @@ def install(folder: Path) -> Path:
     info = folder / "site" / "played-1.0.dist-info"
     info.mkdir(parents=True, exist_ok=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: played\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\nplayed = {__name__}:PLAYED\n")
+    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\nplayed = {__name__}:SIMULATED\n")
     return folder / "site"
 
 
@@ -136,7 +136,7 @@ class Journal:
         return [line for line in self._lines if line["what"] == what]
 
 
-class PlayedServer:
+class SimulatedServer:
     """Runs a worker process for each step; stands where the worker server does."""
 
     def __init__(self, journal: Journal) -> None:
@@ -170,12 +170,12 @@ class PlayedServer:
             self._running.kill()
 
 
-class PlayedBench(Bench):
+class SimulatedExecutor(Executor):
     """Prepares, builds and measures by processes that only say so."""
 
-    def play(self, server: PlayedServer, name: str) -> "PlayedBench":
+    def play(self, server: SimulatedServer, name: str) -> "SimulatedExecutor":
         """Run the steps of a study of this name on a server."""
-        self._played, self._name = server, name
+        self._simulated, self._name = server, name
         return self
 
     def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> dict[str, Any]:
@@ -212,7 +212,7 @@ class PlayedBench(Bench):
         for configuration in configurations:
             target = Path(tempfile.mkdtemp(dir=self.folder, prefix="artifact-"))
             (target / "configuration.json").write_text(json.dumps(configuration.as_dict(), sort_keys=True))
-            result = self._played.step("build", what="built", study=self._name, configuration=configuration.digest)
+            result = self._simulated.step("build", what="built", study=self._name, configuration=configuration.digest)
             result = _with_value(result, {"build_s": WORK_S, "kernels": ""})
             then(configuration, result, target)
             built.append((result, target))
@@ -229,18 +229,18 @@ class PlayedBench(Bench):
     ) -> StepResult:
         """Answer with the latency of the configuration that the artifact names."""
         configuration = Configuration.from_dict(json.loads((artifact / "configuration.json").read_text()))
-        result = self._played.step("measure", what="measured", study=self._name, configuration=configuration.digest)
+        result = self._simulated.step("measure", what="measured", study=self._name, configuration=configuration.digest)
         samples = Measurement(samples_ms=((latency_ms(configuration),) * 3,)).as_dict()
         return _with_value(result, {"measurement": samples, "pruned": False, "score": None, "signal_error": 1e-6})
 
 
-class PlayedFinals(StudyFinals):
+class SimulatedFinals(StudyFinals):
     """Finals of which every round says nearly the same (ratios that repeat take the test of the verdict seconds)."""
 
     def _measured(self, trials: Mapping[str, Trial], baselines: set[str]) -> FinalsResult:
         for trial in trials.values():
             assert trial.artifact is not None  # the finals see to it
-            self.on.bench.measure(self.on.store.artifacts.open(trial.artifact), self.on.request.objective, 0)
+            self.on.executor.measure(self.on.store.artifacts.open(trial.artifact), self.on.request.objective, 0)
         samples: dict[str, list[list[float] | None]] = {
             uid: [[(trial.latency_ms or 1.0) * (1 + 1e-5 * turn * place)] for turn in range(ROUNDS)]
             for place, (uid, trial) in enumerate(trials.items())
@@ -266,10 +266,10 @@ class PlayedFinals(StudyFinals):
         self.on.check_stop()
 
 
-class PlayedStudy(Study):
+class SimulatedStudy(Study):
     """A study on a played bench."""
 
-    finals = PlayedFinals
+    finals = SimulatedFinals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -303,7 +303,7 @@ class _Witness:
             )  # fmt: skip
 
 
-def run(part: Part, store: Store, server: PlayedServer, progress: Progress, folder: Path) -> StudyOutcome:
+def run(part: Part, store: Store, server: SimulatedServer, progress: Progress, folder: Path) -> StudyOutcome:
     """Run a study to its end; the played backend is installed."""
     request = StudyRequest(
         name=part.study,
@@ -317,8 +317,8 @@ def run(part: Part, store: Store, server: PlayedServer, progress: Progress, fold
     )
     stands = cast(WorkerServer, server)
     with stoppable(stands) as stop:
-        study = PlayedStudy(request, store, progress, stands, folder, stop)
-        study.bench = PlayedBench(stands, folder, request.device, study.split).play(server, part.study)
+        study = SimulatedStudy(request, store, progress, stands, folder, stop)
+        study.executor = SimulatedExecutor(stands, folder, request.device, study.split).play(server, part.study)
         return study.run(time.monotonic())
 
 
@@ -334,7 +334,7 @@ def coordinate(part: Part) -> None:
             tempfile.TemporaryDirectory(prefix="autotune-played-", dir=beside) as folder,
             Store.open(part.database) as store,
         ):
-            run(part, store, PlayedServer(journal), _Witness(journal, part.study), Path(folder))
+            run(part, store, SimulatedServer(journal), _Witness(journal, part.study), Path(folder))
     except AutotuneError as error:
         journal.write(what="error", study=part.study, kind=type(error).__name__, text=str(error))
         sys.exit(error.exit_code)

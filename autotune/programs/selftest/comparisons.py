@@ -19,7 +19,7 @@ from autotune.measure.rounds import run_rounds
 from autotune.measure.statistics import detectable_effect, median, middle, paired_test
 from autotune.measure.verdict import verdict_from_samples
 from autotune.programs.outcome import Outcome, rounded
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 
 ALPHA = 0.05
 COMPARISONS, ROUNDS = 400, 20
@@ -37,15 +37,15 @@ Comparison = list[tuple[float, float, bool]]
 
 
 @lru_cache(maxsize=2)
-def recorded(bench: Bench) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
+def recorded(rig: Rig) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
     """Race a callable against itself; on the wall clock, and on the device's own where it has one. Done once."""
-    product, input_sets = bench.product()
-    rng = random.Random(bench.seed)
+    product, input_sets = rig.product()
+    rng = random.Random(rig.seed)
     wall: list[Comparison] = []
     device: list[Comparison] = []
-    for _ in range(bench.pick(COMPARISONS, 8)):
+    for _ in range(rig.pick(COMPARISONS, 8)):
         race = {"first": product, "second": product}
-        rounds = run_rounds(race, input_sets, bench.timer, rng, ROUNDS, clock=bench.clock)
+        rounds = run_rounds(race, input_sets, rig.timer, rng, ROUNDS, clock=rig.clock)
         wall.append([_pair(blocks, lambda block: block.samples_ms) for blocks in rounds])
         if all(block.device_samples_ms for blocks in rounds for block in blocks.values()):
             device.append([_pair(blocks, lambda block: block.device_samples_ms) for blocks in rounds])
@@ -57,15 +57,15 @@ def _pair(blocks: dict[str, Block], samples: Callable[[Block], Sequence[float]])
     return rounded(median(samples(first))), rounded(median(samples(second))), first.position < second.position
 
 
-def check_aa(bench: Bench) -> list[Outcome]:
+def check_aa(rig: Rig) -> list[Outcome]:
     """Count the rejections: as recorded, under drift, under two clock speeds."""
-    wall, device = recorded(bench)
+    wall, device = recorded(rig)
     outcomes = [_aa("aa/as recorded", wall, raw={"pairs_ms": [list(map(list, pairs)) for pairs in wall]})]
     if device:
         outcomes.append(_aa("aa/device clock", device))
     drifting = [under_drift(pairs) for pairs in wall]
     outcomes.append(_aa(f"aa/{DRIFT:.0%} drift", drifting))
-    rng = random.Random(bench.seed + 1)
+    rng = random.Random(rig.seed + 1)
     two_speeds = [under_two_speeds(pairs, rng) for pairs in wall]
     outcomes.append(_aa("aa/bimodal clock", two_speeds))
     return outcomes
@@ -119,7 +119,7 @@ def _scaled(pair: tuple[float, float, bool], earlier: float, later: float) -> tu
     return (first * earlier, second * later, True) if in_order else (first * later, second * earlier, False)
 
 
-def check_power(bench: Bench) -> list[Outcome]:
+def check_power(rig: Rig) -> list[Outcome]:
     """Slow the second down by 1% in the recorded blocks and count in how many repeats it is found.
 
     The number of rounds is what Noether's formula predicts for the recorded noise, which assumes no distribution of it,
@@ -128,14 +128,14 @@ def check_power(bench: Bench) -> list[Outcome]:
     rounds 2.8 * s_d / sqrt(n) asks for (times pi/3, for the rank test's sake): too few where noise has heavy tails. On
     a loaded 2-core machine that formula's 60 rounds found 61%.
     """
-    wall, _ = recorded(bench)
+    wall, _ = recorded(rig)
     ratios = [ratio for pairs in wall for ratio in log_ratios(pairs)]
     shift = math.log1p(INJECTED)
-    rng = random.Random(bench.seed + 5)
+    rng = random.Random(rig.seed + 5)
     predicted = needed_by_noether(ratios, shift, rng) or len(ratios) + 1
     rounds = to_the_next_look(predicted)
     consecutive = [ratios[start : start + rounds] for start in range(0, len(ratios) - rounds + 1, rounds)]
-    repeats = [rng.sample(ratios, rounds) for _ in range(bench.pick(400, 50))] if consecutive else []
+    repeats = [rng.sample(ratios, rounds) for _ in range(rig.pick(400, 50))] if consecutive else []
     found = _times_found(repeats, shift)
     share = found / len(repeats) if repeats else 0.0
     return [

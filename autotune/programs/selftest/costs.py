@@ -14,7 +14,7 @@ from autotune.measure.statistics import middle
 from autotune.measure.timer import Function, Sample, Timer
 from autotune.measure.verdict import Verdict
 from autotune.programs.outcome import Outcome, rounded
-from autotune.programs.selftest.rig import Bench, BusyWait
+from autotune.programs.selftest.rig import BusyWait, Rig
 
 MOST_HOST_US = 10.0
 MOST_NOT_TIMED = 0.20
@@ -26,26 +26,26 @@ def _nothing(*inputs: Any) -> None:
     return None
 
 
-def check_overhead(bench: Bench) -> list[Outcome]:
+def check_overhead(rig: Rig) -> list[Outcome]:
     """Measure what a sample costs the host beyond the call itself, and how much of a screening is not timed."""
-    return [_host_time(bench), *(_not_timed(bench, name, ms) for name, ms in _screened(bench))]
+    return [_host_time(rig), *(_not_timed(rig, name, ms) for name, ms in _screened(rig))]
 
 
-def _screened(bench: Bench) -> tuple[tuple[str, float], ...]:
-    return ("0.1 ms", 0.1), ("typical", bench.typical_ms)
+def _screened(rig: Rig) -> tuple[tuple[str, float], ...]:
+    return ("0.1 ms", 0.1), ("typical", rig.typical_ms)
 
 
-def _host_time(bench: Bench) -> Outcome:
+def _host_time(rig: Rig) -> Outcome:
     """Alternate bare calls and recorded ones; a GPU gets 50 µs of work, which both wait for in the same way.
 
     Calls timed on the device's own clock are calls of their own, not part of this.
     """
-    function: Function = _nothing if bench.kind == "cpu" else bench.spin_for(0.05)
-    wait = _waiting(bench)
-    recorder = BlockRecorder(bench.timer, bench.clock, [()])
-    now_ns = bench.clock.now_ns
+    function: Function = _nothing if rig.kind == "cpu" else rig.spin_for(0.05)
+    wait = _waiting(rig)
+    recorder = BlockRecorder(rig.timer, rig.clock, [()])
+    now_ns = rig.clock.now_ns
     bare, recorded = [], []
-    for _ in range(bench.pick(5_000, 500)):
+    for _ in range(rig.pick(5_000, 500)):
         started_ns = now_ns()
         function()
         wait()
@@ -64,8 +64,8 @@ def _host_time(bench: Bench) -> Outcome:
     )
 
 
-def _waiting(bench: Bench) -> Any:
-    if bench.kind == "cpu":
+def _waiting(rig: Rig) -> Any:
+    if rig.kind == "cpu":
         return _nothing
     import torch
 
@@ -101,18 +101,18 @@ class _Watched:
         return told
 
 
-def _screening(bench: Bench, duration_ms: float, function: Function | None = None) -> tuple[Screening, float, float]:
+def _screening(rig: Rig, duration_ms: float, function: Function | None = None) -> tuple[Screening, float, float]:
     """Screen a spin; give also its seconds, and the share of them in which no call was timed, warm-up included."""
-    spin = function or bench.spin_for(duration_ms)
-    watched = _Watched(bench.timer)
-    started_ns = bench.clock.now_ns()
-    screening = screen(spin, [()], watched, clock=bench.clock)
-    elapsed_ms = (bench.clock.now_ns() - started_ns) / 1e6
+    spin = function or rig.spin_for(duration_ms)
+    watched = _Watched(rig.timer)
+    started_ns = rig.clock.now_ns()
+    screening = screen(spin, [()], watched, clock=rig.clock)
+    elapsed_ms = (rig.clock.now_ns() - started_ns) / 1e6
     return screening, elapsed_ms / 1e3, 1 - watched.timed_ms / elapsed_ms
 
 
-def _not_timed(bench: Bench, name: str, duration_ms: float) -> Outcome:
-    screening, seconds, share = _screening(bench, duration_ms)
+def _not_timed(rig: Rig, name: str, duration_ms: float) -> Outcome:
+    screening, seconds, share = _screening(rig, duration_ms)
     return Outcome(
         check=f"overhead/not timed, {name}",
         figure=f"{share:.1%} of {seconds:.2f} s",
@@ -122,14 +122,14 @@ def _not_timed(bench: Bench, name: str, duration_ms: float) -> Outcome:
     )
 
 
-def check_duration(bench: Bench) -> list[Outcome]:
+def check_duration(rig: Rig) -> list[Outcome]:
     """Time screenings of a quick and of a slow call, and finals of eight candidates."""
     outcomes = []
-    screened = (("quick", 0.05), ("typical", bench.typical_ms), ("slow", 300.0))
-    for name, duration_ms in screened[: bench.pick(3, 1)]:
+    screened = (("quick", 0.05), ("typical", rig.typical_ms), ("slow", 300.0))
+    for name, duration_ms in screened[: rig.pick(3, 1)]:
         # A slow call waits on the clock where it can: a busy host must not make it another call than the one asked for.
-        waits = name == "slow" and bench.kind == "cpu"
-        screening, seconds, _ = _screening(bench, duration_ms, BusyWait(bench.clock, duration_ms) if waits else None)
+        waits = name == "slow" and rig.kind == "cpu"
+        screening, seconds, _ = _screening(rig, duration_ms, BusyWait(rig.clock, duration_ms) if waits else None)
         outcomes.append(
             Outcome(
                 check=f"duration/screening, {name}",
@@ -139,7 +139,7 @@ def check_duration(bench: Bench) -> list[Outcome]:
                 raw={"seconds": rounded(seconds), "ended": screening.reason},
             )
         )
-    _, verdict, seconds = eight_finalists(bench)
+    _, verdict, seconds = eight_finalists(rig)
     return [
         *outcomes,
         Outcome(
@@ -153,20 +153,20 @@ def check_duration(bench: Bench) -> list[Outcome]:
 
 
 @lru_cache(maxsize=2)
-def eight_finalists(bench: Bench) -> tuple[Finals, Verdict, float]:
+def eight_finalists(rig: Rig) -> tuple[Finals, Verdict, float]:
     """Run finals of eight, each 0.2% longer than the one before; give them, their verdict and the seconds. Done once.
 
     So close a race goes on to the last look; all rounds run in this process.
     """
-    shortest = bench.amount(2.0 if not bench.quick else bench.typical_ms)
-    spins = {f"candidate {place}": bench.spin(round(shortest * 1.002**place)) for place in range(FINALISTS)}
+    shortest = rig.amount(2.0 if not rig.quick else rig.typical_ms)
+    spins = {f"candidate {place}": rig.spin(round(shortest * 1.002**place)) for place in range(FINALISTS)}
     finals = Finals(list(spins), baselines=[f"candidate {FINALISTS - 1}"], processes=1)
-    rng = random.Random(bench.seed + 4)
-    started_ns = bench.clock.now_ns()
+    rng = random.Random(rig.seed + 4)
+    started_ns = rig.clock.now_ns()
     verdict = None
     while verdict is None:
         frozen = finals.freeze()
         count = finals.next_rounds()
-        finals.add(0, run_rounds(spins, [()], bench.timer, rng, count, clock=bench.clock, frozen=frozen))
-        verdict = finals.conclude() if bench.quick else finals.look()
-    return finals, verdict, (bench.clock.now_ns() - started_ns) / 1e9
+        finals.add(0, run_rounds(spins, [()], rig.timer, rng, count, clock=rig.clock, frozen=frozen))
+        verdict = finals.conclude() if rig.quick else finals.look()
+    return finals, verdict, (rig.clock.now_ns() - started_ns) / 1e9

@@ -9,7 +9,7 @@ from statistics import NormalDist
 from autotune.measure.block import BlockRecorder
 from autotune.measure.statistics import median, median_interval
 from autotune.programs.outcome import Outcome, rounded
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 
 REPEATS = 1_000
 """More than the 200 that are asked for: over 200, chance alone takes one honest interval in thirty below 93%."""
@@ -18,19 +18,19 @@ SIZES = (30, 101)
 LOWEST = 0.93
 
 
-def check(bench: Bench) -> list[Outcome]:
+def check(rig: Rig) -> list[Outcome]:
     """Count how often the interval holds the truth: in skewed and bimodal noise, and in a long recording.
 
     From the recording each repeat draws its samples at random; what consecutive samples give, whose noise is not
     independent, is told beside it but not judged: no interval of one block holds what the machine does in others.
     """
-    rng = random.Random(bench.seed + 2)
-    repeats = bench.pick(REPEATS, 200)
+    rng = random.Random(rig.seed + 2)
+    repeats = rig.pick(REPEATS, 200)
     outcomes = [
         _outcome(f"coverage/{name}", [_share(draw, truth, size, repeats, rng) for size in SIZES], repeats)
         for name, draw, truth in (("skewed noise", skewed, 1.0), ("bimodal noise", bimodal, _BIMODAL_MEDIAN))
     ]
-    samples = _recording(bench)
+    samples = _recording(rig)
     truth = median(samples)
     drawn = [_share_of(partial(rng.sample, samples, size), truth, repeats) for size in SIZES]
     consecutive = [_consecutive(samples, truth, size) for size in SIZES]
@@ -74,10 +74,10 @@ def _consecutive(samples: Sequence[float], truth: float, size: int) -> float:
     return rounded(held / len(starts))
 
 
-def _recording(bench: Bench) -> list[float]:
-    product, input_sets = bench.product()
-    recorder = BlockRecorder(bench.timer, bench.clock, input_sets)
-    for _ in range(bench.pick(5_000, 800)):
+def _recording(rig: Rig) -> list[float]:
+    product, input_sets = rig.product()
+    recorder = BlockRecorder(rig.timer, rig.clock, input_sets)
+    for _ in range(rig.pick(5_000, 800)):
         recorder.take(product)
     return list(recorder.block().samples_ms)
 

@@ -15,12 +15,12 @@ from autotune.measure.timer import CpuTimer, Sample
 from autotune.measure.verdict import verdict_from_samples
 from autotune.programs.outcome import Outcome
 from autotune.programs.selftest.fake import StepClock
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 
 CAPTURE_MESSAGE = "operation not permitted when stream is capturing"
 
 
-def check(bench: Bench) -> list[Outcome]:
+def check(rig: Rig) -> list[Outcome]:
     """Provoke each fault and see how it is answered."""
     told = {name: fault() for name, fault in FAULTS.items()}
     missed = sorted(name for name, was_told in told.items() if not was_told)

@@ -16,7 +16,7 @@ from autotune.measure.statistics import median
 from autotune.measure.timer import CpuTimer
 from autotune.programs.outcome import Outcome, rounded
 from autotune.programs.selftest.fake import StepClock
-from autotune.programs.selftest.rig import Bench, BusyWait
+from autotune.programs.selftest.rig import BusyWait, Rig
 
 CPU_DURATIONS_MS = (1.0, 3.0, 10.0)
 CUDA_DURATIONS_MS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -41,9 +41,9 @@ extern "C" __global__ void autotune_spin(unsigned long long* stamps, int capacit
 _log = logging.getLogger(__name__)
 
 
-def check(bench: Bench) -> list[Outcome]:
+def check(rig: Rig) -> list[Outcome]:
     """Time known durations with the device's timer, and with a fake clock."""
-    return [_with_fake_clock(), _on_cpu(bench) if bench.kind == "cpu" else _on_cuda(bench)]
+    return [_with_fake_clock(), _on_cpu(rig) if rig.kind == "cpu" else _on_cuda(rig)]
 
 
 def _with_fake_clock() -> Outcome:
@@ -63,13 +63,13 @@ def _with_fake_clock() -> Outcome:
     )
 
 
-def _on_cpu(bench: Bench) -> Outcome:
+def _on_cpu(rig: Rig) -> Outcome:
     rows = []
     for duration_ms in CPU_DURATIONS_MS:
-        wait = BusyWait(bench.clock, duration_ms)
+        wait = BusyWait(rig.clock, duration_ms)
         pairs = []
-        for _ in range(bench.pick(60, 15)):
-            timed_ms = bench.timer.time_call(wait, ()).wall_ms
+        for _ in range(rig.pick(60, 15)):
+            timed_ms = rig.timer.time_call(wait, ()).wall_ms
             pairs.append((timed_ms, wait.waited_ms))
         rows.append(
             {
@@ -94,15 +94,15 @@ def _typical_error(errors: Any) -> float:
     return float(ordered[len(ordered) // 2])
 
 
-def _on_cuda(bench: Bench) -> Outcome:
+def _on_cuda(rig: Rig) -> Outcome:
     try:
-        spin: _GlobalTimerSpin | None = _GlobalTimerSpin(bench.device)
+        spin: _GlobalTimerSpin | None = _GlobalTimerSpin(rig.device)
     except (AttributeError, OSError, RuntimeError) as error:
         _log.warning("no kernel that reads %%globaltimer (%s); spinning by clock cycles instead", error)
         spin = None
-    durations = CUDA_DURATIONS_MS[:5] if bench.quick else CUDA_DURATIONS_MS
+    durations = CUDA_DURATIONS_MS[:5] if rig.quick else CUDA_DURATIONS_MS
     rows = [
-        _by_global_timer(bench, spin, duration) if spin is not None else _by_cycles(bench, duration)
+        _by_global_timer(rig, spin, duration) if spin is not None else _by_cycles(rig, duration)
         for duration in durations
     ]
     worst = max(rows, key=lambda row: abs(row["error_ms"]) / _allowed_ms(row["true_ms"]))
@@ -148,11 +148,11 @@ class _GlobalTimerSpin:
         return (pairs[-1][1] - pairs[0][0]) / 1e6, spun_ns / 1e6
 
 
-def _by_global_timer(bench: Bench, spin: _GlobalTimerSpin, duration_ms: float) -> dict[str, Any]:
+def _by_global_timer(rig: Rig, spin: _GlobalTimerSpin, duration_ms: float) -> dict[str, Any]:
     """Compare the timer's figure with the kernels' own stamps over the very launches that it timed."""
     function = spin.of(duration_ms)
     times, true, spun = [], [], []
-    for told in _on_device(bench, function):
+    for told in _on_device(rig, function):
         span_ms, spun_ms = spin.last(told.unrolled)
         times.append(told)
         true.append(span_ms / told.unrolled)
@@ -171,25 +171,25 @@ def _by_global_timer(bench: Bench, spin: _GlobalTimerSpin, duration_ms: float) -
     }
 
 
-def _on_device(bench: Bench, function: Callable[..., None]) -> Iterator[DeviceTime]:
+def _on_device(rig: Rig, function: Callable[..., None]) -> Iterator[DeviceTime]:
     """Time a callable by the device's clock again and again, as a block of samples does."""
-    bench.timer.settle()
-    sample = [bench.timer.time_call(function, ()) for _ in range(7)][-1]
+    rig.timer.settle()
+    sample = [rig.timer.time_call(function, ()) for _ in range(7)][-1]
     told = None
-    for _ in range(bench.pick(41, 9)):
-        told = bench.timer.time_on_device(function, (), sample, told)
+    for _ in range(rig.pick(41, 9)):
+        told = rig.timer.time_on_device(function, (), sample, told)
         if told is None:
-            raise TypeError(f"{type(bench.timer).__name__} has no clock of the device's own")
+            raise TypeError(f"{type(rig.timer).__name__} has no clock of the device's own")
         yield told
 
 
-def _by_cycles(bench: Bench, duration_ms: float) -> dict[str, Any]:
+def _by_cycles(rig: Rig, duration_ms: float) -> dict[str, Any]:
     """Compare with a long spin of the same kernel beside it, which events time without a relevant error."""
-    long_amount = bench.amount(50.0)
-    long_ms = bench.time_ms(bench.spin(long_amount), 3)
-    short = bench.spin(bench.amount(duration_ms))
+    long_amount = rig.amount(50.0)
+    long_ms = rig.time_ms(rig.spin(long_amount), 3)
+    short = rig.spin(rig.amount(duration_ms))
     true_ms = long_ms * short.amount / long_amount
-    times = list(_on_device(bench, short))
+    times = list(_on_device(rig, short))
     timed_ms = median(told.ms for told in times)
     return {
         "asked_ms": duration_ms,

@@ -16,13 +16,13 @@ from autotune.errors import DeviceError
 from autotune.programs.frame import add_options, document_of, run_checks, tell
 from autotune.programs.outcome import Outcome
 from autotune.programs.selftest import comparisons, costs, coverage, faults, known_duration, ranking, summaries
-from autotune.programs.selftest.rig import COMMAND, Bench, chosen_device
+from autotune.programs.selftest.rig import COMMAND, Rig, chosen_device
 from autotune.programs.surroundings import environment, load_average
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-CHECKS: Mapping[str, Callable[[Bench], list[Outcome]]] = {
+CHECKS: Mapping[str, Callable[[Rig], list[Outcome]]] = {
     "known": known_duration.check,
     "faults": faults.check,
     "overhead": costs.check_overhead,
@@ -72,6 +72,6 @@ def examine(
     """Run checks by name on ``cpu`` or ``cuda:N`` and return everything that the JSON file holds."""
     around = environment(device)
     started = time.monotonic()
-    rows = run_checks(CHECKS, names, Bench(device, quick=quick, seed=seed), progress)
+    rows = run_checks(CHECKS, names, Rig(device, quick=quick, seed=seed), progress)
     around = {**around, "load_after": load_average()}
     return document_of(command, rows, around, quick=quick, seed=seed, seconds=time.monotonic() - started)

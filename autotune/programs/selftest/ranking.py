@@ -24,7 +24,7 @@ from autotune.measure.rounds import run_rounds
 from autotune.measure.statistics import detectable_effect, middle
 from autotune.measure.verdict import verdict_from_samples
 from autotune.programs.outcome import Outcome, rounded
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 
 CANDIDATES, PROCESSES = 8, 3
 STEP, CLOSE_STEP = 0.04, 0.004
@@ -39,29 +39,29 @@ Samples = dict[str, list[list[float]]]
 
 def race(device: str, amounts: Sequence[int], rounds: int, seed: int) -> Samples:
     """Race spins of these amounts in this process; the candidates are named 0, 1, ... in their order."""
-    bench = Bench(device, seed=seed)
-    spins = {str(place): bench.spin(amount) for place, amount in enumerate(amounts)}
-    blocks = run_rounds(spins, [()], bench.timer, random.Random(seed), rounds, clock=bench.clock)
+    rig = Rig(device, seed=seed)
+    spins = {str(place): rig.spin(amount) for place, amount in enumerate(amounts)}
+    blocks = run_rounds(spins, [()], rig.timer, random.Random(seed), rounds, clock=rig.clock)
     return {name: [[rounded(value) for value in row[name].samples_ms] for row in blocks] for name in spins}
 
 
 @lru_cache(maxsize=2)
-def recorded(bench: Bench) -> tuple[Samples, ...]:
+def recorded(rig: Rig) -> tuple[Samples, ...]:
     """Race the ladder in fresh processes, one after the other. Done once."""
-    shortest = bench.amount(bench.typical_ms)
+    shortest = rig.amount(rig.typical_ms)
     amounts = [round(shortest * (1 + STEP) ** place) for place in range(CANDIDATES)]
     found = []
     for process in range(PROCESSES):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-            seed = bench.seed + 100 * (process + 1)
-            found.append(fresh.submit(race, bench.device, amounts, bench.pick(LOOKS[-1], LOOKS[0]), seed).result())
+            seed = rig.seed + 100 * (process + 1)
+            found.append(fresh.submit(race, rig.device, amounts, rig.pick(LOOKS[-1], LOOKS[0]), seed).result())
     return tuple(found)
 
 
-def check(bench: Bench) -> list[Outcome]:
+def check(rig: Rig) -> list[Outcome]:
     """Compare the processes' orders, then replay winners."""
-    processes = recorded(bench)
-    rng = random.Random(bench.seed + 3)
+    processes = recorded(rig)
+    rng = random.Random(rig.seed + 3)
     close = tuple(scaled(samples, (1 + CLOSE_STEP) / (1 + STEP)) for samples in processes)
     return [
         _agreement(processes),

@@ -1,4 +1,4 @@
-"""The device under test and work of chosen length for it: Bench.
+"""The device under test and work of chosen length for it: Rig.
 
 Two kinds of work. A *spin* takes an amount of work that is linear in its time: iterations of a hash that stays in the
 core's registers (it also counts time that the core is taken away, and follows its clock, as a model does), or cycles
@@ -76,7 +76,7 @@ class BusyWait:
         self.waited_ms = waited_ns / 1e6
 
 
-class Bench:
+class Rig:
     """One device with its timer; ``quick`` asks the checks for a short form, ``seed`` fixes every random choice."""
 
     def __init__(self, device: str, *, quick: bool = False, seed: int = 0) -> None:

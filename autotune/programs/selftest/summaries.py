@@ -10,13 +10,13 @@ from autotune.measure.statistics import interval_rank
 from autotune.measure.verdict import verdict_from_samples
 from autotune.programs.outcome import Outcome
 from autotune.programs.selftest.costs import FINALISTS, eight_finalists
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 from autotune.records.trial import Measurement
 
 
-def check(bench: Bench) -> list[Outcome]:
+def check(rig: Rig) -> list[Outcome]:
     """Send real finals' samples through JSON and compute their verdict again: by its own rule, and by numpy."""
-    finals, verdict, _ = eight_finalists(bench)
+    finals, verdict, _ = eight_finalists(rig)
     stored = json.loads(json.dumps(finals.samples()))
     again = verdict_from_samples(stored, baselines=[f"candidate {FINALISTS - 1}"])
     told = _figures(verdict.as_dict())
@@ -24,7 +24,7 @@ def check(bench: Bench) -> list[Outcome]:
     by_numpy = _by_numpy(stored, verdict.baseline)
     wrong += sorted(f"numpy: {name}" for name, value in by_numpy.items() if told[name] != value)
     for name in stored:
-        measurement = finals.measurement(name, protocol_of("finals", bench.timer.kind, 1))
+        measurement = finals.measurement(name, protocol_of("finals", rig.timer.kind, 1))
         back = Measurement.from_dict(json.loads(json.dumps(measurement.as_dict())))
         if [list(block) for block in back.samples_ms] != [block for block in stored[name] if block is not None]:
             wrong.append(f"measurement of {name}")

@@ -14,10 +14,10 @@ from autotune.programs.selftest.comparisons import (
     under_drift,
     under_two_speeds,
 )
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 
 
-class RecordedBench(Bench):
+class RecordedRig(Rig):
     """A bench of its own for each test, so that nothing recorded is shared."""
 
     def __init__(self):
@@ -34,8 +34,8 @@ def races(noise, *, count=400, bias=0.0, seed=0):
 
 
 def found(monkeypatch, check, wall, device=()):
-    monkeypatch.setattr(comparisons, "recorded", lambda bench: (wall, tuple(device)))
-    return {outcome.check: outcome for outcome in check(RecordedBench())}
+    monkeypatch.setattr(comparisons, "recorded", lambda rig: (wall, tuple(device)))
+    return {outcome.check: outcome for outcome in check(RecordedRig())}
 
 
 def test_31_of_400_rejections_are_allowed():

@@ -5,7 +5,7 @@ import pytest
 from autotune.measure.timer import CpuTimer
 from autotune.programs.selftest import costs, summaries
 from autotune.programs.selftest.fake import StepClock
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 
 
 class FakeSpin:
@@ -35,7 +35,7 @@ class LookingClock(StepClock):
         return super().cpu_ns()
 
 
-class FakeBench(Bench):
+class FakeRig(Rig):
     def __init__(self):
         super().__init__("cpu", quick=True)
         self.clock = LookingClock()
@@ -46,49 +46,49 @@ class FakeBench(Bench):
 
 
 @pytest.fixture
-def bench():
-    return FakeBench()
+def rig():
+    return FakeRig()
 
 
-def test_what_a_sample_costs_is_what_the_recorder_adds(bench):
-    bench.clock.look_ms = 0.004
-    row = costs.check_overhead(bench)[0]
+def test_what_a_sample_costs_is_what_the_recorder_adds(rig):
+    rig.clock.look_ms = 0.004
+    row = costs.check_overhead(rig)[0]
     assert row.passed and row.raw["recorded_us"] - row.raw["bare_us"] == pytest.approx(8.0, abs=0.01)
-    bench.clock.look_ms = 0.006
-    assert not costs.check_overhead(bench)[0].passed
+    rig.clock.look_ms = 0.006
+    assert not costs.check_overhead(rig)[0].passed
 
 
-def test_the_share_that_is_not_timed_is_told(bench):
-    bench.clock.look_ms = 0.01
-    _, short, typical = costs.check_overhead(bench)
+def test_the_share_that_is_not_timed_is_told(rig):
+    rig.clock.look_ms = 0.01
+    _, short, typical = costs.check_overhead(rig)
     assert short.passed and short.raw["share"] > typical.raw["share"] == pytest.approx(0.02 / 1.22, abs=1e-3)
-    bench.clock.look_ms = 0.05
-    assert not costs.check_overhead(bench)[1].passed
+    rig.clock.look_ms = 0.05
+    assert not costs.check_overhead(rig)[1].passed
 
 
-def test_a_watched_timer_counts_every_call_behind_a_sample(bench):
-    watched = costs._Watched(bench.timer)
-    spin = bench.spin(200_000)
+def test_a_watched_timer_counts_every_call_behind_a_sample(rig):
+    watched = costs._Watched(rig.timer)
+    spin = rig.spin(200_000)
     watched.time_call(spin, ())
     watched.time_call(spin, (), 5)
     assert watched.timed_ms == pytest.approx(6 * 0.2, rel=1e-5)
     assert watched.kind == "cpu"
 
 
-def test_screenings_and_finals_are_timed_and_summaries_recomputed(bench):
-    screening, finals = costs.check_duration(bench)
+def test_screenings_and_finals_are_timed_and_summaries_recomputed(rig):
+    screening, finals = costs.check_duration(rig)
     assert screening.passed and screening.raw["ended"] == "interval reached"
     assert finals.passed and finals.raw["rounds"] == 20
-    (row,) = summaries.check(bench)
+    (row,) = summaries.check(rig)
     assert row.passed, row.raw["wrong"]
     assert row.raw["verdict"]["baseline"] == "candidate 7"
 
 
-def test_a_figure_that_does_not_follow_from_the_samples_is_named(bench, monkeypatch):
-    finals, verdict, seconds = costs.eight_finalists(bench)
+def test_a_figure_that_does_not_follow_from_the_samples_is_named(rig, monkeypatch):
+    finals, verdict, seconds = costs.eight_finalists(rig)
     first = verdict.finalists[0]
     wrong = replace(verdict, finalists=(replace(first, figure=first.figure * 1.0001), *verdict.finalists[1:]))
-    monkeypatch.setattr(summaries, "eight_finalists", lambda bench: (finals, wrong, seconds))
-    (row,) = summaries.check(bench)
+    monkeypatch.setattr(summaries, "eight_finalists", lambda rig: (finals, wrong, seconds))
+    (row,) = summaries.check(rig)
     path = f"/finalists/{first.name}/figure"
     assert not row.passed and row.raw["wrong"] == [path, f"numpy: {path}"]

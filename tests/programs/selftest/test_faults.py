@@ -1,7 +1,7 @@
 import pytest
 
 from autotune.programs.selftest import faults
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)
@@ -11,7 +11,7 @@ def test_each_fault_is_refused_or_told(name):
 
 def test_a_fault_that_passes_unnoticed_fails_and_is_named(monkeypatch):
     monkeypatch.setitem(faults.FAULTS, "zero time", lambda: False)
-    (outcome,) = faults.check(Bench("cpu", quick=True))
+    (outcome,) = faults.check(Rig("cpu", quick=True))
     assert not outcome.passed and "not: zero time" in outcome.figure
 
 

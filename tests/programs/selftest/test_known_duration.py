@@ -3,7 +3,7 @@ import pytest
 from autotune.measure.timer import CpuTimer, Sample
 from autotune.programs.selftest import known_duration
 from autotune.programs.selftest.fake import StepClock
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 
 
 class TickingClock(StepClock):
@@ -22,15 +22,15 @@ class WrongTimer(CpuTimer):
         return Sample(wall_ms=sample.wall_ms * 1.02)
 
 
-def bench_on(timer):
-    bench = Bench("cpu", quick=True)
-    bench.clock = TickingClock()
-    bench.timer = timer(bench.clock)
-    return bench
+def rig_on(timer):
+    rig = Rig("cpu", quick=True)
+    rig.clock = TickingClock()
+    rig.timer = timer(rig.clock)
+    return rig
 
 
 def test_a_busy_wait_is_timed_by_what_it_says_itself():
-    fake, waited = known_duration.check(bench_on(CpuTimer))
+    fake, waited = known_duration.check(rig_on(CpuTimer))
     assert fake.passed and waited.check == "known/busy-wait"
     assert [row["asked_ms"] for row in waited.raw["durations"]] == [1.0, 3.0, 10.0]
     first, *_, last = waited.raw["durations"]
@@ -39,7 +39,7 @@ def test_a_busy_wait_is_timed_by_what_it_says_itself():
 
 
 def test_a_timer_that_reports_too_much_fails():
-    _, waited = known_duration.check(bench_on(WrongTimer))
+    _, waited = known_duration.check(rig_on(WrongTimer))
     assert not waited.passed
     assert waited.raw["durations"][2]["error_share"] == pytest.approx(0.022, abs=1e-3)
 

@@ -8,7 +8,7 @@ from autotune.errors import DeviceError
 from autotune.programs import frame as program
 from autotune.programs.outcome import Outcome
 from autotune.programs.selftest import main as selftest
-from autotune.programs.selftest.rig import Bench, chosen_device
+from autotune.programs.selftest.rig import Rig, chosen_device
 
 
 def test_the_short_form_runs_every_check_and_writes_the_table_and_the_file(tmp_path):
@@ -52,21 +52,21 @@ def test_sure_checks_alone_end_well(tmp_path, capsys):
 
 def test_a_check_that_fails_gives_exit_code_1(monkeypatch, capsys):
     failing = Outcome(check="hopeless", figure="2", limit="1", passed=False, raw={"found": 2})
-    monkeypatch.setattr(selftest, "CHECKS", {**selftest.CHECKS, "faults": lambda bench: [failing]})
+    monkeypatch.setattr(selftest, "CHECKS", {**selftest.CHECKS, "faults": lambda rig: [failing]})
     assert selftest.main(["--device", "cpu", "--only", "faults"]) == 1
     assert "FAIL" in capsys.readouterr().out
 
 
 def test_a_check_that_breaks_off_has_failed_and_says_why():
-    def broken(bench):
+    def broken(rig):
         raise ZeroDivisionError("on purpose")
 
-    (row,) = program.run_check("broken", broken, Bench("cpu", quick=True))
+    (row,) = program.run_check("broken", broken, Rig("cpu", quick=True))
     assert not row["passed"] and row["figure"] == "broke off: ZeroDivisionError: on purpose"
 
 
 def test_a_check_without_an_outcome_has_failed():
-    (row,) = program.run_check("empty", lambda bench: [], Bench("cpu", quick=True))
+    (row,) = program.run_check("empty", lambda rig: [], Rig("cpu", quick=True))
     assert not row["passed"]
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from autotune.programs.selftest import ranking
 from autotune.programs.selftest.ranking import check, race, scaled, tau_b, winner_regret
-from autotune.programs.selftest.rig import Bench
+from autotune.programs.selftest.rig import Rig
 
 
 def ladder(step, *, rounds=40, process=0, order=range(8), wobble=0.001):
@@ -13,8 +13,8 @@ def ladder(step, *, rounds=40, process=0, order=range(8), wobble=0.001):
 
 
 def found(monkeypatch, processes):
-    monkeypatch.setattr(ranking, "recorded", lambda bench: tuple(processes))
-    return {outcome.check: outcome for outcome in check(Bench("cpu", quick=True))}
+    monkeypatch.setattr(ranking, "recorded", lambda rig: tuple(processes))
+    return {outcome.check: outcome for outcome in check(Rig("cpu", quick=True))}
 
 
 def test_processes_that_agree_pass(monkeypatch):
