@@ -15,7 +15,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from autotune import registry
-from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.errors import AutotuneError, RequestError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import toolchain_of
@@ -188,8 +187,8 @@ def _table(recorder: Recorder) -> str:
     for place, problem in enumerate(recorder.recording.problems):
         trials = recorder.trials.of(problem)
         complete = [trial for trial in trials if trial.state == "complete"]
-        ours = [trial for trial in complete if trial.configuration.backend not in LIBRARY_KINDS]
-        theirs = [trial for trial in complete if trial.configuration.backend in LIBRARY_KINDS]
+        ours = [trial for trial in complete if trial.configuration.backend not in registry.library_kinds()]
+        theirs = [trial for trial in complete if trial.configuration.backend in registry.library_kinds()]
         best = " | ".join(f"{some[0].median_us:.2f}" if some else "none" for some in (ours, theirs))
         trouble = f" ({recorder.troubles[place]})" if place in recorder.troubles else ""
         shape = f"{problem.m}×{problem.n}×{problem.k}{trouble}"
