@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument("--jobs", type=positive, metavar="N", help="compilers at once (default: what fits)")
     compiling.add_argument("--archive", type=Path, metavar="FILE", help="write the folder as a compressed tar too")
     compiling.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
-    compiling.add_argument("--backend", default="native", help="whose kernels (default: native)")
+    compiling.add_argument(
+        "--backend", default=registry.tuning_kernels()[0], help="whose kernels (default: %(default)s)"
+    )
     compiling.set_defaults(run=_compile)
     timing = steps.add_parser("time", help="time what is compiled, and write the record")
     timing.add_argument("record", type=Path, metavar="FILE", help="the record to write; compressed if named *.gz")
