@@ -147,7 +147,7 @@ import sys
 from autotune.backends import inductor
 from torch._inductor import cpu_vec_isa
 if sys.argv[1] == "ours":
-    with inductor._known_instructions():
+    with inductor._trusted_instructions():
         found = cpu_vec_isa.valid_vec_isa_list()
 else:
     found = cpu_vec_isa.valid_vec_isa_list()
