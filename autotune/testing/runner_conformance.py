@@ -70,9 +70,9 @@ class RunnerConformance:
         runner.close()
 
     def inputs(self, built: BuiltToy, seed: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Return inputs by name on the CPU, and the same as flat tensors on the device."""
+        """Return inputs by name on the CPU, and copies of them as flat tensors on the device."""
         named = toy_inputs(built.toy, seed)
-        return named, [tensor.to(self.device.torch_name) for tensor in named.values()]
+        return named, [tensor.clone().to(self.device.torch_name) for tensor in named.values()]
 
     def assert_answers(self, built: BuiltToy, answers: Sequence[Tensor], named: Mapping[str, Tensor]) -> None:
         """Compare answers with those of the toy itself: number, dtypes, shapes, device and values."""
