@@ -132,9 +132,9 @@ def _survives(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
 def _told(part: simulated.Part) -> tuple[StudyRow, list[Trial], list[int]]:
     """Give what the database says: the study, its trials, and how many screenings each has."""
     with Store.open(part.database, create=False) as store:
-        (study,) = store.studies(part.study)
-        found = store.trials(study.uid)
-        return study, found, [len(store.measurements(trial.uid, "screening")) for trial in found]
+        (study,) = store.studies.list(part.study)
+        found = store.trials.of_study(study.uid)
+        return study, found, [len(store.trials.measurements(trial.uid, "screening")) for trial in found]
 
 
 def _audit(
@@ -200,7 +200,9 @@ def _finalists(part: simulated.Part, study: StudyRow) -> set[str]:
     """Give the configurations that the finals measured once more."""
     with Store.open(part.database, create=False) as store:
         return {
-            trial.configuration.digest for trial in store.trials(study.uid) if store.measurements(trial.uid, "finals")
+            trial.configuration.digest
+            for trial in store.trials.of_study(study.uid)
+            if store.trials.measurements(trial.uid, "finals")
         }
 
 
