@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import ColumnElement, and_, case, func, select
 from sqlalchemy.orm import Session
 
+from autotune import registry
 from autotune.database.plan_rows import device_classes
 from autotune.database.rows import kernel_record, kernel_values
 from autotune.database.schema import KernelTrialTable
@@ -18,15 +19,11 @@ from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 
-LIBRARY_KINDS = ("cublaslt", "torch")
-"""Kinds of kernels that are libraries' own calls: nothing of ours is compiled for them."""
-
 BATCH = 500
 """Rows read at once by their uids, few enough for SQLite's limit on parameters."""
 
 _PLACE = (KernelTrialTable.problem, KernelTrialTable.device_class, KernelTrialTable.toolchain)
 _IS_COMPLETE = KernelTrialTable.state == "complete"
-_IS_LIBRARY = KernelTrialTable.kind.in_(LIBRARY_KINDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +94,7 @@ class KernelTrials:
         """
         here = (device_class, toolchain)
         with self._transactions.reading() as session:
-            rows = _fastest(session, KernelTrialTable.problem == problem.digest, ~_IS_LIBRARY)
+            rows = _fastest(session, KernelTrialTable.problem == problem.digest, ~_is_library())
             rows = [row for row in rows if (row.device_class, row.toolchain) != here]
             rows.sort(key=lambda row: row.created, reverse=True)
             rows.sort(key=lambda row: _alike(row.device_class, device_class), reverse=True)
@@ -118,7 +115,7 @@ class KernelTrials:
                 *_PLACE,
                 func.count().label("trials"),
                 func.sum(case((_IS_COMPLETE, 0), else_=1)).label("failed"),
-                func.min(case((and_(_IS_COMPLETE, _IS_LIBRARY), KernelTrialTable.median_us))).label("library_us"),
+                func.min(case((and_(_IS_COMPLETE, _is_library()), KernelTrialTable.median_us))).label("library_us"),
                 func.min(KernelTrialTable.uid).label("some"),
             )
             found = []
@@ -147,6 +144,11 @@ def supersede(row: KernelTrialTable, values: Mapping[str, Any], created: str) ->
         setattr(row, name, value)
     row.created = created
     return True
+
+
+def _is_library() -> ColumnElement[bool]:
+    """Return the condition that a kernel is a library's own call: no kernel of ours is compiled for it."""
+    return KernelTrialTable.kind.in_(registry.library_kinds())
 
 
 def _add(session: Session, values: Sequence[Mapping[str, Any]], now: str) -> int:

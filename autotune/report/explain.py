@@ -85,11 +85,11 @@ def _parts(finalist: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 def _graph(plan: Plan, store: "Store") -> dict[str, Any] | None:
     """What the backend reads out of its artifact; ``None`` where it tells nothing, or the artifact is not here."""
-    tell = getattr(registry.backend(plan.configuration.backend), "explain", None)
-    if tell is None or plan.artifact is None or not store.artifacts.has(plan.artifact):
+    backend = registry.explaining(plan.configuration.backend)
+    if backend is None or plan.artifact is None or not store.artifacts.has(plan.artifact):
         return None
     with stored(store.artifacts.open(plan.artifact)) as folder:
-        return graph_document(tell(folder))
+        return graph_document(backend.explain_artifact(folder))
 
 
 def graph_document(record: Mapping[str, Any]) -> dict[str, Any]:

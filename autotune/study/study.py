@@ -167,7 +167,7 @@ class Study:
 
     def _with_features(self, workload: Workload) -> Workload:
         """The workload with what backends find in its graph; a backend that fails at that finds nothing."""
-        looking = [name for name in participants(self.request) if hasattr(registry.backend(name), "features")]
+        looking = list(registry.finding_features(participants(self.request)))
         if not looking:
             return workload
         looked = self.executor.features(looking)
