@@ -202,7 +202,7 @@ def finish(session: Session, trial: Trial, measurements: Mapping[Role, Measureme
         row.finished = now
         session.flush()
     elif any(getattr(row, name) != value for name, value in values.items() if name not in _REBUILT):
-        raise ValueError(f"trial {trial.number} is finished as {row.state} and keeps what it came to")
+        raise ValueError(f"trial {trial.number} is finished as {row.state} and keeps its result")
     for role, measurement in measurements.items():
         add_measurement(session, trial.uid, role, measurement, now)
 
