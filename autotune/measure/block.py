@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autotune.measure.clock import Clock
-from autotune.measure.conditions import Readings, cores_shared, gpu_shared
+from autotune.measure.conditions import Readings, all_readings, recorded
 from autotune.measure.device_clock import DeviceTime
+from autotune.measure.flags import cores_shared, gpu_shared
 from autotune.measure.statistics import checked, median
 from autotune.measure.timer import L2, Function, Sample, Timer
 from autotune.records.trial import Measurement
@@ -39,7 +40,7 @@ class Block:
     queued: bool = True
     position: int = 0
     figures: tuple[float, ...] = ()
-    readings: Mapping[str, Any] = field(default_factory=dict)
+    readings: Readings = field(default_factory=dict)
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -111,8 +112,10 @@ def latency_ms(measurement: Measurement) -> float:
 
 def undisturbed_of(measurement: Measurement) -> tuple[float, ...]:
     """Return the :func:`undisturbed` samples of a screening."""
-    switches, readings = measurement.conditions.get("switches", ()), measurement.conditions.get("readings", {})
-    return undisturbed(measurement.flat_ms, switches, readings)
+    switches = recorded(measurement.conditions, "switches")
+    counts = switches if isinstance(switches, list | tuple) else ()
+    readings = next(iter(all_readings(measurement.conditions)), {})
+    return undisturbed(measurement.flat_ms, counts, readings)
 
 
 class BlockRecorder:

@@ -25,6 +25,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from autotune.errors import RequestError
+from autotune.measure.conditions import recorded
 from autotune.measure.paired import MIN_EFFECT
 from autotune.measure.statistics import median, median_interval, middle
 from autotune.records.trial import Measurement
@@ -153,7 +154,7 @@ def _log_median(side: Measurement) -> tuple[float, float, float]:
     """Return the log of a side's median with the way down and up to the ends of its interval, both at least 0."""
     logs = [math.log(median(block)) for block in side.samples_ms]
     ways = [_ways(logs)]
-    by_process: dict[Any, list[float]] = {}
+    by_process: dict[object, list[float]] = {}
     for process, value in zip(_processes(side), logs, strict=True):
         by_process.setdefault(process, []).append(value)
     if len(by_process) >= FEWEST_UNITS:
@@ -186,11 +187,11 @@ def _median_weights(size: int) -> tuple[float, ...]:
     return tuple(high - low for low, high in pairwise(below))
 
 
-def _processes(side: Measurement) -> Sequence[Any]:
-    """Return the process of each block, where the finals noted it; else one for all."""
-    noted = side.conditions.get("processes")
+def _processes(side: Measurement) -> Sequence[object]:
+    """Return the process of each block if the finals recorded it, else the same for all."""
+    processes = recorded(side.conditions, "processes")
     size = len(side.samples_ms)
-    return noted if isinstance(noted, list | tuple) and len(noted) == size else [None] * size
+    return processes if isinstance(processes, list | tuple) and len(processes) == size else [None] * size
 
 
 def _entry(protocol: Mapping[str, Any], name: str) -> str:

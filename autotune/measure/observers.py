@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from autotune.measure.canary import Canary
 from autotune.measure.clock import Clock
+from autotune.measure.conditions import unregistered
 from autotune.measure.nvml import GpuObserver
 from autotune.records.device import Device, DeviceKind
 
@@ -106,6 +107,8 @@ def _reading(observer: Observer) -> dict[str, Any]:
     reading = dict(observer.after())
     if not isinstance(reading.get("available"), bool):
         raise ValueError(f"a reading says whether it is available, found {reading!r}")
+    if names := unregistered(observer.name, reading):
+        raise ValueError(f"{observer.name} reads {names}: add them to autotune.measure.conditions")
     return reading
 
 

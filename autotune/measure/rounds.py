@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from autotune.measure.block import Block, BlockRecorder, InputSets
 from autotune.measure.clock import Clock
-from autotune.measure.conditions import flags, invalid
 from autotune.measure.device_clock import DeviceTime
+from autotune.measure.flags import flags, invalid
 from autotune.measure.observers import Observers
 from autotune.measure.timer import Timer
 

@@ -239,7 +239,7 @@ def test_a_process_of_somebody_else_on_the_device_is_told_once(executor):
     said = []
     executor.server.notices = Notices(said.append)
     others = [{"pid": 2**22 + 1, "used_bytes": 2**30, "sm_percent": None}]
-    measured = {"measurement": {"conditions": {"readings": {"gpu": {"other_processes": others}}}}}
+    measured = {"measurement": {"conditions": {"readings": {"gpu": {"available": True, "other_processes": others}}}}}
     for _ in range(2):
         executor._measured(StepResult(value=measured, failure=None, spans=(), seconds=0.0))
     (told,) = said
