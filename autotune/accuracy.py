@@ -28,7 +28,7 @@ between correct implementations, so below this line a limit of 2e-2 of the signa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class AccuracyResult:
     """Whether a candidate passes, with every figure that was computed.
 
     ``figures`` holds (output, signal error) of floating and (output, share of equal elements) of other outputs, in the
@@ -137,7 +137,7 @@ def judge(
     names: Sequence[str],
     objective: Objective,
     metrics: Sequence[tuple[Metric, Callable[[Any, Any], Any]]] = (),
-) -> Verdict:
+) -> AccuracyResult:
     """Hold a candidate's answers against references that :func:`check_reference` let pass.
 
     Refused are, in this order: another number, shape or dtype of outputs; NaN or infinity; an output beyond its limit;
@@ -163,7 +163,9 @@ def judge(
         detail = "; ".join(sentence for _, _, sentence in sorted(excesses, key=lambda entry: -entry[0]))
         figure = max(excesses, key=lambda entry: entry[0])[1]
         failure = Failure(stage="check", kind="inaccurate", detail=detail, figure=figure)
-    return Verdict(accepted=failure is None, signal_error=worst, figures=figures, metrics=measured, failure=failure)
+    return AccuracyResult(
+        accepted=failure is None, signal_error=worst, figures=figures, metrics=measured, failure=failure
+    )
 
 
 def far_off(answers: "Answers", references: "Answers", names: Sequence[str], objective: Objective, slack: float) -> str:
@@ -198,8 +200,8 @@ def far_off(answers: "Answers", references: "Answers", names: Sequence[str], obj
     return "; ".join(found)
 
 
-def _refused(kind: FailureKind, detail: str) -> Verdict:
-    return Verdict(accepted=False, failure=Failure(stage="check", kind=kind, detail=detail))
+def _refused(kind: FailureKind, detail: str) -> AccuracyResult:
+    return AccuracyResult(accepted=False, failure=Failure(stage="check", kind=kind, detail=detail))
 
 
 def _mismatch(outputs: "Answers", references: "Answers", names: Sequence[str]) -> str:

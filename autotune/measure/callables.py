@@ -232,8 +232,8 @@ def work_traced(
     except WorkError as error:
         log.debug("no kernel trace: %s", error)
         return None
-    marks = sum(_MARK in kernel.name for kernel in found.kernels)
-    if len(found.kernels) > marks or marks > 2 * _MARKED_CALLS:
+    marks = sum(_MARK in kernel.name for kernel in found.activities)
+    if len(found.activities) > marks or marks > 2 * _MARKED_CALLS:
         return True
     return False if marks >= 2 else None
 

@@ -1,4 +1,4 @@
-"""Which kernels a callable launches on a GPU, when, and how large: Kernel, KernelTrace, trace."""
+"""Which kernels a callable launches on a GPU, when, and how large: DeviceActivity, KernelTrace, trace."""
 
 import json
 import math
@@ -23,7 +23,7 @@ _WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
+class DeviceActivity:
     """One piece of work on the device; copies and fills (``kind``) have no grid: theirs is (0, 0, 0).
 
     Times are microseconds on the trace's clock, which starts anywhere. ``occupancy`` is the profiler's estimate from
@@ -69,7 +69,7 @@ class Kernel:
 class KernelTrace:
     """What the device did during ``calls`` calls; the pauses between kernels are longer than without the profiler."""
 
-    kernels: tuple[Kernel, ...]
+    activities: tuple[DeviceActivity, ...]
     calls: int
 
     def __post_init__(self) -> None:
@@ -148,7 +148,7 @@ def read_chrome_trace(
         )
     if spanned_us == 0:
         raise WorkError("the kernels of a trace take no time", expected="times in microseconds, down to nanoseconds")
-    return KernelTrace(kernels=tuple(work), calls=calls)
+    return KernelTrace(activities=tuple(work), calls=calls)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -164,12 +164,12 @@ def _args(event: Mapping[str, Any]) -> Mapping[str, Any]:
     return args
 
 
-def _kernel(event: Mapping[str, Any]) -> Kernel:
+def _kernel(event: Mapping[str, Any]) -> DeviceActivity:
     """Read one event of a category in ``_KINDS``."""
     args, kind = _args(event), _KINDS[event["cat"]]
     try:
         start_us = float(event["ts"])
-        return Kernel(
+        return DeviceActivity(
             name=str(event["name"]),
             start_us=start_us,
             end_us=start_us + float(event["dur"]),

@@ -211,7 +211,7 @@ class _Activity:
 
 
 @dataclass(slots=True)
-class _Seen:
+class _Answers:
     """What was seen since a measurement began: values by quantity in their order, and why one was refused."""
 
     values: dict[str, list[Any]] = field(default_factory=dict)
@@ -251,7 +251,7 @@ class GpuObserver:
         self._activity = _Activity()
         self._gpu: NvmlDevice | None = None
         self._reason = ""
-        self._seen = _Seen()
+        self._seen = _Answers()
 
     def before(self) -> None:
         """Open NVML if that is still to do, and look."""
@@ -260,7 +260,7 @@ class GpuObserver:
                 self._gpu = open_nvml(self._device, self._bindings)
             except OSError as error:
                 self._reason = str(error)
-        self._seen = _Seen()
+        self._seen = _Answers()
         self._look()
         self._count()
 

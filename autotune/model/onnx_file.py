@@ -34,7 +34,7 @@ _DOMAIN = {("node", 7), ("function", 10)}
 
 
 @dataclass(slots=True)
-class _Seen:
+class _References:
     """What was found so far: domains of nodes and of functions that the file itself defines, and external weights."""
 
     domains: set[str]
@@ -49,7 +49,7 @@ def check_onnx(path: Path) -> None:
     """
     require_safe("onnx")
     try:
-        seen = _Seen(domains=set(), own=set(), weights=[])
+        seen = _References(domains=set(), own=set(), weights=[])
         _read(memoryview(path.read_bytes()), "model", seen, 0)
         foreign = sorted(seen.domains - seen.own - set(DOMAINS))
         if foreign:
@@ -85,7 +85,7 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _read(data: memoryview, message: str, seen: _Seen, depth: int) -> None:
+def _read(data: memoryview, message: str, seen: _References, depth: int) -> None:
     if depth > DEEPEST:
         raise ValueError(f"graphs nested deeper than {DEEPEST} levels")
     entries: dict[str, str] = {}

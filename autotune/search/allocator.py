@@ -20,7 +20,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 
 SPREAD = 0.3
 """Standard deviation of log latency within a backend before its trials say otherwise: a third up or down."""
@@ -46,7 +46,7 @@ class Allocator:
     def __init__(self, backends: Sequence[str]) -> None:
         self._records = {backend: _Record() for backend in backends}
 
-    def observe(self, outcome: Outcome) -> None:
+    def observe(self, outcome: TrialOutcome) -> None:
         """Count one finished trial."""
         record = self._records[outcome.configuration.backend]
         record.trials += 1

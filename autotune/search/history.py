@@ -10,7 +10,7 @@ OutcomeState = Literal["complete", "pruned", "infeasible", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """One finished trial as the search sees it.
 
     ``score`` is what the objective minimises, in its own unit: always there for a complete trial, for a pruned one

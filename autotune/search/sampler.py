@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.search_space import Parameter, SearchSpace
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 
 STARTUP_TRIALS = 5
 """Outcomes of a backend before TPE takes over from uniform draws; Optuna's 10 would be most of its share of a study."""
@@ -42,7 +42,7 @@ class BackendSampler:
         self.space = space
         self._seed = seed
         self._axes = tuple(_Axis(parameter) for parameter in space.parameters)
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, TrialOutcome] = {}
 
     @cached_property
     def points(self) -> Mapping[str, Configuration]:
@@ -54,7 +54,7 @@ class BackendSampler:
         """Whether every legal configuration has an outcome."""
         return len(self._outcomes) == len(self.points)
 
-    def observe(self, outcome: Outcome) -> None:
+    def observe(self, outcome: TrialOutcome) -> None:
         """Take in an outcome; a second one of the same configuration replaces the first.
 
         Raises ``ValueError`` where the configuration is not in the space.
@@ -103,7 +103,7 @@ class BackendSampler:
         study.add_trials([self._trial(point, state=TrialState.RUNNING) for point in running])
         return study
 
-    def _told(self, outcome: Outcome) -> FrozenTrial:
+    def _told(self, outcome: TrialOutcome) -> FrozenTrial:
         """Write an outcome as Optuna's trial, never with a value that is not finite."""
         point = outcome.configuration
         value = None if outcome.score is None else math.log(outcome.score)

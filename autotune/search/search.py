@@ -9,7 +9,7 @@ from autotune.errors import SpaceError
 from autotune.records.configuration import Configuration
 from autotune.records.search_space import SearchSpace
 from autotune.search.allocator import Allocator
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 from autotune.search.sampler import BackendSampler
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Search:
         """Whether every legal configuration of every backend has an outcome."""
         return all(sampler.exhausted for sampler in self._samplers.values())
 
-    def observe(self, outcome: Outcome) -> None:
+    def observe(self, outcome: TrialOutcome) -> None:
         """Take in the outcome of a trial, of this run or of an earlier one; a repeated configuration counts once."""
         configuration = outcome.configuration
         if configuration.digest in self._seen:
