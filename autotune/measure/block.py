@@ -23,7 +23,7 @@ ON_DEVICE_EVERY = 4
 class Block:
     """Samples in the order they were taken, with their conditions, of which there is one for each of ``samples_ms``.
 
-    ``device_samples_ms`` are fewer: calls timed by the device's own clock, where it has one, each the mean of
+    ``device_samples_ms`` are fewer: calls timed by the device's own clock, if it has one, each the mean of
     ``unrolled`` calls; ``queued`` says that no launching is in any of them. ``cpu_ms`` is CPU time of the whole process
     for one call, ``switches`` its involuntary context switches during the sample, ``input_sets`` which set of inputs
     was used. ``position`` is the block's place in its round. ``figures`` is what an objective other than latency
@@ -60,7 +60,7 @@ class Block:
 
     @property
     def shared(self) -> bool:
-        """Whether others used the device meanwhile."""
+        """Return whether others used the device meanwhile."""
         return cores_shared(self.readings) or gpu_shared(self.readings)
 
     @property
@@ -164,7 +164,7 @@ class BlockRecorder:
 
     @property
     def escaped(self) -> bool:
-        """Whether the last sample was one of these."""
+        """Return whether the last sample was one of these."""
         return not self._switches[-1]
 
     @property

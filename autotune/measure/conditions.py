@@ -47,7 +47,7 @@ OBSERVED: Mapping[str, tuple[Condition, ...]] = {
             name="memory_clock_mhz", unit="MHz", parts=("min", "max"), absent=NO_COUNTER,
             meaning="lowest and highest clock of the device memory",
         ),
-        Condition(name="temperature_c", unit="°C", absent=NO_COUNTER, meaning="highest temperature of the chip"),
+        Condition(name="temperature_c", unit="Celsius", absent=NO_COUNTER, meaning="highest temperature of the chip"),
         Condition(
             name="power_w", unit="W", parts=("mean", "max"), absent=f"on a MIG instance, or {NO_COUNTER}",
             meaning="power of the board; since Ampere each value is an average over a second",

@@ -39,7 +39,7 @@ def stored_flags(conditions: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def invalid(readings: Readings) -> bool:
-    """Whether a block should be measured again: another process was active on the device, or the canary drifted.
+    """Return whether a block should be measured again: another process was active on the device, or the canary drifted.
 
     Throttling and a busy host leave a block valid, flagged. After repeated discards a block is kept with its flags.
     """
@@ -47,13 +47,13 @@ def invalid(readings: Readings) -> bool:
 
 
 def cores_shared(readings: Readings) -> bool:
-    """Whether others used the cores of the CPU that was measured."""
+    """Return whether others used the cores of the CPU that was measured."""
     on_cpu = observed(readings, "host", "device") == "cpu"
     return on_cpu and observed_number(readings, "host", "competing_share") > BUSY_SHARE
 
 
 def gpu_shared(readings: Readings) -> bool:
-    """Whether another process was active on the GPU that was measured.
+    """Return whether another process was active on the GPU that was measured.
 
     One whose share of the SMs the driver does not report counts as active.
     """
@@ -77,7 +77,7 @@ def _throttled(readings: Readings) -> bool:
 
 
 def _drifted(readings: Readings) -> bool:
-    """Whether the canary took longer than before, for another reason than throttling."""
+    """Return whether the canary took longer than before, for another reason than throttling."""
     # Large products bring an H200 to its power limit within milliseconds, at 1410 of 1980 MHz, and a canary among them
     # takes 15% longer, however often they are measured again.
     limit = observed_number(readings, "canary", "limit") or DRIFT_LIMIT

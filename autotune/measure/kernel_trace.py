@@ -83,7 +83,7 @@ def trace(function: Function, input_sets: InputSets, *, calls: int = 3, device: 
     Tracing lengthens each launch, but hardly a kernel. Everything that reaches the device from this process counts:
     kernels replayed by a CUDA graph, those of other libraries and of other threads.
 
-    Raises :class:`DeviceError` where ``device`` is no GPU, :class:`WorkError` where no kernel was launched on it;
+    Raises :class:`DeviceError` if ``device`` is no GPU, :class:`WorkError` if no kernel was launched on it;
     whatever the function raises passes through.
     """
     import torch
@@ -121,8 +121,8 @@ def read_chrome_trace(
     """Read the device's work from a trace that torch's profiler exported; its ``ts`` and ``dur`` are microseconds.
 
     ``displayTimeUnit`` only tells a viewer how to label them. With ``device_index`` other devices are left out.
-    ``host_window_us`` is the host's time for the traced calls. Raises :class:`WorkError` where no kernel is found,
-    where an event cannot be read, and where the work takes no time or spans more than the host's, since then the times
+    ``host_window_us`` is the host's time for the traced calls. Raises :class:`WorkError` if no kernel is found,
+    where an event cannot be read, and if the work takes no time or spans more than the host's, since then the times
     are not microseconds.
     """
     events = [

@@ -82,7 +82,8 @@ def run_rounds(
     if not names:
         raise ValueError(f"a round needs a finalist, but all of {sorted(finalists)} are frozen")
     turns = {
-        name: _FinalistTurn(name, finalists[name], input_sets, timer, clock, meter=meter, samples=samples) for name in names
+        name: _FinalistTurn(name, finalists[name], input_sets, timer, clock, meter=meter, samples=samples)
+        for name in names
     }
     taker = _Taker(names, turns, announce, observers, sleep)
     done: list[dict[str, Block]] = []

@@ -8,7 +8,7 @@ With all kernels k of the traced calls, which run over [s, e) with ``blocks`` th
 - estimated occupancy = sum(duration * occupancy) / sum(duration), over the kernels whose occupancy is known.
 
 |W| is untraced because tracing lengthens the pauses between kernels, but hardly the kernels: with its own window a
-trace made 0.76 of a call that keeps an H200 busy for 0.95 of its time (ViT-B/16, batch 32, a CUDA graph). Where traced
+trace made 0.76 of a call that keeps an H200 busy for 0.95 of its time (ViT-B/16, batch 32, a CUDA graph). If traced
 kernels run a little longer than the untraced call, the first two are 1.
 
 Copies and fills are listed among the heaviest, but they are no kernels: they enter none of the three.
@@ -119,7 +119,7 @@ def sm_efficiency(trace: KernelTrace, *, call_ms: float, sm_count: int) -> float
 
 
 def occupancy(trace: KernelTrace) -> float | None:
-    """The estimated occupancy of a typical moment of kernel time; None where the profiler estimated none."""
+    """The estimated occupancy of a typical moment of kernel time; None if the profiler estimated none."""
     known = [
         (kernel.duration_us, kernel.occupancy)
         for kernel in trace.activities
@@ -302,7 +302,7 @@ def _arguments(text: str) -> Iterator[str]:
 
 
 def _told(argument: str) -> str:
-    """Give the bare last name of a template argument, or nothing where it tells nothing."""
+    """Return the bare last name of a template argument, or nothing if it tells nothing."""
     if _NOT_TELLING.fullmatch(argument):
         return ""
     return re.split(r"[<({]", argument, maxsplit=1)[0].rstrip(": ").rsplit("::", 1)[-1]

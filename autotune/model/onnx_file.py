@@ -45,7 +45,7 @@ class _References:
 def check_onnx(path: Path) -> None:
     """Raise ArtifactError unless the file is whole, and refers to known operators and to weights beside it alone.
 
-    Raises WorkError where onnx is there, but too old to be handed the file.
+    Raises WorkError if onnx is there, but too old to be handed the file.
     """
     require_safe("onnx")
     try:
@@ -103,7 +103,7 @@ def _read(data: memoryview, message: str, seen: _References, depth: int) -> None
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Give number and content of every field that has bytes; raises ``ValueError`` where the data ends too soon."""
+    """Return number and content of every field that has bytes; raises ``ValueError`` if the data ends too soon."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

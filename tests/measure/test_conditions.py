@@ -140,7 +140,16 @@ def test_energy_has_the_registered_parts():
 @pytest.mark.parametrize("entry", [*RECORDED, *(entry for entries in OBSERVED.values() for entry in entries)])
 def test_an_entry_says_what_it_means_and_in_which_unit(entry):
     assert entry.meaning and entry.absent
-    units = {"_ms": "ms", "_ns": "ns", "_s": "s", "_mhz": "MHz", "_w": "W", "_mj": "mJ", "_c": "°C", "_bytes": "bytes"}
+    units = {
+        "_ms": "ms",
+        "_ns": "ns",
+        "_s": "s",
+        "_mhz": "MHz",
+        "_w": "W",
+        "_mj": "mJ",
+        "_c": "Celsius",
+        "_bytes": "bytes",
+    }
     for suffix, unit in units.items():
         assert not entry.name.endswith(suffix) or entry.unit == unit
 
