@@ -170,7 +170,7 @@ class KernelBed:
         Operands rotate among :data:`SETS` sets from call to call, so that none stays in a cache that is not flushed.
         Gives by name a list of microseconds for each round, and what was true around them.
         """
-        from autotune.measure.conditions import flags
+        from autotune.measure.flags import flags
 
         sets = [(*drawn, self._fresh()[0]) for drawn in (self._operands, *map(self._drawn, self._seeds(SETS - 1)))]
         order = random.Random(self._seed)
@@ -240,7 +240,7 @@ class KernelBed:
         return worst, Failure(stage="check", kind="inaccurate", detail=detail, figure=worst)
 
     def _timed(self, kernel: Kernel, best_us: float | None) -> tuple[tuple[float, ...], dict[str, Any]]:
-        from autotune.measure.conditions import flags, invalid
+        from autotune.measure.flags import flags, invalid
         from autotune.measure.screening import RETAKES, warm_up
 
         out, _ = self._fresh()

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autotune.measure.clock import Clock
-from autotune.measure.conditions import Readings, cores_shared, gpu_shared
+from autotune.measure.conditions import Readings, all_readings, recorded
 from autotune.measure.device_clock import DeviceTime
+from autotune.measure.flags import cores_shared, gpu_shared
 from autotune.measure.statistics import checked, median
 from autotune.measure.timer import L2, Function, Sample, Timer
 from autotune.records.trial import Measurement
@@ -22,7 +23,7 @@ ON_DEVICE_EVERY = 4
 class Block:
     """Samples in the order they were taken, with their conditions, of which there is one for each of ``samples_ms``.
 
-    ``device_samples_ms`` are fewer: calls timed by the device's own clock, where it has one, each the mean of
+    ``device_samples_ms`` are fewer: calls timed by the device's own clock, if it has one, each the mean of
     ``unrolled`` calls; ``queued`` says that no launching is in any of them. ``cpu_ms`` is CPU time of the whole process
     for one call, ``switches`` its involuntary context switches during the sample, ``input_sets`` which set of inputs
     was used. ``position`` is the block's place in its round. ``figures`` is what an objective other than latency
@@ -39,7 +40,7 @@ class Block:
     queued: bool = True
     position: int = 0
     figures: tuple[float, ...] = ()
-    readings: Mapping[str, Any] = field(default_factory=dict)
+    readings: Readings = field(default_factory=dict)
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class Block:
 
     @property
     def shared(self) -> bool:
-        """Whether others used the device meanwhile."""
+        """Return whether others used the device meanwhile."""
         return cores_shared(self.readings) or gpu_shared(self.readings)
 
     @property
@@ -111,8 +112,10 @@ def latency_ms(measurement: Measurement) -> float:
 
 def undisturbed_of(measurement: Measurement) -> tuple[float, ...]:
     """Return the :func:`undisturbed` samples of a screening."""
-    switches, readings = measurement.conditions.get("switches", ()), measurement.conditions.get("readings", {})
-    return undisturbed(measurement.flat_ms, switches, readings)
+    switches = recorded(measurement.conditions, "switches")
+    counts = switches if isinstance(switches, list | tuple) else ()
+    readings = next(iter(all_readings(measurement.conditions)), {})
+    return undisturbed(measurement.flat_ms, counts, readings)
 
 
 class BlockRecorder:
@@ -161,7 +164,7 @@ class BlockRecorder:
 
     @property
     def escaped(self) -> bool:
-        """Whether the last sample was one of these."""
+        """Return whether the last sample was one of these."""
         return not self._switches[-1]
 
     @property

@@ -172,7 +172,7 @@ def _differences(expected: Structure, found: Structure) -> tuple[str, str]:
 
 
 def work_seen_on_stream(function: Function, inputs: Sequence[Any], device: str) -> bool:
-    """Whether the current stream is busy for longer with calls than without; False also where that cannot be told."""
+    """Return whether the current stream is busy for longer with calls than without; False also where that is not known."""
     import torch
 
     cuda: Any = torch.cuda
@@ -216,7 +216,7 @@ def work_traced(
     trace: Callable[..., kernel_trace.KernelTrace] = kernel_trace.trace,
     mark: Callable[[str], None] = _mark,
 ) -> bool | None:
-    """Whether a kernel trace shows any work of the calls on the device; None where the trace itself is blind.
+    """Return whether a kernel trace shows any work of the calls on the device; None if the trace itself is blind.
 
     A profiler can lose the first kernels of a session (pytorch#192021). So each call stands between two marks, which
     are kernels too, and "no work" counts only where both marks of the last call were seen.
@@ -232,8 +232,8 @@ def work_traced(
     except WorkError as error:
         log.debug("no kernel trace: %s", error)
         return None
-    marks = sum(_MARK in kernel.name for kernel in found.kernels)
-    if len(found.kernels) > marks or marks > 2 * _MARKED_CALLS:
+    marks = sum(_MARK in kernel.name for kernel in found.activities)
+    if len(found.activities) > marks or marks > 2 * _MARKED_CALLS:
         return True
     return False if marks >= 2 else None
 
@@ -246,12 +246,12 @@ def did_device_work(
     seen: Callable[[Function, Sequence[Any], str], bool] = work_seen_on_stream,
     traced: Callable[[Function, Sequence[Any], str], bool | None] = work_traced,
 ) -> bool:
-    """Whether a call enqueues work on a CUDA device (``cuda:0``); always True on a CPU.
+    """Return whether a call enqueues work on a CUDA device (``cuda:0``); always True on a CPU.
 
     One call is made first, so that a callable that remembers its answers is found out. Then events on the current
     stream, behind a kernel that keeps the stream busy, show device time without the host's; that misses callables that
     synchronise or use a stream of their own, for which a kernel trace decides. Do this after the samples: the profiler
-    has slowed down what came after it in the same process by 10 to 20% (pytorch#144455). Where the profiler cannot see
+    has slowed down what came after it in the same process by 10 to 20% (pytorch#144455). If the profiler cannot see
     kernels the answer is True, with a warning. Work that another process does is not seen; that of another thread is
     taken for the callable's.
     """
@@ -312,7 +312,7 @@ def guarded(
     returns to Python: where it never does, nothing in this process can end it, and its stacks are logged once. In any
     other thread there is no alarm: stacks are logged at the limit, and the error is raised when the call returns.
 
-    An alarm of someone else's is put back afterwards, and where it is due sooner it is left to do its work.
+    An alarm of someone else's is put back afterwards, and if it is due sooner it is left to do its work.
     """
     _positive(timeout_s)
 

@@ -1,4 +1,4 @@
-"""Whether a stored measurement still holds, told from a fresh one of another process and day: Drift.
+"""Return whether a stored measurement still holds, told from a fresh one of another process and day: Drift.
 
 The two were not taken side by side, so nothing pairs, and samples in a row share whatever held their block or their
 process. The unit is therefore the block, and the process where a measurement names three or more: each side's median
@@ -12,7 +12,7 @@ Simulated with equals in 600 repeats each, the 95% interval missed a ratio of 1 
 noise, for 3 to 40 units a side; where the noise had two peaks, half the blocks on each, in up to 5% from 6 units on
 and in up to 10% with fewer. Student's t alone missed it there in up to 12%, whatever the number of units. Processes
 matter: in ten finals on an H200 the medians of one candidate in two fresh processes differed by 1.4% or more in half of
-105 cases and by more than 5% in a quarter. Where the processes of equals differ so much (standard deviation 5%), three
+105 cases and by more than 5% in a quarter. If the processes of equals differ so much (standard deviation 5%), three
 against one were called drifted in 8% of repeats, three against three in none.
 """
 
@@ -25,6 +25,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from autotune.errors import RequestError
+from autotune.measure.conditions import recorded
 from autotune.measure.paired import MIN_EFFECT
 from autotune.measure.statistics import median, median_interval, middle
 from autotune.records.trial import Measurement
@@ -89,11 +90,11 @@ def comparable(a: Measurement, b: Measurement) -> None:
 def drift(
     stored: Measurement, fresh: Measurement, *, tolerance: float = TOLERANCE, flags: Collection[str] = ()
 ) -> Drift:
-    """Say whether the stored median still holds; raises RequestError where the two do not compare.
+    """Say whether the stored median still holds; raises RequestError if the two do not compare.
 
     It *holds* when the whole interval of the ratio lies within the tolerance, which is the same factor up and down. It
     has *drifted* when the ratio lies outside the tolerance and the interval is off 1 by more than the smallest effect
-    that makes a winner in the finals (0.5%). All else *cannot be told*, and so is anything measured under a condition
+    that makes a winner in the finals (0.5%). All else *is not known*, and so is anything measured under a condition
     that spoils it (``flags``, such as ``throttled``) or in fewer than three blocks a side.
     """
     if not 0 < tolerance < 1:
@@ -140,7 +141,7 @@ def _judged(
 
 
 def _log_interval(stored: Measurement, fresh: Measurement) -> tuple[float, float] | None:
-    """Return the 95% interval of log(fresh / stored), or ``None`` where a side has too few blocks."""
+    """Return the 95% interval of log(fresh / stored), or ``None`` if a side has too few blocks."""
     if min(len(stored.samples_ms), len(fresh.samples_ms)) < FEWEST_UNITS:
         return None
     below, stored_log, above = _log_median(stored)
@@ -153,7 +154,7 @@ def _log_median(side: Measurement) -> tuple[float, float, float]:
     """Return the log of a side's median with the way down and up to the ends of its interval, both at least 0."""
     logs = [math.log(median(block)) for block in side.samples_ms]
     ways = [_ways(logs)]
-    by_process: dict[Any, list[float]] = {}
+    by_process: dict[object, list[float]] = {}
     for process, value in zip(_processes(side), logs, strict=True):
         by_process.setdefault(process, []).append(value)
     if len(by_process) >= FEWEST_UNITS:
@@ -186,11 +187,11 @@ def _median_weights(size: int) -> tuple[float, ...]:
     return tuple(high - low for low, high in pairwise(below))
 
 
-def _processes(side: Measurement) -> Sequence[Any]:
-    """Return the process of each block, where the finals noted it; else one for all."""
-    noted = side.conditions.get("processes")
+def _processes(side: Measurement) -> Sequence[object]:
+    """Return the process of each block if the finals recorded it, else the same for all."""
+    processes = recorded(side.conditions, "processes")
     size = len(side.samples_ms)
-    return noted if isinstance(noted, list | tuple) and len(noted) == size else [None] * size
+    return processes if isinstance(processes, list | tuple) and len(processes) == size else [None] * size
 
 
 def _entry(protocol: Mapping[str, Any], name: str) -> str:

@@ -52,7 +52,7 @@ def energy_per_call(
     read after every call while a renewal is awaited, and left alone in between, where reading it would take time from
     the calls. What is left is a call's duration at either end: for calls of 100 ms, 2% of 5 s each.
 
-    Raises ``WorkError`` where the counter stands still for 2 s under load or goes backwards, or where the clock does.
+    Raises ``WorkError`` where the counter stands still for 2 s under load or goes backwards, or if the clock does.
     Whatever the function raises passes through.
     """
     if not input_sets:

@@ -9,12 +9,12 @@ from typing import Any
 
 from autotune.measure.block import Block
 from autotune.measure.paired import RoundFigures, Statistic
-from autotune.measure.rounds import Finalist, run_rounds
+from autotune.measure.rounds import TimedRunner, run_rounds
 from autotune.measure.statistics import median
 from autotune.measure.verdict import TieKeys, Verdict, verdict_from_samples
 from autotune.records.trial import Measurement
 
-__all__ = ["LOOKS", "Finalist", "Finals", "run_rounds"]
+__all__ = ["LOOKS", "Finals", "TimedRunner", "run_rounds"]
 
 LOOKS = (20, 40, 60, 80, 100)
 """After so many rounds the finals may be decided; five looks, each at Pocock's bound.

@@ -61,7 +61,7 @@ class GpmWindow:
         self._begun_ns = self._clock.now_ns()
 
     def end(self) -> dict[str, float | None]:
-        """Take the second sample and give each of :data:`METRICS` as a fraction, None where the device has it not.
+        """Take the second sample and give each of :data:`METRICS` as a fraction, None if the device has it not.
 
         :class:`WorkError` less than 100 ms after :meth:`begin` (the window stays open), or without one.
         """
@@ -164,7 +164,7 @@ def _over_calls(call: Callable[[], None], window: GpmWindow, *, seconds: float, 
 
 
 def _seat(handle: Any, nvml: Any) -> tuple[Any, int | None]:
-    """Give the GPU's handle, and the GPU instance where the handle is a MIG device's: counters are the GPU's."""
+    """Return the GPU's handle, and the GPU instance where the handle is a MIG device's: counters are the GPU's."""
     if not nvml.nvmlDeviceIsMigDeviceHandle(handle):
         return handle, None
     gpu = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)

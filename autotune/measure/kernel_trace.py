@@ -1,4 +1,4 @@
-"""Which kernels a callable launches on a GPU, when, and how large: Kernel, KernelTrace, trace."""
+"""Which kernels a callable launches on a GPU, when, and how large: DeviceActivity, KernelTrace, trace."""
 
 import json
 import math
@@ -23,7 +23,7 @@ _WARM_UP_CALLS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
+class DeviceActivity:
     """One piece of work on the device; copies and fills (``kind``) have no grid: theirs is (0, 0, 0).
 
     Times are microseconds on the trace's clock, which starts anywhere. ``occupancy`` is the profiler's estimate from
@@ -69,7 +69,7 @@ class Kernel:
 class KernelTrace:
     """What the device did during ``calls`` calls; the pauses between kernels are longer than without the profiler."""
 
-    kernels: tuple[Kernel, ...]
+    activities: tuple[DeviceActivity, ...]
     calls: int
 
     def __post_init__(self) -> None:
@@ -83,7 +83,7 @@ def trace(function: Function, input_sets: InputSets, *, calls: int = 3, device: 
     Tracing lengthens each launch, but hardly a kernel. Everything that reaches the device from this process counts:
     kernels replayed by a CUDA graph, those of other libraries and of other threads.
 
-    Raises :class:`DeviceError` where ``device`` is no GPU, :class:`WorkError` where no kernel was launched on it;
+    Raises :class:`DeviceError` if ``device`` is no GPU, :class:`WorkError` if no kernel was launched on it;
     whatever the function raises passes through.
     """
     import torch
@@ -121,8 +121,8 @@ def read_chrome_trace(
     """Read the device's work from a trace that torch's profiler exported; its ``ts`` and ``dur`` are microseconds.
 
     ``displayTimeUnit`` only tells a viewer how to label them. With ``device_index`` other devices are left out.
-    ``host_window_us`` is the host's time for the traced calls. Raises :class:`WorkError` where no kernel is found,
-    where an event cannot be read, and where the work takes no time or spans more than the host's, since then the times
+    ``host_window_us`` is the host's time for the traced calls. Raises :class:`WorkError` if no kernel is found,
+    where an event cannot be read, and if the work takes no time or spans more than the host's, since then the times
     are not microseconds.
     """
     events = [
@@ -148,7 +148,7 @@ def read_chrome_trace(
         )
     if spanned_us == 0:
         raise WorkError("the kernels of a trace take no time", expected="times in microseconds, down to nanoseconds")
-    return KernelTrace(kernels=tuple(work), calls=calls)
+    return KernelTrace(activities=tuple(work), calls=calls)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -164,12 +164,12 @@ def _args(event: Mapping[str, Any]) -> Mapping[str, Any]:
     return args
 
 
-def _kernel(event: Mapping[str, Any]) -> Kernel:
+def _kernel(event: Mapping[str, Any]) -> DeviceActivity:
     """Read one event of a category in ``_KINDS``."""
     args, kind = _args(event), _KINDS[event["cat"]]
     try:
         start_us = float(event["ts"])
-        return Kernel(
+        return DeviceActivity(
             name=str(event["name"]),
             start_us=start_us,
             end_us=start_us + float(event["dur"]),

@@ -24,7 +24,7 @@ class Holders:
     pids: tuple[int, ...] = ()
 
     def includes(self, other: "Holders") -> bool:
-        """Whether the one that the other sentence is about is still among these."""
+        """Return whether the one that the other sentence is about is still among these."""
         return other.pids[0] in self.pids if other.pids else not self.pids
 
 

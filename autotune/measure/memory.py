@@ -36,7 +36,7 @@ class PeakMemory:
         self._meter.look()
 
     def after(self) -> Mapping[str, Any]:
-        """Give ``peak_bytes`` above ``before_bytes``, ``source`` and ``per_process``."""
+        """Return ``peak_bytes`` above ``before_bytes``, ``source`` and ``per_process``."""
         if not self._begun:
             return {"available": False, "reason": "no measurement was begun"}
         self._meter.look()
@@ -162,7 +162,7 @@ class _CudaMemory:
         return {"available": True, "peak_bytes": max(0, peak), "before_bytes": before, "source": source, **found}
 
     def _own(self) -> int | None:
-        """What this process uses; ``None`` where NVML does not list it (no CUDA context yet, or another namespace)."""
+        """What this process uses; ``None`` if NVML does not list it (no CUDA context yet, or another namespace)."""
         if self._gpu is None:
             return None
         try:
@@ -182,6 +182,6 @@ class _CudaMemory:
 
 
 def _torch_cuda() -> Any:
-    """Give ``torch.cuda`` where this process uses it already, else ``None``: asking must not begin with CUDA."""
+    """Return ``torch.cuda`` where this process uses it already, else ``None``: asking must not begin with CUDA."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None

@@ -113,17 +113,17 @@ class Comparison:
         return max(MIN_EFFECT, self.detectable, errors * self.process_error)
 
     def differs(self, sign: int) -> bool:
-        """Whether the finalist is certainly slower (``sign=1``) or faster (``sign=-1``) than the reference."""
+        """Return whether the finalist is certainly slower (``sign=1``) or faster (``sign=-1``) than the reference."""
         return not self.in_doubt and self.p_value < ALPHA and sign * self.log_ratio >= self.margin
 
     @property
     def equal(self) -> bool:
-        """Whether the two are known to differ by less than half a percent."""
+        """Return whether the two are known to differ by less than half a percent."""
         return not self.in_doubt and self.detectable <= MIN_EFFECT and abs(self.log_ratio) < MIN_EFFECT
 
     @property
     def could_lead(self) -> bool:
-        """Whether the finalist may be faster than the reference by what matters, with nothing shown either way."""
+        """Return whether the finalist may be faster than the reference by what matters, with nothing shown either way."""
         if self.differs(1) or self.differs(-1):
             return False
         return self.in_doubt or self.margin - self.log_ratio > MATERIAL
@@ -175,7 +175,7 @@ class RoundFigures:
         return self._pair(name, reference)[0]
 
     def told_apart(self, one: str, other: str) -> bool:
-        """Whether the median log-ratio of the rounds that both took part in is more than what noise could make it."""
+        """Return whether the median log-ratio of the rounds that both took part in is more than what noise could make it."""
         if not self.log_ratios(one, other):
             return False
         found = self._compared(one, other)
@@ -261,12 +261,12 @@ class RoundFigures:
         return [ratio for _, ratio in counted], [self._processes[index] for index, _ in counted]
 
     def _enough(self, rounds: Sequence[int]) -> bool:
-        """Whether so many rounds, of so many processes, can decide anything."""
+        """Return whether so many rounds, of so many processes, can decide anything."""
         processes = {self._processes[index] for index in rounds}
         return len(rounds) >= fewest_rounds(1) and len(processes) >= min(FEWEST_AGREE, len(set(self._processes)))
 
     def _in_doubt(self, slow: str, fast: str) -> bool:
-        """Whether a slower finalist was disturbed so much that it may be the faster one on a quiet host."""
+        """Return whether a slower finalist was disturbed so much that it may be the faster one on a quiet host."""
         both = [
             index
             for index in range(self.rounds)

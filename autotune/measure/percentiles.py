@@ -21,7 +21,7 @@ from autotune.measure.statistics import checked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Percentiles:
-    """The usual percentiles of ``n`` samples in milliseconds; ``None`` where the samples are too few for one."""
+    """The usual percentiles of ``n`` samples in milliseconds; ``None`` if the samples are too few for one."""
 
     n: int
     p50: float | None
@@ -70,7 +70,7 @@ def _backed(size: int, q: float, confidence: float) -> bool:
 
 
 def percentile(samples_ms: Iterable[float], q: float) -> float | None:
-    """Return the quantile ``q``, interpolated between two samples, or ``None`` where the samples do not back it."""
+    """Return the quantile ``q``, interpolated between two samples, or ``None`` if the samples do not back it."""
     ordered = sorted(checked(samples_ms))
     if len(ordered) < samples_needed(q):
         return None
@@ -84,7 +84,7 @@ def interval(samples_ms: Iterable[float], q: float, confidence: float = 0.95) ->
     """Return two samples that enclose the true quantile with at least the confidence, whatever the distribution.
 
     The number of samples below the quantile is Binomial(n, q), which bounds the ranks (David and Nagaraja, Order
-    Statistics, 7.1). ``None`` where a bound would lie beyond the smallest or the largest sample: for p99 at 95% below
+    Statistics, 7.1). ``None`` if a bound would lie beyond the smallest or the largest sample: for p99 at 95% below
     368 samples.
     """
     _between("a quantile", q)

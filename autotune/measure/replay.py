@@ -17,10 +17,10 @@ from autotune.measure.verdict import verdict_from_samples
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """Whether several runs of one study tell the same story.
+    """Return whether several runs of one study tell the same story.
 
     ``winners`` holds each run's winner, ``accepted`` each run's winner with those tied with it, both in the order of
-    the runs. ``taus`` holds (one run, another, Kendall's tau-b of the two) for every pair of runs, ``None`` where no
+    the runs. ``taus`` holds (one run, another, Kendall's tau-b of the two) for every pair of runs, ``None`` if no
     two finalists can be told apart. ``same_winner``: every run's winner won or tied in every other run.
     """
 
@@ -59,7 +59,7 @@ def winner_regret(
     A rerun draws as many rounds as were recorded, with replacement, the same for all finalists, and keeps them in their
     recorded order, so that who had left by the last of them has left, and in their recorded ``processes``, one a round.
     A finalist none of whose rounds is drawn is not in that rerun. Both latencies are those of all recorded samples.
-    ``ValueError`` where no verdict can be given.
+    ``ValueError`` if no verdict can be given.
     """
     if reruns < 1:
         raise ValueError(f"at least one rerun is needed, found {reruns}")
@@ -88,7 +88,7 @@ def kendall_tau_b(
 
     A pair that is the ``same`` is a tie on both sides, as are equal latencies on theirs. Being the same is not
     transitive, so ties are taken pair by pair and not turned into ranks: tau-b is the correlation of the signs of all
-    pairwise differences (Daniels, Biometrika 33, 1944), and where the ties do make ranks it is SciPy's. ``None`` where
+    pairwise differences (Daniels, Biometrika 33, 1944), and if the ties do make ranks it is SciPy's. ``None`` where
     a run tells no two finalists apart.
     """
     agree = told_first = told_second = 0

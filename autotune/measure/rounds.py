@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from autotune.measure.block import Block, BlockRecorder, InputSets
 from autotune.measure.clock import Clock
-from autotune.measure.conditions import flags, invalid
 from autotune.measure.device_clock import DeviceTime
+from autotune.measure.flags import flags, invalid
 from autotune.measure.observers import Observers
 from autotune.measure.timer import Timer
 
@@ -29,12 +29,12 @@ RETAKE_AFTER_S = 0.2
 class Meter(Protocol):
     """Takes the figure that an objective other than latency compares; lower is better."""
 
-    def __call__(self, name: str, finalist: "Finalist") -> float:
+    def __call__(self, name: str, finalist: "TimedRunner") -> float:
         """Measure the prepared finalist of this name once."""
         ...
 
 
-class Finalist(Protocol):
+class TimedRunner(Protocol):
     """A runner with the global switches that it needs."""
 
     def prepare(self) -> None:
@@ -47,7 +47,7 @@ class Finalist(Protocol):
 
 
 def run_rounds(
-    finalists: Mapping[str, Finalist],
+    finalists: Mapping[str, TimedRunner],
     input_sets: InputSets,
     timer: Timer,
     rng: random.Random,
@@ -82,7 +82,8 @@ def run_rounds(
     if not names:
         raise ValueError(f"a round needs a finalist, but all of {sorted(finalists)} are frozen")
     turns = {
-        name: _Turn(name, finalists[name], input_sets, timer, clock, meter=meter, samples=samples) for name in names
+        name: _FinalistTurn(name, finalists[name], input_sets, timer, clock, meter=meter, samples=samples)
+        for name in names
     }
     taker = _Taker(names, turns, announce, observers, sleep)
     done: list[dict[str, Block]] = []
@@ -108,7 +109,7 @@ class _Taker:
     def __init__(
         self,
         names: Sequence[str],
-        turns: Mapping[str, "_Turn"],
+        turns: Mapping[str, "_FinalistTurn"],
         announce: Callable[[str], None] | None,
         observers: Observers | None,
         sleep: Callable[[float], None],
@@ -152,13 +153,13 @@ def _observed(take: Callable[[], dict[str, Block]], observers: Observers | None)
     return blocks, not invalid(readings)
 
 
-class _Turn:
+class _FinalistTurn:
     """One finalist's blocks in one process; its fastest warm-up call so far decides how calls are grouped."""
 
     def __init__(
         self,
         name: str,
-        finalist: Finalist,
+        finalist: TimedRunner,
         input_sets: InputSets,
         timer: Timer,
         clock: Clock,

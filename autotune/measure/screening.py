@@ -9,7 +9,7 @@ from typing import Any
 
 from autotune.measure.block import Block, BlockRecorder, InputSets, protocol_of
 from autotune.measure.clock import Clock
-from autotune.measure.conditions import flags, invalid
+from autotune.measure.flags import flags, invalid
 from autotune.measure.observers import Observers
 from autotune.measure.statistics import median
 from autotune.measure.stopping import FirstOf, Hopeless, IntervalReached, NoiseSettled, StoppingRule, TimeLimit

@@ -101,7 +101,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def detectable_effect(log_ratios: Sequence[float], processes: Sequence[int] | None = None) -> float:
     """Return the log-ratio that such pairs would find in 80% of repeats at 5%: 2.8 * sqrt(s_b^2 / k + s_d^2 / n).
 
-    s_b^2 / k is the :func:`process_variance`: none where ``processes``, the process of each pair, are not given.
+    s_b^2 / k is the :func:`process_variance`: none if ``processes``, the process of each pair, are not given.
     s_d is 1.4826 times the median absolute deviation, which equals the standard deviation for normal noise and, as the
     rank test does, bears outliers. With one round in twenty slowed down at random, finals over 60 simulated repeats
     found a candidate that was 5% faster in 60, and in 19 with the plain standard deviation; without outliers the two
@@ -122,8 +122,8 @@ def process_variance(log_ratios: Sequence[float], processes: Sequence[int] | Non
 
     s_b^2 is the variance of the processes' medians less what a median varies by where the pairs of a process have the
     variance ``pair_variance``, not below 0: the component of a random-effects model. k is n^2 / sum(n_i^2), the number
-    of processes where each has as many pairs as any other. 0 for a single process, and where each has a single pair,
-    since then pairs differ by what processes do. ``ValueError`` where there are not as many processes as log-ratios.
+    of processes where each has as many pairs as any other. 0 for a single process, and if each has a single pair,
+    since then pairs differ by what processes do. ``ValueError`` if there are not as many processes as log-ratios.
     """
     if processes is None:
         return 0.0

@@ -40,7 +40,7 @@ class Throughput:
 
     ``windows`` are items a second in consecutive windows of ``window_s``, ``items_per_s`` their median and ``interval``
     its 95% interval. ``samples_ms`` are the requests that overlap the windows, by completion, from one completion of a
-    lane to its next, and ``latency_ms`` is their median. ``ValueError`` where the raw figures do not give the others.
+    lane to its next, and ``latency_ms`` is their median. ``ValueError`` if the raw figures do not give the others.
     """
 
     items_per_s: float
@@ -65,7 +65,7 @@ class Throughput:
     def of(
         cls, *, windows: Iterable[float], samples_ms: Iterable[float], window_s: float, concurrency: int, batch: int
     ) -> "Throughput":
-        """Derive the figures from raw ones; raises ``ValueError`` where one of them is not positive and finite."""
+        """Derive the figures from raw ones; raises ``ValueError`` if one of them is not positive and finite."""
         rates, requests = tuple(checked(windows)), tuple(checked(samples_ms))
         return cls(
             items_per_s=median(rates),
@@ -104,7 +104,7 @@ def windows_from(
     only says when the next request began. A request counts in each window by the share of its time that lies in it: in
     whole numbers, windows of 3.5 requests would count 3 and 4 in turn, and their median would be 14% off.
 
-    ``ValueError`` where a lane does not reach from before the first window to after the last.
+    ``ValueError`` if a lane does not reach from before the first window to after the last.
     """
     if window_ns < 1 or windows < 1:
         raise ValueError(f"at least one window of a nanosecond is needed, found {windows} of {window_ns} ns")

@@ -59,7 +59,7 @@ class Timer(Protocol):
     def time_on_device(
         self, function: Function, inputs: Sequence[Any], sample: Sample, like: DeviceTime | None = None
     ) -> DeviceTime | None:
-        """Call the function again, timed by the device's own clock; ``None`` where that has none.
+        """Call the function again, timed by the device's own clock; ``None`` if that has none.
 
         ``sample`` is a timing of the same call, ``like`` an earlier time on the device, if there is one.
         """
@@ -96,7 +96,7 @@ class CpuTimer:
     def time_on_device(
         self, function: Function, inputs: Sequence[Any], sample: Sample, like: DeviceTime | None = None
     ) -> DeviceTime | None:
-        """Tell nothing: the wall clock is the only one."""
+        """Return nothing: the wall clock is the only one."""
         return None
 
 

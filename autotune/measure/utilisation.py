@@ -8,7 +8,7 @@ With all kernels k of the traced calls, which run over [s, e) with ``blocks`` th
 - estimated occupancy = sum(duration * occupancy) / sum(duration), over the kernels whose occupancy is known.
 
 |W| is untraced because tracing lengthens the pauses between kernels, but hardly the kernels: with its own window a
-trace made 0.76 of a call that keeps an H200 busy for 0.95 of its time (ViT-B/16, batch 32, a CUDA graph). Where traced
+trace made 0.76 of a call that keeps an H200 busy for 0.95 of its time (ViT-B/16, batch 32, a CUDA graph). If traced
 kernels run a little longer than the untraced call, the first two are 1.
 
 Copies and fills are listed among the heaviest, but they are no kernels: they enter none of the three.
@@ -27,7 +27,7 @@ from autotune.measure import gpm
 from autotune.measure.block import InputSets
 from autotune.measure.clock import Clock, SystemClock
 from autotune.measure.kernel_trace import KernelTrace, trace
-from autotune.measure.rounds import Finalist
+from autotune.measure.rounds import TimedRunner
 from autotune.measure.statistics import median
 from autotune.records.device import Device
 
@@ -87,7 +87,7 @@ class Utilisation:
 
 def utilisation(trace: KernelTrace, *, call_ms: float, sm_count: int) -> Utilisation:
     """Work all figures out; ``ValueError`` for a device without SMs and for an untraced call that takes no time."""
-    kernels = sum(kernel.kind == "kernel" for kernel in trace.kernels)
+    kernels = sum(kernel.kind == "kernel" for kernel in trace.activities)
     return Utilisation(
         gpu_utilisation=gpu_utilisation(trace, call_ms=call_ms),
         sm_efficiency=sm_efficiency(trace, call_ms=call_ms, sm_count=sm_count),
@@ -95,7 +95,7 @@ def utilisation(trace: KernelTrace, *, call_ms: float, sm_count: int) -> Utilisa
         sm_count=sm_count,
         calls=trace.calls,
         kernels_per_call=kernels_per_call(trace),
-        copies_per_call=(len(trace.kernels) - kernels) / trace.calls,
+        copies_per_call=(len(trace.activities) - kernels) / trace.calls,
         busy_ms_per_call=_busy_us(trace) / 1e3 / trace.calls,
         call_ms=call_ms,
         heaviest=heaviest(trace),
@@ -119,10 +119,10 @@ def sm_efficiency(trace: KernelTrace, *, call_ms: float, sm_count: int) -> float
 
 
 def occupancy(trace: KernelTrace) -> float | None:
-    """The estimated occupancy of a typical moment of kernel time; None where the profiler estimated none."""
+    """The estimated occupancy of a typical moment of kernel time; None if the profiler estimated none."""
     known = [
         (kernel.duration_us, kernel.occupancy)
-        for kernel in trace.kernels
+        for kernel in trace.activities
         if kernel.kind == "kernel" and kernel.occupancy is not None
     ]
     total_us = math.fsum(duration_us for duration_us, _ in known)
@@ -133,15 +133,15 @@ def occupancy(trace: KernelTrace) -> float | None:
 
 def kernels_per_call(trace: KernelTrace) -> float:
     """How many kernels one call launches; copies and fills are not counted."""
-    return sum(kernel.kind == "kernel" for kernel in trace.kernels) / trace.calls
+    return sum(kernel.kind == "kernel" for kernel in trace.activities) / trace.calls
 
 
 def heaviest(trace: KernelTrace, count: int = 10) -> tuple[HeavyKernel, ...]:
     """Name what takes most of the device's time, heaviest first; names that shorten to the same are one."""
     durations_us: dict[str, list[float]] = defaultdict(list)
-    for kernel in trace.kernels:
+    for kernel in trace.activities:
         durations_us[short_name(kernel.name)].append(kernel.duration_us)
-    whole_us = math.fsum(kernel.duration_us for kernel in trace.kernels)
+    whole_us = math.fsum(kernel.duration_us for kernel in trace.activities)
     ranked = sorted(((math.fsum(each), len(each), name) for name, each in durations_us.items()), key=_heavy_first)
     return tuple(
         HeavyKernel(
@@ -202,7 +202,7 @@ def untraced_call_ms(call: Callable[[], None], clock: Clock) -> float:
 
 
 def measured_utilisation(
-    finalists: Mapping[str, Finalist], input_sets: InputSets, device: Device, *, seconds: float = 1.0
+    finalists: Mapping[str, TimedRunner], input_sets: InputSets, device: Device, *, seconds: float = 1.0
 ) -> dict[str, dict[str, Any]]:
     """Read the device's own SM activity over ``seconds`` of calls of each finalist, time it, and trace it.
 
@@ -224,7 +224,7 @@ def measured_utilisation(
 
 
 def _untraced(
-    finalist: Finalist, input_sets: InputSets, device: Device, seconds: float
+    finalist: TimedRunner, input_sets: InputSets, device: Device, seconds: float
 ) -> tuple[float, dict[str, Any]]:
     """Time a call, and read the device's counters before that, which lets its clocks rise."""
     import torch
@@ -240,7 +240,7 @@ def _untraced(
     return untraced_call_ms(call, SystemClock()), counters
 
 
-def _traced(finalist: Finalist, input_sets: InputSets, device: Device, call_ms: float) -> dict[str, Any]:
+def _traced(finalist: TimedRunner, input_sets: InputSets, device: Device, call_ms: float) -> dict[str, Any]:
     import torch
 
     finalist.prepare()
@@ -268,7 +268,7 @@ def _segments(trace: KernelTrace) -> Iterator[tuple[float, int]]:
     Stretches in which no kernel runs are left out. Sorting makes it O(n log n).
     """
     changes: dict[float, int] = defaultdict(int)
-    for kernel in trace.kernels:
+    for kernel in trace.activities:
         changes[kernel.start_us] += kernel.blocks
         changes[kernel.end_us] -= kernel.blocks
     blocks = 0
@@ -302,7 +302,7 @@ def _arguments(text: str) -> Iterator[str]:
 
 
 def _told(argument: str) -> str:
-    """Give the bare last name of a template argument, or nothing where it tells nothing."""
+    """Return the bare last name of a template argument, or nothing if it tells nothing."""
     if _NOT_TELLING.fullmatch(argument):
         return ""
     return re.split(r"[<({]", argument, maxsplit=1)[0].rstrip(": ").rsplit("::", 1)[-1]

@@ -156,7 +156,7 @@ class _Decision:
         return self._outcome(self._baseline, "baseline", tied, settled=settled)
 
     def _faster(self, fast: str, slow: str, comparison: Comparison, *, sign: int = -1) -> bool:
-        """Whether ``fast`` beats ``slow``; ``sign`` is -1 where ``slow`` is the comparison's reference, else 1."""
+        """Return whether ``fast`` beats ``slow``; ``sign`` is -1 where ``slow`` is the comparison's reference, else 1."""
         return comparison.differs(sign) and self._figures.figure(fast) < self._figures.figure(slow)
 
     def _outcome(self, winner: str, status: VerdictStatus, tied_with: Sequence[str], *, settled: bool) -> Verdict:

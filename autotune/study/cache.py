@@ -14,7 +14,7 @@ from autotune.records.identity import ArtifactKey
 from autotune.records.plan import Plan
 from autotune.records.trial import Trial
 from autotune.runtime import toolchain as versions
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 from autotune.study.identity import request_digest
 from autotune.study.request import StudyOutcome, StudyRequest
 
@@ -114,11 +114,13 @@ def _in_short(finalists: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any]
     return tuple({key: value for key, value in one.items() if key not in left_out} for one in finalists)
 
 
-def as_outcome(trial: Trial) -> Outcome:
+def as_outcome(trial: Trial) -> TrialOutcome:
     """A finished trial as the search learns from it."""
     if trial.state == "running":
         raise ValueError(f"trial {trial.number} has not ended")
-    return Outcome(configuration=trial.configuration, state=trial.state, score=trial.ranked_by, build_s=trial.build_s)
+    return TrialOutcome(
+        configuration=trial.configuration, state=trial.state, score=trial.ranked_by, build_s=trial.build_s
+    )
 
 
 def package_versions(modules: Iterable[str]) -> dict[str, str]:

@@ -243,7 +243,7 @@ def test_a_process_of_somebody_else_on_the_device_is_told_once(executor):
     said = []
     executor.server.notices = Notices(said.append)
     others = [{"pid": 2**22 + 1, "used_bytes": 2**30, "sm_percent": None}]
-    conditions = {"readings": {"gpu": {"other_processes": others}}}
+    conditions = {"readings": {"gpu": {"available": True, "other_processes": others}}}
     measured = MeasureAnswer(measurement=Measurement(samples_ms=((1.0,),), conditions=conditions))
     for _ in range(2):
         executor._measured(StepResult(value=measured, failure=None, spans=(), seconds=0.0))

@@ -4,6 +4,7 @@ import pytest
 
 from autotune.errors import WorkError
 from autotune.kernels.timing import GUARD, KernelBed, Limits, error_bound, needed_bytes
+from autotune.measure.conditions import unregistered_conditions
 from autotune.records.kernel_problem import GemmProblem
 from tests.toy_kernels import BACKEND, ToyKernel
 
@@ -106,6 +107,7 @@ def test_conditions_say_how_it_was_timed(cpu):
     conditions = bed(cpu, problem()).judge_and_time(ToyKernel("none"), None, lambda stage: None).conditions
     assert (conditions["clock"], conditions["l2"], conditions["seed"]) == ("wall", "steady", 1)
     assert set(conditions["readings"]) == {"gpu", "host"}
+    assert unregistered_conditions(conditions) == []
 
 
 def test_operands_are_the_same_for_a_seed_lie_as_the_problem_says_and_are_nowhere_zero(cpu):

@@ -108,7 +108,9 @@ def test_a_plan_timed_again_is_compared_with_how_it_was_timed_alone(studies):
 
 
 def beside(*canary_ms: float) -> Measurement:
-    readings = [{"canary": {"before_ms": ms, "after_ms": ms}} for ms in canary_ms] or [{"canary": {"available": False}}]
+    readings = [{"canary": {"available": True, "before_ms": ms, "after_ms": ms}} for ms in canary_ms] or [
+        {"canary": {"available": False}}
+    ]
     return Measurement(samples_ms=((1.0,),), conditions={"readings": readings})
 
 
