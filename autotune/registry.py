@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from autotune.backend import Backend
 from autotune.errors import RequestError
-from autotune.kernel import KernelMaker
+from autotune.kernel import KernelProvider
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -52,10 +52,10 @@ def backend(name: str) -> Backend:
     raise RequestError(f"backend {name!r} is not known", expected=f"one of {', '.join(names())}")
 
 
-def kernels(name: str) -> KernelMaker:
+def kernels(name: str) -> KernelProvider:
     """Return what makes the tuned kernels of a backend; RequestError where its kernels cannot be tuned."""
     maker = getattr(backend(name), "kernels", None)
-    if not isinstance(maker, KernelMaker):
+    if not isinstance(maker, KernelProvider):
         having = [other for other in names() if hasattr(backend(other), "kernels")]
         raise RequestError(f"the kernels of backend {name!r} cannot be tuned", expected=f"one of {', '.join(having)}")
     return maker
