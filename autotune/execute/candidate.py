@@ -12,7 +12,7 @@ from autotune.records.objective import Objective
 if TYPE_CHECKING:
     import torch
 
-    from autotune.accuracy import Verdict
+    from autotune.accuracy import AccuracyResult
     from autotune.measure.clock import Clock
     from autotune.measure.timer import Timer
     from autotune.model.source import CapturedModel
@@ -68,7 +68,7 @@ def sets_on_device(path: Path, model: "CapturedModel", device: Device) -> "list[
 
 def judged(
     candidate: Candidate, model: "CapturedModel", folder: Path, device: Device, objective: Objective
-) -> "Verdict":
+) -> "AccuracyResult":
     """Hold a candidate's answers to the held-out inputs against the reference in ``folder``."""
     from autotune import accuracy
 

@@ -14,9 +14,9 @@ from autotune.execute.executor import BUILD_TIMEOUT_S
 from autotune.execute.server import WorkerServer
 from autotune.execute.session import LINGER_S, Session
 from autotune.execute.step_result import Span
-from autotune.kernel import MadeKernel
+from autotune.kernel import CompileResult
 from autotune.kernels.rates import DeviceRates
-from autotune.kernels.timing import Limits
+from autotune.kernels.timing import TimingLimits
 from autotune.measure.foreign import foreign_processes
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -38,15 +38,15 @@ SLOWEST_FLOPS = {"cpu": 1e10, "cuda": 1e12}
 CALLS = 12
 """Whoever computes slower than so many operations a second hangs; a candidate is called so often at the least."""
 
-LIMITS = {"cpu": Limits(sampling_s=0.4, first_samples=12), "cuda": Limits(sampling_s=0.05)}
+LIMITS = {"cpu": TimingLimits(sampling_s=0.4, first_samples=12), "cuda": TimingLimits(sampling_s=0.05)}
 """A GPU's own clock needs few samples, for nothing but the kernel is in its times. On a CPU that others use as well, a
 kernel on two cores took 100 times its time for several calls in a row, which says nothing of the kernel."""
 
 _rates: dict[str, DeviceRates | None] = {}
 """By the device's UUID: they do not change while a process lives, and reading them wakes a GPU in a process."""
 
-Made = MadeKernel | Failure | None
-"""What became of a build; ``None`` where the time was up or the work was stopped, which says nothing of it."""
+Made = CompileResult | Failure | None
+"""What became of a build; ``None`` if the time was up or the work was stopped, which says nothing of it."""
 
 
 class KernelExecutor:
@@ -122,7 +122,7 @@ class KernelExecutor:
         if result.raised is not None:
             raise result.raised
         if result.failure is None:
-            return [MadeKernel(**one) for one in (result.value or {})["made"]]
+            return [CompileResult(**one) for one in (result.value or {})["made"]]
         if result.failure.kind == "timeout" and limit_s < BUILD_TIMEOUT_S:
             return [None] * len(builds)
         if len(builds) == 1:
@@ -137,12 +137,12 @@ class KernelExecutor:
         best_us: float | None,
         tell: Callable[[KernelTrial], None],
         *,
-        limits: Limits | None = None,
+        limits: TimingLimits | None = None,
     ) -> None:
         """Check and time candidates, each told as soon as it is done; one that crashes or hangs is a failed trial.
 
         ``limits`` are by default those of the device's kind, :data:`LIMITS`.
-        Ends early, and records nothing of what was at work, where the server was stopped. Raises WorkError where it is
+        Ends early, and records nothing of what was at work, where the server was stopped. Raises WorkError if it is
         no candidate that fails.
         """
         rest = {candidate.digest: candidate for candidate in candidates}

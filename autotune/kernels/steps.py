@@ -26,7 +26,7 @@ COOLS_S = 1.0
 
 
 def device_rates(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Read how fast a GPU computes and moves bytes; ``None`` where its architecture is not known."""
+    """Read how fast a GPU computes and moves bytes; ``None`` if its architecture is not known."""
     from autotune.errors import WorkError
     from autotune.kernels.rates import DeviceRates
 
@@ -44,8 +44,8 @@ def compile_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, A
     """
     device = Device.from_dict(request["device"])
     with building(channel, device):
-        maker = registry.kernels(request["backend"])
-        made = maker.compile(
+        provider = registry.kernels(request["backend"])
+        made = provider.compile(
             device, GemmProblem.from_dict(request["problem"]),
             [Configuration.from_dict(build) for build in request["builds"]], Path(request["folder"]),
         )  # fmt: skip
@@ -57,7 +57,7 @@ def time_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]
 
     Then it is ready for the next request, until it is told to end: to import, and to wake a device, takes longer than
     most problems do. ``best_us`` is the fastest time so far, ``limits`` are
-    :class:`~autotune.kernels.timing.Limits`. What a candidate raises is its own failure, and the next one
+    :class:`~autotune.kernels.timing.TimingLimits`. What a candidate raises is its own failure, and the next one
     begins, unless it took the context on the device with it.
     """
     device = Device.from_dict(request["device"])
@@ -76,12 +76,12 @@ def time_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]
 
 def _time_one(request: Mapping[str, Any], device: Device, channel: Channel, *, warm: bool) -> None:
     from autotune.execute.child import explain
-    from autotune.kernels.timing import KernelBed, Limits
+    from autotune.kernels.timing import KernelTimer, TimingLimits
 
-    problem, limits = GemmProblem.from_dict(request["problem"]), Limits(**request["limits"])
-    maker, folder = registry.kernels(request["backend"]), Path(request["folder"])
+    problem, limits = GemmProblem.from_dict(request["problem"]), TimingLimits(**request["limits"])
+    provider, folder = registry.kernels(request["backend"]), Path(request["folder"])
     best_us: float | None = request["best_us"]
-    bed = KernelBed(device, problem, maker.compute, seed=request["seed"], limits=limits, warm=warm)
+    bed = KernelTimer(device, problem, provider.compute, seed=request["seed"], limits=limits, warm=warm)
     for candidate in map(Configuration.from_dict, request["candidates"]):
         channel.send({"turn": candidate.digest})
         enter(channel, "load")
@@ -94,7 +94,7 @@ def _time_one(request: Mapping[str, Any], device: Device, channel: Channel, *, w
 
         told: dict[str, Any] = {"candidate": candidate.digest}
         try:
-            kernel = maker.load(device, problem, candidate, folder)
+            kernel = provider.load(device, problem, candidate, folder)
             result = bed.judge_and_time(kernel, best_us, going)
             told |= result.as_dict()
             if result.failure is None:
@@ -108,7 +108,7 @@ def _time_one(request: Mapping[str, Any], device: Device, channel: Channel, *, w
 
 
 def _leave(device: Device) -> None:
-    """Give the device's memory back, for whoever holds the device next."""
+    """Return the device's memory back, for whoever holds the device next."""
     if device.kind == "cuda":
         import torch
 

@@ -3,7 +3,7 @@
 The products are those of :data:`~autotune.programs.kernel_comparison.shapes.SHAPES`. Each is tuned into a
 database, and then the best of ours and the best of the libraries' calls are timed against each other in fresh
 processes. ``--compile-only`` fills the cache of kernels where there is no GPU.
-Goes on where it was stopped, and ends within ``--limit`` seconds.
+Goes on if it was stopped, and ends within ``--limit`` seconds.
 Exit code 0 when every product was compared, 1 where something is left or went wrong, 2 if the request was wrong.
 """
 
@@ -32,8 +32,16 @@ from autotune.kernels.schedule import MOST_BUILDS
 from autotune.kernels.search import KernelSearch
 from autotune.kernels.tuning import kernels_folder, tune_kernels
 from autotune.programs.frame import positive
-from autotune.programs.kernel_comparison.finals import PROCESSES, ROUNDS, Race, Result, overall, result_of, run_races
-from autotune.programs.kernel_comparison.shapes import SHAPES, Shape
+from autotune.programs.kernel_comparison.finals import (
+    PROCESSES,
+    ROUNDS,
+    Race,
+    RaceResult,
+    overall,
+    result_of,
+    run_races,
+)
+from autotune.programs.kernel_comparison.shapes import SHAPES, ComparedShape
 from autotune.programs.kernel_comparison.table import comparison_table, ratio_document
 from autotune.programs.kernel_recording.builds import RATES, ChosenBuild, Recording, read_rates
 from autotune.programs.kernel_recording.compile import compile_recording, jobs_that_fit, pack, refusals, size_of, unpack
@@ -133,7 +141,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _begun(
-    options: argparse.Namespace, device: Device, shapes: Sequence[Shape], rates: DeviceRates | None
+    options: argparse.Namespace, device: Device, shapes: Sequence[ComparedShape], rates: DeviceRates | None
 ) -> Recording:
     """The builds that the search proposes for each product before it has measured anything."""
     if rates is None and device.kind == "cuda":
@@ -141,9 +149,9 @@ def _begun(
             f"choosing builds for {device.sku}", found="a device whose rates nobody knows",
             expected=f"one of {', '.join(RATES)}, or rates in a file", run="--rates FILE",
         )  # fmt: skip
-    maker, places = registry.kernels(options.backend), dict[Configuration, list[int]]()
+    provider, places = registry.kernels(options.backend), dict[Configuration, list[int]]()
     for place, shape in enumerate(shapes):
-        space = maker.space(device, shape.problem)
+        space = provider.space(device, shape.problem)
         asked = (
             KernelSearch(space, shape.problem, rates=rates, seed=options.seed).ask(options.first)
             if space.builds
@@ -186,8 +194,8 @@ def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
         document["rates"] = report.rates.as_dict() if report.rates else None
         known = _known(options.json, document)
         by_problem = {tuned.problem: tuned for tuned in report.problems}
-        races: dict[Shape, Race] = {}
-        missing: list[tuple[Shape, str]] = []
+        races: dict[ComparedShape, Race] = {}
+        missing: list[tuple[ComparedShape, str]] = []
         for shape in shapes:
             tuned = by_problem[shape.problem]
             race = Race.of(tuned)
@@ -212,7 +220,7 @@ def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def _tuned(
-    options: argparse.Namespace, shapes: Sequence[Shape], device: Device, store: Store, server: WorkerServer,
+    options: argparse.Namespace, shapes: Sequence[ComparedShape], device: Device, store: Store, server: WorkerServer,
     budget_s: float, rates: DeviceRates | None,
 ) -> Any:  # fmt: skip
     """Tune the products, each as important as any other; a batch that is under way at the end is finished."""
@@ -224,13 +232,13 @@ def _tuned(
         return tune_kernels(
             {shape.problem: _weight(shape.problem, rates) for shape in shapes}, device, store, server,
             backend=options.backend, budget_s=budget_s, builds=options.builds, seed=options.seed, stop=stop,
-            progress=_Told(),
+            progress=_PrintedProgress(),
         )  # fmt: skip
     finally:
         timer.cancel()
 
 
-class _Told:
+class _PrintedProgress:
     """Says what is timed."""
 
     def event(self, kind: str, **data: Any) -> None:
@@ -268,8 +276,11 @@ def _known(path: Path | None, document: Mapping[str, Any]) -> dict[GemmProblem, 
 
 
 def _write(
-    path: Path | None, document: Mapping[str, Any], races: Mapping[Shape, Race], missing: Sequence[tuple[Shape, str]]
-) -> dict[Shape, Result]:
+    path: Path | None,
+    document: Mapping[str, Any],
+    races: Mapping[ComparedShape, Race],
+    missing: Sequence[tuple[ComparedShape, str]],
+) -> dict[ComparedShape, RaceResult]:
     """Work out what is known, and write it with the raw samples, whole or not at all."""
     results = {shape: result for shape, race in races.items() if (result := result_of(race)) is not None}
     if path is None:
@@ -304,8 +315,8 @@ def _write(
     return results
 
 
-def _shapes(only: str | None) -> list[Shape]:
-    """The products whose names have one of the parts; RequestError where none has."""
+def _shapes(only: str | None) -> list[ComparedShape]:
+    """The products whose names have one of the parts; RequestError if none has."""
     parts = [part.strip() for part in (only or "").split(",")]
     found = [shape for shape in SHAPES if any(part in shape.name for part in parts)]
     if not found:

@@ -21,10 +21,10 @@ def kernel_rounds(request: Mapping[str, Any], channel: Channel) -> dict[str, Any
     when it was tuned, it passed.
     """
     from autotune.execute.child import explain
-    from autotune.kernels.timing import KernelBed, Limits
+    from autotune.kernels.timing import KernelTimer, TimingLimits
 
     device, folder = Device.from_dict(request["device"]), Path(request["folder"])
-    maker = registry.kernels(request["backend"])
+    provider = registry.kernels(request["backend"])
     with holding(channel, device, "load", exclusive=True):
         for work in request["work"]:
             problem = GemmProblem.from_dict(work["problem"])
@@ -32,8 +32,8 @@ def kernel_rounds(request: Mapping[str, Any], channel: Channel) -> dict[str, Any
             channel.send({"turn": problem.digest})
             enter(channel, "load")
             try:
-                bed = KernelBed(device, problem, maker.compute, seed=request["seed"], limits=Limits())
-                kernels = {each.digest: maker.load(device, problem, each, folder) for each in finalists}
+                bed = KernelTimer(device, problem, provider.compute, seed=request["seed"], limits=TimingLimits())
+                kernels = {each.digest: provider.load(device, problem, each, folder) for each in finalists}
                 enter(channel, "check")
                 judged = {name: bed.judge(kernel) for name, kernel in kernels.items()}
                 failed = {name: failure.as_dict() for name, (_, failure) in judged.items() if failure is not None}

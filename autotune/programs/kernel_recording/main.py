@@ -2,7 +2,7 @@
 
 ``compile`` chooses builds for the problems of :data:`~autotune.programs.kernel_recording.builds.SHAPES` and compiles
 them into a folder, which needs no GPU; ``time`` times them on one and writes a recorded space, on which
-``python -m autotune.programs.kernel_search`` tries the search over tiles. Both go on where they were stopped, and end
+``python -m autotune.programs.kernel_search`` tries the search over tiles. Both go on if they were stopped, and end
 within ``--limit`` seconds. Exit code 0 when all is done, 1 where something is left for the same command, 2 if the
 request was wrong.
 """
@@ -157,9 +157,9 @@ def _chosen(options: argparse.Namespace, device: Device, executor: KernelExecuto
             f"choosing builds for {device.sku}", found="a device whose rates nobody knows",
             expected=f"one of {', '.join(RATES)}, or rates in a file", run="--rates FILE",
         )  # fmt: skip
-    maker = registry.kernels(options.backend)
+    provider = registry.kernels(options.backend)
     recording = choose(
-        maker, device, recorded_problems(), backend=options.backend, rates=rates, builds=options.builds,
+        provider, device, recorded_problems(), backend=options.backend, rates=rates, builds=options.builds,
         seed=options.seed,
     )  # fmt: skip
     recording.write(options.cache)

@@ -2,7 +2,7 @@
 
 Each file is a recorded space. Told is, by number of builds, how much slower than the best recorded kernel the search
 ends, over problems and seeds, beside what random search is expected to reach. A method is settled on one half of the
-problems (``--half settle``) and reported on the other. Exit code 1 where a search misses the best by more than 3%.
+problems (``--half settle``) and reported on the other. Exit code 1 if a search misses the best by more than 3%.
 """
 
 import argparse
@@ -25,7 +25,7 @@ LARGEST_REGRET = 0.03
 def replay_spaces(
     spaces: Sequence[RecordedSpace], *, half: Half, seeds: int, checkpoints: Sequence[int] = CHECKPOINTS
 ) -> dict[str, Any]:
-    """Search every problem of that half with every seed; ValueError where one has no kernel that works."""
+    """Search every problem of that half with every seed; ValueError if one has no kernel that works."""
     origins, runs = [], []
     for number, space in enumerate(spaces):
         chosen = half_of(space, half)
@@ -137,7 +137,7 @@ def _run(number: int, run: ReplayedProblem) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinity: ``None`` where nothing worked."""
+    """JSON knows no infinity: ``None`` if nothing worked."""
     return value if math.isfinite(value) else None
 
 

@@ -8,11 +8,11 @@ from typing import get_args
 import pytest
 import torch
 
-from autotune.backends.native.kind import CompiledKind
-from autotune.backends.native.triton_kernels.ahead import CompiledKernel, TritonCache
+from autotune.backends.native.kernel_kind import CompiledKind
 from autotune.backends.native.triton_kernels.gemm import plan
-from autotune.backends.native.triton_kernels.kind import TRITON_GEMM
-from autotune.backends.native.triton_kernels.plan import Launch
+from autotune.backends.native.triton_kernels.launch_plan import Launch
+from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin, TritonCache
+from autotune.backends.native.triton_kernels.triton_kind import TRITON_GEMM
 from autotune.errors import WorkError
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import Activation, GemmProblem, OperandType
@@ -42,7 +42,7 @@ def test_what_is_compiled_copies_ahead_and_is_not_compiled_again(folder: Path) -
     (made,) = KIND.compile(HOPPER, PROBLEM, [point()], folder)
     assert made.refusal is None and made.compile_s == 0
     (release,) = folder.iterdir()
-    kernels = [CompiledKernel(key=path.stem, folder=release).read()[0] for path in release.glob("*.cubin")]
+    kernels = [CompiledCubin(key=path.stem, folder=release).read()[0] for path in release.glob("*.cubin")]
     assert sorted((kernel.function, kernel.target) for kernel in kernels) == [
         ("add_splits", "sm_80"), ("add_splits", "sm_90a"), ("dot", "sm_80"), ("dot", "sm_90a"),
     ]  # fmt: skip
@@ -53,7 +53,7 @@ def test_what_is_compiled_copies_ahead_and_is_not_compiled_again(folder: Path) -
 
 def test_builds_and_launches(folder: Path) -> None:
     builds = KIND.builds(HOPPER, PROBLEM)
-    first = KIND.first(HOPPER, PROBLEM, 4, multiprocessors=132)
+    first = KIND.first(HOPPER, PROBLEM, 4, sm_count=132)
     assert len(first) == 4 and set(first) <= set(builds) and KIND.launches(HOPPER, PROBLEM, first[0]) == (first[0],)
     assert KIND.builds(HOPPER, replace(PROBLEM, m=65)) == () == KIND.builds(replace(HOPPER, capability=(3, 0)), PROBLEM)
 
@@ -66,7 +66,7 @@ def test_what_is_packed_has_its_plan_beside_it(folder: Path, tmp_path: Path) -> 
     made = plan(PROBLEM, point())
     assert tuple(map(Launch.from_dict, record["launches"])) == made.launches
     kernels = [TritonCache(tmp_path / "target").get(key) for key in record["kernels"]]
-    read = [kernel.read()[0] for kernel in kernels if isinstance(kernel, CompiledKernel)]
+    read = [kernel.read()[0] for kernel in kernels if isinstance(kernel, CompiledCubin)]
     assert [(one.function, one.target) for one in read] == [("dot", "sm_90a"), ("add_splits", "sm_90a")]
 
 
@@ -116,4 +116,4 @@ def test_every_epilogue_on_a_gpu_also_in_a_graph(tmp_path: Path, form: str, spli
         if problem.bias:
             kernel(*operands[:2], None, *operands[3:])
             check(problem, {name: tensor for name, tensor in given.items() if name != "bias"})
-        assert kernel.made["registers"] > 0
+        assert kernel.resource_usage["registers"] > 0

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from autotune.backends.native import kernels as module
-from autotune.backends.native.kernels import KERNELS, NativeKernels
+from autotune.backends.native import native_kernels as module
+from autotune.backends.native.native_kernels import KERNELS, NativeKernels
 from autotune.errors import DeviceError, SpaceError, WorkError
-from autotune.kernel import KernelMaker, MadeKernel, toolchain_of
+from autotune.kernel import CompileResult, KernelProvider, toolchain_of
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
 from autotune.records.kernel_problem import GemmProblem
@@ -30,7 +30,7 @@ def kinds(device: Device, problem: GemmProblem) -> Counter[str]:
 
 
 def test_it_is_a_kernel_maker() -> None:
-    assert isinstance(KERNELS, KernelMaker)
+    assert isinstance(KERNELS, KernelProvider)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_builds_are_distinct_and_each_has_a_launch() -> None:
 
 
 def test_the_first_builds_are_of_each_kind_in_turn() -> None:
-    space = NativeKernels(multiprocessors=132).space(HOPPER, replace(PROBLEM, m=16))
+    space = NativeKernels(sm_count=132).space(HOPPER, replace(PROBLEM, m=16))
     first = space.first(8)
     assert [build.backend for build in first] == ["hopper_gemm", "cutlass", "cluster_gemm", "triton_gemm"] * 2
     assert len(set(first)) == 8 and set(first) <= set(space.builds)
@@ -102,9 +102,9 @@ class FakeKind:
 
     def compile(
         self, device: Device, problem: GemmProblem, builds: list[Configuration], folder: Path
-    ) -> list[MadeKernel]:
+    ) -> list[CompileResult]:
         self.calls.append(([build["x"] for build in builds], folder.name))
-        return [MadeKernel(refusal=f"{build.backend} {build['x']}") for build in builds]
+        return [CompileResult(refusal=f"{build.backend} {build['x']}") for build in builds]
 
     def pack(
         self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
@@ -161,7 +161,7 @@ def test_without_a_compiler_what_is_compiled_serves(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("NVCC", raising=False)
     for folder in (tmp_path / "cache", tmp_path / "packed"):
         assert list(KERNELS.compiled(HOPPER, problem, builds, folder)) == builds[:1]
-        assert KERNELS.compile(HOPPER, problem, builds[:1], folder) == [MadeKernel()]
+        assert KERNELS.compile(HOPPER, problem, builds[:1], folder) == [CompileResult()]
         with pytest.raises(WorkError, match="no nvcc on PATH"):
             KERNELS.compile(HOPPER, problem, builds, folder)
 
@@ -298,5 +298,5 @@ def test_packed_kernels_load_from_their_new_place(device: Device, cache: Path, t
             packed = KERNELS.pack(device, problem, candidate, cache, tmp_path)
             assert packed and all((tmp_path / name).is_file() for name in packed)
             kernel = KERNELS.load(device, problem, candidate, tmp_path)
-            assert kernel.made["registers"] > 0
+            assert kernel.resource_usage["registers"] > 0
             check(kernel, problem, 9, device.torch_name)

@@ -1,31 +1,35 @@
-"""What a native artifact's record says, with its kernels in words that people know from the libraries."""
+"""The record of a native artifact with its kernels in words that people know from the libraries."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 from autotune.backends.native import cublaslt, library
-from autotune.records.configuration import Configuration
+from autotune.backends.native.artifact_record import ArtifactRecord, SiteEntry
+from autotune.records.configuration import Configuration, Scalar
 from autotune.search_spaces import cluster_gemm, cutlass_gemm, hopper_gemm, triton_gemm
 
+Values = Mapping[str, Scalar]
 
-def told(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with ``words`` beside the configuration of each GEMM's kernel and of the best library call known."""
-    return {**record, "sites": [_told_site(site) if site.get("problem") else site for site in record["sites"]]}
+
+def describe(record: ArtifactRecord) -> dict[str, object]:
+    """Return a record with ``words`` beside the configuration of each GEMM's kernel and of its best library call."""
+    return {**record, "sites": [_described(site) if site.get("problem") else site for site in record["sites"]]}
 
 
 def kernel_words(configuration: Configuration) -> str:
-    """Tile and launch of a kernel, without what is at its plainest: ``CUTLASS 128×64×64, cluster 2×1, pingpong``."""
+    """Return the tile and launch of a kernel without default values: ``CUTLASS 128×64×64, cluster 2×1, pingpong``."""
     title, parts = _KINDS[configuration.backend]
     return f"{title} {', '.join(parts(dict(configuration.values)))}"
 
 
-def _told_site(site: Mapping[str, Any]) -> dict[str, Any]:
-    known = {which: site[which] for which in ("kernel", "library") if site.get(which)}
-    words = {which: kernel_words(Configuration.from_dict(one["configuration"])) for which, one in known.items()}
-    return {**site, **{which: {**one, "words": words[which]} for which, one in known.items()}}
+def _described(site: SiteEntry) -> dict[str, object]:
+    described: dict[str, object] = dict(site)
+    for name, kernel in (("kernel", site.get("kernel")), ("library", site.get("library"))):
+        if kernel:
+            described[name] = {**kernel, "words": kernel_words(Configuration.from_dict(kernel["configuration"]))}
+    return described
 
 
-def _cutlass(values: Mapping[str, Any]) -> Iterator[str]:
+def _cutlass(values: Values) -> Iterator[str]:
     yield _sides(values, "tile", "mnk")
     if "warp_m" in values:  # CUTLASS 2.x
         yield f"warp {_sides(values, 'warp', 'mn')}"
@@ -38,7 +42,7 @@ def _cutlass(values: Mapping[str, Any]) -> Iterator[str]:
     if decomposition == "split_k":
         yield f"split-K {values['splits']}"
     elif decomposition != "data_parallel":
-        yield "stream-K" if decomposition == "stream_k" else "stream-K where it helps"
+        yield "stream-K" if decomposition == "stream_k" else "stream-K if it helps"
     if values["reduction"] != "deterministic":
         yield "sums in any order"
     if values["swizzle"] != 1:
@@ -47,7 +51,7 @@ def _cutlass(values: Mapping[str, Any]) -> Iterator[str]:
         yield str(values["raster"]).replace("_", " ")
 
 
-def _triton(values: Mapping[str, Any]) -> Iterator[str]:
+def _triton(values: Values) -> Iterator[str]:
     yield f"{values['form']} {_sides(values, 'block', 'nk')} of B"
     if values["split_k"] != 1:
         yield f"split-K {values['split_k']}"
@@ -55,7 +59,7 @@ def _triton(values: Mapping[str, Any]) -> Iterator[str]:
     yield f"{values['stages']} stages"
 
 
-def _cluster(values: Mapping[str, Any]) -> Iterator[str]:
+def _cluster(values: Values) -> Iterator[str]:
     yield _sides(values, "tile", "mnk")
     yield f"warps {_sides(values, 'warps', 'mn')}"
     yield f"{values['stages']} stages"
@@ -63,7 +67,7 @@ def _cluster(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"split-K {values['splits']} in a cluster"
 
 
-def _hopper(values: Mapping[str, Any]) -> Iterator[str]:
+def _hopper(values: Values) -> Iterator[str]:
     yield f"{_sides(values, 'tile', 'mnk')}, wgmma"
     if values["swapped"]:
         yield "rows for columns"
@@ -73,24 +77,24 @@ def _hopper(values: Mapping[str, Any]) -> Iterator[str]:
         yield f"cluster {_sides(values, 'cluster', 'mn')}"
     yield f"{hopper_gemm.stages(values)} stages"
     if values["residents"] != 1:
-        yield f"{values['residents']} blocks a multiprocessor"
+        yield f"{values['residents']} blocks per SM"
     if values["splits"] != 1:
         yield f"split-K {values['splits']} in a cluster"
 
 
-def _cublaslt(values: Mapping[str, Any]) -> Iterator[str]:
+def _cublaslt(values: Values) -> Iterator[str]:
     yield f"heuristic's choice {int(values['rank']) + 1}"
 
 
-def _torch(values: Mapping[str, Any]) -> Iterator[str]:
+def _torch(values: Values) -> Iterator[str]:
     yield str(values["form"])
 
 
-def _sides(values: Mapping[str, Any], what: str, sides: str) -> str:
-    return "×".join(str(values[f"{what}_{side}"]) for side in sides)
+def _sides(values: Values, name: str, sides: str) -> str:
+    return "×".join(str(values[f"{name}_{side}"]) for side in sides)
 
 
-_KINDS: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
+_KINDS: Mapping[str, tuple[str, Callable[[Values], Iterator[str]]]] = {
     cutlass_gemm.NAME: ("CUTLASS", _cutlass),
     cluster_gemm.NAME: ("own kernel", _cluster),
     hopper_gemm.NAME: ("own kernel", _hopper),

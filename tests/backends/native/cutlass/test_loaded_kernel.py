@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.backends.native.cutlass.compiler import CompiledKernel
-from autotune.backends.native.cutlass.kernel import LoadedKernel, Made, Operands, Shape
+from autotune.backends.native.cutlass.loaded_kernel import GemmSize, LoadedCutlassKernel, Operands, ResourceUsage
+from autotune.backends.native.cutlass.nvcc_compiler import CompiledCudaKernel
 from autotune.errors import WorkError
 from autotune.search_spaces.cutlass_launch import CutlassLaunch
 
@@ -31,13 +31,13 @@ extern "C" int kernel_0123456789abcdef_run(Operands const* on, Launch const* at,
 extern "C" size_t kernel_0123456789abcdef_workspace_bytes(Launch const* at, int processors) {
   return size_t(at->splits) * processors * 4294967296;
 }
-extern "C" int kernel_0123456789abcdef_made(Made* told) {
+extern "C" int kernel_0123456789abcdef_made(ResourceUsage* told) {
   if (told->stages != 0) return 1;
   *told = {168, 48, 229376, 6};
   return 0;
 }
 """
-SHAPE = Shape(m=8, n=16, k=24)
+SHAPE = GemmSize(m=8, n=16, k=24)
 LAUNCH = CutlassLaunch(
     swizzle=2, raster="along_n", splits=4, decomposition="split_k", reduction="nondeterministic"
 )  # fmt: skip
@@ -46,37 +46,35 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs g++")
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> LoadedKernel:
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> LoadedCutlassKernel:
     folder = tmp_path_factory.mktemp("kernel")
     (folder / "kernel.cpp").write_text(SOURCE)
     command = [str(COMPILER), "-shared", "-fPIC", f"-I{ROOT / 'backends' / 'native' / 'cutlass'}", "kernel.cpp"]
     subprocess.run([*command, "-o", "kernel.so"], cwd=folder, check=True)
-    return LoadedKernel(CompiledKernel(key=KEY, library=folder / "kernel.so"))
+    return LoadedCutlassKernel(CompiledCudaKernel(key=KEY, library=folder / "kernel.so"))
 
 
-def test_a_launch_arrives_as_it_was_given(kernel: LoadedKernel) -> None:
-    kernel.launch(
-        Operands(a=1, b=2, residual=3, bias=4, d=5), SHAPE, LAUNCH, multiprocessors=132, workspace=6, stream=7
-    )
+def test_a_launch_arrives_as_it_was_given(kernel: LoadedCutlassKernel) -> None:
+    kernel.launch(Operands(a=1, b=2, residual=3, bias=4, d=5), SHAPE, LAUNCH, sm_count=132, workspace=6, stream=7)
 
 
-def test_what_cutlass_refuses_is_told_in_words_and_nothing_is_null(kernel: LoadedKernel) -> None:
+def test_what_cutlass_refuses_is_told_in_words_and_nothing_is_null(kernel: LoadedCutlassKernel) -> None:
     with pytest.raises(WorkError, match="misaligned operand"):
-        kernel.launch(Operands(a=1, b=2, d=5), SHAPE, LAUNCH, multiprocessors=132)
+        kernel.launch(Operands(a=1, b=2, d=5), SHAPE, LAUNCH, sm_count=132)
     with pytest.raises(WorkError, match="status 99: unknown"):
-        kernel.launch(Operands(a=9, b=2, bias=4, d=5), SHAPE, LAUNCH, multiprocessors=132)
+        kernel.launch(Operands(a=9, b=2, bias=4, d=5), SHAPE, LAUNCH, sm_count=132)
 
 
-def test_sizes_past_four_gigabytes_are_told(kernel: LoadedKernel) -> None:
-    assert kernel.workspace_bytes(SHAPE, LAUNCH, multiprocessors=132) == 4 * 132 * 2**32
+def test_sizes_past_four_gigabytes_are_told(kernel: LoadedCutlassKernel) -> None:
+    assert kernel.workspace_bytes(SHAPE, LAUNCH, sm_count=132) == 4 * 132 * 2**32
 
 
-def test_what_the_compiler_made_of_it(kernel: LoadedKernel) -> None:
-    assert kernel.made() == Made(registers=168, spilled_bytes=48, shared_bytes=229376, stages=6)
+def test_what_the_compiler_made_of_it(kernel: LoadedCutlassKernel) -> None:
+    assert kernel.resource_usage() == ResourceUsage(registers=168, spilled_bytes=48, shared_bytes=229376, stages=6)
 
 
-def test_a_library_without_the_kernel_is_refused(kernel: LoadedKernel, tmp_path: Path) -> None:
+def test_a_library_without_the_kernel_is_refused(kernel: LoadedCutlassKernel, tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="compiled again"):
-        LoadedKernel(CompiledKernel(key="f" * 64, library=kernel.compiled.library))
+        LoadedCutlassKernel(CompiledCudaKernel(key="f" * 64, library=kernel.compiled.library))
     with pytest.raises(WorkError, match="compiled again"):
-        LoadedKernel(CompiledKernel(key=KEY, library=tmp_path / "missing.so"))
+        LoadedCutlassKernel(CompiledCudaKernel(key=KEY, library=tmp_path / "missing.so"))

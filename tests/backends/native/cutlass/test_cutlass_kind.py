@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from autotune.backends.native.cutlass import kind as module
-from autotune.backends.native.cutlass.compiler import key_of
-from autotune.backends.native.cutlass.kind import CUTLASS
+from autotune.backends.native.cutlass import cutlass_kind as module
+from autotune.backends.native.cutlass.cutlass_kind import CUTLASS
+from autotune.backends.native.cutlass.nvcc_compiler import key_of
 from autotune.backends.native.cutlass.source import source_of
 from autotune.errors import WorkError
 from autotune.records.configuration import Configuration

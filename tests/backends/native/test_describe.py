@@ -5,8 +5,8 @@ from itertools import islice
 import pytest
 
 from autotune.backends.native.cublaslt import CUBLASLT
+from autotune.backends.native.describe import describe, kernel_words
 from autotune.backends.native.library import TORCH
-from autotune.backends.native.telling import kernel_words, told
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -34,7 +34,7 @@ def cutlass(*capability):
     ],
     ids=["cutlass 3", "cutlass 2", "triton", "cluster", "hopper", "cublaslt", "torch"],
 )  # fmt: skip
-def test_no_two_candidates_are_told_alike(candidates):
+def test_no_two_candidates_are_described_alike(candidates):
     assert len(candidates) > 1
     assert len({kernel_words(one) for one in candidates}) == len(set(candidates))
 
@@ -51,12 +51,12 @@ def test_what_is_plain_is_left_out():
     assert kernel_words(Configuration.of("cublaslt", {"rank": 0})) == "cuBLASLt heuristic's choice 1"
 
 
-def test_a_record_is_told_with_words_beside_its_kernels():
+def test_a_record_is_described_with_words_beside_its_kernels():
     kernel = {"configuration": {"backend": "cublaslt", "rank": 2}, "median_us": 4.0}
     site = {"name": "gemm", "operator": "gemm", "problem": PROBLEM.as_dict(), "kernel": kernel, "library": None}
     bare = {"name": "conv", "operator": "conv2d"}
     record = {"schema": 1, "sites": [site, bare]}
-    assert told(record) == {
+    assert describe(record) == {
         "schema": 1,
         "sites": [site | {"kernel": kernel | {"words": "cuBLASLt heuristic's choice 3"}}, bare],
     }

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from autotune.backends.native import written, written_sites
-from autotune.backends.native.binding import bind
+from autotune.backends.native import triton_codegen, triton_codegen_sites
+from autotune.backends.native.binding import bind_kernels
 from autotune.backends.native.fusions import fuse
 from autotune.backends.native.sites import fused_nodes
-from autotune.backends.native.triton_kernels.plan import Plan
-from autotune.backends.native.written import write_kernels
-from autotune.backends.native.written_sites import FOLDER, stand_in
+from autotune.backends.native.triton_codegen import compile_triton_sites
+from autotune.backends.native.triton_codegen_sites import FOLDER, load_site_module
+from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan
 from autotune.model.precision import flat_module
 from autotune.records.device import Device
 from autotune.runtime import discovery
@@ -120,7 +120,7 @@ def fused(kind: type[nn.Module], dtype: torch.dtype, device: str = "cpu") -> tup
 class Interpreted:
     """A packed plan by Triton's interpreter."""
 
-    def __init__(self, plan: Plan, folder: Path) -> None:
+    def __init__(self, plan: LaunchPlan, folder: Path) -> None:
         self.plan, self.folder, self.calls = plan, folder, 0
 
     def __call__(self, buffers: dict[str, Tensor]) -> None:
@@ -138,27 +138,27 @@ def test_kernels_in_their_places_answer_like_the_operators(
 ) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    plans: dict[str, Plan] = {}
-    pack = written.pack_plan
+    plans: dict[str, LaunchPlan] = {}
+    pack = triton_codegen.pack_plan
 
-    def noting(plan: Plan, *rest: Any) -> dict[str, str]:
+    def noting(plan: LaunchPlan, *rest: Any) -> dict[str, str]:
         files = pack(plan, *rest)
         plans[list(files)[-1]] = plan
         return files
 
-    monkeypatch.setattr(written, "pack_plan", noting)
+    monkeypatch.setattr(triton_codegen, "pack_plan", noting)
     used: list[Interpreted] = []
 
     def load(path: Path, device: int) -> Interpreted:
         used.append(Interpreted(plans[path.name], tmp_path))
         return used[-1]
 
-    monkeypatch.setattr(written_sites, "load_plan", load)
+    monkeypatch.setattr(triton_codegen_sites, "load_plan", load)
     graph, given = fused(kind, torch.float16)
     if channels_last:
         graph.to(memory_format=torch.channels_last)
     before = graph(given)
-    record = write_kernels(graph, HOPPER, tmp_path / "kernels", channels_last=channels_last)
+    record = compile_triton_sites(graph, HOPPER, tmp_path / "kernels", channels_last=channels_last)
     nodes = list(fused_nodes(graph))
     assert len(record) == len(nodes) > 0
     told = json.loads(json.dumps(record))
@@ -167,10 +167,11 @@ def test_kernels_in_their_places_answer_like_the_operators(
     images = kind in (Vision, Stem) and channels_last
     assert [len(entry["plans"]) for entry in told.values()][-1] == (2 if images else 1)
     places = {
-        int(index): stand_in(entry, nodes[int(index)], tmp_path / "kernels", HOPPER) for index, entry in told.items()
+        int(index): load_site_module(entry, nodes[int(index)], tmp_path / "kernels", HOPPER)
+        for index, entry in told.items()
     }
     bound = copy.deepcopy(graph)
-    bind(bound, places)
+    bind_kernels(bound, places)
     after = bound(given)
     assert sum(one.calls for one in used) == len(nodes)
     torch.testing.assert_close(before, after, rtol=4e-3, atol=4e-3)
@@ -180,21 +181,21 @@ def test_kernels_in_their_places_answer_like_the_operators(
 
 def test_a_layout_without_a_kernel_is_torchs() -> None:
     graph, _ = fused(Vision, torch.float32)
-    node = next(node for node in fused_nodes(graph) if node.target is written_sites.POINTWISE)
-    site = written_sites.PointwiseSite({}, written_sites.value(node))
+    node = next(node for node in fused_nodes(graph) if node.target is triton_codegen_sites.POINTWISE)
+    site = triton_codegen_sites.PointwiseSite({}, triton_codegen_sites.value(node))
     inputs, program = [torch.randn(2, 3)], '{"dtype":"float32","steps":[["neg",{"in":0}]]}'
     assert torch.equal(site(inputs, program), -inputs[0])
 
 
 def test_pooling_is_torchs_unless_images_lie_channels_last(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    record = write_kernels(fused(Pooled, torch.float16)[0], HOPPER, tmp_path, channels_last=False)
+    record = compile_triton_sites(fused(Pooled, torch.float16)[0], HOPPER, tmp_path, channels_last=False)
     assert len(record) == 2 and all("channels-last memory" in entry["why"] for entry in record.values())
 
 
 def test_attention_of_another_type_is_torchs(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    record = write_kernels(fused(Attentive, torch.float32)[0], HOPPER, tmp_path, channels_last=False)
+    record = compile_triton_sites(fused(Attentive, torch.float32)[0], HOPPER, tmp_path, channels_last=False)
     assert [entry for entry in record.values() if "fp16 or bf16" in entry.get("why", "")]
 
 
@@ -207,32 +208,32 @@ class Refusing:
 
 def test_operands_that_lie_otherwise_than_planned_are_torchs() -> None:
     x = torch.randn(2, 16, 3, 4)
-    pool = written_sites.PoolSite(Refusing(), written_sites.MEAN_POOL, torch.empty(2, 16, 1, 1))  # type: ignore[arg-type]
+    pool = triton_codegen_sites.PoolSite(Refusing(), triton_codegen_sites.MEAN_POOL, torch.empty(2, 16, 1, 1))  # type: ignore[arg-type]
     torch.testing.assert_close(pool(x), x.mean((2, 3), keepdim=True))
     q = torch.randn(2, 3, 5, 8)
-    attention = written_sites.AttentionSite(Refusing(), (written_sites.layout(q),) * 3)  # type: ignore[arg-type]
+    attention = triton_codegen_sites.AttentionSite(Refusing(), (triton_codegen_sites.layout(q),) * 3)  # type: ignore[arg-type]
     other = q.transpose(2, 3).contiguous().transpose(2, 3)
     expected = functional.scaled_dot_product_attention(other, q, q)
     torch.testing.assert_close(attention(other, q, q, None, False, None), expected)
 
 
 def test_nothing_is_written_for_a_cpu(tmp_path: Path) -> None:
-    assert write_kernels(fused(Language, torch.float32)[0], CPU, tmp_path, channels_last=False) == {}
+    assert compile_triton_sites(fused(Language, torch.float32)[0], CPU, tmp_path, channels_last=False) == {}
 
 
 def test_without_triton_the_reason_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> str:
-        raise written.WorkError("compiling", found="no package triton")
+        raise triton_codegen.WorkError("compiling", found="no package triton")
 
-    monkeypatch.setattr(written.TritonCompiler, "find", absent)
-    record = write_kernels(fused(Language, torch.float16)[0], HOPPER, tmp_path, channels_last=False)
+    monkeypatch.setattr(triton_codegen.TritonCompiler, "find", absent)
+    record = compile_triton_sites(fused(Language, torch.float16)[0], HOPPER, tmp_path, channels_last=False)
     assert record and all("no package triton" in entry["why"] for entry in record.values())
 
 
 def test_what_kernels_do_not_read_is_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    record = write_kernels(fused(Language, torch.float64)[0], HOPPER, tmp_path, channels_last=False)
+    record = compile_triton_sites(fused(Language, torch.float64)[0], HOPPER, tmp_path, channels_last=False)
     assert record and all("a type that kernels do not read" in entry["why"] for entry in record.values())
 
 
@@ -249,11 +250,13 @@ def test_on_a_gpu_also_in_a_graph(
     if channels_last:
         graph.to(memory_format=torch.channels_last)
     bound = copy.deepcopy(graph)
-    told = write_kernels(graph, device, tmp_path / "kernels", channels_last=channels_last)
+    told = compile_triton_sites(graph, device, tmp_path / "kernels", channels_last=channels_last)
     nodes = list(fused_nodes(bound))
     assert told and all("plans" in entry for entry in told.values()), told
-    places = {index: stand_in(entry, nodes[index], tmp_path / "kernels", device) for index, entry in told.items()}
-    bind(bound, places)
+    places = {
+        index: load_site_module(entry, nodes[index], tmp_path / "kernels", device) for index, entry in told.items()
+    }
+    bind_kernels(bound, places)
     with torch.inference_mode():
         bound(given)
         stream = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""What a kernel is compiled from, and what is launched with which arguments: plain data, without torch or Triton."""
+"""The sources of Triton kernels and their launches with arguments: plain data, without torch or Triton."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ Argument = int | float | str
 """A number, or the name of a buffer."""
 
 POINTER_ALIGNMENT_BYTES = 16
-"""The alignment that a kernel may take for granted of a buffer, which a launch checks: one vectorised access."""
+"""The alignment of a buffer that a kernel relies on and a launch checks: one vectorised access."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TritonSource:
-    """One kernel: Python text with ``@triton.jit`` functions, the one to compile, and everything its code follows from.
+    """One kernel: Python text with ``@triton.jit`` functions, the one to compile, and everything that decides its code.
 
-    ``parameters`` are the names and Triton types (``*fp16``, ``i32``, ``fp32``) of what a launch passes, ``constants``
+    ``parameters`` are the names and Triton types (``*fp16``, ``i32``, ``fp32``) of a launch's arguments, ``constants``
     the values of all other parameters of the function. ``aligned`` names integers that are multiples of 16 in every
-    launch; pointers are aligned to 16 bytes always.
+    launch; pointers are always aligned to 16 bytes.
     """
 
     code: str
@@ -61,7 +61,7 @@ class Launch:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Launch":
-        """Read what ``asdict`` gave, also after a trip through JSON."""
+        """Read the output of ``asdict``, also after a trip through JSON."""
         grid, arguments = data["grid"], data["arguments"]
         return cls(
             kernel=data["kernel"], grid=(grid[0], grid[1], grid[2]), arguments=tuple((n, v) for n, v in arguments)
@@ -69,11 +69,11 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What computes one thing: kernels, and their launches in order.
+class LaunchPlan:
+    """The kernels of one operator, and their launches in order.
 
-    ``buffers`` are the tensors that a call hands over, by name. Launches may besides name ``workspace``:
-    ``workspace_bytes`` on the device that hold nothing before or after.
+    ``buffers`` are the names of a call's tensors. Launches may also name ``workspace``: ``workspace_bytes`` of memory
+    on the device without contents before or after.
     """
 
     sources: tuple[TritonSource, ...]
@@ -82,42 +82,42 @@ class Plan:
     workspace_bytes: int = 0
 
     def __post_init__(self) -> None:
-        known = {*self.buffers, "workspace"} if self.workspace_bytes else set(self.buffers)
+        buffers = {*self.buffers, "workspace"} if self.workspace_bytes else set(self.buffers)
         for launch in self.launches:
             source = self.sources[launch.kernel]
             if {name for name, _ in launch.arguments} != {name for name, _ in source.parameters}:
                 raise ValueError(f"{source.function} takes {source.parameters}, found {launch.arguments}")
             for name, value in launch.arguments:
-                if isinstance(value, str) and value not in known:
-                    raise ValueError(f"{source.function} takes {value!r} as {name}, expected one of {sorted(known)}")
+                if isinstance(value, str) and value not in buffers:
+                    raise ValueError(f"{source.function} takes {value!r} as {name}, expected one of {sorted(buffers)}")
 
 
 def power_of_two(size: int) -> int:
-    """Give the least power of two that is no less than a size."""
+    """Return the least power of two that is at least ``size``."""
     return 1 << (size - 1).bit_length()
 
 
 def multiples_of_16(sizes: Mapping[str, int]) -> tuple[str, ...]:
-    """Name the sizes that :attr:`TritonSource.aligned` may name."""
+    """Return the names of the sizes that are multiples of 16, for :attr:`TritonSource.aligned`."""
     return tuple(name for name, size in sizes.items() if size % 16 == 0)
 
 
 def divisor_of_16(size: int) -> int:
-    """Give the largest power of two up to 16 that divides a size."""
+    """Return the largest power of two up to 16 that divides a size."""
     return math.gcd(size, 16)
 
 
 def present(names: Mapping[str, str | None]) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, None], ...]]:
-    """Tell pointers that are passed, with their types, from those that are not there and are constants: ``None``."""
+    """Return the pointers that a launch passes, with their types, and the absent ones as constants ``None``."""
     passed = tuple((name, f"*{dtype}") for name, dtype in names.items() if dtype is not None)
     return passed, tuple((name, None) for name, dtype in names.items() if dtype is None)
 
 
 def blocks(size: int, block: int) -> int:
-    """How many blocks cover a size."""
+    """Return the number of blocks that cover a size."""
     return -(-size // block)
 
 
 def at_names(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Arguments that are buffers of the same names as their parameters."""
+    """Return arguments that are buffers with the same names as their parameters."""
     return tuple((name, name) for name in names)

@@ -1,26 +1,26 @@
-"""A compiled kernel as something to call: its launches, their workspace, and what the compiler made of it."""
+"""A compiled CUTLASS kernel in this process: its launches, their workspace, and its resource usage."""
 
 import ctypes
 from dataclasses import dataclass
 
-from autotune.backends.native.cutlass.compiler import CompiledKernel
+from autotune.backends.native.cutlass.nvcc_compiler import CompiledCudaKernel
 from autotune.errors import WorkError
 from autotune.search_spaces.cutlass_launch import CutlassLaunch, Decomposition, Raster, Reduction
 
 RASTERS: tuple[Raster, ...] = ("heuristic", "along_m", "along_n")
 DECOMPOSITIONS: tuple[Decomposition, ...] = ("heuristic", "data_parallel", "split_k", "stream_k")
 REDUCTIONS: tuple[Reduction, ...] = ("deterministic", "nondeterministic")
-"""The numbers of ``abi.h`` for each."""
+"""In the order of their numbers in ``abi.h``."""
 
 STATUS = (
     "success", "misaligned operand", "invalid type of data", "invalid layout", "invalid problem", "not supported",
-    "no workspace where one is needed", "internal error", "another architecture", "a driver that is too old",
+    "no workspace if one is needed", "internal error", "another architecture", "a driver that is too old",
     "not enough memory on the device", "invalid",
 )  # fmt: skip
-"""What CUTLASS's status codes mean (cutlass/cutlass.h, cutlass::Status)."""
+"""The meaning of CUTLASS's status codes (cutlass/cutlass.h, cutlass::Status)."""
 
 
-class _Launch(ctypes.Structure):
+class _LaunchFields(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_int)
         for name in ("m", "n", "k", "swizzle", "raster", "splits", "decomposition", "reduction", "early")
@@ -31,13 +31,13 @@ class _Operands(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("a", "b", "residual", "bias", "d"))
 
 
-class _Made(ctypes.Structure):
+class _UsageFields(ctypes.Structure):
     _fields_ = tuple((name, ctypes.c_int) for name in ("registers", "spilled", "shared", "stages"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """The problem of one launch; a kernel serves every shape of its alignment."""
+class GemmSize:
+    """The size of the problem of one launch; a kernel computes every size of its alignment."""
 
     m: int
     n: int
@@ -56,8 +56,8 @@ class Operands:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Made:
-    """What the compiler made of a kernel: registers and spilled bytes a thread, bytes of shared memory, stages."""
+class ResourceUsage:
+    """The resources of a kernel: registers and spilled bytes per thread, bytes of shared memory, stages."""
 
     registers: int
     spilled_bytes: int
@@ -65,39 +65,45 @@ class Made:
     stages: int
 
 
-class LoadedKernel:
-    """A compiled kernel in this process; loading it needs no GPU, launching it does."""
+class LoadedCutlassKernel:
+    """A compiled kernel that is loaded. Loading needs no GPU, launching does."""
 
-    def __init__(self, compiled: CompiledKernel) -> None:
+    def __init__(self, compiled: CompiledCudaKernel) -> None:
         self.compiled = compiled
         try:
             library = ctypes.CDLL(str(compiled.library))
             self._run = getattr(library, f"{compiled.name}_run")
             self._workspace_bytes = getattr(library, f"{compiled.name}_workspace_bytes")
-            self._made = getattr(library, f"{compiled.name}_made")
+            self._resource_usage = getattr(library, f"{compiled.name}_made")
         except (OSError, AttributeError) as error:
             raise WorkError(
                 f"loading kernel {compiled.name}", found=str(error), expected=f"{compiled.library} as it was compiled",
                 run="the same after deleting that file: it is compiled again",
             ) from error  # fmt: skip
         self._run.argtypes = (
-            ctypes.POINTER(_Operands), ctypes.POINTER(_Launch), ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,
+            ctypes.POINTER(_Operands), ctypes.POINTER(_LaunchFields), ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,
         )  # fmt: skip
-        self._workspace_bytes.argtypes = (ctypes.POINTER(_Launch), ctypes.c_int)
+        self._workspace_bytes.argtypes = (ctypes.POINTER(_LaunchFields), ctypes.c_int)
         self._workspace_bytes.restype = ctypes.c_size_t
-        self._made.argtypes = (ctypes.POINTER(_Made),)
+        self._resource_usage.argtypes = (ctypes.POINTER(_UsageFields),)
 
     def launch(
-        self, on: Operands, shape: Shape, at: CutlassLaunch, *, multiprocessors: int, workspace: int = 0,
-        stream: int = 0, early: bool = False,
+        self, on: Operands, shape: GemmSize, at: CutlassLaunch, *, sm_count: int, workspace: int = 0,
+        stream: int = 0, programmatic_launch: bool = False,
     ) -> None:  # fmt: skip
-        """Put one launch into a stream; raises WorkError where CUTLASS refuses it.
+        """Enqueue one launch in a stream; raises WorkError if CUTLASS refuses it.
 
-        With ``early`` it may begin before the launch before it has ended, where the architecture knows how.
-        ``workspace`` is the address of :meth:`workspace_bytes` bytes on the device, of which each stream needs its own.
+        With ``programmatic_launch`` it may begin before the launch before it has ended, if the architecture supports
+        it. ``workspace`` is the address of :meth:`workspace_bytes` bytes on the device; each stream needs its own.
         """
         operands = _Operands(on.a, on.b, on.residual or None, on.bias or None, on.d)
-        status = self._run(operands, _as_c(shape, at, early=early), multiprocessors, workspace or None, stream or None)
+        status = self._run(
+            operands,
+            _as_c(shape, at, programmatic_launch=programmatic_launch),
+            sm_count,
+            workspace or None,
+            stream or None,
+        )
         if status != 0:
             meaning = STATUS[status] if 0 < status < len(STATUS) else "unknown"
             raise WorkError(
@@ -105,26 +111,26 @@ class LoadedKernel:
                 expected="a problem that the kernel can compute on this device",
             )  # fmt: skip
 
-    def workspace_bytes(self, shape: Shape, at: CutlassLaunch, *, multiprocessors: int) -> int:
-        """Tell how much memory on the device one launch needs besides its operands."""
-        return int(self._workspace_bytes(_as_c(shape, at), multiprocessors))
+    def workspace_bytes(self, shape: GemmSize, at: CutlassLaunch, *, sm_count: int) -> int:
+        """Return the memory on the device that one launch needs besides its operands."""
+        return int(self._workspace_bytes(_as_c(shape, at), sm_count))
 
-    def made(self) -> Made:
-        """Ask the driver what the kernel takes; raises WorkError without a GPU."""
-        made = _Made()
-        status = self._made(made)
+    def resource_usage(self) -> ResourceUsage:
+        """Query the driver for the kernel's resources; raises WorkError without a GPU."""
+        usage = _UsageFields()
+        status = self._resource_usage(usage)
         if status != 0:
             raise WorkError(
-                f"what kernel {self.compiled.name} takes", found=f"CUDA error {status}",
+                f"the resource usage of kernel {self.compiled.name}", found=f"CUDA error {status}",
                 expected="a GPU of the architecture that it was compiled for",
             )  # fmt: skip
-        return Made(
-            registers=made.registers, spilled_bytes=made.spilled, shared_bytes=made.shared, stages=made.stages
+        return ResourceUsage(
+            registers=usage.registers, spilled_bytes=usage.spilled, shared_bytes=usage.shared, stages=usage.stages
         )  # fmt: skip
 
 
-def _as_c(shape: Shape, at: CutlassLaunch, *, early: bool = False) -> _Launch:
-    return _Launch(
+def _as_c(shape: GemmSize, at: CutlassLaunch, *, programmatic_launch: bool = False) -> _LaunchFields:
+    return _LaunchFields(
         shape.m, shape.n, shape.k, at.swizzle, RASTERS.index(at.raster), at.splits,
-        DECOMPOSITIONS.index(at.decomposition), REDUCTIONS.index(at.reduction), early,
+        DECOMPOSITIONS.index(at.decomposition), REDUCTIONS.index(at.reduction), programmatic_launch,
     )  # fmt: skip

@@ -11,10 +11,15 @@ from typing import Any
 
 import pytest
 
-from autotune.backends.native.triton_kernels import ahead as module
-from autotune.backends.native.triton_kernels.ahead import CompiledKernel, Refused, TritonCache, TritonCompiler
+from autotune.backends.native.triton_kernels import triton_compiler as module
+from autotune.backends.native.triton_kernels.launch_plan import Launch, LaunchPlan, TritonSource
 from autotune.backends.native.triton_kernels.norm import NormShape, plan
-from autotune.backends.native.triton_kernels.plan import Launch, Plan, TritonSource
+from autotune.backends.native.triton_kernels.triton_compiler import (
+    CompiledCubin,
+    TritonCache,
+    TritonCompiler,
+    TritonRefusal,
+)
 from autotune.errors import WorkError
 from autotune.records.device import Device
 from autotune.runtime.host_memory import HostMemory
@@ -68,7 +73,7 @@ def test_a_kernel_is_compiled_for_a_gpu_that_is_not_here(
 ) -> None:
     compiler = TritonCompiler.find(gpu(*capability))
     small, large = cache.compile(compiler, [SOURCE, norm()])
-    assert isinstance(small, CompiledKernel) and isinstance(large, CompiledKernel)
+    assert isinstance(small, CompiledCubin) and isinstance(large, CompiledCubin)
     record, cubin = small.read()
     assert (record.function, record.target, record.threads) == ("twice", target, 64)
     assert record.parameters == (("x", "*fp32"), ("out", "*fp32"), ("n", "i32"), ("factor", "fp32")), "its own order"
@@ -95,14 +100,14 @@ def test_what_triton_refuses_is_kept_as_refused_and_costs_the_others_nothing(
     cache = TritonCache(tmp_path)
     odd = replace(SOURCE, constants=(("absent", None), ("BLOCK", 100)))
     bad, good = cache.compile(COMPILER, [odd, SOURCE])
-    assert isinstance(bad, Refused) and "power of 2" in bad.detail and isinstance(good, CompiledKernel)
+    assert isinstance(bad, TritonRefusal) and "power of 2" in bad.detail and isinstance(good, CompiledCubin)
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert cache.compile(COMPILER, [odd, SOURCE]) == [bad, good]
 
 
 def test_a_parameter_too_few_or_too_many_is_told(tmp_path: Path) -> None:
     (found,) = TritonCache(tmp_path).compile(COMPILER, [replace(SOURCE, constants=(("absent", None),))])
-    assert isinstance(found, Refused) and "BLOCK" in found.detail
+    assert isinstance(found, TritonRefusal) and "BLOCK" in found.detail
 
 
 def test_a_compiler_that_crashes_refuses_one_that_is_killed_refuses_nothing(
@@ -116,18 +121,18 @@ def test_a_compiler_that_crashes_refuses_one_that_is_killed_refuses_nothing(
         assert list(cache.folder.iterdir()) == []
     monkeypatch.setattr(module, "TIMEOUT_S", 0.2)
     monkeypatch.setattr(sys, "executable", str(program(tmp_path, "exec sleep 60")))
-    with pytest.raises(WorkError, match="still at work"):
+    with pytest.raises(WorkError, match="still running"):
         cache.compile(COMPILER, [SOURCE])
     monkeypatch.setattr(module, "TIMEOUT_S", 60)
     monkeypatch.setattr(sys, "executable", str(program(tmp_path, "echo assertion; kill -6 $$")))
     (found,) = cache.compile(COMPILER, [SOURCE])
-    assert isinstance(found, Refused) and "crashed" in found.detail and "assertion" in found.detail
+    assert isinstance(found, TritonRefusal) and "crashed" in found.detail and "assertion" in found.detail
 
 
 def test_switches_of_triton_do_not_reach_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     (found,) = TritonCache(tmp_path).compile(COMPILER, [SOURCE])
-    assert isinstance(found, CompiledKernel)
+    assert isinstance(found, CompiledCubin)
 
 
 def test_a_key_follows_from_all_that_the_code_follows_from() -> None:
@@ -148,7 +153,7 @@ def test_a_key_follows_from_all_that_the_code_follows_from() -> None:
 @pytest.mark.parametrize("damage", ["cubin", "json", "neither"])
 def test_damaged_files_are_told(cache: TritonCache, tmp_path: Path, damage: str) -> None:
     (kernel,) = cache.compile(COMPILER, [SOURCE])
-    assert isinstance(kernel, CompiledKernel)
+    assert isinstance(kernel, CompiledCubin)
     copy = kernel.copy_to(tmp_path)
     assert copy.read() == kernel.read()
     path = tmp_path / f"{kernel.key}.{damage}"
@@ -189,4 +194,4 @@ def test_kernels_at_once_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_plan_names_every_parameter_and_no_unknown_buffer(arguments: tuple[tuple[str, Any], ...]) -> None:
     launch = Launch(kernel=0, grid=(1, 1, 1), arguments=arguments)
     with pytest.raises(ValueError, match="twice takes"):
-        Plan(sources=(SOURCE,), launches=(launch,), buffers=("x", "out"))
+        LaunchPlan(sources=(SOURCE,), launches=(launch,), buffers=("x", "out"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.backends.native.cuda_kernels.kind import CLUSTER_GEMM, HOPPER_GEMM, CudaGemm
-from autotune.backends.native.cutlass.compiler import KernelSource
+from autotune.backends.native.cuda_kernels.cuda_kind import CLUSTER_GEMM, HOPPER_GEMM, CudaKind
+from autotune.backends.native.cutlass.nvcc_compiler import CudaSource
 from autotune.errors import WorkError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -26,13 +26,13 @@ FEW_BYTES = 16
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
-def first(kind: CudaGemm) -> Configuration:
-    return kind.first(HOPPER, PROBLEM, 1, multiprocessors=132)[0]
+def first(kind: CudaKind) -> Configuration:
+    return kind.first(HOPPER, PROBLEM, 1, sm_count=132)[0]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.tiles.name)
-def test_shapes_and_epilogues_share_their_kernels(kind: CudaGemm) -> None:
-    def source(problem: GemmProblem) -> KernelSource:
+def test_shapes_and_epilogues_share_their_kernels(kind: CudaKind) -> None:
+    def source(problem: GemmProblem) -> CudaSource:
         return kind.source_of(kind.tiles.build_of(HOPPER, problem, first(kind)))
 
     assert source(PROBLEM) == source(GemmProblem(m=16, n=1000, k=2048, residual=True))
@@ -40,7 +40,7 @@ def test_shapes_and_epilogues_share_their_kernels(kind: CudaGemm) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.tiles.name)
-def test_what_is_not_compiled_says_so(kind: CudaGemm, tmp_path: Path) -> None:
+def test_what_is_not_compiled_says_so(kind: CudaKind, tmp_path: Path) -> None:
     (candidate, *_) = kind.launches(HOPPER, PROBLEM, first(kind))
     for call in (
         lambda: kind.load(HOPPER, PROBLEM, candidate, tmp_path),
@@ -61,7 +61,7 @@ def test_without_a_compiler_the_reason_is_said(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("kind", "capability"), [(CLUSTER_GEMM, (8, 0)), (CLUSTER_GEMM, (9, 0)), (HOPPER_GEMM, (9, 0))]
 )
-def test_a_kernel_compiles_and_travels(kind: CudaGemm, capability: tuple[int, int], tmp_path: Path) -> None:
+def test_a_kernel_compiles_and_travels(kind: CudaKind, capability: tuple[int, int], tmp_path: Path) -> None:
     device = replace(HOPPER, capability=capability)
     (made,) = kind.compile(device, PROBLEM, [first(kind)], tmp_path)
     assert made.refusal is None
@@ -100,7 +100,7 @@ CONVOLUTIONS = (
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.tiles.name)
 @pytest.mark.parametrize(("dtype", "output"), [("fp16", "fp16"), ("bf16", "bf16"), ("fp16", "fp32")])
 def test_random_tiles_compute_every_epilogue_of_any_shape(
-    kind: CudaGemm, dtype: str, output: str, tmp_path: Path
+    kind: CudaKind, dtype: str, output: str, tmp_path: Path
 ) -> None:
     device = discovery.find("cuda")
     draw = random.Random(output + dtype)
@@ -112,9 +112,9 @@ def test_random_tiles_compute_every_epilogue_of_any_shape(
         assert all(made.refusal is None for made in kind.compile(device, problem, builds, tmp_path))
         for build in builds:
             for candidate in kind.launches(device, problem, build):
-                for early in (False, True):
-                    kernel = kind.load(device, problem, candidate, tmp_path, early=early)
-                    assert kernel.made["spilled_bytes"] <= FEW_BYTES, candidate
+                for programmatic_launch in (False, True):
+                    kernel = kind.load(device, problem, candidate, tmp_path, programmatic_launch=programmatic_launch)
+                    assert kernel.resource_usage["spilled_bytes"] <= FEW_BYTES, candidate
                     check(kernel, problem, 5, device.torch_name)
                 tried.add(candidate)
     assert len({candidate["splits"] for candidate in tried}) == 6
