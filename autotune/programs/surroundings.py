@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from autotune.programs.outcome import rounded
+from autotune.programs.check_result import rounded
 
 
 def environment(device: str) -> dict[str, Any]:

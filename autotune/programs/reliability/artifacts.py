@@ -13,14 +13,15 @@ from autotune.database.check import check, collect_garbage
 from autotune.database.store import Store
 from autotune.database.sweep import GRACE_S
 from autotune.errors import ArtifactError
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.reliability.campaign import Campaign
 
 DAMAGES = ("flipped", "truncated")
 LONGEST_WAIT_S = 0.15
 """A writer is killed after zero to so many seconds, in which it adds several artifacts of about a megabyte."""
 
 
-def damaged_artifacts(campaign: Campaign) -> list[Outcome]:
+def damaged_artifacts(campaign: Campaign) -> list[CheckResult]:
     """Flip a bit in, or cut off, a file of an artifact, or the list of its files; then try to load it."""
     total, chance = campaign.pick(1000, 20), random.Random(campaign.seed)
     store = ArtifactStore(campaign.folder / "damaged-artifacts")
@@ -40,7 +41,7 @@ def damaged_artifacts(campaign: Campaign) -> list[Outcome]:
         counts["healed"] += _heals(store, built, digest)
         store.remove(digest)
     return [
-        Outcome(
+        CheckResult(
             check="artifacts flipped or truncated",
             figure=f"{counts['refused']:,} of {total:,} refused before load, {counts['healed']:,} whole when rebuilt",
             limit=f"{total:,} refused",
@@ -79,7 +80,7 @@ def _heals(store: ArtifactStore, built: Path, digest: str) -> bool:
         )
 
 
-def killed_writes(campaign: Campaign) -> list[Outcome]:
+def killed_writes(campaign: Campaign) -> list[CheckResult]:
     """Kill processes that add artifacts; afterwards everything visible verifies, and what was finished is there."""
     total, chance = campaign.pick(200, 5), random.Random(campaign.seed)
     counts: Counter[str] = Counter()
@@ -97,7 +98,7 @@ def killed_writes(campaign: Campaign) -> list[Outcome]:
             others += [finding.as_dict() for finding in check(store, time.time())]
     figure = f"{len(others)} partial objects, {counts['lost']} lost of {counts['artifacts']:,} artifacts"
     return [
-        Outcome(
+        CheckResult(
             check=f"SIGKILL in {total} artifact writers",
             figure=f"{figure}; {counts['kills inside a write']} died inside a write",
             limit="0 partial, 0 lost, some inside a write",

@@ -4,11 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autotune.programs.outcome import Outcome
 from autotune.records.device import Device
 from autotune.runtime.discovery import cpu
-
-__all__ = ["Campaign", "Outcome"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,8 @@ from autotune.execute.channel import Channel
 from autotune.execute.device_memory import LEFT_OVER_BYTES
 from autotune.execute.server import WorkerServer
 from autotune.measure.nvml import open_nvml
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.reliability.campaign import Campaign
 from autotune.records.device import Device
 
 TIMES, TIMES_QUICK = 5, 1
@@ -112,7 +113,7 @@ class DeviceFault:
         return self.told == kind and words in self.detail
 
 
-def check(campaign: Campaign) -> list[Outcome]:
+def check(campaign: Campaign) -> list[CheckResult]:
     """Every fault costs its candidate alone."""
     folder = campaign.folder / "device-faults"
     folder.mkdir()
@@ -140,22 +141,22 @@ def let_loose(server: WorkerServer, device: Device, name: str) -> DeviceFault:
     )  # fmt: skip
 
 
-def outcomes(loose: list[DeviceFault]) -> list[Outcome]:
+def outcomes(loose: list[DeviceFault]) -> list[CheckResult]:
     """The rows of the table that follow from what was let loose."""
     named, working = sum(fault.right for fault in loose), sum(fault.next_right for fault in loose)
     most = max(fault.left_bytes for fault in loose)
     wrong = [f"{fault.name} told as {fault.told}: {fault.detail}" for fault in loose if not fault.right]
     slowest = {name: round(max(one.seconds for one in loose if one.name == name), 2) for name in KINDS}
     return [
-        Outcome(
+        CheckResult(
             check="faults on the GPU named right", figure=f"{named} of {len(loose)}", limit="all",
             passed=named == len(loose), raw={"wrong": wrong, "slowest_s": slowest},
         ),
-        Outcome(
+        CheckResult(
             check="right results of the candidate after it", figure=f"{working} of {len(loose)}", limit="all",
             passed=working == len(loose),
         ),
-        Outcome(
+        CheckResult(
             check="device memory taken 1 s after a fault", figure=f"{most / 2**20:.0f} MiB more than before at most",
             limit=f"<= {LEFT_OVER_BYTES // 2**20} MiB", passed=most <= LEFT_OVER_BYTES,
         ),

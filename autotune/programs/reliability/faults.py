@@ -13,7 +13,8 @@ import psutil
 
 from autotune.execute.limits import most_processes
 from autotune.execute.server import StepResult, WorkerServer
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.reliability.campaign import Campaign
 from autotune.testing import misbehaviour
 
 TIMES, TIMES_QUICK = 20, 1
@@ -80,7 +81,7 @@ class Fault:
         return self.told == kind and words in self.detail
 
 
-def faults(campaign: Campaign) -> list[Outcome]:
+def faults(campaign: Campaign) -> list[CheckResult]:
     """Let every fault loose, one after the other in one server, and see what it costs."""
     times = campaign.pick(TIMES, TIMES_QUICK)
     folder = campaign.folder / "faults"
@@ -117,7 +118,7 @@ def left_after(processes: Iterable[int], grace_s: float) -> int:
     return left
 
 
-def outcomes(loose: list[Fault], survived: bool) -> list[Outcome]:
+def outcomes(loose: list[Fault], survived: bool) -> list[CheckResult]:
     """The rows of the table that follow from what was let loose."""
     wrong = Counter(f"{fault.name} told as {fault.told}: {fault.detail}" for fault in loose if not fault.right)
     orphans, counted = sum(fault.orphans for fault in loose), len(loose)
@@ -136,26 +137,26 @@ def outcomes(loose: list[Fault], survived: bool) -> list[Outcome]:
     }
     worst_clean_s = max((fault.clean_s for fault in loose), default=0.0)
     return [
-        Outcome(
+        CheckResult(
             check="faults survived", figure=f"{counted if survived else 0} of {counted}", limit="all",
             passed=survived and counted >= len(KINDS), raw=raw,
         ),
-        Outcome(
+        CheckResult(
             check="faults named right", figure=f"{sum(fault.right for fault in loose)} of {counted}", limit="all",
             passed=not wrong, raw=dict(wrong),
         ),
-        Outcome(
+        CheckResult(
             check="processes left 1 s after a fault", figure=f"{orphans}, the last gone after {worst_clean_s:.3f} s",
             limit="0", passed=orphans == 0 and all(fault.processes for fault in loose),
         ),
-        Outcome(
+        CheckResult(
             check="a child that ignores SIGTERM", figure=f"gone {slowest:.2f} s after its timeout", limit="1 s",
             passed=slowest <= 1.0,
         ),
     ]  # fmt: skip
 
 
-def coordinators(campaign: Campaign) -> list[Outcome]:
+def coordinators(campaign: Campaign) -> list[CheckResult]:
     """Kill coordinators whose candidates run, and count what runs on."""
     times = campaign.pick(TIMES, TIMES_QUICK)
     left, worst_s = 0, 0.0
@@ -166,7 +167,7 @@ def coordinators(campaign: Campaign) -> list[Outcome]:
         left += left_after(processes, GRACE_S)
         worst_s = max(worst_s, time.monotonic() - begin)
     return [
-        Outcome(
+        CheckResult(
             check="processes left 1 s after a coordinator was killed",
             figure=f"{left} of {times} coordinators, the last gone after {worst_s:.3f} s", limit="0", passed=left == 0,
             raw={"times": times, "left": left, "worst_s": worst_s},

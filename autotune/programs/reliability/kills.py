@@ -15,8 +15,9 @@ import psutil
 
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
+from autotune.programs.check_result import CheckResult
 from autotune.programs.reliability import simulated
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.places import own_database
 from autotune.records.trial import Trial
 
@@ -33,7 +34,7 @@ _FORKS.set_forkserver_preload(
 )
 
 
-def check(campaign: Campaign) -> list[Outcome]:
+def check(campaign: Campaign) -> list[CheckResult]:
     """Run every campaign on every database."""
     found = []
     for kind in sorted(campaign.databases):
@@ -84,7 +85,7 @@ def kill(process: BaseProcess, victim: str) -> bool:
     return bool(workers)
 
 
-def _survives(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
+def _survives(campaign: Campaign, kind: str, part: simulated.Part) -> CheckResult:
     trials, kills = campaign.pick(400, 12), campaign.pick(200, 6)
     rng = random.Random(campaign.seed)
     part = replace(part, trials=trials)
@@ -111,7 +112,7 @@ def _survives(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
     wrong = _audit(journal, study, found, samples, trials)
     given_up = sum("given up" in str(trial.failure) for trial in found)
     passed = ended and killed.total() == kills and broke == 0 and not any(wrong.values())
-    return Outcome(
+    return CheckResult(
         check=f"{kills} kills over {trials} trials, {kind}",
         figure=f"{wrong['lost']} lost, {wrong['doubled']} doubled, {'ended by itself' if ended else 'did not end'}",
         limit="0 lost, 0 doubled, ends by itself",
@@ -168,7 +169,7 @@ def _audit(
     }
 
 
-def _goes_on(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
+def _goes_on(campaign: Campaign, kind: str, part: simulated.Part) -> CheckResult:
     trials = campaign.pick(100, 10)
     part = replace(part, trials=trials)
     journal = simulated.Journal(Path(part.journal))
@@ -187,7 +188,7 @@ def _goes_on(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
     twice = [digest for digest, count in times.items() if count > 1 + (digest in finalists)]
     wrong = _audit(journal, study, found, samples, trials)
     ended = (stopped, again.exitcode) == (1, 0)
-    return Outcome(
+    return CheckResult(
         check=f"stopped at 50%, started again, {kind}",
         figure=f"{len(twice)} configurations measured twice",
         limit="0 configurations measured twice",
@@ -204,7 +205,7 @@ def _finalists(part: simulated.Part, study: StudyRow) -> set[str]:
         }
 
 
-def _eight_at_once(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
+def _eight_at_once(campaign: Campaign, kind: str, part: simulated.Part) -> CheckResult:
     """Run eight studies, and to each a rival that wants to coordinate it too."""
     trials, journal = campaign.pick(50, 4), simulated.Journal(Path(part.journal))
     parts = [replace(part, study=f"study-{number}", trials=trials) for number in range(8)]
@@ -227,7 +228,7 @@ def _eight_at_once(campaign: Campaign, kind: str, part: simulated.Part) -> Outco
     for one in parts:
         wrong.update(_audit(journal, *_told(one), trials))
     ended = sum(process.exitcode == 0 for process in processes)
-    return Outcome(
+    return CheckResult(
         check=f"8 studies at once, {kind}",
         figure=f'{locked} "locked" errors, {double} double claims',
         limit='0 "locked" errors, 0 double claims',

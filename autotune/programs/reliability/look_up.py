@@ -17,8 +17,8 @@ from autotune.database.rows import plan_values
 from autotune.database.schema import PlanTable
 from autotune.database.store import Store
 from autotune.measure.percentiles import summary
-from autotune.programs.outcome import rounded
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult, rounded
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.places import own_database
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
@@ -54,12 +54,12 @@ PLAN = Plan(
 )
 
 
-def check(campaign: Campaign) -> list[Outcome]:
+def check(campaign: Campaign) -> list[CheckResult]:
     """Both the next look-up of a process and its first are quick."""
     return [outcome for kind in campaign.databases for outcome in _times(campaign, kind)]
 
 
-def _times(campaign: Campaign, kind: str) -> Iterator[Outcome]:
+def _times(campaign: Campaign, kind: str) -> Iterator[CheckResult]:
     count, random_numbers = campaign.pick(1_000_000, 20_000), random.Random(campaign.seed)
     with own_database(campaign, kind, "plans") as url:
         with Store.open(url) as store:
@@ -70,14 +70,14 @@ def _times(campaign: Campaign, kind: str) -> Iterator[Outcome]:
         cold = [_in_a_process(url, random_numbers.randrange(count)) for _ in range(campaign.pick(40, 3))]
     p99 = summary(warm).p99
     assert p99 is not None, "the short form too looks up often enough to back a p99"
-    yield Outcome(
+    yield CheckResult(
         check=f"look-up among {count:,} plans, {kind}",
         figure=f"p99 {p99:.2f} ms of {len(warm):,}",
         limit=f"p99 <= {WARM_MS:g} ms",
         passed=p99 <= WARM_MS,
         raw={"plans": count, **summary(warm).as_dict()},
     )
-    yield Outcome(
+    yield CheckResult(
         check=f"first look-up of a process, {kind}",
         figure=f"{max(cold):.1f} ms at most in {len(cold)} processes (open, query and close; imports are done)",
         limit=f"<= {COLD_MS:g} ms",

@@ -19,7 +19,8 @@ from sqlalchemy import make_url
 
 from autotune.database.store import Store
 from autotune.errors import DatabaseError, RequestError
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.places import own_database
 from autotune.programs.reliability.postgresql import serving
 from autotune.records.configuration import Configuration
@@ -54,7 +55,7 @@ class Refusal:
         return self.error == DatabaseError.__name__ and "found: " in self.message and "expected: " in self.message
 
 
-def check(campaign: Campaign) -> list[Outcome]:
+def check(campaign: Campaign) -> list[CheckResult]:
     """Each way in which a database cannot be written ends in one clear error and leaves it whole."""
     outcomes = []
     for kind in campaign.databases:
@@ -119,7 +120,7 @@ CASES: Mapping[str, Callable[[Path], "contextlib.AbstractContextManager[dict[str
 }
 
 
-def _sqlite(name: str, case: Callable[[Path], "contextlib.AbstractContextManager[dict[str, Any]]"]) -> Outcome:
+def _sqlite(name: str, case: Callable[[Path], "contextlib.AbstractContextManager[dict[str, Any]]"]) -> CheckResult:
     with ScratchFolder("refusals") as above:
         above.chmod(0o755)  # another user must reach what is below
         (above / "place").mkdir()
@@ -133,7 +134,7 @@ def _sqlite(name: str, case: Callable[[Path], "contextlib.AbstractContextManager
     return _outcome(f"{name}, sqlite", refusal, there, intact)
 
 
-def _read_only_server(campaign: Campaign, kind: str) -> Outcome:
+def _read_only_server(campaign: Campaign, kind: str) -> CheckResult:
     with own_database(campaign, kind, "refusals") as url:
         Store.open(url).close()
         options = make_url(url).query["options"]
@@ -144,7 +145,7 @@ def _read_only_server(campaign: Campaign, kind: str) -> Outcome:
     return _outcome(f"read-only, {kind}", refusal, there, "ok")
 
 
-def _full_server(kind: str) -> list[Outcome]:
+def _full_server(kind: str) -> list[CheckResult]:
     """Fill the file system of a server's tables; that needs a server here, whatever the campaign's is.
 
     The server's log of changes lies elsewhere: where that is full too, PostgreSQL itself ends until there is room.
@@ -175,8 +176,8 @@ def _full_server(kind: str) -> list[Outcome]:
     return [_outcome(f"disk full, {kind}", refusal, there, intact)]
 
 
-def _outcome(name: str, refusal: Refusal, there: int, intact: str) -> Outcome:
-    return Outcome(
+def _outcome(name: str, refusal: Refusal, there: int, intact: str) -> CheckResult:
+    return CheckResult(
         check=name,
         figure=f"{refusal.error}; integrity check: {intact}; {there} of {refusal.kept} trials there",
         limit="one clear error, database intact, no trial lost",

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from autotune.errors import AutotuneError
+from autotune.programs.check_result import CheckResult
 from autotune.programs.reliability.attempt import Attempt, Case
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.refused_models import CASES as MODELS
 from autotune.programs.reliability.refused_records import CASES as RECORDS
 
@@ -16,16 +17,16 @@ LONGEST_MESSAGE = 2000
 """A clear message fits a screen."""
 
 
-def refused(campaign: Campaign) -> list[Outcome]:
+def refused(campaign: Campaign) -> list[CheckResult]:
     """Present every case on models, artifacts, plans and configuration (in the short form every fifth)."""
     return [present((*MODELS, *RECORDS)[:: campaign.pick(1, 5)], campaign.folder / "security-page")]
 
 
-def present(cases: Sequence[Case], root: Path) -> Outcome:
+def present(cases: Sequence[Case], root: Path) -> CheckResult:
     """Present each case in a folder of its own; whatever changes outside of it is seen."""
     rows = [_present(case, root / f"{number}") for number, case in enumerate(cases)]
     wrong = [row for row in rows if row["wrong"]]
-    return Outcome(
+    return CheckResult(
         check="cases of the security page",
         figure=f"{len(rows) - len(wrong)} of {len(rows)} refused with a clear message, nothing run or written outside"
         + "".join(f"; {row['case']}: {row['wrong']}" for row in wrong),

@@ -16,8 +16,8 @@ from sqlalchemy import create_engine
 from autotune.database.engine import BUSY_TIMEOUT_S, locate
 from autotune.database.leases import Owner
 from autotune.database.store import Store
-from autotune.programs.outcome import rounded
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult, rounded
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.places import own_database
 from autotune.records.canonical import canonical
 from autotune.records.configuration import Configuration
@@ -47,12 +47,12 @@ class Turn:
     errors: tuple[str, ...] = ()
 
 
-def check(campaign: Campaign) -> list[Outcome]:
+def check(campaign: Campaign) -> list[CheckResult]:
     """Trial writes reach half of what plain inserts reach, with eight writers, and none fails."""
     return [_compare(campaign, kind) for kind in campaign.databases]
 
 
-def _compare(campaign: Campaign, kind: str) -> Outcome:
+def _compare(campaign: Campaign, kind: str) -> CheckResult:
     each, rounds = campaign.pick(100, 10), campaign.pick(9, 3)
     with own_database(campaign, kind, "writers") as url:
         Store.open(url).close()
@@ -63,7 +63,7 @@ def _compare(campaign: Campaign, kind: str) -> Outcome:
     plain, trial = rates[0::2], rates[1::2]
     ratio = statistics.median(ours / theirs for ours, theirs in zip(trial, plain, strict=True))
     errors = [error for turn in turns for writer in turn for error in writer.errors]
-    return Outcome(
+    return CheckResult(
         check=f"trial writes with {WRITERS} writers, {kind}",
         figure=f"{ratio:.2f} of plain inserts ({statistics.median(trial):.0f} of {statistics.median(plain):.0f} "
         f"transactions/s), {len(errors)} errors",

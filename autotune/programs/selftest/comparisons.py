@@ -18,7 +18,7 @@ from autotune.measure.block import Block
 from autotune.measure.rounds import run_rounds
 from autotune.measure.statistics import detectable_effect, median, middle, paired_test
 from autotune.measure.verdict import verdict_from_samples
-from autotune.programs.outcome import Outcome, rounded
+from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.selftest.rig import Rig
 
 ALPHA = 0.05
@@ -57,7 +57,7 @@ def _pair(blocks: dict[str, Block], samples: Callable[[Block], Sequence[float]])
     return rounded(median(samples(first))), rounded(median(samples(second))), first.position < second.position
 
 
-def check_aa(rig: Rig) -> list[Outcome]:
+def check_aa(rig: Rig) -> list[CheckResult]:
     """Count the rejections: as recorded, under drift, under two clock speeds."""
     wall, device = recorded(rig)
     outcomes = [_aa("aa/as recorded", wall, raw={"pairs_ms": [list(map(list, pairs)) for pairs in wall]})]
@@ -71,11 +71,11 @@ def check_aa(rig: Rig) -> list[Outcome]:
     return outcomes
 
 
-def _aa(check: str, comparisons: Sequence[Comparison], raw: dict[str, Any] | None = None) -> Outcome:
+def _aa(check: str, comparisons: Sequence[Comparison], raw: dict[str, Any] | None = None) -> CheckResult:
     p_values = [paired_test(log_ratios(pairs)) for pairs in comparisons]
     rejected = sum(p_value <= ALPHA for p_value in p_values)
     limit = most_rejections(len(p_values))
-    return Outcome(
+    return CheckResult(
         check=check,
         figure=f"{rejected} of {len(p_values)} rejected",
         limit=f"at most {limit}",
@@ -119,7 +119,7 @@ def _scaled(pair: tuple[float, float, bool], earlier: float, later: float) -> tu
     return (first * earlier, second * later, True) if in_order else (first * later, second * earlier, False)
 
 
-def check_power(rig: Rig) -> list[Outcome]:
+def check_power(rig: Rig) -> list[CheckResult]:
     """Slow the second down by 1% in the recorded blocks and count in how many repeats it is found.
 
     The number of rounds is what Noether's formula predicts for the recorded noise, which assumes no distribution of it,
@@ -139,7 +139,7 @@ def check_power(rig: Rig) -> list[Outcome]:
     found = _times_found(repeats, shift)
     share = found / len(repeats) if repeats else 0.0
     return [
-        Outcome(
+        CheckResult(
             check="power",
             figure=f"{found} of {len(repeats)} found ({share:.0%}) in {rounds} rounds",
             limit=f"at least {LOWEST_POWER:.0%} of +{INJECTED:.0%}",

@@ -13,7 +13,7 @@ from autotune.measure.screening import Screening, screen
 from autotune.measure.statistics import middle
 from autotune.measure.timer import Function, Sample, Timer
 from autotune.measure.verdict import Verdict
-from autotune.programs.outcome import Outcome, rounded
+from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.selftest.rig import BusyWait, Rig
 
 MOST_HOST_US = 10.0
@@ -26,7 +26,7 @@ def _nothing(*inputs: Any) -> None:
     return None
 
 
-def check_overhead(rig: Rig) -> list[Outcome]:
+def check_overhead(rig: Rig) -> list[CheckResult]:
     """Measure what a sample costs the host beyond the call itself, and how much of a screening is not timed."""
     return [_host_time(rig), *(_not_timed(rig, name, ms) for name, ms in _screened(rig))]
 
@@ -35,7 +35,7 @@ def _screened(rig: Rig) -> tuple[tuple[str, float], ...]:
     return ("0.1 ms", 0.1), ("typical", rig.typical_ms)
 
 
-def _host_time(rig: Rig) -> Outcome:
+def _host_time(rig: Rig) -> CheckResult:
     """Alternate bare calls and recorded ones; a GPU gets 50 µs of work, which both wait for in the same way.
 
     Calls timed on the device's own clock are calls of their own, not part of this.
@@ -55,7 +55,7 @@ def _host_time(rig: Rig) -> Outcome:
         bare.append(between_ns - started_ns)
     bare_us, recorded_us = (middle(sorted(times)) / 1e3 for times in (bare, recorded))
     cost_us = recorded_us - bare_us
-    return Outcome(
+    return CheckResult(
         check="overhead/host a sample",
         figure=f"{cost_us:.2f} µs",
         limit=f"{MOST_HOST_US:.0f} µs",
@@ -111,9 +111,9 @@ def _screening(rig: Rig, duration_ms: float, function: Function | None = None) -
     return screening, elapsed_ms / 1e3, 1 - watched.timed_ms / elapsed_ms
 
 
-def _not_timed(rig: Rig, name: str, duration_ms: float) -> Outcome:
+def _not_timed(rig: Rig, name: str, duration_ms: float) -> CheckResult:
     screening, seconds, share = _screening(rig, duration_ms)
-    return Outcome(
+    return CheckResult(
         check=f"overhead/not timed, {name}",
         figure=f"{share:.1%} of {seconds:.2f} s",
         limit=f"{MOST_NOT_TIMED:.0%} of a screening",
@@ -122,7 +122,7 @@ def _not_timed(rig: Rig, name: str, duration_ms: float) -> Outcome:
     )
 
 
-def check_duration(rig: Rig) -> list[Outcome]:
+def check_duration(rig: Rig) -> list[CheckResult]:
     """Time screenings of a quick and of a slow call, and finals of eight candidates."""
     outcomes = []
     screened = (("quick", 0.05), ("typical", rig.typical_ms), ("slow", 300.0))
@@ -131,7 +131,7 @@ def check_duration(rig: Rig) -> list[Outcome]:
         waits = name == "slow" and rig.kind == "cpu"
         screening, seconds, _ = _screening(rig, duration_ms, BusyWait(rig.clock, duration_ms) if waits else None)
         outcomes.append(
-            Outcome(
+            CheckResult(
                 check=f"duration/screening, {name}",
                 figure=f"{seconds:.2f} s for calls of {duration_ms:g} ms",
                 limit=f"{LONGEST_SCREENING_S:.0f} s",
@@ -142,7 +142,7 @@ def check_duration(rig: Rig) -> list[Outcome]:
     _, verdict, seconds = eight_finalists(rig)
     return [
         *outcomes,
-        Outcome(
+        CheckResult(
             check="duration/finals of eight",
             figure=f"{seconds:.1f} s, {verdict.rounds} rounds",
             limit=f"{LONGEST_FINALS_S:.0f} s",

@@ -13,19 +13,19 @@ from autotune.measure.screening import screen
 from autotune.measure.statistics import median
 from autotune.measure.timer import CpuTimer, Sample
 from autotune.measure.verdict import verdict_from_samples
-from autotune.programs.outcome import Outcome
+from autotune.programs.check_result import CheckResult
 from autotune.programs.selftest.fake import StepClock
 from autotune.programs.selftest.rig import Rig
 
 CAPTURE_MESSAGE = "operation not permitted when stream is capturing"
 
 
-def check(rig: Rig) -> list[Outcome]:
+def check(rig: Rig) -> list[CheckResult]:
     """Provoke each fault and see how it is answered."""
     told = {name: fault() for name, fault in FAULTS.items()}
     missed = sorted(name for name, was_told in told.items() if not was_told)
     return [
-        Outcome(
+        CheckResult(
             check="faults",
             figure=f"{len(told) - len(missed)} of {len(told)} told" + (f", not: {', '.join(missed)}" if missed else ""),
             limit="all refused or told",

@@ -14,7 +14,7 @@ from typing import Any
 from autotune.measure.device_clock import DeviceTime
 from autotune.measure.statistics import median
 from autotune.measure.timer import CpuTimer
-from autotune.programs.outcome import Outcome, rounded
+from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.selftest.fake import StepClock
 from autotune.programs.selftest.rig import BusyWait, Rig
 
@@ -41,12 +41,12 @@ extern "C" __global__ void autotune_spin(unsigned long long* stamps, int capacit
 _log = logging.getLogger(__name__)
 
 
-def check(rig: Rig) -> list[Outcome]:
+def check(rig: Rig) -> list[CheckResult]:
     """Time known durations with the device's timer, and with a fake clock."""
     return [_with_fake_clock(), _on_cpu(rig) if rig.kind == "cpu" else _on_cuda(rig)]
 
 
-def _with_fake_clock() -> Outcome:
+def _with_fake_clock() -> CheckResult:
     found = {}
     for duration_ms in (1e-6, 0.010001, 1.234567, 86_400_000.0):
         clock = StepClock()
@@ -54,7 +54,7 @@ def _with_fake_clock() -> Outcome:
     clock = StepClock()
     found[0.3] = CpuTimer(clock).time_call(clock.call(0.2, 0.4), (), 6).wall_ms
     wrong = {str(duration): rounded(value) for duration, value in found.items() if value != duration}
-    return Outcome(
+    return CheckResult(
         check="known/fake clock",
         figure=f"{len(found) - len(wrong)} of {len(found)} exact",
         limit="all exact",
@@ -63,7 +63,7 @@ def _with_fake_clock() -> Outcome:
     )
 
 
-def _on_cpu(rig: Rig) -> Outcome:
+def _on_cpu(rig: Rig) -> CheckResult:
     rows = []
     for duration_ms in CPU_DURATIONS_MS:
         wait = BusyWait(rig.clock, duration_ms)
@@ -80,7 +80,7 @@ def _on_cpu(rig: Rig) -> Outcome:
             }
         )
     worst = max(abs(row["error_share"]) for row in rows)
-    return Outcome(
+    return CheckResult(
         check="known/busy-wait",
         figure=f"{worst:.4%} off at 1 to 10 ms",
         limit=f"{LARGEST_SHARE:.0%}",
@@ -94,7 +94,7 @@ def _typical_error(errors: Any) -> float:
     return float(ordered[len(ordered) // 2])
 
 
-def _on_cuda(rig: Rig) -> Outcome:
+def _on_cuda(rig: Rig) -> CheckResult:
     try:
         spin: _GlobalTimerSpin | None = _GlobalTimerSpin(rig.device)
     except (AttributeError, OSError, RuntimeError) as error:
@@ -106,7 +106,7 @@ def _on_cuda(rig: Rig) -> Outcome:
         for duration in durations
     ]
     worst = max(rows, key=lambda row: abs(row["error_ms"]) / _allowed_ms(row["true_ms"]))
-    return Outcome(
+    return CheckResult(
         check="known/spin kernel",
         figure=f"{worst['error_ms'] * 1e3:+.2f} µs off at {worst['asked_ms'] * 1e3:.0f} µs, at worst",
         limit="max(1 µs, 1%)",

@@ -23,7 +23,7 @@ from autotune.measure.paired import RoundFigures
 from autotune.measure.rounds import run_rounds
 from autotune.measure.statistics import detectable_effect, middle
 from autotune.measure.verdict import verdict_from_samples
-from autotune.programs.outcome import Outcome, rounded
+from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.selftest.rig import Rig
 
 CANDIDATES, PROCESSES = 8, 3
@@ -58,7 +58,7 @@ def recorded(rig: Rig) -> tuple[Samples, ...]:
     return tuple(found)
 
 
-def check(rig: Rig) -> list[Outcome]:
+def check(rig: Rig) -> list[CheckResult]:
     """Compare the processes' orders, then replay winners."""
     processes = recorded(rig)
     rng = random.Random(rig.seed + 3)
@@ -77,7 +77,7 @@ def scaled(samples: Samples, factor: float) -> Samples:
     }
 
 
-def _agreement(processes: Sequence[Samples]) -> Outcome:
+def _agreement(processes: Sequence[Samples]) -> CheckResult:
     medians = [RoundFigures(samples) for samples in processes]
     latencies = [[each.figure(str(place)) for place in range(CANDIDATES)] for each in medians]
     ratios = [[middle(sorted(each.log_ratios(str(place), "0"))) for place in range(CANDIDATES)] for each in medians]
@@ -87,7 +87,7 @@ def _agreement(processes: Sequence[Samples]) -> Outcome:
         for each in medians
         for fast, slow in pairwise(range(CANDIDATES))
     )
-    return Outcome(
+    return CheckResult(
         check="rank agreement",
         figure=f"tau-b {min(taus):.3f} at steps of {STEP:.0%}, {math.expm1(detectable):.2%} detectable",
         limit=f"at least {LOWEST_TAU}",
@@ -112,7 +112,7 @@ def tau_b(first: Sequence[float], second: Sequence[float]) -> float:
     return float(kendalltau(first, second, variant="b").statistic)
 
 
-def _regret(step: float, processes: Sequence[Samples], rng: random.Random) -> Outcome:
+def _regret(step: float, processes: Sequence[Samples], rng: random.Random) -> CheckResult:
     together = {name: [block for each in processes for block in each[name]] for name in processes[0]}
     rounds = len(processes[0]["0"])
     live = [winner_regret(each, step) for each in processes]
@@ -121,7 +121,7 @@ def _regret(step: float, processes: Sequence[Samples], rng: random.Random) -> Ou
         drawn = rng.sample(range(len(together["0"])), k=rounds)
         replayed.append(winner_regret({name: [blocks[i] for i in drawn] for name, blocks in together.items()}, step))
     good = sum(regret <= LARGEST_REGRET for regret in (*live, *replayed))
-    return Outcome(
+    return CheckResult(
         check=f"regret/steps of {step:.1%}",
         figure=f"{good} of {RERUNS} reruns within {LARGEST_REGRET:.0%}, worst {max(*live, *replayed):.2%}",
         limit=f"at least {FEWEST_GOOD_RERUNS}",

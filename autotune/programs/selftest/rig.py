@@ -13,10 +13,11 @@ from autotune.errors import DeviceError
 from autotune.measure.clock import Clock, SystemClock
 from autotune.measure.statistics import median
 from autotune.measure.timer import CpuTimer, CudaTimer, Timer
+from autotune.programs.catalogue import command_of
 
 _PRODUCT_SIZE = {"cpu": 128, "cuda": 1024}
 _PROBE_AMOUNT = {"cpu": 2_000, "cuda": 20_000_000}
-COMMAND = "python -m autotune.programs.selftest"
+NAME = "selftest"
 
 
 class Spin:
@@ -160,6 +161,6 @@ def chosen_device(asked: str) -> str:
             f"device {asked!r} was asked for",
             found=f"{count} CUDA devices",
             expected="auto, cpu, cuda or cuda:N",
-            run=f"{COMMAND} --device cpu",
+            run=f"{command_of(NAME)} --device cpu",
         )
     return f"cuda:{int(index)}"

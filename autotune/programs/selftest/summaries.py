@@ -8,13 +8,13 @@ import numpy as np
 from autotune.measure.block import protocol_of
 from autotune.measure.statistics import interval_rank
 from autotune.measure.verdict import verdict_from_samples
-from autotune.programs.outcome import Outcome
+from autotune.programs.check_result import CheckResult
 from autotune.programs.selftest.costs import FINALISTS, eight_finalists
 from autotune.programs.selftest.rig import Rig
 from autotune.records.trial import Measurement
 
 
-def check(rig: Rig) -> list[Outcome]:
+def check(rig: Rig) -> list[CheckResult]:
     """Send real finals' samples through JSON and compute their verdict again: by its own rule, and by numpy."""
     finals, verdict, _ = eight_finalists(rig)
     stored = json.loads(json.dumps(finals.samples()))
@@ -30,7 +30,7 @@ def check(rig: Rig) -> list[Outcome]:
             wrong.append(f"measurement of {name}")
     compared = len(told) + len(by_numpy) + len(stored)
     return [
-        Outcome(
+        CheckResult(
             check="summaries from samples",
             figure=f"{compared - len(wrong)} of {compared} figures equal",
             limit="all, exactly",
