@@ -1,4 +1,4 @@
-"""Promises about artifacts: none that is damaged is loaded, and none is ever there in part."""
+"""Promises about artifacts: no damaged one is loaded, and none ever exists in part."""
 
 import random
 import shutil
@@ -18,7 +18,7 @@ from autotune.programs.reliability.campaign import Campaign
 
 DAMAGES = ("flipped", "truncated")
 LONGEST_WAIT_S = 0.15
-"""A writer is killed after zero to so many seconds, in which it adds several artifacts of about a megabyte."""
+"""The longest time to a kill, in which a writer adds several artifacts of about a megabyte."""
 
 
 def damaged_artifacts(campaign: Campaign) -> list[CheckResult]:
@@ -81,7 +81,7 @@ def _heals(store: ArtifactStore, built: Path, digest: str) -> bool:
 
 
 def killed_writes(campaign: Campaign) -> list[CheckResult]:
-    """Kill processes that add artifacts; afterwards everything visible verifies, and what was finished is there."""
+    """Kill processes that add artifacts; afterwards every visible artifact verifies, and every finished one is there."""
     total, chance = campaign.pick(200, 5), random.Random(campaign.seed)
     counts: Counter[str] = Counter()
     others: list[dict[str, str]] = []
@@ -91,9 +91,9 @@ def killed_writes(campaign: Campaign) -> list[CheckResult]:
             counts["kills inside a write"] += cut_off
             counts["artifacts"] += len(finished)
             counts["lost"] += sum(digest not in store.artifacts.digests() for digest in finished)
-            found = check(store, time.time())
-            counts["leftovers"] += sum(finding.kind == "leftover" for finding in found)
-            others += [finding.as_dict() for finding in found if finding.kind != "leftover"]
+            findings = check(store, time.time())
+            counts["leftovers"] += sum(finding.kind == "leftover" for finding in findings)
+            others += [finding.as_dict() for finding in findings if finding.kind != "leftover"]
             collect_garbage(store, time.time() + 2 * GRACE_S)
             others += [finding.as_dict() for finding in check(store, time.time())]
     figure = f"{len(others)} partial objects, {counts['lost']} lost of {counts['artifacts']:,} artifacts"
@@ -109,7 +109,7 @@ def killed_writes(campaign: Campaign) -> list[CheckResult]:
 
 
 def _kill_one(store: ArtifactStore, built: Path, number: int, chance: random.Random) -> tuple[list[str], bool]:
-    """Give the artifacts that a writer had finished, and whether it was at work on another."""
+    """Return the artifacts that a writer had finished, and whether it was at work on another."""
     module = "autotune.programs.reliability.artifact_writer"
     command = [sys.executable, "-m", module, str(store.root), str(built), str(chance.random())]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -118,6 +118,6 @@ def _kill_one(store: ArtifactStore, built: Path, number: int, chance: random.Ran
         raise RuntimeError(f"writer {number} did not begin")
     time.sleep(chance.uniform(0, LONGEST_WAIT_S))
     writer.kill()
-    said = [first.strip(), *writer.communicate()[0].split()]
+    lines = [first.strip(), *writer.communicate()[0].split()]
     shutil.rmtree(built, ignore_errors=True)
-    return [digest for digest in said if digest != "begin"], said[-1] == "begin"
+    return [digest for digest in lines if digest != "begin"], lines[-1] == "begin"
