@@ -35,6 +35,9 @@ class InductorBackend:
     name = "inductor"
     toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "compiler")
     build_uses_device = True
+    serving_formats = ("aoti",)
+    build_modules = ("torch._inductor.compile_fx",)
+    builds_slowly = True
 
     def probe(self, device: Device) -> Availability:
         """Whether torch, a C++ compiler and on a GPU Triton are here."""

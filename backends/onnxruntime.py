@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.backend import Availability, Runner, SourceModel
+from autotune.backends import onnx_exporter
 from autotune.errors import ArtifactError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -41,6 +42,9 @@ class OnnxRuntimeBackend:
     name = options.NAME
     toolchain = ("cuda", "cudnn", "onnxruntime")
     build_uses_device = False
+    serving_formats = ("onnx",)
+    build_modules = onnx_exporter.MODULES
+    builds_slowly = False
 
     def probe(self, device: Device) -> Availability:
         """Whether ONNX Runtime and the exporter are installed, on a GPU with the CUDA provider's library."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.backend import Availability, Runner, SourceModel
+from autotune.backends import onnx_exporter
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.search_space import SearchSpace
@@ -40,6 +41,8 @@ class OpenVinoBackend:
     name = options.NAME
     toolchain = ("openvino",)
     build_uses_device = False
+    build_modules = onnx_exporter.MODULES
+    builds_slowly = False
 
     def probe(self, device: Device) -> Availability:
         """Whether OpenVINO and the exporter are installed; CPUs only."""

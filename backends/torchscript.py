@@ -29,6 +29,7 @@ class TorchScriptBackend:
     name = "torchscript"
     toolchain: tuple[str, ...] = ("torch", "cudnn")
     build_uses_device = True
+    serving_formats = ("torchscript",)
 
     def probe(self, device: Device) -> Availability:
         """Whether torch is here and built for the device."""

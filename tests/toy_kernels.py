@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from autotune.backend import KernelKind
 from autotune.errors import SpaceError, WorkError
 from autotune.kernel import MadeKernel
 from autotune.records.configuration import Configuration
@@ -125,6 +126,8 @@ class ToyBackend:
     sources = "of toys"
     build_uses_device = False
     kernels = ToyKernels()
+    kernel_kinds = (KernelKind(name="toy"), KernelKind(name=LIBRARY.backend, calls_library=True))
+    graph_invariants = ("kernels", "threads")
 
     def probe(self, device): ...
     def space(self, device, workload, *, has_factory): ...
@@ -132,6 +135,7 @@ class ToyBackend:
     def times_kernels_at_build(self, configuration): ...
     def times_kernels_at_load(self, configuration): ...
     def load(self, folder, device): ...
+    def kernel_problems(self, model, configuration, device): ...
 
 
 BACKEND = ToyBackend()

@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from autotune.backend import Availability
+from autotune.backend import Availability, KernelKind
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.search_space import Parameter, SearchSpace
@@ -46,6 +46,8 @@ class ToyTuned:
     toolchain = ("torch",)
     build_uses_device = False
     kernels = ToyKernels()
+    kernel_kinds = (KernelKind(name="toy"), KernelKind(name=LIBRARY.backend, calls_library=True))
+    graph_invariants = ("kernels", "threads")
 
     def probe(self, device):
         return Availability(works=True)
@@ -56,7 +58,7 @@ class ToyTuned:
         parameters = tuple(Parameter(name=name, choices=values) for name, values in choices.items())
         return SearchSpace(backend=self.name, parameters=parameters, defaults=(default,))
 
-    def problems(self, model, configuration, device):
+    def kernel_problems(self, model, configuration, device):
         return {PROBLEM: 1}
 
     def build(self, model, configuration, device, folder):

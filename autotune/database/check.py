@@ -108,7 +108,7 @@ def collect_garbage(store: Store, now: float, *, dry_run: bool = False) -> Unnee
         named = _named(store).keys()
         with store.artifacts.reading(alone=True):
             return unneeded(store.artifacts, named, now - GRACE_S)
-    with store.writing() as session:  # nobody comes to need an artifact between the look and the deletion
+    with store.transactions.writing() as session:  # nobody comes to need an artifact between the look and the deletion
         return sweep(store.artifacts, _named_in(session).keys(), now - GRACE_S)
 
 
@@ -116,7 +116,7 @@ def collect_garbage(store: Store, now: float, *, dry_run: bool = False) -> Unnee
 
 
 def _named(store: Store) -> dict[str, list[str]]:
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         return _named_in(session)
 
 
@@ -190,7 +190,7 @@ def _why_unsound(path: Path) -> str:
 
 
 def _database(store: Store) -> Iterator[Finding]:
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         if session.get_bind().dialect.name != "sqlite":
             return
         try:
@@ -204,7 +204,7 @@ def _database(store: Store) -> Iterator[Finding]:
 
 def _rows(store: Store) -> Iterator[Finding]:
     for table in Base.__subclasses__():
-        with store.reading() as session:
+        with store.transactions.reading() as session:
             try:
                 yield from _unreadable(session, table)
             except DBAPIError as error:
@@ -318,7 +318,7 @@ _READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, Any]]] = {
 
 def _dangling(store: Store) -> Iterator[Finding]:
     """Rows that refer to a row that is not there, as a database without foreign keys lets them."""
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         for table in Base.__subclasses__():
             for constraint in sorted(inspect(table).local_table.foreign_key_constraints, key=lambda c: str(c.name)):  # type: ignore[attr-defined]
                 yield from _lost(session, table, constraint)

@@ -4,31 +4,26 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import ColumnElement, and_, case, func, select
 from sqlalchemy.orm import Session
 
+from autotune import registry
 from autotune.database.plan_rows import device_classes
 from autotune.database.rows import kernel_record, kernel_values
 from autotune.database.schema import KernelTrialTable
+from autotune.database.transactions import Transactions
 from autotune.database.trials import QUARANTINE
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
-
-if TYPE_CHECKING:
-    from autotune.database.store import Store
-
-LIBRARY_KINDS = ("cublaslt", "torch")
-"""Kinds of kernels that are libraries' own calls: nothing of ours is compiled for them."""
 
 BATCH = 500
 """Rows read at once by their uids, few enough for SQLite's limit on parameters."""
 
 _PLACE = (KernelTrialTable.problem, KernelTrialTable.device_class, KernelTrialTable.toolchain)
 _IS_COMPLETE = KernelTrialTable.state == "complete"
-_IS_LIBRARY = KernelTrialTable.kind.in_(LIBRARY_KINDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +49,8 @@ class KernelTrials:
     the store's methods.
     """
 
-    def __init__(self, store: "Store") -> None:
-        self._store = store
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
 
     def add(self, trials: Sequence[KernelTrial]) -> int:
         """Write what became of some kernels, in one transaction; gives how many rows that wrote.
@@ -64,8 +59,8 @@ class KernelTrials:
         completes is complete.
         """
         values = [kernel_values(trial) for trial in trials]
-        with self._store.writing() as session:
-            return _add(session, values, self._store.now())
+        with self._transactions.writing() as session:
+            return _add(session, values, self._transactions.now())
 
     def of(self, problem: GemmProblem, device_class: str, toolchain: str) -> tuple[KernelTrial, ...]:
         """Give all trials of a problem, complete ones first, the fastest first.
@@ -77,7 +72,7 @@ class KernelTrials:
             .where(*_at(problem.digest, device_class, toolchain))
             .order_by(KernelTrialTable.state, KernelTrialTable.median_us, KernelTrialTable.uid)
         )
-        with self._store.reading() as session:
+        with self._transactions.reading() as session:
             return tuple(kernel_record(row.record) for row in session.scalars(query))
 
     def best(
@@ -87,7 +82,7 @@ class KernelTrials:
         where = [KernelTrialTable.device_class == device_class, KernelTrialTable.toolchain == toolchain]
         if problems is not None:
             where.append(KernelTrialTable.problem.in_(sorted({problem.digest for problem in problems})))
-        with self._store.reading() as session:
+        with self._transactions.reading() as session:
             return {row.problem: kernel_record(row.record) for row in _fastest(session, *where)}
 
     def hints(self, problem: GemmProblem, device_class: str, toolchain: str) -> tuple[Configuration, ...]:
@@ -98,8 +93,8 @@ class KernelTrials:
         device class the newest first.
         """
         here = (device_class, toolchain)
-        with self._store.reading() as session:
-            rows = _fastest(session, KernelTrialTable.problem == problem.digest, ~_IS_LIBRARY)
+        with self._transactions.reading() as session:
+            rows = _fastest(session, KernelTrialTable.problem == problem.digest, ~_is_library())
             rows = [row for row in rows if (row.device_class, row.toolchain) != here]
             rows.sort(key=lambda row: row.created, reverse=True)
             rows.sort(key=lambda row: _alike(row.device_class, device_class), reverse=True)
@@ -110,7 +105,7 @@ class KernelTrials:
 
         ``device`` is a device class, or any part of a SKU that fits one SKU only (else DeviceError).
         """
-        with self._store.reading() as session:
+        with self._transactions.reading() as session:
             where = []
             if device is not None:
                 known = session.scalars(select(KernelTrialTable.device_class).distinct()).all()
@@ -120,7 +115,7 @@ class KernelTrials:
                 *_PLACE,
                 func.count().label("trials"),
                 func.sum(case((_IS_COMPLETE, 0), else_=1)).label("failed"),
-                func.min(case((and_(_IS_COMPLETE, _IS_LIBRARY), KernelTrialTable.median_us))).label("library_us"),
+                func.min(case((and_(_IS_COMPLETE, _is_library()), KernelTrialTable.median_us))).label("library_us"),
                 func.min(KernelTrialTable.uid).label("some"),
             )
             found = []
@@ -149,6 +144,11 @@ def supersede(row: KernelTrialTable, values: Mapping[str, Any], created: str) ->
         setattr(row, name, value)
     row.created = created
     return True
+
+
+def _is_library() -> ColumnElement[bool]:
+    """Return the condition that a kernel is a library's own call: no kernel of ours is compiled for it."""
+    return KernelTrialTable.kind.in_(registry.library_kinds())
 
 
 def _add(session: Session, values: Sequence[Mapping[str, Any]], now: str) -> int:

@@ -14,7 +14,8 @@ from autotune.database.rows import (
     trial_values,
 )
 from autotune.database.schema import KernelTrialTable, MeasurementTable, PlanTable, StudyTable, TrialTable
-from autotune.database.store import Store, put_device, put_workload
+from autotune.database.store import Store
+from autotune.database.study_store import put_device, put_workload
 from autotune.errors import DatabaseError
 from autotune.records.identity import objective_content
 from autotune.records.plan import Plan
@@ -56,7 +57,7 @@ def put(session: Session, store: Store, parcel: Parcel) -> Counts:
     replaced: set[str] = set()
     for plan in parcel.plans:
         count("plans", _put_plan(session, plan, replaced))
-    store.discard(trials.unneeded(session, replaced))
+    store.artifacts.discard(trials.unneeded(session, replaced))
     return counts
 
 

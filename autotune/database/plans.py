@@ -29,7 +29,7 @@ _NEAREST = 20
 
 
 def find(connection: Connection, key: PlanKey, weights: str | None) -> Plan | None:
-    """See :meth:`autotune.database.store.Store.find_plan`."""
+    """See :meth:`autotune.database.plan_store.PlanStore.find`."""
     rows = connection.execute(_CANDIDATES, {"structure": key.structure, "device_class": key.device_class})
     serving = [row for row in rows if _key(row, key).serves(key)]
     if not serving:
@@ -46,7 +46,7 @@ def _key(row: Any, asked: PlanKey) -> PlanKey:
 
 
 def nearest(connection: Connection, key: PlanKey, name: str, former: str) -> list[Plan]:
-    """See :meth:`autotune.database.store.Store.nearest_plans`."""
+    """See :meth:`autotune.database.plan_store.PlanStore.nearest`."""
     found: dict[str, Plan] = {}
     for condition in (_PLAN.structure.in_([key.structure, *filter(None, [former])]), _PLAN.name == name):
         query = select(*_RECORD).where(condition).order_by(_PLAN.created.desc(), _PLAN.uid).limit(_NEAREST)
@@ -56,7 +56,7 @@ def nearest(connection: Connection, key: PlanKey, name: str, former: str) -> lis
 
 
 def listed(session: Session, name: str | None, batch: int | None, device: str | None) -> list[Plan]:
-    """See :meth:`autotune.database.store.Store.plans`."""
+    """See :meth:`autotune.database.plan_store.PlanStore.list`."""
     query = select(*_RECORD).order_by(_PLAN.name, _PLAN.batch, _PLAN.device_class, _PLAN.latency_ms)
     if name is not None:
         query = query.where(_PLAN.name == name)

@@ -70,7 +70,7 @@ def find(session: Session, study: StudyTable, configuration: Configuration, tool
 
 
 def claim(session: Session, study: StudyTable, configuration: Configuration, toolchain: str, now: str) -> Trial:
-    """See :meth:`autotune.database.store.Store.claim_trial`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.claim`."""
     seen = find(session, study, configuration, toolchain)
     if seen is not None and seen.state != "running":
         raise ValueError(f"study {study.name} has tried {configuration} already, as trial {seen.number}")
@@ -124,14 +124,14 @@ def _take_over(row: TrialTable, toolchain: str, now: str) -> None:
 
 
 def hand_back(session: Session, claimed: Sequence[Trial]) -> None:
-    """See :meth:`autotune.database.store.Store.hand_back`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.hand_back`."""
     for trial in claimed:
         same = (TrialTable.uid == trial.uid, TrialTable.attempt == trial.attempt, TrialTable.state == "running")
         session.execute(update(TrialTable).where(*same).values(handed_back=TrialTable.handed_back + 1))
 
 
 def withdraw(session: Session, trial: Trial) -> None:
-    """See :meth:`autotune.database.store.Store.withdraw_trial`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.withdraw`."""
     same = (TrialTable.uid == trial.uid, TrialTable.attempt == trial.attempt, TrialTable.state == "running")
     session.execute(delete(TrialTable).where(*same))
 
@@ -139,7 +139,7 @@ def withdraw(session: Session, trial: Trial) -> None:
 def quarantined_by(
     session: Session, structure: str, device_class: str, toolchain: str, configuration: Configuration
 ) -> tuple[StudyRow, Trial] | None:
-    """See :meth:`autotune.database.store.Store.quarantined_by`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.quarantined_by`."""
     rows = session.scalars(
         select(TrialTable)
         .where(
@@ -164,7 +164,7 @@ def quarantined_by(
 def earlier(
     session: Session, identity: Identity, toolchain: str, configuration: Configuration, kernels: str
 ) -> Trial | None:
-    """See :meth:`autotune.database.store.Store.earlier_trial`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.earlier`."""
     rows = session.scalars(
         select(TrialTable)
         .join(StudyTable, TrialTable.study == StudyTable.uid)
@@ -188,7 +188,7 @@ def earlier(
 
 
 def finish(session: Session, trial: Trial, measurements: Mapping[Role, Measurement], now: str) -> None:
-    """See :meth:`autotune.database.store.Store.finish_trial`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.finish`."""
     if trial.state == "running":
         raise ValueError(f"trial {trial.number} is still running")
     row, values = trial_row(session, trial.uid), trial_values(trial)

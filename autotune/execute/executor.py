@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
+from autotune import registry
 from autotune.errors import (
     AutotuneError,
     ModelError,
@@ -35,7 +36,6 @@ from autotune.records.trial import Failure, Stage
 from autotune.records.workload import Workload
 
 PRELOAD = ["torch", "numpy", "safetensors.torch"]
-PRELOAD_BUILDERS = ["torch._inductor.compile_fx", "torch.onnx", "onnxscript", "torch.onnx._internal.exporter._core"]
 PREPARE_TIMEOUT_S, BUILD_TIMEOUT_S, MEASURE_TIMEOUT_S = 900.0, 900.0, 180.0
 SCREENING_LIMIT_S = 2.0
 CHUNK_BYTES = 1 << 20
@@ -112,7 +112,7 @@ class Executor:
         OutOfMemoryError if they take more memory than there is.
         """
         request = {"folder": str(self.model), "device": self.device.as_dict(), "objective": objective.as_dict()}
-        preload = [*PRELOAD_BUILDERS, *self._imported]
+        preload = [*registry.build_modules(), *self._imported]
         result = self._step("reference", request, PREPARE_TIMEOUT_S, meanwhile=lambda: self.server.preload(preload))
         self._must(result, "the reference, the model's own graph in fp32, could not be computed", ReferenceRefusedError)
         checking_s = sum(end - begin for stage, begin, end in result.spans if stage == "check")

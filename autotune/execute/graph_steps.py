@@ -18,8 +18,8 @@ def features(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     device, found = Device.from_dict(request["device"]), {}
     with building(channel, device):
         model = CapturedModel(Path(request["folder"]))
-        for name in request["backends"]:
-            counts: Mapping[str, int] = registry.backend(name).features(model, device)  # type: ignore[attr-defined]
+        for name, backend in registry.finding_features(request["backends"]).items():
+            counts = backend.graph_features(model, device)
             found.update({f"{name}.{feature}": count for feature, count in counts.items()})
     return {"features": found}
 
@@ -29,7 +29,7 @@ def problems(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     from autotune.model.source import CapturedModel
 
     configuration, device = Configuration.from_dict(request["configuration"]), Device.from_dict(request["device"])
-    backend: Any = registry.backend(configuration.backend)
+    backend = registry.kernel_tuner(configuration.backend)
     with building(channel, device):
-        found = backend.problems(CapturedModel(Path(request["folder"])), configuration, device)
+        found = backend.kernel_problems(CapturedModel(Path(request["folder"])), configuration, device)
     return {"problems": [{"problem": problem.as_dict(), "count": count} for problem, count in found.items()]}

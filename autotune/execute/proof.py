@@ -12,7 +12,7 @@ from typing import Any
 
 from autotune import registry
 from autotune.errors import WorkError
-from autotune.execute.executor import PRELOAD, PRELOAD_BUILDERS
+from autotune.execute.executor import PRELOAD
 from autotune.execute.input_sets import read_sets, write_sets
 from autotune.execute.server import StepResult, WorkerServer
 from autotune.measure.lock import device_lock
@@ -23,8 +23,6 @@ from autotune.scratch import ScratchFolder
 PROOF_TIMEOUT_S = 300.0
 TOLERANCE = 2e-2
 INPUTS, REFERENCES = "inputs.safetensors", "references.safetensors"
-COMPILERS = frozenset({"compiler", "triton", "cutlass"})
-"""What backends whose builds take longest declare in their toolchain; their proofs begin first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +174,7 @@ def _toy() -> Iterator[tuple[WorkerServer, "StepResult | Path"]]:
         toy = folder / "toy"
         captured = server.run(
             "capture_toy", {"folder": str(toy)}, timeout_s=PROOF_TIMEOUT_S,
-            meanwhile=lambda: server.preload(PRELOAD_BUILDERS),
+            meanwhile=lambda: server.preload(registry.build_modules()),
         )  # fmt: skip
         yield server, toy if captured.failure is None else captured
 
@@ -199,7 +197,7 @@ def _side_by_side(
 
 def _slowest_first(asked: tuple[str, Device]) -> tuple[bool, bool]:
     name, device = asked
-    return COMPILERS.isdisjoint(registry.backend(name).toolchain), device.kind != "cuda"
+    return not registry.builds_slowly(name), device.kind != "cuda"
 
 
 def _looked(name: str, device: Device) -> Proof:

@@ -121,8 +121,7 @@ def build(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     digest = known.digest if known is not None else ""
     model = CapturedModel(Path(request["folder"]), known)
     target = Path(request["target"])
-    times_kernels = getattr(backend, "times_kernels_at_build", None)
-    alone = times_kernels is None or times_kernels(configuration)
+    alone = registry.builds_alone(configuration)
     with building(channel, device, uses_device=backend.build_uses_device, alone=alone):
         Switches.of(configuration).apply()
         begin = time.monotonic()

@@ -18,6 +18,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from autotune import registry
+from autotune.backend import KernelKind
 from autotune.kernels.rates import DeviceRates
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.kernel_problem import BYTES, GemmProblem
@@ -63,7 +65,6 @@ LEAN = Constants(
 )
 """Of kernels whose blocks compute one tile and end, where a piece is one that a block fetches itself."""
 
-LEAN_KINDS = ("hopper_gemm",)
 FIXED_S = TILED.fixed_s
 
 INTAKE_BYTES_PER_CLOCK = 64
@@ -81,9 +82,6 @@ PIECE_BYTES = 128
 ODD_COLUMNS, ODD_STORES = 2.5, 1.5
 """How much slower the steps and the stores of a tile are whose columns are no multiple of 32, 16 columns aside: its
 results leave in stripes of 16."""
-
-OLDER_SHARE: Mapping[str, float] = {"cluster_gemm": 0.17, "triton_gemm": 0.62}
-"""Share of the tensor cores' rate that kinds of kernels reach which do not use the newest instructions."""
 
 CLUSTER_FILL: Mapping[int, float] = {3: 0.95, 4: 0.9, 6: 0.9, 8: 0.84}
 """Share of the multiprocessors that clusters of so many blocks find room on: groups of them are uneven."""
@@ -216,6 +214,7 @@ class KernelCost:
         decomposition = given("decomposition", "heuristic")
         splits = max(1, int(given("splits", given("split_k", 1))))
         scheduled = given("scheduler") == "stream_k"
+        traits = registry.kernel_kinds().get(kind, KernelKind(name=kind))
         return _Tile(
             m=m,
             n=n,
@@ -228,8 +227,8 @@ class KernelCost:
             splits=splits,
             stages=max(1, int(given("stages", 0)) or int(0.85 * self._rates.shared_bytes / residents) // step_bytes),
             warps=int(given("warps", 0)) or int(given("warps_m", 2)) * int(given("warps_n", 2)),
-            older_share=OLDER_SHARE.get(kind),
-            lean=kind in LEAN_KINDS,
+            older_share=traits.tensor_rate_share,
+            lean=traits.one_tile_per_block,
             residents=residents,
             swapped=bool(given("swapped", False)),
         )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from autotune.database.kernel_trials import LIBRARY_KINDS
+from autotune import registry
 from autotune.errors import AutotuneError
 from autotune.execute.server import Span
 from autotune.kernels.rates import DeviceRates
@@ -38,7 +38,8 @@ class TunedProblem:
     @property
     def library(self) -> KernelTrial | None:
         """The fastest of the libraries' own calls."""
-        return next((trial for trial in self.complete if trial.configuration.backend in LIBRARY_KINDS), None)
+        library_kinds = registry.library_kinds()
+        return next((trial for trial in self.complete if trial.configuration.backend in library_kinds), None)
 
     @property
     def saved(self) -> float | None:

@@ -31,7 +31,7 @@ def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
     finalists = list(plan.evidence.get("finalists") or ())
     baseline = next((one for one in finalists if one.get("is_baseline")), None)
     own = next((one for one in finalists if one["configuration"] == plan.configuration.as_dict()), None)
-    trials = store.trials(plan.evidence["study"]) if "study" in plan.evidence else ()
+    trials = store.trials.of_study(plan.evidence["study"]) if "study" in plan.evidence else ()
     refused = [trial for trial in trials if trial.failure is not None]
     return {
         "name": plan.name,
@@ -85,11 +85,11 @@ def _parts(finalist: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
 
 def _graph(plan: Plan, store: "Store") -> dict[str, Any] | None:
     """What the backend reads out of its artifact; ``None`` where it tells nothing, or the artifact is not here."""
-    tell = getattr(registry.backend(plan.configuration.backend), "explain", None)
-    if tell is None or plan.artifact is None or not store.artifacts.has(plan.artifact):
+    backend = registry.explaining(plan.configuration.backend)
+    if backend is None or plan.artifact is None or not store.artifacts.has(plan.artifact):
         return None
     with stored(store.artifacts.open(plan.artifact)) as folder:
-        return graph_document(tell(folder))
+        return graph_document(backend.explain_artifact(folder))
 
 
 def graph_document(record: Mapping[str, Any]) -> dict[str, Any]:

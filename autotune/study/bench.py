@@ -65,7 +65,7 @@ def bench_plan(plan: Plan, store: "Store", device: Device, tell: "Tell | None" =
             expected=f"a device of the class that the plan is for: {plan.device.device_class}",
             run="autotune tune, for a plan on this device",
         )
-    timed = store.measurements(str(plan.evidence.get("trial", "")), "alone")
+    timed = store.trials.measurements(str(plan.evidence.get("trial", "")), "alone")
     stored = [alone for alone in timed if alone.conditions.get("kernels", plan.kernels) == plan.kernels]
     if plan.artifact is None or not store.artifacts.has(plan.artifact) or not stored:
         raise ArtifactError(

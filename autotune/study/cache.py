@@ -24,17 +24,17 @@ def known_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
     if request.factory is None:
         return None
     digest: str | None = None
-    for row in reversed(store.studies(request.name, request.batch)):
+    for row in reversed(store.studies.list(request.name, request.batch)):
         if row.state != "finished" or row.conditions is None or asks_more(request, row):
             continue
         digest = digest or request_digest(request)
         if row.settings.get("request") != digest or not _unchanged(row.settings.get("read") or {}):
             continue
-        plan = store.find_plan(row.identity.plan, row.weights)
+        plan = store.plans.find(row.identity.plan, row.weights)
         if plan is None or not _is_of(plan, row, store):
             continue
         if not misfits(plan, row.weights, row.conditions.form, versions.current(request.device), store):
-            return outcome(plan, store.trials(plan.evidence["study"]), cached=True, seconds=0.0)
+            return outcome(plan, store.trials.of_study(plan.evidence["study"]), cached=True, seconds=0.0)
     return None
 
 
@@ -131,7 +131,7 @@ def package_versions(modules: Iterable[str]) -> dict[str, str]:
 
 def _is_of(plan: Plan, row: StudyRow, store: Store) -> bool:
     """Whether a plan was found by this study, or by the same study for other weights or another toolchain."""
-    found = {study.uid: study.identity.family for study in store.studies(row.name, row.batch)}
+    found = {study.uid: study.identity.family for study in store.studies.list(row.name, row.batch)}
     return found.get(plan.evidence.get("study", "")) == row.identity.family
 
 

@@ -18,7 +18,9 @@ from autotune.study.space import participants
 
 def conditions(request: StudyRequest, executor: Executor, toolchain: Toolchain) -> Conditions:
     """Return what the answers and timings of a study depend on; its model is prepared in the bench's folder."""
-    names = {entry for name in {*participants(request), "eager"} for entry in registry.backend(name).toolchain}
+    names = {
+        entry for name in {*participants(request), *registry.baselines()} for entry in registry.backend(name).toolchain
+    }
     return Conditions(
         form=executor.form(),
         inputs=executor.inputs(),

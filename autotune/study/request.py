@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from autotune import registry
 from autotune.errors import RequestError
 from autotune.records.device import Device
 from autotune.records.objective import Objective
@@ -19,8 +20,10 @@ DEFAULT_BUDGET_S = 180.0
 
 OutcomeStatus = Literal["promoted", "tie", "baseline", "undecided"]
 
-SERVING = {"torchscript": ("torchscript",), "onnx": ("onnxruntime",), "aoti": ("inductor",)}
-"""Which backends yield a format that a server asks for; ``any`` admits all."""
+
+def accepted_formats() -> tuple[str, ...]:
+    """List the values of ``serve_as``: ``any``, which admits every backend, and the formats that backends declare."""
+    return ("any", *registry.serving_formats())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +73,8 @@ class StudyRequest:
                 expected="an NVIDIA GPU with an energy counter, or another objective",
                 run="autotune tune --device cuda:0",
             )
-        if self.serve_as != "any" and self.serve_as not in SERVING:
-            accepted = ", ".join(["any", *SERVING])
+        if self.serve_as != "any" and self.serve_as not in accepted_formats():
+            accepted = ", ".join(accepted_formats())
             raise RequestError(f"serve_as {self.serve_as!r} is not a format", expected=f"one of {accepted}")
 
 

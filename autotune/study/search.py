@@ -100,7 +100,9 @@ class StudySearch:
         """Propose, build, check and time until trials, budget or space are used up; the reference is made first."""
         row, spaces = self.on.row, self.on.spaces
         search = Search(spaces, self.on.request.seed, [hint for space in spaces for hint in space.hints])
-        done = [trial for trial in self.on.store.trials(row.uid) if trial.toolchain == self.on.toolchain_of(trial)]
+        done = [
+            trial for trial in self.on.store.trials.of_study(row.uid) if trial.toolchain == self.on.toolchain_of(trial)
+        ]
         for trial in done:
             if trial.state != "running":
                 search.observe(as_outcome(trial))
@@ -126,7 +128,7 @@ class StudySearch:
             count += sum(not trial.reused for trial in finished)
             elapsed = self.on.executor.split.worked_s(begin, time.monotonic())
             spent += elapsed
-            self.on.store.add_active_time(row.uid, elapsed)
+            self.on.store.studies.add_active_time(row.uid, elapsed)
             self.on.check_stop()
         if not referenced:
             self.on.executor.reference(self.on.request.objective)
@@ -135,7 +137,7 @@ class StudySearch:
 
     def _time_stand_ins(self) -> None:
         """Time the captured graph in eager mode if the user's own module failed as the baseline, whatever is left."""
-        trials = self.on.store.trials(self.on.row.uid)
+        trials = self.on.store.trials.of_study(self.on.row.uid)
         tried = [trial for trial in trials if trial.toolchain == self.on.toolchain_of(trial)]
         known = {trial.configuration.digest for trial in tried if trial.state != "running"}
         missing = [one for one in stand_ins(tried, self.on.request) if one.digest not in known]
@@ -184,7 +186,7 @@ class StudySearch:
             finished = self._built_and_finished(batch, left_s, stored, held)
         named = {trial.artifact for trial in finished}
         for digest in {each.digest for each in stored.values() if each.digest is not None} - named:
-            self.on.store.drop_unnamed(digest)
+            self.on.store.trials.drop_unnamed(digest)
         return finished
 
     def _built_and_finished(
@@ -200,7 +202,7 @@ class StudySearch:
             if trial is not None:
                 finished.append(trial)
                 continue
-            trial = self.on.store.claim_trial(self.on.row.uid, configuration, self.on.digest(configuration.backend))
+            trial = self.on.store.trials.claim(self.on.row.uid, configuration, self.on.digest(configuration.backend))
             if trial.state != "running":  # it was cut off too often
                 finished.append(trial)
                 self.on.progress.event("trial_finished", trial=trial, best_ms=self._pace.best_ms)
@@ -225,7 +227,7 @@ class StudySearch:
             done, measurement = self._finish(trial, built, stored.get(target))
             if self.on.stop.is_set():
                 break
-            self.on.store.finish_trial(done, {"screening": measurement} if measurement else {})
+            self.on.store.trials.finish(done, {"screening": measurement} if measurement else {})
             finished.append(done)
             self._build_s[done.configuration.backend] = max(
                 self._build_s.get(done.configuration.backend, 0.0), done.build_s or 0.0
@@ -233,12 +235,12 @@ class StudySearch:
             self.on.progress.event("trial_finished", trial=done, best_ms=self._pace.best_ms)
         if self.on.stop.is_set():
             ended = {trial.uid for trial in finished}
-            self.on.store.hand_back([trial for trial in claimed if trial.uid not in ended])
+            self.on.store.trials.hand_back([trial for trial in claimed if trial.uid not in ended])
         return finished
 
     def _leave_out(self, trial: Trial, built: StepResult) -> None:
         """Take back a trial that the budget ended: it has no result, and is tried if the study is given more."""
-        self.on.store.withdraw_trial(trial)
+        self.on.store.trials.withdraw(trial)
         self._left_out.append(trial.configuration)
         self.on.progress.event(
             "trial_left_out", trial=trial,
@@ -312,10 +314,10 @@ class StudySearch:
         if self.on.request.objective.name != "latency_p50":
             return None
         digest, kernels = self.on.digest(configuration.backend), self.on.supply.digest(configuration)
-        found = self.on.store.earlier_trial(self.on.row.identity, digest, configuration, kernels)
+        found = self.on.store.trials.earlier(self.on.row.identity, digest, configuration, kernels)
         if found is None:
             return None
-        measurements = self.on.store.measurements(found.uid, "screening")
+        measurements = self.on.store.trials.measurements(found.uid, "screening")
         return self._taken(found, digest, measurements[0] if measurements else None)
 
     def _quarantined(self, configuration: Configuration) -> Trial | None:
@@ -326,7 +328,7 @@ class StudySearch:
         if is_baseline(configuration, self.on.request):
             return None
         digest = self.on.digest(configuration.backend)
-        quarantine = self.on.store.quarantined_by(
+        quarantine = self.on.store.trials.quarantined_by(
             self.on.workload.structure, self.on.row.device_class, digest, configuration
         )
         if quarantine is None:
@@ -341,11 +343,11 @@ class StudySearch:
 
     def _taken(self, found: Trial, digest: str, screening: Measurement | None) -> Trial:
         """Take another study's result over as a trial of this one."""
-        mine = self.on.store.claim_trial(self.on.row.uid, found.configuration, digest)
+        mine = self.on.store.trials.claim(self.on.row.uid, found.configuration, digest)
         if mine.state == "running":
             mine = dataclasses.replace(
                 found, uid=mine.uid, number=mine.number, attempt=mine.attempt, artifact=None, reused=True, score=None
             )
-            self.on.store.finish_trial(mine, {"screening": screening} if screening else {})
+            self.on.store.trials.finish(mine, {"screening": screening} if screening else {})
         self.on.progress.event("trial_finished", trial=mine, best_ms=self._pace.best_ms)
         return mine

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.backend import Availability, Runner, SourceModel
+from autotune.backends.native.kernel_kinds import KERNEL_KINDS
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -35,6 +36,10 @@ class NativeBackend:
     name = "native"
     toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "cutlass", "cublaslt")
     build_uses_device = False
+    build_modules: tuple[str, ...] = ()
+    builds_slowly = True
+    kernel_kinds = KERNEL_KINDS
+    graph_invariants = ("kernels", "cuda_graph", "cudnn_benchmark", "programmatic_launch", "threads")
 
     @property
     def kernels(self) -> "KernelMaker":
@@ -51,13 +56,15 @@ class NativeBackend:
         """Precision, every fusion that matches, layout; on a GPU the kernels' source, CUDA graph and cuDNN's search."""
         return spaces.native_space(device, workload)
 
-    def features(self, model: SourceModel, device: Device) -> Mapping[str, int]:
+    def graph_features(self, model: SourceModel, device: Device) -> Mapping[str, int]:
         """How often each fusion matches in the captured graph."""
         from autotune.backends.native.fusions import matches
 
         return matches(model.program("fp32", _host(device)))
 
-    def problems(self, model: SourceModel, configuration: Configuration, device: Device) -> Mapping[GemmProblem, int]:
+    def kernel_problems(
+        self, model: SourceModel, configuration: Configuration, device: Device
+    ) -> Mapping[GemmProblem, int]:
         """The kernel problems of the graph that a configuration builds, and how often each comes in one call."""
         from autotune.backends.native.sites import sites
         from autotune.model.precision import flat_module
@@ -108,7 +115,7 @@ class NativeBackend:
             settings = dataclasses.replace(settings, channels_last=False)
         return torch_runner(module.requires_grad_(False), settings, device, read_example(folder))
 
-    def explain(self, folder: Path) -> Mapping[str, Any]:
+    def explain_artifact(self, folder: Path) -> Mapping[str, object]:
         """What an artifact says of itself: nodes before and after, fusions with their places, kernels by site."""
         from autotune.backends.native.packing import read
         from autotune.backends.native.telling import told

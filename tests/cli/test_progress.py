@@ -94,8 +94,8 @@ def test_the_earlier_runs_are_those_of_the_study_with_this_running_trial(tmp_pat
     with Store.open(str(tmp_path / "autotune.db")) as store:
         study = records.begin(store)
         records.tried(store, study)
-        store.add_active_time(study.uid, 12.5)
-        running = store.claim_trial(study.uid, records.configuration(1), records.TOOLCHAIN.digest)
+        store.studies.add_active_time(study.uid, 12.5)
+        running = store.trials.claim(study.uid, records.configuration(1), records.TOOLCHAIN.digest)
         asked = StudyRequest(name=study.name, batch=study.batch, device=discovery.cpu(), factory="x:y")
         trials, spent_s = _earlier(store, asked, running.number, running.configuration)
         assert ([one.number for one in trials], spent_s) == ([0], 12.5)

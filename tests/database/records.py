@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from sqlalchemy import select
 from autotune.database.rows import StudyRow, kernel_record
 from autotune.database.schema import KernelTrialTable
 from autotune.database.store import Store
+from autotune.database.transactions import Transactions
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
 from autotune.records.identity import Conditions, PlanKey
@@ -75,7 +78,13 @@ def begin(store: Store, name: str = "resnet50", **changes: Any) -> StudyRow:
         "settings": {"trials": 60},
         "conditions": CONDITIONS,
     }
-    return store.begin_study(name, **(values | changes))
+    return store.studies.begin(name, **(values | changes))
+
+
+def by_clock(store: Store, clock: Callable[[], datetime]) -> Store:
+    """The same store by another clock."""
+    transactions = store.transactions
+    return Store(Transactions(transactions.engine, transactions.location, clock), store.artifacts)
 
 
 def complete(trial: Trial, latency_ms: float = 1.1, artifact: str | None = None) -> Trial:
@@ -88,8 +97,8 @@ def failed(trial: Trial, **changes: Any) -> Trial:
 
 
 def tried(store: Store, study: StudyRow, level: int = 0, **changes: Any) -> Trial:
-    trial = complete(store.claim_trial(study.uid, configuration(level), TOOLCHAIN.digest), **changes)
-    store.finish_trial(trial, {"screening": SAMPLES})
+    trial = complete(store.trials.claim(study.uid, configuration(level), TOOLCHAIN.digest), **changes)
+    store.trials.finish(trial, {"screening": SAMPLES})
     return trial
 
 
@@ -117,7 +126,7 @@ def lost(kind: FailureKind = "crash") -> Failure:
 
 def kernel_content(store: Store) -> dict[str, tuple[str, str]]:
     """Kernel trials by their uid, with when they were written."""
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         rows = session.scalars(select(KernelTrialTable))
         return {row.uid: (row.created, json.dumps(kernel_record(row.record).as_dict())) for row in rows}
 

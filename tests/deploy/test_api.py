@@ -134,7 +134,7 @@ def test_load_leaves_the_random_state_the_model_and_the_inputs_as_they_were(data
 def test_a_plan_that_does_not_answer_like_the_model_is_not_handed_out(database, tmp_path):
     """The last line of defence: a plan of the very same key whose artifact holds something else."""
     with Store.open(database) as store:
-        plan = next(one for one in store.plans() if one.weights == _weights(make(0)) and one.form)
+        plan = next(one for one in store.plans.list() if one.weights == _weights(make(0)) and one.form)
         with store.artifacts.taken(plan.artifact) as folder:
             changed = tmp_path / "changed"
             changed.mkdir()
@@ -146,7 +146,7 @@ def test_a_plan_that_does_not_answer_like_the_model_is_not_handed_out(database, 
                     if file.name not in ("artifact.json", "settings.json"):
                         (changed / file.name).write_bytes(file.read_bytes())
         digest = store.artifacts.add(changed)
-        with store.writing() as session:
+        with store.transactions.writing() as session:
             row = session.scalars(select(PlanTable).where(PlanTable.uid == plan.uid)).one()
             record, row.artifact, row.record = dict(row.record), digest, {**row.record, "artifact": digest}
     try:
@@ -154,7 +154,7 @@ def test_a_plan_that_does_not_answer_like_the_model_is_not_handed_out(database, 
             autotune.load(make(0), INPUTS, db=database)
         assert autotune.load(make(0), INPUTS, db=database, verify=False).plan.uid == plan.uid
     finally:
-        with Store.open(database) as store, store.writing() as session:
+        with Store.open(database) as store, store.transactions.writing() as session:
             row = session.scalars(select(PlanTable).where(PlanTable.uid == plan.uid)).one()
             row.artifact, row.record = record["artifact"], record
 
@@ -181,7 +181,7 @@ def test_processes_that_need_the_same_rebuild_make_it_once(database):
         process.join()
     assert len({uid for uid, _, _ in found}) == 1
     with Store.open(database) as store:
-        assert sum(plan.weights == _weights(make(11)) for plan in store.plans()) == 1
+        assert sum(plan.weights == _weights(make(11)) for plan in store.plans.list()) == 1
     torch.testing.assert_close(torch.tensor(found[0][2]), make(11)(**INPUTS)["second"], rtol=1e-4, atol=1e-5)
 
 

@@ -184,7 +184,7 @@ def test_a_stored_native_plan_is_told_with_its_places(native, tmp_path):
 
 
 def test_an_artifact_from_before_places_were_recorded_is_told_all_the_same(native):
-    record = dict(BACKEND.explain(native[1]))
+    record = dict(BACKEND.explain_artifact(native[1]))
     del record["places"]
     record["sites"] = [{key: value for key, value in one.items() if key != "place"} for one in record["sites"]]
     found = graph_document(record)

@@ -84,7 +84,7 @@ search: {trials: 12, budget: 1h30m, seed: 7}
         ("device: gpu", ["line 4: device", "found: 'gpu'", "auto, cpu, cuda or cuda:N"]),
         ("objective: latency_p90", ["objective", "one of latency_p50", "did you mean latency_p99?"]),
         ("batch: auto", ["batch", "auto for latency_p50", "objective: throughput"]),
-        ("serve_as: onxx", ["serve_as", "any, torchscript, onnx, aoti", "did you mean onnx?"]),
+        ("serve_as: onxx", ["serve_as", "any, torchscript, aoti, onnx", "did you mean onnx?"]),
         ("batch: [1, 1]", ["batch", "each once"]),
         ("batch: []", ["batch", "at least one"]),
         ("batch: 0", ["batch", "found: 0"]),

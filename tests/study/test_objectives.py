@@ -72,7 +72,7 @@ def test_memory_is_the_peak_of_a_fresh_process_each_round(studies):
     outcome, store, _ = studies[0]["memory"], *studies[1:]
     for finalist in finalists(outcome):
         assert len(finalist["figures"]) == 7 and all(block[0] > 0 for block in finalist["figures"])
-    trials = store.trials(outcome.plan.evidence["study"])
+    trials = store.trials.of_study(outcome.plan.evidence["study"])
     assert all(trial.score is not None and trial.score > trial.latency_ms for trial in trials)
 
 
@@ -80,7 +80,7 @@ def test_what_is_minimised_is_what_plans_are_kept_for(studies):
     outcomes, store, _ = studies
     for name, outcome in outcomes.items():
         plan = outcome.plan
-        found = store.find_plan(replace(plan.key, objective=Objective(name=name)), plan.weights)
+        found = store.plans.find(replace(plan.key, objective=Objective(name=name)), plan.weights)
         assert found is not None and found.uid == plan.uid
         assert outcome.plan.speedup >= 1.0
 
@@ -100,7 +100,7 @@ def test_a_plan_timed_again_is_compared_with_how_it_was_timed_alone(studies):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 6.0})
         again = bench_plan(plan, store, plan.device)
-    (stored,) = store.measurements(plan.evidence["trial"], "alone")
+    (stored,) = store.trials.measurements(plan.evidence["trial"], "alone")
     assert stored.protocol == {**again.fresh.protocol, "grouped": stored.protocol["grouped"]}
     assert again.drift.status in ("holds", "drifted", "cannot_tell") and again.drift.fresh_ms > 0
     assert again.as_dict()["status"] == again.drift.status

@@ -47,10 +47,10 @@ def test_nothing_is_promoted_and_the_same_call_repeats_only_the_finals(tmp_path,
         assert (first.status, first.plan) == ("undecided", None)
         assert "rounds in the time that finals have" in first.reason and "finals" in first.run
         assert {one["backend"] for one in first.finalists} == {"eager", "torchscript"}
-        assert not store.plans()
-        study = store.studies("toy", 2)[0]
+        assert not store.plans.list()
+        study = store.studies.list("toy", 2)[0]
         assert study.state == "running" and study.timings["undecided"] == first.reason
-        built = store.trials(study.uid)
+        built = store.trials.of_study(study.uid)
         complete = [trial for trial in built if trial.state == "complete"]
         assert all(trial.artifact and store.artifacts.has(trial.artifact) for trial in complete)
         shown = subprocess.run(
@@ -63,8 +63,8 @@ def test_nothing_is_promoted_and_the_same_call_repeats_only_the_finals(tmp_path,
         second = settled(REQUEST, store, recorder)
         assert second.plan is not None and second.status in ("promoted", "tie", "baseline")
         assert "trial_started" not in recorder.kinds() and "finals_started" in recorder.kinds()
-        assert [trial.uid for trial in store.trials(study.uid)] == [trial.uid for trial in built]
-        assert "undecided" not in store.study(study.uid).timings
+        assert [trial.uid for trial in store.trials.of_study(study.uid)] == [trial.uid for trial in built]
+        assert "undecided" not in store.studies.get(study.uid).timings
 
 
 def test_an_incumbent_is_kept(tmp_path, too_short, monkeypatch):
@@ -78,7 +78,7 @@ def test_an_incumbent_is_kept(tmp_path, too_short, monkeypatch):
         if again.cached:
             pytest.skip("the space has no fifth candidate")
         assert again.status == "undecided" and again.plan is not None and again.plan.uid == incumbent.uid
-        assert [plan.uid for plan in store.plans()] == [incumbent.uid]
+        assert [plan.uid for plan in store.plans.list()] == [incumbent.uid]
 
 
 def test_optimize_without_an_incumbent_says_that_it_could_not_decide(tmp_path, too_short):

@@ -125,7 +125,7 @@ def not_alone(monkeypatch):
 
 def toy_trial(store, plan):
     """The trial of the toy backend's default in the study that found a plan."""
-    (trial,) = (t for t in store.trials(plan.evidence["study"]) if not t.configuration.get("slow_build", True))
+    (trial,) = (t for t in store.trials.of_study(plan.evidence["study"]) if not t.configuration.get("slow_build", True))
     return trial
 
 
@@ -154,7 +154,7 @@ def test_search_finals_rebuild_reproduction_and_a_merged_database_hand_builds_th
         changed = ("uid", "weights", "artifact", "signal_error")
         assert as_kept(rebuilt.plan) == as_kept(plan) | {key: getattr(rebuilt.plan, key) for key in changed}
 
-        row = store.study(plan.evidence["study"])
+        row = store.studies.get(plan.evidence["study"])
         found = reproduce(row, toy_trial(store, plan), store, place.device, io.StringIO())
         assert found.same and found.notes == ("the model has other weights than it had then",)
         assert place.builds() == [handed] * 4
@@ -187,12 +187,12 @@ def test_a_plan_that_is_rebuilt_with_better_kernels_is_timed_again_and_its_figur
         assert len(entries) == 2 and entries[now.evidence["trial"]]["latency_ms"] == now.latency_ms
         (baseline,) = (entry for entry in entries.values() if entry["is_baseline"])
         assert baseline["latency_ms"] == now.baseline_latency_ms and baseline["backend"] == "eager"
-        assert as_kept(store.plan(plan.uid)) == as_kept(plan), "the plan for the first weights is what it was"
+        assert as_kept(store.plans.get(plan.uid)) == as_kept(plan), "the plan for the first weights is what it was"
         for each in (plan, now):  # each is held against what was timed with its own kernels
             assert 0.4 < bench_plan(each, store, place.device).drift.ratio < 2.5
 
         trial = toy_trial(store, plan)
-        found = reproduce(store.study(plan.evidence["study"]), trial, store, place.device, io.StringIO())
+        found = reproduce(store.studies.get(plan.evidence["study"]), trial, store, place.device, io.StringIO())
         assert found.notes[-1].startswith("the tuned kernels are others than they were then")
         assert found.latency_ms < trial.latency_ms
 
@@ -202,13 +202,13 @@ def test_a_plan_that_is_loaded_for_other_weights_after_better_kernels_became_kno
     with place.store() as store:
         plan = run_study(place.request(), store, Events()).plan
         place.learn(store, FAST)
-        row = store.study(plan.evidence["study"])
+        row = store.studies.get(plan.evidence["study"])
     place.weights(1)
     model, example = make_module(row.settings["factory"], row.seed), torch.linspace(-1.0, 1.0, 24).reshape(2, 12)
     loaded = load(model, (example,), db=str(place.folder / "autotune.db"), device="cpu")
     assert torch.allclose(loaded(example), model(example), atol=1e-5)
     with place.store() as store:
-        old, new = sorted(store.plans("tuned"), key=lambda each: each.weights != plan.weights)
+        old, new = sorted(store.plans.list("tuned"), key=lambda each: each.weights != plan.weights)
         assert as_kept(old) == as_kept(plan)
         assert new.kernels == place.builds()[-1] != old.kernels and new.latency_ms < 0.6 * old.latency_ms
 
@@ -223,7 +223,7 @@ def test_a_plan_that_does_not_beat_the_baseline_with_the_kernels_of_now_does_not
         searched = run_study(place.request(), store, events)
         assert any("does not beat the baseline" in text for text in events.messages)
         assert "trial_started" in events.kinds and searched.plan.status == "baseline"
-        assert as_kept(store.plan(plan.uid)) == as_kept(plan)
+        assert as_kept(store.plans.get(plan.uid)) == as_kept(plan)
 
 
 @pytest.mark.usefixtures("not_alone")
@@ -277,8 +277,8 @@ def test_what_was_left_out_for_want_of_time_is_tried_when_the_study_is_given_mor
         return build(self, configurations, workers, 1.0 if slow else timeout_s, **values)
 
     def slow_trials():
-        (row,) = store.studies("tuned")
-        return [trial for trial in store.trials(row.uid) if trial.configuration.get("slow_build", False)]
+        (row,) = store.studies.list("tuned")
+        return [trial for trial in store.trials.of_study(row.uid) if trial.configuration.get("slow_build", False)]
 
     request = place.request(trials=50, tune_kernels=False)
     with place.store() as store:
@@ -289,12 +289,12 @@ def test_what_was_left_out_for_want_of_time_is_tried_when_the_study_is_given_mor
         (left_out,) = (text for text in events.messages if "left out" in text)
         assert "slow_build=True" in left_out and "given more" in left_out
         assert slow_trials() == [] and True not in place.builds("slow_build")
-        (row,) = store.studies("tuned")
+        (row,) = store.studies.list("tuned")
         assert row.timings["asked"]["exhausted"] is False and not first.trials["pruned"] and not first.trials["failed"]
         more = run_study(replace(request, budget_s=request.budget_s + 60.0), store, Events())
         (slow,) = slow_trials()
         assert not more.cached and slow.state == "complete" and place.builds("slow_build").count(True) == 1
-        (row,) = store.studies("tuned")
+        (row,) = store.studies.list("tuned")
         assert row.timings["asked"]["exhausted"] is True
 
 
@@ -310,7 +310,7 @@ def test_what_would_build_longer_than_the_budget_lasts_is_left_for_more_budget(p
     request = place.request(trials=50, tune_kernels=False)
     with place.store() as store:
         run_study(request, store, Events())
-        (row,) = store.studies("tuned")
+        (row,) = store.studies.list("tuned")
         assert row.timings["asked"]["exhausted"] is False and True not in place.builds("slow_build")
         run_study(replace(request, budget_s=request.budget_s + 1e9), store, Events())
         assert place.builds("slow_build").count(True) == 1

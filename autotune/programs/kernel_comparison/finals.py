@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from autotune.database.kernel_trials import LIBRARY_KINDS
+from autotune import registry
 from autotune.errors import WorkError
 from autotune.execute.channel import ChannelClosed
 from autotune.kernels.executor import CANDIDATE_S, START_S, KernelExecutor
@@ -51,8 +51,8 @@ class Race:
     def of(cls, tuned: TunedProblem) -> "Race | None":
         """Choose the finalists of a tuned problem; ``None`` where it has none of ours, or no library's call."""
         complete = [trial.configuration for trial in tuned.complete]
-        ours = [each for each in complete if each.backend not in LIBRARY_KINDS]
-        theirs = [each for each in complete if each.backend in LIBRARY_KINDS]
+        ours = [each for each in complete if each.backend not in registry.library_kinds()]
+        theirs = [each for each in complete if each.backend in registry.library_kinds()]
         if not ours or not theirs:
             return None
         best = {each.backend: each for each in reversed(theirs)}
@@ -211,8 +211,8 @@ def result_of(race: Race) -> Result | None:
     def figure_us(each: Configuration) -> float:
         return median([median(block) for run in race.runs for block in run["samples_us"][each.digest]])
 
-    ours = min((each for each in race.finalists if each.backend not in LIBRARY_KINDS), key=figure_us)
-    library = min((each for each in race.finalists if each.backend in LIBRARY_KINDS), key=figure_us)
+    ours = min((each for each in race.finalists if each.backend not in registry.library_kinds()), key=figure_us)
+    library = min((each for each in race.finalists if each.backend in registry.library_kinds()), key=figure_us)
     return Result(
         problem=race.problem, ours=ours, library=library, chosen=race.chosen, ours_us=figure_us(ours),
         library_us=figure_us(library), chosen_us=figure_us(race.chosen), of_ours=ratio_of(race, library, ours),

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rates", type=Path, metavar="FILE", help="JSON of a device's rates, or a recorded space")
     parser.add_argument("--jobs", type=positive, metavar="N", help="compilers at once (default: what fits)")
     add_seed(parser)
-    parser.add_argument("--backend", default="native", help="whose kernels (default: native)")
+    parser.add_argument("--backend", default=registry.tuning_kernels()[0], help="whose kernels (default: %(default)s)")
     return parser
 
 

@@ -15,7 +15,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from autotune import registry
-from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.errors import RequestError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import toolchain_of
@@ -54,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument("--jobs", type=positive, metavar="N", help="compilers at once (default: what fits)")
     compiling.add_argument("--archive", type=Path, metavar="FILE", help="write the folder as a compressed tar too")
     compiling.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
-    compiling.add_argument("--backend", default="native", help="whose kernels (default: native)")
+    compiling.add_argument(
+        "--backend", default=registry.tuning_kernels()[0], help="whose kernels (default: %(default)s)"
+    )
     compiling.set_defaults(run=_compile)
     timing = steps.add_parser("time", help="time what is compiled, and write the record")
     timing.add_argument("record", type=Path, metavar="FILE", help="the record to write; compressed if named *.gz")
@@ -181,8 +182,8 @@ def _table(recorder: Recorder) -> str:
     for place, problem in enumerate(recorder.recording.problems):
         trials = recorder.trials.of(problem)
         complete = [trial for trial in trials if trial.state == "complete"]
-        ours = [trial for trial in complete if trial.configuration.backend not in LIBRARY_KINDS]
-        theirs = [trial for trial in complete if trial.configuration.backend in LIBRARY_KINDS]
+        ours = [trial for trial in complete if trial.configuration.backend not in registry.library_kinds()]
+        theirs = [trial for trial in complete if trial.configuration.backend in registry.library_kinds()]
         best = " | ".join(f"{some[0].median_us:.2f}" if some else "none" for some in (ours, theirs))
         trouble = f" ({recorder.troubles[place]})" if place in recorder.troubles else ""
         shape = f"{problem.m}×{problem.n}×{problem.k}{trouble}"

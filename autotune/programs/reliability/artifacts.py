@@ -81,7 +81,7 @@ def _heals(store: ArtifactStore, built: Path, digest: str) -> bool:
 
 
 def killed_writes(campaign: Campaign) -> list[CheckResult]:
-    """Kill processes that add artifacts; afterwards every visible artifact verifies, and every finished one is there."""
+    """Kill processes that add artifacts; then every visible artifact must verify, and every finished one be there."""
     total, chance = campaign.pick(200, 5), random.Random(campaign.seed)
     counts: Counter[str] = Counter()
     others: list[dict[str, str]] = []

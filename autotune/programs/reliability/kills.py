@@ -133,9 +133,9 @@ def _survives(campaign: Campaign, kind: str, part: simulated.Part) -> CheckResul
 def _stored(part: simulated.Part) -> tuple[StudyRow, list[Trial], list[int]]:
     """Return the content of the database: the study, its trials, and the number of screenings of each trial."""
     with Store.open(part.database, create=False) as store:
-        (study,) = store.studies(part.study)
-        trials = store.trials(study.uid)
-        return study, trials, [len(store.measurements(trial.uid, "screening")) for trial in trials]
+        (study,) = store.studies.list(part.study)
+        trials = store.trials.of_study(study.uid)
+        return study, trials, [len(store.trials.measurements(trial.uid, "screening")) for trial in trials]
 
 
 def _audit(
@@ -201,7 +201,9 @@ def _finalists(part: simulated.Part, study: StudyRow) -> set[str]:
     """Return the configurations that the finals measured once more."""
     with Store.open(part.database, create=False) as store:
         return {
-            trial.configuration.digest for trial in store.trials(study.uid) if store.measurements(trial.uid, "finals")
+            trial.configuration.digest
+            for trial in store.trials.of_study(study.uid)
+            if store.trials.measurements(trial.uid, "finals")
         }
 
 

@@ -100,16 +100,16 @@ def _fill(store: Store, count: int) -> None:
         for number in range(start, min(start + AT_ONCE, count)):
             own = {"uid": _uid(number), "name": f"model{number % 1000}", "structure": _structure(number)}
             rows.append({**values, **own, "record": {**values["record"], **own}})
-        with store.writing() as session:
+        with store.transactions.writing() as session:
             session.connection().execute(insert(PlanTable), rows)
-    with store.writing() as session:
+    with store.transactions.writing() as session:
         session.execute(text("ANALYZE plan"))
 
 
 def _look_up_ms(store: Store, number: int) -> float:
     structure = _structure(number)
     started = time.perf_counter_ns()
-    plan = store.find_plan(replace(PLAN.key, structure=structure, objective=OBJECTIVE))
+    plan = store.plans.find(replace(PLAN.key, structure=structure, objective=OBJECTIVE))
     elapsed = time.perf_counter_ns() - started
     if plan is None or plan.uid != _uid(number):
         raise RuntimeError(f"plan {number} was asked for, and the answer is {plan}")

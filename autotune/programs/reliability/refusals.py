@@ -148,7 +148,7 @@ def _read_only_server(campaign: Campaign, kind: str) -> CheckResult:
         read_only = make_url(url).update_query_dict({"options": f"{options} -cdefault_transaction_read_only=on"})
         refusal = _refused(read_only.render_as_string(hide_password=False))
         with Store.open(url, create=False) as store:
-            there = sum(len(store.trials(study.uid)) for study in store.studies())
+            there = sum(len(store.trials.of_study(study.uid)) for study in store.studies.list())
     return _outcome(f"read-only, {kind}", refusal, there, "ok")
 
 
@@ -174,10 +174,10 @@ def _full_server(kind: str) -> list[CheckResult]:
         refusal = _refused(url)
         filler.unlink()
         with Store.open(url, create=False) as store:
-            (study,) = store.studies()
-            there = len(store.trials(study.uid))
-            store.claim_trial(study.uid, Configuration.of("eager", {"level": -1}), DIGEST)
-            intact = "ok" if len(store.trials(study.uid)) == there + 1 else "a trial after it is not there"
+            (study,) = store.studies.list()
+            there = len(store.trials.of_study(study.uid))
+            store.trials.claim(study.uid, Configuration.of("eager", {"level": -1}), DIGEST)
+            intact = "ok" if len(store.trials.of_study(study.uid)) == there + 1 else "a trial after it is not there"
     return [_outcome(f"disk full, {kind}", refusal, there, intact)]
 
 
@@ -208,7 +208,7 @@ def _refused(url: str, *, limit_bytes: int = 0, unprivileged: bool = False) -> R
 
 
 def write_until_refused() -> None:
-    """Write trials until one is refused; reads the request from standard input, and writes a Refusal to standard output."""
+    """Write trials until one is refused: the request comes from standard input, the Refusal goes to standard output."""
     url, limit_bytes, unprivileged = json.load(sys.stdin)
     if limit_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
@@ -219,9 +219,9 @@ def write_until_refused() -> None:
     kept = 0
     try:
         with Store.open(url) as store:
-            study = store.begin_study("study", _WORKLOAD, _DEVICE, Objective(), "any", DIGEST, 0, {})
+            study = store.studies.begin("study", _WORKLOAD, _DEVICE, Objective(), "any", DIGEST, 0, {})
             for number in range(MOST_TRIALS):
-                store.claim_trial(study.uid, Configuration.of("eager", {"level": number}), DIGEST)
+                store.trials.claim(study.uid, Configuration.of("eager", {"level": number}), DIGEST)
                 kept += 1
         refusal = Refusal(error="no error", message="", kept=kept)
     except Exception as error:  # the border of the process, which returns the kind of the error

@@ -105,8 +105,8 @@ def _another_class(on: Attempt) -> None:
 
 def _plan_of_another(on: Attempt) -> None:
     with Store.open(str(on.folder / "a.db")) as store:
-        store.promote(_plan(store.artifacts.add(_built(on, Configuration.of("eager", {"precision": "bf16"})))))
-        open_plan(store.plans()[0], store)
+        store.plans.promote(_plan(store.artifacts.add(_built(on, Configuration.of("eager", {"precision": "bf16"})))))
+        open_plan(store.plans.list()[0], store)
 
 
 # Files of records
@@ -122,11 +122,11 @@ def _merged(
 ) -> None:
     """Merge a file of one study after a change; if it is refused in part only, that is an error of its own."""
     with Store.open(str(on.folder / "there.db")) as there:
-        study = there.begin_study("toy", WORKLOAD, CPU, Objective(), "any", DIGEST, 0, {})
-        claimed = there.claim_trial(study.uid, CONFIGURATION, TOOLCHAIN.digest)
+        study = there.studies.begin("toy", WORKLOAD, CPU, Objective(), "any", DIGEST, 0, {})
+        claimed = there.trials.claim(study.uid, CONFIGURATION, TOOLCHAIN.digest)
         done = dataclasses.replace(claimed, state="complete", latency_ms=1.0, signal_error=0.0, build_s=1.0)
-        there.finish_trial(done, {"screening": Measurement(samples_ms=((1.0, 1.1),))})
-        there.promote(_plan(there.artifacts.add(_built(on))))
+        there.trials.finish(done, {"screening": Measurement(samples_ms=((1.0, 1.1),))})
+        there.plans.promote(_plan(there.artifacts.add(_built(on))))
         export_studies(there, ["toy"], on.folder / "sound.zip")
     with zipfile.ZipFile(on.folder / "sound.zip") as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
@@ -143,7 +143,7 @@ def _merged(
         try:
             merge_file(here, on.folder / "bad.zip")
         except AutotuneError:
-            if here.studies() or here.plans() or here.artifacts.digests():
+            if here.studies.list() or here.plans.list() or here.artifacts.digests():
                 raise RuntimeError("a part of the file was taken in") from None
             raise
 

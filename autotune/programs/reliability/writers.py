@@ -122,17 +122,17 @@ def _trials(store: Store, number: int) -> Iterator[Write]:
     workload = Workload(
         name=f"writer{number}", batch=1, structure=digest, weights=digest, inputs=(spec,), outputs=(spec,)
     )
-    study = store.begin_study(workload.name, workload, DEVICE, Objective(), "any", digest, 0, {})
-    held = store.under(store.take_lease(study.uid, Owner.this_process()))
+    study = store.studies.begin(workload.name, workload, DEVICE, Objective(), "any", digest, 0, {})
+    held = store.under(store.leases.take(study.uid, Owner.this_process()))
     claimed: list[Trial] = []
 
     def write(number: int) -> None:
         if not claimed:
             configuration = Configuration.of("eager", {"level": number})
-            claimed.append(held.claim_trial(study.uid, configuration, TOOLCHAIN))
+            claimed.append(held.trials.claim(study.uid, configuration, TOOLCHAIN))
         else:
             trial = replace(claimed.pop(), state="complete", latency_ms=1.25, signal_error=1e-3, build_s=2.0)
-            held.finish_trial(trial, {"screening": SAMPLES})
+            held.trials.finish(trial, {"screening": SAMPLES})
 
     yield write
 

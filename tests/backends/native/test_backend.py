@@ -44,7 +44,7 @@ def captured(tmp_path_factory):
 
 def space(captured):
     model = source.CapturedModel(captured)
-    found = BACKEND.features(model, CPU)
+    found = BACKEND.graph_features(model, CPU)
     assert found["conv_bn"] == 1 and found["conv_act"] == 2 and found["gemm_epilogue"] == 1 and found["attention"] == 0
     features = (*model.workload.features, *(f"native.{name}:{count}" for name, count in found.items()))
     return native_space(CPU, dataclasses.replace(model.workload, features=features))
@@ -60,7 +60,7 @@ def test_every_default_and_hint_answers_like_the_model(captured, tmp_path):
         runner = BACKEND.load(folder, CPU)
         error = (runner(IMAGE)[0] - network()(IMAGE)).abs().max()
         assert error < (1e-5 if configuration["precision"] == "fp32" else 5e-2)
-        assert BACKEND.explain(folder)["fusions"] == {"conv_bn": 1}
+        assert BACKEND.explain_artifact(folder)["fusions"] == {"conv_bn": 1}
         runner.close()
 
 

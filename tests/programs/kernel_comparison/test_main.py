@@ -44,7 +44,7 @@ def test_those_of_a_study_come_out_of_its_captured_graph(tmp_path):
     configuration = Configuration.of(
         "native", {"precision": "fp16", **switches, "channels_last": True, "kernels": "tuned", "cuda_graph": True}
     )
-    found = registry.backend("native").problems(source.CapturedModel(tmp_path), configuration, HOPPER)
+    found = registry.backend("native").kernel_problems(source.CapturedModel(tmp_path), configuration, HOPPER)
     for shape in SHAPES:
         if shape.model == "resnet50":
             # A batch makes more rows, and nothing else.

@@ -45,7 +45,7 @@ def test_the_audit_names_each_error(tmp_path):
         study = begin(store)
         trials = [
             complete(
-                store.claim_trial(study.uid, configuration(level), "toolchain"),
+                store.trials.claim(study.uid, configuration(level), "toolchain"),
                 latency_ms=latency_ms(configuration(level)),
             )
             for level in range(3)
