@@ -1,5 +1,6 @@
 import pytest
 
+from autotune.errors import RequestError
 from autotune.programs import busy_host
 from autotune.programs.busy_host import accepted, main
 
@@ -44,5 +45,5 @@ def test_a_study_is_tuned_by_the_users_own_command(tmp_path):
 
 
 def test_a_request_that_is_wrong_ends_the_program_with_its_message(tmp_path):
-    with pytest.raises(SystemExit, match="ended with 2"):
+    with pytest.raises(RequestError, match="ended with 2"):
         busy_host.tuned(tmp_path / "nothing.yaml")

@@ -124,7 +124,7 @@ def test_a_database_that_is_away_for_a_moment_ends_no_study(store, monkeypatch):
 @pytest.fixture
 def part(tmp_path):
     return Part(
-        database=str(tmp_path / "played.db"), study="played", trials=400, journal=str(tmp_path / "journal"),
+        database=str(tmp_path / "simulated.db"), study="simulated", trials=400, journal=str(tmp_path / "journal"),
         site=str(simulated.install(tmp_path)),
     )  # fmt: skip
 
@@ -143,7 +143,7 @@ def test_a_coordinator_that_wakes_up_after_it_was_replaced_writes_nothing(part):
     try:
         wait_for(lambda: len(journal.lines("finished")) >= 3, process)
         with Store.open(part.database) as store:
-            (study,) = store.studies.list("played")
+            (study,) = store.studies.list("simulated")
             deadline = time.monotonic() + 60
             while True:  # not in the middle of a transaction, or nobody could take over
                 os.kill(process.pid, signal.SIGSTOP)
@@ -190,7 +190,7 @@ def test_a_second_coordinator_process_is_refused_and_takes_over_at_once_after_a_
         first.kill()
         second.kill()
     with Store.open(part.database) as store:
-        (study,) = store.studies.list("played")
+        (study,) = store.studies.list("simulated")
         assert store.leases.holder(study.uid) is None, "given back on interruption"
         fence = store.leases.take(study.uid, Owner.this_process()).fence
     assert fence == 3

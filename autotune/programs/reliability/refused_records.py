@@ -31,7 +31,7 @@ STUDY = "name: toy\nmodel: {factory: models.py:toy}\ninputs: [{name: x, shape: [
 
 
 def _built(on: Attempt, configuration: Configuration = CONFIGURATION) -> Path:
-    """Make a folder with an artifact whose code is the bomb's pickle."""
+    """Write a folder with an artifact whose code is the bomb's pickle."""
     folder = on.folder / f"built-{configuration.digest[:8]}"
     folder.mkdir()
     (folder / "program.pt2").write_bytes(on.pickled())
@@ -62,7 +62,7 @@ def _damaged(on: Attempt, damage: Callable[[bytes], bytes]) -> None:
 
 
 def _run(folder: Path) -> None:
-    """Do what a load of code would do: run it."""
+    """Run the code, as a load of it would do."""
     import pickle
 
     pickle.loads((folder / "program.pt2").read_bytes())
@@ -120,7 +120,7 @@ def _merged(
     compression: int = zipfile.ZIP_STORED,
     link: bool = False,
 ) -> None:
-    """Merge a file of one study after a change; what is there afterwards, if anything, is an error of its own."""
+    """Merge a file of one study after a change; if it is refused in part only, that is an error of its own."""
     with Store.open(str(on.folder / "there.db")) as there:
         study = there.studies.begin("toy", WORKLOAD, CPU, Objective(), "any", DIGEST, 0, {})
         claimed = there.trials.claim(study.uid, CONFIGURATION, TOOLCHAIN.digest)

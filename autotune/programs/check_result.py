@@ -1,13 +1,12 @@
-"""What one check found: Outcome."""
+"""The result of one check: CheckResult."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """One row of the table: what was found, the limit it was held against, and whether it held.
+class CheckResult:
+    """One row of the table: the figure of a check, its limit, and whether the figure keeps the limit.
 
     ``raw`` is plain data from which the figure follows.
     """
@@ -16,10 +15,10 @@ class Outcome:
     figure: str
     limit: str
     passed: bool
-    raw: Mapping[str, Any] = field(default_factory=dict)
+    raw: Mapping[str, object] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for JSON."""
         return {**asdict(self), "raw": dict(self.raw)}
 
 
