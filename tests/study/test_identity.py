@@ -56,11 +56,6 @@ class Recorder:
             self.said.append(data["text"])
 
 
-@pytest.fixture(autouse=True)
-def short_finals(monkeypatch):
-    monkeypatch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 2.0})
-
-
 def weights(folder, seed):
     torch.manual_seed(seed)
     net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 3))

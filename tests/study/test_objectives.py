@@ -39,8 +39,6 @@ def request(objective: str, **changes) -> StudyRequest:
 def studies(tmp_path_factory):
     path = tmp_path_factory.mktemp("objectives") / "autotune.db"
     with pytest.MonkeyPatch.context() as patch, Store.open(str(path)) as store:
-        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 6.0})
-        patch.setattr("autotune.execute.finals.PROCESSES", {"cpu": 3})
         patch.setattr("autotune.execute.meters.THROUGHPUT_WINDOWS", 3)
         patch.setattr("autotune.execute.meters.THROUGHPUT_WINDOW_S", 0.05)
         patch.setattr("autotune.execute.meters.THROUGHPUT_WARM_UP_S", 0.05)
@@ -97,9 +95,7 @@ def test_results_of_every_objective_follow_from_their_samples(studies):
 def test_a_plan_timed_again_is_compared_with_how_it_was_timed_alone(studies):
     outcomes, store, _ = studies
     plan = outcomes["latency_p50"].plan
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 6.0})
-        again = bench_plan(plan, store, plan.device)
+    again = bench_plan(plan, store, plan.device)
     (stored,) = store.measurements(plan.evidence["trial"], "alone")
     assert stored.protocol == {**again.fresh.protocol, "grouped": stored.protocol["grouped"]}
     assert again.drift.status in ("holds", "drifted", "cannot_tell") and again.drift.fresh_ms > 0
@@ -131,8 +127,7 @@ def test_a_plan_that_cannot_be_timed_here_says_why(studies):
 
 
 def test_the_command_prints_one_document(studies, capfd):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as done:
-        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 6.0})
+    with pytest.raises(SystemExit) as done:
         app(["bench", "toy-latency-p50", "--on", "cpu", "--db", str(studies[2]), "--json"])
     document = json.loads(capfd.readouterr().out)
     assert done.value.code == 0 and document["name"] == "toy-latency-p50" and document["status"]

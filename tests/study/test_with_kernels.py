@@ -20,6 +20,8 @@ from autotune.records.kernel_trial import KernelTrial
 from autotune.runtime import toolchain as versions
 from autotune.runtime.artifact import read_record
 from autotune.study.bench import bench_plan
+from autotune.study.finals import StudyFinals
+from autotune.study.rebuild import StudyRebuild
 from autotune.study.reproduce import reproduce
 from autotune.study.request import StudyRequest
 from autotune.study.study import run_study
@@ -68,8 +70,6 @@ class Place:
         self._log = folder / "builds"
         monkeypatch.setenv(BUILDS, str(self._log))
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        monkeypatch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
-        monkeypatch.setattr("autotune.execute.finals.PROCESSES", {"cpu": 3})
         self.weights(0)
 
     def weights(self, seed):
@@ -104,23 +104,15 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path, cpu, monkeypatch):
-    info = tmp_path / "site" / "toytuned-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toytuned\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[autotune.backends]\ntoytuned = tests.toy_tuned:BACKEND\n")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    registry.refresh()
-    yield Place(tmp_path, cpu, monkeypatch)
-    monkeypatch.undo()
-    registry.refresh()
+def place(tmp_path, cpu, monkeypatch, toytuned):
+    return Place(tmp_path, cpu, monkeypatch)
 
 
 @pytest.fixture
 def not_alone(monkeypatch):
     """Plans are not timed without their rivals, which only ``autotune bench`` needs."""
-    for kind in ("study_finals.StudyFinals", "study_rebuild.StudyRebuild"):
-        monkeypatch.setattr(f"autotune.{kind}._time_alone", lambda study, plan: None)
+    for kind in (StudyFinals, StudyRebuild):
+        monkeypatch.setattr(kind, "_time_alone", lambda study, plan: None)
 
 
 def toy_trial(store, plan):
