@@ -1,5 +1,7 @@
 import contextlib
+import fcntl
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,6 +31,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_modifyitems(config, items):
     groups.mark(items)
+    groups.order(items)
     if config.getoption("--quick"):
         groups.deselect_slow(config, items)
 
@@ -92,6 +95,32 @@ def cpu():
     from autotune.runtime import discovery
 
     return discovery.cpu()
+
+
+@pytest.fixture(scope="session")
+def finished_folder(tmp_path_factory):
+    """The files of a finished study (tests/finished.py), made once for all processes of pytest-xdist."""
+    from tests.finished import finish
+
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    folder, done = shared / "finished", shared / "finished.done"
+    with (shared / "finished.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that did not finish it
+            shorten(patch)  # this fixture comes before those of a module
+            finish(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture
+def finished_study(finished_folder, tmp_path):
+    """The path of a database of one's own with that finished study; its artifacts lie beside it."""
+    from tests.finished import DATABASE
+
+    return shutil.copytree(finished_folder, tmp_path / "finished") / DATABASE
 
 
 @contextlib.contextmanager

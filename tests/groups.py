@@ -26,12 +26,18 @@ WALL_FACTOR = 4
 SLOW = ()
 """Folders and files whose tests build or search for seconds, or have thousands of cases."""
 
+FIRST = ("study", "examples", "deploy", "cli", "programs", "studies")
+"""Folders with the longest files, which begin first when files run side by side."""
+
 ALONE = (
-    "execute/test_finals.py",
+    "cli/test_doctor.py",
+    "execute",
+    "kernels/test_timing.py",
     "measure",
+    "programs/kernel_comparison",
+    "programs/kernel_recording",
     "programs/reliability",
     "programs/selftest",
-    "study/test_undecided.py",
 )
 """Folders and files whose tests time something for real or look for other processes that use the device."""
 
@@ -49,6 +55,10 @@ def mark(items: list[pytest.Item]) -> None:
             item.add_marker("alone")
         if listed(item.path, SLOW) or "postgresql" in getattr(item, "fixturenames", ()) or "postgresql" in item.name:
             item.add_marker("slow")
+
+
+def order(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not listed(item.path, FIRST))
 
 
 def deselect_slow(config: pytest.Config, items: list[pytest.Item]) -> None:

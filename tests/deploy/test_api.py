@@ -79,7 +79,7 @@ def check(fast, model, count: int = 3) -> None:
 def test_the_stored_plan_is_loaded_without_searching_and_says_what_that_cost(database):
     fast = autotune.load(make(0), INPUTS, db=database)
     check(fast, make(0))
-    assert fast.plan.speedup >= 1.0 and "OptimizedModel" in repr(fast)
+    assert repr(fast).startswith(f"<OptimizedModel net: {fast.plan.configuration}")
     assert set(fast.seconds) == {"capture", "weights", "look_up", "open", "verify"}
     assert "verify" not in autotune.load(make(0), INPUTS, db=database, verify=False).seconds
     with pytest.raises(ModelError, match="no scale"):
