@@ -11,7 +11,14 @@ from pathlib import Path
 
 from autotune import environment, registry
 from autotune.database.store import Store
-from autotune.errors import AutotuneError, RequestError, SpaceError, WorkError
+from autotune.errors import (
+    AutotuneError,
+    RequestError,
+    SpaceError,
+    StudyInterruptedError,
+    StudyTakenOverError,
+    WorkError,
+)
 from autotune.execute.server import WorkerServer
 from autotune.kernel import CompileResult, KernelSpace, toolchain_of
 from autotune.kernels.executor import KernelExecutor, Made
@@ -336,6 +343,8 @@ class _Tuner:
         self.progress.event("kernels_timed", problem=work.problem, count=len(untried))
         try:
             self.executor.time(work.problem, untried, work.best_us, lambda trial: self._take(work, trial))
+        except (StudyInterruptedError, StudyTakenOverError):
+            raise  # it ends the whole tuning, not one problem
         except WorkError as error:
             self._in_trouble(work, error)
             return False

@@ -8,6 +8,7 @@ from rich.console import Console
 from autotune.cli.progress import TuneProgress
 from autotune.cli.tune import _earlier
 from autotune.database.store import Store
+from autotune.execute.finals import LIMIT_S
 from autotune.records.configuration import Configuration
 from autotune.records.trial import Trial
 from autotune.runtime import discovery
@@ -28,6 +29,12 @@ def trial(number, configuration, latency_ms, **values):
         uid=str(number), number=number, configuration=configuration, state=state, latency_ms=latency_ms, build_s=0.5,
         signal_error=0.0, **values,
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def long_finals(monkeypatch):
+    """The finals of users, not the short ones of tests."""
+    monkeypatch.setitem(LIMIT_S, "cpu", 75.0)
 
 
 class Clock:

@@ -56,9 +56,7 @@ FEW = {"backends": ("eager", "torchscript"), "trials": 4, "budget": "60s"}
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("api") / "autotune.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
-        fast = autotune.optimize(make(0), INPUTS, db=path, **FEW)
+    fast = autotune.optimize(make(0), INPUTS, db=path, **FEW)
     check(fast, make(0))
     fast.close()
     return path
@@ -81,7 +79,7 @@ def check(fast, model, count: int = 3) -> None:
 def test_the_stored_plan_is_loaded_without_searching_and_says_what_that_cost(database):
     fast = autotune.load(make(0), INPUTS, db=database)
     check(fast, make(0))
-    assert fast.plan.speedup >= 1.0 and "OptimizedModel" in repr(fast)
+    assert repr(fast).startswith(f"<OptimizedModel net: {fast.plan.configuration}")
     assert set(fast.seconds) == {"capture", "weights", "look_up", "open", "verify"}
     assert "verify" not in autotune.load(make(0), INPUTS, db=database, verify=False).seconds
     with pytest.raises(ModelError, match="no scale"):
@@ -214,9 +212,7 @@ def test_a_plan_that_is_asked_for_with_the_same_inputs_is_cached(database):
         def event(self, kind, **data):
             told.append(kind)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
-        again = autotune.tune(make(0), INPUTS, db=database, progress=Tell(), **FEW)
+    again = autotune.tune(make(0), INPUTS, db=database, progress=Tell(), **FEW)
     assert again.cached and "trial_started" not in told
     assert again.plan.configuration == Configuration.from_dict(again.plan.configuration.as_dict())
 

@@ -40,7 +40,6 @@ def test_a_study_is_tuned_by_the_users_own_command(tmp_path):
         "space: {backends: [eager, torchscript]}\nsearch: {trials: 3, budget: 20s}\n"
     )
     run = busy_host.tuned(study)
-    assert run["status"] in ("promoted", "tie", "baseline", "undecided")
     assert (run["plan"] is None) == (run["status"] == "undecided") and len(run["finalists"]) >= 2
 
 
