@@ -30,6 +30,15 @@ def make_model() -> tuple[torch.nn.Module, torch.Tensor]:
     return torch.nn.Sequential(*layers, torch.nn.Linear(1024, 2)).eval(), torch.randn(1, 8)
 
 
+def tune(budget: str, db: str | None) -> None:
+    """Search for the plan and store it."""
+    model, inputs = make_model()
+    outcome = autotune.tune(model, inputs, name=NAME, device="cpu", budget=budget, db=db)
+    if outcome.plan is None:
+        sys.exit(f"the finals could not decide: {outcome.reason}\nrun this command again; only the finals are repeated")
+    print(f"{outcome.status}: {outcome.plan.configuration}, speedup {outcome.plan.speedup:.2f}")
+
+
 def load(db: str | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the stored plan, or the model itself if there is none."""
     model, inputs = make_model()
@@ -72,8 +81,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     options = parser.parse_args()
     if options.task == "tune":
-        model, inputs = make_model()
-        print(autotune.tune(model, inputs, name=NAME, device="cpu", budget=options.budget, db=options.db).plan)
+        tune(options.budget, options.db)
         return
     with ThreadingHTTPServer(("127.0.0.1", options.port), handler_of(load(options.db))) as server:
         print(f"http://127.0.0.1:{server.server_port}/", flush=True)
