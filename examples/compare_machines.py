@@ -32,7 +32,7 @@ model: {factory: model.py:mlp}
 inputs: [{name: input, shape: [batch, 512], dtype: float32}]
 batch: [16]
 device: cpu
-space: {backends: [eager, torchscript, onnxruntime], precision: [fp32]}
+space: {backends: [eager, onnxruntime], precision: [fp32]}
 """
 
 

@@ -30,10 +30,10 @@ def make_model() -> tuple[torch.nn.Module, torch.Tensor]:
     return torch.nn.Sequential(*layers, torch.nn.Linear(1024, 2)).eval(), torch.randn(1, 8)
 
 
-def tune(budget: str, db: str | None) -> None:
+def tune(budget: str, db: str | None, backends: tuple[str, ...] | None) -> None:
     """Search for the plan and store it."""
     model, inputs = make_model()
-    outcome = autotune.tune(model, inputs, name=NAME, device="cpu", budget=budget, db=db)
+    outcome = autotune.tune(model, inputs, name=NAME, device="cpu", budget=budget, db=db, backends=backends)
     if outcome.plan is None:
         sys.exit(f"the finals could not decide: {outcome.reason}\nrun this command again; only the finals are repeated")
     print(f"{outcome.status}: {outcome.plan.configuration}, speedup {outcome.plan.speedup:.2f}")
@@ -78,10 +78,11 @@ def main() -> None:
     parser.add_argument("task", choices=("tune", "serve"))
     parser.add_argument("--budget", default="1m", help="time of active search (the finals come on top)")
     parser.add_argument("--db", help="the tuning database; by default your own")
+    parser.add_argument("--backends", type=lambda names: tuple(names.split(",")), help="such as eager,onnxruntime")
     parser.add_argument("--port", type=int, default=8000, help="0 takes a free one")
     options = parser.parse_args()
     if options.task == "tune":
-        tune(options.budget, options.db)
+        tune(options.budget, options.db, options.backends)
         return
     with ThreadingHTTPServer(("127.0.0.1", options.port), handler_of(load(options.db))) as server:
         print(f"http://127.0.0.1:{server.server_port}/", flush=True)

@@ -19,7 +19,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", default="2m", help="time of active search (the finals come on top)")
     parser.add_argument("--db", help="the tuning database; by default your own")
-    parser.add_argument("--backends", help="names with commas between them; by default all")
+    parser.add_argument("--backends", type=lambda names: tuple(names.split(",")), help="such as eager,onnxruntime")
     options = parser.parse_args()
 
     torch.manual_seed(0)
@@ -30,7 +30,7 @@ def main() -> None:
     outcome = autotune.tune(
         model, inputs, name="encoder", budget=options.budget, db=options.db,
         constraints={"signal_error": {"last_hidden_state": 0.005, "default": 0.02}},
-        backends=tuple(options.backends.split(",")) if options.backends else None,
+        backends=options.backends,
     )  # fmt: skip
     print(f"status: {outcome.status}; found in the database: {outcome.cached}; trials: {dict(outcome.trials)}")
     for finalist in outcome.finalists:

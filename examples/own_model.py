@@ -35,13 +35,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--budget", default="1m", help="time of active search (the finals come on top)")
     parser.add_argument("--db", help="the tuning database; by default your own")
+    parser.add_argument("--backends", type=lambda names: tuple(names.split(",")), help="such as eager,onnxruntime")
     options = parser.parse_args()
 
     torch.manual_seed(0)  # the same weights in every run, so that the second run finds the plan of the first
     model = Classifier().eval()
     images = torch.randn(4, 3, 96, 96)
 
-    fast = autotune.optimize(model, images, name="classifier", budget=options.budget, db=options.db)
+    fast = autotune.optimize(
+        model, images, name="classifier", budget=options.budget, db=options.db, backends=options.backends
+    )
     print(fast)
     with torch.no_grad():
         difference = (fast(images) - model(images)).abs().max().item()

@@ -19,7 +19,7 @@ import autotune
 from autotune.errors import StudyHeldError
 
 
-def member(name: str, budget: str, db: str) -> None:
+def member(name: str, budget: str, db: str, backends: tuple[str, ...] | None) -> None:
     """Do what each member of the team does: use the plan of a model, and search only if nobody has."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(512, 2048), torch.nn.GELU(), torch.nn.Linear(2048, 512)).eval()
@@ -27,7 +27,7 @@ def member(name: str, budget: str, db: str) -> None:
     waited = False
     while True:
         try:
-            fast = autotune.optimize(model, inputs, name="mlp", budget=budget, db=db)
+            fast = autotune.optimize(model, inputs, name="mlp", budget=budget, db=db, backends=backends)
             break
         except StudyHeldError as held:  # another process searches at this moment
             if not waited:
@@ -43,13 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", default="1m", help="time of active search (the finals come on top)")
     parser.add_argument("--db", default="team.db", help="a path, or a URL such as postgresql://user@host/autotune")
+    parser.add_argument("--backends", type=lambda names: tuple(names.split(",")), help="such as eager,onnxruntime")
     parser.add_argument("--member", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.member:
-        member(options.member, options.budget, options.db)
+        member(options.member, options.budget, options.db, options.backends)
         return
-    command = [sys.executable, __file__, "--budget", options.budget, "--db", options.db]
-    members = [subprocess.Popen([*command, "--member", name]) for name in ("first", "second")]
+    command = [sys.executable, *sys.argv, "--member"]
+    members = [subprocess.Popen([*command, name]) for name in ("first", "second")]
     codes = [process.wait() for process in members]
     sys.exit(max(codes))
 
