@@ -14,12 +14,13 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.autotune-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help setup links demo quick test check lint types clean
+.PHONY: help setup links demo quick test check lint types docs clean
 help:
 	@echo "make demo    tune $(DEMO_STUDY) at batch $(DEMO_BATCH) on this machine ($(DEMO_BUDGET) of search)"
 	@echo "make quick   lint, strict types and the tests that take moments: 2 minutes on one core"
 	@echo "make test    all tests"
 	@echo "make check   lint, strict types and all tests: 15 minutes on two cores"
+	@echo "make docs    build the documentation into build/site; a warning is an error"
 	@echo "make setup   make $(VENV) with everything that the above need"
 	@echo "make clean   remove what was built, and the demo's database"
 
@@ -59,6 +60,15 @@ types: setup
 # For one core and cold caches: whatever takes moments and starts no study.
 quick: lint types
 	$(BIN)/python -m pytest -q --quick
+
+DOCS_STAMP := $(VENV)/.autotune-docs
+$(DOCS_STAMP): pyproject.toml constraints.txt | setup
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	@touch $@
+
+# The variable silences a note about the successor of MkDocs, which --strict does not count as a warning.
+docs: setup $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # The import directions are checked by tests/test_imports.py.
 check: lint types test
