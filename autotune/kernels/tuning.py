@@ -21,7 +21,7 @@ from autotune.errors import (
 )
 from autotune.execute.server import WorkerServer
 from autotune.kernel import CompileResult, KernelSpace, toolchain_of
-from autotune.kernels.executor import KernelExecutor, Made
+from autotune.kernels.executor import BuildResult, KernelExecutor
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import KernelReport, TunedProblem
 from autotune.kernels.schedule import MOST_BUILDS, KernelSchedule
@@ -112,7 +112,7 @@ class _Batch:
     work: _Work
     asked: int
     builds: Sequence[Configuration]
-    result: "Future[tuple[dict[Configuration, Made], dict[str, AutotuneError]]]"
+    result: "Future[tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]]"
 
 
 class _WithoutKinds:
@@ -299,7 +299,7 @@ class _Tuner:
 
     def _compile(
         self, problem: GemmProblem, builds: Sequence[Configuration], limit_s: float
-    ) -> tuple[dict[Configuration, Made], dict[str, AutotuneError]]:
+    ) -> tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]:
         begin = time.monotonic()
         came_to = self.executor.compile(problem, builds, limit_s)
         self.longest_s = max(self.longest_s, time.monotonic() - begin)
@@ -319,7 +319,7 @@ class _Tuner:
             self.progress.event("message", text=_no_more(kind, error))
         return self._begin(batch.work, batch.asked, schedule, pool)
 
-    def _took_in(self, batch: _Batch, made: Mapping[Configuration, Made]) -> bool:
+    def _took_in(self, batch: _Batch, made: Mapping[Configuration, BuildResult]) -> bool:
         """Record what the compiler refused and time the rest; false if the problem is in trouble."""
         work, launched = batch.work, []
         for build in batch.builds:

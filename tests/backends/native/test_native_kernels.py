@@ -71,8 +71,8 @@ def test_the_first_builds_are_of_each_kind_in_turn() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks what happens without a GPU")
-def test_choosing_without_a_gpu_needs_the_number_of_its_multiprocessors() -> None:
-    with pytest.raises(DeviceError, match="multiprocessors"):
+def test_choosing_without_a_gpu_needs_the_number_of_its_sms() -> None:
+    with pytest.raises(DeviceError, match="sm_count"):
         KERNELS.space(HOPPER, PROBLEM).first(4)
 
 

@@ -161,14 +161,13 @@ def test_kernels_in_their_places_answer_like_the_operators(
     record = compile_triton_sites(graph, HOPPER, tmp_path / "kernels", channels_last=channels_last)
     nodes = list(fused_nodes(graph))
     assert len(record) == len(nodes) > 0
-    told = json.loads(json.dumps(record))
-    for entry in told.values():
-        assert entry["plans"] and all((tmp_path / "kernels" / name).is_file() for name in entry["sources"])
+    for packed in record.values():
+        assert packed.plans and all((tmp_path / "kernels" / name).is_file() for name in packed.sources)
     images = kind in (Vision, Stem) and channels_last
-    assert [len(entry["plans"]) for entry in told.values()][-1] == (2 if images else 1)
+    assert [len(packed.plans) for packed in record.values()][-1] == (2 if images else 1)
     places = {
-        int(index): load_site_module(entry, nodes[int(index)], tmp_path / "kernels", HOPPER)
-        for index, entry in told.items()
+        index: load_site_module(json.loads(json.dumps(packed.plans)), nodes[index], tmp_path / "kernels", HOPPER)
+        for index, packed in record.items()
     }
     bound = copy.deepcopy(graph)
     bind_kernels(bound, places)
@@ -190,13 +189,13 @@ def test_a_layout_without_a_kernel_is_torchs() -> None:
 def test_pooling_is_torchs_unless_images_lie_channels_last(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     record = compile_triton_sites(fused(Pooled, torch.float16)[0], HOPPER, tmp_path, channels_last=False)
-    assert len(record) == 2 and all("channels-last memory" in entry["why"] for entry in record.values())
+    assert len(record) == 2 and all("channels-last memory" in packed.why for packed in record.values())
 
 
 def test_attention_of_another_type_is_torchs(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     record = compile_triton_sites(fused(Attentive, torch.float32)[0], HOPPER, tmp_path, channels_last=False)
-    assert [entry for entry in record.values() if "fp16 or bf16" in entry.get("why", "")]
+    assert [packed for packed in record.values() if "fp16 or bf16" in packed.why]
 
 
 class Refusing:
@@ -227,14 +226,14 @@ def test_without_triton_the_reason_is_kept(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(triton_codegen.TritonCompiler, "find", absent)
     record = compile_triton_sites(fused(Language, torch.float16)[0], HOPPER, tmp_path, channels_last=False)
-    assert record and all("no package triton" in entry["why"] for entry in record.values())
+    assert record and all("no package triton" in packed.why for packed in record.values())
 
 
 def test_what_kernels_do_not_read_is_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     record = compile_triton_sites(fused(Language, torch.float64)[0], HOPPER, tmp_path, channels_last=False)
-    assert record and all("a type that kernels do not read" in entry["why"] for entry in record.values())
+    assert record and all("a type that kernels do not read" in packed.why for packed in record.values())
 
 
 @pytest.mark.gpu
@@ -250,11 +249,12 @@ def test_on_a_gpu_also_in_a_graph(
     if channels_last:
         graph.to(memory_format=torch.channels_last)
     bound = copy.deepcopy(graph)
-    told = compile_triton_sites(graph, device, tmp_path / "kernels", channels_last=channels_last)
+    record = compile_triton_sites(graph, device, tmp_path / "kernels", channels_last=channels_last)
     nodes = list(fused_nodes(bound))
-    assert told and all("plans" in entry for entry in told.values()), told
+    assert record and all(packed.plans for packed in record.values()), record
     places = {
-        index: load_site_module(entry, nodes[index], tmp_path / "kernels", device) for index, entry in told.items()
+        index: load_site_module(packed.plans, nodes[index], tmp_path / "kernels", device)
+        for index, packed in record.items()
     }
     bind_kernels(bound, places)
     with torch.inference_mode():
