@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from autotune.measure.block import Block, BlockRecorder, InputSets
 from autotune.measure.clock import Clock
@@ -19,15 +19,15 @@ FEWEST_CALLS, MOST_CALLS = 3, 30
 SLOW_CALL_MS = 20.0
 
 FEWEST_UNDISTURBED, LONGEST_BLOCK_MS = 3, 50.0
-"""While others use the device a block goes on until so many of its samples are undisturbed, up to that time."""
+"""While others use the device, a block continues until this number of its samples is undisturbed, up to this time."""
 
 RETAKES = 6
 RETAKE_AFTER_S = 0.2
-"""So many rounds are taken again in one call, each after a pause for whatever disturbed it to pass."""
+"""The number of rounds that one call takes again, each after a pause in which the disturbance may end."""
 
 
 class Meter(Protocol):
-    """Takes the figure that an objective other than latency compares; lower is better."""
+    """Measures the figure that an objective other than latency compares; lower is better."""
 
     def __call__(self, name: str, finalist: "TimedRunner") -> float:
         """Measure the prepared finalist of this name once."""
@@ -35,13 +35,13 @@ class Meter(Protocol):
 
 
 class TimedRunner(Protocol):
-    """A runner with the global switches that it needs."""
+    """A runner with the global switches that it needs, as rounds time it."""
 
     def prepare(self) -> None:
         """Set threads and every other global switch; called before each of its blocks, not timed."""
         ...
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: object) -> object:
         """Answer one call; exactly this is timed."""
         ...
 
@@ -67,16 +67,16 @@ def run_rounds(
     """Run whole rounds and return one block a finalist for each; frozen ones are left out.
 
     A block is ``prepare()``, one call that is not kept (three in the first block of a quick finalist), and then enough
-    samples for 5 ms, from 3 to 30; one alone where a call takes 20 ms. Once ``least`` rounds are done, no round is
-    begun that, going by the longest so far, would end after ``limit_s``; none but the first that would end after
-    ``longest_s``. ``announce`` hears each name before its turn, so that a crash or hang has a name. Whatever a finalist
-    raises passes through.
+    samples for 5 ms, from 3 to 30; only one if a call takes 20 ms. A round takes as long as the longest so far: after
+    ``least`` rounds, none begins that would end after ``limit_s``; and except the first, none that would end after
+    ``longest_s``. ``announce`` gets each name before its turn, so that a crash or hang has a name. An error of a
+    finalist passes through.
 
-    ``observers`` look around each round; one that they find invalid (a foreign process, a canary that drifts) is taken
-    again, up to :data:`RETAKES` times in all, and then kept with its flags: pairs stay pairs. So is, while that helps
-    and the limit leaves time, one in which others used the cores and a block has no undisturbed sample. ``meter`` takes
-    the figure of an objective other than latency after each block; ``samples`` is how many every block has where a tail
-    is compared, which grows with the block.
+    ``observers`` look around each round; an invalid one (a foreign process, a canary that drifts) is taken again, up to
+    :data:`RETAKES` times in all, and then kept with its flags: pairs stay pairs. A round in which others used the cores
+    and a block has no undisturbed sample is also taken again, while that helps and the limit leaves time. ``meter``
+    measures the figure of an objective other than latency after each block. ``samples`` is the size of every block if a
+    tail is compared, because a tail statistic grows with the size.
     """
     names = sorted(name for name in finalists if name not in frozen)
     if not names:
@@ -104,7 +104,7 @@ def run_rounds(
 
 
 class _Taker:
-    """Takes rounds, and takes those again that somebody else has disturbed, as long as retakes are left."""
+    """Takes rounds, and takes disturbed ones again, as long as retakes are left."""
 
     def __init__(
         self,
@@ -142,14 +142,14 @@ class _Taker:
 
 
 def _observed(take: Callable[[], dict[str, Block]], observers: Observers | None) -> tuple[dict[str, Block], bool]:
-    """Take a round between the observers' looks; returns it with what they saw, and whether it is valid."""
+    """Take a round between the observers' looks; returns it with their readings, and whether it is valid."""
     if observers is None:
         return take(), True
     observers.before()
     blocks = take()
     readings = observers.after()
-    seen = flags(readings)
-    blocks = {name: replace(block, readings=readings, flags=seen) for name, block in blocks.items()}
+    raised = flags(readings)
+    blocks = {name: replace(block, readings=readings, flags=raised) for name, block in blocks.items()}
     return blocks, not invalid(readings)
 
 
@@ -179,7 +179,7 @@ class _FinalistTurn:
         self._device_time: DeviceTime | None = None
 
     def block(self, *, first: int, position: int, shared: bool) -> Block:
-        """Prepare, warm up and take one block; inputs rotate on from set ``first``.
+        """Prepare, warm up and take one block; inputs rotate from set ``first``.
 
         ``shared`` says that others used the device in the round before.
         """
