@@ -8,6 +8,11 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 
+# Their assertions show the values that failed, as those of the test modules do.
+pytest.register_assert_rewrite(
+    *(f"autotune.testing.{part}_conformance" for part in ("store", "trial", "plan")),
+)
+
 
 OF_NOISE = ("measure", "programs", "test_finals.py", "test_study_undecided.py")
 """The tests that are about noise; the others run beside one another, and their studies would often be undecided."""

@@ -3,7 +3,6 @@
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -33,7 +32,7 @@ class StudyStore:
         serve_as: str,
         space_digest: str,
         seed: int,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         conditions: Conditions | None = None,
     ) -> StudyRow:
         """Return the study of this identity (:class:`autotune.records.identity.Identity`), and add it if it is new.
@@ -101,7 +100,7 @@ class StudyStore:
                 raise ValueError(f"the database has no device of class {device_class!r}")
             return Device.from_dict(row.record)
 
-    def describe(self, uid: str, settings: Mapping[str, Any]) -> None:
+    def describe(self, uid: str, settings: Mapping[str, object]) -> None:
         """Store the settings that a study is run with now."""
         with self._transactions.writing() as session:
             study_row(session, uid).settings = dict(settings)
@@ -113,7 +112,7 @@ class StudyStore:
         with self._transactions.writing(own=True) as session:
             study_row(session, uid).active_s += seconds
 
-    def finish(self, uid: str, timings: Mapping[str, Any]) -> None:
+    def finish(self, uid: str, timings: Mapping[str, object]) -> None:
         """Set a study to finished, with the split of its time."""
         with self._transactions.writing() as session:
             row = study_row(session, uid)

@@ -11,7 +11,9 @@ from typing import Any
 from autotune.errors import AutotuneError, WorkError
 from autotune.execute.channel import ChannelClosed
 from autotune.execute.executor import BUILD_TIMEOUT_S
-from autotune.execute.server import LINGER_S, Session, Span, WorkerServer
+from autotune.execute.server import WorkerServer
+from autotune.execute.session import LINGER_S, Session
+from autotune.execute.step_result import Span
 from autotune.kernel import MadeKernel
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.timing import Limits

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from autotune import registry
 from autotune.errors import AutotuneError
-from autotune.execute.server import Span
+from autotune.execute.step_result import Span
 from autotune.kernels.rates import DeviceRates
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial

@@ -69,8 +69,8 @@ class Rebuilder:
                 yield Rebuilt(
                     artifact=stored,
                     kernels=kernels,
-                    signal_error=(judged.value or {}).get("signal_error"),
-                    build_s=float((built.value or {})["build_s"]),
+                    signal_error=None if judged.value is None else judged.value.signal_error,
+                    build_s=built.answer.build_s,
                     failure=judged.failure,
                 )
         finally:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autotune import registry
+from autotune.execute.answers import BuildAnswer, MeasureAnswer
 from autotune.execute.executor import BUILD_TIMEOUT_S, EarlyLoad
-from autotune.execute.server import StepResult
+from autotune.execute.step_result import StepResult
 from autotune.kernel import KnownKernels
 from autotune.measure.block import latency_ms as screened_ms
 from autotune.records.configuration import Configuration
@@ -77,7 +78,7 @@ def _handed(trial: Trial, known: KnownKernels | None) -> Trial:
     return trial if known is None else dataclasses.replace(trial, kernels=known.digest)
 
 
-def _ran_out_of_budget(built: StepResult) -> bool:
+def _ran_out_of_budget(built: StepResult[BuildAnswer]) -> bool:
     """Whether a build was ended by the budget, before it had the time that any build is given."""
     failure = built.failure
     return failure is not None and failure.kind == "timeout" and (failure.figure or 0.0) < BUILD_TIMEOUT_S
@@ -238,7 +239,7 @@ class StudySearch:
             self.on.store.trials.hand_back([trial for trial in claimed if trial.uid not in ended])
         return finished
 
-    def _leave_out(self, trial: Trial, built: StepResult) -> None:
+    def _leave_out(self, trial: Trial, built: StepResult[BuildAnswer]) -> None:
         """Take back a trial that the budget ended: it has no result, and is tried if the study is given more."""
         self.on.store.trials.withdraw(trial)
         self._left_out.append(trial.configuration)
@@ -249,7 +250,7 @@ class StudySearch:
         )  # fmt: skip
 
     def _stored(
-        self, configuration: Configuration, built: StepResult, target: Path, held: contextlib.ExitStack
+        self, configuration: Configuration, built: StepResult[BuildAnswer], target: Path, held: contextlib.ExitStack
     ) -> "dict[Path, _Stored]":
         """Move what was built into the artifact store; on a GPU begin to load it, while others are still built."""
         digest: str | None = None
@@ -269,7 +270,7 @@ class StudySearch:
         request = self.on.request
         return self.on.executor.load_early(self.on.store.artifacts.open(digest), request.objective, request.seed)
 
-    def _measured(self, stored: "_Stored", digest: str, abandon_ms: float | None) -> StepResult:
+    def _measured(self, stored: "_Stored", digest: str, abandon_ms: float | None) -> StepResult[MeasureAnswer]:
         if stored.loading is not None:
             measured = stored.loading.measure(abandon_ms)
             self._seats.release()
@@ -280,28 +281,30 @@ class StudySearch:
         request, artifact = self.on.request, self.on.store.artifacts.open(digest)
         return self.on.executor.measure(artifact, request.objective, request.seed, abandon_ms=abandon_ms)
 
-    def _finish(self, trial: Trial, built: StepResult, stored: "_Stored | None") -> tuple[Trial, Measurement | None]:
+    def _finish(
+        self, trial: Trial, built: StepResult[BuildAnswer], stored: "_Stored | None"
+    ) -> tuple[Trial, Measurement | None]:
         if built.failure is not None or stored is None or stored.digest is None:
             return dataclasses.replace(trial, state="failed", failure=built.failure), None
         digest = stored.digest
-        build_s = float((built.value or {})["build_s"])
+        build_s = built.answer.build_s
         always = trial.configuration.digest in self._defaults
         measured = self._measured(stored, digest, None if always else self._pace.hopeless_ms(trial.configuration))
-        value = measured.value or {}
-        error = value.get("signal_error")
+        error = None if measured.value is None else measured.value.signal_error
         common: dict[str, Any] = {"build_s": build_s, "signal_error": error, "artifact": digest}
         if measured.failure is not None:
             common["artifact"] = None
             return dataclasses.replace(trial, state="failed", failure=measured.failure, **common), None
-        measurement = Measurement.from_dict(value["measurement"])
+        answer = measured.answer
+        measurement = answer.timed
         latency_ms = screened_ms(measurement)
-        state: TrialState = "pruned" if value["pruned"] else "complete"
-        scored = value["score"]
+        state: TrialState = "pruned" if answer.pruned else "complete"
+        scored = answer.score
         if self.on.request.objective.name == "memory":
             taken = self.on.executor.footprint(self.on.store.artifacts.open(digest))
             if taken.failure is not None:
                 return dataclasses.replace(trial, state="failed", failure=taken.failure, **common), measurement
-            scored = float((taken.value or {})["memory"]["peak_bytes"])
+            scored = float(taken.answer.memory.peak_bytes)
         if self.on.request.objective.name.startswith("latency"):
             self._pace.hear(trial.configuration, latency_ms)
         return dataclasses.replace(trial, state=state, latency_ms=latency_ms, score=scored, **common), measurement

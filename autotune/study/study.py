@@ -151,9 +151,9 @@ class Study:
         else:
             assert request.factory is not None  # the record refuses a request without either
             answer = self.executor.prepare(request.name, request.batch, request.factory, request.inputs, request.seed)
-            for note in answer["notes"]:
+            for note in answer.notes:
                 self._tell(f"{request.name}: {note}")
-            read = {"records": [answer["read"]]}
+            read = {"records": [answer.read]}
         objective, of_metrics = with_metric_code(request.objective, self.executor)
         objective.refuse_other_outputs([spec.name for spec in self.executor.workload().outputs])
         self.request = replace(request, objective=objective)
@@ -174,7 +174,7 @@ class Study:
         if looked.failure is not None:
             self.progress.event("message", text=f"{', '.join(looking)}: no look at the graph: {looked.failure}")
             return workload
-        found = (looked.value or {})["features"]
+        found = looked.answer.features
         return replace(workload, features=(*workload.features, *(f"{name}:{count}" for name, count in found.items())))
 
     def _begin(

@@ -2,7 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from autotune.database import leases
 from autotune.database.leases import LIMIT_S, Held, Lease, Owner
-from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.errors import StudyHeldError, StudyTakenOverError
-from tests.database.records import SAMPLES, TOOLCHAIN, begin, by_clock, complete, configuration, digest, plan
+from tests.database.records import TOOLCHAIN, begin, configuration, digest
 from tests.databases import Databases
 
 ELSEWHERE = Owner(host="elsewhere", place="another boot", pid=4711, started=1, token="theirs")
@@ -115,39 +114,6 @@ def test_an_owner_who_is_heard_of_is_not_replaced_however_long_it_was_watched(st
         store.leases.take(study.uid, mine(), store.leases.holder(study.uid))
 
 
-def test_a_stale_coordinator_can_write_nothing(store: Store, tmp_path: Path) -> None:
-    study = begin(store)
-    stale = store.under(store.leases.take(study.uid, ELSEWHERE))
-    claimed = stale.trials.claim(study.uid, configuration(), TOOLCHAIN.digest)
-    assert stale.trials.of_study(study.uid) == [claimed]
-    overtake(store, study)
-    built = tmp_path / "built"
-    built.mkdir()
-    (built / "model.so").write_bytes(b"x")
-    artifact = store.artifacts.add(built)
-    before = state(store, study)
-    writes: list[Callable[[], object]] = [
-        lambda: stale.trials.claim(study.uid, configuration(1), TOOLCHAIN.digest),
-        lambda: stale.trials.claim(study.uid, configuration(), TOOLCHAIN.digest),
-        lambda: stale.trials.finish(complete(claimed), {"screening": SAMPLES}),
-        lambda: stale.trials.add_measurement(claimed.uid, "finals", SAMPLES),
-        lambda: stale.trials.hand_back([claimed]),
-        lambda: stale.trials.withdraw(claimed),
-        lambda: stale.trials.keep_artifact(claimed.uid, artifact, kernels=""),
-        lambda: stale.trials.drop_unnamed(artifact),
-        lambda: stale.trials.drop_losers(study.uid, set()),
-        lambda: stale.plans.promote(plan()),
-        lambda: stale.studies.add_active_time(study.uid, 1.0),
-        lambda: stale.studies.describe(study.uid, {}),
-        lambda: stale.studies.finish(study.uid, {}),
-        lambda: stale.studies.reopen(study.uid),
-    ]
-    for write in writes:
-        with pytest.raises(StudyTakenOverError, match=r"held the study under number 1, now 2 is held by process \d+"):
-            write()
-    assert state(store, study) == before and store.artifacts.has(artifact)
-
-
 def test_a_lease_given_back_is_no_right_to_write(store: Store) -> None:
     study = begin(store)
     lease = store.leases.take(study.uid, mine())
@@ -158,22 +124,6 @@ def test_a_lease_given_back_is_no_right_to_write(store: Store) -> None:
     store.leases.release(lease)  # of a former lease: takes nothing from the one that is held
     assert store.leases.holder(study.uid) is not None
     store.under(again).trials.claim(study.uid, configuration(), TOOLCHAIN.digest)
-
-
-def overtake(store: Store, study: StudyRow) -> Lease:
-    """Take the lease from a silent owner."""
-    late = by_clock(store, lambda: datetime(2030, 1, 1, tzinfo=timezone.utc))
-    return late.leases.take(study.uid, mine(), late.leases.holder(study.uid))
-
-
-def state(store: Store, study: StudyRow) -> tuple[object, ...]:
-    trials = store.trials.of_study(study.uid)
-    return (
-        store.studies.get(study.uid),
-        trials,
-        [store.trials.measurements(trial.uid) for trial in trials],
-        store.plans.list(),
-    )
 
 
 # What two coordinators may do in any order: each acts as itself, and the clock goes any way.

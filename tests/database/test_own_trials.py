@@ -168,7 +168,7 @@ def test_two_that_finish_one_attempt_finish_it_once(store: Store) -> None:
 
         with ThreadPoolExecutor(2) as threads:
             told = sorted(threads.map(finish, (1.0, 2.0)))
-        assert told == ["", f"trial {level} is finished as complete and keeps what it came to"]
+        assert told == ["", f"trial {level} is finished as complete and keeps its result"]
         assert store.trials.measurements(claimed.uid) == [SAMPLES]
 
 

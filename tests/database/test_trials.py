@@ -11,7 +11,7 @@ from autotune.database.store import Store
 from autotune.database.trials import MOST_ATTEMPTS, QUARANTINE
 from autotune.records.device import Toolchain
 from autotune.records.trial import Trial
-from tests.database.records import TOOLCHAIN, begin, configuration, failed, tried, workload
+from tests.database.records import TOOLCHAIN, begin, configuration, failed, workload
 from tests.databases import Databases
 
 NEWER = Toolchain.of({"torch": "2.14.0"}).digest
@@ -78,14 +78,3 @@ def test_what_takes_a_worker_down_is_in_quarantine(store: Store, kind: str) -> N
     assert store.trials.quarantined_by(*where, TOOLCHAIN.digest, configuration(1)) is None
     assert store.trials.quarantined_by("other", where[1], TOOLCHAIN.digest, configuration()) is None
     assert store.trials.quarantined_by(where[0], "other", TOOLCHAIN.digest, configuration()) is None
-
-
-def test_a_configuration_that_has_run_since_is_free_and_hearsay_does_not_count(store: Store) -> None:
-    study, second, third = (begin(store, seed=seed) for seed in range(3))
-    where = (study.structure, study.device_class, TOOLCHAIN.digest, configuration())
-    store.trials.finish(replace(failed(claim(store, study)), reused=True))
-    assert store.trials.quarantined_by(*where) is None, "what was taken over from another study is no evidence"
-    store.trials.finish(failed(claim(store, second)))
-    assert store.trials.quarantined_by(*where) is not None
-    tried(store, third)
-    assert store.trials.quarantined_by(*where) is None

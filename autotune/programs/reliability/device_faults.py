@@ -100,7 +100,7 @@ STEPS: Mapping[str, Callable[[Mapping[str, Any], Channel], dict[str, object]]] =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFault:
-    """One fault: the kind it was reported as, the memory it left taken, and whether the next candidate computed right."""
+    """One fault: the kind it was reported as, the memory it left taken, and if the next candidate computed right."""
 
     name: str
     reported: str | None

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from autotune.execute.limits import most_processes
-from autotune.execute.server import StepResult, WorkerServer
+from autotune.execute.server import WorkerServer
 from autotune.programs.check_result import CheckResult
 from autotune.programs.reliability.campaign import Campaign
 from autotune.testing import misbehaviour
@@ -97,7 +97,7 @@ def let_loose(server: WorkerServer, folder: Path, name: str) -> Fault:
     folder.mkdir()
     timeout_s = TIMEOUT_S if KINDS[name][0] == "timeout" else PATIENCE_S
     begin = time.monotonic()
-    result: StepResult = server.run("misbehave", _request(folder, name), timeout_s=timeout_s)
+    result = server.run("misbehave", _request(folder, name), timeout_s=timeout_s)
     end = time.monotonic()
     processes = misbehaviour.started(folder)
     orphans = left_after(processes, GRACE_S)

@@ -14,17 +14,20 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from autotune import registry
 from autotune.backend import Availability, Runner, SourceModel
 from autotune.database.store import Store
 from autotune.errors import AutotuneError
-from autotune.execute.executor import Executor, Kernels
+from autotune.execute.answers import BuildAnswer, MeasureAnswer, PrepareAnswer
+from autotune.execute.executor import Built, Executor, Kernels
 from autotune.execute.finals import FinalsResult
 from autotune.execute.input_sets import HELD_OUT, TIMING
-from autotune.execute.server import StepResult, WorkerServer
+from autotune.execute.server import WorkerServer
+from autotune.execute.step_result import StepResult
 from autotune.measure.verdict import verdict_from_samples
+from autotune.model.inputs import InputSpec
 from autotune.model.source import EXAMPLE
 from autotune.progress import Progress
 from autotune.records.configuration import Configuration
@@ -38,6 +41,8 @@ from autotune.runtime import discovery
 from autotune.study.finals import StudyFinals
 from autotune.study.request import StudyOutcome, StudyRequest
 from autotune.study.study import Study, stoppable
+
+Answer = TypeVar("Answer")
 
 NAME = "simulated"
 WORK_S = 0.005
@@ -148,21 +153,21 @@ class SimulatedServer:
     def preload(self, modules: list[str]) -> None:
         """Import nothing."""
 
-    def step(self, stage: Stage, **line: Any) -> StepResult:
+    def step(self, stage: Stage, answer: Answer, **line: object) -> StepResult[Answer]:
         """Let a process do its work and write its line."""
         text = json.dumps(line) + "\n"
         with self._lock:
             if self.closed:
-                return self._ended(stage, 0)
+                return self._ended(stage, answer, 0)
             command = [sys.executable, "-I", "-S", "-c", WORKER, str(self._journal.path), text, str(WORK_S)]
             process = self._running = subprocess.Popen(command)
-        return self._ended(stage, process.wait())
+        return self._ended(stage, answer, process.wait())
 
     @staticmethod
-    def _ended(stage: Stage, code: int) -> StepResult:
+    def _ended(stage: Stage, answer: Answer, code: int) -> StepResult[Answer]:
         detail = f"the process was killed by signal {-code}"
         failure = Failure(stage=stage, kind="crash", detail=detail, figure=float(-code)) if code else None
-        return StepResult(value={}, failure=failure, spans=(), seconds=0.0)
+        return StepResult(value=answer, failure=failure, spans=(), seconds=0.0)
 
     def stop(self) -> None:
         """Kill the worker."""
@@ -179,12 +184,12 @@ class SimulatedExecutor(Executor):
         self._simulated, self._name = server, name
         return self
 
-    def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> dict[str, Any]:
+    def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[InputSpec], seed: int) -> PrepareAnswer:
         """Prepare no model; its folder holds the files from which a study's identity is read."""
         self.model.mkdir(parents=True, exist_ok=True)
         for file in (EXAMPLE, TIMING, HELD_OUT):
             (self.model / file).touch()
-        return {"read": {"packages": []}, "notes": [], "imported": []}
+        return PrepareAnswer(workload=self.workload(), imported=(), read={"packages": []}, notes=())
 
     def form(self) -> str:
         """Return the digest of a form that stands for every answer."""
@@ -206,15 +211,17 @@ class SimulatedExecutor(Executor):
         timeout_s: float | None = None,
         *,
         kernels: Kernels = lambda _: None,
-        then: Callable[[Configuration, StepResult, Path], None] = lambda *_: None,
-    ) -> list[tuple[StepResult, Path]]:
+        then: Callable[[Configuration, StepResult[BuildAnswer], Path], None] = lambda *_: None,
+    ) -> list[Built]:
         """Write an artifact that names its configuration."""
         built = []
         for configuration in configurations:
             target = Path(tempfile.mkdtemp(dir=self.folder, prefix="artifact-"))
             (target / "configuration.json").write_text(json.dumps(configuration.as_dict(), sort_keys=True))
-            result = self._simulated.step("build", what="built", study=self._name, configuration=configuration.digest)
-            result = _with_value(result, {"build_s": WORK_S, "kernels": ""})
+            result = self._simulated.step(
+                "build", BuildAnswer(build_s=WORK_S, kernels=""), what="built", study=self._name,
+                configuration=configuration.digest,
+            )  # fmt: skip
             then(configuration, result, target)
             built.append((result, target))
         return built
@@ -227,12 +234,14 @@ class SimulatedExecutor(Executor):
         *,
         abandon_ms: float | None = None,
         check_only: bool = False,
-    ) -> StepResult:
+    ) -> StepResult[MeasureAnswer]:
         """Answer with the latency of the configuration that the artifact names."""
         configuration = Configuration.from_dict(json.loads((artifact / "configuration.json").read_text()))
-        result = self._simulated.step("measure", what="measured", study=self._name, configuration=configuration.digest)
-        samples = Measurement(samples_ms=((latency_ms(configuration),) * 3,)).as_dict()
-        return _with_value(result, {"measurement": samples, "pruned": False, "score": None, "signal_error": 1e-6})
+        measurement = Measurement(samples_ms=((latency_ms(configuration),) * 3,))
+        return self._simulated.step(
+            "measure", MeasureAnswer(signal_error=1e-6, measurement=measurement), what="measured", study=self._name,
+            configuration=configuration.digest,
+        )  # fmt: skip
 
 
 class SimulatedFinals(StudyFinals):
@@ -340,7 +349,3 @@ def coordinate(part: Part) -> None:
     except AutotuneError as error:
         journal.write(what="error", study=part.study, kind=type(error).__name__, text=str(error))
         sys.exit(error.exit_code)
-
-
-def _with_value(result: StepResult, value: dict[str, Any]) -> StepResult:
-    return StepResult(value=value, failure=result.failure, spans=(), seconds=result.seconds)

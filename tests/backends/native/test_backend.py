@@ -20,7 +20,7 @@ from autotune.kernel import KnownKernel, KnownKernels
 from autotune.model import capture, source
 from autotune.runtime import discovery
 from autotune.search_spaces.native import native_space
-from tests.backends.conformance import build_artifact
+from autotune.testing.toy_models import build_artifact
 
 CPU = discovery.find("cpu")
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
