@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from autotune.execute.channel import Channel
 from autotune.execute.device_memory import LEFT_OVER_BYTES
@@ -75,7 +75,14 @@ def death(device: str) -> None:
 WAYS: Mapping[str, Callable[[str], None]] = {"assertion": assertion, "full": full, "hang": hang, "death": death}
 
 
-def _misbehave(request: Mapping[str, Any], channel: Channel) -> dict[str, object]:
+class FaultRequest(TypedDict):
+    """The torch name of the device, and the fault (of no meaning to the step that works)."""
+
+    device: str
+    fault: str
+
+
+def _misbehave(request: FaultRequest, channel: Channel) -> dict[str, object]:
     import torch
 
     torch.cuda.set_device(request["device"])
@@ -83,7 +90,7 @@ def _misbehave(request: Mapping[str, Any], channel: Channel) -> dict[str, object
     return {"ended": "well"}
 
 
-def _work(request: Mapping[str, Any], channel: Channel) -> dict[str, object]:
+def _work(request: FaultRequest, channel: Channel) -> dict[str, object]:
     """Multiply two matrices of small whole numbers, of which a GPU makes no other product than a CPU."""
     import torch
 
@@ -92,7 +99,7 @@ def _work(request: Mapping[str, Any], channel: Channel) -> dict[str, object]:
     return {"right": bool(torch.equal(product, left @ right))}
 
 
-STEPS: Mapping[str, Callable[[Mapping[str, Any], Channel], dict[str, object]]] = {
+STEPS: Mapping[str, Callable[[FaultRequest, Channel], dict[str, object]]] = {
     "misbehave": _misbehave,
     "work": _work,
 }
@@ -100,7 +107,7 @@ STEPS: Mapping[str, Callable[[Mapping[str, Any], Channel], dict[str, object]]] =
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFault:
-    """One fault: the kind it was reported as, the memory it left taken, and whether the next candidate computed right."""
+    """One fault: the kind it was reported as, the memory it left taken, and if the next candidate computed right."""
 
     name: str
     reported: str | None

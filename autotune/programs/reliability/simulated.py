@@ -27,6 +27,7 @@ from autotune.execute.input_sets import HELD_OUT, TIMING
 from autotune.execute.server import WorkerServer
 from autotune.execute.step_result import StepResult
 from autotune.measure.verdict import verdict_from_samples
+from autotune.model.inputs import InputSpec
 from autotune.model.source import EXAMPLE
 from autotune.progress import Progress
 from autotune.records.configuration import Configuration
@@ -152,7 +153,7 @@ class SimulatedServer:
     def preload(self, modules: list[str]) -> None:
         """Import nothing."""
 
-    def step(self, stage: Stage, answer: Answer, **line: Any) -> StepResult[Answer]:
+    def step(self, stage: Stage, answer: Answer, **line: object) -> StepResult[Answer]:
         """Let a process do its work and write its line."""
         text = json.dumps(line) + "\n"
         with self._lock:
@@ -183,7 +184,7 @@ class SimulatedExecutor(Executor):
         self._simulated, self._name = server, name
         return self
 
-    def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[Any], seed: int) -> PrepareAnswer:
+    def prepare(self, name: str, batch: int, factory: str, inputs: Sequence[InputSpec], seed: int) -> PrepareAnswer:
         """Prepare no model; its folder holds the files from which a study's identity is read."""
         self.model.mkdir(parents=True, exist_ok=True)
         for file in (EXAMPLE, TIMING, HELD_OUT):
