@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autotune.deploy.study_model import from_study
     from autotune.records.objective import Metric, Objective
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "load": "autotune.deploy.api",

@@ -28,8 +28,8 @@ between correct implementations, so below this line a limit of 2e-2 of the signa
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether a candidate passes, with every figure that was computed.
+class AccuracyResult:
+    """Return whether a candidate passes, with every figure that was computed.
 
     ``figures`` holds (output, signal error) of floating and (output, share of equal elements) of other outputs, in the
     order of the outputs; ``signal_error`` is the worst of the former, ``metrics`` the user's own. All are empty where
@@ -50,8 +50,8 @@ class Verdict:
 def signal_errors(outputs: "Answers", references: "Answers") -> tuple[float, ...]:
     """Return one figure an output: the signal error if it is floating, else the share of equal elements.
 
-    The signal error is ‖y − ref‖ / ‖ref − mean(ref)‖, mean over the inputs; it is NaN or infinite where an answer is,
-    or where the reference does not vary. Both arguments have one tuple of tensors an input, of matching shapes.
+    The signal error is ‖y − ref‖ / ‖ref − mean(ref)‖, mean over the inputs; it is NaN or infinite if an answer is,
+    or if the reference does not vary. Both arguments have one tuple of tensors an input, of matching shapes.
     """
     return tuple(
         _signal_error([answer[i] for answer in outputs], [reference[i] for reference in references])
@@ -137,7 +137,7 @@ def judge(
     names: Sequence[str],
     objective: Objective,
     metrics: Sequence[tuple[Metric, Callable[[Any, Any], Any]]] = (),
-) -> Verdict:
+) -> AccuracyResult:
     """Hold a candidate's answers against references that :func:`check_reference` let pass.
 
     Refused are, in this order: another number, shape or dtype of outputs; NaN or infinity; an output beyond its limit;
@@ -163,7 +163,9 @@ def judge(
         detail = "; ".join(sentence for _, _, sentence in sorted(excesses, key=lambda entry: -entry[0]))
         figure = max(excesses, key=lambda entry: entry[0])[1]
         failure = Failure(stage="check", kind="inaccurate", detail=detail, figure=figure)
-    return Verdict(accepted=failure is None, signal_error=worst, figures=figures, metrics=measured, failure=failure)
+    return AccuracyResult(
+        accepted=failure is None, signal_error=worst, figures=figures, metrics=measured, failure=failure
+    )
 
 
 def far_off(answers: "Answers", references: "Answers", names: Sequence[str], objective: Objective, slack: float) -> str:
@@ -198,12 +200,12 @@ def far_off(answers: "Answers", references: "Answers", names: Sequence[str], obj
     return "; ".join(found)
 
 
-def _refused(kind: FailureKind, detail: str) -> Verdict:
-    return Verdict(accepted=False, failure=Failure(stage="check", kind=kind, detail=detail))
+def _refused(kind: FailureKind, detail: str) -> AccuracyResult:
+    return AccuracyResult(accepted=False, failure=Failure(stage="check", kind=kind, detail=detail))
 
 
 def _mismatch(outputs: "Answers", references: "Answers", names: Sequence[str]) -> str:
-    """Say where number, shapes or dtypes of the answers are not the reference's; empty where all are."""
+    """Say where number, shapes or dtypes of the answers are not the reference's; empty if all are."""
     for number, (answer, reference) in enumerate(zip(outputs, references, strict=True), start=1):
         if len(answer) != len(reference):
             return f"input {number} is answered by {len(answer)} outputs, the reference has {len(reference)}"
@@ -238,7 +240,7 @@ def _measure(
     references: "Answers",
     names: Sequence[str],
 ) -> tuple[tuple[str, float], ...]:
-    """Call the user's metrics; RequestError where one does not return a number."""
+    """Call the user's metrics; RequestError if one does not return a number."""
     if not metrics:
         return ()
     named = [dict(zip(names, answer, strict=True)) for answer in outputs]

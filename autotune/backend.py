@@ -19,7 +19,7 @@ from autotune.errors import (
     SpaceError,
     WorkError,
 )
-from autotune.kernel import KernelMaker, KnownKernels
+from autotune.kernel import KernelProvider, KnownKernels
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -44,7 +44,7 @@ __all__ = [
     "FindsGraphFeatures",
     "GemmProblem",
     "KernelKind",
-    "KernelMaker",
+    "KernelProvider",
     "KnownKernels",
     "ModelError",
     "OffersBaseline",
@@ -235,7 +235,7 @@ class TunesKernels(Protocol):
     graph_invariants: tuple[str, ...]
 
     @property
-    def kernels(self) -> KernelMaker:
+    def kernels(self) -> KernelProvider:
         """The provider of its kernels."""
         ...
 

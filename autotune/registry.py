@@ -24,7 +24,7 @@ from autotune.backend import (
     TunesKernels,
 )
 from autotune.errors import RequestError
-from autotune.kernel import KernelMaker
+from autotune.kernel import KernelProvider
 from autotune.records.configuration import Configuration
 from autotune.renamed import under_new_names
 
@@ -138,13 +138,13 @@ def tuning_kernels() -> tuple[str, ...]:
 def kernel_tuner(name: str) -> TunesKernels:
     """Return the backend of this name; RequestError if it has no kernels to tune."""
     owner = backend(name)
-    if not isinstance(owner, TunesKernels) or not isinstance(owner.kernels, KernelMaker):
+    if not isinstance(owner, TunesKernels) or not isinstance(owner.kernels, KernelProvider):
         accepted = f"one of {', '.join(tuning_kernels())}"
         raise RequestError(f"the kernels of backend {name!r} cannot be tuned", expected=accepted)
     return owner
 
 
-def kernels(name: str) -> KernelMaker:
+def kernels(name: str) -> KernelProvider:
     """Return the provider of a backend's kernels; RequestError if it has no kernels to tune."""
     return kernel_tuner(name).kernels
 

@@ -43,7 +43,7 @@ Tile = Mapping[str, Scalar]
 
 
 def space(device: Device, problem: GemmProblem) -> SearchSpace:
-    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
+    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` if nothing is."""
     target = architecture(device)
     alignment = min(problem.alignment_a_bytes, problem.alignment_b_bytes)
     majors = (problem.a_major, problem.b_major)

@@ -65,7 +65,7 @@ class CutlassCandidate:
 def architecture(device: Device) -> str:
     """What kernels for a device are compiled for.
 
-    Raises :class:`~autotune.errors.SpaceError` where its tiles are not known.
+    Raises :class:`~autotune.errors.SpaceError` if its tiles are not known.
     """
     found = ARCHITECTURES.get(device.capability) if device.capability else None
     if found is None:
@@ -125,19 +125,19 @@ def candidates(device: Device, problem: GemmProblem, tile: Configuration) -> Ite
 
 
 def first_candidates(
-    device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
+    device: Device, problem: GemmProblem, *, sm_count: int, count: int
 ) -> tuple[CutlassCandidate, ...]:
-    """List where to begin: the fewest waves over the multiprocessors, then the largest tile; each tile_m×tile_n once.
+    """List where to begin: the fewest waves over the SMs, then the largest tile; each tile_m×tile_n once.
 
     Ties go to the earlier choice of each parameter, so the order is the same every time.
     """
-    if multiprocessors < 1 or count < 1:
-        raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
+    if sm_count < 1 or count < 1:
+        raise ValueError(f"sm_count and count must be at least 1, found {sm_count} and {count}")
     distinct: dict[tuple[int, int], tuple[tuple[int, int], Configuration]] = {}
     for tile in space(device, problem):
         rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
         along_m, along_n = blocks(problem, tile)
-        rank = (-(-along_m * along_n // multiprocessors), -rows * columns)
+        rank = (-(-along_m * along_n // sm_count), -rows * columns)
         if (rows, columns) not in distinct or rank < distinct[rows, columns][0]:
             distinct[rows, columns] = (rank, tile)
     ranked = sorted(distinct.values(), key=lambda pair: pair[0])

@@ -38,7 +38,7 @@ class CutlassLaunch:
 
 
 def clusters(problem: GemmProblem, tile: Configuration) -> tuple[int, int]:
-    """How many clusters cover D along m and along n."""
+    """The number of clusters cover D along m and along n."""
     return (
         -(-problem.m // (int(tile["tile_m"]) * int(tile.get("cluster_m", 1)))),
         -(-problem.n // (int(tile["tile_n"]) * int(tile.get("cluster_n", 1)))),
@@ -46,13 +46,13 @@ def clusters(problem: GemmProblem, tile: Configuration) -> tuple[int, int]:
 
 
 def blocks(problem: GemmProblem, tile: Configuration) -> tuple[int, int]:
-    """How many blocks are launched along m and along n: whole clusters."""
+    """The number of blocks are launched along m and along n: whole clusters."""
     along_m, along_n = clusters(problem, tile)
     return along_m * int(tile.get("cluster_m", 1)), along_n * int(tile.get("cluster_n", 1))
 
 
 def effective_swizzle(problem: GemmProblem, tile: Configuration, swizzle: int) -> int:
-    """The swizzle that CUTLASS really takes where it is asked for this one."""
+    """The swizzle that CUTLASS really takes if it is asked for this one."""
     shorter = min(blocks(problem, tile))
     return max(size for size, least in LEAST_BLOCKS.items() if size <= swizzle and shorter >= least)
 

@@ -39,7 +39,7 @@ def whole(tile: Tile, name: str) -> int:
 
 
 def stages(problem: GemmProblem, tile: Tile, shared_memory_bytes: int = SHARED_MEMORY_BYTES) -> int:
-    """How many tiles of A and B fit beside the epilogue; each has 16 bytes of barriers.
+    """The number of tiles of A and B fit beside the epilogue; each has 16 bytes of barriers.
 
     Compared with compiled kernels that have a bias, half-precision results and TMA; others are counted the same way.
     """
@@ -49,7 +49,7 @@ def stages(problem: GemmProblem, tile: Tile, shared_memory_bytes: int = SHARED_M
 
 
 def epilogue_bytes(problem: GemmProblem, tile: Tile) -> int:
-    """Shared memory of the epilogue: tiles of D, which take over those of the residual where there is one."""
+    """Shared memory of the epilogue: tiles of D, which take over those of the residual if there is one."""
     rows = 64 if tile["schedule"] == "pingpong" else 128
     columns = math.gcd(32, whole(tile, "tile_n"))
     count = max(whole(tile, "tile_m") // rows, 1) * (whole(tile, "tile_n") // columns)

@@ -43,9 +43,9 @@ def eager_space(device: Device, workload: Workload | None, *, has_factory: bool)
 
 
 def is_baseline(configuration: Configuration, *, has_factory: bool) -> bool:
-    """Whether it is the model as its user runs it today: fp32 under the framework's default flags, no knob turned.
+    """True if it is the model as its user runs it today: fp32 under the framework's default flags, no knob turned.
 
-    That is the user's own module where a factory can make it, else its captured graph.
+    That is the user's own module if a factory can make it, else its captured graph.
     """
     values = dict(configuration.values)
     untouched = "fp32" if "threads" in values else "default"

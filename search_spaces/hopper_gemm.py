@@ -20,7 +20,7 @@ NAME = "hopper_gemm"
 ARCHITECTURE = "sm_90a"
 
 SHARED_MEMORY_BYTES, RESERVED_BYTES = 228 * 1024, 1024
-"""Of a multiprocessor, and what the system keeps of it for each block."""
+"""Of an SM, and what the system keeps of it for each block."""
 
 ALIGNMENT_BYTES = 1024
 BARRIER_BYTES = 16
@@ -29,7 +29,7 @@ OPERAND_BYTES, SUM_BYTES = 2, 4
 OPERAND_ALIGNMENT_BYTES = 16
 
 REGISTERS, REGISTERS_BESIDE, MOST_REGISTERS = 65536, 40, 255
-"""Of a multiprocessor, and what a thread needs besides its accumulators: at most 31 in what nvcc 13.0 makes of them."""
+"""Of an SM, and what a thread needs besides its accumulators: at most 31 in what nvcc 13.0 makes of them."""
 
 MOST_ACCUMULATORS = 128
 ROWS_OF_INSTRUCTION, MOST_COLUMNS = 64, 256
@@ -46,7 +46,7 @@ Tile = Mapping[str, Scalar]
 
 
 def space(device: Device, problem: GemmProblem) -> SearchSpace:
-    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
+    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` if nothing is."""
     alignment = min(problem.alignment_a_bytes, problem.alignment_b_bytes)
     majors = (problem.a_major, problem.b_major)
     boxes = problem.window is None or in_boxes(problem.window)
@@ -71,13 +71,13 @@ GEMM = SplitGemm(name=NAME, space=space)
 
 
 def in_boxes(window: Window) -> bool:
-    """Whether copies of 64 columns bring a convolution's pixels: by their channels, or rows of its kernel at a time."""
+    """True if copies of 64 columns bring a convolution's pixels: by their channels, or rows of its kernel at a time."""
     whole_rows = window.padding[1] == 0 and window.dilation[1] == 1
     return window.channels * (window.kernel[1] if whole_rows else 1) % BOX_COLUMNS == 0
 
 
 def stages(tile: Tile) -> int:
-    """As many as fit where ``residents`` blocks share a multiprocessor."""
+    """As many as fit where ``residents`` blocks share an SM."""
     share = SHARED_MEMORY_BYTES // int(tile["residents"]) - RESERVED_BYTES - ALIGNMENT_BYTES
     bias = int(tile["tile_n"]) * SUM_BYTES
     return min(MOST_STAGES, (share - bias) // (_stage_bytes(tile) + BARRIER_BYTES))
@@ -154,9 +154,7 @@ def _rules(problem: GemmProblem) -> Iterator[Constraint]:
     yield Constraint(
         reason="no tile over the smallest has twice the size of its dimension", holds=tile_is_no_larger_than_needed
     )
-    yield Constraint(
-        reason="two stages, and the sums, must fit beside the other blocks of a multiprocessor", holds=stages_fit
-    )
+    yield Constraint(reason="two stages, and the sums, must fit beside the other blocks of an SM", holds=stages_fit)
     yield Constraint(reason="each block of a cluster fetches whole groups of 8 rows", holds=blocks_fetch_even_parts)
     yield Constraint(
         reason=f"a cluster has at most {MOST_BLOCKS} blocks, and none without a tile", holds=clusters_are_filled

@@ -35,19 +35,19 @@ class SplitBuild:
 
 
 def architecture(device: Device) -> str | None:
-    """What kernels for a device are compiled for, ``None`` where it is too old or too new."""
+    """What kernels for a device are compiled for, ``None`` if it is too old or too new."""
     return ARCHITECTURES.get(device.capability) if device.capability else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitGemm:
-    """One kind of them; ``space`` lists its tiles, or raises :class:`~autotune.errors.SpaceError` where it has none."""
+    """One kind of them; ``space`` lists its tiles, or raises :class:`~autotune.errors.SpaceError` if it has none."""
 
     name: str
     space: Callable[[Device, GemmProblem], SearchSpace]
 
     def build_of(self, device: Device, problem: GemmProblem, tile: Configuration) -> SplitBuild:
-        """The build that a tile needs; raises SpaceError where the device or the problem is not served."""
+        """The build that a tile needs; raises SpaceError if the device or the problem is not served."""
         self.space(device, problem)
         return SplitBuild(
             kind=self.name, architecture=str(architecture(device)), dtype=problem.dtype, output=problem.output,
@@ -69,22 +69,22 @@ class SplitGemm:
             yield Configuration.of(self.name, {**dict(tile.values), "splits": count})
 
     def first_candidates(
-        self, device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
+        self, device: Device, problem: GemmProblem, *, sm_count: int, count: int
     ) -> tuple[Configuration, ...]:
-        """List the tiles to begin with: many multiprocessors busy with as little waste, each tile_m×tile_n once.
+        """List the tiles to begin with: many SMs busy with as little waste, each tile_m×tile_n once.
 
         Ties go to the earlier choice of each parameter, so the order is the same every time.
         """
-        if multiprocessors < 1 or count < 1:
-            raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
+        if sm_count < 1 or count < 1:
+            raise ValueError(f"sm_count and count must be at least 1, found {sm_count} and {count}")
         best: dict[tuple[int, int], tuple[tuple[float, ...], Configuration]] = {}
         for tile in self.space(device, problem):
             rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
             blocks = -(-problem.m // rows) * -(-problem.n // columns)
             useful = problem.m * problem.n / (blocks * rows * columns)
             most = max(self.splits(device, problem, tile))
-            waves = -(-blocks // multiprocessors)
-            busy = min(1.0, blocks * most / multiprocessors) if waves == 1 else blocks / (waves * multiprocessors)
+            waves = -(-blocks // sm_count)
+            busy = min(1.0, blocks * most / sm_count) if waves == 1 else blocks / (waves * sm_count)
             rank = (-round(8 * busy * useful), float(waves), -float(rows * columns))
             if (rows, columns) not in best or rank < best[rows, columns][0]:
                 best[rows, columns] = (rank, tile)

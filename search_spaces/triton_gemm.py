@@ -56,7 +56,7 @@ def _point(values: Values) -> _Point:
 
 
 def check_problem(problem: GemmProblem) -> None:
-    """Raise :class:`~autotune.errors.SpaceError` where no kernel here computes a problem."""
+    """Raise :class:`~autotune.errors.SpaceError` if no kernel here computes a problem."""
     if problem.m > MOST_ROWS or problem.a_major != "k" or problem.b_major != "k" or problem.window is not None:
         rows = "rows read through a window" if problem.window else "rows"
         raise SpaceError(
@@ -67,7 +67,7 @@ def check_problem(problem: GemmProblem) -> None:
 
 
 def space(device: Device, problem: GemmProblem) -> SearchSpace:
-    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
+    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` if nothing is."""
     check_problem(problem)
     shared = SHARED_MEMORY_BYTES.get(device.capability) if device.capability else None
     if shared is None or (device.capability == (7, 5) and "bf16" in (problem.dtype, problem.output)):
@@ -79,22 +79,20 @@ def space(device: Device, problem: GemmProblem) -> SearchSpace:
     return SearchSpace(backend=NAME, parameters=PARAMETERS, constraints=_constraints(problem, shared))
 
 
-def first_candidates(
-    device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
-) -> tuple[Configuration, ...]:
-    """List where to begin: every multiprocessor busy, with few splits and much of B under way; each block once.
+def first_candidates(device: Device, problem: GemmProblem, *, sm_count: int, count: int) -> tuple[Configuration, ...]:
+    """List where to begin: every SM busy, with few splits and much of B under way; each block once.
 
     Ties go to the earlier choice of each parameter, so the order is the same every time.
     """
-    if multiprocessors < 1 or count < 1:
-        raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
+    if sm_count < 1 or count < 1:
+        raise ValueError(f"sm_count and count must be at least 1, found {sm_count} and {count}")
     best: dict[tuple[str, int, int], tuple[tuple[float, ...], Configuration]] = {}
     for candidate in space(device, problem):
         point = _point(dict(candidate.values))
         grid = -(-problem.n // point.block_n) * point.split_k
-        busy = grid / (-(-grid // multiprocessors) * multiprocessors)
+        busy = grid / (-(-grid // sm_count) * sm_count)
         under_way = point.block_n * point.block_k * BYTES[problem.dtype] * point.stages
-        # In eighths: a block more or less decides nothing. Bytes under way help until a multiprocessor's share of
+        # In eighths: a block more or less decides nothing. Bytes under way help until an SM's share of
         # bandwidth times latency, about 32 KB on the parts of SHARED_MEMORY_BYTES with the fastest memory.
         rank = (
             -round(8 * busy), float(problem.m <= MOST_GEMV_ROWS and point.form == "dot"), float(point.split_k),

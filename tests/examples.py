@@ -2,9 +2,10 @@
 
 from hypothesis import settings
 
-THOROUGH = "thorough"
+QUICK, THOROUGH = "quick", "thorough"
 
 
 def examples(thorough: int) -> int:
-    """Give half as many by default, and all of them with ``pytest --hypothesis-profile=thorough``."""
-    return thorough if settings.get_current_profile_name() == THOROUGH else (thorough + 1) // 2
+    """Give all with ``pytest --hypothesis-profile=thorough``, one in ten with ``--quick``, else half as many."""
+    profile = settings.get_current_profile_name()
+    return {THOROUGH: thorough, QUICK: (thorough + 9) // 10}.get(profile, (thorough + 1) // 2)

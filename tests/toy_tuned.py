@@ -20,6 +20,12 @@ BUILDS = "AUTOTUNE_TEST_BUILDS"
 PROBLEM = GemmProblem(m=3, n=16, k=32, dtype="fp32", output="fp32")
 """The one problem of every graph; toy kernels have no builds for it, so tuning times the library's call only."""
 
+UNFUSED = GemmProblem(m=1, n=16, k=32, dtype="fp32", output="fp32")
+"""One more problem of the graphs of configurations that say ``fused=False``; toy kernels have a build for it."""
+
+REFUSED = GemmProblem(m=3, n=16, k=32, dtype="fp32", output="fp32", bias=True, activation="relu")
+"""The one problem of the graphs of configurations that say ``fused="relu"``, for which there are no toy kernels."""
+
 FAST, SLOW = launch(build("none", 1)), launch(build("none", 2))
 DELAYS_S = {LIBRARY: 0.006, FAST: 0.001, SLOW: 0.06}
 """How long an artifact takes for a call by its best kernel; torch's take as long as the slowest."""
@@ -59,7 +65,8 @@ class ToyTuned:
         return SearchSpace(backend=self.name, parameters=parameters, defaults=(default,))
 
     def kernel_problems(self, model, configuration, device):
-        return {PROBLEM: 1}
+        fused = configuration.get("fused", True)
+        return {REFUSED: 1} if fused == "relu" else {PROBLEM: 3} if fused else {PROBLEM: 1, UNFUSED: 5}
 
     def build(self, model, configuration, device, folder):
         import torch

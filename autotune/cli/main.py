@@ -5,13 +5,15 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 
 import logging
 import sys
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
 
-from autotune import __version__, standard_streams
+from autotune import standard_streams
 from autotune.cli import bench, compare, db, doctor, explain, kernels, plan, reproduce, trials, tune
+from autotune.cli.version import version_text
 from autotune.errors import AutotuneError
 
 INTERRUPTED = 130
@@ -59,9 +61,9 @@ app.add_typer(db.app, name="db")
 app.command("doctor")(doctor.doctor)
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(__version__)
+def _version(requested: bool) -> None:
+    if requested:
+        typer.echo(version_text(Path(__file__).parents[2]))
         raise typer.Exit()
 
 
@@ -69,7 +71,10 @@ def _version(asked: bool) -> None:
 def options(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what the library logs.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version, and in a git checkout the commit."
+        ),
     ] = False,
 ) -> None:
     """Find, prove and remember the fastest way to run a model on a device."""

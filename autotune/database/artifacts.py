@@ -23,13 +23,14 @@ attaches to the process that loads is not: such a program needs no artifact to r
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import stat
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import IO
 
@@ -37,6 +38,8 @@ from autotune.database.files import hashed, holds, in_use, make_folder, may, nam
 from autotune.database.manifest import ArtifactFile, digest_of, is_digest, manifest_files, manifest_json
 from autotune.errors import ArtifactError
 from autotune.scratch import ScratchFolder
+
+_log = logging.getLogger(__name__)
 
 FOLDERS = ("blobs", "manifests", "folders", "temporary")
 _REBUILD = "autotune tune STUDY, which builds it again"
@@ -430,6 +433,13 @@ class ArtifactStore:
             shutil.rmtree(self.root / "folders" / digest, ignore_errors=True)
             for sha256 in gone - kept:
                 self.blob(sha256).unlink(missing_ok=True)
+
+    def discard(self, digests: Set[str]) -> None:
+        """Remove artifacts; call it in the transaction that read them as unneeded, so that no row comes to name one."""
+        for digest in sorted(digests):
+            self.remove(digest)
+        if digests:
+            _log.info("dropped %d artifacts", len(digests))
 
 
 @contextlib.contextmanager

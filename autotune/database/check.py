@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Select, Text, and_, inspect, literal, select, text, tuple_
+from sqlalchemy import ForeignKeyConstraint, Text, and_, inspect, literal, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
@@ -108,7 +108,7 @@ def collect_garbage(store: Store, now: float, *, dry_run: bool = False) -> Unnee
         named = _named(store).keys()
         with store.artifacts.reading(alone=True):
             return unneeded(store.artifacts, named, now - GRACE_S)
-    with store.writing() as session:  # nobody comes to need an artifact between the look and the deletion
+    with store.transactions.writing() as session:  # nobody comes to need an artifact between the look and the deletion
         return sweep(store.artifacts, _named_in(session).keys(), now - GRACE_S)
 
 
@@ -116,7 +116,7 @@ def collect_garbage(store: Store, now: float, *, dry_run: bool = False) -> Unnee
 
 
 def _named(store: Store) -> dict[str, list[str]]:
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         return _named_in(session)
 
 
@@ -136,7 +136,7 @@ def _named_in(session: Session) -> dict[str, list[str]]:
     return named
 
 
-def _artifact_in(record: str) -> Any:
+def _artifact_in(record: str) -> object:
     try:
         return json.loads(record).get("artifact")
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -190,7 +190,7 @@ def _why_unsound(path: Path) -> str:
 
 
 def _database(store: Store) -> Iterator[Finding]:
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         if session.get_bind().dialect.name != "sqlite":
             return
         try:
@@ -204,7 +204,7 @@ def _database(store: Store) -> Iterator[Finding]:
 
 def _rows(store: Store) -> Iterator[Finding]:
     for table in Base.__subclasses__():
-        with store.reading() as session:
+        with store.transactions.reading() as session:
             try:
                 yield from _unreadable(session, table)
             except DBAPIError as error:
@@ -231,7 +231,7 @@ def _unreadable(session: Session, table: type[Base]) -> Iterator[Finding]:
         session.expunge_all()
 
 
-def _one_unreadable(session: Session, table: type[Base], name: tuple[Any, ...]) -> Iterator[Finding]:
+def _one_unreadable(session: Session, table: type[Base], name: tuple[object, ...]) -> Iterator[Finding]:
     try:
         row = session.get(table, name)
         problem = "" if row is None else _problem(session, row)
@@ -241,7 +241,7 @@ def _one_unreadable(session: Session, table: type[Base], name: tuple[Any, ...]) 
         yield _row_finding(table, name, problem)
 
 
-def _row_finding(table: type[Base], name: tuple[Any, ...], problem: str) -> Finding:
+def _row_finding(table: type[Base], name: tuple[object, ...], problem: str) -> Finding:
     return Finding(
         kind="damaged",
         what=f"{table.__tablename__} row",
@@ -251,7 +251,7 @@ def _row_finding(table: type[Base], name: tuple[Any, ...], problem: str) -> Find
     )
 
 
-def _problem(session: Session, row: Any) -> str:
+def _problem(session: Session, row: Base) -> str:
     """Say why a row gives no record, or one that says something else than its columns; empty where it is sound."""
     reader = _READERS.get(type(row))
     try:
@@ -266,22 +266,22 @@ def _problem(session: Session, row: Any) -> str:
     return ""
 
 
-def _workload(_: Session, row: WorkloadTable) -> Mapping[str, Any]:
+def _workload(_: Session, row: WorkloadTable) -> Mapping[str, object]:
     record = Workload.from_dict(row.record)
     return {name: getattr(record, name) for name in ("structure", "weights", "name", "batch")}
 
 
-def _device(_: Session, row: DeviceTable) -> Mapping[str, Any]:
+def _device(_: Session, row: DeviceTable) -> Mapping[str, object]:
     return {"device_class": Device.from_dict(row.record).device_class}
 
 
-def _study(_: Session, row: StudyTable) -> Mapping[str, Any]:
+def _study(_: Session, row: StudyTable) -> Mapping[str, object]:
     parse_instant(row.created)
     study = study_record(row)
     return study_keys(study.identity)
 
 
-def _trial(_: Session, row: TrialTable) -> Mapping[str, Any]:
+def _trial(_: Session, row: TrialTable) -> Mapping[str, object]:
     parse_instant(row.created)
     record = trial_record(row)
     values = trial_values(record)
@@ -290,22 +290,22 @@ def _trial(_: Session, row: TrialTable) -> Mapping[str, Any]:
     return {**values, "configuration_digest": configuration.digest, "backend": configuration.backend}
 
 
-def _measurement(_: Session, row: MeasurementTable) -> Mapping[str, Any]:
+def _measurement(_: Session, row: MeasurementTable) -> Mapping[str, object]:
     parse_instant(row.created)
     return {"uid": measurement_uid(row.trial, row.role, Measurement.from_dict(row.record))}
 
 
-def _kernel_trial(_: Session, row: KernelTrialTable) -> Mapping[str, Any]:
+def _kernel_trial(_: Session, row: KernelTrialTable) -> Mapping[str, object]:
     parse_instant(row.created)
     values = kernel_values(kernel_record(row.record))
     return {name: value for name, value in values.items() if name != "record"}
 
 
-def _plan(_: Session, row: PlanTable) -> Mapping[str, Any]:
+def _plan(_: Session, row: PlanTable) -> Mapping[str, object]:
     return plan_values(plan_of(row))
 
 
-_READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, Any]]] = {
+_READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, object]]] = {
     WorkloadTable: _workload,
     DeviceTable: _device,
     StudyTable: _study,
@@ -318,19 +318,19 @@ _READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, Any]]] = {
 
 def _dangling(store: Store) -> Iterator[Finding]:
     """Rows that refer to a row that is not there, as a database without foreign keys lets them."""
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         for table in Base.__subclasses__():
             for constraint in sorted(inspect(table).local_table.foreign_key_constraints, key=lambda c: str(c.name)):  # type: ignore[attr-defined]
                 yield from _lost(session, table, constraint)
 
 
-def _lost(session: Session, table: type[Base], constraint: Any) -> Iterator[Finding]:
+def _lost(session: Session, table: type[Base], constraint: ForeignKeyConstraint) -> Iterator[Finding]:
     keys = inspect(table).primary_key
     target = next(each for each in Base.__subclasses__() if each.__table__ is constraint.referred_table)
     other = aliased(target)
     pairs = [(table.__table__.c[e.parent.name], getattr(other, e.column.name)) for e in constraint.elements]
     there = select(literal(1)).where(and_(*(theirs == mine for mine, theirs in pairs))).correlate(table.__table__)
-    query: Select[Any] = select(*keys, *(mine for mine, _ in pairs)).where(~there.exists())
+    query = select(*keys, *(mine for mine, _ in pairs)).where(~there.exists())
     for row in session.execute(query):
         wanted = "/".join(map(str, row[len(keys) :]))
         yield Finding(

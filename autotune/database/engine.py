@@ -19,11 +19,12 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qsl
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Dialect, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from autotune import environment
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
@@ -239,12 +240,12 @@ def _reading_only(file: Path) -> Engine:
     return engine
 
 
-def _prepare_read_only(connection: Any, _record: object) -> None:
+def _prepare_read_only(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None
     connection.execute("PRAGMA query_only = ON")  # a copy in a temporary folder could be written
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # the driver begins no transaction of its own: _begin_sqlite does
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA synchronous = FULL")
@@ -268,11 +269,13 @@ def _begin_postgresql(connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT {lock}({ADVISORY_LOCK})")
 
 
-def _note_return(_driver: object, record: Any) -> None:
+def _note_return(_driver: object, record: ConnectionPoolEntry) -> None:
     record.info[_RETURNED] = time.monotonic()
 
 
-def _ping_where_in_doubt(dialect: Any, driver: Any, record: Any, _proxy: object) -> None:
+def _ping_where_in_doubt(
+    dialect: Dialect, driver: DBAPIConnection, record: ConnectionPoolEntry, _proxy: object
+) -> None:
     """Ask a pooled connection for a sign of life after a pause, or where the server has said something: a farewell.
 
     Before each use it would cost a round trip, and a write is one. Where there is no sign, the pool connects again.
@@ -299,7 +302,7 @@ def for_reading(engine: Engine, *, once: bool = False) -> Engine:
 
 def for_writing(engine: Engine, *, own: bool = False) -> Engine:
     """Give an engine whose transactions write; ``own`` as in :data:`OWN`."""
-    options: dict[str, Any] = {WRITE: OWN if own else True}
+    options: dict[str, object] = {WRITE: OWN if own else True}
     if engine.dialect.name != "sqlite":
         options["isolation_level"] = "READ COMMITTED"
     return engine.execution_options(**options)
@@ -311,7 +314,7 @@ def has_returning(engine: Engine) -> bool:
 
 
 @contextmanager
-def driver_writing(engine: Engine) -> Iterator[Callable[[str, Mapping[str, Any]], Any]]:
+def driver_writing(engine: Engine) -> Iterator[Callable[[str, Mapping[str, object]], DBAPICursor]]:
     """Give the driver's ``execute`` for a write: on PostgreSQL each statement is a transaction and takes its own locks.
 
     On SQLite the transaction begins with the first statement, so that nobody waits while its values are made. Raises
@@ -320,20 +323,21 @@ def driver_writing(engine: Engine) -> Iterator[Callable[[str, Mapping[str, Any]]
     dialect = engine.dialect
     refusals = dialect.loaded_dbapi.Error
     with closing(engine.raw_connection()) as connection:
-        driver: Any = connection.driver_connection
-        cursor = driver.cursor()
+        cursor = connection.cursor()
+        begun = False
 
-        def execute(statement: str, values: Mapping[str, Any]) -> Any:
-            if not driver.in_transaction:
+        def execute(statement: str, values: Mapping[str, object]) -> DBAPICursor:
+            nonlocal begun
+            if not begun and dialect.name == "sqlite":
                 cursor.execute("BEGIN IMMEDIATE")
-            return cursor.execute(statement, values)
+                begun = True
+            cursor.execute(statement, values)
+            return cursor
 
         try:
-            if dialect.name == "sqlite":
-                yield execute
-                driver.commit()
-            else:
-                yield cursor.execute
+            yield execute
+            if begun:
+                connection.commit()
         except refusals as error:
             raise DBAPIError.instance("", None, error, refusals, hide_parameters=True, dialect=dialect) from error
 

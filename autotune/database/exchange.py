@@ -120,7 +120,7 @@ def _member(digest: str, file: ArtifactFile) -> str:
 
 
 def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         studies = session.scalars(select(StudyTable).where(StudyTable.name.in_(names)).order_by(StudyTable.uid)).all()
         unknown = sorted(set(names) - {study.name for study in studies})
         kernels = tuple(_kernel_trials(session, {study.device_class for study in studies} if names else None))
@@ -191,7 +191,7 @@ def merge_file(store: Store, path: Path) -> Counts:
     try:
         with contextlib.ExitStack() as held:
             parcel, before = _taken_in(store, path, added, held)
-            with store.writing() as session, _readable(store):
+            with store.transactions.writing() as session, _readable(store):
                 counts = put(session, store, parcel)
     finally:
         _discard_unneeded(store, added)  # all of them after a failure, else those of plans older than what is here
@@ -282,5 +282,5 @@ def _store_artifacts(
 
 def _discard_unneeded(store: Store, digests: Sequence[str]) -> None:
     """Drop what no row names; where that fails it is left to ``autotune db gc``."""
-    with contextlib.suppress(DatabaseError, ArtifactError), store.writing() as session:
-        store.discard(trials.unneeded(session, set(digests)))
+    with contextlib.suppress(DatabaseError, ArtifactError), store.transactions.writing() as session:
+        store.artifacts.discard(trials.unneeded(session, set(digests)))

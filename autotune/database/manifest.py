@@ -5,12 +5,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def is_digest(text: object) -> bool:
+def is_digest(text: object) -> TypeGuard[str]:
     """Whether a value is a SHA-256 in lower-case hexadecimal."""
     return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
@@ -35,7 +35,7 @@ class ArtifactFile:
         if not is_digest(self.sha256):
             raise ValueError(f"{self.name}: expected a SHA-256 in hexadecimal, found {self.sha256!r}")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {"name": self.name, "size_bytes": self.size_bytes, "sha256": self.sha256}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -37,7 +37,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0, lt=1e300)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e300)]
-Json = dict[str, Any]
+Json = dict[str, object]
 
 
 class _Entry(BaseModel):
@@ -231,14 +231,14 @@ def to_json(parcel: Parcel) -> bytes:
     ).encode()
 
 
-def _study_data(study: StudyRow) -> dict[str, Any]:
+def _study_data(study: StudyRow) -> Json:
     data = {name: getattr(study, name) for name in StudyEntry.model_fields}
     data["objective"] = objective_content(study.objective)
     data["conditions"] = study.conditions.as_dict() if study.conditions is not None else {}
     return data
 
 
-def _trial_data(each: TravellingTrial) -> dict[str, Any]:
+def _trial_data(each: TravellingTrial) -> Json:
     own = {"study": each.study, "created": each.created, "finished": each.finished}
     data = own | {name: getattr(each.trial, name) for name in TrialEntry.model_fields if name not in own}
     data["configuration"] = each.trial.configuration.as_dict()

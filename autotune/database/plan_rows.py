@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 from autotune.errors import DatabaseError, DeviceError
 from autotune.records.device import slug
@@ -15,7 +14,7 @@ REVISIONS = ("0001", "0002", "0003")
 VERSION_TABLE = "autotune_version"
 
 
-class StoredJson(Mapping[str, Any]):
+class StoredJson(Mapping[str, object]):
     """A mapping that is parsed when it is first looked into: a plan's evidence is large, and a look-up skips it."""
 
     __slots__ = ("_parsed", "_text", "_uid")
@@ -23,15 +22,15 @@ class StoredJson(Mapping[str, Any]):
     def __init__(self, text: str, uid: str) -> None:
         self._text = text
         self._uid = uid
-        self._parsed: dict[str, Any] | None = None
+        self._parsed: dict[str, object] | None = None
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self) -> dict[str, object]:
         if self._parsed is None:
             with readable(self._uid):
                 self._parsed = dict(json.loads(self._text))
         return self._parsed
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> object:
         return self._content()[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -44,7 +43,7 @@ class StoredJson(Mapping[str, Any]):
         return repr(self._content())
 
 
-def plan_record(uid: str, record: Mapping[str, Any] | str, evidence: str) -> Plan:
+def plan_record(uid: str, record: Mapping[str, object] | str, evidence: str) -> Plan:
     """Give the plan of a row's two JSON columns; raises DatabaseError where they hold none."""
     with readable(uid):
         data = json.loads(record) if isinstance(record, str) else record

@@ -24,21 +24,25 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from autotune.records.canonical import canonical
+from autotune.records.configuration import Scalar
 
 POSITIVE = "{0} > 0 AND {0} < 1e300"  # also refuses infinity, and on PostgreSQL NaN; SQLite turns NaN into NULL
 
 
-class CanonicalJson(TypeDecorator[Any]):
+JsonObject = dict[str, object]
+
+
+class CanonicalJson(TypeDecorator[JsonObject]):
     """JSON kept as canonical text, so that equal values are equal text in every database."""
 
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+    def process_bind_param(self, value: JsonObject | None, dialect: Dialect) -> str | None:
         """To the database."""
         return None if value is None else canonical(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+    def process_result_value(self, value: str | None, dialect: Dialect) -> JsonObject | None:
         """From the database."""
         return None if value is None else json.loads(value)
 
@@ -72,7 +76,7 @@ class WorkloadTable(Base):
     weights: Mapped[str] = mapped_column(Digest, primary_key=True)
     name: Mapped[str] = mapped_column(Text)
     batch: Mapped[int]
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
 class DeviceTable(Base):
@@ -81,7 +85,7 @@ class DeviceTable(Base):
     __tablename__ = "device"
 
     device_class: Mapped[str] = mapped_column(Text, primary_key=True)
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
 class StudyTable(Base):
@@ -106,16 +110,16 @@ class StudyTable(Base):
     structure: Mapped[str] = mapped_column(Digest)
     weights: Mapped[str] = mapped_column(Digest)
     device_class: Mapped[str] = mapped_column(ForeignKey("device.device_class"))
-    objective: Mapped[Any] = mapped_column(CanonicalJson)
+    objective: Mapped[JsonObject] = mapped_column(CanonicalJson)
     serve_as: Mapped[str] = mapped_column(Text)
     space_digest: Mapped[str] = mapped_column(Text)
     seed: Mapped[int] = mapped_column(BigInteger)
-    settings: Mapped[Any] = mapped_column(CanonicalJson)
+    settings: Mapped[JsonObject] = mapped_column(CanonicalJson)
     state: Mapped[str] = mapped_column(Text)
     active_s: Mapped[float]
-    timings: Mapped[Any] = mapped_column(CanonicalJson)
+    timings: Mapped[JsonObject] = mapped_column(CanonicalJson)
     created: Mapped[str] = mapped_column(Instant)
-    conditions: Mapped[Any] = mapped_column(CanonicalJson, server_default="{}")
+    conditions: Mapped[JsonObject] = mapped_column(CanonicalJson, server_default="{}")
     reuse: Mapped[str | None] = mapped_column(Digest)
 
 
@@ -170,7 +174,7 @@ class TrialTable(Base):
     attempt: Mapped[int]
     handed_back: Mapped[int]
     backend: Mapped[str] = mapped_column(Text)
-    configuration: Mapped[Any] = mapped_column(CanonicalJson)
+    configuration: Mapped[dict[str, Scalar]] = mapped_column(CanonicalJson)
     configuration_digest: Mapped[str] = mapped_column(Digest)
     structure: Mapped[str] = mapped_column(Digest)
     weights: Mapped[str] = mapped_column(Digest)
@@ -182,7 +186,7 @@ class TrialTable(Base):
     signal_error: Mapped[float | None]
     build_s: Mapped[float | None]
     artifact: Mapped[str | None] = mapped_column(Digest)
-    failure: Mapped[Any | None] = mapped_column(CanonicalJson)
+    failure: Mapped[JsonObject | None] = mapped_column(CanonicalJson)
     reused: Mapped[bool]
     tried_here: Mapped[bool | None]
     created: Mapped[str] = mapped_column(Instant)
@@ -200,7 +204,7 @@ class MeasurementTable(Base):
     trial: Mapped[str] = mapped_column(ForeignKey("trial.uid"), index=True)
     role: Mapped[str] = mapped_column(Text)
     created: Mapped[str] = mapped_column(Instant)
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
 class KernelTrialTable(Base):
@@ -231,7 +235,7 @@ class KernelTrialTable(Base):
     median_us: Mapped[float | None]
     tried_here: Mapped[bool | None]
     created: Mapped[str] = mapped_column(Instant)
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
 class PlanTable(Base):
@@ -254,13 +258,13 @@ class PlanTable(Base):
     weights: Mapped[str] = mapped_column(Digest)
     device_class: Mapped[str] = mapped_column(Text)
     objective_name: Mapped[str] = mapped_column(Text)
-    objective: Mapped[Any] = mapped_column(CanonicalJson)
+    objective: Mapped[JsonObject] = mapped_column(CanonicalJson)
     objective_digest: Mapped[str] = mapped_column(Digest)
     serve_as: Mapped[str] = mapped_column(Text)
     toolchain: Mapped[str] = mapped_column(Digest)
     artifact: Mapped[str | None] = mapped_column(Digest)
     latency_ms: Mapped[float]
     created: Mapped[str] = mapped_column(Instant)
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
     evidence: Mapped[str] = mapped_column(Text)
     form: Mapped[str] = mapped_column(Text, server_default="")

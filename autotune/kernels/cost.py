@@ -1,8 +1,8 @@
-"""How long a tile takes on a problem, from first principles: where a search over tiles begins.
+"""How long a tile takes on a problem, from first principles: if a search over tiles begins.
 
 The time of a GEMM is a fixed part (launch, first bytes, last bytes) and the longest of four that overlap: what one
-multiprocessor does for its share of the tiles, what all tensor cores sustain together, what memory moves, and what the
-L2 cache hands out. A multiprocessor's part counts whole tiles, so a last wave that is half empty costs a full one. One
+SM does for its share of the tiles, what all tensor cores sustain together, what memory moves, and what the
+L2 cache hands out. An SM's part counts whole tiles, so a last wave that is half empty costs a full one. One
 step along k takes the longest of the tensor cores, the copies into shared memory, and the latency of a copy that its
 stages do not hide. The epilogue comes on top, and pingpong hides a part.
 
@@ -35,7 +35,7 @@ class Constants:
     ``piece_clocks`` is what a row's piece takes to be copied, ``instruction_clocks`` what one tensor-core instruction
     (64 rows, 16 along k) takes besides its columns, ``barrier_clocks`` waiting for a stage and handing it back, once a
     step along k, ``store_clocks`` scaling, converting and storing one result. ``cache_share`` is what the L2 cache
-    hands out when all multiprocessors ask, as a share of what they could take in, where it holds both operands.
+    hands out when all SMs ask, as a share of what they could take in, where it holds both operands.
     """
 
     fixed_s: float = 2.63e-6
@@ -63,15 +63,15 @@ LEAN = Constants(
     store_clocks=32.0,
     cache_share=1.28,
 )
-"""Of kernels whose blocks compute one tile and end, where a piece is one that a block fetches itself."""
+"""Of kernels whose blocks compute one tile and end, if a piece is one that a block fetches itself."""
 
 FIXED_S = TILED.fixed_s
 
 INTAKE_BYTES_PER_CLOCK = 64
-"""What one multiprocessor takes in from the L2 cache."""
+"""What one SM takes in from the L2 cache."""
 
 SHARED_BYTES_PER_CLOCK = 128
-"""What the shared memory of a multiprocessor takes in or gives out."""
+"""What the shared memory of an SM takes in or gives out."""
 
 SPILLED = 0.67
 """Share of what the L2 cache hands out that is left where the operands go through it."""
@@ -84,13 +84,13 @@ ODD_COLUMNS, ODD_STORES = 2.5, 1.5
 results leave in stripes of 16."""
 
 CLUSTER_FILL: Mapping[int, float] = {3: 0.95, 4: 0.9, 6: 0.9, 8: 0.84}
-"""Share of the multiprocessors that clusters of so many blocks find room on: groups of them are uneven."""
+"""Share of the SMs that clusters of so many blocks find room on: groups of them are uneven."""
 
-MOST_RESIDENTS, REGISTER_BYTES, SUM_BYTES = 8, 262144, 8
-"""Blocks of such kernels that share a multiprocessor at most, its registers, and what a result takes of them."""
+MOST_CTAS_PER_SM, REGISTER_BYTES, SUM_BYTES = 8, 262144, 8
+"""Blocks of such kernels that share an SM at most, its registers, and what a result takes of them."""
 
 SCHEDULERS = 4
-"""Warps of a multiprocessor that compute at once."""
+"""Warps of an SM that compute at once."""
 
 SPREAD_S = 0.63e-6
 """What a scheduler costs that can share k out, in any launch."""
@@ -103,14 +103,14 @@ EXPOSED = 0.25
 """Share of an epilogue that pingpong does not hide behind the other group's steps: both want the same issue slots."""
 
 LARGE_CLUSTER, LARGE_CLUSTERS_FILL = 8, 0.91
-"""Blocks of a cluster from which on groups of multiprocessors are left with a rest, and what share of all is used."""
+"""Blocks of a cluster from which on groups of SMs are left with a rest, and what share of all is used."""
 
 SHARPNESS = 3.1
 """Exponent of the norm that joins what overlaps: the longest, and a part of the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
+class CostEstimate:
     """A time, and the parts of it that a correction may depend on."""
 
     us: float
@@ -122,7 +122,7 @@ class _Tile:
     """The numbers of a configuration that decide its time.
 
     ``scheduled`` kernels can share k out, ``spread`` ones do; ``older_share`` is ``None`` with the newest instructions.
-    ``lean`` ones compute one tile a block, and ``residents`` of them are made to share a multiprocessor; ``swapped``
+    ``lean`` ones compute one tile a block, and ``residents`` of them are made to share an SM; ``swapped``
     ones take the columns of a tile for the rows of their instructions.
     """
 
@@ -139,7 +139,7 @@ class _Tile:
     warps: int
     older_share: float | None
     lean: bool
-    residents: int
+    ctas_per_sm: int
     swapped: bool
 
     @property
@@ -149,7 +149,7 @@ class _Tile:
 
     @property
     def odd(self) -> bool:
-        """Whether the columns come in no whole stripes of 32, in which CUTLASS's newest kernels store."""
+        """True if the columns come in no whole stripes of 32, in which CUTLASS's newest kernels store."""
         return self.older_share is None and not self.lean and self.n > 16 and self.n % 32 != 0
 
 
@@ -161,7 +161,7 @@ class KernelCost:
         self._width = BYTES[problem.dtype]
         self._us: dict[_Tile, float] = {}
 
-    def estimate(self, candidate: Configuration) -> Estimate | None:
+    def estimate(self, candidate: Configuration) -> CostEstimate | None:
         """Tell how long a candidate takes, a build as it is launched plainly; ``None`` for one that has no tile."""
         tile = self._tile(candidate.backend, dict(candidate.values))
         return None if tile is None else self._estimate(tile)
@@ -175,13 +175,13 @@ class KernelCost:
             self._us[tile] = self._estimate(tile).us
         return self._us[tile]
 
-    def _estimate(self, tile: _Tile) -> Estimate:
+    def _estimate(self, tile: _Tile) -> CostEstimate:
         rates, problem = self._rates, self._problem
         along_m = -(-problem.m // (tile.m * tile.cluster_m)) * tile.cluster_m
         along_n = -(-problem.n // (tile.n * tile.cluster_n)) * tile.cluster_n
         blocks, steps = along_m * along_n, -(-problem.k // tile.k)
         units = blocks * tile.splits
-        together = min(self._residents(tile), -(-units // rates.multiprocessors))
+        together = min(self._ctas_per_sm(tile), -(-units // rates.sm_count))
         step_s, tensor_s = self._step_s(tile, together)
         epilogue_s = self._epilogue_s(tile) * together
         shared_out = self._shared_out_s(tile, blocks, steps, step_s, epilogue_s, together)
@@ -190,10 +190,10 @@ class KernelCost:
         sustained_s = 2 * blocks * tile.m * tile.n * problem.k / ((tile.older_share or 1.0) * rates.flops_per_s)
         busy_s = sum(part**SHARPNESS for part in (shared_out, sustained_s, cache_s, memory_s)) ** (1 / SHARPNESS)
         total_s = tile.constants.fixed_s + busy_s + SPREAD_S * tile.scheduled
-        return Estimate(
+        return CostEstimate(
             us=1e6 * total_s,
             parts={
-                "filled": units / (-(-units // rates.multiprocessors) * rates.multiprocessors),
+                "filled": units / (-(-units // rates.sm_count) * rates.sm_count),
                 "useful": problem.m * problem.n / (blocks * tile.m * tile.n),
                 "tensor": tensor_s / step_s,
                 "cache": cache_s / total_s,
@@ -210,7 +210,7 @@ class KernelCost:
             return None
         m = int(given("tile_m", given("block_m", 0))) or max(16, min(64, 1 << (self._problem.m - 1).bit_length()))
         step_bytes = (m + n) * k * self._width
-        residents = int(given("residents", 1))
+        ctas_per_sm = int(given("residents", 1))
         decomposition = given("decomposition", "heuristic")
         splits = max(1, int(given("splits", given("split_k", 1))))
         scheduled = given("scheduler") == "stream_k"
@@ -225,24 +225,24 @@ class KernelCost:
             spread=scheduled and splits == 1 and decomposition not in ("data_parallel", "split_k"),
             scheduled=scheduled,
             splits=splits,
-            stages=max(1, int(given("stages", 0)) or int(0.85 * self._rates.shared_bytes / residents) // step_bytes),
+            stages=max(1, int(given("stages", 0)) or int(0.85 * self._rates.shared_bytes / ctas_per_sm) // step_bytes),
             warps=int(given("warps", 0)) or int(given("warps_m", 2)) * int(given("warps_n", 2)),
             older_share=traits.tensor_rate_share,
             lean=traits.one_tile_per_block,
-            residents=residents,
+            ctas_per_sm=ctas_per_sm,
             swapped=bool(given("swapped", False)),
         )
 
-    def _residents(self, tile: _Tile) -> int:
-        """How many blocks share a multiprocessor: as many as they are made for, or as fit."""
+    def _ctas_per_sm(self, tile: _Tile) -> int:
+        """The number of blocks share an SM: as many as they are made for, or as fit."""
         if tile.older_share is None:
-            return tile.residents
+            return tile.ctas_per_sm
         held = tile.stages * (tile.m + tile.n) * tile.k * self._width
         registers = tile.m * tile.n * SUM_BYTES
-        return max(1, min(self._rates.shared_bytes // held, REGISTER_BYTES // registers, MOST_RESIDENTS))
+        return max(1, min(self._rates.shared_bytes // held, REGISTER_BYTES // registers, MOST_CTAS_PER_SM))
 
     def _step_s(self, tile: _Tile, together: int) -> tuple[float, float]:
-        """Seconds of one step along k of the blocks of a multiprocessor, and what the tensor cores take of them."""
+        """Seconds of one step along k of the blocks of an SM, and what the tensor cores take of them."""
         rates, problem = self._rates, self._problem
         tensor = together * 2 * tile.m * tile.n * tile.k / rates.flops_per_clock
         latency = tile.constants.copy_latency_s * rates.clock_hz
@@ -282,12 +282,12 @@ class KernelCost:
     def _shared_out_s(
         self, tile: _Tile, blocks: int, steps: int, step_s: float, epilogue_s: float, together: int
     ) -> float:
-        """Seconds of the multiprocessor that has most to do."""
+        """Seconds of the SM that has most to do."""
         rates = self._rates
         cluster = tile.cluster_m * tile.cluster_n
         fill = LARGE_CLUSTERS_FILL if cluster >= LARGE_CLUSTER else 1.0
         fill = CLUSTER_FILL.get(cluster * tile.splits, 1.0) if tile.lean else fill
-        usable = max(int(fill * rates.multiprocessors) // cluster * cluster, 1) * together
+        usable = max(int(fill * rates.sm_count) // cluster * cluster, 1) * together
         fold_s = tile.constants.fold_s + 2 * 4 * tile.m * tile.n / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
         whole_s = self._waves_s(tile, -(-blocks // usable), steps, step_s, epilogue_s)
         if tile.splits > 1:
@@ -306,7 +306,7 @@ class KernelCost:
         moved = blocks * problem.k * self._width * (rows + columns) + 8 * tile.m * tile.n * blocks * (tile.splits - 1)
         held = (problem.m + problem.n) * problem.k * self._width <= rates.cache_bytes
         share = tile.constants.cache_share * (1.0 if held else SPILLED)
-        return moved / (share * INTAKE_BYTES_PER_CLOCK * rates.clock_hz * rates.multiprocessors)
+        return moved / (share * INTAKE_BYTES_PER_CLOCK * rates.clock_hz * rates.sm_count)
 
     def _waves_s(self, tile: _Tile, waves: int, steps: int, step_s: float, epilogue_s: float) -> float:
         if tile.pingpong:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from autotune.kernels.cost import Estimate
+from autotune.kernels.cost import CostEstimate
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.kernel_problem import GemmProblem
 
@@ -24,7 +24,7 @@ PARTS, SIDES = 0.5, 4.0
 """Over how much of a part of an estimate, and over which factor of m, n, k (in powers of two), times are alike."""
 
 
-def features(problem: GemmProblem, candidate: Configuration, estimate: Estimate | None) -> dict[str, float]:
+def features(problem: GemmProblem, candidate: Configuration, estimate: CostEstimate | None) -> dict[str, float]:
     """Scaled features by name; one that is absent elsewhere counts as 0 there."""
     found = {f"kind {candidate.backend}": APART}
     for name, value in candidate.values:

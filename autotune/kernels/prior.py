@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from autotune.kernel import KernelSpace
-from autotune.kernels.cost import Estimate, KernelCost
+from autotune.kernels.cost import CostEstimate, KernelCost
 from autotune.kernels.features import features
 from autotune.kernels.model import Floats, ResidualModel
 from autotune.kernels.rates import DeviceRates
@@ -39,7 +39,7 @@ class KernelPrior:
         self._ways: dict[tuple[str, Scalar | None, Scalar | None], tuple[dict[str, Scalar], ...]] = {}
 
     @cached_property
-    def _plain(self) -> list[Estimate | None]:
+    def _plain(self) -> list[CostEstimate | None]:
         return [self._estimate(build) for build in self.builds]
 
     @cached_property
@@ -74,7 +74,7 @@ class KernelPrior:
         return build in self._number
 
     def build_of(self, candidate: Configuration) -> Configuration | None:
-        """Return the build of a candidate, ``None`` where it is no build of this space."""
+        """Return the build of a candidate, ``None`` if it is no build of this space."""
         names = self._names.get(candidate.backend, frozenset())
         build = Configuration.of(candidate.backend, {n: value for n, value in candidate.values if n in names})
         return build if build in self._number else None
@@ -115,7 +115,7 @@ class KernelPrior:
             if estimate is not None:
                 yield features(problem, candidate, estimate), math.log(us / estimate.us)
 
-    def _estimate(self, candidate: Configuration) -> Estimate | None:
+    def _estimate(self, candidate: Configuration) -> CostEstimate | None:
         return self._cost.estimate(candidate) if self._cost else None
 
     def _matrix(self, rows: Sequence[Mapping[str, float]]) -> Floats:
@@ -127,7 +127,7 @@ class KernelPrior:
                     places[number, self._columns[name]] = value
         return places
 
-    def _saved_by_launch(self, build: Configuration, plain: Estimate | None) -> float:
+    def _saved_by_launch(self, build: Configuration, plain: CostEstimate | None) -> float:
         """Log of the share of the plain time that the best launch leaves, as estimated: 0 or less."""
         if plain is None or self._cost is None:
             return 0.0

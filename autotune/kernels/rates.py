@@ -14,7 +14,7 @@ FLOPS_PER_CLOCK: Mapping[tuple[int, int], int] = {
     (8, 9): 1024,
     (9, 0): 4096,
 }
-"""Dense half-precision tensor operations of one multiprocessor a clock, by capability (NVIDIA's white papers)."""
+"""Dense half-precision tensor operations of one SM a clock, by capability (NVIDIA's white papers)."""
 
 SUSTAINED_FLOPS, SUSTAINED_MEMORY = 0.74, 0.87
 """Shares of the peaks at the highest clock that last: 790 of 1070 TFLOP/s and 4.3 of 4.9 TB/s on an H200."""
@@ -25,11 +25,11 @@ class DeviceRates:
     """What an estimate of a kernel's time needs to know of a GPU, or of the slice of it that is used.
 
     ``flops_per_s`` (half precision, dense) and ``memory_bytes_per_s`` are what the whole device sustains, ``clock_hz``
-    the highest clock of a multiprocessor and ``flops_per_clock`` what it computes in one, ``shared_bytes`` the shared
-    memory of one multiprocessor, ``cache_bytes`` the L2 cache of the device.
+    the highest clock of an SM and ``flops_per_clock`` what it computes in one, ``shared_bytes`` the shared
+    memory of one SM, ``cache_bytes`` the L2 cache of the device.
     """
 
-    multiprocessors: int
+    sm_count: int
     clock_hz: float
     flops_per_clock: int
     flops_per_s: float
@@ -45,9 +45,9 @@ class DeviceRates:
 
     @classmethod
     def read(cls, device: str) -> "DeviceRates":
-        """Ask CUDA about a device, such as ``cuda:0``; a MIG device answers for its slice's multiprocessors.
+        """Ask CUDA about a device, such as ``cuda:0``; a MIG device answers for its slice's SMs.
 
-        Raises :class:`~autotune.errors.WorkError` where its capability or its memory's clock is not known.
+        Raises :class:`~autotune.errors.WorkError` if its capability or its memory's clock is not known.
         """
         import torch
 
@@ -68,7 +68,7 @@ class DeviceRates:
                 expected=f"one of {', '.join(f'sm_{major}{minor}' for major, minor in FLOPS_PER_CLOCK)}, with clocks",
             )
         return cls(
-            multiprocessors=properties.multi_processor_count,
+            sm_count=properties.multi_processor_count,
             clock_hz=clock_hz,
             flops_per_clock=per_clock,
             flops_per_s=SUSTAINED_FLOPS * properties.multi_processor_count * clock_hz * per_clock,
@@ -78,10 +78,10 @@ class DeviceRates:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DeviceRates":
-        """Read what :meth:`as_dict` wrote."""
+        """Read the output of :meth:`as_dict`."""
         return cls(**data)

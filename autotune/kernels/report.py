@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from autotune import registry
 from autotune.errors import AutotuneError
-from autotune.execute.server import Span
+from autotune.execute.step_result import Span
 from autotune.kernels.rates import DeviceRates
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
@@ -43,7 +43,7 @@ class TunedProblem:
 
     @property
     def saved(self) -> float | None:
-        """The share of the time of the best library call that the best kernel saves; ``None`` where one is unknown."""
+        """The share of the time of the best library call that the best kernel saves; ``None`` if one is unknown."""
         best_us = self.best.median_us if self.best else None
         library_us = self.library.median_us if self.library else None
         return None if best_us is None or library_us is None else 1 - best_us / library_us
@@ -53,7 +53,7 @@ class TunedProblem:
 class KernelReport:
     """What became of each problem, and where the time went.
 
-    ``rates`` are the device's, where they are known; ``stopped`` says that it was ended from outside, ``notes`` what
+    ``rates`` are the device's, if they are known; ``stopped`` says that it was ended from outside, ``notes`` what
     was missing.
     """
 

@@ -81,11 +81,11 @@ class KernelSearch:
 
     @property
     def spent(self) -> int:
-        """How many builds have been told of, failed ones included."""
+        """The number of builds have been told of, failed ones included."""
         return len(self._tried)
 
     def build_of(self, candidate: Configuration) -> Configuration | None:
-        """Return the build of a candidate, ``None`` where it is no build of this space."""
+        """Return the build of a candidate, ``None`` if it is no build of this space."""
         return self._prior.build_of(candidate)
 
     def plainest(self, build: Configuration) -> Configuration:
@@ -95,7 +95,7 @@ class KernelSearch:
         return self._plainest[build]
 
     def ask(self, count: int) -> tuple[Configuration, ...]:
-        """Return the next builds to compile, each to be timed as :meth:`plainest`; none where none is left.
+        """Return the next builds to compile, each to be timed as :meth:`plainest`; none if none is left.
 
         Builds that were asked for and not told of yet are taken to turn out as predicted.
         """
@@ -108,7 +108,7 @@ class KernelSearch:
         return tuple(chosen)
 
     def ask_launches(self, count: int) -> tuple[Configuration, ...]:
-        """Return the next launches to time of the best builds, none twice; none where all worth trying were tried.
+        """Return the next launches to time of the best builds, none twice; none if all worth trying were tried.
 
         Each differs in one thing from its build's best launch so far: ask again after telling, until there is none.
         """

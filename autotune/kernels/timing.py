@@ -1,4 +1,4 @@
-"""One kernel problem on the device: operands, what is right, and how long a kernel takes: KernelBed."""
+"""One kernel problem on the device: operands, what is right, and how long a kernel takes: KernelTimer."""
 
 import math
 import os
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autotune.errors import WorkError
-from autotune.kernel import Kernel
+from autotune.kernel import LoadedKernel, resource_usage_of
 from autotune.measure.statistics import median
 from autotune.records.device import Device
 from autotune.records.kernel_problem import BYTES, GemmProblem
@@ -21,8 +21,8 @@ ROUNDINGS = 4
 """A library's call may round to the result's type after the product, the bias, the residual and the activation."""
 
 SPREAD = 8.0
-"""How many times 1/√k the sum of k products of independent normal numbers may be of the sum of their sizes: the largest
-of 10⁸ such sums has 5.7 standard deviations, and the mean size of a product is 0.64."""
+"""The number of times 1/√k the sum of k products of independent normal numbers may be of the sum of their sizes: the
+largest of 10⁸ such sums has 5.7 standard deviations, and the mean size of a product is 0.64."""
 
 CERTAIN = 16
 """Roundings in a row that all went the same way, as far as a sum of many normal numbers shows it."""
@@ -45,7 +45,7 @@ WARM_MS, WARM_LIMIT_S = 200.0, 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class TimingLimits:
     """How long a candidate is sampled: until its median is known to 0.5%, and no longer than ``sampling_s``.
 
     A hopeless one is given up after ``first_samples``.
@@ -62,7 +62,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelResult:
-    """What a kernel came to on a bed; ``failure`` where it is wrong."""
+    """What a kernel came to on one problem; ``failure`` if it is wrong."""
 
     error: float | None
     samples_us: tuple[float, ...] = ()
@@ -76,7 +76,7 @@ class KernelResult:
         return median(self.samples_us)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         data: dict[str, Any] = {"error": self.error, "made": dict(self.made)}
         if self.failure is not None:
             return {**data, "failure": self.failure.as_dict()}
@@ -104,7 +104,7 @@ def needed_bytes(problem: GemmProblem) -> int:
     return operands * (BYTES[problem.dtype] + 2 * 8) + results * (3 * BYTES[problem.output] + 4 * 8)
 
 
-class KernelBed:
+class KernelTimer:
     """Random operands of one problem on a device, its answer in fp64, and a timer; one kernel after the other.
 
     The caller holds the device. On a GPU the L2 cache is cold before every call and the device's own clock is read; a
@@ -112,7 +112,7 @@ class KernelBed:
     """
 
     def __init__(
-        self, device: Device, problem: GemmProblem, compute: Callable[..., Any], *, seed: int, limits: Limits,
+        self, device: Device, problem: GemmProblem, compute: Callable[..., Any], *, seed: int, limits: TimingLimits,
         warm: bool = False,
     ) -> None:  # fmt: skip
         """``compute`` is the maker's: the problem in its operands' precision. A ``warm`` device is at speed already."""
@@ -148,35 +148,37 @@ class KernelBed:
         self._observers = observers_for(device, self._clock, canary=False)
         self._is_warm = warm
 
-    def judge_and_time(self, kernel: Kernel, best_us: float | None, going: Callable[[str], None]) -> KernelResult:
+    def judge_and_time(self, kernel: LoadedKernel, best_us: float | None, going: Callable[[str], None]) -> KernelResult:
         """Check a kernel and time it, told the stage; what it raises passes through.
 
-        It is not timed to the end where it is hopelessly slower than ``best_us``; what it was timed counts.
+        It is not timed to the end if it is hopelessly slower than ``best_us``; what it was timed counts.
         """
         going("check")
         error, failure = self.judge(kernel)
         if failure is not None:
-            return KernelResult(error=error, made=dict(kernel.made), failure=failure)
+            return KernelResult(error=error, made=dict(resource_usage_of(kernel)), failure=failure)
         going("measure")
         with self._torch.inference_mode():
             samples_us, conditions = self._timed(kernel, best_us)
-        return KernelResult(error=error, samples_us=samples_us, made=dict(kernel.made), conditions=conditions)
+        return KernelResult(
+            error=error, samples_us=samples_us, made=dict(resource_usage_of(kernel)), conditions=conditions
+        )
 
     def rounds(
-        self, kernels: Mapping[str, Kernel], *, rounds: int, samples: int
+        self, kernels: Mapping[str, LoadedKernel], *, rounds: int, samples: int
     ) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
         """Time checked kernels against each other: in every round each has a block of samples, in random order.
 
         Operands rotate among :data:`SETS` sets from call to call, so that none stays in a cache that is not flushed.
-        Gives by name a list of microseconds for each round, and what was true around them.
+        Returns by name a list of microseconds for each round, and what was true around them.
         """
-        from autotune.measure.conditions import flags
+        from autotune.measure.flags import flags
 
         sets = [(*drawn, self._fresh()[0]) for drawn in (self._operands, *map(self._drawn, self._seeds(SETS - 1)))]
         order = random.Random(self._seed)
         found: dict[str, list[list[float]]] = {name: [] for name in sorted(kernels)}
         with self._torch.inference_mode():
-            turns = {name: _Turn(kernel, sets, self._timer) for name, kernel in kernels.items()}
+            turns = {name: _TimingTurn(kernel, sets, self._timer) for name, kernel in kernels.items()}
             self._observers.before()
             for _ in range(rounds):
                 for name in order.sample(sorted(turns), len(turns)):
@@ -217,7 +219,7 @@ class KernelBed:
         around = self._torch.full((size + 2 * GUARD,), math.nan, dtype=dtype, device=self._device.torch_name)
         return around[GUARD : GUARD + size].view(self._problem.m, self._problem.n), around
 
-    def judge(self, kernel: Kernel) -> tuple[float | None, Failure | None]:
+    def judge(self, kernel: LoadedKernel) -> tuple[float | None, Failure | None]:
         """Check a kernel: its largest error, and its failure where rounding does not explain it.
 
         It is called twice, each time into a fresh result: the second call finds what the first one left behind.
@@ -239,8 +241,8 @@ class KernelBed:
         detail = f"an element is off by {worst:.2e} of its terms, and rounding explains {bound:.2e}"
         return worst, Failure(stage="check", kind="inaccurate", detail=detail, figure=worst)
 
-    def _timed(self, kernel: Kernel, best_us: float | None) -> tuple[tuple[float, ...], dict[str, Any]]:
-        from autotune.measure.conditions import flags, invalid
+    def _timed(self, kernel: LoadedKernel, best_us: float | None) -> tuple[tuple[float, ...], dict[str, Any]]:
+        from autotune.measure.flags import flags, invalid
         from autotune.measure.screening import RETAKES, warm_up
 
         out, _ = self._fresh()
@@ -263,9 +265,9 @@ class KernelBed:
         return samples_us, conditions
 
     def _sampled(
-        self, kernel: Kernel, inputs: tuple[Any, ...], best_us: float | None
+        self, kernel: LoadedKernel, inputs: tuple[Any, ...], best_us: float | None
     ) -> tuple[tuple[float, ...], dict[str, Any]]:
-        """Sample single calls on the device's clock where it has one, on the wall's else, until a rule says stop."""
+        """Sample single calls on the device's clock if it has one, on the wall's else, until a rule says stop."""
         from autotune.measure.stopping import FirstOf, Hopeless, IntervalReached, StoppingRule, TimeLimit
 
         limits = self._limits
@@ -296,10 +298,10 @@ class KernelBed:
         return tuple(samples_us), {"clock": clock, "queued": queued, "grouped": grouped, "stopped": reason}
 
 
-class _Turn:
-    """One kernel's calls in rounds, each on the next set of operands, on the clock that :class:`KernelBed` reads."""
+class _TimingTurn:
+    """One kernel's calls in rounds, each on the next set of operands, on the clock that :class:`KernelTimer` reads."""
 
-    def __init__(self, kernel: Kernel, sets: Sequence[tuple[Any, ...]], timer: Any) -> None:
+    def __init__(self, kernel: LoadedKernel, sets: Sequence[tuple[Any, ...]], timer: Any) -> None:
         self._kernel, self._sets, self._timer, self._next = kernel, sets, timer, 0
         timer.settle()
         for _ in range(FEWEST):
@@ -310,7 +312,7 @@ class _Turn:
         self.queued = self._like is None or self._like.queued
 
     def ms(self) -> float:
-        """Time one call; raises WorkError where the device's clock stops telling."""
+        """Time one call; raises WorkError if the device's clock stops telling."""
         inputs, self._next = self._sets[self._next % len(self._sets)], self._next + 1
         if self.clock == "wall":
             return float(self._timer.time_call(self._kernel, inputs, self._grouped).wall_ms)

@@ -11,10 +11,17 @@ from pathlib import Path
 
 from autotune import environment, registry
 from autotune.database.store import Store
-from autotune.errors import AutotuneError, RequestError, SpaceError, WorkError
+from autotune.errors import (
+    AutotuneError,
+    RequestError,
+    SpaceError,
+    StudyInterruptedError,
+    StudyTakenOverError,
+    WorkError,
+)
 from autotune.execute.server import WorkerServer
-from autotune.kernel import KernelSpace, MadeKernel, toolchain_of
-from autotune.kernels.executor import KernelExecutor, Made
+from autotune.kernel import CompileResult, KernelSpace, toolchain_of
+from autotune.kernels.executor import BuildResult, KernelExecutor
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import KernelReport, TunedProblem
 from autotune.kernels.schedule import MOST_BUILDS, KernelSchedule
@@ -44,7 +51,7 @@ PASSING = ("out_of_memory",)
 
 
 def kernels_folder() -> Path:
-    """Give the cache of compiled kernels, which every process of this user shares."""
+    """Return the cache of compiled kernels, which every process of this user shares."""
     return environment.cache_folder() / "kernels"
 
 
@@ -66,8 +73,8 @@ def tune_kernels(
     What was tried before under the same toolchain, on the same device class, is not tried again: neither what is timed
     nor what failed, crashed or hung. ``builds`` are those of a problem over all runs. The libraries' own calls are
     timed whatever the budget. Stopped by ``stop`` and the server's end it returns what it has, as it does where single
-    problems are in trouble. Raises SpaceError where no problem has a candidate, RequestError where ``backend`` has no
-    kernels to tune, WorkError where the cache of compiled kernels cannot be written.
+    problems are in trouble. Raises SpaceError if no problem has a candidate, RequestError if ``backend`` has no
+    kernels to tune, WorkError if the cache of compiled kernels cannot be written.
     """
     tuner = _Tuner(problems, device, store, server, backend, budget_s, builds, progress or Silent(), seed)
     return tuner.run(stop or threading.Event())
@@ -105,7 +112,7 @@ class _Batch:
     work: _Work
     asked: int
     builds: Sequence[Configuration]
-    result: "Future[tuple[dict[Configuration, Made], dict[str, AutotuneError]]]"
+    result: "Future[tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]]"
 
 
 class _WithoutKinds:
@@ -134,9 +141,9 @@ class _Tuner:
         self, problems: Mapping[GemmProblem, float], device: Device, store: Store, server: WorkerServer, backend: str,
         budget_s: float, builds: int, progress: Progress, seed: int,
     ) -> None:  # fmt: skip
-        self.maker = registry.kernels(backend)
+        self.provider = registry.kernels(backend)
         self.device, self.store, self.server, self.progress, self.seed = device, store, server, progress, seed
-        self.toolchain = toolchain_of(self.maker, versions.current(device)).digest
+        self.toolchain = toolchain_of(self.provider, versions.current(device)).digest
         folder = kernels_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +215,7 @@ class _Tuner:
                     found=f"{needed / 2**30:,.1f} GiB to check them with",
                     expected=f"a problem that fits {self.device.memory_bytes / 2**30:,.1f} GiB of memory",
                 )
-            work.space = self.maker.space(self.device, work.problem)
+            work.space = self.provider.space(self.device, work.problem)
         except RequestError as error:
             self._in_trouble(work, error)
             return
@@ -235,7 +242,7 @@ class _Tuner:
         assert work.space is not None
         for kind in self.missing.keys() - work.cached.keys():
             of_kind = [build for build in work.space.builds if build.backend == kind]
-            found = self.maker.compiled(self.device, work.problem, of_kind, self.executor.folder)
+            found = self.provider.compiled(self.device, work.problem, of_kind, self.executor.folder)
             work.cached[kind] = frozenset(found)
         there = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
         return _WithoutKinds(work.space, frozenset(self.missing), there)
@@ -281,7 +288,7 @@ class _Tuner:
         return schedule.next(self._at_once)
 
     def _begin(self, work: _Work, asked: int, schedule: KernelSchedule, pool: ThreadPoolExecutor) -> _Batch | None:
-        """Begin to compile the next builds of a problem; ``None``, and the schedule told, where it has no more."""
+        """Begin to compile the next builds of a problem; ``None``, and the schedule told, if it has no more."""
         builds = self._search(work).ask(asked)
         if not builds:
             schedule.tell(work.problem, asked=asked, built=0, best_us=work.best_us)
@@ -292,7 +299,7 @@ class _Tuner:
 
     def _compile(
         self, problem: GemmProblem, builds: Sequence[Configuration], limit_s: float
-    ) -> tuple[dict[Configuration, Made], dict[str, AutotuneError]]:
+    ) -> tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]:
         begin = time.monotonic()
         came_to = self.executor.compile(problem, builds, limit_s)
         self.longest_s = max(self.longest_s, time.monotonic() - begin)
@@ -312,16 +319,16 @@ class _Tuner:
             self.progress.event("message", text=_no_more(kind, error))
         return self._begin(batch.work, batch.asked, schedule, pool)
 
-    def _took_in(self, batch: _Batch, made: Mapping[Configuration, Made]) -> bool:
-        """Record what the compiler refused and time the rest; false where the problem is in trouble."""
+    def _took_in(self, batch: _Batch, made: Mapping[Configuration, BuildResult]) -> bool:
+        """Record what the compiler refused and time the rest; false if the problem is in trouble."""
         work, launched = batch.work, []
         for build in batch.builds:
             became, candidate = made[build], self._search(work).plainest(build)
-            if isinstance(became, MadeKernel) and became.refusal is None:
+            if isinstance(became, CompileResult) and became.refusal is None:
                 work.compile_s[build] = became.compile_s
                 work.compiled += 1
                 launched.append(candidate)
-            elif isinstance(became, MadeKernel):
+            elif isinstance(became, CompileResult):
                 failure = Failure(stage="build", kind="error", detail=became.refusal or "")
                 self._take(work, self.executor.failed(work.problem, candidate, failure))
             elif became is not None:
@@ -329,13 +336,15 @@ class _Tuner:
         return self._time(work, launched)
 
     def _time(self, work: _Work, candidates: Sequence[Configuration]) -> bool:
-        """Check and time what nobody has tried yet; false where that cannot be done for this problem."""
+        """Check and time what nobody has tried yet; false if that cannot be done for this problem."""
         untried = [candidate for candidate in candidates if candidate not in work.trials]
         if not untried or self._stopped:
             return True
         self.progress.event("kernels_timed", problem=work.problem, count=len(untried))
         try:
             self.executor.time(work.problem, untried, work.best_us, lambda trial: self._take(work, trial))
+        except (StudyInterruptedError, StudyTakenOverError):
+            raise  # it ends the whole tuning, not one problem
         except WorkError as error:
             self._in_trouble(work, error)
             return False

@@ -223,7 +223,7 @@ def _exported(name: str, module: "torch.nn.Module", inputs: "Mapping[str, torch.
 
 
 def _is_torchs(error: BaseException) -> bool:
-    """Whether torch has raised an exception, by its class or by the place: the words of a user's own say nothing."""
+    """Return whether torch has raised an exception, by its class or by the place: the words of a user's own say nothing."""
     places = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(name.partition(".")[0] == "torch" for name in (type(error).__module__, *places[-1:]))
 
@@ -265,7 +265,7 @@ def _refuse_unsavable(name: str, program: "ExportedProgram") -> None:
 
 
 def _keep_buffers(program: "ExportedProgram") -> None:
-    """Give a graph copies of the buffers and constants that it shares with the module, which gets its own back."""
+    """Return a graph copies of the buffers and constants that it shares with the module, which gets its own back."""
     import torch
 
     buffers = set(program.graph_signature.inputs_to_buffers.values())

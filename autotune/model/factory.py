@@ -81,7 +81,7 @@ _stored_weights: ContextVar[bool] = ContextVar("stored_weights", default=False)
 
 
 def weights_follow() -> bool:
-    """Whether the module that is being made gets stored weights right afterwards.
+    """Return whether the module that is being made gets stored weights right afterwards.
 
     A factory may ask, to spare itself whatever it does to its weights; names and shapes must not depend on it.
     """

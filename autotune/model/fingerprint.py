@@ -61,7 +61,7 @@ def graphs(module: "GraphModule") -> "Iterator[GraphModule]":
 def weights(program: "ExportedProgram") -> str:
     """SHA-256 of the values of all parameters, buffers and constants in the order in which the graph takes them.
 
-    Raises ModelError if one of them is no tensor, so that its value cannot be told.
+    Raises ModelError if one of them is no tensor, so that its value is not known.
     """
     import torch
 
@@ -101,7 +101,7 @@ def random_operators(program: "ExportedProgram") -> list[str]:
 
 
 def _draws_nothing(node: "Node") -> bool:
-    """Whether an operator that can draw does not: dropout in evaluation or of probability 0."""
+    """Return whether an operator that can draw does not: dropout in evaluation or of probability 0."""
     schema = node.target._schema  # type: ignore[union-attr]
     given = {argument.name: argument.default_value for argument in schema.arguments}
     given |= dict(zip((argument.name for argument in schema.arguments), node.args, strict=False)) | dict(node.kwargs)

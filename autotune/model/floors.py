@@ -9,7 +9,7 @@ SAFE = {"torch": (2, 10), "onnx": (1, 21)}
 
 
 def require_safe(library: str) -> None:
-    """Raise WorkError where an installed library is too old to be handed a stranger's model."""
+    """Raise WorkError if an installed library is too old to be handed a stranger's model."""
     from importlib import metadata  # here because it takes long to import
 
     try:

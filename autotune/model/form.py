@@ -181,7 +181,7 @@ def _is_same(found: "tuple[list[tuple[Any, Any]], tuple[str, ...]] | None", pair
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two parts hold the very same tensors in the same form, if they are not one object."""
+    """Return whether two parts hold the very same tensors in the same form, if they are not one object."""
     try:
         (here, here_form), (there, there_form) = (_flattened(value, check=False) for value in (one, other))
     except ModelError:

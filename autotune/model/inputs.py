@@ -32,7 +32,7 @@ _DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """One input of a model: its shape with ``"batch"`` where the batch size goes, and where its values come from.
+    """One input of a model: its shape with ``"batch"`` where the batch size goes, and if its values come from.
 
     ``distribution`` is one of
 
@@ -129,7 +129,7 @@ def generate(
 
     Inputs of files with the same number of rows take the same rows, and the rows of one set are distinct. The second
     half of a seeded order of the rows is for the role ``heldout`` alone, provided that half holds a batch and at least
-    eight rows; a shorter file serves all roles from all its rows. ModelError where a file has too few rows.
+    eight rows; a shorter file serves all roles from all its rows. ModelError if a file has too few rows.
     """
     if batch < 1 or count < 1:
         raise ValueError(f"batch and count must be at least 1, found {batch} and {count}")

@@ -57,7 +57,7 @@ def _drop(module: "torch.fx.GraphModule", constants: "_Constants") -> int:
 
 
 def _masks_nothing(mask: "torch.Tensor") -> bool:
-    """Whether a mask keeps every key: all true, or nothing added to any score."""
+    """Return whether a mask keeps every key: all true, or nothing added to any score."""
     import torch
 
     return bool(mask.all()) if mask.dtype is torch.bool else not mask.any()
@@ -81,7 +81,7 @@ class _Constants:
                 self._known[node] = literals.get(node.name) if own else None
 
     def value(self, node: "Node") -> "torch.Tensor | None":
-        """The tensor that a node always gives, or ``None`` where it depends on anything or cannot be computed."""
+        """The tensor that a node always gives, or ``None`` if it depends on anything or cannot be computed."""
         if node not in self._known:
             self._known[node] = self._compute(node)
         return self._known[node]  # type: ignore[no-any-return]

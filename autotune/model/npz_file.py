@@ -26,10 +26,10 @@ class Declared:
 
 
 def declared(path: Path, key: str) -> tuple[list[str], Declared | None]:
-    """Return the names in a file, and what the entry under a key declares; ``None`` where there is none.
+    """Return the names in a file, and what the entry under a key declares; ``None`` if there is none.
 
-    Raises ValueError where the entry's size is not what its shape needs, where it was compressed further than rows of
-    numbers ever are, or where it holds Python objects.
+    Raises ValueError if the entry's size is not what its shape needs, if it was compressed further than rows of
+    numbers ever are, or if it holds Python objects.
     """
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]

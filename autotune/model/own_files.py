@@ -42,23 +42,23 @@ def package_folders() -> tuple[str, ...]:
 
 
 def is_installed(file: str) -> bool:
-    """Whether an absolute path lies in a folder that packages are installed in."""
+    """Return whether an absolute path lies in a folder that packages are installed in."""
     return file.startswith(installed_folders()) or any(part in file for part in _INSTALLED_PARTS)
 
 
 def is_of_python(file: str) -> bool:
-    """Whether an absolute path lies in Python's own library, installed packages aside."""
+    """Return whether an absolute path lies in Python's own library, installed packages aside."""
     return file.startswith(python_folders()) and not is_installed(file)
 
 
 def is_of_autotune(file: str) -> bool:
-    """Whether an absolute path belongs to autotune."""
+    """Return whether an absolute path belongs to autotune."""
     return file.startswith(package_folders())
 
 
 @functools.cache
 def is_own(file: str) -> bool:
-    """Whether a file is the user's own, by the name that a module or a frame gives; ``<string>`` and such are not."""
+    """Return whether a file is the user's own, by the name that a module or a frame gives; ``<string>`` and such are not."""
     if not file or file.startswith("<"):
         return False
     path = os.path.abspath(file)

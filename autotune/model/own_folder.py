@@ -228,7 +228,7 @@ class _OwnNames:
         return _again(name, importlib.import_module(plain))
 
     def _is_usual(self, name: str, spec: ModuleSpec) -> bool:
-        """Whether it is a package to which the caller's own path leads, too.
+        """Return whether it is a package to which the caller's own path leads, too.
 
         What is no package can import relatively only as a part of the root's.
         """
@@ -238,7 +238,7 @@ class _OwnNames:
         return usual is not None and _leads_to(usual) == _leads_to(spec)
 
     def _is_elsewhere(self, name: str) -> bool:
-        """Whether a library that imports a name finds it without the model's folders."""
+        """Return whether a library that imports a name finds it without the model's folders."""
         of_models = {str(folder) for folders in _ACTIVE for folder in folders}
         path = [entry for entry in sys.path if entry in _USUAL or entry not in of_models]
         return self._by_others(name, path) is not None
@@ -268,7 +268,7 @@ class _Again(Loader):
         return self._module
 
     def exec_module(self, module: ModuleType) -> None:
-        """Give the module back its own specification, which the import system has replaced."""
+        """Return the module back its own specification, which the import system has replaced."""
         module.__spec__ = self._spec
 
 
@@ -277,7 +277,7 @@ def _again(name: str, module: ModuleType) -> ModuleSpec:
 
 
 def _is_same(module: ModuleType, spec: ModuleSpec) -> bool:
-    """Whether a loaded module is what a specification leads to."""
+    """Return whether a loaded module is what a specification leads to."""
     file = getattr(module, "__file__", None)
     places = [file] if file is not None else getattr(module, "__path__", ())
     return {os.path.realpath(place) for place in places} == _leads_to(spec)
@@ -290,7 +290,7 @@ def _leads_to(spec: ModuleSpec) -> set[str]:
 
 
 def _asked_from(root: str) -> bool:
-    """Whether the import statement stands in a file below the root; libraries keep their own imports."""
+    """Return whether the import statement stands in a file below the root; libraries keep their own imports."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         file = frame.f_code.co_filename
@@ -301,7 +301,7 @@ def _asked_from(root: str) -> bool:
 
 
 def _is_installed_name(name: str) -> bool:
-    """Whether a top-level name is found in a folder of installed packages or of Python, as more than a bare folder."""
+    """Return whether a top-level name is found in a folder of installed packages or of Python, as more than a bare folder."""
     places = [entry for entry in sys.path if is_installed(entry + os.sep) or is_of_python(entry + os.sep)]
     spec = PathFinder.find_spec(name, places)
     return spec is not None and spec.origin is not None

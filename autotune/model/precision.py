@@ -128,7 +128,7 @@ def _narrow_nodes(module: Any, dtype: "torch.dtype", narrow: Any) -> None:
 
 
 def _makes_floats(node: Any) -> bool:
-    """Whether a node makes floating values out of none, in the framework's default dtype: a mask, a table of zeros."""
+    """Return whether a node makes floating values out of none, in the framework's default dtype: a mask, a table of zeros."""
     import torch
 
     def floating(value: Any) -> bool:

@@ -26,9 +26,9 @@ _PICKLED = "opaque_obj_"
 
 
 def load_program(path: Path) -> "ExportedProgram":
-    """Read a captured graph; raises ArtifactError where that would run a pickle, or the file is no such graph.
+    """Read a captured graph; raises ArtifactError if that would run a pickle, or the file is no such graph.
 
-    Raises WorkError where torch is too old to be handed one.
+    Raises WorkError if torch is too old to be handed one.
     """
     require_safe("torch")
     import torch

@@ -186,7 +186,7 @@ def watching() -> Iterator[Reading]:
 
 
 def unchanged(record: Mapping[str, Any]) -> bool:
-    """Whether all that a record names is as it was; never if something about it is unknown."""
+    """Return whether all that a record names is as it was; never if something about it is unknown."""
     if record["unknown"]:
         return False
     return (
@@ -207,7 +207,7 @@ def own_sources(names: set[str]) -> dict[str, str]:
 
 
 def is_third_party(name: str) -> bool:
-    """Whether a loaded module belongs to an installed package."""
+    """Return whether a loaded module belongs to an installed package."""
     return "__main__" not in name and is_installed(_file_of(name))
 
 
@@ -309,12 +309,12 @@ _NOTES: dict[str, Callable[[Reading, tuple[Any, ...]], None]] = {
 
 
 def _asked_by_user() -> bool:
-    """Whether a user's own code asks, or a thread that it may have begun through a library."""
+    """Return whether a user's own code asks, or a thread that it may have begun through a library."""
     return asker(WATCHERS) in (Asker.USER, Asker.THREAD)
 
 
 def _counts(path: str) -> bool:
-    """Whether the content of a file may decide an answer beyond what versions of packages say."""
+    """Return whether the content of a file may decide an answer beyond what versions of packages say."""
     if path.startswith(_OF_SYSTEM) or is_of_autotune(path) or is_of_python(path):
         return False
     return not (is_installed(path) and (path.endswith(_CODE) or ".dist-info/" in path or ".egg-info" in path))

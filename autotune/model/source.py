@@ -163,7 +163,7 @@ def _save_weights(module: "torch.nn.Module", folder: Path) -> str:
 
 
 def _load_weights(module: "torch.nn.Module", folder: Path) -> None:
-    """Give a module its stored weights and buffers; lazy layers take their shapes from them."""
+    """Return a module its stored weights and buffers; lazy layers take their shapes from them."""
     import torch
     from safetensors.torch import load_file, load_model
 

@@ -4,7 +4,7 @@ from typing import Any
 
 
 def is_lazy(tensor: Any) -> bool:
-    """Whether a parameter or buffer of a lazy layer has no shape yet."""
+    """Return whether a parameter or buffer of a lazy layer has no shape yet."""
     from torch.nn import parameter
 
     return isinstance(tensor, parameter.UninitializedParameter | parameter.UninitializedBuffer)

@@ -141,7 +141,7 @@ def _containers(value: Any, *, registry: bool = False, depth: int = 0) -> Iterat
 
 
 def is_plain_object(value: Any) -> bool:
-    """Whether a value is an object of a user's own class that keeps what it knows in attributes."""
+    """Return whether a value is an object of a user's own class that keeps what it knows in attributes."""
     import torch
 
     kind = type(value)
@@ -150,7 +150,7 @@ def is_plain_object(value: Any) -> bool:
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Give a container the content that it had, in place, for others may hold it too."""
+    """Return a container the content that it had, in place, for others may hold it too."""
     if _identical(container, content):
         return
     container.clear()
@@ -158,19 +158,19 @@ def _refill(container: Any, content: Any) -> None:
 
 
 def _identical(one: Any, other: Any) -> bool:
-    """Whether two containers hold the very same objects in the same order, of dicts keys and values."""
+    """Return whether two containers hold the very same objects in the same order, of dicts keys and values."""
     if len(one) != len(other) or any(a is not b for a, b in zip(one, other, strict=True)):
         return False
     return not hasattr(other, "values") or all(one[key] is other[key] for key in other)
 
 
 def copies(tensor: "torch.Tensor") -> bool:
-    """Whether the values of a tensor can be copied and compared: it has some, and lies in one piece."""
+    """Return whether the values of a tensor can be copied and compared: it has some, and lies in one piece."""
     return not is_lazy(tensor) and not tensor.is_nested and tensor.device.type != "meta"
 
 
 def same_values(one: "torch.Tensor", other: "torch.Tensor") -> bool:
-    """Whether two tensors are equal bit by bit: NaN equals itself, and 0.0 does not equal -0.0."""
+    """Return whether two tensors are equal bit by bit: NaN equals itself, and 0.0 does not equal -0.0."""
     import torch
 
     if one is other:

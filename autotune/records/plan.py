@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What disturbed its rounds in the finals, such as ``throttled`` (see autotune.measure.conditions)."""
+        """What disturbed its rounds in the finals, such as ``throttled`` (see autotune.measure.flags)."""
         for finalist in self.evidence.get("finalists", ()):
             if finalist.get("uid", "") == self.evidence.get("trial"):
                 return tuple(finalist.get("flags", ()))

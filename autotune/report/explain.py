@@ -31,7 +31,7 @@ def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
     finalists = list(plan.evidence.get("finalists") or ())
     baseline = next((one for one in finalists if one.get("is_baseline")), None)
     own = next((one for one in finalists if one["configuration"] == plan.configuration.as_dict()), None)
-    trials = store.trials(plan.evidence["study"]) if "study" in plan.evidence else ()
+    trials = store.trials.of_study(plan.evidence["study"]) if "study" in plan.evidence else ()
     refused = [trial for trial in trials if trial.failure is not None]
     return {
         "name": plan.name,

@@ -38,7 +38,7 @@ class CudaGraphRunner:
     ) -> None:
         """Warm up and capture on the device of the example inputs, which also give the layout of the input buffers.
 
-        Raises ArtifactError where the call cannot be captured.
+        Raises ArtifactError if the call cannot be captured.
         """
         import torch
 

@@ -38,7 +38,7 @@ def find(asked: str) -> Device:
     """Find the device for ``auto`` (first GPU, else CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
     ``auto`` passes over the GPUs where the installed torch is a build for CPUs only. Raises
-    :class:`~autotune.errors.DeviceError`, which says which devices there are, where the one asked for is not there.
+    :class:`~autotune.errors.DeviceError`, which says which devices there are, if the one asked for is not there.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", asked)
     if match is None:
@@ -79,7 +79,7 @@ def cpu() -> Device:
 
 
 def read_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...]]:
-    """Read the model name (``None`` where it cannot be told) and the entries of :data:`ISA` from ``/proc/cpuinfo``."""
+    """Read the model name (``None`` if it is not known) and the entries of :data:`ISA` from ``/proc/cpuinfo``."""
     fields: dict[str, str] = {}
     for line in text.splitlines():
         key, _, value = line.partition(":")
@@ -251,7 +251,7 @@ def _device(nvml: Any, seat: _Seat, index: int, cores: int) -> Device:
 
 
 def _optional(nvml: Any, function: Any, *arguments: Any) -> Any:
-    """Ask NVML; return its answer, or ``None`` where this device or driver does not answer that."""
+    """Ask NVML; return its answer, or ``None`` if this device or driver does not answer that."""
     try:
         return function(*arguments)
     except nvml.NVMLError:

@@ -23,7 +23,7 @@ class HostMemory:
     def read(cls, process: Path = Path("/proc/self")) -> "HostMemory":
         """Take the smallest of the host's memory and the limits of this process's control groups and those above them.
 
-        ``process`` is the folder in which Linux describes this process. psutil tells of the host alone, and where a
+        ``process`` is the folder in which Linux describes this process. psutil tells of the host alone, and if a
         container is past its own limit the kernel kills in it whom it likes, however much the host has left. Pages of
         files that nobody uses count as left: the kernel gives them up first, and so reckon the container runtimes.
         """
@@ -75,7 +75,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _number(path: Path) -> int | None:
-    """Read a file of one number; ``None`` where there is none, or it says ``max``."""
+    """Read a file of one number; ``None`` if there is none, or it says ``max``."""
     said = " ".join(_lines(path))
     return int(said) if said.isdigit() else None
 

@@ -1,4 +1,4 @@
-"""Whether torch is here and fits a device, found without importing it."""
+"""Return whether torch is here and fits a device, found without importing it."""
 
 import importlib.util
 import re
@@ -12,12 +12,12 @@ WORKS = Availability(works=True)
 
 
 def install_command(extra: str) -> str:
-    """Give the command that installs what an extra of this distribution names."""
+    """Return the command that installs what an extra of this distribution names."""
     return f"pip install 'autotune-inference[{extra}]'"
 
 
 def torch_availability(device: Device) -> Availability:
-    """Whether torch is installed, new enough and, for a GPU, built with CUDA."""
+    """Return whether torch is installed, new enough and, for a GPU, built with CUDA."""
     from importlib import metadata  # here because it takes longer to import than the rest of this module
 
     extra = "gpu" if device.kind == "cuda" else "cpu"

@@ -56,7 +56,7 @@ class Settings:
 
     @classmethod
     def read(cls, folder: Path) -> "Settings":
-        """Read what :meth:`write` wrote; raises ArtifactError where it is not there or not understood."""
+        """Read what :meth:`write` wrote; raises ArtifactError if it is not there or not understood."""
         try:
             values: Mapping[str, Any] = json.loads((folder / FILE).read_text())
             if values["schema"] != SCHEMA:

@@ -23,7 +23,7 @@ class Switches:
     """What a configuration wants of torch's global state.
 
     ``tf32``: ``default`` is the framework's own choice (on for convolutions, off for matrix products); ``threads`` is
-    ``None`` on a GPU, where it is left alone.
+    ``None`` on a GPU, if it is left alone.
     """
 
     tf32: TF32 = "default"
@@ -170,7 +170,7 @@ def _frames() -> list[tuple[tuple[int, bool], Shared]]:
 
 
 def _read_shared(torch: Any) -> Shared:
-    """Whether cuDNN searches, and fp32 as a pair (older interface) or, where that refuses, as four values (newer)."""
+    """Return whether cuDNN searches, and fp32 as a pair (older interface) or, if that refuses, as four values (newer)."""
     # torch.backends' own properties cost 1 to 2 µs each, these 0.2 µs.
     benchmark = torch._C._get_cudnn_benchmark()
     try:

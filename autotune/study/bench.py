@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ArtifactError, DeviceError, RequestError
 from autotune.kernels.executor import STEPS
+from autotune.measure.conditions import all_readings, observed_number
 from autotune.records.device import Device
 from autotune.records.plan import Plan
 from autotune.records.trial import Measurement
@@ -65,7 +66,7 @@ def bench_plan(plan: Plan, store: "Store", device: Device, tell: "Tell | None" =
             expected=f"a device of the class that the plan is for: {plan.device.device_class}",
             run="autotune tune, for a plan on this device",
         )
-    timed = store.measurements(str(plan.evidence.get("trial", "")), "alone")
+    timed = store.trials.measurements(str(plan.evidence.get("trial", "")), "alone")
     stored = [alone for alone in timed if alone.conditions.get("kernels", plan.kernels) == plan.kernels]
     if plan.artifact is None or not store.artifacts.has(plan.artifact) or not stored:
         raise ArtifactError(
@@ -97,9 +98,13 @@ def machine_change(stored: Measurement, fresh: Measurement) -> float:
 
 
 def _canary_ms(side: Measurement) -> float | None:
-    seen = [readings.get("canary", {}) for readings in side.conditions.get("readings", ())]
-    times = [canary[when] for canary in seen for when in ("before_ms", "after_ms") if canary.get(when)]
-    return statistics.median(times) if times else None
+    times = [
+        observed_number(readings, "canary", name)
+        for readings in all_readings(side.conditions)
+        for name in ("before_ms", "after_ms")
+    ]
+    measured = [time_ms for time_ms in times if time_ms > 0]
+    return statistics.median(measured) if measured else None
 
 
 def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None") -> "FinalsResult":

@@ -41,8 +41,8 @@ def with_metric_code(objective: Objective, executor: Executor) -> tuple[Objectiv
     if not objective.metrics:
         return objective, []
     found = executor.metrics([metric.function for metric in objective.metrics])
-    metrics = [replace(each, code=one["code"]) for each, one in zip(objective.metrics, found, strict=True)]
-    return replace(objective, metrics=tuple(metrics)), [one["read"] for one in found]
+    metrics = [replace(each, code=one.code) for each, one in zip(objective.metrics, found, strict=True)]
+    return replace(objective, metrics=tuple(metrics)), [one.read for one in found]
 
 
 def request_digest(request: StudyRequest) -> str:

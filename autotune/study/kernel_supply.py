@@ -78,8 +78,8 @@ class KernelSupply:
             if looked.failure is not None:
                 tail = looked.failure.log_tail.strip().splitlines()[-LOG_LINES:]
                 self._tell("\n    ".join([f"{configuration}: it gets no tuned kernels: {looked.failure}", *tail]))
-            entries = (looked.value or {}).get("problems", [])
-            self._problems[graph] = {GemmProblem.from_dict(one["problem"]): float(one["count"]) for one in entries}
+            counted = () if looked.value is None else looked.value.problems
+            self._problems[graph] = {entry.problem: entry.count for entry in counted}
         return self._problems[graph]
 
 

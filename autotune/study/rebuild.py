@@ -69,14 +69,14 @@ class Rebuilder:
                 yield Rebuilt(
                     artifact=stored,
                     kernels=kernels,
-                    signal_error=(judged.value or {}).get("signal_error"),
-                    build_s=float((built.value or {})["build_s"]),
+                    signal_error=None if judged.value is None else judged.value.signal_error,
+                    build_s=built.answer.build_s,
                     failure=judged.failure,
                 )
         finally:
             self.executor.discard(target)
             if stored:
-                self.store.drop_unnamed(stored)
+                self.store.trials.drop_unnamed(stored)
 
 
 class _DoesNotHold(Exception):
@@ -108,7 +108,7 @@ class StudyRebuild:
                 self._say(f"{plan.name}: the stored plan does not hold: {why}")
                 return None
             entries = self.toolchain.only(registry.backend(plan.configuration.backend).toolchain)
-            kept = self.store.replace_plan_artifact(plan.uid, again.artifact, workload.weights, entries, **changes)
+            kept = self.store.plans.replace_artifact(plan.uid, again.artifact, workload.weights, entries, **changes)
         if again.kernels != plan.kernels:
             self._time_alone(kept)
         return kept
@@ -179,10 +179,10 @@ class StudyRebuild:
     def _time_alone(self, plan: Plan) -> None:
         """Time it without its baseline too, to compare with later, if its trial is in this database."""
         trial = str(plan.evidence["trial"])
-        if plan.artifact is not None and self.store.measurements(trial):
+        if plan.artifact is not None and self.store.trials.measurements(trial):
             alone = timed_alone(self.executor, self.store.artifacts.open(plan.artifact), self.seed, plan.kernels)
             self.check_stop()
-            self.store.add_measurement(trial, "alone", alone)
+            self.store.trials.add_measurement(trial, "alone", alone)
 
     def _concurrency(self, uid: str) -> int:
         return best_concurrency(self.store, uid)
@@ -193,7 +193,7 @@ class StudyRebuild:
 
 def best_concurrency(store: Store, uid: str) -> int:
     """Return how many requests a trial had in flight when its throughput was best; 1 if that was not measured."""
-    screened = store.measurements(uid, "screening")
+    screened = store.trials.measurements(uid, "screening")
     return int(screened[-1].conditions.get("throughput", {}).get("concurrency", 1)) if screened else 1
 
 

@@ -41,11 +41,11 @@ def one_of(words: "tuple[str, ...] | abc.Callable[[], tuple[str, ...]]") -> Befo
     return BeforeValidator(check)
 
 
-def matches(pattern: "re.Pattern[str]", expected: str) -> BeforeValidator:
+def matches(pattern: "re.Pattern[str]", expected: str, longest: int = 100) -> BeforeValidator:
     """Accept text of a pattern."""
 
     def check(value: object) -> object:
-        if not isinstance(value, str) or len(value) > 100 or not pattern.fullmatch(value):
+        if not isinstance(value, str) or len(value) > longest or not pattern.fullmatch(value):
             raise _expect(expected)
         return value
 
@@ -109,5 +109,6 @@ Callable = Annotated[
     matches(
         re.compile(r"[^:\n]+:[A-Za-z_]\w*"),
         "path.py:callable (relative to the study file) or package.module:callable",
+        longest=500,
     ),
 ]

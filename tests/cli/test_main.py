@@ -57,4 +57,4 @@ def test_a_reader_that_has_seen_enough_is_no_error(database):
 
 
 def test_the_version(autotune):
-    assert autotune("--version").stdout == f"{__version__}\n"
+    assert autotune("--version").stdout.split()[0] == __version__

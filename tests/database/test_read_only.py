@@ -29,7 +29,7 @@ import os, sys
 from autotune.database.store import Store
 from tests.database.records import plan, workload
 store = Store.open(sys.argv[1])
-store.promote(plan("p2", workload("bert-base")))
+store.plans.promote(plan("p2", workload("bert-base")))
 os._exit(0)
 """
 
@@ -53,10 +53,10 @@ with plan_reader(url) as reader, Store.open(url) as store:
     asked = plan()
     print(json.dumps({
         "read_only": [store.read_only, locate(url).read_only],
-        "plans": [[each.uid for each in source.plans()] for source in (reader, store)],
-        "found": store.find_plan(asked.key).uid,
-        "studies": [study.name for study in store.studies()],
-        "refused": [refusal(lambda: store.promote(asked)), refusal(lambda: begin(store, "other"))],
+        "plans": [[each.uid for each in source.plans.list()] for source in (reader, store)],
+        "found": store.plans.find(asked.key).uid,
+        "studies": [study.name for study in store.studies.list()],
+        "refused": [refusal(lambda: store.plans.promote(asked)), refusal(lambda: begin(store, "other"))],
     }))
 """
 
@@ -74,7 +74,7 @@ def test_a_file_that_nobody_may_write_is_read_with_its_log(tmp_path: Path, way: 
     file = folder / "a b.db"
     with Store.open(str(file)) as store:
         begin(store)
-        store.promote(plan("p1"))
+        store.plans.promote(plan("p1"))
     assert not is_read_only(file)
     if log != "none":
         subprocess.run([sys.executable, "-c", KILLED, str(file)], cwd=ROOT, check=True)
@@ -230,7 +230,7 @@ print(json.dumps(messages))
 def test_check_reads_what_nobody_may_write_and_gc_refuses(tmp_path: Path, way: str) -> None:
     folder = tmp_path / "frozen"
     with Store.open(str(folder / "a.db")) as store:
-        store.promote(plan("p1", artifact=store.artifacts.add(folder_with(tmp_path / "built", {"w": b"1"}))))
+        store.plans.promote(plan("p1", artifact=store.artifacts.add(folder_with(tmp_path / "built", {"w": b"1"}))))
         orphan = store.artifacts.add(folder_with(tmp_path / "orphan", {"w": b"2"}))
     code = """
 import json, sys, time
@@ -256,7 +256,7 @@ def test_a_role_that_may_only_read_looks_plans_up(postgresql: Server, how: str) 
     url = postgresql.create(name, TEMPLATE)
     with Store.open(url) as store:
         begin(store)
-        store.promote(plan("p1"))
+        store.plans.promote(plan("p1"))
         assert not store.read_only
     engine = engine_at(locate(url))
     rights = "SELECT" if how == "may only select" else "ALL"
@@ -268,10 +268,10 @@ def test_a_role_that_may_only_read_looks_plans_up(postgresql: Server, how: str) 
     reader = make_url(url).set(username=name, password="secret").render_as_string(hide_password=False)
     with Store.open(reader, create=False) as store:
         assert store.read_only
-        assert [each.uid for each in store.plans()] == ["p1"] and store.studies()
-        assert store.find_plan(plan().key) == store.plan("p1")
+        assert [each.uid for each in store.plans.list()] == ["p1"] and store.studies.list()
+        assert store.plans.find(plan().key) == store.plans.get("p1")
         with pytest.raises(DatabaseError, match=r"is read-only\n(.*\n)*.*--db PATH"):
-            store.promote(plan("p2", workload("bert-base")))
+            store.plans.promote(plan("p2", workload("bert-base")))
     with for_writing(engine).begin() as connection:
         migrate.downgrade(connection, REVISIONS[-2])
     with pytest.raises(DatabaseError, match="read-only") as caught:

@@ -28,7 +28,7 @@ def test_an_h200_sustains_what_was_measured_on_one() -> None:
     rates = DeviceRates.of(properties())
     assert rates.flops_per_s == pytest.approx(790e12, rel=0.01)
     assert rates.memory_bytes_per_s == pytest.approx(4.3e12, rel=0.01)
-    assert (rates.multiprocessors, rates.clock_hz) == (132, 1.98e9)
+    assert (rates.sm_count, rates.clock_hz) == (132, 1.98e9)
     assert DeviceRates.from_dict(rates.as_dict()) == rates
 
 
@@ -52,4 +52,4 @@ def test_a_rate_is_a_positive_number(wrong: Any) -> None:
 
 @pytest.mark.gpu
 def test_the_rates_of_this_gpu_can_be_read() -> None:
-    assert DeviceRates.read("cuda:0").multiprocessors > 0
+    assert DeviceRates.read("cuda:0").sm_count > 0

@@ -25,7 +25,7 @@ from autotune.measure.callables import (
     work_traced,
 )
 from autotune.measure.clock import SystemClock
-from autotune.measure.kernel_trace import Kernel, KernelTrace
+from autotune.measure.kernel_trace import DeviceActivity, KernelTrace
 from autotune.measure.throughput import run_lanes
 from autotune.testing import FakeClock
 
@@ -243,8 +243,10 @@ class FakeGpu:
         if not seen:
             raise WorkError("no kernel was launched")
         sizes = {"grid": (1, 1, 1), "block": (1, 1, 1)}
-        kernels = tuple(Kernel(name=name, start_us=at, end_us=at + 0.5, **sizes) for at, name in enumerate(seen))
-        return KernelTrace(kernels=kernels, calls=calls)
+        kernels = tuple(
+            DeviceActivity(name=name, start_us=at, end_us=at + 0.5, **sizes) for at, name in enumerate(seen)
+        )
+        return KernelTrace(activities=kernels, calls=calls)
 
 
 def test_a_trace_tells_work_from_the_marks_around_it():

@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import BertConfig, BertModel
 
 from autotune.backends.native.backend import BACKEND
-from autotune.backends.native.telling import told
+from autotune.backends.native.describe import describe
 from autotune.database.store import Store
 from autotune.model import source
 from autotune.model.capture import capture
@@ -47,7 +47,7 @@ def site(problem, layer, part, *, us=None, library_us=None, **more):
 
 def graph(*sites, **changes):
     record = {"nodes_before": 518, "nodes_after": 140, "fusions": {}, "places": {}, "sites": sites}
-    return graph_document(told(record | changes))
+    return graph_document(describe(record | changes))
 
 
 def plan_with(tmp_path, **changes):

@@ -29,6 +29,14 @@ def test_only_name_model_and_inputs_are_required():
     assert study.input_specs() == (InputSpec(name="x", shape=("batch", 3), dtype="float32"),)
 
 
+def test_callables_may_have_long_paths():
+    folder = "/home/someone/" + "a-long-folder/" * 20
+    study = parse_study(
+        LEAST + f"constraints: {{metrics: [{{function: '{folder}metrics.py:top1', at_least: 0.7}}]}}\n", SOURCE
+    )
+    assert study.objective_record().metrics[0].function == f"{folder}metrics.py:top1"
+
+
 def test_a_whole_file():
     study = parse_study(
         """

@@ -49,7 +49,7 @@ class Race:
 
     @classmethod
     def of(cls, tuned: TunedProblem) -> "Race | None":
-        """Choose the finalists of a tuned problem; ``None`` where it has none of ours, or no library's call."""
+        """Choose the finalists of a tuned problem; ``None`` if it has none of ours, or no library's call."""
         complete = [trial.configuration for trial in tuned.complete]
         ours = [each for each in complete if each.backend not in registry.library_kinds()]
         theirs = [each for each in complete if each.backend in registry.library_kinds()]
@@ -60,7 +60,7 @@ class Race:
         return cls(problem=tuned.problem, finalists=tuple(finalists), chosen=complete[0])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             "problem": self.problem.as_dict(), "finalists": [each.as_dict() for each in self.finalists],
             "chosen": self.chosen.as_dict(), "runs": self.runs, "failures": self.failures,
@@ -68,7 +68,7 @@ class Race:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Race":
-        """Read what :meth:`as_dict` wrote."""
+        """Read the output of :meth:`as_dict`."""
         return cls(
             problem=GemmProblem.from_dict(data["problem"]), chosen=Configuration.from_dict(data["chosen"]),
             finalists=tuple(Configuration.from_dict(each) for each in data["finalists"]), runs=list(data["runs"]),
@@ -78,7 +78,7 @@ class Race:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times as long the one takes as the other, with a 95% interval; above 1 the other is faster."""
+    """The number of times as long the one takes as the other, with a 95% interval; above 1 the other is faster."""
 
     ratio: float
     interval: tuple[float, float]
@@ -86,7 +86,7 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class RaceResult:
     """One problem: the best of ours and the best library's call by their finals, and the library over each.
 
     ``of_ours`` is the library's time over that of our best kernel, ``of_chosen`` over that of what the tuning chose.
@@ -137,7 +137,7 @@ def _run(
     races: Sequence[Race], executor: KernelExecutor, number: int, rounds: int, until: float, save: Callable[[], object],
     clock: Callable[[], float],
 ) -> list[Race]:  # fmt: skip
-    """Run a process; gives what is left for another one, where it crashed."""
+    """Run a process; returns what is left for another one, where it crashed."""
     known = {race.problem.digest: race for race in races}
     waiting = dict(known)
     request = {
@@ -203,8 +203,8 @@ def _taken(told: Mapping[str, Mapping[str, Any]], number: int) -> dict[str, Any]
     return {"number": number, "samples_us": blocks, "conditions": conditions}
 
 
-def result_of(race: Race) -> Result | None:
-    """What a race came to; ``None`` where nothing was run."""
+def result_of(race: Race) -> RaceResult | None:
+    """What a race came to; ``None`` if nothing was run."""
     if not race.runs or race.failures:
         return None
 
@@ -213,7 +213,7 @@ def result_of(race: Race) -> Result | None:
 
     ours = min((each for each in race.finalists if each.backend not in registry.library_kinds()), key=figure_us)
     library = min((each for each in race.finalists if each.backend in registry.library_kinds()), key=figure_us)
-    return Result(
+    return RaceResult(
         problem=race.problem, ours=ours, library=library, chosen=race.chosen, ours_us=figure_us(ours),
         library_us=figure_us(library), chosen_us=figure_us(race.chosen), of_ours=ratio_of(race, library, ours),
         of_chosen=ratio_of(race, library, race.chosen),
@@ -222,7 +222,7 @@ def result_of(race: Race) -> Result | None:
 
 
 def ratio_of(race: Race, one: Configuration, other: Configuration) -> Ratio:
-    """How many times as long the one takes as the other, paired within the rounds."""
+    """The number of times as long the one takes as the other, paired within the rounds."""
     processes = [
         [
             math.log(median(mine) / median(theirs))
@@ -243,7 +243,7 @@ def ratio_of(race: Race, one: Configuration, other: Configuration) -> Ratio:
     )
 
 
-def overall(results: Sequence[Result]) -> Overall:
+def overall(results: Sequence[RaceResult]) -> Overall:
     """Join the problems, of which there is one at least.
 
     Slower is what the test says, adjusted for that many problems, where the whole interval says so too.

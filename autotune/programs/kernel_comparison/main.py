@@ -3,14 +3,13 @@
 The products are those of :data:`~autotune.programs.kernel_comparison.shapes.SHAPES`. Each is tuned into a
 database, and then the best of ours and the best of the libraries' calls are timed against each other in fresh
 processes. ``--compile-only`` fills the cache of kernels where there is no GPU.
-Goes on where it was stopped, and ends within ``--limit`` seconds.
+Goes on if it was stopped, and ends within ``--limit`` seconds.
 Exit code 0 when every product was compared, 1 where something is left or went wrong, 2 if the request was wrong.
 """
 
 import argparse
 import json
 import os
-import shlex
 import sys
 import threading
 import time
@@ -22,7 +21,7 @@ from typing import Any
 
 from autotune import environment, registry
 from autotune.database.store import Store
-from autotune.errors import AutotuneError, RequestError
+from autotune.errors import RequestError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import toolchain_of
 from autotune.kernels.cost import FIXED_S
@@ -31,13 +30,21 @@ from autotune.kernels.rates import DeviceRates
 from autotune.kernels.schedule import MOST_BUILDS
 from autotune.kernels.search import KernelSearch
 from autotune.kernels.tuning import kernels_folder, tune_kernels
-from autotune.programs.frame import positive
-from autotune.programs.kernel_comparison.finals import PROCESSES, ROUNDS, Race, Result, overall, result_of, run_races
-from autotune.programs.kernel_comparison.shapes import SHAPES, Shape
+from autotune.programs.frame import Run, add_seed, parser_of, positive, run_program, say
+from autotune.programs.kernel_comparison.finals import (
+    PROCESSES,
+    ROUNDS,
+    Race,
+    RaceResult,
+    overall,
+    result_of,
+    run_races,
+)
+from autotune.programs.kernel_comparison.shapes import SHAPES, ComparedShape
 from autotune.programs.kernel_comparison.table import comparison_table, ratio_document
 from autotune.programs.kernel_recording.builds import RATES, ChosenBuild, Recording, read_rates
 from autotune.programs.kernel_recording.compile import compile_recording, jobs_that_fit, pack, refusals, size_of, unpack
-from autotune.programs.kernel_recording.main import device_like, say
+from autotune.programs.kernel_recording.main import device_like
 from autotune.programs.surroundings import environment as surroundings
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -46,6 +53,7 @@ from autotune.runtime import discovery
 from autotune.runtime import toolchain as versions
 from autotune.scratch import ScratchFolder
 
+NAME = "kernel_comparison"
 SCHEMA = 1
 FILE = "comparison.json"
 """What was compiled, in the folder of the kernels."""
@@ -57,34 +65,26 @@ FINALS_SHARE = 0.35
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run as a program; the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    try:
-        with _cache(options.cache):
-            if options.archive is not None and not options.compile_only:
-                unpack(options.archive, kernels_folder())
-            if options.compile_only:
-                return _compile(options)
-            return _compare(options, ["python", "-m", "autotune.programs.kernel_comparison", *given])
-    except AutotuneError as error:
-        say(str(error))
-        return error.exit_code
+    """Run the program, and return its exit code."""
+    return run_program(NAME, _parser(), _run, arguments)
+
+
+def _run(run: Run) -> int:
+    options = run.options
+    with _cache(options.cache):
+        if options.archive is not None and not options.compile_only:
+            unpack(options.archive, kernels_folder())
+        return _compile(options) if options.compile_only else _compare(options, run.command)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m autotune.programs.kernel_comparison", description="Our kernels beside the libraries' calls."
-    )
+    parser = parser_of(NAME, "results and raw samples; an unfinished one is resumed")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
     where.add_argument(
         "--device-like", type=device_like, metavar="SKU/CAPABILITY", help="one that is not here, to compile for"
     )
     parser.add_argument("--only", metavar="PART,...", help="products whose name has one of the parts, as bert_base-1-")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="results and raw samples; an unfinished one is resumed"
-    )
     parser.add_argument("--db", metavar="DATABASE", help="the tuning database (default: AUTOTUNE_DB, else the user's)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="where kernels lie (default: the user's cache)")
     parser.add_argument(
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--first", type=positive, default=8, help="builds of a product to compile only (default: 8)")
     parser.add_argument("--rates", type=Path, metavar="FILE", help="JSON of a device's rates, or a recorded space")
     parser.add_argument("--jobs", type=positive, metavar="N", help="compilers at once (default: what fits)")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
+    add_seed(parser)
     parser.add_argument("--backend", default=registry.tuning_kernels()[0], help="whose kernels (default: %(default)s)")
     return parser
 
@@ -133,7 +133,7 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _begun(
-    options: argparse.Namespace, device: Device, shapes: Sequence[Shape], rates: DeviceRates | None
+    options: argparse.Namespace, device: Device, shapes: Sequence[ComparedShape], rates: DeviceRates | None
 ) -> Recording:
     """The builds that the search proposes for each product before it has measured anything."""
     if rates is None and device.kind == "cuda":
@@ -141,9 +141,9 @@ def _begun(
             f"choosing builds for {device.sku}", found="a device whose rates nobody knows",
             expected=f"one of {', '.join(RATES)}, or rates in a file", run="--rates FILE",
         )  # fmt: skip
-    maker, places = registry.kernels(options.backend), dict[Configuration, list[int]]()
+    provider, places = registry.kernels(options.backend), dict[Configuration, list[int]]()
     for place, shape in enumerate(shapes):
-        space = maker.space(device, shape.problem)
+        space = provider.space(device, shape.problem)
         asked = (
             KernelSearch(space, shape.problem, rates=rates, seed=options.seed).ask(options.first)
             if space.builds
@@ -170,7 +170,7 @@ def _wanted(recording: Recording) -> set[tuple[Configuration, int]]:
     return {(chosen.build, place) for chosen in recording.builds for place in chosen.places}
 
 
-def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
+def _compare(options: argparse.Namespace, command: str) -> int:
     begin = time.monotonic()
     device, shapes = discovery.find(options.device), _shapes(options.only)
     folder = kernels_folder()
@@ -178,7 +178,7 @@ def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
     around = surroundings(device.torch_name)
     with _executor(device, options, folder) as executor, Store.open(options.db) as store:
         document: dict[str, Any] = {
-            "schema": SCHEMA, "command": shlex.join(command), "device_class": device.device_class,
+            "schema": SCHEMA, "command": command, "device_class": device.device_class,
             "toolchain": versions.current(device).as_dict(), "kernels": executor.toolchain, "environment": around,
         }  # fmt: skip
         budget_s = options.budget if options.budget is not None else (1 - FINALS_SHARE) * options.limit
@@ -186,8 +186,8 @@ def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
         document["rates"] = report.rates.as_dict() if report.rates else None
         known = _known(options.json, document)
         by_problem = {tuned.problem: tuned for tuned in report.problems}
-        races: dict[Shape, Race] = {}
-        missing: list[tuple[Shape, str]] = []
+        races: dict[ComparedShape, Race] = {}
+        missing: list[tuple[ComparedShape, str]] = []
         for shape in shapes:
             tuned = by_problem[shape.problem]
             race = Race.of(tuned)
@@ -212,7 +212,7 @@ def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def _tuned(
-    options: argparse.Namespace, shapes: Sequence[Shape], device: Device, store: Store, server: WorkerServer,
+    options: argparse.Namespace, shapes: Sequence[ComparedShape], device: Device, store: Store, server: WorkerServer,
     budget_s: float, rates: DeviceRates | None,
 ) -> Any:  # fmt: skip
     """Tune the products, each as important as any other; a batch that is under way at the end is finished."""
@@ -224,13 +224,13 @@ def _tuned(
         return tune_kernels(
             {shape.problem: _weight(shape.problem, rates) for shape in shapes}, device, store, server,
             backend=options.backend, budget_s=budget_s, builds=options.builds, seed=options.seed, stop=stop,
-            progress=_Told(),
+            progress=_PrintedProgress(),
         )  # fmt: skip
     finally:
         timer.cancel()
 
 
-class _Told:
+class _PrintedProgress:
     """Says what is timed."""
 
     def event(self, kind: str, **data: Any) -> None:
@@ -268,8 +268,11 @@ def _known(path: Path | None, document: Mapping[str, Any]) -> dict[GemmProblem, 
 
 
 def _write(
-    path: Path | None, document: Mapping[str, Any], races: Mapping[Shape, Race], missing: Sequence[tuple[Shape, str]]
-) -> dict[Shape, Result]:
+    path: Path | None,
+    document: Mapping[str, Any],
+    races: Mapping[ComparedShape, Race],
+    missing: Sequence[tuple[ComparedShape, str]],
+) -> dict[ComparedShape, RaceResult]:
     """Work out what is known, and write it with the raw samples, whole or not at all."""
     results = {shape: result for shape, race in races.items() if (result := result_of(race)) is not None}
     if path is None:
@@ -304,8 +307,8 @@ def _write(
     return results
 
 
-def _shapes(only: str | None) -> list[Shape]:
-    """The products whose names have one of the parts; RequestError where none has."""
+def _shapes(only: str | None) -> list[ComparedShape]:
+    """The products whose names have one of the parts; RequestError if none has."""
     parts = [part.strip() for part in (only or "").split(",")]
     found = [shape for shape in SHAPES if any(part in shape.name for part in parts)]
     if not found:

@@ -24,7 +24,7 @@ EPILOGUES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
+class ComparedShape:
     """One product: of which model, for how many inputs (or tokens) at once, what it computes there."""
 
     model: str
@@ -82,8 +82,8 @@ _ROWS: tuple[tuple[str, int, str, str, int, int, int], ...] = (
     ("llama_7b", 512, "attention's output", "residual", 512, 4096, 4096),
 )
 
-SHAPES: tuple[Shape, ...] = tuple(
-    Shape(
+SHAPES: tuple[ComparedShape, ...] = tuple(
+    ComparedShape(
         model=model,
         batch=batch,
         what=what,

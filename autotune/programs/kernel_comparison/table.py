@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autotune.programs.kernel_comparison.finals import Overall, Ratio, Result
-from autotune.programs.kernel_comparison.shapes import Shape
+from autotune.programs.kernel_comparison.finals import Overall, RaceResult, Ratio
+from autotune.programs.kernel_comparison.shapes import ComparedShape
 from autotune.records.configuration import Configuration
 from autotune.report import words
 
 
 def comparison_table(
-    results: Mapping[Shape, Result], joined: Overall | None, missing: Sequence[tuple[Shape, str]]
+    results: Mapping[ComparedShape, RaceResult], joined: Overall | None, missing: Sequence[tuple[ComparedShape, str]]
 ) -> str:
     """Write a line for each product, then the means, then what was not compared and why."""
     lines = [
@@ -38,7 +38,7 @@ def comparison_table(
 
 
 def ratio_document(ratio: Ratio) -> dict[str, Any]:
-    """Plain data for JSON."""
+    """Return plain data for JSON."""
     return {"ratio": ratio.ratio, "interval": list(ratio.interval), "p_value": ratio.p_value}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from autotune.errors import RequestError
-from autotune.kernel import KernelMaker, KernelSpace, MadeKernel
+from autotune.kernel import CompileResult, KernelProvider, KernelSpace
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.search import KernelSearch
 from autotune.records.configuration import Configuration
@@ -50,7 +50,7 @@ Origin = Literal["proposed", "spread"]
 
 RATES: Mapping[str, DeviceRates] = {
     "nvidia-h200": DeviceRates(
-        multiprocessors=132, clock_hz=1.98e9, flops_per_clock=4096, flops_per_s=790e12, memory_bytes_per_s=4.3e12,
+        sm_count=132, clock_hz=1.98e9, flops_per_clock=4096, flops_per_s=790e12, memory_bytes_per_s=4.3e12,
         shared_bytes=233472, cache_bytes=52428800,
     )
 }  # fmt: skip
@@ -59,14 +59,14 @@ on one (:data:`~autotune.kernels.rates.SUSTAINED_FLOPS`). A record holds what th
 
 
 def recorded_problems() -> tuple[GemmProblem, ...]:
-    """Give the problems of a record: half precision, with a bias."""
+    """Return the problems of a record: half precision, with a bias."""
     return tuple(GemmProblem(m=m, n=n, k=k, bias=True) for m, n, k, _ in SHAPES)
 
 
 def read_rates(path: Path) -> DeviceRates:
     """Read a device's rates from a JSON file that has nothing else, or that has them under ``rates``.
 
-    Raises RequestError where there are none.
+    Raises RequestError if there are none.
     """
     try:
         data = json.loads(path.read_text())
@@ -105,7 +105,7 @@ class Recording:
     rates: DeviceRates | None
     problems: tuple[GemmProblem, ...]
     builds: tuple[ChosenBuild, ...]
-    made: dict[tuple[Configuration, int], MadeKernel] = field(default_factory=dict)
+    made: dict[tuple[Configuration, int], CompileResult] = field(default_factory=dict)
     file: str = FILE
 
     def missing(self, place: int) -> list[Configuration]:
@@ -151,7 +151,7 @@ class Recording:
 
     @classmethod
     def read(cls, folder: Path, file: str = FILE) -> "Recording":
-        """Read what :meth:`write` wrote; RequestError where there is none, or of another schema."""
+        """Read what :meth:`write` wrote; RequestError if there is none, or of another schema."""
         path = folder / file
         try:
             data = json.loads(path.read_text())
@@ -168,11 +168,11 @@ class Recording:
     @classmethod
     def _of(cls, data: Mapping[str, Any], file: str) -> "Recording":
         chosen: list[ChosenBuild] = []
-        made: dict[tuple[Configuration, int], MadeKernel] = {}
+        made: dict[tuple[Configuration, int], CompileResult] = {}
         for one in data["builds"]:
             build = Configuration.from_dict(one["build"])
             chosen.append(ChosenBuild(build=build, origin=one["origin"], places=tuple(one["places"])))
-            made |= {(build, int(place)): MadeKernel(**outcome) for place, outcome in one["made"].items()}
+            made |= {(build, int(place)): CompileResult(**outcome) for place, outcome in one["made"].items()}
         return cls(
             backend=data["backend"], sku=data["sku"], seed=data["seed"],
             capability=tuple(data["capability"]) if data["capability"] else None,
@@ -183,7 +183,7 @@ class Recording:
 
 
 def choose(
-    maker: KernelMaker,
+    provider: KernelProvider,
     device: Device,
     problems: Sequence[GemmProblem],
     *,
@@ -195,9 +195,9 @@ def choose(
     """Choose builds: so many of the kind that has most of them, and of every other kind the same share of its own.
 
     So a problem's kinds are mixed as in its space, and what serves few problems takes no place from what serves all.
-    Raises SpaceError where a problem has no kernel at all.
+    Raises SpaceError if a problem has no kernel at all.
     """
-    spaces = [maker.space(device, problem) for problem in problems]
+    spaces = [provider.space(device, problem) for problem in problems]
     places: dict[Configuration, list[int]] = {}
     for place, space in enumerate(spaces):
         for build in space.builds:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune.errors import AutotuneError, RequestError
-from autotune.kernel import MadeKernel
+from autotune.kernel import CompileResult
 from autotune.kernels.executor import KernelExecutor, Made
 from autotune.programs.kernel_recording.builds import Recording
 from autotune.records.configuration import Configuration
@@ -37,7 +37,7 @@ class _Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How many kernels a folder holds, and the bytes of their files, one that has several names counted once."""
+    """The number of kernels a folder holds, and the bytes of their files, one that has several names counted once."""
 
     files: int
     bytes: int
@@ -58,7 +58,7 @@ def compile_recording(
     tell: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, AutotuneError]:
-    """Compile what is missing and write it down group by group; gives the kinds that cannot be compiled here, and why.
+    """Compile the missing builds and record them by group; returns the kinds that cannot be compiled.
 
     Every build is compiled for one of its problems first and then for the others, for which most are there already.
     Begins nothing that, going by the longest so far, would end after ``limit_s``.
@@ -105,7 +105,7 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Read what :func:`pack` wrote into a folder that has nothing yet; RequestError where it is no such tar."""
+    """Read what :func:`pack` wrote into a folder that has nothing yet; RequestError if it is no such tar."""
     if folder.exists() and any(folder.iterdir()):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,10 +151,10 @@ def _epilogue(problem: GemmProblem) -> GemmProblem:
 def _take(recording: Recording, group: _Group, made: dict[Configuration, Made]) -> None:
     """Take in what became of builds; one that was not finished is left for the next time."""
     for build, became in made.items():
-        if isinstance(became, MadeKernel):
+        if isinstance(became, CompileResult):
             recording.made[build, group.place] = became
         elif became is not None:
-            recording.made[build, group.place] = MadeKernel(refusal=str(became))
+            recording.made[build, group.place] = CompileResult(refusal=str(became))
 
 
 def _wanted(recording: Recording) -> int:

@@ -2,7 +2,7 @@
 
 ``compile`` chooses builds for the problems of :data:`~autotune.programs.kernel_recording.builds.SHAPES` and compiles
 them into a folder, which needs no GPU; ``time`` times them on one and writes a recorded space, on which
-``python -m autotune.programs.kernel_search`` tries the search over tiles. Both go on where they were stopped, and end
+``python -m autotune.programs.kernel_search`` tries the search over tiles. Both go on if they were stopped, and end
 within ``--limit`` seconds. Exit code 0 when all is done, 1 where something is left for the same command, 2 if the
 request was wrong.
 """
@@ -15,11 +15,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from autotune import registry
-from autotune.errors import AutotuneError, RequestError
+from autotune.errors import RequestError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import toolchain_of
 from autotune.kernels.executor import STEPS, KernelExecutor
-from autotune.programs.frame import positive
+from autotune.programs.frame import parser_of, positive, run_program, say
 from autotune.programs.kernel_recording.builds import FILE, RATES, Recording, choose, read_rates, recorded_problems
 from autotune.programs.kernel_recording.compile import compile_recording, jobs_that_fit, pack, refusals, size_of, unpack
 from autotune.programs.kernel_recording.times import LAUNCHES, Recorder, Trials
@@ -28,24 +28,17 @@ from autotune.runtime import discovery
 from autotune.runtime import toolchain as versions
 from autotune.scratch import ScratchFolder
 
+NAME = "kernel_recording"
 BUILDS = 220
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run as a program; the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except AutotuneError as error:
-        say(str(error))
-        return error.exit_code
+    """Run the program, and return its exit code."""
+    return run_program(NAME, _parser(), lambda run: int(run.options.run(run.options)), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m autotune.programs.kernel_recording",
-        description="Record a space of kernels: compile it, and time it.",
-    )
+    parser = parser_of(NAME, json_help="")
     steps = parser.add_subparsers(required=True)
     compiling = steps.add_parser("compile", help="choose builds and compile them; needs no GPU")
     where = compiling.add_mutually_exclusive_group()
@@ -157,9 +150,9 @@ def _chosen(options: argparse.Namespace, device: Device, executor: KernelExecuto
             f"choosing builds for {device.sku}", found="a device whose rates nobody knows",
             expected=f"one of {', '.join(RATES)}, or rates in a file", run="--rates FILE",
         )  # fmt: skip
-    maker = registry.kernels(options.backend)
+    provider = registry.kernels(options.backend)
     recording = choose(
-        maker, device, recorded_problems(), backend=options.backend, rates=rates, builds=options.builds,
+        provider, device, recorded_problems(), backend=options.backend, rates=rates, builds=options.builds,
         seed=options.seed,
     )  # fmt: skip
     recording.write(options.cache)
@@ -205,9 +198,3 @@ def device_like(text: str) -> Device:
     if not sku or len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise argparse.ArgumentTypeError(f"a SKU and a compute capability expected, as nvidia-h200/9.0, found {text!r}")
     return Device(kind="cuda", name=sku, uuid="not-here", capability=(int(numbers[0]), int(numbers[1])))
-
-
-def say(text: str) -> None:
-    """Tell whoever waits, on standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

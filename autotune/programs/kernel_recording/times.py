@@ -17,7 +17,7 @@ from autotune.errors import AutotuneError, WorkError
 from autotune.kernel import KernelSpace
 from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.rates import DeviceRates
-from autotune.kernels.timing import Limits
+from autotune.kernels.timing import TimingLimits
 from autotune.programs.kernel_recording.builds import Recording
 from autotune.programs.kernel_search.space_file import RecordedSpace
 from autotune.records.configuration import Configuration
@@ -28,13 +28,13 @@ from autotune.records.trial import Failure
 log = logging.getLogger(__name__)
 
 SCREENING = {
-    "cpu": Limits(sampling_s=0.05, least_samples=7),
-    "cuda": Limits(sampling_s=0.005, least_samples=7),
+    "cpu": TimingLimits(sampling_s=0.05, least_samples=7),
+    "cuda": TimingLimits(sampling_s=0.005, least_samples=7),
 }
 """A candidate's first times: on a GPU about 15 samples, for one takes a third of a millisecond, flush and spin
 included; seven at least are what an interval of the median takes."""
 
-AGAIN = {"cpu": Limits(sampling_s=0.4, least_samples=20), "cuda": Limits(sampling_s=0.1, least_samples=100)}
+AGAIN = {"cpu": TimingLimits(sampling_s=0.4, least_samples=20), "cuda": TimingLimits(sampling_s=0.1, least_samples=100)}
 BEST = 20
 """Candidates of each problem that are timed once more."""
 
@@ -76,7 +76,7 @@ class Trials:
         self._keep(stage, trial)
 
     def has(self, problem: GemmProblem, candidate: Configuration, stage: Stage) -> bool:
-        """Whether a candidate was timed at a stage or a later one, or failed at any."""
+        """True if a candidate was timed at a stage or a later one, or failed at any."""
         known = self.found.get((problem, candidate))
         return known is not None and (known[1].failure is not None or stage in ("screening", known[0]))
 
@@ -113,8 +113,8 @@ class Recorder:
         self.troubles: dict[int, AutotuneError] = {}
         self._tell, self._clock = tell, clock
         self._kind = executor.device.kind
-        maker = registry.kernels(recording.backend)
-        self._spaces: list[KernelSpace] = [maker.space(executor.device, problem) for problem in recording.problems]
+        provider = registry.kernels(recording.backend)
+        self._spaces: list[KernelSpace] = [provider.space(executor.device, problem) for problem in recording.problems]
         self._start_s = self._candidate_s = 0.0
         self._note_refused()
 
@@ -139,7 +139,7 @@ class Recorder:
         return spread_launches(self._spaces[place].launches(build), self.launches)
 
     def record(self, rates: DeviceRates) -> RecordedSpace:
-        """Put the trials so far together; raises WorkError where there is none."""
+        """Put the trials so far together; raises WorkError if there is none."""
         recording = self.recording
         everywhere = {
             build: next(iter(reasons.values()))

@@ -2,21 +2,25 @@
 
 Each file is a recorded space. Told is, by number of builds, how much slower than the best recorded kernel the search
 ends, over problems and seeds, beside what random search is expected to reach. A method is settled on one half of the
-problems (``--half settle``) and reported on the other. Exit code 1 where a search misses the best by more than 3%.
+problems (``--half settle``) and reported on the other. Exit code 1 if a search misses the best by more than 3%.
 """
 
 import argparse
-import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, get_args
 
 from autotune.errors import RequestError
+from autotune.programs.check_result import CheckResult
+from autotune.programs.document import rows_of
+from autotune.programs.frame import Run, parser_of, positive, run_program
 from autotune.programs.kernel_search.replay import CHECKPOINTS, Half, ReplayedProblem, half_of, replay
 from autotune.programs.kernel_search.space_file import RecordedSpace, read_recorded_space
+from autotune.programs.surroundings import environment
+
+NAME = "kernel_search"
 
 LARGEST_REGRET = 0.03
 """The promise: within 3% of the best."""
@@ -25,7 +29,7 @@ LARGEST_REGRET = 0.03
 def replay_spaces(
     spaces: Sequence[RecordedSpace], *, half: Half, seeds: int, checkpoints: Sequence[int] = CHECKPOINTS
 ) -> dict[str, Any]:
-    """Search every problem of that half with every seed; ValueError where one has no kernel that works."""
+    """Search every problem of that half with every seed; ValueError if one has no kernel that works."""
     origins, runs = [], []
     for number, space in enumerate(spaces):
         chosen = half_of(space, half)
@@ -89,26 +93,33 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run as a program; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m autotune.programs.kernel_search", description="How good is the search over tiles?"
-    )
+    """Run the program, and return its exit code."""
+    return run_program(NAME, _parser(), _replay_files, arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(NAME, "write the figures there too")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="recorded spaces")
     parser.add_argument("--half", choices=get_args(Half), default="report", help="which problems (default: report)")
-    parser.add_argument("--seeds", type=int, default=3, help="searches of each problem (default: 3)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-    options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"--seeds is at least 1, found {options.seeds}")
+    parser.add_argument("--seeds", type=positive, default=3, help="searches of each problem (default: 3)")
+    return parser
+
+
+def _replay_files(run: Run) -> int:
+    options = run.options
     try:
         spaces = [read_recorded_space(path) for path in options.files]
         found = replay_spaces(spaces, half=options.half, seeds=options.seeds)
-    except (RequestError, ValueError) as problem:
-        parser.error(str(problem))
-    sys.stdout.write(table(found) + "\n")
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-    return 0 if found["passed"] else 1
+    except ValueError as problem:
+        raise RequestError(f"replaying {', '.join(map(str, options.files))}", found=str(problem)) from problem
+    result = CheckResult(
+        check="regret of the worst seed",
+        figure=_percent(found["after"][-1]["worst"]),
+        limit=f"at most {LARGEST_REGRET:.0%}",
+        passed=found["passed"],
+    )
+    more = {key: value for key, value in found.items() if key != "passed"}
+    return run.report(rows_of([result]), environment("cpu"), text=table(found), more=more)
 
 
 def _step(builds: int, runs: Sequence[ReplayedProblem], place: int) -> dict[str, Any]:
@@ -137,7 +148,7 @@ def _run(number: int, run: ReplayedProblem) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """JSON knows no infinity: ``None`` where nothing worked."""
+    """JSON knows no infinity: ``None`` if nothing worked."""
     return value if math.isfinite(value) else None
 
 

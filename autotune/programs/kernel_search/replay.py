@@ -39,7 +39,7 @@ class ReplayedProblem:
 
     @property
     def score(self) -> float | None:
-        """Where between random search (0) and the optimum (1) it stands; ``None`` where random finds the optimum."""
+        """Where between random search (0) and the optimum (1) it stands; ``None`` if random finds the optimum."""
         pairs = zip(self.regrets, self.random_regrets, strict=True)
         shares = [1 - regret / chance for regret, chance in pairs if 0 < chance < math.inf]
         return fmean(shares) if shares else None
@@ -109,7 +109,7 @@ def replay(
 ) -> ReplayedProblem:
     """Search one recorded problem anew for each number of builds, as a search with that budget would end.
 
-    Raises ``ValueError`` where nothing recorded works on the problem.
+    Raises ``ValueError`` if nothing recorded works on the problem.
     """
     space = ReplaySpace(recorded, problem)
     ranked_us = sorted((space.best_us(build) for build in space.builds), reverse=True)

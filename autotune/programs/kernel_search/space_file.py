@@ -40,7 +40,7 @@ class RecordedLaunch:
             raise ValueError(f"{self.candidate} has a time and a failure on problems {both}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             "candidate": self.candidate.as_dict(),
             "times_us": {str(place): us for place, us in sorted(self.times_us.items())},
@@ -49,7 +49,7 @@ class RecordedLaunch:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RecordedLaunch":
-        """Read what :meth:`as_dict` wrote."""
+        """Read the output of :meth:`as_dict`."""
         return cls(
             candidate=Configuration.from_dict(data["candidate"]),
             times_us={int(place): us for place, us in data["times_us"].items()},
@@ -59,7 +59,7 @@ class RecordedLaunch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedBuild:
-    """One build with its launches, the plainest first; none where the compiler refused it."""
+    """One build with its launches, the plainest first; none if the compiler refused it."""
 
     build: Configuration
     refusal: str | None = None
@@ -77,7 +77,7 @@ class RecordedBuild:
                 raise ValueError(f"{launch.candidate} is not a launch of {self.build}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             "build": self.build.as_dict(),
             "refusal": self.refusal,
@@ -87,7 +87,7 @@ class RecordedBuild:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RecordedBuild":
-        """Read what :meth:`as_dict` wrote."""
+        """Read the output of :meth:`as_dict`."""
         build = Configuration.from_dict(data["build"])
         launches = tuple(RecordedLaunch.from_dict(launch) for launch in data["launches"])
         return cls(build=build, refusal=data["refusal"], compile_s=data["compile_s"], launches=launches)
@@ -136,7 +136,7 @@ class RecordedSpace:
     ) -> "RecordedSpace":
         """Put measured trials together; ``builds`` gives each build's compile time and launches, the plainest first.
 
-        Raises ``ValueError`` where trials are of several device classes or toolchains, or there is none.
+        Raises ``ValueError`` if trials are of several device classes or toolchains, or there is none.
         """
         told = list(trials)
         origins = {(trial.device_class, trial.toolchain) for trial in told}
@@ -173,7 +173,7 @@ class RecordedSpace:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             "schema": self.schema,
             "source": self.source,
@@ -186,7 +186,7 @@ class RecordedSpace:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RecordedSpace":
-        """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
+        """Read the output of :meth:`as_dict`, also after a trip through JSON."""
         return cls(
             **{
                 **data,
@@ -203,7 +203,7 @@ class RecordedSpace:
 
 
 def read_recorded_space(path: Path) -> RecordedSpace:
-    """Read a file that :meth:`RecordedSpace.write` wrote; RequestError where it is none."""
+    """Read a file that :meth:`RecordedSpace.write` wrote; RequestError if it is none."""
     try:
         data = path.read_bytes()
         return RecordedSpace.from_dict(json.loads(gzip.decompress(data) if path.suffix == ".gz" else data))

@@ -1,0 +1,194 @@
+"""What the build of the documentation makes from the code and the result files: commands, results, errors and floors.
+
+A page asks for such a part by a line ``<!-- generated: NAME ARGUMENT... -->``; NAME is a key of :data:`PARTS`.
+"""
+
+import ast
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MARK = re.compile(r"^<!-- generated: (\S+)(.*) -->$", re.MULTILINE)
+IMPORTS_TEST = ROOT / "tests" / "test_imports.py"
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Put each generated part in the place of its mark; MkDocs calls this for every page."""
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    return MARK.sub(lambda match: PARTS[match[1]](*match[2].split()), markdown)
+
+
+def commands() -> str:
+    """Describe each command with its arguments and options, as the command line itself has them."""
+    import typer.main
+
+    from autotune.cli.main import app
+
+    return "\n".join(_command(("autotune", *path), command) for path, command in _commands(typer.main.get_command(app)))
+
+
+def _commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def _command(path: tuple[str, ...], command: Any) -> str:
+    arguments = [each for each in command.params if each.param_type_name == "argument"]
+    options = [each for each in command.params if each.param_type_name == "option"]
+    usage = " ".join([*path, "[OPTIONS]", *(_placeholder(each) for each in arguments)])
+    rows = [(_placeholder(each), each) for each in arguments]
+    rows += [(f"{', '.join([*each.opts, *each.secondary_opts])}{_value(each)}", each) for each in options]
+    lines = [f"## {' '.join(path)}", "", inspect.cleandoc(command.help or ""), "", "```text", usage, "```", ""]
+    lines += ["| argument or option | meaning |", "| --- | --- |"]
+    lines += [f"| `{name}` | {_meaning(each)} |" for name, each in rows]
+    return "\n".join([*lines, ""])
+
+
+def _placeholder(argument: Any) -> str:
+    name = (argument.metavar or argument.name).strip("{}[]")
+    return name if argument.required else f"[{name}]"
+
+
+def _value(option: Any) -> str:
+    return "" if option.is_flag else f" {option.metavar or option.type.name.upper()}"
+
+
+def _meaning(parameter: Any) -> str:
+    shown = parameter.default not in (None, False, True, ())
+    text = _plain(parameter.help or "")
+    return f"{text} Default: `{parameter.default}`." if shown and not parameter.required else text
+
+
+def results() -> str:
+    """Write the table of results of each device from the result files, each checked against its raw samples."""
+    from autotune.programs.results_table import markdown, read_results
+
+    return re.sub(r"^\*\*(.+?)\*\* \((.+)\), ms$", r"## \1\n\nDevice class \2, latencies in ms.",
+                  markdown(read_results(ROOT / "studies")), flags=re.MULTILINE)  # fmt: skip
+
+
+def engine_results() -> str:
+    """Write a row for each study of the native engine: eager, then the native backend by where its kernels come from.
+
+    A study whose finals did not end has no result file: its row is of single trials of the screening, with a star.
+    """
+    folder = ROOT / "studies" / "engine"
+    lines = [
+        "| model, batch | eager | torch's kernels | tuned | overlapped | aim | kernels of a call | device busy |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for path in sorted([*folder.glob("*/results/*.json"), *folder.glob("*/trials/*.json")]):
+        document = json.loads(path.read_text())
+        ended = isinstance(document, dict)
+        entries = document["finals"] if ended else document
+        plan = document["plan"]["configuration"] if ended else None
+        latencies = {each["configuration"].get("kernels", "eager"): _latency(each, plan) for each in entries}
+        name, batch = (document["name"], document["batch"]) if ended else (document[0]["study"], document[0]["batch"])
+        label = f"{name.removesuffix('-engine')}, {batch}"
+        cells = [f"{label}{'' if ended else ' *'}", *(latencies[kernels] for kernels in ENGINE_COLUMNS)]
+        if ended and document["plan"]["status"] == "tie":
+            cells = [f"{cell} (tie)" if cell.startswith("**") else cell for cell in cells]
+        explained = path.parents[1] / "explain" / path.name
+        lines.append(f"| {' | '.join([*cells, f'{ENGINE_AIMS_MS[label]:.2f}', *_launches(explained)])} |")
+    return "\n".join(lines)
+
+
+ENGINE_COLUMNS = ("eager", "torch", "tuned", "overlapped")
+ENGINE_AIMS_MS = {
+    "resnet50, 1": 0.30, "resnet50, 32": 1.10, "bert-base, 1": 0.45, "bert-base, 32": 2.0, "vit-b16, 1": 0.45,
+    "vit-b16, 32": 2.6,
+}  # fmt: skip
+"""The latencies that the engine was to reach, set before it was measured."""
+
+
+def _latency(entry: dict[str, Any], plan: object) -> str:
+    text = f"{entry['latency_ms']:.4g}"
+    return f"**{text}**" if entry["configuration"] == plan else text
+
+
+def _launches(explained: Path) -> tuple[str, str]:
+    """Return the kernels of a call before and after, and the share of its time that the device is busy."""
+    if not explained.exists():
+        return "–", "–"
+    document = json.loads(explained.read_text())
+    before, after = document["before"], document["after"]
+    kernels = f"{before['kernels_per_call']:.0f} → {after['kernels_per_call']:.0f}"
+    return kernels, f"{after['gpu_utilisation']:.0%}"
+
+
+def checks(*files: str) -> str:
+    """Write what programs that measure the product printed, a column a file; a figure beyond its limit is bold."""
+    documents = [json.loads((ROOT / file).read_text()) for file in files]
+    names = list(dict.fromkeys(check["check"] for document in documents for check in document["checks"]))
+    by_name = [{check["check"]: check for check in document["checks"]} for document in documents]
+    heads = ["check", "limit", *(_machine(document["environment"]) for document in documents)]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for name in names:
+        limit = next(rows[name]["limit"] for rows in by_name if name in rows)
+        cells = [_figure(rows[name]) if name in rows else "–" for rows in by_name]
+        lines.append(f"| {' | '.join(_plain(cell) for cell in [name, limit, *cells])} |")
+    return "\n".join(lines)
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    name = environment["device_name"]
+    return f"{name}, {environment['cores']} cores" if environment["device"] == "cpu" else name
+
+
+def _figure(check: dict[str, Any]) -> str:
+    return check["figure"] if check["passed"] else f"**{check['figure']}**"
+
+
+def _plain(text: str) -> str:
+    """Keep a text from being read as Markdown or HTML in a cell of a table."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def error_tree() -> str:
+    """Return the tree of exceptions from the docstring of ``autotune.errors``."""
+    module = ast.parse((ROOT / "autotune" / "errors.py").read_text())
+    tree = (ast.get_docstring(module) or "").split("::", 1)[1].split("\n\n")[1]
+    return f"```text\n{inspect.cleandoc(tree)}\n```"
+
+
+def floors() -> str:
+    """List the floors of the import rule, from the test that enforces it."""
+    listed = _constant("FLOORS")
+    rows = [f"| {number} | {', '.join(f'`{room}`' for room in floor)} |" for number, floor in enumerate(listed, 1)]
+    return "\n".join(["| floor | modules and folders of `autotune/` |", "| ---: | --- |", *rows])
+
+
+def renamed_modules() -> str:
+    """List the old names of modules with their new names, from ``autotune.renamed``."""
+    from autotune.renamed import NEW_NAMES
+
+    rows = [f"| `{old}` | `{new}` |" for old, new in sorted(NEW_NAMES.items())]
+    return "\n".join(["| old name | new name |", "| --- | --- |", *rows])
+
+
+def _constant(name: str) -> Any:
+    """Return the value of a constant of the test of imports, without importing the test."""
+    for node in ast.parse(IMPORTS_TEST.read_text()).body:
+        if isinstance(node, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in node.targets):
+            return ast.literal_eval(node.value)
+    raise LookupError(f"{IMPORTS_TEST} has no constant {name}")
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    "commands": commands,
+    "results": results,
+    "engine-results": engine_results,
+    "checks": checks,
+    "error-tree": error_tree,
+    "floors": floors,
+    "renamed-modules": renamed_modules,
+}
