@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import insert, text
 
-from autotune.database.engine import locate
+from autotune.database.location import locate
 from autotune.database.rows import plan_values
 from autotune.database.schema import PlanTable
 from autotune.database.store import Store

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 
-from autotune.database.engine import locate
+from autotune.database.location import locate
 from autotune.errors import RequestError
 from autotune.programs.frame import add_options, document_of, run_checks, tell
 from autotune.programs.reliability import (
