@@ -7,7 +7,7 @@ import argparse
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
-from autotune.database.engine import locate
+from autotune.database.location import locate
 from autotune.errors import RequestError
 from autotune.programs.catalogue import command_of
 from autotune.programs.check_result import CheckResult
