@@ -2,8 +2,8 @@
 
 Runs ``autotune tune`` on the study again and again, each time with a database of its own, first on the host as it is
 and then beside processes that burn every core. A run under load is right if it ends with a plan that a quiet run
-promoted, or could not distinguish from the plan that it promoted, or if it ends ``undecided``. Prints a row for each kind of
-run; ``--json`` writes them to a file with every run. Nothing else should run on the host during the quiet runs.
+promoted, or could not distinguish from the plan that it promoted, or if it ends ``undecided``. Prints a row for each
+kind of run; ``--json`` writes them to a file with every run. Nothing else should run on the host during the quiet runs.
 """
 
 import argparse
