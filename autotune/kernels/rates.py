@@ -104,5 +104,4 @@ class DeviceRates:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DeviceRates":
         """Read the output of :meth:`as_dict`."""
-        fields_of = {name: value for name, value in data.items() if name != SM_COUNT}
-        return cls(**fields_of, sm_count=data[SM_COUNT])
+        return cls(**{"sm_count" if name == SM_COUNT else name: value for name, value in data.items()})

@@ -72,8 +72,8 @@ class Race:
         """Read the output of :meth:`as_dict`."""
         return cls(
             problem=GemmProblem.from_dict(data["problem"]), chosen=Configuration.from_dict(data["chosen"]),
-            finalists=tuple(Configuration.from_dict(finalist) for finalist in data["finalists"]), runs=list(data["runs"]),
-            failures=list(data["failures"]),
+            finalists=tuple(Configuration.from_dict(finalist) for finalist in data["finalists"]),
+            runs=list(data["runs"]), failures=list(data["failures"]),
         )  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def result_of(race: Race) -> RaceResult | None:
 
 
 def ratio_of(race: Race, numerator: Configuration, denominator: Configuration) -> Ratio:
-    """Return the ratio of two finalists\' times, paired within the rounds."""
+    """Return the ratio of two finalists' times, paired within the rounds."""
     processes = [
         [
             math.log(median(mine) / median(theirs))
@@ -261,7 +261,7 @@ def overall(results: Sequence[RaceResult]) -> Overall:
 
 
 def _mean(ratios: Sequence[Ratio]) -> Ratio:
-    """Return the geometric mean; the problems' intervals, which are independent, add up as the root of their squares."""
+    """Return the geometric mean; the problems' intervals, which are independent, are added as root of squares."""
     logs = [math.log(ratio.ratio) for ratio in ratios]
     centre = fmean(logs)
     down, up = (

@@ -256,7 +256,7 @@ class _PrintedProgress:
 
 
 def _weight(problem: GemmProblem, rates: DeviceRates | None) -> float:
-    """Return one over the least time of a problem, since the schedule weighs microseconds: all problems count equally."""
+    """Return one over the least time of a problem: the schedule weighs microseconds, and all problems count equally."""
     if rates is None:
         return 1.0
     least_s = max(problem.flops / rates.flops_per_s, problem.bytes / rates.memory_bytes_per_s)

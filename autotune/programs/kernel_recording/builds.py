@@ -71,7 +71,7 @@ def read_rates(path: Path) -> DeviceRates:
     try:
         data = json.loads(path.read_text())
         return DeviceRates.from_dict(data.get("rates", data))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RequestError(
             f"reading the rates of a device in {path}", found=f"{type(error).__name__}: {error}",
             expected=f"JSON with {', '.join(DeviceRates.names())}",
@@ -168,7 +168,7 @@ class Recording:
             if data["schema"] != SCHEMA:
                 raise ValueError(f"schema {data['schema']!r}")
             return cls._of(data, file)
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(
                 f"reading the chosen builds in {folder}", found=f"{type(error).__name__}: {error}",
                 expected=f"a file {file} of schema {SCHEMA}",
