@@ -52,7 +52,7 @@ def plan_record(uid: str, record: Mapping[str, object] | str, evidence: str) -> 
 
 @contextmanager
 def readable(uid: str) -> Iterator[None]:
-    """Tell a plan's row that no plan can be read from as what it is, by a DatabaseError."""
+    """Turn the error of a row that holds no plan into DatabaseError."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
