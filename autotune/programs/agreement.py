@@ -19,8 +19,8 @@ from autotune.measure.replay import agreement
 from autotune.measure.statistics import median
 from autotune.measure.verdict import verdict_from_samples
 from autotune.records.configuration import Configuration
+from autotune.records.evidence import FinalistRecord
 from autotune.records.objective import Objective
-from autotune.report.outcome import disturbed_of
 from autotune.report.results import verify_results
 
 LOWEST_TAU, LARGEST_REGRET = 0.9, 0.01
@@ -40,7 +40,10 @@ def compare_runs(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     common = set.intersection(*(set(run) for run in runs))
     baselines = {_name(entry) for entry in first["finals"] if entry["could_be_baseline"]} & common
     processes = [document["process_of_round"] for document in documents]
-    disturbed = [{_name(entry): disturbed_of(entry) for entry in document["finals"]} for document in documents]
+    disturbed = [
+        {_name(entry): FinalistRecord.from_dict(entry).disturbed for entry in document["finals"]}
+        for document in documents
+    ]
     told = agreement(runs, baselines, statistic=statistic, processes=processes, disturbed=disturbed)
     verdicts = [
         verdict_from_samples(run, baselines=baselines, statistic=statistic, processes=came_from, disturbed=marks)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from autotune.errors import RequestError
 from autotune.records.device import Device
+from autotune.records.evidence import FinalistRecord
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 
@@ -98,7 +99,7 @@ class StudyOutcome:
     trials: Mapping[str, int]
     seconds: float
     split: Mapping[str, float] = field(default_factory=dict)
-    finalists: tuple[Mapping[str, Any], ...] = ()
+    finalists: tuple[FinalistRecord, ...] = ()
 
     def __post_init__(self) -> None:
         if self.status not in get_args(OutcomeStatus):
@@ -140,5 +141,5 @@ class StudyOutcome:
             "trials": {state: self.trials.get(state, 0) for state in ("complete", "pruned", "infeasible", "failed")},
             "seconds": self.seconds,
             "split_s": dict(self.split),
-            "finalists": [dict(finalist) for finalist in self.finalists],
+            "finalists": [finalist.as_dict() for finalist in self.finalists],
         }
