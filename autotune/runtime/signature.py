@@ -52,22 +52,22 @@ class Signature:
     def _wrong_number(self, inputs: "Sequence[torch.Tensor]") -> ModelError:
         missing = [spec.name for spec in self._specs[len(inputs) :]]
         if missing:
-            asked = f"the call lacks {'input' if len(missing) == 1 else 'inputs'} {', '.join(missing)}"
+            message = f"the call lacks {'input' if len(missing) == 1 else 'inputs'} {', '.join(missing)}"
         else:
-            asked = f"the plan takes no input after {self._specs[-1].name}"
+            message = f"the plan takes no input after {self._specs[-1].name}"
         forms = [f"{spec.name} {_form(spec.dtype, spec.shape)}" for spec in self._specs]
-        return ModelError(asked, found=_listed([self._found(given) for given in inputs]), expected=_listed(forms))
+        return ModelError(message, found=_listed([self._form_of(given) for given in inputs]), expected=_listed(forms))
 
     def _misfit(self, given: object, spec: TensorSpec) -> ModelError:
-        found, expected = self._found(given), _form(spec.dtype, spec.shape)
+        form, expected = self._form_of(given), _form(spec.dtype, spec.shape)
         if not isinstance(given, self._tensor):
             expected = f"a tensor {expected}"
         elif not (given.is_cpu or given.device == self._device):
-            found = f"{found} on {given.device}"
+            form = f"{form} on {given.device}"
             expected = f"{expected} on {self._device}{'' if self._device.type == 'cpu' else ' or cpu'}"
-        return ModelError(f"input {spec.name} does not fit the plan", found=found, expected=expected)
+        return ModelError(f"input {spec.name} does not fit the plan", found=form, expected=expected)
 
-    def _found(self, given: object) -> str:
+    def _form_of(self, given: object) -> str:
         if not isinstance(given, self._tensor):
             return f"a value of type {type(given).__name__}"
         dtype = str(given.dtype).removeprefix("torch.")
