@@ -190,6 +190,7 @@ def worst(outputs, references):
 """
 
 
+@pytest.mark.slow
 def test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan(study, tmp_path):
     (tmp_path / "toy.py").write_text(MODEL + WORST)
     study.write_text(STUDY + OTHERS.replace("METRIC", METRIC))

@@ -1,5 +1,6 @@
 """Whole studies of a toy model with real workers, in a database of their own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,10 +15,9 @@ import pytest
 
 from autotune.database.store import Store
 from autotune.errors import RequestError, SpaceError, StudyInterruptedError
-from autotune.measure.finals import Finals
 from autotune.measure.lock import device_lock
-from autotune.measure.verdict import verdict_from_samples
 from autotune.model.inputs import InputSpec
+from autotune.report.results import results_document, verify_results
 from autotune.runtime import discovery
 from autotune.study.request import StudyRequest
 from autotune.study.space import OUTCLASSED
@@ -134,18 +134,11 @@ def test_the_defaults_of_every_backend_come_first_and_enter_the_finals(finished)
 
 
 def test_the_plan_can_be_recomputed_from_its_raw_samples(finished):
-    plan = finished[0].plan
-    finalists = plan.evidence.finalists
-    names = [finalist.uid for finalist in finalists]
-    baselines = [finalist.uid for finalist in finalists if finalist.could_be_baseline]
-    samples = {finalist.uid: finalist.samples_ms for finalist in finalists}
-    verdict = verdict_from_samples(samples, baselines=baselines, processes=plan.evidence.processes)
-    assert verdict.status == plan.status
-    assert set(names) == {result.name for result in verdict.finalists}
-    for finalist in finalists:
-        assert verdict.of(finalist.uid).figure == finalist.latency_ms
-    assert verdict.of(verdict.baseline).figure == plan.baseline_latency_ms
-    assert Finals(names, baselines=baselines).next_rounds() > 0
+    document = json.loads(json.dumps(results_document(finished[0], "autotune tune")))
+    assert verify_results(document) == []
+    document["plan"]["latency_ms"] *= 1.01
+    (wrong,) = verify_results(document)
+    assert wrong.startswith("plan latency_ms: ")
 
 
 def test_the_time_split_adds_up(finished):
