@@ -12,7 +12,7 @@ from pathlib import Path
 
 PREFIX = "autotune-scratch-"
 MARK = ".in-use"
-"""The file in each folder that its users lock; the kernel gives a lock back however a process ends."""
+"""The file in each folder that its users lock; the kernel releases a lock however a process ends."""
 
 ATTEMPTS = 100
 

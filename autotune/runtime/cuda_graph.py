@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class CudaGraphRunner:
     """Replays a captured call: copies the inputs in, launches one graph, returns clones of its outputs.
 
-    ``call`` takes flat CUDA tensors and returns a tuple of tensors; it must not synchronise. What it allocates stays in
+    ``call`` takes flat CUDA tensors and returns a tuple of tensors; it must not synchronise. Its allocations stay in
     a memory pool of the graph's own. Inputs may lie on the CPU or the GPU. Safe from several threads and streams: a
     lock orders the host, and a call on another stream than the last call's waits for that call on the device.
 
