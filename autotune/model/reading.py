@@ -101,7 +101,7 @@ class Reading:
         """Note that a file is about to be opened; ``flags`` are those of ``os.open``, or None."""
         flags = flags if isinstance(flags, int) else 0
         if isinstance(path, str) and path.endswith(".pyc"):
-            return  # most of what is opened, and quickly so
+            return  # most opened files, which are skipped quickly
         name = _absolute(path)
         if name is None or not _counts(name) or (asker(WATCHERS) is Asker.IMPORT and not is_installed(name)):
             return

@@ -111,7 +111,7 @@ def _capture(
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
     try:
-        # thread_local: what other threads allocate meanwhile neither enters the capture nor breaks it.
+        # thread_local: allocations of other threads neither enter the capture nor break it.
         pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             outputs = tuple(call(*inputs))
