@@ -17,7 +17,7 @@ FILE = "model.onnx"
 Rewrite = Callable[["ExportedProgram", tuple[object, ...]], "ExportedProgram"]
 
 # The exporter warns of optional packages that are absent. Its constant folding calls ONNX's reference operators and
-# warns where one refuses, such as Expand written as a reshape; it then leaves the node in the graph, which is harmless.
+# warns if one refuses, such as Expand written as a reshape; it then leaves the node in the graph, which is harmless.
 _NOISY = ("torch.onnx", "onnxscript.optimizer._constant_folding")
 
 
