@@ -90,7 +90,7 @@ def _one_of_each(devices: "list[Device]") -> "list[Device]":
 
 def _database(db: str | None) -> dict[str, str]:
     """Look at the tuning database without making one."""
-    from autotune.database.engine import locate
+    from autotune.database.location import locate
     from autotune.database.store import Store
     from autotune.errors import DatabaseError
 

@@ -41,7 +41,7 @@ class ArtifactFile:
 
 
 def manifest_json(files: Sequence[ArtifactFile]) -> str:
-    """Give the canonical JSON of an artifact's files, sorted by name; raises ``ValueError`` where two names collide."""
+    """Return the canonical JSON of an artifact's files, sorted by name; raises ``ValueError`` if two names collide."""
     names = {file.name for file in files}
     folders = {"/".join(name.split("/")[:depth]) for name in names for depth in range(1, name.count("/") + 1)}
     if not files or len(names) != len(files) or names & folders:
@@ -50,7 +50,7 @@ def manifest_json(files: Sequence[ArtifactFile]) -> str:
 
 
 def manifest_files(text: str | bytes) -> tuple[ArtifactFile, ...]:
-    """Read what :func:`manifest_json` wrote; raises ``ValueError`` for anything else."""
+    """Return the files of a text that :func:`manifest_json` wrote; raises ``ValueError`` for any other text."""
     try:
         return tuple(ArtifactFile(**entry) for entry in json.loads(text))
     except (TypeError, RecursionError) as error:
@@ -58,5 +58,5 @@ def manifest_files(text: str | bytes) -> tuple[ArtifactFile, ...]:
 
 
 def digest_of(files: Sequence[ArtifactFile]) -> str:
-    """Give the digest that names an artifact: SHA-256 of :func:`manifest_json`."""
+    """Return the digest that names an artifact: the SHA-256 of :func:`manifest_json`."""
     return hashlib.sha256(manifest_json(files).encode()).hexdigest()

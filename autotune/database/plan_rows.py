@@ -1,4 +1,4 @@
-"""What a stored plan's columns mean, without SQLAlchemy: its import alone takes longer than a look-up may."""
+"""Reads a stored plan's columns without SQLAlchemy: its import alone takes longer than a look-up may."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,7 +9,7 @@ from autotune.records.device import slug
 from autotune.records.plan import Plan
 
 REVISIONS = ("0001", "0002", "0003")
-"""The revisions this version knows, oldest first; the last is what :mod:`autotune.database.schema` describes."""
+"""The revisions that this version can read, oldest first; :mod:`autotune.database.schema` describes the last one."""
 
 VERSION_TABLE = "autotune_version"
 
@@ -44,7 +44,7 @@ class StoredJson(Mapping[str, object]):
 
 
 def plan_record(uid: str, record: Mapping[str, object] | str, evidence: str) -> Plan:
-    """Give the plan of a row's two JSON columns; raises DatabaseError where they hold none."""
+    """Return the plan of a row's two JSON columns; raises DatabaseError if they hold none."""
     with readable(uid):
         data = json.loads(record) if isinstance(record, str) else record
         return Plan.from_dict({**data, "evidence": StoredJson(evidence, uid)})
@@ -52,7 +52,7 @@ def plan_record(uid: str, record: Mapping[str, object] | str, evidence: str) -> 
 
 @contextmanager
 def readable(uid: str) -> Iterator[None]:
-    """Tell a plan's row that no plan can be read from as what it is, by a DatabaseError."""
+    """Turn the error of a row that holds no plan into DatabaseError."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -64,15 +64,15 @@ def readable(uid: str) -> Iterator[None]:
         ) from error
 
 
-def device_classes(known: list[str], device: str) -> list[str]:
-    """Give the device classes meant by a part of a SKU; raises DeviceError where the part fits several SKUs."""
+def device_classes(stored: list[str], device: str) -> list[str]:
+    """Return the device classes that a part of a SKU fits; raises DeviceError if it fits several SKUs."""
     part = device if "/" in device else slug(device)
-    sku = {each: each.split("/", 1)[0] for each in known}
-    exact = [each for each in known if part in (each, sku[each])]
-    found = exact or [each for each in known if part and part in sku[each]]
-    skus = sorted({sku[each] for each in found})
+    sku = {name: name.split("/", 1)[0] for name in stored}
+    exact = [name for name in stored if part in (name, sku[name])]
+    fitting = exact or [name for name in stored if part and part in sku[name]]
+    skus = sorted({sku[name] for name in fitting})
     if len(skus) > 1:
         raise DeviceError(
             f"Device {device!r} could be several", found=", ".join(skus), expected="a part of one name alone"
         )
-    return found
+    return fitting

@@ -1,7 +1,7 @@
 """The tables of the tuning database.
 
-Every row that travels between databases is named by a ``uid`` that is the same everywhere. Only these modules see them;
-:class:`autotune.database.store.Store` takes and gives records.
+Every row that travels between databases is named by a ``uid`` that is the same everywhere. Only the modules of this
+package use the tables; :class:`autotune.database.store.Store` takes and returns records.
 """
 
 import json
@@ -33,7 +33,7 @@ JsonObject = dict[str, object]
 
 
 class CanonicalJson(TypeDecorator[JsonObject]):
-    """JSON kept as canonical text, so that equal values are equal text in every database."""
+    """JSON stored as canonical text, so that equal values are equal text in every database."""
 
     impl = Text
     cache_ok = True
@@ -80,7 +80,7 @@ class WorkloadTable(Base):
 
 
 class DeviceTable(Base):
-    """One device of each class, the first that was seen."""
+    """One device of each class, the first that ran a study."""
 
     __tablename__ = "device"
 
@@ -89,7 +89,7 @@ class DeviceTable(Base):
 
 
 class StudyTable(Base):
-    """A search; ``identity`` is the digest of what makes it this one, ``active_s`` the time it has searched.
+    """A search; ``identity`` is the digest of its identity, ``active_s`` the time that it has searched.
 
     ``conditions`` is the record of :class:`autotune.records.identity.Conditions`, empty if fingerprint 1 kept none;
     ``reuse`` the digest of those under which its trials were judged and timed.
@@ -124,7 +124,7 @@ class StudyTable(Base):
 
 
 class LeaseTable(Base):
-    """Who coordinates a study: ``token`` is null where nobody does, ``fence`` only ever grows (see ``leases``)."""
+    """The coordinator of a study: ``token`` is null if there is none, ``fence`` only ever grows (see ``leases``)."""
 
     __tablename__ = "lease"
     __table_args__ = (CheckConstraint("fence >= 0 AND beats >= 0", name="counts"),)
@@ -146,14 +146,14 @@ class TrialTable(Base):
 
     ``kernels`` is the digest of the tuned kernels that its build was handed. Of its attempts, ``handed_back`` are those
     that were stopped in good order or do not count any more.
-    Here a configuration is tried once. What another machine found for it in the same study is kept beside that: nulls
-    are distinct to a unique constraint. (A partial index says the same, and costs 130 ms: naming PostgreSQL in one
-    imports all its drivers.)
+    A configuration is tried once in this database. The trial of another machine in the same study is stored beside it:
+    nulls are distinct to a unique constraint.
     """
 
     __tablename__ = "trial"
     __table_args__ = (
         UniqueConstraint("study", "number"),
+        # A partial index would do the same, but costs 130 ms: to name PostgreSQL in one imports all its drivers.
         UniqueConstraint(
             "study", "configuration_digest", "toolchain", "weights", "tried_here", name="uq_trial_tried_once"
         ),
@@ -208,10 +208,10 @@ class MeasurementTable(Base):
 
 
 class KernelTrialTable(Base):
-    """One kernel compiled, checked and timed on one problem; ``record`` is all of it, other columns are found in it.
+    """One kernel compiled, checked and timed on one problem; ``record`` is all of it, other columns follow from it.
 
-    ``problem`` and ``configuration`` are digests, ``kind`` is the configuration's backend. Here a configuration is
-    tried once, for whatever study or for none; what other machines found is kept beside that, as for trials.
+    ``problem`` and ``configuration`` are digests, ``kind`` is the configuration's backend. A configuration is tried
+    once in this database, for any study or for none; trials of other machines are stored beside it, as for studies.
     """
 
     __tablename__ = "kernel_trial"
@@ -239,7 +239,7 @@ class KernelTrialTable(Base):
 
 
 class PlanTable(Base):
-    """A promoted winner; ``record`` lacks the evidence, which is large and seldom read, so that a look-up is quick."""
+    """A promoted winner; ``record`` lacks the evidence, which is large and seldom read, so that a look-up is fast."""
 
     __tablename__ = "plan"
     __table_args__ = (

@@ -5,10 +5,11 @@ from datetime import datetime
 from types import TracebackType
 
 from autotune.database.artifacts import ArtifactStore
-from autotune.database.engine import engine_at, locate
+from autotune.database.engine import engine_at
 from autotune.database.kernel_trials import KernelTrials
 from autotune.database.lease_store import LeaseStore
 from autotune.database.leases import Lease
+from autotune.database.location import locate
 from autotune.database.plan_store import PlanStore
 from autotune.database.study_store import StudyStore
 from autotune.database.transactions import Transactions, utc_now

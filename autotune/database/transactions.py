@@ -9,14 +9,13 @@ from sqlalchemy.orm import Session
 
 from autotune.database import leases
 from autotune.database.engine import (
-    Location,
-    database_errors,
     driver_writing,
     for_reading,
     for_writing,
     has_returning,
     only_reads,
 )
+from autotune.database.location import Location, database_errors
 from autotune.database.own_trials import Execute
 from autotune.database.rows import instant
 

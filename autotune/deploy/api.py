@@ -130,7 +130,7 @@ def load(
     what that and the rest cost. Raises PlanNotFoundError, which says what differs, if no plan answers; ArtifactError if
     what was found does not answer like the model.
     """
-    from autotune.database.engine import locate
+    from autotune.database.location import locate
     from autotune.database.store import Store
 
     place = locate(db)

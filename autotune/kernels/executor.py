@@ -142,7 +142,7 @@ class KernelExecutor:
         *,
         limits: TimingLimits | None = None,
     ) -> None:
-        """Check and time candidates; ``tell`` gets each trial at once. A candidate that crashes or hangs is a failed trial.
+        """Check and time candidates; ``tell`` gets each trial at once. One that crashes or hangs is a failed trial.
 
         ``limits`` are by default those of the device's kind, :data:`LIMITS`.
         If the server is stopped it ends early, without a trial of the running candidate. Raises WorkError for a failure
@@ -160,7 +160,9 @@ class KernelExecutor:
             for message in self._results(session, problem, set(rest)):
                 candidate = rest.pop(message["candidate"], None)
                 if candidate is None:
-                    raise WorkError(f"kernels of {problem.canonical}", found="a result of a candidate that was not requested")
+                    raise WorkError(
+                        f"kernels of {problem.canonical}", found="a result of a candidate that was not requested"
+                    )
                 trial = self._trial(problem, candidate, message)
                 for pid, text in foreign_processes(trial.conditions, self.device).items():
                     self.server.notices.say(text, of=pid)
@@ -240,7 +242,8 @@ class KernelExecutor:
         return KernelTrial(
             problem=problem, device_class=self.device.device_class, toolchain=self.toolchain, configuration=candidate,
             state="complete" if failure is None else "failed", samples_us=tuple(message.get("samples_us", ())),
-            error=message.get("error"), made=message.get("made", {}), conditions=message.get("conditions", {}), failure=failure,
+            error=message.get("error"), made=message.get("made", {}), conditions=message.get("conditions", {}),
+            failure=failure,
         )  # fmt: skip
 
     def _calls_s(self, problem: GemmProblem) -> float:

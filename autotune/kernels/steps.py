@@ -1,7 +1,8 @@
 """Steps of tuned kernels: compile some of them, and check and time others, one after the other on the device.
 
 A kernel that crashes may destroy the process's context on the device. So each result is sent as soon as it is there,
-and each candidate is announced before it runs: the coordinator knows which one was running, and continues with the rest.
+and each candidate is announced before it runs: the coordinator knows which one was running, and continues with the
+rest.
 """
 
 import math

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from autotune.measure.block import Block, BlockRecorder, InputSets
 from autotune.measure.clock import Clock
@@ -41,7 +41,7 @@ class TimedRunner(Protocol):
         """Set threads and every other global switch; called before each of its blocks, not timed."""
         ...
 
-    def __call__(self, *inputs: object) -> object:
+    def __call__(self, *inputs: Any) -> object:  # Any: a runner may ask for tensors
         """Answer one call; exactly this is timed."""
         ...
 

@@ -2,8 +2,8 @@
 
 Runs ``autotune tune`` on the study again and again, each time with a database of its own, first on the host as it is
 and then beside processes that burn every core. A run under load is right if it ends with a plan that a quiet run
-promoted or could not tell from the plan that it promoted, or if it ends ``undecided``. Prints a row for each kind of
-run; ``--json`` writes them to a file with every run. Nothing else should run on the host during the quiet runs.
+promoted, or could not distinguish from the plan that it promoted, or if it ends ``undecided``. Prints a row for each
+kind of run; ``--json`` writes them to a file with every run. Nothing else should run on the host during the quiet runs.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def _tune_all(run: Run) -> int:
 
 
 def accepted(quiet: Iterable[TuneRun]) -> set[str]:
-    """Return the configurations that quiet runs promoted, or could not tell from the configuration they promoted."""
+    """Return the configurations that quiet runs promoted, or could not distinguish from those that they promoted."""
     return {name for run in quiet for name in (run["plan"], *run["tied_with"]) if name}
 
 

@@ -17,7 +17,7 @@ PROGRAMS: Mapping[str, str] = {
     "kernel_comparison": "Own kernels beside the calls of libraries, on 40 products.",
     "results_table": "Prints the table of results, made from every results file.",
 }
-"""Descriptions by the name of the program; a description does not need the import of its program."""
+"""Descriptions by the name of the program. They stand here so that the list imports no program (and no torch)."""
 
 
 def command_of(name: str) -> str:

@@ -233,8 +233,8 @@ def decide(noise: Noise, processes: int) -> tuple[Verdict, int]:
 def simulate(row: Scenario, processes: int, repeats: int, seed: int) -> dict[str, float]:
     """Run the races and return the shares of their outcomes.
 
-    ``faster`` and ``slower`` count the races in which the verdict told the candidate from the baseline. After an
-    ``undecided`` one the user has to run the finals again.
+    ``faster`` and ``slower`` count the races in which the verdict found a difference between candidate and
+    baseline. After an ``undecided`` one the user has to run the finals again.
     """
     counts = dict.fromkeys(("faster", "slower", "undecided", "first_look"), 0)
     for repeat in range(repeats):

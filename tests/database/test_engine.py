@@ -16,8 +16,9 @@ from sqlalchemy import Connection, inspect, make_url, text
 
 from autotune import environment
 from autotune.database import migrate
-from autotune.database.engine import _connected, _file_system, engine_at, for_writing, locate, schema_version
+from autotune.database.engine import _connected, engine_at, for_writing, schema_version
 from autotune.database.leases import Owner
+from autotune.database.location import _file_system, locate
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
 from autotune.database.schema import Base
 from autotune.database.store import Store
@@ -380,7 +381,7 @@ def test_the_file_system_of_a_path_is_known() -> None:
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = tmp_path / "mounts"
-    monkeypatch.setattr("autotune.database.engine.MOUNTS", mounts)
+    monkeypatch.setattr("autotune.database.location.MOUNTS", mounts)
     shared = tmp_path / "on the net"
     shared.mkdir()
     (tmp_path / "link").symlink_to(shared)

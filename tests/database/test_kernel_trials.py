@@ -15,9 +15,10 @@ from sqlalchemy import text
 
 from autotune.database import migrate
 from autotune.database.check import check
-from autotune.database.engine import engine_at, for_writing, locate
+from autotune.database.engine import engine_at, for_writing
 from autotune.database.exchange import export_studies, merge_file
 from autotune.database.leases import Owner
+from autotune.database.location import locate
 from autotune.database.store import Store
 from autotune.database.trials import QUARANTINE
 from autotune.errors import DatabaseError, DeviceError

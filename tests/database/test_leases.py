@@ -118,7 +118,7 @@ def test_a_lease_given_back_is_no_right_to_write(store: Store) -> None:
     study = begin(store)
     lease = store.leases.take(study.uid, mine())
     store.leases.release(lease)
-    with pytest.raises(StudyTakenOverError, match="nobody: it was given back"):
+    with pytest.raises(StudyTakenOverError, match="nobody: it was released"):
         store.under(lease).trials.claim(study.uid, configuration(), TOOLCHAIN.digest)
     again = store.leases.take(study.uid, mine())
     store.leases.release(lease)  # of a former lease: takes nothing from the one that is held

@@ -8,7 +8,8 @@ from sqlalchemy import text
 
 from autotune.database import migrate
 from autotune.database.check import check
-from autotune.database.engine import engine_at, for_writing, locate
+from autotune.database.engine import engine_at, for_writing
+from autotune.database.location import locate
 from autotune.database.store import Store
 from autotune.records.objective import Metric, Objective
 from tests.database.records import begin, configuration, digest, kernel, key, plan, tried

@@ -11,7 +11,8 @@ from sqlalchemy import make_url, text
 
 from autotune.database import migrate
 from autotune.database.artifacts import ArtifactStore
-from autotune.database.engine import engine_at, for_writing, locate
+from autotune.database.engine import engine_at, for_writing
+from autotune.database.location import locate
 from autotune.database.plan_rows import REVISIONS
 from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
 from autotune.database.store import Store
@@ -36,7 +37,8 @@ os._exit(0)
 READS = """
 import json, sys
 from pathlib import Path
-from autotune.database.engine import engine_at, locate
+from autotune.database.engine import engine_at
+from autotune.database.location import locate
 from autotune.database.reading import plan_reader
 from autotune.database.store import Store
 from autotune.errors import AutotuneError
@@ -152,7 +154,7 @@ def refusal(work):
         return str(error)
 
 def take(digest):
-    with store.taken(digest) as folder:
+    with store.verified(digest) as folder:
         return content(folder)
 
 root, built, opened, fresh, damaged = sys.argv[1:]
@@ -214,7 +216,7 @@ from autotune.errors import ArtifactError
 store, digest = ArtifactStore(Path(sys.argv[1])), sys.argv[2]
 os.chmod(store.root, 0)
 messages = []
-for ask in (store.has, store.files, store.open, lambda digest: store.taken(digest).__enter__()):
+for ask in (store.has, store.files, store.open, lambda digest: store.verified(digest).__enter__()):
     try:
         ask(digest)
     except ArtifactError as error:

@@ -133,13 +133,13 @@ def test_a_plan_that_does_not_answer_like_the_model_is_not_handed_out(database, 
     """The last line of defence: a plan of the very same key whose artifact holds something else."""
     with Store.open(database) as store:
         plan = next(one for one in store.plans.list() if one.weights == _weights(make(0)) and one.form)
-        with store.artifacts.taken(plan.artifact) as folder:
+        with store.artifacts.verified(plan.artifact) as folder:
             changed = tmp_path / "changed"
             changed.mkdir()
             for file in folder.iterdir():
                 (changed / file.name).write_bytes(file.read_bytes())
             other = autotune.load(make(7), INPUTS, db=database).plan
-            with store.artifacts.taken(other.artifact) as wrong:
+            with store.artifacts.verified(other.artifact) as wrong:
                 for file in wrong.iterdir():
                     if file.name not in ("artifact.json", "settings.json"):
                         (changed / file.name).write_bytes(file.read_bytes())

@@ -27,7 +27,7 @@ def test_a_true_lead_is_found_with_one_process_ten_times_slower(processes):
 
 
 @pytest.mark.parametrize("name", ["equals, outlying processes", "equals, a neighbour that hurts one of them"])
-def test_equals_are_seldom_told_apart(name):
+def test_equals_are_seldom_found_different(name):
     shares = simulate(BY_NAME[name], 5, 60, seed=0)
     assert shares["faster"] + shares["slower"] <= 0.1
 

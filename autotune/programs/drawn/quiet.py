@@ -1,4 +1,4 @@
-"""Silence for what torch prints and logs about each of many small graphs."""
+"""Silence for the warnings and logs of torch about each of many small graphs."""
 
 import contextlib
 import logging

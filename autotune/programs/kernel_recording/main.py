@@ -1,10 +1,10 @@
 """Records a space of kernels: ``python -m autotune.programs.kernel_recording compile | time``.
 
 ``compile`` chooses builds for the problems of :data:`~autotune.programs.kernel_recording.builds.SHAPES` and compiles
-them into a folder, which needs no GPU; ``time`` times them on one and writes a recorded space, on which
-``python -m autotune.programs.kernel_search`` tries the search over tiles. Both go on if they were stopped, and end
-within ``--limit`` seconds. Exit code 0 when all is done, 1 where something is left for the same command, 2 if the
-request was wrong.
+them into a folder, which needs no GPU; ``time`` times them on one and writes a recorded space, on which ``python -m
+autotune.programs.kernel_search`` tries the search over tiles. Both resume if they were stopped, and end within
+``--limit`` seconds. The exit code is 0 when all is done, 1 if work is left for the same command, 2 if the request was
+wrong.
 """
 
 import argparse
@@ -41,10 +41,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = parser_of(NAME, json_help="")
     steps = parser.add_subparsers(required=True)
     compiling = steps.add_parser("compile", help="choose builds and compile them; needs no GPU")
-    where = compiling.add_mutually_exclusive_group()
-    where.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
-    where.add_argument(
-        "--device-like", type=device_like, metavar="SKU/CAPABILITY", help="one that is not here, as nvidia-h200/9.0"
+    target = compiling.add_mutually_exclusive_group()
+    target.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
+    target.add_argument(
+        "--device-like",
+        type=device_like,
+        metavar="SKU/CAPABILITY",
+        help="a device that is not here, such as nvidia-h200/9.0",
     )
     compiling.add_argument("--rates", type=Path, metavar="FILE", help="JSON of the rates of a device that is not here")
     compiling.add_argument(
@@ -61,10 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     timing.add_argument("record", type=Path, metavar="FILE", help="the record to write; compressed if named *.gz")
     timing.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
     timing.add_argument(
-        "--archive", type=Path, metavar="FILE", help="fill the folder from what compile --archive wrote"
+        "--archive", type=Path, metavar="FILE", help="fill the folder from the output of compile --archive"
     )
     timing.add_argument(
-        "--trials", type=Path, required=True, metavar="FILE", help="every trial, a line each as it is done"
+        "--trials", type=Path, required=True, metavar="FILE", help="every trial, one line each, written at once"
     )
     timing.add_argument(
         "--launches", type=positive, default=LAUNCHES, help=f"of a build on a problem (default: {LAUNCHES})"
@@ -118,7 +121,7 @@ def _time(options: argparse.Namespace) -> int:
         rates = executor.rates() or recording.rates
         if rates is None:
             raise RequestError(
-                f"a record of {device.name}", found="a device whose rates nobody knows",
+                f"a record of {device.name}", found="a device with unknown rates",
                 expected="rates in a file", run="python -m autotune.programs.kernel_recording compile --rates FILE",
             )  # fmt: skip
         recorder = Recorder(recording, executor, Trials(options.trials), launches=options.launches, tell=say)
@@ -131,23 +134,24 @@ def _time(options: argparse.Namespace) -> int:
 
 
 def _chosen(options: argparse.Namespace, device: Device, executor: KernelExecutor) -> Recording:
-    """What was chosen before, else choose now."""
-    asked = (options.backend, device.sku, options.seed, recorded_problems())
+    """Return the choice of an earlier run, else choose now."""
+    requested = (options.backend, device.sku, options.seed, recorded_problems())
     if (options.cache / FILE).exists():
-        known = Recording.read(options.cache)
-        if asked != (known.backend, known.sku, known.seed, known.problems):
+        earlier = Recording.read(options.cache)
+        if requested != (earlier.backend, earlier.sku, earlier.seed, earlier.problems):
             raise RequestError(
                 f"choosing builds for {device.sku}, seed {options.seed}, in {options.cache}",
-                found=f"builds of {known.backend} for {known.sku}, seed {known.seed}, {len(known.problems)} problems",
-                expected="the same request to go on with it, or another folder", run="--cache DIR",
+                found=f"builds of {earlier.backend} for {earlier.sku}, seed {earlier.seed}, "
+                f"{len(earlier.problems)} problems",
+                expected="the same request to resume it, or another folder", run="--cache DIR",
             )  # fmt: skip
-        return known
+        return earlier
     rates = read_rates(options.rates) if options.rates else None
     if rates is None:
         rates = RATES.get(device.sku) if options.device_like else executor.rates()
     if rates is None and device.kind == "cuda":
         raise RequestError(
-            f"choosing builds for {device.sku}", found="a device whose rates nobody knows",
+            f"choosing builds for {device.sku}", found="a device with unknown rates",
             expected=f"one of {', '.join(RATES)}, or rates in a file", run="--rates FILE",
         )  # fmt: skip
     provider = registry.kernels(options.backend)
@@ -177,7 +181,7 @@ def _counted(recording: Recording) -> str:
 
 
 def _table(recorder: Recorder) -> str:
-    """Say, as Markdown, what was found for each problem."""
+    """Return the results of each problem as Markdown."""
     lines = ["| m×n×k | timed | failed | best of ours, µs | best library, µs |", "| --- | ---: | ---: | ---: | ---: |"]
     for place, problem in enumerate(recorder.recording.problems):
         trials = recorder.trials.of(problem)
@@ -192,7 +196,7 @@ def _table(recorder: Recorder) -> str:
 
 
 def device_like(text: str) -> Device:
-    """Read a device that is not here, as ``nvidia-h200/9.0``."""
+    """Read a device that is not here, such as ``nvidia-h200/9.0``."""
     sku, _, capability = text.partition("/")
     numbers = capability.split(".")
     if not sku or len(numbers) != 2 or not all(number.isdecimal() for number in numbers):

@@ -1,8 +1,8 @@
-"""Replays the search over tiles on recorded spaces: how far from the best it ends after so many builds.
+"""Replays of the search over tiles on recorded spaces: its distance from the best for numbers of builds.
 
 Its score is that of Willemsen et al., "A methodology for comparing optimization algorithms for auto-tuning" (2024):
 (random's expected time - the search's) / (random's - the best), 0 for random search and 1 for the optimum, averaged
-over the numbers of builds. Random search draws builds, and is given the best launch of each for nothing.
+over the numbers of builds. Random search draws builds, and gets the best launch of each for free.
 """
 
 import math
@@ -21,7 +21,7 @@ from autotune.records.trial import Failure
 BATCH = 4
 CHECKPOINTS = (4, 8, 12, 16)
 LAUNCHES = 32
-"""Launches asked for at a time."""
+"""The launches of one request."""
 
 Half = Literal["settle", "report", "all"]
 
@@ -39,7 +39,7 @@ class ReplayedProblem:
 
     @property
     def score(self) -> float | None:
-        """Where between random search (0) and the optimum (1) it stands; ``None`` if random finds the optimum."""
+        """The score between random search (0) and the optimum (1); ``None`` if random finds the optimum."""
         pairs = zip(self.regrets, self.random_regrets, strict=True)
         shares = [1 - regret / chance for regret, chance in pairs if 0 < chance < math.inf]
         return fmean(shares) if shares else None
@@ -118,8 +118,8 @@ def replay(
     best_us = ranked_us[-1]
     regrets, launches = [], 0
     for builds in checkpoints:
-        found_us, launches = _searched(KernelSearch(space, problem, rates=recorded.rates, seed=seed), space, builds)
-        regrets.append(found_us / best_us - 1)
+        reached_us, launches = _searched(KernelSearch(space, problem, rates=recorded.rates, seed=seed), space, builds)
+        regrets.append(reached_us / best_us - 1)
     return ReplayedProblem(
         problem=problem,
         seed=seed,
@@ -146,9 +146,9 @@ def half_of(recorded: RecordedSpace, half: Half) -> tuple[GemmProblem, ...]:
 def _searched(search: KernelSearch, space: ReplaySpace, builds: int) -> tuple[float, int]:
     """Return the best time after so many builds and a sweep of launches, and how many launches were timed."""
     timed = 0
-    while search.spent < builds and (asked := search.ask(min(BATCH, builds - search.spent))):
-        search.tell(space.trial(search.plainest(build)) for build in asked)
-        timed += len(asked)
+    while search.spent < builds and (proposed := search.ask(min(BATCH, builds - search.spent))):
+        search.tell(space.trial(search.plainest(build)) for build in proposed)
+        timed += len(proposed)
     while launches := search.ask_launches(LAUNCHES):
         search.tell(space.trial(candidate) for candidate in launches)
         timed += len(launches)

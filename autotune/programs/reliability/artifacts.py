@@ -34,7 +34,7 @@ def damaged_artifacts(campaign: Campaign) -> list[CheckResult]:
         target = chance.choice([store.manifest(digest), *(store.blob(f.sha256) for f in store.files(digest))])
         _damage(target, DAMAGES[number % 2], chance)
         try:
-            with store.taken(digest):
+            with store.verified(digest):
                 counts["loaded"] += 1
         except ArtifactError:
             counts["refused"] += 1
@@ -72,7 +72,7 @@ def _damage(path: Path, kind: str, chance: random.Random) -> None:
 def _heals(store: ArtifactStore, built: Path, digest: str) -> bool:
     """Whether the artifact is whole again once it is built again, as the same command does."""
     store.add(built)
-    with store.taken(digest) as folder:
+    with store.verified(digest) as folder:
         return all(
             (folder / path.relative_to(built)).read_bytes() == path.read_bytes()
             for path in built.rglob("*")

@@ -11,7 +11,7 @@ from hashlib import sha256
 
 from sqlalchemy import insert, text
 
-from autotune.database.engine import locate
+from autotune.database.location import locate
 from autotune.database.rows import plan_values
 from autotune.database.schema import PlanTable
 from autotune.database.store import Store

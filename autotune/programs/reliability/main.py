@@ -1,4 +1,4 @@
-"""What autotune promises about faults, kills and damage, kept or not: ``python -m autotune.programs.reliability``.
+"""The promises of autotune about faults, kills and damage, kept or not: ``python -m autotune.programs.reliability``.
 
 Prints each promise with its figure, its limit and its verdict. Without ``--device`` no GPU is touched.
 """
@@ -7,7 +7,7 @@ import argparse
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 
-from autotune.database.engine import locate
+from autotune.database.location import locate
 from autotune.errors import RequestError
 from autotune.programs.catalogue import command_of
 from autotune.programs.check_result import CheckResult

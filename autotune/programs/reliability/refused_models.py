@@ -79,7 +79,7 @@ def _load_artifact(on: Attempt, backend: str, files: Mapping[str, bytes]) -> Non
         (built / name).write_bytes(content)
     describe_toy(built, Configuration.of(backend, {"precision": "fp32"}))
     store = ArtifactStore(on.folder / "store")
-    with store.taken(store.add(built)) as folder:
+    with store.verified(store.add(built)) as folder:
         load_runner(folder, CPU)
 
 

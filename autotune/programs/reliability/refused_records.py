@@ -57,7 +57,7 @@ def _damaged(on: Attempt, damage: Callable[[bytes], bytes]) -> None:
     blob = store.blob(store.files(digest)[-1].sha256)
     blob.chmod(0o600)
     blob.write_bytes(damage(blob.read_bytes()))
-    with store.taken(digest) as folder:
+    with store.verified(digest) as folder:
         _run(folder)
 
 
@@ -74,7 +74,7 @@ def _swapped(on: Attempt, *, in_place: bool) -> None:
     (built / "program.pt2").write_bytes(b"harmless")
     digest = store.add(built)
     blob = store.blob(next(file.sha256 for file in store.files(digest) if file.name == "program.pt2"))
-    with store.taken(digest) as folder:
+    with store.verified(digest) as folder:
         if in_place:
             blob.chmod(0o600)
             blob.write_bytes(b"HARMLESS")
@@ -83,7 +83,7 @@ def _swapped(on: Attempt, *, in_place: bool) -> None:
             os.replace(blob.with_suffix(".new"), blob)
             if (folder / "program.pt2").read_bytes() != b"harmless":
                 _run(folder)
-    with store.taken(digest) as folder:  # the next load finds the other file
+    with store.verified(digest) as folder:  # the next load finds the other file
         _run(folder)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from sqlalchemy import create_engine
 
-from autotune.database.engine import BUSY_TIMEOUT_S, locate
+from autotune.database.engine import BUSY_TIMEOUT_S
 from autotune.database.leases import Owner
+from autotune.database.location import locate
 from autotune.database.store import Store
 from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.reliability.campaign import Campaign

@@ -12,7 +12,7 @@ from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.selftest.rig import Rig
 
 REPEATS = 1_000
-"""More than the 200 that are asked for: over 200, chance alone takes one honest interval in thirty below 93%."""
+"""More than the required 200: over 200, chance alone takes one honest interval in thirty below 93%."""
 
 SIZES = (30, 101)
 LOWEST = 0.93
@@ -21,8 +21,8 @@ LOWEST = 0.93
 def check(rig: Rig) -> list[CheckResult]:
     """Count how often the interval holds the truth: in skewed and bimodal noise, and in a long recording.
 
-    From the recording each repeat draws its samples at random; what consecutive samples give, whose noise is not
-    independent, is told beside it but not judged: no interval of one block holds what the machine does in others.
+    Each repeat draws its samples from the recording at random. The share of consecutive samples, whose noise is not
+    independent, is reported beside it and not judged: an interval of one block cannot describe the other blocks.
     """
     rng = random.Random(rig.seed + 2)
     repeats = rig.pick(REPEATS, 200)

@@ -99,7 +99,7 @@ class Rig:
 
     @property
     def typical_ms(self) -> float:
-        """How long the work of most checks takes: above the length from which calls are grouped or unrolled."""
+        """The duration of the work of most checks; shorter calls would be grouped or unrolled."""
         return 1.2 if self.kind == "cpu" else 0.25
 
     def pick(self, whole: int, quick: int) -> int:

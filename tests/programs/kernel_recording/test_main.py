@@ -83,8 +83,8 @@ def test_builds_are_proposed_and_spread_and_kinds_have_the_share_that_they_serve
 def test_a_recording_is_read_as_it_was_written(tmp_path):
     problems = [GemmProblem(m=256, n=2048, k=512, bias=True)]
     recording = choose(registry.kernels("native"), HOPPER, problems, backend="native", rates=RULES, builds=3, seed=0)
-    recording.made[recording.builds[0].build, 0] = CompileResult(compile_s=2.0)
-    recording.made[recording.builds[1].build, 0] = CompileResult(refusal="no such tile")
+    recording.results[recording.builds[0].build, 0] = CompileResult(compile_s=2.0)
+    recording.results[recording.builds[1].build, 0] = CompileResult(refusal="no such tile")
     recording.write(tmp_path)
     read = Recording.read(tmp_path)
     assert read == recording

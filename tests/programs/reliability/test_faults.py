@@ -46,7 +46,7 @@ def good(name):
         ("stubborn", {"seconds": 1.2, "clean_s": 0.4}, True, [True, True, True, False]),
     ],
 )
-def test_a_promise_that_is_not_kept_is_told(name, wrong, survived, held):
+def test_a_promise_that_is_not_kept_is_reported(name, wrong, survived, held):
     loose = [replace(good(one), **wrong) if one == name else good(one) for one in KINDS]
     assert [row.passed for row in faults.outcomes(loose, survived)] == held
 

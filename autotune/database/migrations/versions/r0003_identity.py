@@ -1,7 +1,7 @@
 """One identity: the conditions of studies, the kernels of trials, the form of plans.
 
-What fingerprint 1 recorded keeps its keys: a study without conditions is never taken for another one, and a plan
-without a form is found by everything else. Trials that ended only because the budget did are no results and go.
+Records of fingerprint 1 keep their keys: a study without conditions never equals another one, and a plan without a
+form is found by its other fields. Trials that ended only because the budget did are no results and go.
 """
 
 import json
@@ -50,7 +50,7 @@ def downgrade() -> None:
 
 
 def _plan_with(key: list[str], added: "sa.Column[str] | None") -> None:
-    """Give the table of plans another unique key, with the column ``form`` added to it or taken out of it."""
+    """Change the unique key of the table of plans, and add the column ``form`` or drop it."""
     if op.get_bind().dialect.name == "postgresql":
         op.drop_constraint("uq_plan_key", "plan")
         if added is not None:
