@@ -118,8 +118,8 @@ class NativeBackend:
 
     def explain_artifact(self, folder: Path) -> Mapping[str, object]:
         """Describe an artifact: nodes before and after, fusions with their places, kernels by site."""
-        from autotune.backends.native.artifact_record import read_record
         from autotune.backends.native.describe import describe
+        from autotune.backends.native.native_record import read_record
 
         return describe(read_record(folder))
 

@@ -31,7 +31,7 @@ def test_nothing_is_promoted_and_the_same_call_repeats_only_the_finals(tmp_path,
         first = run_study(REQUEST, store)
         assert (first.status, first.plan) == ("undecided", None)
         assert "rounds in the time that finals have" in first.reason and "finals" in first.run
-        assert {one["backend"] for one in first.finalists} == {"eager", "torchscript"}
+        assert {one.backend for one in first.finalists} == {"eager", "torchscript"}
         assert not store.plans.list()
         study = store.studies.list("toy", 2)[0]
         assert study.state == "running" and study.timings["undecided"] == first.reason
