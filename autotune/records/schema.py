@@ -1,4 +1,4 @@
-"""Schema versions of records: a field that is added later changes nothing of what was stored without it.
+"""Schema versions of records: a field that is added later changes nothing that was stored without it.
 
 Schema 1 of a record has the fields that it began with. A later field is declared with the schema that added it and with
 a default value, which means the same as the absence of the field::
