@@ -228,7 +228,7 @@ class PlanEvidence(StoredRecord):
 def _read(kind: type[StoredRecord], data: Mapping[str, object], readers: Readers) -> dict[str, Any]:
     """Return the values of a record's fields in plain data, and the data of no field."""
     content = values_in(data)
-    schema.refuse_later(content, kind.schema, asked=f"a {kind.__name__}")
+    schema.refuse_later(content, kind.schema, what=f"a {kind.__name__}")
     values = {key: value for key, value in content.items() if key in kind.names}
     values |= {
         key: reader(values[key]) for key, reader in readers.items() if values.get(key) is not None

@@ -83,7 +83,7 @@ class PlanKey:
     serve_as: str
 
     def serves(self, requested: "PlanKey") -> bool:
-        """Return whether a plan of this key serves a caller that asks for another; a stricter one serves a looser caller.
+        """Return whether a plan of this key serves a caller of another: a stricter plan serves a looser caller.
 
         The form of the answer may differ, because it is that of the caller's model (see :func:`autotune.deploy.load`).
         """

@@ -60,7 +60,7 @@ class Window:
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "Window":
         """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
-        values = values_in(schema.without_schema(cls, data, asked="a window of a kernel problem"))
+        values = values_in(schema.without_schema(cls, data, what="a window of a kernel problem"))
         values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
         return cls(**values)
 
@@ -152,7 +152,7 @@ class GemmProblem:
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "GemmProblem":
         """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
-        values = values_in(schema.without_schema(cls, data, asked="a kernel problem"))
+        values = values_in(schema.without_schema(cls, data, what="a kernel problem"))
         window = values.get("window")
         return cls(**{**values, "window": None if window is None else Window.from_dict(window)})
 
