@@ -114,5 +114,5 @@ def databases(request):
 
 # A busy machine draws slowly, which says nothing of a test.
 settings.register_profile("any-speed", settings.default, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("thorough", settings.get_profile("any-speed"))  # see tests/examples.py
+settings.register_profile("thorough", settings.get_profile("any-speed"))  # see tests/thoroughness.py
 settings.load_profile("any-speed")
