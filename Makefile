@@ -1,4 +1,5 @@
-# Two commands: `make demo` tunes ResNet-50 on this machine, `make test` runs the tests. Both set everything up first.
+# `make demo` tunes ResNet-50 on this machine, `make quick` checks a change, `make check` runs every test. Each sets
+# everything up first.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= cpu,openvino,postgres,test
@@ -13,11 +14,12 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.autotune-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help setup links demo test check lint types docs clean
+.PHONY: help setup links demo quick test check lint types docs clean
 help:
 	@echo "make demo    tune $(DEMO_STUDY) at batch $(DEMO_BATCH) on this machine ($(DEMO_BUDGET) of search)"
-	@echo "make test    run the tests"
-	@echo "make check   lint, strict types and the tests"
+	@echo "make quick   lint, strict types and the tests that take moments: 2 minutes on one core"
+	@echo "make test    all tests"
+	@echo "make check   lint, strict types and all tests: 15 minutes on two cores"
 	@echo "make docs    build the documentation into build/site; a warning is an error"
 	@echo "make setup   make $(VENV) with everything that the above need"
 	@echo "make clean   remove what was built, and the demo's database"
@@ -42,20 +44,22 @@ demo: setup
 	@mkdir -p .demo
 	$(BIN)/autotune tune $(DEMO_STUDY) --batch $(DEMO_BATCH) --budget $(DEMO_BUDGET) --db $(DEMO_DB)
 
-# What measures nothing runs on all cores; the others time, or watch who else is at work, and so run alone.
-SIDE_BY_SIDE := $(addprefix tests/,backends database deploy model records report runtime search search_spaces studies \
-	programs/identity_pairs programs/random_models programs/test_busy_host.py programs/test_decisions.py \
-	programs/test_agreement.py programs/kernel_search study/test_identity.py study/test_with_kernels.py)
-
+# The groups of tests are described in tests/groups.py. Tests that time something for real run alone, the others on all
+# cores; the studies among those come first, so that no core is left with a long file at the end.
 test: setup
-	$(BIN)/python -m pytest -q -n logical --dist loadfile $(SIDE_BY_SIDE)
-	$(BIN)/python -m pytest -q $(addprefix --ignore=,$(SIDE_BY_SIDE))
+	$(BIN)/python -m pytest -q -m "not gpu and not alone" -n logical --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m "not gpu and alone"
 
 lint: setup
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types: setup
 	$(BIN)/mypy
+
+# For one core and cold caches: whatever takes moments and starts no study.
+quick: lint types
+	$(BIN)/python -m pytest -q --quick
 
 DOCS_STAMP := $(VENV)/.autotune-docs
 $(DOCS_STAMP): pyproject.toml constraints.txt | setup

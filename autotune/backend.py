@@ -1,23 +1,73 @@
-"""The seam every backend stands on: Backend and Runner."""
+"""The seam of backends: what each of them has, and what it may be able to do besides. A plug-in imports from here.
 
+Every backend is a :class:`Backend`. Each optional ability is a protocol of its own: a backend has the ability if it has
+all members of the protocol. :mod:`autotune.registry` asks for abilities; nothing else looks at a backend's attributes.
+Tunable kernels have a seam of their own, :mod:`autotune.kernel`.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from autotune.kernel import KnownKernels
-from autotune.records.configuration import Configuration
+from autotune.errors import (
+    ArtifactError,
+    AutotuneError,
+    DeviceError,
+    ModelError,
+    RequestError,
+    SpaceError,
+    WorkError,
+)
+from autotune.kernel import KernelProvider, KnownKernels
+from autotune.records.configuration import Configuration, Scalar
 from autotune.records.device import Device
-from autotune.records.search_space import SearchSpace
-from autotune.records.workload import Workload
+from autotune.records.kernel_problem import GemmProblem
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
+from autotune.records.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+__all__ = [
+    "ABILITIES",
+    "ArtifactError",
+    "AutotuneError",
+    "Availability",
+    "Backend",
+    "Configuration",
+    "Constraint",
+    "Device",
+    "DeviceError",
+    "ExplainsArtifacts",
+    "FindsGraphFeatures",
+    "GemmProblem",
+    "KernelKind",
+    "KernelProvider",
+    "KnownKernels",
+    "ModelError",
+    "OffersBaseline",
+    "Parameter",
+    "PreparesBuilds",
+    "RequestError",
+    "Runner",
+    "Scalar",
+    "SearchSpace",
+    "ServesFormats",
+    "SourceModel",
+    "SpaceError",
+    "TensorSpec",
+    "TimesKernelsAtBuild",
+    "TunesKernels",
+    "WorkError",
+    "Workload",
+]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Availability:
-    """Whether a backend works on a device, or the reason why not and the command that mends it."""
+    """Says that a backend works on a device, or why it does not and which command helps."""
 
     works: bool
     reason: str = ""
@@ -25,7 +75,7 @@ class Availability:
 
 
 class SourceModel(Protocol):
-    """What a build gets: the captured model, tensors in and tensors out.
+    """The captured model that a build gets: tensors in, tensors out.
 
     ``program`` takes the flat input tensors and returns a tuple of flat output tensors, in the dtypes of the original.
     """
@@ -35,19 +85,19 @@ class SourceModel(Protocol):
 
     @property
     def known_kernels(self) -> KnownKernels | None:
-        """The measured kernels that a build may choose from; ``None`` if it was handed none."""
+        """The measured kernels that a build may choose from; ``None`` if it got none."""
         ...
 
     def program(self, precision: str, device: Device) -> "ExportedProgram":
-        """The captured graph computing in ``precision`` (fp32, tf32, bf16, fp16) with its weights on the device."""
+        """Return the captured graph, which computes in ``precision`` (fp32, tf32, bf16, fp16), on the device."""
         ...
 
     def example_inputs(self, device: Device) -> "tuple[torch.Tensor, ...]":
-        """One set of flat inputs on the device."""
+        """Return one set of flat inputs on the device."""
         ...
 
     def save_module(self, folder: Path) -> None:
-        """Write what rebuilds the user's own module (factory and weights); only where ``factory`` is not ``None``."""
+        """Write the factory and the weights that rebuild the user's own module; only if ``factory`` is not ``None``."""
         ...
 
 
@@ -55,52 +105,168 @@ class SourceModel(Protocol):
 class Runner(Protocol):
     """A loaded artifact: the very same code for the trial and for deployment.
 
-    Flat tensors in, flat tensors out, in the dtypes of the original model and on its device; inputs are copied in where
-    needed, and refused by :class:`autotune.runtime.signature.Signature` if they do not fit; outputs are fresh; safe to
-    call from several threads.
+    Flat tensors in, flat tensors out, in the dtypes of the original model and on its device. Inputs are copied to the
+    device if needed, and :class:`autotune.runtime.signature.Signature` refuses those that do not fit. Outputs are fresh
+    tensors. Several threads may call it at the same time.
     """
 
-    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Answer one call; exactly this is what a trial times."""
+    def __call__(self, *inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+        """Answer one call; a trial times exactly this."""
         ...
 
     def close(self) -> None:
-        """Give back what the runner holds."""
+        """Release memory and handles; a second call does nothing."""
         ...
 
 
 class Backend(Protocol):
-    """One way to run a model. Stateless; imports its library only inside the methods that need it."""
+    """One way to run a model. It has no state, and imports its library only inside the methods that need it.
+
+    ``toolchain`` names the entries of a toolchain that its artifacts depend on (see
+    :mod:`autotune.runtime.toolchain`). ``build_uses_device`` says that a build runs something on the device.
+    """
 
     name: str
     toolchain: tuple[str, ...]
     build_uses_device: bool
 
     def probe(self, device: Device) -> Availability:
-        """Whether it works here, without building anything; must not import torch or its own library."""
+        """Report if it works here, without building anything; must import neither torch nor its own library."""
         ...
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-        """What may be varied on the device for a workload (``None``: for any)."""
+        """Return the search space on the device for a workload; for any workload if that is ``None``."""
         ...
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
-        """Write an artifact into an empty folder; runs in a build worker, and whatever it raises is a failed trial."""
-        ...
-
-    def times_kernels_at_build(self, configuration: Configuration) -> bool:
-        """Whether the build chooses among kernels by timing them, for which it needs the device for itself."""
+        """Write an artifact into an empty folder; runs in a build worker, and every exception is a failed trial."""
         ...
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
-        """Whether loading chooses among kernels by timing them, for which it needs the device for itself."""
+        """Return true if loading chooses among kernels by timing them; then it loads alone on the device."""
         ...
 
     def load(self, folder: Path, device: Device) -> Runner:
         """Turn an artifact into a runner; needs no compiler, no model code and no third-party pytree.
 
-        Beside what the build wrote the folder has the artifact's own description, and the study's example inputs to
-        settle the runner on (``read_record`` and ``read_example`` of :mod:`autotune.runtime.artifact`).
-        Reads all of it: the folder, which holds what was verified for this load, is deleted afterwards.
+        Beside the files of the build, the folder has the artifact's own description, and the study's example inputs on
+        which the runner warms up (``read_record`` and ``read_example`` of :mod:`autotune.runtime.artifact`).
+        The folder is deleted after this call: read all that the runner needs.
         """
         ...
+
+
+@runtime_checkable
+class OffersBaseline(Protocol):
+    """A backend that runs the model as its user does today; a study measures every speedup against it."""
+
+    def is_baseline(self, configuration: Configuration, *, has_factory: bool) -> bool:
+        """Return true if a configuration is today's way to run the model (on a CPU: at some number of threads)."""
+        ...
+
+
+@runtime_checkable
+class ServesFormats(Protocol):
+    """A backend whose artifacts are files in formats that model servers load, such as ``onnx``.
+
+    A study with ``serve_as`` admits only the backends that name the format here.
+    """
+
+    serving_formats: tuple[str, ...]
+
+
+@runtime_checkable
+class TimesKernelsAtBuild(Protocol):
+    """A backend that says which of its builds time kernels; without this ability each build has the device alone."""
+
+    def times_kernels_at_build(self, configuration: Configuration) -> bool:
+        """Return true if the build chooses among kernels by timing them; then it builds alone on the device."""
+        ...
+
+
+@runtime_checkable
+class PreparesBuilds(Protocol):
+    """A backend that says what makes its builds start sooner.
+
+    ``build_modules`` are heavy modules that a build imports; the server of the workers imports them once, ahead of the
+    builds. Modules that are not installed are left out. ``builds_slowly`` says that a build takes several times as long
+    as those of other backends; ``autotune doctor`` begins with it.
+    """
+
+    build_modules: tuple[str, ...]
+    builds_slowly: bool
+
+
+@runtime_checkable
+class FindsGraphFeatures(Protocol):
+    """A backend that looks at the captured graph before the search; its space may depend on the features it finds."""
+
+    def graph_features(self, model: SourceModel, device: Device) -> Mapping[str, int]:
+        """Return how often each feature is in the graph; the workload then has them as ``NAME.feature:count``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelKind:
+    """A kind of tunable kernels; the configurations of its kernels have its ``name`` as their backend.
+
+    ``calls_library`` says that its kernels are a library's own calls, against which the others are compared. The rest
+    is for the cost model (:mod:`autotune.kernels.cost`), which knows tiles: ``tensor_rate_share`` is the share of the
+    tensor cores' rate that the kernels reach if they do not use the newest instructions, and ``one_tile_per_block``
+    says that each thread block computes one tile and ends.
+    """
+
+    name: str
+    calls_library: bool = False
+    tensor_rate_share: float | None = None
+    one_tile_per_block: bool = False
+
+
+@runtime_checkable
+class TunesKernels(Protocol):
+    """A backend with kernels that a study tunes one problem at a time.
+
+    Its configurations have a parameter ``kernels``; with any value but ``torch``, the build gets the best kernels that
+    the database knows, as :attr:`SourceModel.known_kernels`. ``graph_invariants`` are the parameters that do not change
+    the kernel problems of a graph: the graph is looked at once for all their values.
+    """
+
+    kernel_kinds: tuple[KernelKind, ...]
+    graph_invariants: tuple[str, ...]
+
+    @property
+    def kernels(self) -> KernelProvider:
+        """The provider of its kernels."""
+        ...
+
+    def kernel_problems(
+        self, model: SourceModel, configuration: Configuration, device: Device
+    ) -> Mapping[GemmProblem, int]:
+        """Return the kernel problems of the graph that a configuration builds, each with its number in one call."""
+        ...
+
+
+@runtime_checkable
+class ExplainsArtifacts(Protocol):
+    """A backend that can say how an artifact of its own computes the model, for ``autotune explain``."""
+
+    def explain_artifact(self, folder: Path) -> Mapping[str, object]:
+        """Return ``nodes_before``, ``nodes_after``, ``fusions`` (counts by name) and ``sites`` of a verified artifact.
+
+        ``places`` (places by fusion) is optional. Each site is a mapping with ``name``, ``operator`` and, if they are
+        known, ``problem``, ``place``, ``kernel`` and ``library`` (each with ``configuration``, ``words`` and
+        ``median_us``), ``plans`` (of generated kernels) and ``why`` (the reason why torch computes it).
+        """
+        ...
+
+
+ABILITIES: tuple[type, ...] = (
+    OffersBaseline,
+    ServesFormats,
+    TimesKernelsAtBuild,
+    PreparesBuilds,
+    FindsGraphFeatures,
+    TunesKernels,
+    ExplainsArtifacts,
+)
+"""Every optional ability."""

@@ -14,19 +14,19 @@
     │   └── PlanNotFoundError  no stored plan answers the request
     └── WorkError              work had begun and failed; the command line exits with 1
         ├── ArtifactError      an artifact is missing, damaged or does not load
-        ├── OutOfMemoryError   the host's or the device's memory did not suffice
+        ├── OutOfMemoryError   the memory of the host or the device was too small
         ├── DriverError        a call of CUDA's driver failed
         ├── WorkerError        a worker process could not be started or broke its protocol
         ├── UndecidedError     the finals of a study could not decide, and no earlier plan stands
-        ├── StudyInterruptedError   a study was stopped from outside and can go on
+        ├── StudyInterruptedError   a study was stopped from outside and can continue
         └── StudyTakenOverError     another process coordinates the study now
 
-What a trial is expected to run into is not an exception but data: :class:`autotune.records.trial.Failure`.
+A failure that a trial is expected to meet is data, not an exception: :class:`autotune.records.trial.Failure`.
 """
 
 
 class AutotuneError(Exception):
-    """One clear message: what was asked, what was found, what was expected, what to run next."""
+    """One message of up to four parts: the request, the finding, the expectation and the next command."""
 
     exit_code = 1
 
@@ -89,7 +89,7 @@ class ArtifactError(WorkError):
 
 
 class OutOfMemoryError(WorkError):
-    """The memory of the host or the device did not suffice, or a step grew past its limit."""
+    """The memory of the host or the device was too small, or a step exceeded its limit."""
 
 
 class DriverError(WorkError):
@@ -109,7 +109,7 @@ class UndecidedError(WorkError):
 
 
 class StudyInterruptedError(WorkError):
-    """A study was stopped from outside; the same command goes on where it was."""
+    """A study was stopped from outside; the same command continues it."""
 
 
 class StudyTakenOverError(WorkError):

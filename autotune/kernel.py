@@ -1,14 +1,18 @@
-"""The seam of kernels that are tuned one problem at a time: KernelMaker and Kernel."""
+"""The interface to kernels that are tuned one problem at a time: KernelProvider, KernelSpace and LoadedKernel."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from autotune.records.canonical import digest
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
 from autotune.records.kernel_problem import GemmProblem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,27 +22,28 @@ class KnownKernel:
     configuration: Configuration
     median_us: float
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for JSON."""
         return {"configuration": self.configuration.as_dict(), "median_us": self.median_us}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "KnownKernel":
-        """Read what :meth:`as_dict` wrote."""
+        """Read the output of :meth:`as_dict`."""
         return cls(configuration=Configuration.from_dict(data["configuration"]), median_us=float(data["median_us"]))
 
 
 NEAR = 1.1
-"""A kernel that takes so many times as long as the best, timed alone, may be the better one among its neighbours."""
+"""A kernel that takes at most this many times as long as the best, timed alone, may be the better one in a graph."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownKernels:
-    """What a build may choose from: by the digest of a problem the best kernel, and the best of the libraries' calls.
+    """The measured kernels that a build may choose from, by the digest of their problem.
 
-    ``near`` are those of our own that take at most :data:`NEAR` times as long as the best, the fastest first: timed
-    alone, a kernel does not show how it goes with its neighbours. ``folder`` is the cache in which the kernels lie
-    compiled, ``toolchain`` the digest of what they follow from, see :func:`toolchain_of`.
+    ``best`` has the fastest kernel of each problem, ``library`` the fastest call of a library. ``near`` has our own
+    kernels that take at most :data:`NEAR` times as long as the best, the fastest first: a time that was measured alone
+    does not show how a kernel runs beside its neighbours. ``folder`` is the cache with the compiled kernels,
+    ``toolchain`` the digest of the versions that they depend on, see :func:`toolchain_of`.
     """
 
     folder: Path
@@ -49,57 +54,58 @@ class KnownKernels:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of what decides which kernels a build takes: the kernels of each problem, in their order.
+        """SHA-256 of all that decides which kernels a build uses: the kernels of each problem, in their order.
 
-        Neither the folder nor the times decide it: two databases that know the same kernels give the same digest.
+        Neither the folder nor the times decide it: two databases with the same kernels have the same digest.
         """
         single = {
-            which: {problem: known.configuration.as_dict() for problem, known in found.items()}
-            for which, found in (("best", self.best), ("library", self.library))
+            name: {problem: kernel.configuration.as_dict() for problem, kernel in kernels.items()}
+            for name, kernels in (("best", self.best), ("library", self.library))
         }
         near = {
-            problem: [known.configuration.as_dict() for known in several]
-            for problem, several in self.near.items()
-            if several
+            problem: [kernel.configuration.as_dict() for kernel in kernels]
+            for problem, kernels in self.near.items()
+            if kernels
         }
         return digest({**single, "near": near, "toolchain": self.toolchain})
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for JSON."""
         return {
             "folder": str(self.folder),
             "toolchain": self.toolchain,
-            "best": {digest: known.as_dict() for digest, known in self.best.items()},
-            "library": {digest: known.as_dict() for digest, known in self.library.items()},
-            "near": {digest: [known.as_dict() for known in several] for digest, several in self.near.items()},
+            "best": {digest: kernel.as_dict() for digest, kernel in self.best.items()},
+            "library": {digest: kernel.as_dict() for digest, kernel in self.library.items()},
+            "near": {digest: [kernel.as_dict() for kernel in kernels] for digest, kernels in self.near.items()},
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "KnownKernels":
-        """Read what :meth:`as_dict` wrote."""
-        found = {
-            which: {digest: KnownKernel.from_dict(known) for digest, known in data[which].items()}
-            for which in ("best", "library")
+        """Read the output of :meth:`as_dict`."""
+        single = {
+            name: {digest: KnownKernel.from_dict(kernel) for digest, kernel in data[name].items()}
+            for name in ("best", "library")
         }
         near = {
-            digest: tuple(KnownKernel.from_dict(known) for known in several) for digest, several in data["near"].items()
+            digest: tuple(KnownKernel.from_dict(kernel) for kernel in kernels)
+            for digest, kernels in data["near"].items()
         }
-        return cls(folder=Path(data["folder"]), toolchain=str(data["toolchain"]), **found, near=near)
+        return cls(folder=Path(data["folder"]), toolchain=str(data["toolchain"]), **single, near=near)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MadeKernel:
-    """What compiling a candidate came to: a kernel that can be loaded, or what the compiler said against it.
+class CompileResult:
+    """The result of compiling a candidate: a kernel that can be loaded, or the compiler's error message.
 
-    ``compile_s`` is its share of the time of the unit that it was compiled in, 0 where it was compiled before.
+    ``compile_s`` is the kernel's share of the time of the unit that it was compiled in, 0 if it was in the cache.
     """
 
     refusal: str | None = None
     compile_s: float = 0.0
 
 
-class Kernel(Protocol):
-    """A loaded kernel for one problem.
+class LoadedKernel(Protocol):
+    """A kernel for one problem that is ready to run.
 
     ``a`` has the problem's ``a_shape``: [m, k], or with a window [images, height, width, channels]; ``b`` [n, k] (a
     weight as torch stores it, channels last), ``bias`` [n] in fp32 or ``None``, ``residual`` and ``out`` [m, n]; all on
@@ -107,15 +113,16 @@ class Kernel(Protocol):
     """
 
     @property
-    def made(self) -> Mapping[str, float]:
-        """What the compiler made of it: registers, spilled_bytes, shared_bytes, stages; empty where nobody tells."""
+    def resource_usage(self) -> Mapping[str, float]:
+        """The resources that the compiler gave it: registers, spilled_bytes, shared_bytes, stages; empty if unknown."""
         ...
 
-    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> Any:
-        """Put the kernel into torch's current stream; it writes ``out``. May be captured in a CUDA graph.
+    def __call__(
+        self, a: "Tensor", b: "Tensor", bias: "Tensor | None", residual: "Tensor | None", out: "Tensor"
+    ) -> "Tensor | None":
+        """Enqueue the kernel in torch's current stream; it writes ``out``. May be captured in a CUDA graph.
 
-        A library that cannot write into a tensor that it is given returns its own of the same shape instead; all others
-        return ``None``.
+        Returns ``None``. Only a library that cannot write into a given tensor returns its own, of the same shape.
         """
         ...
 
@@ -125,91 +132,126 @@ class KernelSpace(Protocol):
 
     @property
     def builds(self) -> Sequence[Configuration]:
-        """What has to be compiled first, each build once, in the order of its kind's rules."""
+        """The configurations that need a compiler, each once, in the order of their kind's rules."""
         ...
 
     @property
     def ready(self) -> Sequence[Configuration]:
-        """Candidates that need no compiler: the libraries' own calls, and kernels that come compiled."""
+        """The candidates that need no compiler: the libraries' own calls, and kernels that are shipped compiled."""
         ...
 
     def first(self, count: int) -> Sequence[Configuration]:
-        """Choose the builds to begin with."""
+        """Choose the builds that a search begins with."""
         ...
 
     def suggested(self, count: int) -> Sequence[Configuration]:
-        """Give builds that somebody else recommends, the most recommended first; none where nobody does."""
+        """Return builds that an outside source recommends, the most recommended first; none without such a source."""
         ...
 
     def launches(self, build: Configuration) -> Sequence[Configuration]:
-        """List the candidates of one build, which differ in what is set at launch; the plainest first."""
+        """List the candidates of one build, which differ in their launch parameters; the plainest first."""
         ...
 
 
 @runtime_checkable
-class KernelMaker(Protocol):
-    """What a backend has whose kernels are tuned: its attribute ``kernels``. Stateless, imports torch in methods.
+class KernelProvider(Protocol):
+    """The attribute ``kernels`` of a backend whose kernels are tuned. Stateless; imports torch inside its methods.
 
-    ``toolchain`` names the entries of a toolchain that its kernels follow from.
+    ``toolchain`` names the entries of a toolchain that its kernels depend on.
     """
 
     toolchain: tuple[str, ...]
 
     @property
     def sources(self) -> str:
-        """Digest of the sources of its own that kernels are compiled from: with other ones they are other kernels."""
+        """Digest of the backend's own sources that kernels are compiled from: other sources mean other kernels."""
         ...
 
     def space(self, device: Device, problem: GemmProblem) -> KernelSpace:
-        """What can compute a problem on a device; raises SpaceError where nothing can."""
+        """Return the candidates for a problem on a device; raises SpaceError if there are none."""
         ...
 
     def compile(
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
-    ) -> list[MadeKernel]:
-        """Compile builds, side by side within memory, into a cache that many processes share.
+    ) -> list[CompileResult]:
+        """Compile builds, in parallel as far as memory allows, into a cache that several processes share.
 
-        Needs no GPU. Raises WorkError where there is no compiler and one of them is not there, or it fails by itself.
+        Needs no GPU. Raises WorkError if a build is not in the cache and the compiler is missing or itself fails.
         """
         ...
 
     def compiled(
         self, device: Device, problem: GemmProblem, builds: Sequence[Configuration], folder: Path
     ) -> Sequence[Configuration]:
-        """Give those of the builds that are compiled and lie in the cache, in their order: they need no compiler."""
+        """Return the builds that are in the cache and need no compiler, in their order."""
         ...
 
     def load(
-        self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, *, early: bool = False
-    ) -> Kernel:
-        """Load a candidate that is compiled (its build in the cache ``folder``) or needs no compiler.
+        self,
+        device: Device,
+        problem: GemmProblem,
+        candidate: Configuration,
+        folder: Path,
+        *,
+        programmatic_launch: bool = False,
+    ) -> LoadedKernel:
+        """Load a candidate that is compiled (its build is in the cache ``folder``) or needs no compiler.
 
-        With ``early`` its launches may begin before those before them in the stream have ended (programmatic dependent
-        launch), where it knows how: then ``b`` and ``bias`` are read at once, so they are constants written long ago.
-        Raises WorkError where it cannot be loaded: not compiled, another architecture, refused by its library.
+        With ``programmatic_launch``, if the kernel supports it, a launch may begin before the launches before it in the
+        stream have ended (programmatic dependent launch). It then reads ``b`` and ``bias`` at once, so these must be
+        constants that were written long before.
+        Raises WorkError if it cannot be loaded: not compiled, another architecture, refused by its library.
         """
         ...
 
     def pack(
         self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path, target: Path
     ) -> Mapping[str, str]:
-        """Copy what :meth:`load` needs of a candidate from the cache into another one, which may travel.
+        """Copy the files that :meth:`load` needs for a candidate into another cache, which may go to another machine.
 
-        Returns the names of the copied files with the digests of the sources they were compiled from; nothing where the
-        candidate needs no file. Raises WorkError where it is not compiled.
+        Returns the names of the copied files with the digests of the sources they were compiled from; empty if the
+        candidate needs no file. Raises WorkError if it is not compiled.
         """
         ...
 
-    def compute(self, problem: GemmProblem, a: Any, b: Any, bias: Any, residual: Any) -> Any:
-        """The problem in plain torch and the operands' own precision: what a kernel must equal within rounding."""
+    def compute(
+        self, problem: GemmProblem, a: "Tensor", b: "Tensor", bias: "Tensor | None", residual: "Tensor | None"
+    ) -> "Tensor":
+        """Compute the problem in plain torch, in the operands' precision: a kernel must equal this within rounding."""
         ...
 
 
-def toolchain_of(maker: KernelMaker, installed: Toolchain) -> Toolchain:
-    """What the kernels of a maker follow from: versions that are installed, and the maker's own sources."""
-    return Toolchain.of({**installed.only(maker.toolchain).as_dict(), "sources": maker.sources})
+def toolchain_of(provider: KernelProvider, installed: Toolchain) -> Toolchain:
+    """Return all that the kernels of a provider depend on: installed versions, and the provider's own sources."""
+    return Toolchain.of({**installed.only(provider.toolchain).as_dict(), "sources": provider.sources})
 
 
 def wants_kernels(configuration: Configuration) -> bool:
-    """Whether a configuration leaves kernels of its graph to others than torch, so that its build is handed some."""
+    """Return true if a configuration uses other kernels than torch's in its graph, so that its build needs some."""
     return configuration.get("kernels", "torch") != "torch"
+
+
+_EARLIER_USAGE = "made"
+
+
+def resource_usage_of(kernel: LoadedKernel) -> Mapping[str, float]:
+    """Return the resource usage of a kernel; a plug-in's kernel may have it under its name of version 0.1, ``made``."""
+    if not hasattr(kernel, "resource_usage"):
+        message = f"{type(kernel).__name__}.made is now resource_usage; the old name goes with version 0.3.0"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        usage: Mapping[str, float] = getattr(kernel, _EARLIER_USAGE)
+        return usage
+    return kernel.resource_usage
+
+
+_NEW_NAMES = {"Kernel": "LoadedKernel", "KernelMaker": "KernelProvider", "MadeKernel": "CompileResult"}
+"""New names by those of version 0.1; to be removed in 0.3.0."""
+
+
+def __getattr__(name: str) -> object:
+    """Return a class under its old name, with a warning that names the line that uses it."""
+    if name not in _NEW_NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"{__name__}.{name} is now {_NEW_NAMES[name]}; the old name goes with version 0.3.0"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return globals()[_NEW_NAMES[name]]

@@ -1,17 +1,32 @@
-"""Backends by name: the built-in ones, and those that installed packages offer.
+"""Backends by name and by what they are able to do: the built-in ones, and those that installed packages offer.
 
-A package offers a backend by an entry point in the group ``autotune.backends``, its name being the backend's, its value
-``package.module`` (which has an attribute ``BACKEND``) or ``package.module:attribute``. Built-in backends are imported
-when they are asked for by name; plug-ins when names are listed, so a plug-in imports its library only in its methods.
+A package offers a backend by an entry point in the group ``autotune.backends``. The name of the entry point is the
+backend's; its value is ``package.module`` (which has an attribute ``BACKEND``) or ``package.module:attribute``.
+A built-in backend is imported when its name is requested, plug-ins are imported when names are listed; so a plug-in
+imports its library only in its methods.
 """
 
 import functools
 import importlib
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, cast
 
-from autotune.backend import Backend
+from autotune.backend import (
+    Backend,
+    ExplainsArtifacts,
+    FindsGraphFeatures,
+    KernelKind,
+    OffersBaseline,
+    PreparesBuilds,
+    ServesFormats,
+    TimesKernelsAtBuild,
+    TunesKernels,
+)
 from autotune.errors import RequestError
-from autotune.kernel import KernelMaker
+from autotune.kernel import KernelProvider
+from autotune.records.configuration import Configuration
+from autotune.renamed import under_new_names
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -26,50 +41,126 @@ BUILT_IN = {
     "openvino": "autotune.backends.openvino",
     "native": "autotune.backends.native.backend",
 }
-"""Module of each built-in backend; its attribute ``BACKEND`` is the instance."""
+"""Module of each built-in backend; its attribute ``BACKEND`` is the instance. No other part of the core names them."""
 
 MEMBERS = ("name", "toolchain", "build_uses_device", "probe", "space", "build", "times_kernels_at_load", "load")
-""":meth:`~autotune.backend.Backend.times_kernels_at_build` may be absent: then each build has the device alone."""
+"""The members that every backend has; the optional ones are those of :data:`autotune.backend.ABILITIES`."""
 
 
 def names() -> tuple[str, ...]:
-    """List the backends that can be asked for: built-in ones first, then plug-ins that load, by name."""
+    """List the backends that can be requested: built-in ones first, then plug-ins that load, by name."""
     return (*BUILT_IN, *sorted(_plugins()[0]))
 
 
 def backend(name: str) -> Backend:
     """Import and return the backend of this name.
 
-    Raises :class:`~autotune.errors.RequestError` where there is none, or its plug-in is broken.
+    Raises :class:`~autotune.errors.RequestError` if there is none, or its plug-in is broken.
     """
     if name in BUILT_IN:
         return _built_in(name)
-    found, reasons = _plugins()
-    if name in found:
-        return found[name]
+    plugins, reasons = _plugins()
+    if name in plugins:
+        return plugins[name]
     if name in reasons:
         raise RequestError(f"backend {name!r} is broken", found=reasons[name], expected=f"one of {', '.join(names())}")
     raise RequestError(f"backend {name!r} is not known", expected=f"one of {', '.join(names())}")
 
 
-def kernels(name: str) -> KernelMaker:
-    """Return what makes the tuned kernels of a backend; RequestError where its kernels cannot be tuned."""
-    maker = getattr(backend(name), "kernels", None)
-    if not isinstance(maker, KernelMaker):
-        having = [other for other in names() if hasattr(backend(other), "kernels")]
-        raise RequestError(f"the kernels of backend {name!r} cannot be tuned", expected=f"one of {', '.join(having)}")
-    return maker
-
-
 def broken() -> dict[str, str]:
-    """List the plug-ins that cannot be used, each with the reason and the distribution it comes from."""
+    """List the plug-ins that cannot be used, each with the reason and the distribution that offers it."""
     return dict(_plugins()[1])
 
 
 def refresh() -> None:
-    """Look for plug-ins anew, as is needed after one was installed under a running process."""
+    """Look for plug-ins again, which is needed after one was installed under a running process."""
     importlib.invalidate_caches()
     _plugins.cache_clear()
+    kernel_kinds.cache_clear()
+
+
+def baselines() -> tuple[str, ...]:
+    """List the backends that run the model as its user does today."""
+    return tuple(name for name in names() if isinstance(backend(name), OffersBaseline))
+
+
+def is_baseline(configuration: Configuration, *, has_factory: bool) -> bool:
+    """Return true if a configuration is today's way to run the model."""
+    owner = backend(configuration.backend)
+    return isinstance(owner, OffersBaseline) and owner.is_baseline(configuration, has_factory=has_factory)
+
+
+def serving_formats() -> dict[str, tuple[str, ...]]:
+    """Return the formats that model servers load, each with the backends whose artifacts have it."""
+    formats: dict[str, tuple[str, ...]] = {}
+    for name in names():
+        owner = backend(name)
+        for serving_format in owner.serving_formats if isinstance(owner, ServesFormats) else ():
+            formats[serving_format] = (*formats.get(serving_format, ()), name)
+    return formats
+
+
+def builds_alone(configuration: Configuration) -> bool:
+    """Return true if a build times kernels on its device, or if its backend does not say so."""
+    owner = backend(configuration.backend)
+    return not isinstance(owner, TimesKernelsAtBuild) or owner.times_kernels_at_build(configuration)
+
+
+def build_modules() -> list[str]:
+    """List the modules to import ahead of builds, each once, in the order of the backends that declare them."""
+    owners = (backend(name) for name in names())
+    return list(dict.fromkeys(m for owner in owners if isinstance(owner, PreparesBuilds) for m in owner.build_modules))
+
+
+def builds_slowly(name: str) -> bool:
+    """Return true if a build of the backend takes several times as long as those of others."""
+    owner = backend(name)
+    return isinstance(owner, PreparesBuilds) and owner.builds_slowly
+
+
+def finding_features(among: Iterable[str]) -> dict[str, FindsGraphFeatures]:
+    """Return the backends, among the named ones, that look at the captured graph before a search."""
+    owners = {name: backend(name) for name in among}
+    return {name: owner for name, owner in owners.items() if isinstance(owner, FindsGraphFeatures)}
+
+
+def explaining(name: str) -> ExplainsArtifacts | None:
+    """Return the backend if it can explain its artifacts, else ``None``."""
+    owner = backend(name)
+    return owner if isinstance(owner, ExplainsArtifacts) else None
+
+
+def tuning_kernels() -> tuple[str, ...]:
+    """List the backends that have kernels to tune."""
+    return tuple(name for name in names() if isinstance(backend(name), TunesKernels))
+
+
+def kernel_tuner(name: str) -> TunesKernels:
+    """Return the backend of this name; RequestError if it has no kernels to tune."""
+    owner = backend(name)
+    if not isinstance(owner, TunesKernels) or not isinstance(owner.kernels, KernelProvider):
+        accepted = f"one of {', '.join(tuning_kernels())}"
+        raise RequestError(f"the kernels of backend {name!r} cannot be tuned", expected=accepted)
+    return owner
+
+
+def kernels(name: str) -> KernelProvider:
+    """Return the provider of a backend's kernels; RequestError if it has no kernels to tune."""
+    return kernel_tuner(name).kernels
+
+
+@functools.cache
+def kernel_kinds() -> Mapping[str, KernelKind]:
+    """Return the kinds of kernels of every backend, by name; of two kinds with one name the first backend's counts."""
+    kinds: dict[str, KernelKind] = {}
+    for name in tuning_kernels():
+        kinds = {kind.name: kind for kind in kernel_tuner(name).kernel_kinds} | kinds
+    return MappingProxyType(kinds)
+
+
+def library_kinds() -> tuple[str, ...]:
+    """List the kinds of kernels that are a library's own calls, by name."""
+    return tuple(sorted(kind.name for kind in kernel_kinds().values() if kind.calls_library))
 
 
 @functools.cache
@@ -79,13 +170,13 @@ def _built_in(name: str) -> Backend:
 
 @functools.cache
 def _plugins() -> tuple[dict[str, Backend], dict[str, str]]:
-    """Return the plug-ins that load, and why the others do not."""
+    """Return the plug-ins that load, and the reasons why the others do not."""
     from importlib import metadata  # here because it takes longer to import than every record together
 
     offers: dict[str, dict[tuple[str, str], EntryPoint]] = {}
     for point in metadata.entry_points(group=GROUP):
         offers.setdefault(point.name, {})[_distribution(point), point.value] = point
-    found: dict[str, Backend] = {}
+    plugins: dict[str, Backend] = {}
     reasons: dict[str, str] = {}
     for name, points in sorted(offers.items()):
         sources = sorted({distribution for distribution, _ in points})
@@ -94,30 +185,33 @@ def _plugins() -> tuple[dict[str, Backend], dict[str, str]]:
         elif len(points) > 1:
             reasons[name] = f"offered {len(points)} times, by {', '.join(sources)}: uninstall all but one"
         else:
-            loaded = _load(next(iter(points.values())))
-            if isinstance(loaded, str):
-                reasons[name] = f"{loaded} (distribution {sources[0]})"
-            else:
-                found[name] = cast(Backend, loaded)
-    return found, reasons
+            try:
+                plugins[name] = _load(next(iter(points.values())))
+            except _BrokenPluginError as error:
+                reasons[name] = f"{error} (distribution {sources[0]})"
+    return plugins, reasons
 
 
-def _load(point: "EntryPoint") -> Any:
-    """Return the backend that an entry point names, or a sentence that says why it is none."""
+class _BrokenPluginError(Exception):
+    """An entry point does not give a backend; the text says why."""
+
+
+def _load(point: "EntryPoint") -> Backend:
+    """Return the backend that an entry point names."""
     try:
         loaded = point.load()
-    except Exception as error:  # other people's code may raise anything; it is recorded, and the other backends go on
-        return f"importing {point.value} raised {type(error).__name__}: {error}"
+    except Exception as error:  # a plug-in may raise anything: it is recorded, and the other backends still work
+        raise _BrokenPluginError(f"importing {point.value} raised {type(error).__name__}: {error}") from error
     instance = loaded if point.attr else getattr(loaded, "BACKEND", None)
     if instance is None:
-        return f"module {point.value} has no attribute BACKEND"
+        raise _BrokenPluginError(f"module {point.value} has no attribute BACKEND")
     if missing := [member for member in MEMBERS if not hasattr(instance, member)]:
-        return f"{point.value} is no backend: it lacks {', '.join(missing)}"
+        raise _BrokenPluginError(f"{point.value} is no backend: it lacks {', '.join(missing)}")
     if isinstance(instance, type):
-        return f"{point.value} is a class, expected an instance"
+        raise _BrokenPluginError(f"{point.value} is a class, expected an instance")
     if instance.name != point.name:
-        return f"{point.value} calls itself {instance.name!r}, but is offered as {point.name!r}"
-    return instance
+        raise _BrokenPluginError(f"{point.value} calls itself {instance.name!r}, but is offered as {point.name!r}")
+    return cast(Backend, under_new_names(instance))
 
 
 def _distribution(point: "EntryPoint") -> str:

@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class ScratchFolder:
-    """A new folder for temporary files, of this user alone; ``path`` says where it lies.
+    """A new folder at ``path`` for temporary files, of this user alone.
 
     ``close``, or the end of a ``with`` block, deletes it. The folder of a process that was killed is deleted by the
-    next process of the same user that makes or closes one. ``purpose`` is a word of its name, for people who look.
+    next process of the same user that makes or closes one. ``purpose`` becomes part of its name, for people who look.
     ``parent`` is by default the system's folder for temporary files.
     """
 
@@ -61,7 +61,7 @@ class ScratchFolder:
 
 @contextlib.contextmanager
 def keeping(folder: Path) -> Iterator[tuple[int, ...]]:
-    """Give descriptors that keep a scratch folder as long as a child process has them; none for any other folder.
+    """Yield descriptors that keep a scratch folder as long as a child process has them; none for any other folder.
 
     A child that works on in the folder after its parent was killed inherits them.
     """
@@ -85,8 +85,8 @@ def sweep(parent: Path) -> None:
 
 
 def _delete_unused(folder: Path) -> None:
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
         return
     try:
         lock = os.open(folder / MARK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -117,7 +117,7 @@ def _locked_mark(folder: Path) -> int:
 
 
 def _is_mark_of(lock: int, folder: Path) -> bool:
-    """Whether an open file is the one that lies in a folder now."""
+    """Return whether an open file is the one that lies in a folder now."""
     try:
         return os.path.samestat(os.fstat(lock), os.lstat(folder / MARK))
     except FileNotFoundError:

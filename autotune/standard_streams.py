@@ -1,7 +1,7 @@
 """Standard output and error of a program: text that any locale can hold, and writing that outlives its readers.
 
-A reader of a pipe that has seen enough does not end the work: what is written after that is dropped. A full disk is
-different, for the answer was lost: the program says so at its end, and its exit code is 1.
+If the reader of a pipe closes it, the work continues and further output is dropped. A full disk is different, because
+the answer is lost: the program reports that at its end, and its exit code is 1.
 """
 
 import codecs
@@ -10,7 +10,10 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 ERRORS = "autotune-readable"
 """The codec error handler that writes what an encoding cannot hold in characters that it can."""
@@ -26,11 +29,11 @@ READABLE = {
     **{"→": "->", "←": "<-", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~", "∞": "inf", "√": "sqrt", "Δ": "d"},
     **{"\N{MICRO SIGN}": "u", "\N{GREEK SMALL LETTER MU}": "u", "²": "^2", "³": "^3", "⁸": "^8", "ᵀ": "^T"},
 }
-"""What stands for a character in an encoding without it; whatever is not here becomes a backslash escape."""
+"""The substitute of a character in an encoding without it; a character that is not here becomes a backslash escape."""
 
 
 def readable(text: str, encoding: str) -> str:
-    """The text as an encoding shows it, so that its width is known before it is written."""
+    """Return the text as an encoding shows it, so that its width is known before it is written."""
     return text.encode(encoding, errors=ERRORS).decode(encoding)
 
 
@@ -39,7 +42,7 @@ def run(program: Callable[[], object]) -> NoReturn:
     _open_missing()
     out, err = _Lasting(1), _Lasting(2)
     sys.stdout, sys.stderr = _text(out, sys.stdout), _text(err, sys.stderr)
-    code: Any
+    code: object
     try:
         code = program()
     except SystemExit as left:
@@ -55,13 +58,13 @@ def run(program: Callable[[], object]) -> NoReturn:
         )
         code = 1
     sys.stderr.flush()
-    sys.exit(code)
+    raise SystemExit(code)
 
 
 class _Lasting(io.FileIO):
-    """A standard stream's descriptor; once it cannot be written to, what is written is dropped.
+    """A standard stream's descriptor; after a write has failed, further output is dropped.
 
-    ``lost`` is why it cannot be written to, unless only its reader has gone.
+    ``lost`` is the reason of the failure; it stays empty if the reader has closed the stream.
     """
 
     def __init__(self, fd: int) -> None:
@@ -69,8 +72,8 @@ class _Lasting(io.FileIO):
         self._dropping = False
         self.lost = ""
 
-    def write(self, data: Any) -> int:
-        """Write a part of the data at most, as the base class does."""
+    def write(self, data: "ReadableBuffer") -> int:
+        """Write the data, or a part of it, as the base class does."""
         if not self._dropping:
             try:
                 return super().write(data)
@@ -84,7 +87,7 @@ class _Lasting(io.FileIO):
         return memoryview(data).nbytes
 
     def _drop(self) -> None:
-        """Have libraries and child processes write to nothing, too."""
+        """Redirect libraries and child processes to the null device, too."""
         self._dropping = True
         nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(nothing, self.fileno())
@@ -92,7 +95,7 @@ class _Lasting(io.FileIO):
 
 
 def _open_missing() -> None:
-    """Give each standard descriptor that is closed a file without content, so that no other file gets its number."""
+    """Open the null device for each closed standard descriptor, so that no other file gets its number."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -105,7 +108,7 @@ def _open_missing() -> None:
 
 
 def _text(raw: _Lasting, before: TextIO | None) -> TextIO:
-    """A stream of text with the encoding and the buffering of the one before, if there was one."""
+    """Return a stream of text with the encoding and the buffering of the earlier one, if there was one."""
     if before is not None:
         with contextlib.suppress(OSError):
             before.flush()

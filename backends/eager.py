@@ -1,9 +1,8 @@
-"""Eager execution: the baseline, and what its precisions, layout and a CUDA graph make of it."""
+"""Eager execution: the baseline, and its variants in precision, memory layout and launch (CUDA graph)."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from autotune.backend import Availability, Runner, SourceModel
 from autotune.records.configuration import Configuration
@@ -14,13 +13,17 @@ from autotune.runtime.installed import torch_availability
 from autotune.runtime.settings import Settings
 from autotune.search_spaces import eager as spaces
 
+if TYPE_CHECKING:
+    import torch
+
 PROGRAM = "program.pt2"
 
 
 class EagerBackend:
     """Runs the user's own module (``form`` module) or its captured graph (``form`` graph) op by op.
 
-    The module form needs the user's code where it is loaded; the graph form does not. A build only writes files.
+    The module form needs the user's code on the machine that loads it; the graph form does not. A build only writes
+    files.
     """
 
     name = "eager"
@@ -28,15 +31,15 @@ class EagerBackend:
     build_uses_device = False
 
     def probe(self, device: Device) -> Availability:
-        """Whether torch is here and built for the device."""
+        """Report if torch is installed and built for the device."""
         return torch_availability(device)
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-        """Precision, form, layout; CUDA graph and cuDNN's search on a GPU, threads on a CPU."""
+        """Vary precision, form, layout; CUDA graph and cuDNN's benchmark on a GPU, threads on a CPU."""
         return spaces.eager_space(device, workload, has_factory=has_factory)
 
     def is_baseline(self, configuration: Configuration, *, has_factory: bool) -> bool:
-        """Whether it is the model as its user runs it today."""
+        """Return true if the configuration is the model as its user runs it today."""
         return spaces.is_baseline(configuration, has_factory=has_factory)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
@@ -53,23 +56,23 @@ class EagerBackend:
         settings.write(folder)
 
     def times_kernels_at_build(self, configuration: Configuration) -> bool:
-        """Never: it writes the module or the graph and runs nothing."""
+        """Return false: a build writes the module or the graph and runs nothing."""
         return False
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
-        """With cuDNN's benchmark, at the first calls."""
+        """Return true with cuDNN's benchmark, which times kernels at the first calls."""
         return bool(configuration.get("cudnn_benchmark", False))
 
     def load(self, folder: Path, device: Device) -> Runner:
-        """Rebuild the module or load the graph, and settle it on the device."""
+        """Rebuild the module or load the graph, and warm it up on the device."""
         from autotune.runtime.artifact import read_example
         from autotune.runtime.torch_runner import torch_runner
 
         settings = Settings.read(folder)
-        return torch_runner(_callable(folder, settings, device), settings, device, read_example(folder))
+        return torch_runner(_module(folder, settings, device), settings, device, read_example(folder))
 
 
-def _callable(folder: Path, settings: Settings, device: Device) -> Callable[..., Any]:
+def _module(folder: Path, settings: Settings, device: Device) -> "torch.nn.Module":
     import torch
 
     if settings.form == "module":

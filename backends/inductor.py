@@ -7,7 +7,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, cast
 
 from autotune import environment
 from autotune.backend import Availability, Runner, SourceModel
@@ -21,40 +21,48 @@ from autotune.runtime.settings import Settings
 from autotune.scratch import ScratchFolder
 from autotune.search_spaces.inductor import inductor_space
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
 PACKAGE = "model.pt2"
 STANDARD_LIBRARY = "libstdc++.so.6"
-"""torch's own C++ library; a package that brings a second one dies at load with std::bad_cast or a segfault."""
+"""torch's own C++ library; a package with a second one fails at load, with std::bad_cast or a segmentation fault."""
 
 
 class InductorBackend:
     """Compiles with ``torch._inductor.aoti_compile_and_package``.
 
-    A build on a GPU times Triton kernels there, so builds take the device. Needs a C++ compiler, on a GPU Triton too.
+    A build on a GPU times Triton kernels there, so builds use the device. Needs a C++ compiler; on a GPU, Triton too.
     """
 
     name = "inductor"
     toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "compiler")
     build_uses_device = True
+    serving_formats = ("aoti",)
+    build_modules = ("torch._inductor.compile_fx",)
+    builds_slowly = True
 
     def probe(self, device: Device) -> Availability:
-        """Whether torch, a C++ compiler and on a GPU Triton are here."""
-        found = torch_availability(device)
-        if not found.works:
-            return found
+        """Report if torch, a C++ compiler and, on a GPU, Triton are installed."""
+        torch_here = torch_availability(device)
+        if not torch_here.works:
+            return torch_here
         if environment.compiler() is None:
-            asked = environment.cxx_compiler()
-            reason = f"the C++ compiler that CXX names is not there: {asked}" if asked else "there is no C++ compiler"
+            named = environment.cxx_compiler()
+            reason = f"the C++ compiler that CXX names is not there: {named}" if named else "there is no C++ compiler"
             return Availability(works=False, reason=reason, remedy="apt-get install g++ (or name a compiler in CXX)")
         if device.kind == "cuda" and not _has_triton():
             return Availability(works=False, reason="triton is not installed", remedy=install_command("gpu"))
-        return found
+        return torch_here
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-        """Precision, freezing, fusions, layout, max-autotune; CUDA graph on a GPU, threads on a CPU."""
+        """Vary precision, freezing, fusions, layout, max-autotune; CUDA graph on a GPU, threads on a CPU."""
         return inductor_space(device, workload)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
-        """Compile the captured graph; raises RuntimeError where the compiler makes a library that cannot load."""
+        """Compile the captured graph; raises RuntimeError if the compiler links a library that cannot be loaded."""
         import torch
         import torch._inductor
         import torch._inductor.config
@@ -64,7 +72,7 @@ class InductorBackend:
         package = folder / PACKAGE
         on_device = torch.cuda.device(device.index) if device.kind == "cuda" else contextlib.nullcontext()
         # Inductor reads TF32 and threads from the global switches while it compiles.
-        with settings.switches.overlay(), torch.no_grad(), on_device, _own_cache(), _known_instructions():
+        with settings.switches.overlay(), torch.no_grad(), on_device, _own_cache(), _trusted_instructions():
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs=options(configuration)
             )
@@ -72,26 +80,22 @@ class InductorBackend:
         settings.write(folder)
 
     def times_kernels_at_build(self, configuration: Configuration) -> bool:
-        """With max-autotune, which times templates and library calls for products and convolutions, minutes long.
+        """Return true with max-autotune, which times templates and library calls of GEMMs and convolutions for minutes.
 
-        Coordinate descent and the other kinds of max-autotune are off (see :func:`options`). Even so each build for a
-        GPU tries a few launch sizes of some Triton kernels there (reductions, and what runs over two dimensions:
-        ``torch/_inductor/runtime/triton_heuristics.py``): 0.8 s of 16 s for ResNet-50 on an H200. Builds would wait
-        for each other's compilers for that, so such a build shares the device with others, never with a timing.
+        Coordinate descent and the other kinds of max-autotune are off (see :func:`options`).
         """
+        # Without it a build for a GPU still tries a few launch sizes of some Triton kernels there (reductions, and
+        # kernels over two dimensions: torch/_inductor/runtime/triton_heuristics.py): 0.8 s of 16 s for ResNet-50 on an
+        # H200. To have the device alone for that, builds would wait for each other's compilers. So such a build shares
+        # the device with other builds, but never with a timing.
         return bool(configuration["max_autotune"])
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
-        """With cuDNN's benchmark, at the first calls."""
+        """Return true with cuDNN's benchmark, which times kernels at the first calls."""
         return bool(configuration.get("cudnn_benchmark", False))
 
     def load(self, folder: Path, device: Device) -> Runner:
-        """Load the package onto the device, by torch's own loader alone.
-
-        ``aoti_load_package`` around it compiles a test program for every vector instruction set of the processor, only
-        to warn where they differ from those of the build: about 45 s on an H200's host, and it needs a compiler
-        (https://github.com/pytorch/pytorch/issues/191715). Plans are keyed by device class, which settles that.
-        """
+        """Load the package onto the device, by torch's own loader alone."""
         import torch
 
         from autotune.runtime.artifact import read_example
@@ -100,22 +104,26 @@ class InductorBackend:
         settings = Settings.read(folder)
         single_threaded = settings.cuda_graph  # its own synchronisation cannot be captured
         index = device.index if device.kind == "cuda" else -1
-        loader: Any = torch._C._aoti.AOTIModelPackageLoader(str(folder / PACKAGE), "model", single_threaded, 1, index)
+        # aoti_load_package, which wraps this loader, compiles a test program for every vector instruction set of the
+        # processor, only to warn if they differ from those of the build: about 45 s on an H200's host, and it needs a
+        # compiler (https://github.com/pytorch/pytorch/issues/191715). A plan's key has the device class, so here they
+        # are the same.
+        loader = torch._C._aoti.AOTIModelPackageLoader(str(folder / PACKAGE), "model", single_threaded, 1, index)
         thread = _Thread()
 
-        def call(*inputs: Any) -> Any:
+        def call(*inputs: "torch.Tensor") -> "Sequence[torch.Tensor]":
             if not thread.has_context:
                 thread.enter_context(device)
-            return loader.run(list(map(_as_compiled_for, inputs)))
+            return cast("Sequence[torch.Tensor]", loader.run([_dense_and_aligned(tensor) for tensor in inputs]))
 
         return torch_runner(call, settings, device, read_example(folder))
 
 
 class _Thread(threading.local):
-    """What a thread that calls the package needs once: the context of the GPU, which launches take for granted.
+    """The state of a thread that calls the package: the GPU's context, without which the driver refuses a launch.
 
-    torch makes it current at the first call of its own that needs one; a thread that only asks the package makes none,
-    and CUDA's driver refuses the launch ("invalid device context").
+    torch makes the context current at the first call of its own that needs it. A thread that only calls the package
+    makes no such call, and CUDA's driver answers "invalid device context".
     """
 
     has_context = False
@@ -129,14 +137,14 @@ class _Thread(threading.local):
         self.has_context = True
 
 
-def options(configuration: Configuration) -> dict[str, Any]:
-    """Give the options of inductor that decide what is compiled, so that no variable of torch's own does.
+def options(configuration: Configuration) -> dict[str, object]:
+    """Return the options of inductor that decide the compiled code, so that no environment variable of torch does.
 
-    ``CXX`` names the compiler. Options that this torch does not know are left out.
+    ``CXX`` names the compiler. Options that this version of torch does not have are left out.
     """
     import torch._inductor.config as config
 
-    wanted: dict[str, Any] = {
+    wanted: dict[str, object] = {
         "freezing": configuration["freezing"],
         "layout_optimization": configuration.get("layout_optimization", True),
         "force_layout_optimization": False,
@@ -155,15 +163,15 @@ def options(configuration: Configuration) -> dict[str, Any]:
         "cpp.dynamic_threads": False,
         "cpp.weight_prepack": True,
         "cpp.cxx": (None, environment.cxx_compiler() or "g++"),
-        # torch hashes the headers by openssl, and fails where that is missing.
+        # torch hashes the headers by openssl, and fails if that is missing.
         "aot_inductor.precompile_headers": shutil.which("openssl") is not None,
     }
-    known = config.get_config_copy()
-    return {name: value for name, value in wanted.items() if name in known}
+    available = config.get_config_copy()
+    return {name: value for name, value in wanted.items() if name in available}
 
 
 def refuse_second_standard_library(package: Path) -> None:
-    """Refuse a package whose library brings its own C++ standard library; raises RuntimeError."""
+    """Raise RuntimeError if the package's library has a C++ standard library of its own."""
     with zipfile.ZipFile(package) as archive:
         for name in archive.namelist():
             if not name.endswith(".so"):
@@ -181,11 +189,11 @@ def refuse_second_standard_library(package: Path) -> None:
 
 @contextlib.contextmanager
 def _own_cache() -> Iterator[None]:
-    """Give the build a cache of its own, removed afterwards.
+    """Use a cache of the build's own, and remove it afterwards.
 
-    Two builds whose options lead to the same code would write the same library in a shared one, one of them while the
-    other is packing it; a library made by another compiler would be taken for this one's; and weights would pile up.
-    Precompiled headers stay shared (torch keys them by compiler), and so do Triton's kernels, which it keys by content.
+    In a shared cache, two builds whose options lead to the same code would write the same library, one of them while
+    the other packs it. A library of another compiler would be used for this one's, and weights would accumulate.
+    Precompiled headers stay shared (torch keys them by compiler), and so do Triton's kernels (it keys them by content).
     """
     from torch._inductor.utils import fresh_cache
 
@@ -199,18 +207,18 @@ def _own_cache() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _known_instructions() -> Iterator[None]:
-    """Take vector instructions as the processor names them, and ask the compiler only whether it knows them.
+def _trusted_instructions() -> Iterator[None]:
+    """Trust the processor's list of vector instruction sets, and check only that the compiler supports each.
 
-    Torch would compile, link and load a test program for each instruction set in each fresh cache: on an H200's host,
-    whose processor has AMX, that was 16 of the 42 s of a small build. ``cpp.vec_isa_ok`` leaves out those of the sets
-    themselves, but not those of their extensions (bf16, VNNI, AMX).
+    Otherwise torch compiles, links and loads a test program for each instruction set in each fresh cache. On an H200's
+    host, whose processor has AMX, that took 16 of the 42 s of a small build. ``cpp.vec_isa_ok`` omits the programs for
+    the sets themselves, but not those for their extensions (bf16, VNNI, AMX).
     """
     import torch._inductor.config
     from torch._inductor.cpu_vec_isa import VecISA
 
     original = VecISA.check_build
-    VecISA.check_build = _compiler_knows  # type: ignore[assignment, method-assign, unused-ignore]
+    VecISA.check_build = _compiler_supports  # type: ignore[assignment, method-assign, unused-ignore]
     try:
         with torch._inductor.config.patch({"cpp.vec_isa_ok": True}):
             yield
@@ -218,8 +226,14 @@ def _known_instructions() -> Iterator[None]:
         VecISA.check_build = original  # type: ignore[method-assign]
 
 
-def _compiler_knows(instructions: Any, code: str) -> bool:
-    """Whether the compiler accepts code of an instruction set with its flags."""
+class _InstructionSet(Protocol):
+    """The part of torch's VecISA that is used here."""
+
+    def build_arch_flags(self) -> str: ...
+
+
+def _compiler_supports(instructions: _InstructionSet, code: str) -> bool:
+    """Return true if the compiler accepts code of an instruction set with its flags."""
     compiler = environment.compiler()
     flags = str(instructions.build_arch_flags()).split()
     if compiler is None:
@@ -228,8 +242,8 @@ def _compiler_knows(instructions: Any, code: str) -> bool:
     return subprocess.run(command, input=code, text=True, capture_output=True, check=False).returncode == 0
 
 
-def _as_compiled_for(tensor: Any) -> Any:
-    """Lay a tensor out as the kernels take it for granted: contiguous, on a 16-byte border."""
+def _dense_and_aligned(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Return the tensor as the compiled kernels expect it: contiguous, and aligned to 16 bytes."""
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 

@@ -1,9 +1,9 @@
 """ONNX Runtime: the graph exported by torch.onnx, run by the CPU provider or the CUDA provider.
 
-On a CPU a build runs ONNX Runtime's graph optimisation and stores its result, so that loading neither optimises nor
-repacks (ResNet-50: 0.05 s of CPU time instead of 0.2 s, answers equal bit by bit). What the CUDA provider makes of a
-graph depends on provider options and cannot all be stored; there a build needs no GPU and stores the exported graph,
-and the session optimises at load.
+On a CPU a build runs ONNX Runtime's graph optimisation and stores the result, so that loading neither optimises nor
+repacks (ResNet-50: 0.05 s of CPU time instead of 0.2 s, answers equal bit by bit). The CUDA provider's optimisations
+depend on provider options, and not all of them can be stored. For a GPU a build therefore stores the exported graph,
+which needs no GPU, and the session optimises at load.
 """
 
 import logging
@@ -11,9 +11,10 @@ import shutil
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.backend import Availability, Runner, SourceModel
+from autotune.backends import onnx_exporter
 from autotune.errors import ArtifactError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -25,25 +26,29 @@ from autotune.search_spaces import onnxruntime as options
 
 if TYPE_CHECKING:
     import onnxruntime
+    import torch
 
     from autotune.model.source import CapturedModel
 
 WEIGHTS = "model.onnx.data"
-# Parameters that become options of the CUDA provider under another name; truth values become 0 and 1.
+# Parameters that are options of the CUDA provider, by its names; truth values become 0 and 1.
 _CUDA_OPTIONS = {"conv_algo_search": "cudnn_conv_algo_search", "nhwc": "prefer_nhwc", "cuda_graph": "enable_cuda_graph"}
 
 log = logging.getLogger(__name__)
 
 
 class OnnxRuntimeBackend:
-    """The backend ``onnxruntime``."""
+    """Exports the captured graph to ONNX, and runs it in a session of ONNX Runtime."""
 
     name = options.NAME
     toolchain = ("cuda", "cudnn", "onnxruntime")
     build_uses_device = False
+    serving_formats = ("onnx",)
+    build_modules = onnx_exporter.MODULES
+    builds_slowly = False
 
     def probe(self, device: Device) -> Availability:
-        """Whether ONNX Runtime and the exporter are installed, on a GPU with the CUDA provider's library."""
+        """Report if ONNX Runtime and the exporter are installed; on a GPU, with the CUDA provider's library."""
         extra = "cpu" if device.kind == "cpu" else "gpu"
         remedy = f'pip install "autotune-inference[{extra}]"'
         for package in ("onnxruntime", "onnx", "onnxscript"):
@@ -57,11 +62,11 @@ class OnnxRuntimeBackend:
         return Availability(works=True)
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-        """Tell what may be varied; the same with and without a factory."""
+        """Return the search space; it is the same with and without a factory."""
         return options.space(device, workload)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
-        """Export the graph, fuse where asked, and write the model."""
+        """Export the graph, fuse it if the configuration says so, and write the model."""
         from autotune.model.onnx import FILE, exported
         from autotune.model.source import CapturedModel
 
@@ -82,11 +87,11 @@ class OnnxRuntimeBackend:
             shutil.copytree(source, folder, dirs_exist_ok=True)
 
     def times_kernels_at_build(self, configuration: Configuration) -> bool:
-        """Never: ONNX Runtime optimises the graph by rules, and chooses convolution algorithms at the first run."""
+        """Return false: graph optimisation follows rules; convolution algorithms are chosen at the first run."""
         return False
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
-        """With the exhaustive search among convolution algorithms, at the first run."""
+        """Return true with the exhaustive search among convolution algorithms, which the first run does."""
         return configuration.get("conv_algo_search", "") == "EXHAUSTIVE"
 
     def load(self, folder: Path, device: Device) -> Runner:
@@ -111,35 +116,34 @@ class CpuRunner:
     def __init__(
         self, session: "onnxruntime.InferenceSession", inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> None:
-        self._session: Any = session
+        self._session = session
         self._signature = Signature(inputs, "cpu")
-        taken = {argument.name for argument in session.get_inputs()}
-        self._inputs = [
-            (spec.name, spec.name in taken) for spec in inputs
-        ]  # a fusion drops an input that nothing reads
+        # A fusion drops an input that nothing reads.
+        read = {argument.name for argument in session.get_inputs()}
+        self._inputs = [(spec.name, spec.name in read) for spec in inputs]
         self._outputs = [spec.name for spec in outputs]
 
-    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Answer one call; several threads may ask at once. Raises ModelError if the inputs do not fit."""
+    def __call__(self, *inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+        """Answer one call, from any thread; raises ModelError if the inputs do not fit."""
         import torch
 
         feeds = {
             name: tensor.detach().contiguous().numpy()
-            for (name, taken), tensor in zip(self._inputs, self._signature.check(inputs), strict=True)
-            if taken
+            for (name, is_read), tensor in zip(self._inputs, self._signature.check(inputs), strict=True)
+            if is_read
         }
         return tuple(torch.from_numpy(answer) for answer in self._session.run(self._outputs, feeds))
 
     def close(self) -> None:
-        """Let the session go."""
+        """Release the session."""
         self._session = None
 
 
 def fused_model(model: "CapturedModel", precision: str) -> Path:
-    """Folder with the model after ONNX Runtime's offline fusions for transformers; shared among builds.
+    """Return the folder with the model after ONNX Runtime's offline fusions for transformers; builds share it.
 
     Attention is fused in the captured graph, the rest (bias and GELU, residual and layer norm, embeddings) by
-    ``onnxruntime.transformers``. Raises RuntimeError where nothing was fused.
+    ``onnxruntime.transformers``. Raises RuntimeError if nothing was fused.
     """
     from onnxruntime.transformers.optimizer import optimize_model
 
@@ -156,9 +160,9 @@ def fused_model(model: "CapturedModel", precision: str) -> Path:
     if not any(count for operator, count in statistics.items() if operator not in ("Gelu", "LayerNormalization")):
         raise RuntimeError("transformer_fusions: nothing in this graph could be fused")
     log.debug("fused %s", {operator: count for operator, count in statistics.items() if count})
-    made = model.scratch()
-    optimized.save_model_to_file(str(made / FILE), use_external_data_format=True)
-    return model.publish(name, made)
+    folder = model.scratch()
+    optimized.save_model_to_file(str(folder / FILE), use_external_data_format=True)
+    return model.publish(name, folder)
 
 
 def _session_options(configuration: Configuration, *, level: str) -> "onnxruntime.SessionOptions":
@@ -166,18 +170,20 @@ def _session_options(configuration: Configuration, *, level: str) -> "onnxruntim
 
     onnxruntime.disable_telemetry_events()
     levels = onnxruntime.GraphOptimizationLevel
-    found = onnxruntime.SessionOptions()
-    found.log_severity_level = 3
-    found.inter_op_num_threads = 1
-    found.graph_optimization_level = {
+    session_options = onnxruntime.SessionOptions()
+    session_options.log_severity_level = 3
+    session_options.inter_op_num_threads = 1
+    session_options.graph_optimization_level = {
         "all": levels.ORT_ENABLE_ALL,
         "extended": levels.ORT_ENABLE_EXTENDED,
         "basic": levels.ORT_ENABLE_BASIC,
         "disabled": levels.ORT_DISABLE_ALL,
     }[level]
-    found.intra_op_num_threads = int(configuration.get("threads", 1))
-    found.add_session_config_entry("session.intra_op.allow_spinning", str(int(configuration.get("spinning", True))))
-    return found
+    session_options.intra_op_num_threads = int(configuration.get("threads", 1))
+    session_options.add_session_config_entry(
+        "session.intra_op.allow_spinning", str(int(configuration.get("spinning", True)))
+    )
+    return session_options
 
 
 def _load_on_cuda(path: Path, record: ArtifactRecord, device: Device) -> Runner:
@@ -191,7 +197,7 @@ def _load_on_cuda(path: Path, record: ArtifactRecord, device: Device) -> Runner:
     configuration = record.configuration
     stream = torch.cuda.current_stream(device.index)
     if stream.cuda_stream == 0:
-        # The provider takes 0 for "none given" and would make a stream that is not ordered with torch's.
+        # To the provider 0 means "no stream": it would create one that is not ordered with torch's.
         stream = torch.cuda.Stream(device.index)  # type: ignore[no-untyped-call]
     provider = {
         "device_id": str(device.index),

@@ -1,16 +1,16 @@
 """Attention as ONNX Runtime's own fused operators.
 
 torch.onnx writes ``scaled_dot_product_attention`` as two matrix products, a softmax and a guard against NaN, a pattern
-that no fusion of ONNX Runtime recognises. Here the captured graph is rewritten before the export, while the operator is
-still one node: where query, key and value are projections of the same input it becomes ``com.microsoft.Attention`` with
-the three weights packed into one matrix, otherwise ``com.microsoft.MultiHeadAttention``.
+that no fusion of ONNX Runtime recognises. So the captured graph is rewritten before the export, while the operator is
+still one node. If query, key and value are projections of the same input, it becomes ``com.microsoft.Attention`` with
+the three weights packed into one matrix; otherwise ``com.microsoft.MultiHeadAttention``.
 
 Operators: https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from autotune.model.precision import flat_module
 
@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
-# What ONNX Runtime itself adds to the scores of masked keys. A row with every key masked attends to all of them alike,
-# where torch answers 0; no tokenizer makes such a row.
+    SymbolicAttention = Callable[..., "torch.Tensor"]
+
+# ONNX Runtime itself adds this to the scores of masked keys. If every key of a row is masked, the row attends to all of
+# them equally, and torch answers 0; no tokenizer makes such a row.
 MASKED = -10000.0
+
+
+_Attributes = dict[str, int | float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,12 +38,12 @@ class _Projection:
     bias: "torch.Tensor"
 
 
-def fuse_attention(program: "ExportedProgram", inputs: tuple[Any, ...]) -> "ExportedProgram":
-    """Rewrite the graph with fused attention, for an ONNX export only; without any, it comes back unchanged."""
+def fuse_attention(program: "ExportedProgram", inputs: "tuple[torch.Tensor, ...]") -> "ExportedProgram":
+    """Return the graph with fused attention, for an ONNX export only; the same program if it has no attention."""
     import torch
 
-    module: Any = flat_module(program)
-    nodes = [node for node in module.graph.nodes if _is(node, torch.ops.aten.scaled_dot_product_attention.default)]
+    module = cast("GraphModule", flat_module(program))
+    nodes = [node for node in module.graph.nodes if _calls(node, torch.ops.aten.scaled_dot_product_attention.default)]
     fused = sum([_fuse(module, node, index) for index, node in enumerate(nodes)])
     if not fused:
         return program
@@ -55,7 +60,7 @@ def _fuse(module: "GraphModule", node: "Node", index: int) -> bool:
     if not same_heads or dropout or (causal and query.shape[2] != key.shape[2]):
         return False
     scale = _argument(node, 6, "scale")
-    attributes: dict[str, int | float] = {"num_heads": query.shape[1]}
+    attributes: _Attributes = {"num_heads": query.shape[1]}
     attributes["scale"] = float(scale) if scale is not None else query.shape[3] ** -0.5
     if causal:
         attributes["unidirectional"] = 1
@@ -73,23 +78,32 @@ def _fuse(module: "GraphModule", node: "Node", index: int) -> bool:
     return True
 
 
-def _attention(attributes: dict[str, Any], shape: tuple[int, ...], dtype: "torch.dtype") -> Callable[..., Any]:
+def _attention(attributes: _Attributes, shape: tuple[int, ...], dtype: "torch.dtype") -> "SymbolicAttention":
     batch, heads, length, size = shape
 
-    def attention(source: Any, weight: Any, bias: Any, attention_bias: Any) -> Any:
+    def attention(
+        source: "torch.Tensor", weight: "torch.Tensor", bias: "torch.Tensor", attention_bias: "torch.Tensor | None"
+    ) -> "torch.Tensor":
         import torch
 
         inputs = [source, weight, bias] + ([None, None, attention_bias] if attention_bias is not None else [])
         answer = torch.onnx.ops.symbolic(
-            "com.microsoft::Attention", inputs, attributes, dtype=dtype, shape=(batch, length, heads * size), version=1
+            "com.microsoft::Attention",
+            inputs,
+            {**attributes},
+            dtype=dtype,
+            shape=(batch, length, heads * size),
+            version=1,
         )
         return answer.view(batch, length, heads, size).transpose(1, 2)
 
     return attention
 
 
-def _multi_head_attention(attributes: dict[str, Any], dtype: "torch.dtype") -> Callable[..., Any]:
-    def multi_head_attention(query: Any, key: Any, value: Any, attention_bias: Any) -> Any:
+def _multi_head_attention(attributes: _Attributes, dtype: "torch.dtype") -> "SymbolicAttention":
+    def multi_head_attention(
+        query: "torch.Tensor", key: "torch.Tensor", value: "torch.Tensor", attention_bias: "torch.Tensor | None"
+    ) -> "torch.Tensor":
         import torch
 
         batch, heads, length, _ = query.shape
@@ -98,7 +112,7 @@ def _multi_head_attention(attributes: dict[str, Any], dtype: "torch.dtype") -> C
         answer = torch.onnx.ops.symbolic(
             "com.microsoft::MultiHeadAttention",
             inputs,
-            attributes,
+            {**attributes},
             dtype=dtype,
             shape=(batch, length, heads * value.shape[3]),
             version=1,
@@ -109,7 +123,7 @@ def _multi_head_attention(attributes: dict[str, Any], dtype: "torch.dtype") -> C
 
 
 def _bias(module: "GraphModule", node: "Node", mask: "Node | None", dtype: "torch.dtype") -> "Node | None":
-    """Make what is added to the scores [1 or batch, 1 or heads, queries, keys]; None where the mask hides nothing."""
+    """Add the node of the attention bias [1 or batch, 1 or heads, queries, keys]; None if the mask hides nothing."""
     import torch
 
     if mask is None:
@@ -120,7 +134,7 @@ def _bias(module: "GraphModule", node: "Node", mask: "Node | None", dtype: "torc
     if constant is not None and bool(constant.all() if boolean else not constant.any()):
         return None
 
-    def additive(values: Any) -> Any:
+    def additive(values: "torch.Tensor") -> "torch.Tensor":
         values = torch.where(values, 0.0, MASKED).to(dtype) if boolean else values.to(dtype)
         values = values[(None,) * (4 - values.dim())]
         return values.expand(values.shape[0], values.shape[1], queries, keys)
@@ -130,11 +144,11 @@ def _bias(module: "GraphModule", node: "Node", mask: "Node | None", dtype: "torc
 
 
 def _pack(module: "GraphModule", node: "Node", index: int) -> "tuple[Node, Node, Node] | None":
-    """Source, packed weight and packed bias, where query, key and value are projections of the same input."""
+    """Return source, packed weight and packed bias, if query, key and value are projections of the same input."""
     import torch
 
-    found = [_projection(module, argument) for argument in node.args[:3]]
-    parts = [part for part in found if part is not None]
+    projections = [_projection(module, argument) for argument in node.args[:3]]
+    parts = [part for part in projections if part is not None]
     if len(parts) < 3 or any(part.source is not parts[0].source for part in parts):
         return None
     tensors = {
@@ -148,30 +162,34 @@ def _pack(module: "GraphModule", node: "Node", index: int) -> "tuple[Node, Node,
     return parts[0].source, weight, bias
 
 
-def _projection(module: "GraphModule", node: Any) -> _Projection | None:
+def _projection(module: "GraphModule", node: object) -> _Projection | None:
     """Read ``linear(source).view(batch, length, heads, size).transpose(1, 2)`` backwards."""
     import torch
+    from torch.fx import Node
 
     aten = torch.ops.aten
-    if not _is(node, aten.transpose.int) or set(node.args[1:]) not in ({1, 2}, {-2, -3}):
+    if not _calls(node, aten.transpose.int) or set(node.args[1:]) not in ({1, 2}, {-2, -3}):
         return None
-    view: Any = node.args[0]
-    linear: Any = view.args[0] if _is(view, aten.view.default, aten.reshape.default) else None
-    if not _is(linear, aten.linear.default) or linear.args[0].meta["val"].dim() != 3:
+    view = node.args[0]
+    if not _calls(view, aten.view.default, aten.reshape.default):
+        return None
+    linear = view.args[0]
+    if not _calls(linear, aten.linear.default):
+        return None
+    source, weight_node, bias_node = (*linear.args, None)[:3]
+    if not isinstance(source, Node) or source.meta["val"].dim() != 3:
         return None
     if view.meta["val"].shape[:2] != linear.meta["val"].shape[:2]:
         return None
-    weight = _constant(module, linear.args[1])
-    bias = _constant(module, linear.args[2]) if len(linear.args) > 2 and linear.args[2] is not None else None
+    weight = _constant(module, weight_node) if isinstance(weight_node, Node) else None
+    bias = _constant(module, bias_node) if isinstance(bias_node, Node) else None
     if weight is None:
         return None
-    return _Projection(
-        source=linear.args[0], weight=weight, bias=weight.new_zeros(weight.shape[0]) if bias is None else bias
-    )
+    return _Projection(source=source, weight=weight, bias=weight.new_zeros(weight.shape[0]) if bias is None else bias)
 
 
-def _constant(module: "GraphModule", node: "Node") -> Any:
-    """Compute a node that depends on no input; None where it depends on one."""
+def _constant(module: "GraphModule", node: "Node") -> "torch.Tensor | None":
+    """Compute a node that depends on no input; None if it depends on one."""
     from torch.fx import Node, map_arg
 
     needed: set[Node] = set()
@@ -191,13 +209,14 @@ def _constant(module: "GraphModule", node: "Node") -> Any:
         elif operand in needed:
             arguments, options = map_arg((operand.args, operand.kwargs), values.__getitem__)
             values[operand] = operand.target(*arguments, **options)
-    return values[node]
+    return cast("torch.Tensor", values[node])
 
 
 def _argument(node: "Node", position: int, name: str) -> Any:
-    """Read an argument of the operator, wherever it was given."""
+    """Read an argument of the operator, by its position or by its name."""
     return node.args[position] if len(node.args) > position else node.kwargs.get(name)
 
 
-def _is(node: Any, *operators: Any) -> bool:
-    return getattr(node, "op", "") == "call_function" and node.target in operators
+def _calls(node: object, *operators: object) -> TypeGuard["Node"]:
+    """Return true if a value is a node that calls one of the operators."""
+    return getattr(node, "op", "") == "call_function" and getattr(node, "target", None) in operators

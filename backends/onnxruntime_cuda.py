@@ -1,8 +1,8 @@
 """Runners on ONNX Runtime's CUDA provider: torch's own memory bound to the session, ordered by torch's streams.
 
-The session computes on one stream, which the runner gives it. A call on another stream waits for that one's work
-before and is waited for after, on the device and not on the host, so that a caller sees the order of any operator of
-torch.
+The session computes on one stream, which the runner chooses. If the caller uses another stream, the session's stream
+first waits for the caller's work, and the caller's stream then waits for the session's. Both wait on the device, not
+on the host, so a caller sees the same order as with any operator of torch.
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
 """
 
@@ -12,7 +12,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.records.device import Device
 from autotune.records.workload import TensorSpec
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Kernels read up to 16 bytes at once; a slice of a tensor may start anywhere.
 ALIGNMENT = 16
-# ONNX's numbers for torch's dtypes (onnx.TensorProto.DataType); IO binding takes them where NumPy has no such type too.
+# ONNX's numbers for torch's dtypes (onnx.TensorProto.DataType); IO binding accepts them even if NumPy lacks the type.
 ONNX_TYPES = {
     "float32": 1,
     "uint8": 2,
@@ -42,14 +42,14 @@ log = logging.getLogger(__name__)
 
 
 def preload_libraries() -> None:
-    """Load the CUDA and cuDNN libraries of the ``nvidia-*`` packages, where ONNX Runtime can (1.21 and newer)."""
+    """Load the CUDA and cuDNN libraries of the ``nvidia-*`` packages, if ONNX Runtime can (1.21 and newer)."""
     import onnxruntime
 
     if hasattr(onnxruntime, "preload_dlls"):
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
             onnxruntime.preload_dlls()
-        log.debug("%s", said.getvalue())
+        log.debug("%s", output.getvalue())
 
 
 class CudaRunner:
@@ -66,13 +66,13 @@ class CudaRunner:
         import onnxruntime
         import torch
 
-        self._session: Any = session
+        self._session = session
         self._stream = stream
         self._device = torch.device(device.torch_name)
         self._signature = Signature(inputs, device.torch_name)
         self._lock = threading.Lock()
-        taken = {argument.name for argument in session.get_inputs()}
-        self._inputs = [(spec.name, ONNX_TYPES[spec.dtype], spec.name in taken) for spec in inputs]
+        read = {argument.name for argument in session.get_inputs()}
+        self._inputs = [(spec.name, ONNX_TYPES[spec.dtype], spec.name in read) for spec in inputs]
         self._outputs = [
             (spec.name, ONNX_TYPES[spec.dtype], spec.shape, getattr(torch, spec.dtype)) for spec in outputs
         ]
@@ -80,7 +80,7 @@ class CudaRunner:
         # The streams order the work; without this the host waits for the device at the end of each run.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
-    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+    def __call__(self, *inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
         """Answer one call; calls from several threads take turns. Raises ModelError if the inputs do not fit."""
         tensors = [_bindable(tensor) for tensor in self._signature.place(inputs)]
         answers = self._empty_outputs()
@@ -89,7 +89,7 @@ class CudaRunner:
         return tuple(answers)
 
     def close(self) -> None:
-        """Wait for pending work, then let the session go."""
+        """Wait for pending work, then release the session."""
         if self._session is not None:
             self._stream.synchronize()
         self._session = None
@@ -102,8 +102,8 @@ class CudaRunner:
     def _bind(self, inputs: "Sequence[torch.Tensor]", outputs: "Sequence[torch.Tensor]") -> "onnxruntime.IOBinding":
         binding = self._session.io_binding()
         index = self._device.index
-        for (name, onnx_type, taken), tensor in zip(self._inputs, inputs, strict=True):
-            if taken:
+        for (name, onnx_type, is_read), tensor in zip(self._inputs, inputs, strict=True):
+            if is_read:
                 binding.bind_input(name, "cuda", index, onnx_type, list(tensor.shape), tensor.data_ptr())
         for (name, onnx_type, shape, _), tensor in zip(self._outputs, outputs, strict=True):
             binding.bind_output(name, "cuda", index, onnx_type, list(shape), tensor.data_ptr())
@@ -111,9 +111,9 @@ class CudaRunner:
 
     @contextmanager
     def _ordered(self) -> Iterator[None]:
-        """Order the session's stream after the caller's work so far, and the caller's later work after it.
+        """Order the session's work after the caller's earlier work, and the caller's later work after the session's.
 
-        Memory that the caller frees afterwards is therefore safe as well, although the session runs on its own stream.
+        So memory that the caller frees afterwards is safe too, although the session runs on a stream of its own.
         """
         import torch
 
@@ -131,8 +131,8 @@ class CudaRunner:
 class CudaGraphRunner(CudaRunner):
     """Replays the graph that ONNX Runtime captured over fixed buffers; copies inputs in and answers out.
 
-    The buffers hold ``example`` while it captures, the study's own inputs: a model need not take any others.
-    ONNX Runtime keeps one captured graph a thread: the first call of a new thread captures again.
+    During the capture the buffers hold ``example``, the study's own inputs: a model need not accept any others.
+    ONNX Runtime keeps one captured graph for each thread: the first call of a new thread captures again.
     """
 
     def __init__(
@@ -147,12 +147,12 @@ class CudaGraphRunner(CudaRunner):
         super().__init__(session, stream, device, inputs, outputs)
         self._fixed_inputs = [tensor.contiguous().clone() for tensor in self._signature.place(example)]
         self._fixed_outputs = self._empty_outputs()
-        self._binding: Any = self._bind(self._fixed_inputs, self._fixed_outputs)
+        self._binding = self._bind(self._fixed_inputs, self._fixed_outputs)
         with self._lock, self._ordered():
             self._session.run_with_iobinding(self._binding, self._options)  # runs, captures and replays once
         stream.synchronize()
 
-    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+    def __call__(self, *inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
         """Answer one call; calls from several threads take turns. Raises ModelError if the inputs do not fit."""
         import torch
 
@@ -169,7 +169,7 @@ class CudaGraphRunner(CudaRunner):
         return tuple(answers)
 
     def close(self) -> None:
-        """Let the session go before the buffers that its graph points to."""
+        """Release the session before the buffers that its graph points to."""
         super().close()
         self._binding = None
         self._fixed_inputs = self._fixed_outputs = []

@@ -1,10 +1,10 @@
 """OpenVINO on a CPU.
 
-A graph with attention comes in through OpenVINO's own PyTorch frontend, which keeps scaled dot-product attention as one
-operator (two layers of BERT: 2 transposes where the ONNX export leaves 22, and no softmax of its own); any other graph
-through the ONNX export, which gives the same operators ten times sooner. The artifact is OpenVINO's own format
-(``.xml`` and ``.bin``), compiled in the process as it loads: importing an exported blob gave the same answers but took
-longer (ResNet-50: 0.3 s, not 0.2 s).
+A graph with attention is converted by OpenVINO's own PyTorch frontend, which keeps scaled dot-product attention as one
+operator (two layers of BERT: 2 transposes instead of the ONNX export's 22, and no separate softmax). Any other graph is
+converted by the ONNX export, which yields the same operators ten times sooner. The artifact is OpenVINO's own format
+(``.xml`` and ``.bin``), which is compiled in the process as it loads: importing an exported blob gave the same answers
+but took longer (ResNet-50: 0.3 s, not 0.2 s).
 """
 
 import queue
@@ -14,9 +14,10 @@ import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.backend import Availability, Runner, SourceModel
+from autotune.backends import onnx_exporter
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.search_space import SearchSpace
@@ -26,23 +27,30 @@ from autotune.runtime.signature import Signature
 from autotune.search_spaces import openvino as options
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
+    import torch
+    from openvino import CompiledModel, InferRequest, Model
+
     from autotune.model.source import CapturedModel
 
 MODEL = "model.xml"
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-# Operators that do the arithmetic; what stands between them may be in any type.
+# Operators that do the arithmetic; operators between them may have any type.
 _ARITHMETIC = ("Convolution", "Deconvolution", "FullyConnected", "MatMul", "ScaledDotProductAttention", "RNNSeq")
 
 
 class OpenVinoBackend:
-    """The backend ``openvino``."""
+    """Converts the captured graph, and compiles it for the CPU."""
 
     name = options.NAME
     toolchain = ("openvino",)
     build_uses_device = False
+    build_modules = onnx_exporter.MODULES
+    builds_slowly = False
 
     def probe(self, device: Device) -> Availability:
-        """Whether OpenVINO and the exporter are installed; CPUs only."""
+        """Report if OpenVINO and the exporter are installed; CPUs only."""
         if device.kind != "cpu":
             return Availability(works=False, reason="OpenVINO runs on CPUs and Intel GPUs, not on NVIDIA GPUs")
         for package, extra in (("openvino", "openvino"), ("onnx", "cpu"), ("onnxscript", "cpu")):
@@ -52,13 +60,13 @@ class OpenVinoBackend:
         return Availability(works=True)
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-        """Tell what may be varied; the same with and without a factory, and for every workload."""
+        """Return the search space; it is the same with and without a factory."""
         return options.space(device, workload)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
-        """Convert the graph, and prove that it compiles in the precision asked for.
+        """Convert the graph, and prove that it compiles in the precision of the configuration.
 
-        Raises RuntimeError where OpenVINO would compute in another one.
+        Raises RuntimeError if OpenVINO would compute in another precision.
         """
         from autotune.model.source import CapturedModel
 
@@ -70,11 +78,11 @@ class OpenVinoBackend:
         require_precision(_compiled(folder, configuration), str(configuration["precision"]))
 
     def times_kernels_at_build(self, configuration: Configuration) -> bool:
-        """Never: OpenVINO's CPU plugin chooses its primitives by rules."""
+        """Return false: OpenVINO's CPU plugin chooses its primitives by rules."""
         return False
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
-        """Never: what it compiles it stores in the build."""
+        """Return false: OpenVINO's CPU plugin chooses its primitives by rules."""
         return False
 
     def load(self, folder: Path, device: Device) -> Runner:
@@ -84,23 +92,23 @@ class OpenVinoBackend:
 
 
 class OpenVinoRunner:
-    """A compiled model with one infer request for each call under way; reads the caller's tensors in place."""
+    """A compiled model with an infer request for each concurrent call; reads the caller's tensors in place."""
 
-    def __init__(self, compiled: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
+    def __init__(self, compiled: "CompiledModel", inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         import torch
 
         self._compiled = compiled
         self._signature = Signature(inputs, "cpu")
         self._dtypes = [getattr(torch, spec.dtype) for spec in outputs]
-        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._idle: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
         self._idle.put(compiled.create_infer_request())
 
-    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
-        """Answer one call; several threads may ask at once. Raises ModelError if the inputs do not fit."""
+    def __call__(self, *inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
+        """Answer one call, from any thread; raises ModelError if the inputs do not fit."""
         import torch
 
         checked = self._signature.check(inputs)
-        idle = self._idle  # a call under way when the runner is closed gives its request back to the old ones
+        idle = self._idle  # a call that still runs when the runner is closed returns its request to the old queue
         try:
             request = idle.get_nowait()
         except queue.Empty:
@@ -114,13 +122,13 @@ class OpenVinoRunner:
             idle.put(request)
 
     def close(self) -> None:
-        """Let the requests and the compiled model go."""
+        """Release the requests and the compiled model."""
         self._idle = queue.SimpleQueue()
         self._compiled = None
 
 
 def converted_model(model: "CapturedModel") -> Path:
-    """Folder with the model in OpenVINO's format, fp32; inputs and outputs in the order of the workload."""
+    """Return the folder with the model in OpenVINO's format, fp32; inputs and outputs in the workload's order."""
     name = "openvino-fp32"
     if model.shared(name).is_dir():
         return model.shared(name)
@@ -135,16 +143,16 @@ def converted_model(model: "CapturedModel") -> Path:
         for port, spec in zip(ports, specs, strict=True):
             port.get_tensor().set_names({spec.name})
     _reduce_in_two_steps(graph)
-    made = model.scratch()
-    openvino.save_model(graph, str(made / MODEL), compress_to_fp16=False)
-    return model.publish(name, made)
+    folder = model.scratch()
+    openvino.save_model(graph, str(folder / MODEL), compress_to_fp16=False)
+    return model.publish(name, folder)
 
 
-def _reduce_in_two_steps(graph: Any) -> None:
-    """Let each reduction over the last of three dimensions keep it, and drop it afterwards.
+def _reduce_in_two_steps(graph: "Model") -> None:
+    """Make each reduction over the last of three dimensions keep that dimension, and squeeze it afterwards.
 
-    The CPU plugin fuses a product or sum with a vector that follows into such a reduction, along the wrong dimension
-    (OpenVINO 2026.4: ``x.mean(2) * weight`` of x [2, 6, 8] is off by 90%).
+    Into a reduction that drops it, the CPU plugin fuses a following product or sum with a vector along the wrong
+    dimension (OpenVINO 2026.4: ``x.mean(2) * weight`` of x [2, 6, 8] is off by 90%).
     """
     library()
     from openvino import opset13
@@ -157,8 +165,8 @@ def _reduce_in_two_steps(graph: Any) -> None:
         if make is None or node.get_attributes()["keep_dims"] or len(node.get_input_partial_shape(0)) != 3:
             continue
         values, axes = node.input_value(0), node.input_value(1)
-        found = axes.get_node()
-        if found.get_type_name() != "Constant" or found.get_data().reshape(-1).tolist() not in ([2], [-1]):
+        constant = axes.get_node()
+        if constant.get_type_name() != "Constant" or constant.get_data().reshape(-1).tolist() not in ([2], [-1]):
             continue
         targets = list(node.output(0).get_target_inputs())
         names = node.output(0).get_names()
@@ -169,19 +177,19 @@ def _reduce_in_two_steps(graph: Any) -> None:
     graph.validate_nodes_and_infer_types()
 
 
-def require_precision(compiled: Any, precision: str) -> None:
-    """Raise RuntimeError unless the compiled graph really does its arithmetic in ``precision``."""
+def require_precision(compiled: "CompiledModel", precision: str) -> None:
+    """Raise RuntimeError unless the compiled graph does its arithmetic in ``precision``."""
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     if hint != HINTS[precision]:
         raise RuntimeError(f"asked OpenVINO for {precision}, found its precision hint at {hint}")
     nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    found = {str(n["runtimePrecision"].value) for n in nodes if str(n["layerType"].value) in _ARITHMETIC}
-    if found and (HINTS[precision] not in found or (precision == "fp32" and found & {"bf16", "f16"})):
-        raise RuntimeError(f"asked OpenVINO for {precision}, found its arithmetic in {', '.join(sorted(found))}")
+    types = {str(n["runtimePrecision"].value) for n in nodes if str(n["layerType"].value) in _ARITHMETIC}
+    if types and (HINTS[precision] not in types or (precision == "fp32" and types & {"bf16", "f16"})):
+        raise RuntimeError(f"asked OpenVINO for {precision}, found its arithmetic in {', '.join(sorted(types))}")
 
 
-def library() -> Any:
-    """Import OpenVINO without its usage statistics, which it would send over the network at every import."""
+def library() -> "ModuleType":
+    """Import OpenVINO without its usage statistics, which every import would send over the network."""
     if "openvino" not in sys.modules and "openvino_telemetry" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # an import of it fails, as if not installed
         try:
@@ -190,10 +198,11 @@ def library() -> Any:
             del sys.modules["openvino_telemetry"]
     import openvino
 
-    return openvino
+    module: ModuleType = openvino
+    return module
 
 
-def _through_torch(model: "CapturedModel") -> Any:
+def _through_torch(model: "CapturedModel") -> "Model":
     cpu = Device(kind="cpu", name="host", uuid="cpu-host")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -203,13 +212,13 @@ def _through_torch(model: "CapturedModel") -> Any:
     return graph
 
 
-def _through_onnx(model: "CapturedModel") -> Any:
+def _through_onnx(model: "CapturedModel") -> "Model":
     from autotune.model.onnx import FILE, exported
 
     return library().Core().read_model(str(exported(model, "fp32") / FILE))
 
 
-def _compiled(folder: Path, configuration: Configuration) -> Any:
+def _compiled(folder: Path, configuration: Configuration) -> "CompiledModel":
     properties = {
         "INFERENCE_PRECISION_HINT": HINTS[str(configuration["precision"])],
         "INFERENCE_NUM_THREADS": configuration["threads"],

@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from autotune.backend import Availability, Runner, SourceModel
 from autotune.records.configuration import Configuration
@@ -15,27 +15,32 @@ from autotune.runtime.installed import torch_availability
 from autotune.runtime.settings import Settings
 from autotune.search_spaces.torchscript import torchscript_space
 
+if TYPE_CHECKING:
+    import torch
+    from torch.fx import GraphModule
+
 MODEL = "model.ts"
 
 
 class TorchScriptBackend:
     """Traces the captured graph and freezes it; ``optimize`` adds ``torch.jit.optimize_for_inference`` at load.
 
-    That pass rewrites the graph for the processor at hand (oneDNN weights on a CPU, fused convolutions on a GPU), which
-    torch cannot read back once saved. It compiles nothing. Tracing runs the model once, on a GPU too, so a build takes
-    the device.
+    That pass rewrites the graph for the processor of the machine (oneDNN weights on a CPU, fused convolutions on a
+    GPU); torch cannot read such a graph back once it is saved. The pass compiles nothing. Tracing runs the model once,
+    also on a GPU, so a build uses the device.
     """
 
     name = "torchscript"
     toolchain: tuple[str, ...] = ("torch", "cudnn")
     build_uses_device = True
+    serving_formats = ("torchscript",)
 
     def probe(self, device: Device) -> Availability:
-        """Whether torch is here and built for the device."""
+        """Report if torch is installed and built for the device."""
         return torch_availability(device)
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-        """Precision, optimisation, layout; CUDA graph and cuDNN's search on a GPU, threads on a CPU."""
+        """Vary precision, optimisation, layout; CUDA graph and cuDNN's benchmark on a GPU, threads on a CPU."""
         return torchscript_space(device, workload)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
@@ -52,20 +57,20 @@ class TorchScriptBackend:
         for part in module.modules():
             part.training = False  # a captured graph refuses eval(), and freezing refuses a module in training
         with settings.switches.overlay(), torch.no_grad(), _quiet():
-            traced: Any = torch.jit.trace(module, model.example_inputs(device), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+            traced = torch.jit.trace(module, model.example_inputs(device), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
             torch.jit.save(torch.jit.freeze(traced), str(folder / MODEL))
         settings.write(folder)
 
     def times_kernels_at_build(self, configuration: Configuration) -> bool:
-        """With cuDNN's benchmark, for tracing calls the model once; what it chooses then is not kept."""
+        """Return true with cuDNN's benchmark: tracing calls the model once; the kernels chosen then are not kept."""
         return bool(configuration.get("cudnn_benchmark", False))
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
-        """With cuDNN's benchmark, at the first calls."""
+        """Return true with cuDNN's benchmark, which times kernels at the first calls."""
         return bool(configuration.get("cudnn_benchmark", False))
 
     def load(self, folder: Path, device: Device) -> Runner:
-        """Load the graph, optimise it where asked, and let it profile itself."""
+        """Load the graph, optimise it if the configuration says so, and let it profile itself."""
         import torch
 
         from autotune.runtime.artifact import read_example
@@ -73,16 +78,16 @@ class TorchScriptBackend:
 
         settings = Settings.read(folder)
         with settings.switches.overlay(), torch.no_grad(), _quiet():
-            module: Any = torch.jit.load(str(folder / MODEL), map_location=device.torch_name)  # type: ignore[no-untyped-call]
+            module = torch.jit.load(str(folder / MODEL), map_location=device.torch_name)  # type: ignore[no-untyped-call]
             if settings.optimize:
                 module = torch.jit.optimize_for_inference(module)
         return torch_runner(module, settings, device, read_example(folder))
 
 
-def _keep_norms_apart(module: Any) -> None:
-    """Put a copy between each linear layer of more than two dimensions and a batch norm of what it gives.
+def _keep_norms_apart(module: "torch.nn.Module") -> None:
+    """Put a copy between each linear layer whose output has more than two dimensions and a batch norm of that output.
 
-    TorchScript folds such a norm into the layer as if it normalised the last dimension; it normalises the second one
+    TorchScript folds such a norm into the layer as if it normalised the last dimension, but it normalises the second
     (torch 2.13, ``torch/csrc/jit/passes/frozen_linear_folding.cpp``).
     """
     import torch
@@ -90,25 +95,25 @@ def _keep_norms_apart(module: Any) -> None:
     from autotune.model.fingerprint import graphs
 
     norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
-    for part in graphs(module):
-        found = [
+    for part in graphs(cast("GraphModule", module)):
+        after_linear = [
             node
             for node in part.graph.nodes
             if node.target in norms
             and getattr(node.args[0], "target", None) is torch.ops.aten.linear.default
             and node.args[0].meta["val"].dim() > 2
         ]
-        for node in found:
+        for node in after_linear:
             with part.graph.inserting_before(node):
                 copied = part.graph.call_function(torch.ops.aten.clone.default, (node.args[0],))
             node.args = (copied, *node.args[1:])
-        if found:
+        if after_linear:
             part.recompile()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch says of every use of TorchScript: that it is deprecated, and which values tracing bakes in."""
+    """Silence torch's warnings that TorchScript is deprecated and that tracing makes some values constant."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", message="Converting a tensor to a Python", category=Warning)

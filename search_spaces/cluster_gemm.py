@@ -1,6 +1,6 @@
-"""The kernels of a GEMM with few rows whose k dimension is shared out among the blocks of a cluster.
+"""The kernels of a GEMM with few rows whose k dimension is split among the blocks of a cluster.
 
-Those for convolutions read their rows from images. A build takes a second or two to compile.
+Kernels for convolutions read their rows from images. A build takes a second or two to compile.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,19 +15,19 @@ from autotune.search_spaces.split_gemm import ARCHITECTURES, SplitGemm, architec
 NAME = "cluster_gemm"
 
 SHARED_MEMORY_BYTES = {"sm_80": 163 * 1024, "sm_86": 99 * 1024, "sm_89": 99 * 1024, "sm_90a": 227 * 1024}
-"""What one block may have (CUDA C++ Programming Guide, technical specifications)."""
+"""The most shared memory of a block (CUDA C++ Programming Guide, technical specifications)."""
 
 MOST_ROWS = 8192
-"""Beyond it the tensor cores' newer instructions decide, which these kernels do not use."""
+"""With more rows kernels that use the tensor cores' newer instructions, unlike these, are faster."""
 
 MOST_ACCUMULATORS = 128
-"""Of a thread. Compiled for sm_90a by nvcc 13.0, 64 of them take 124 registers; nothing is spilled up to 128."""
+"""The most accumulators of a thread. nvcc 13.0 for sm_90a uses 124 registers for 64, and spills none up to 128."""
 
 OPERAND_ALIGNMENT_BYTES = 16
 OPERAND_BYTES = 2
 SUMS_PADDING = 4
 SMALL = 32
-"""Two warps, the least of a block, share 16 by 32 results."""
+"""The least side of a tile that two warps, the fewest of a block, share: 16 by 32 results."""
 
 STAGES = (4, 3, 6, 8)
 
@@ -43,7 +43,7 @@ Tile = Mapping[str, Scalar]
 
 
 def space(device: Device, problem: GemmProblem) -> SearchSpace:
-    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
+    """Return the legal tiles for a problem on a device; raises SpaceError if there are none."""
     target = architecture(device)
     alignment = min(problem.alignment_a_bytes, problem.alignment_b_bytes)
     majors = (problem.a_major, problem.b_major)
@@ -70,7 +70,7 @@ GEMM = SplitGemm(name=NAME, space=space)
 
 
 def shared_bytes(tile: Tile) -> int:
-    """Shared memory of a block: the stages, or the sums that take their place."""
+    """Return the shared memory of a block: the stages, or the sums that replace them."""
     rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
     stage = (rows + columns) * int(tile["tile_k"]) * OPERAND_BYTES
     return max(int(tile["stages"]) * stage, rows * (columns + SUMS_PADDING) * 4)

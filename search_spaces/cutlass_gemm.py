@@ -1,7 +1,7 @@
-"""The CUTLASS kernels that can compute a GEMM: what is built, what is only launched otherwise, and where to begin.
+"""The CUTLASS kernels that can compute a GEMM: their builds, their launches, and the first candidates.
 
-A space lists builds, because a build serves every shape and takes most of a minute, while a launch takes none: time
-all builds first, then the launches of the best.
+A space lists builds, because a build computes every shape and takes most of a minute, while another launch of it takes
+no time: time all builds first, then the launches of the best.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ from autotune.search_spaces.cutlass_launch import CutlassLaunch, blocks, launche
 NAME = "cutlass"
 
 ARCHITECTURES = {(7, 5): "sm_75", (8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
-"""What is compiled for, by compute capability."""
+"""The architectures that kernels are compiled for, by compute capability."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutlassBuild:
-    """Everything that decides a kernel's binary; no m, n, k, and nothing that is set at launch."""
+    """Everything that decides a kernel's binary; m, n, k and launch parameters do not."""
 
     architecture: str
     dtype: str
@@ -44,7 +44,7 @@ class CutlassBuild:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutlassCandidate:
-    """A build and one way to launch it."""
+    """A build and its launch parameters."""
 
     build: CutlassBuild
     launch: CutlassLaunch
@@ -56,31 +56,31 @@ class CutlassCandidate:
 
     @classmethod
     def of(cls, device: Device, problem: GemmProblem, configuration: Configuration) -> "CutlassCandidate":
-        """Take apart what :attr:`configuration` put together."""
+        """Return the candidate whose :attr:`configuration` this is."""
         values = dict(configuration.values)
         launch = CutlassLaunch(**{field.name: values.pop(field.name) for field in fields(CutlassLaunch)})  # type: ignore[arg-type]
         return cls(build=build_of(device, problem, Configuration.of(NAME, values)), launch=launch)
 
 
 def architecture(device: Device) -> str:
-    """What kernels for a device are compiled for.
+    """Return the architecture that kernels for a device are compiled for.
 
-    Raises :class:`~autotune.errors.SpaceError` where its tiles are not known.
+    Raises :class:`~autotune.errors.SpaceError` if there are no tiles for it.
     """
-    found = ARCHITECTURES.get(device.capability) if device.capability else None
-    if found is None:
+    target = ARCHITECTURES.get(device.capability) if device.capability else None
+    if target is None:
         capability = "no GPU" if device.capability is None else "sm_{}{}".format(*device.capability)
         raise SpaceError(
             f"CUTLASS tiles for {device.name}", found=capability, expected=f"one of {', '.join(ARCHITECTURES.values())}"
         )
-    return found
+    return target
 
 
 def space(device: Device, problem: GemmProblem, *, shared_memory_bytes: int | None = None) -> SearchSpace:
     """List the builds that are legal for a problem on a device.
 
-    ``shared_memory_bytes`` is what one block may have, by default the architecture's own. Raises
-    :class:`~autotune.errors.SpaceError` where there is none.
+    ``shared_memory_bytes`` is the limit of a block, by default the architecture's. Raises
+    :class:`~autotune.errors.SpaceError` if there is none.
     """
     target = architecture(device)
     _check_operands(problem, target)
@@ -92,19 +92,19 @@ def space(device: Device, problem: GemmProblem, *, shared_memory_bytes: int | No
         memory = shared_memory_bytes or cutlass_multistage.SHARED_MEMORY_BYTES[target]
         parameters = cutlass_multistage.parameters(target)
         constraints = cutlass_multistage.constraints(problem, memory)
-    found = SearchSpace(backend=NAME, parameters=parameters, constraints=constraints)
-    if next(iter(found), None) is None:
+    tiles = SearchSpace(backend=NAME, parameters=parameters, constraints=constraints)
+    if next(iter(tiles), None) is None:
         raise SpaceError(
             f"CUTLASS tiles for {problem.canonical} on {target}",
             found=f"rows of A, B and D in multiples of {problem.alignment_a_bytes}, {problem.alignment_b_bytes} and "
             f"{problem.alignment_d_bytes} bytes, {memory} bytes of shared memory",
             expected="; ".join(constraint.reason for constraint in constraints),
         )
-    return found
+    return tiles
 
 
 def build_of(device: Device, problem: GemmProblem, tile: Configuration) -> CutlassBuild:
-    """The build that one tile of a problem's space needs; the same one for every shape of the same alignment."""
+    """Return the build of one tile of a problem's space; it is the same for every shape of the same alignment."""
     return CutlassBuild(
         architecture=architecture(device),
         dtype=problem.dtype,
@@ -119,25 +119,25 @@ def build_of(device: Device, problem: GemmProblem, tile: Configuration) -> Cutla
 
 
 def candidates(device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[CutlassCandidate]:
-    """List the launches of one tile that differ for a problem."""
+    """List the candidates of one tile, whose launches differ for a problem."""
     build = build_of(device, problem, tile)
     return (CutlassCandidate(build=build, launch=launch) for launch in launches(problem, tile))
 
 
 def first_candidates(
-    device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
+    device: Device, problem: GemmProblem, *, sm_count: int, count: int
 ) -> tuple[CutlassCandidate, ...]:
-    """List where to begin: the fewest waves over the multiprocessors, then the largest tile; each tile_m×tile_n once.
+    """Return the first candidates: the fewest waves over the SMs, then the largest tile; each tile_m×tile_n once.
 
-    Ties go to the earlier choice of each parameter, so the order is the same every time.
+    Of equal candidates the one with earlier choices comes first, so the order is always the same.
     """
-    if multiprocessors < 1 or count < 1:
-        raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
+    if sm_count < 1 or count < 1:
+        raise ValueError(f"sm_count and count must be at least 1, found {sm_count} and {count}")
     distinct: dict[tuple[int, int], tuple[tuple[int, int], Configuration]] = {}
     for tile in space(device, problem):
         rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
         along_m, along_n = blocks(problem, tile)
-        rank = (-(-along_m * along_n // multiprocessors), -rows * columns)
+        rank = (-(-along_m * along_n // sm_count), -rows * columns)
         if (rows, columns) not in distinct or rank < distinct[rows, columns][0]:
             distinct[rows, columns] = (rank, tile)
     ranked = sorted(distinct.values(), key=lambda pair: pair[0])
@@ -145,7 +145,7 @@ def first_candidates(
 
 
 def _check_operands(problem: GemmProblem, target: str) -> None:
-    """Refuse what no rule is known for: mn-major operands go by further rules, fp32 ones have no tiles here."""
+    """Refuse operands without rules: mn-major ones would need other rules, fp32 ones have no tiles here."""
     dtypes = ("fp16",) if target == "sm_75" else ("fp16", "bf16")
     if problem.dtype not in dtypes or (problem.output == "bf16" and "bf16" not in dtypes):
         raise SpaceError(

@@ -1,4 +1,4 @@
-"""What a CUTLASS kernel is told when it is launched: nothing here needs a new build."""
+"""The launch parameters of a CUTLASS kernel, which need no new build."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ Reduction = Literal["deterministic", "nondeterministic"]
 
 SPLITS = (2, 4, 8, 16)
 LEAST_BLOCKS = {1: 1, 2: 2, 4: 3, 8: 6}
-"""Blocks along the shorter side of the grid from which CUTLASS follows each swizzle; below, it takes a smaller one."""
+"""The least blocks along the shorter side of the grid for each swizzle; with fewer CUTLASS uses a smaller one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutlassLaunch:
-    """Order of the tiles, and how the k dimension is shared out.
+    """The order of the tiles, and the split of the k dimension.
 
-    Only the scheduler ``stream_k`` knows other decompositions than ``data_parallel``. ``reduction`` says how its
-    partial sums are added.
+    Only the scheduler ``stream_k`` has other decompositions than ``data_parallel``. ``reduction`` is the order in which
+    its partial sums are added.
     """
 
     swizzle: int = 1
@@ -38,7 +38,7 @@ class CutlassLaunch:
 
 
 def clusters(problem: GemmProblem, tile: Configuration) -> tuple[int, int]:
-    """How many clusters cover D along m and along n."""
+    """Return the number of clusters that cover D along m and along n."""
     return (
         -(-problem.m // (int(tile["tile_m"]) * int(tile.get("cluster_m", 1)))),
         -(-problem.n // (int(tile["tile_n"]) * int(tile.get("cluster_n", 1)))),
@@ -46,13 +46,13 @@ def clusters(problem: GemmProblem, tile: Configuration) -> tuple[int, int]:
 
 
 def blocks(problem: GemmProblem, tile: Configuration) -> tuple[int, int]:
-    """How many blocks are launched along m and along n: whole clusters."""
+    """Return the number of blocks along m and along n, in whole clusters."""
     along_m, along_n = clusters(problem, tile)
     return along_m * int(tile.get("cluster_m", 1)), along_n * int(tile.get("cluster_n", 1))
 
 
 def effective_swizzle(problem: GemmProblem, tile: Configuration, swizzle: int) -> int:
-    """The swizzle that CUTLASS really takes where it is asked for this one."""
+    """Return the swizzle that CUTLASS uses if this one is requested."""
     shorter = min(blocks(problem, tile))
     return max(size for size, least in LEAST_BLOCKS.items() if size <= swizzle and shorter >= least)
 
@@ -60,7 +60,7 @@ def effective_swizzle(problem: GemmProblem, tile: Configuration, swizzle: int) -
 def launches(problem: GemmProblem, tile: Configuration) -> Iterator[CutlassLaunch]:
     """List the launches of one build that differ for this problem; the first is the plainest.
 
-    Kernels of CUTLASS 2.x have no such knob.
+    Kernels of CUTLASS 2.x have no launch parameters.
     """
     if "scheduler" not in dict(tile.values):
         yield CutlassLaunch()
@@ -79,9 +79,9 @@ def launches(problem: GemmProblem, tile: Configuration) -> Iterator[CutlassLaunc
 
 
 def _decompositions(problem: GemmProblem, tile: Configuration) -> Iterator[tuple[Decomposition, int, Reduction]]:
-    """List them with their splits: no more than there are tiles along k.
+    """List the decompositions with their splits, at most the number of tiles along k.
 
-    The heuristic with splits is split-K, and stream-K's data-parallel is the persistent scheduler: both left out.
+    The heuristic with splits is split-K, and stream-K's data-parallel is the persistent scheduler: both are left out.
     """
     if tile["scheduler"] == "persistent":
         yield "data_parallel", 1, "deterministic"
@@ -96,7 +96,7 @@ def _decompositions(problem: GemmProblem, tile: Configuration) -> Iterator[tuple
 
 
 def _rasters(problem: GemmProblem, tile: Configuration, swizzle: int) -> tuple[Raster, ...]:
-    """List the heuristic and the direction that it does not take: the longer side varies slowest by itself.
+    """List the heuristic and the direction that it does not choose: its longer side varies slowest.
 
     A single row or column of clusters has one order only.
     """

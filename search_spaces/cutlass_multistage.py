@@ -1,4 +1,4 @@
-"""What CUTLASS 2.x can build for sm_75, sm_80, sm_86 and sm_89: tiles, warp shapes and stages."""
+"""The tiles of CUTLASS 2.x for sm_75, sm_80, sm_86 and sm_89: sides, warp shapes and stages."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ SHARED_MEMORY_BYTES: Mapping[str, int] = {
     "sm_86": 99 * 1024,
     "sm_89": 99 * 1024,
 }
-"""What one block may have, by architecture."""
+"""The most shared memory of a block, by architecture."""
 
 LEAST_ALIGNMENT_BYTES = 4
 """Kernels exist for 8, 4 and 2 elements of half precision."""
@@ -24,7 +24,7 @@ Tile = Mapping[str, Scalar]
 
 
 def parameters(architecture: str) -> tuple[Parameter, ...]:
-    """List what decides a build; sm_75 has no cp.async, so two stages and the shorter tile."""
+    """Return the parameters of a build; sm_75 has no cp.async, so two stages and the shorter tile."""
     turing = architecture == "sm_75"
     return (
         Parameter(name="tile_m", choices=(128, 64, 256)),
@@ -37,40 +37,40 @@ def parameters(architecture: str) -> tuple[Parameter, ...]:
 
 
 def tile_is_offered(tile: Tile) -> bool:
-    """Tiles go from 64×64 to 256×128, either way round."""
+    """Return true for tiles from 64×64 to 256×128 or 128×256."""
     return int(tile["tile_m"]) * int(tile["tile_n"]) <= 256 * 128
 
 
 def warps_divide_tile(tile: Tile) -> bool:
-    """The shape of a warp divides the tile."""
+    """Return true if the shape of a warp divides the tile."""
     return all(int(tile[f"tile_{side}"]) % int(tile[f"warp_{side}"]) == 0 for side in ("m", "n"))
 
 
 def has_several_warps(tile: Tile) -> bool:
-    """A block has more than one warp."""
+    """Return true if a block has more than one warp."""
     return int(tile["tile_m"]) * int(tile["tile_n"]) > int(tile["warp_m"]) * int(tile["warp_n"])
 
 
 def every_warp_loads(tile: Tile) -> bool:
-    """Each warp loads whole rows of A's tile and of B's, 16 bytes a thread, so that neither has too few rows."""
+    """Return true if A's and B's tiles have rows for each warp, which loads whole rows, 16 bytes per thread."""
     warps = int(tile["tile_m"]) * int(tile["tile_n"]) // (int(tile["warp_m"]) * int(tile["warp_n"]))
     rows_a_warp = 32 * ELEMENTS_A_THREAD // int(tile["tile_k"])
     return warps * rows_a_warp <= min(int(tile["tile_m"]), int(tile["tile_n"]))
 
 
 def stages_fit(problem: GemmProblem, tile: Tile, shared_memory_bytes: int) -> bool:
-    """All stages of A and B lie in shared memory together; the epilogue comes after them and reuses it."""
+    """Return true if all stages of A and B fit in shared memory, which the epilogue reuses after them."""
     width = (int(tile["tile_m"]) + int(tile["tile_n"])) * int(tile["tile_k"]) * BYTES[problem.dtype]
     return int(tile["stages"]) * width <= shared_memory_bytes
 
 
 def rows_are_aligned(problem: GemmProblem) -> bool:
-    """Every operand is read and written two elements at a time or more."""
+    """Return true if every operand can be read and written at least two elements at a time."""
     return min(problem.alignment_a_bytes, problem.alignment_b_bytes, problem.alignment_d_bytes) >= LEAST_ALIGNMENT_BYTES
 
 
 def constraints(problem: GemmProblem, shared_memory_bytes: int) -> tuple[Constraint, ...]:
-    """Every rule."""
+    """Return all rules."""
     return (
         Constraint(reason="a tile has at most 256×128 results", holds=tile_is_offered),
         Constraint(reason="the shape of a warp must divide the tile", holds=warps_divide_tile),

@@ -1,4 +1,4 @@
-"""What CUTLASS 3.x can build for sm_90a: tiles, clusters, schedules, and the stages that fit beside the epilogue.
+"""The tiles of CUTLASS 3.x for sm_90a: sides, clusters, schedules, and the stages that fit beside the epilogue.
 
 Half-precision operands, both K-major, fp32 accumulators, D row-major.
 """
@@ -11,10 +11,10 @@ from autotune.records.kernel_problem import BIAS_BYTES, BYTES, GemmProblem
 from autotune.records.search_space import Constraint, Parameter
 
 SHARED_MEMORY_BYTES = 232448
-"""What one block may have on sm_90."""
+"""The most shared memory of a block on sm_90."""
 
 TMA_ALIGNMENT_BYTES = 16
-"""A problem whose rows are no multiple of it is the libraries': CUTLASS's other copies have no fused epilogue."""
+"""Only the libraries compute a problem whose rows are no multiple of this: CUTLASS's other copies have no epilogue."""
 
 MOST_ACCUMULATORS = 192
 """Accumulators of a thread that are known to stay in registers; 256 spill about 4.8 kB."""
@@ -28,20 +28,20 @@ PARAMETERS: tuple[Parameter, ...] = (
     Parameter(name="schedule", choices=("cooperative", "pingpong")),
     Parameter(name="scheduler", choices=("persistent", "stream_k")),
 )
-"""What decides a build; ``stream_k`` also serves split-K."""
+"""The parameters of a build; ``stream_k`` includes split-K."""
 
 Tile = Mapping[str, Scalar]
 
 
 def whole(tile: Tile, name: str) -> int:
-    """The value of a parameter that is a whole number."""
+    """Return the value of a parameter that is a whole number."""
     return int(tile[name])
 
 
 def stages(problem: GemmProblem, tile: Tile, shared_memory_bytes: int = SHARED_MEMORY_BYTES) -> int:
-    """How many tiles of A and B fit beside the epilogue; each has 16 bytes of barriers.
+    """Return the number of tiles of A and B that fit beside the epilogue; each has 16 bytes of barriers.
 
-    Compared with compiled kernels that have a bias, half-precision results and TMA; others are counted the same way.
+    Verified with compiled kernels that have a bias, half-precision results and TMA; others are computed the same way.
     """
     width = (whole(tile, "tile_m") + whole(tile, "tile_n")) * whole(tile, "tile_k") * BYTES[problem.dtype]
     left = shared_memory_bytes // 128 * 128 - _round_up(epilogue_bytes(problem, tile), 128)
@@ -49,7 +49,7 @@ def stages(problem: GemmProblem, tile: Tile, shared_memory_bytes: int = SHARED_M
 
 
 def epilogue_bytes(problem: GemmProblem, tile: Tile) -> int:
-    """Shared memory of the epilogue: tiles of D, which take over those of the residual where there is one."""
+    """Return the shared memory of the epilogue: tiles of D, which reuse those of a residual."""
     rows = 64 if tile["schedule"] == "pingpong" else 128
     columns = math.gcd(32, whole(tile, "tile_n"))
     count = max(whole(tile, "tile_m") // rows, 1) * (whole(tile, "tile_n") // columns)
@@ -63,40 +63,40 @@ def epilogue_bytes(problem: GemmProblem, tile: Tile) -> int:
 
 
 def copies_are_aligned(problem: GemmProblem) -> bool:
-    """TMA moves rows of A, B, C and D that are multiples of 16 bytes."""
+    """Return true if rows of A, B, C and D are multiples of 16 bytes, as TMA needs."""
     rows = problem.alignment_a_bytes, problem.alignment_b_bytes, problem.alignment_d_bytes
     return min(rows) >= TMA_ALIGNMENT_BYTES
 
 
 def warp_groups_divide_rows(tile: Tile) -> bool:
-    """Each warp group computes 64 rows: two groups share a tile, except under pingpong."""
+    """Return true if the rows suit the warp groups of 64: two groups share a tile, except under pingpong."""
     return whole(tile, "tile_m") % (64 if tile["schedule"] == "pingpong" else 128) == 0
 
 
 def columns_are_whole(tile: Tile) -> bool:
-    """The epilogue stores columns in sixteens."""
+    """Return true if columns are a multiple of 16, the width of the epilogue's stores."""
     return whole(tile, "tile_n") % 16 == 0
 
 
 def accumulators_stay_in_registers(tile: Tile) -> bool:
-    """At most 192 accumulators a thread: 256 spill."""
+    """Return true for at most 192 accumulators per thread: 256 spill."""
     groups = 1 if tile["schedule"] == "pingpong" else 2
     return whole(tile, "tile_m") * whole(tile, "tile_n") <= MOST_ACCUMULATORS * 128 * groups
 
 
 def cluster_is_portable(tile: Tile) -> bool:
-    """A cluster is a power of two along each dimension and of at most 8 blocks."""
+    """Return true if a cluster is a power of two along each dimension and has at most 8 blocks."""
     sides = whole(tile, "cluster_m"), whole(tile, "cluster_n")
     return all(side in (1, 2, 4, 8) for side in sides) and math.prod(sides) <= 8
 
 
 def scheduler_suits_schedule(tile: Tile) -> bool:
-    """Pingpong gives its two warp groups whole tiles, stream-K gives parts of tiles."""
+    """Return false for pingpong, which assigns whole tiles, with stream-K, which assigns parts of tiles."""
     return not (tile["schedule"] == "pingpong" and tile["scheduler"] == "stream_k")
 
 
 def constraints(problem: GemmProblem, shared_memory_bytes: int) -> tuple[Constraint, ...]:
-    """Every rule, those that look at the problem last."""
+    """Return all rules, those that depend on the problem last."""
     return (
         Constraint(
             reason="cooperative needs tile_m in multiples of 128, pingpong of 64", holds=warp_groups_divide_rows

@@ -1,4 +1,4 @@
-"""What eager execution lets us vary."""
+"""The search space of eager execution."""
 
 from collections.abc import Mapping
 
@@ -9,20 +9,20 @@ from autotune.records.workload import Workload
 from autotune.search_spaces.precision import precisions, threads
 
 PLAIN: Mapping[str, Scalar] = {"channels_last": False, "cuda_graph": False, "cudnn_benchmark": False}
-"""The knobs of a model as its user runs it today."""
+"""The parameters of a model as its user runs it today."""
 
 
 def eager_space(device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-    """Describe the user's own module or its captured graph, run op by op.
+    """Return the space of the user's own module or its captured graph, run operator by operator.
 
-    On a GPU the precision ``default`` is the framework's own TF32 flags. It belongs to the baseline alone: whoever
-    varies a knob says what is computed in.
+    On a GPU the precision ``default`` is the framework's own TF32 flags. Only the baseline has it: a configuration that
+    changes a parameter names its precision.
     """
     on_gpu = device.kind == "cuda"
     convolves = workload is None or "convolution" in workload.features
-    found = precisions(device, "eager")
+    supported = precisions(device, "eager")
     parameters = [
-        Parameter(name="precision", choices=("default", *found) if on_gpu else found),
+        Parameter(name="precision", choices=("default", *supported) if on_gpu else supported),
         Parameter(name="form", choices=("module", "graph") if has_factory else ("graph",)),
     ]
     if convolves:
@@ -43,9 +43,9 @@ def eager_space(device: Device, workload: Workload | None, *, has_factory: bool)
 
 
 def is_baseline(configuration: Configuration, *, has_factory: bool) -> bool:
-    """Whether it is the model as its user runs it today: fp32 under the framework's default flags, no knob turned.
+    """Return true for the model as its user runs it today: fp32, the framework's default flags, no parameter changed.
 
-    That is the user's own module where a factory can make it, else its captured graph.
+    This is the user's own module if a factory can make it, else its captured graph.
     """
     values = dict(configuration.values)
     untouched = "fp32" if "threads" in values else "default"
@@ -69,7 +69,7 @@ _DEFAULT_IS_THE_BASELINE = Constraint(reason="precision default belongs to the b
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List the baseline (on a CPU at each thread count); on a GPU also plain fp16, and fp16 in a CUDA graph."""
+    """Return the baseline (on a CPU at each thread count); on a GPU also plain fp16, and fp16 in a CUDA graph."""
     first = {parameter.name: parameter.choices[0] for parameter in parameters}
     if device.kind == "cpu":
         return tuple(Configuration.of("eager", {**first, "threads": count}) for count in threads(device))
@@ -81,9 +81,9 @@ def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Config
 
 
 def _hints(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List the default in a CUDA graph with one more knob turned: cuDNN's search, and the captured graph.
+    """Return the default in a CUDA graph with one more parameter changed: cuDNN's search, and the captured graph.
 
-    A module may take slower kernels while it is captured than the captured graph does (see autotune.model.masks).
+    A module may use slower kernels during capture than the captured graph does (see autotune.model.masks).
     """
     choices = {parameter.name: parameter.choices for parameter in parameters}
     turned: list[dict[str, Scalar]] = []

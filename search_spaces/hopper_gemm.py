@@ -1,9 +1,9 @@
 """Lean kernels of a GEMM by the tensor cores' and copy engines' instructions of sm_90a.
 
-A block computes one tile and ends, so that short launches are short. ``cluster_m`` by ``cluster_n`` blocks fetch
-together what they read both. The tensor cores want 64 rows at least; where A has few, they take B's rows for theirs
-(``swapped``) and A's for columns, in multiples of 8. Those for convolutions read their rows from images. A build takes
-a second to compile.
+A block computes one tile and ends, so short launches stay short. The blocks of a cluster (``cluster_m`` by
+``cluster_n``) fetch shared operands together. The tensor cores need at least 64 rows; if A has few, B's rows are used
+as rows (``swapped``) and A's as columns, in multiples of 8. Kernels for convolutions read their rows from images. A
+build takes a second to compile.
 """
 
 import math
@@ -20,7 +20,7 @@ NAME = "hopper_gemm"
 ARCHITECTURE = "sm_90a"
 
 SHARED_MEMORY_BYTES, RESERVED_BYTES = 228 * 1024, 1024
-"""Of a multiprocessor, and what the system keeps of it for each block."""
+"""The shared memory of an SM, and the part that the system reserves for each block."""
 
 ALIGNMENT_BYTES = 1024
 BARRIER_BYTES = 16
@@ -29,24 +29,24 @@ OPERAND_BYTES, SUM_BYTES = 2, 4
 OPERAND_ALIGNMENT_BYTES = 16
 
 REGISTERS, REGISTERS_BESIDE, MOST_REGISTERS = 65536, 40, 255
-"""Of a multiprocessor, and what a thread needs besides its accumulators: at most 31 in what nvcc 13.0 makes of them."""
+"""The registers of an SM, those of a thread besides its accumulators (nvcc 13.0 uses at most 31), and its limit."""
 
 MOST_ACCUMULATORS = 128
 ROWS_OF_INSTRUCTION, MOST_COLUMNS = 64, 256
 BOX_COLUMNS = 64
-"""What one copy brings of each row."""
+"""The columns of each row that one copy fetches."""
 
 PARTS = 8
-"""Into so many parts rows are divided at most where tiles are made for exactly as many."""
+"""The most parts into which rows are divided by tiles of exactly that size."""
 
 MOST_BLOCKS = 8
-"""Of a cluster: what every part with clusters can hold."""
+"""The most blocks of a cluster: the limit of every GPU with clusters."""
 
 Tile = Mapping[str, Scalar]
 
 
 def space(device: Device, problem: GemmProblem) -> SearchSpace:
-    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
+    """Return the legal tiles for a problem on a device; raises SpaceError if there are none."""
     alignment = min(problem.alignment_a_bytes, problem.alignment_b_bytes)
     majors = (problem.a_major, problem.b_major)
     boxes = problem.window is None or in_boxes(problem.window)
@@ -71,13 +71,13 @@ GEMM = SplitGemm(name=NAME, space=space)
 
 
 def in_boxes(window: Window) -> bool:
-    """Whether copies of 64 columns bring a convolution's pixels: by their channels, or rows of its kernel at a time."""
+    """Return true if copies of 64 columns can fetch a convolution's pixels, by channels or by rows of its kernel."""
     whole_rows = window.padding[1] == 0 and window.dilation[1] == 1
     return window.channels * (window.kernel[1] if whole_rows else 1) % BOX_COLUMNS == 0
 
 
 def stages(tile: Tile) -> int:
-    """As many as fit where ``residents`` blocks share a multiprocessor."""
+    """Return the number of stages that fit if ``residents`` blocks share an SM."""
     share = SHARED_MEMORY_BYTES // int(tile["residents"]) - RESERVED_BYTES - ALIGNMENT_BYTES
     bias = int(tile["tile_n"]) * SUM_BYTES
     return min(MOST_STAGES, (share - bias) // (_stage_bytes(tile) + BARRIER_BYTES))
@@ -88,7 +88,7 @@ def _stage_bytes(tile: Tile) -> int:
 
 
 def _parameters(problem: GemmProblem) -> tuple[Parameter, ...]:
-    """Sides of tiles: those of the instructions, and such that few rows, or few columns, come out even."""
+    """Return the sides of tiles: those of the instructions, and those that divide few rows evenly."""
     whole = (64, 128, 192, 256)
     even = {math.ceil(problem.m / parts / 8) * 8 for parts in range(1, PARTS + 1)}
     rows = sorted({size for size in even if size <= MOST_COLUMNS} - set(whole))
@@ -107,8 +107,8 @@ def _parameters(problem: GemmProblem) -> tuple[Parameter, ...]:
 def _rules(problem: GemmProblem) -> Iterator[Constraint]:
     def sides(tile: Tile) -> tuple[int, int]:
         """Rows and columns of the instructions."""
-        found = int(tile["tile_m"]), int(tile["tile_n"])
-        return (found[1], found[0]) if tile["swapped"] else found
+        sides_of_tile = int(tile["tile_m"]), int(tile["tile_n"])
+        return (sides_of_tile[1], sides_of_tile[0]) if tile["swapped"] else sides_of_tile
 
     def accumulators(tile: Tile) -> int:
         rows, columns = sides(tile)
@@ -154,9 +154,7 @@ def _rules(problem: GemmProblem) -> Iterator[Constraint]:
     yield Constraint(
         reason="no tile over the smallest has twice the size of its dimension", holds=tile_is_no_larger_than_needed
     )
-    yield Constraint(
-        reason="two stages, and the sums, must fit beside the other blocks of a multiprocessor", holds=stages_fit
-    )
+    yield Constraint(reason="two stages, and the sums, must fit beside the other blocks of an SM", holds=stages_fit)
     yield Constraint(reason="each block of a cluster fetches whole groups of 8 rows", holds=blocks_fetch_even_parts)
     yield Constraint(
         reason=f"a cluster has at most {MOST_BLOCKS} blocks, and none without a tile", holds=clusters_are_filled

@@ -1,4 +1,4 @@
-"""What AOTInductor lets us vary."""
+"""The search space of AOTInductor."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ MAX_AUTOTUNE_COST = 4.0
 
 
 def inductor_space(device: Device, workload: Workload | None) -> SearchSpace:
-    """Describe a compiled package; every first choice is inductor's own default.
+    """Return the space of compiled packages; every first choice is inductor's own default.
 
     ``max_autotune`` times kernels while it builds: minutes for a large model.
     """
@@ -54,7 +54,7 @@ _TEMPLATES_NEED_CONSTANTS = Constraint(
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List off the shelf; on a GPU also what its users turn on by hand: frozen, fp16, in a CUDA graph."""
+    """Return the default; on a GPU also the usual manual settings: frozen, fp16, in a CUDA graph."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
     variants = [first]
     if device.kind == "cuda" and "fp16" in precisions(device, "inductor"):
@@ -63,7 +63,7 @@ def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Config
 
 
 def _frozen(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List the one knob that nearly always helps; on a GPU along with the CUDA graph."""
+    """Return the one setting that nearly always helps, on a GPU with the CUDA graph."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
     graph: dict[str, Scalar] = {"cuda_graph": True} if device.kind == "cuda" else {}
     return (Configuration.of("inductor", {**first, "freezing": True, **graph}),)

@@ -1,4 +1,4 @@
-"""What our own engine lets us vary."""
+"""The search space of our own engine."""
 
 from collections.abc import Mapping
 
@@ -12,28 +12,28 @@ FUSIONS = (
     "conv_bn", "space_to_depth", "qkv", "attention", "attention_kernel", "norm", "gemm_epilogue", "conv_act",
     "back_to_back_gemm", "pooling", "pointwise",
 )  # fmt: skip
-"""Every fusion, in the order in which they run."""
+"""Every fusion, in the order of execution."""
 
 ON_CPU = ("conv_bn", "qkv", "attention")
-"""Those that make less work, and not only fewer kernels: there are no kernels of ours for a CPU."""
+"""Fusions that reduce the work, not only the number of kernels: we have no kernels for a CPU."""
 
 LATER = ("back_to_back_gemm",)
-"""Fusions whose kernels win for few shapes: off unless the search turns them on."""
+"""Fusions whose kernels are faster for few shapes only: off unless the search turns them on."""
 
 WITH_GEMMS = ("gemm_epilogue", "conv_act")
-"""Fusions that make operators for which kernels are tuned."""
+"""Fusions whose operators have tuned kernels."""
 
 PROGRAMMATIC_FROM = (9, 0)
-"""The compute capability from which a launch may begin before the one before it has ended."""
+"""The compute capability from which a launch may begin before the launch before it has ended."""
 
 
 def native_space(device: Device, workload: Workload | None) -> SearchSpace:
-    """Describe the fusions that match somewhere in the graph, one switch each, and where kernels come from.
+    """Return the switches of the fusions that match in the graph, and the choice of kernels.
 
-    ``kernels`` torch leaves GEMMs to torch's own calls, ``tuned`` takes the best kernel known for each of them, be it
-    ours or a library's. With ``programmatic_launch`` our kernels begin, and fetch their weights, while the one before
-    still works (CUDA's programmatic dependent launch); ``kernels`` overlapped then prefers those of ours that go well
-    with their neighbours though they are up to a tenth slower alone.
+    ``kernels`` torch computes GEMMs by torch's own calls, ``tuned`` uses the best known kernel for each of them, ours
+    or a library's. With ``programmatic_launch`` our kernels begin, and fetch their weights, while the kernel before
+    still runs (CUDA's programmatic dependent launch); ``kernels`` overlapped then prefers kernels of ours that run well
+    beside their neighbours, even if they are up to a tenth slower alone.
     """
     on_gpu = device.kind == "cuda"
     convolves = workload is None or "convolution" in workload.features
@@ -67,7 +67,7 @@ def native_space(device: Device, workload: Workload | None) -> SearchSpace:
 
 
 def fusions(configuration: Configuration) -> tuple[str, ...]:
-    """The fusions that a configuration turns on, in their order."""
+    """Return the fusions that a configuration turns on, in their order."""
     return tuple(name for name in FUSIONS if configuration.get(name, False))
 
 
@@ -86,7 +86,7 @@ _CONSTRAINTS = (
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List every fusion with torch's own GEMMs: in fp32, and on a GPU in fp16 too."""
+    """Return every fusion with torch's own GEMMs: in fp32, and on a GPU in fp16 too."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
     variants = [first]
     if device.kind == "cuda" and "fp16" in precisions(device, "native"):
@@ -95,7 +95,7 @@ def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Config
 
 
 def _hints(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List the tuned kernels in fp16, chosen either way; on a CPU the reduced precisions that it has."""
+    """Return the tuned kernels in fp16, of either choice; on a CPU its reduced precisions."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
     reduced = [name for name in precisions(device, "native") if name in ("bf16", "fp16")]
     if device.kind == "cpu":

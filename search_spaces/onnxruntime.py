@@ -1,4 +1,4 @@
-"""What ONNX Runtime lets us vary.
+"""The search space of ONNX Runtime.
 
 Session options and CUDA provider options: https://onnxruntime.ai/docs/performance/tune-performance and
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html
@@ -14,7 +14,7 @@ NAME = "onnxruntime"
 
 
 def space(device: Device, workload: Workload | None) -> SearchSpace:
-    """List the legal configurations; the defaults are a session without options, and on a GPU fp16 as well."""
+    """Return the legal configurations; the defaults are a session without options, and on a GPU fp16 as well."""
     features = set(workload.features) if workload is not None else {"attention", "convolution"}
     parameters = [
         Parameter(name="precision", choices=precisions(device, NAME)),
@@ -49,37 +49,37 @@ def _on_cuda(features: set[str]) -> list[Parameter]:
 
 
 def _constraints(features: set[str], device: Device) -> tuple[Constraint, ...]:
-    found = []
+    constraints = []
     if "attention" in features:
-        found.append(
+        constraints.append(
             Constraint(
                 reason="the fused operators are of the extended level, so fusing them needs that level or all",
                 holds=lambda v: not v["transformer_fusions"] or v["graph_optimization"] in ("all", "extended"),
             )
         )
     if device.kind == "cpu":
-        found.append(
+        constraints.append(
             Constraint(
                 reason="spinning is how threads wait for one another, so one thread has nothing to choose",
                 holds=lambda v: v["threads"] != 1 or v["spinning"] is True,
             )
         )
-    return tuple(found)
+    return tuple(constraints)
 
 
 def _defaults(device: Device, first: dict[str, Scalar]) -> tuple[Configuration, ...]:
     if device.kind == "cpu":
         return (Configuration.of(NAME, first),)
-    found = precisions(device, NAME)
-    # The CUDA provider takes TF32 where the GPU has it, unless told otherwise.
-    points: list[dict[str, Scalar]] = [{"precision": "tf32" if "tf32" in found else "fp32"}]
-    if "fp16" in found:
+    supported = precisions(device, NAME)
+    # The CUDA provider uses TF32 by default if the GPU has it.
+    points: list[dict[str, Scalar]] = [{"precision": "tf32" if "tf32" in supported else "fp32"}]
+    if "fp16" in supported:
         points += [{"precision": "fp16"}, {"precision": "fp16", "cuda_graph": True}]
     return tuple(Configuration.of(NAME, {**first, **point}) for point in points)
 
 
 def _hints(device: Device, first: dict[str, Scalar]) -> tuple[Configuration, ...]:
-    """List what most often beats the defaults on a GPU: fp16 in a CUDA graph with one more knob turned.
+    """Return settings that are often faster than the defaults on a GPU: fp16 in a CUDA graph with one more option.
 
     ResNet-50 at batch 1 on an H200: 0.64 ms with NHWC, 0.81 without (cuDNN transposes around most convolutions).
     """

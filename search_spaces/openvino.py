@@ -1,8 +1,7 @@
-"""What OpenVINO lets us vary on a CPU.
+"""The search space of OpenVINO on a CPU.
 
 Properties: https://docs.openvino.ai/2026/openvino-workflow/running-inference/inference-devices-and-modes/cpu-device.html
-With one stream and a thread count of our own, the performance hints have nothing left to decide, so they are no
-parameter.
+With one stream and a fixed number of threads the performance hints decide nothing, so they are no parameter.
 """
 
 from autotune.records.configuration import Configuration
@@ -15,18 +14,19 @@ NAME = "openvino"
 
 
 def space(device: Device, workload: Workload | None) -> SearchSpace:
-    """List the legal configurations; the defaults are every precision at all cores.
+    """Return the legal configurations; the defaults are every precision with all cores.
 
-    Off the shelf OpenVINO takes the narrowest precision that the processor computes in, so that one is a default too.
+    By default OpenVINO uses the narrowest precision that the processor supports, so that is among them.
     """
-    found = precisions(device, NAME)
+    supported = precisions(device, NAME)
     counts = threads(device) or (1,)
     parameters = (
-        Parameter(name="precision", choices=found),
+        Parameter(name="precision", choices=supported),
         Parameter(name="threads", choices=counts),
         Parameter(name="pinning", choices=(True, False)),
     )
     defaults = tuple(
-        Configuration.of(NAME, {"precision": precision, "threads": counts[0], "pinning": True}) for precision in found
+        Configuration.of(NAME, {"precision": precision, "threads": counts[0], "pinning": True})
+        for precision in supported
     )
     return SearchSpace(backend=NAME, parameters=parameters, defaults=defaults)

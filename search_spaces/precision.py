@@ -1,9 +1,9 @@
-"""What a device and a backend really compute in, and the thread counts worth trying."""
+"""The precisions in which a device and a backend compute, and the thread counts worth trying."""
 
 from autotune.records.device import Device
 
-# Backends whose CPU kernels take the reduced precisions where the processor has the instructions. ONNX Runtime's CPU
-# provider has hardly any: it casts to fp32 and back around each node, which is fp32 with a rounding on top.
+# Backends whose CPU kernels use reduced precisions if the processor has the instructions. ONNX Runtime's CPU provider
+# has hardly any such kernels: it casts to fp32 and back around each node, which is fp32 with additional rounding.
 _REDUCED_ON_CPU = ("eager", "inductor", "native", "openvino", "torchscript")
 # ONNX Runtime's CUDA provider has no bf16 convolution, and its fused attention and norm kernels are fp16 and fp32.
 _BF16_ON_CUDA = ("eager", "inductor", "native", "torchscript")
@@ -12,23 +12,23 @@ _FP16_INSTRUCTIONS = {"avx512_fp16", "amx_fp16"}
 
 
 def precisions(device: Device, backend: str) -> tuple[str, ...]:
-    """List what ``backend`` computes in on ``device``, out of fp32, tf32, bf16 and fp16; fp32 comes first."""
+    """Return the precisions of ``backend`` on ``device`` among fp32, tf32, bf16 and fp16; fp32 comes first."""
     if device.kind == "cpu":
         return ("fp32", *_reduced_on_cpu(device, backend))
     if device.capability is None:
         return ("fp32",)
-    found = ["fp32"]
+    supported = ["fp32"]
     if device.capability >= (8, 0):
-        found.append("tf32")
+        supported.append("tf32")
     if device.capability >= (8, 0) and backend in _BF16_ON_CUDA:
-        found.append("bf16")
+        supported.append("bf16")
     if device.capability >= (7, 0):
-        found.append("fp16")
-    return tuple(found)
+        supported.append("fp16")
+    return tuple(supported)
 
 
 def threads(device: Device) -> tuple[int, ...]:
-    """List thread counts of a CPU: all its cores, then the powers of two below; none on a GPU (no such parameter)."""
+    """Return thread counts of a CPU: all its cores, then smaller powers of two; none on a GPU, which has no threads."""
     if device.kind != "cpu":
         return ()
     powers = [1 << exponent for exponent in reversed(range(device.cores.bit_length()))]

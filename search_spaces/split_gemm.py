@@ -1,4 +1,4 @@
-"""What our own GEMM kernels have in common: a build serves every shape, every epilogue, every number of splits of k."""
+"""The common part of our own GEMM kernels: a build computes every shape, every epilogue, any number of splits of k."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -10,11 +10,11 @@ from autotune.records.kernel_problem import GemmProblem
 from autotune.records.search_space import SearchSpace
 
 ARCHITECTURES = {(8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
-"""What is compiled for, by compute capability."""
+"""The architectures that kernels are compiled for, by compute capability."""
 
 CLUSTERS_FROM = (9, 0)
 SPLITS = (1, 2, 3, 4, 6, 8)
-"""Blocks of a cluster along k; 8 is what every part with clusters can hold."""
+"""Blocks of a cluster along k; 8 is the limit of every GPU with clusters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,19 +35,19 @@ class SplitBuild:
 
 
 def architecture(device: Device) -> str | None:
-    """What kernels for a device are compiled for, ``None`` where it is too old or too new."""
+    """Return the architecture that kernels for a device are compiled for, ``None`` if it is too old or too new."""
     return ARCHITECTURES.get(device.capability) if device.capability else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitGemm:
-    """One kind of them; ``space`` lists its tiles, or raises :class:`~autotune.errors.SpaceError` where it has none."""
+    """One kind of these kernels; ``space`` returns its tiles, or raises SpaceError if there are none."""
 
     name: str
     space: Callable[[Device, GemmProblem], SearchSpace]
 
     def build_of(self, device: Device, problem: GemmProblem, tile: Configuration) -> SplitBuild:
-        """The build that a tile needs; raises SpaceError where the device or the problem is not served."""
+        """Return the build of a tile; raises SpaceError if the device or the problem is not supported."""
         self.space(device, problem)
         return SplitBuild(
             kind=self.name, architecture=str(architecture(device)), dtype=problem.dtype, output=problem.output,
@@ -55,7 +55,7 @@ class SplitGemm:
         )  # fmt: skip
 
     def splits(self, device: Device, problem: GemmProblem, tile: Configuration) -> Iterator[int]:
-        """List the splits of k for which every block of a cluster has a part, one first."""
+        """List the splits of k for which every block of a cluster has a part; a single one first."""
         steps = -(-problem.k // int(tile["tile_k"]))
         clustered = device.capability is not None and device.capability >= CLUSTERS_FROM
         for count in SPLITS:
@@ -69,22 +69,22 @@ class SplitGemm:
             yield Configuration.of(self.name, {**dict(tile.values), "splits": count})
 
     def first_candidates(
-        self, device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
+        self, device: Device, problem: GemmProblem, *, sm_count: int, count: int
     ) -> tuple[Configuration, ...]:
-        """List the tiles to begin with: many multiprocessors busy with as little waste, each tile_m×tile_n once.
+        """Return the first tiles: those that use many SMs with little waste, each tile_m×tile_n once.
 
-        Ties go to the earlier choice of each parameter, so the order is the same every time.
+        Of equal tiles the one with earlier choices comes first, so the order is always the same.
         """
-        if multiprocessors < 1 or count < 1:
-            raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
+        if sm_count < 1 or count < 1:
+            raise ValueError(f"sm_count and count must be at least 1, found {sm_count} and {count}")
         best: dict[tuple[int, int], tuple[tuple[float, ...], Configuration]] = {}
         for tile in self.space(device, problem):
             rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
             blocks = -(-problem.m // rows) * -(-problem.n // columns)
             useful = problem.m * problem.n / (blocks * rows * columns)
             most = max(self.splits(device, problem, tile))
-            waves = -(-blocks // multiprocessors)
-            busy = min(1.0, blocks * most / multiprocessors) if waves == 1 else blocks / (waves * multiprocessors)
+            waves = -(-blocks // sm_count)
+            busy = min(1.0, blocks * most / sm_count) if waves == 1 else blocks / (waves * sm_count)
             rank = (-round(8 * busy * useful), float(waves), -float(rows * columns))
             if (rows, columns) not in best or rank < best[rows, columns][0]:
                 best[rows, columns] = (rank, tile)

@@ -1,4 +1,4 @@
-"""What TorchScript lets us vary."""
+"""The search space of TorchScript."""
 
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.device import Device
@@ -8,7 +8,7 @@ from autotune.search_spaces.precision import precisions, threads
 
 
 def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
-    """Describe a traced and frozen graph; ``optimize`` is ``torch.jit.optimize_for_inference``."""
+    """Return the space of traced and frozen graphs; ``optimize`` is ``torch.jit.optimize_for_inference``."""
     on_gpu = device.kind == "cuda"
     convolves = workload is None or "convolution" in workload.features
     parameters = [
@@ -32,7 +32,7 @@ def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List traced, frozen and optimised in fp32 (on a CPU with all its cores); on a GPU also in fp16."""
+    """Return traced, frozen and optimised in fp32 (on a CPU with all its cores); on a GPU also in fp16."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
     variants = [first]
     if device.kind == "cuda" and "fp16" in precisions(device, "torchscript"):
@@ -41,7 +41,7 @@ def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Config
 
 
 def _hints(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """List what its users turn on by hand on a GPU: fp16 in a CUDA graph, images in channels-last memory."""
+    """Return the usual manual settings on a GPU: fp16 in a CUDA graph, images in channels-last memory."""
     if device.kind == "cpu" or "fp16" not in precisions(device, "torchscript"):
         return ()
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}

@@ -1,4 +1,4 @@
-"""The Triton kernels that can compute a GEMM with few rows, where most of the work is to read B once."""
+"""The Triton kernels that can compute a GEMM with few rows, which mostly has to read B once."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -13,21 +13,21 @@ NAME = "triton_gemm"
 
 MOST_ROWS, MOST_GEMV_ROWS = 64, 4
 LEAST_DOT = 16
-"""A side of the least product of tensor cores that Triton compiles."""
+"""The least side of a product of tensor cores that Triton compiles."""
 
 SHARED_MEMORY_BYTES: Mapping[tuple[int, int], int] = {
     (7, 5): 64 * 1024, (8, 0): 163 * 1024, (8, 6): 99 * 1024, (8, 9): 99 * 1024, (9, 0): 227 * 1024,
     (10, 0): 227 * 1024, (12, 0): 99 * 1024,
 }  # fmt: skip
-"""What one block may have, by compute capability (CUDA C++ Programming Guide, technical specifications)."""
+"""The most shared memory of a block, by compute capability (CUDA C++ Programming Guide, technical specifications)."""
 
 MOST_ACCUMULATORS, MOST_VALUES = 64, 128
-"""Of a dot's thread, and of a gemv's with those of B. Compiled for sm_80 and sm_90 by Triton 3.9, dots of 64 rows have
-up to 222 registers; with twice as many accumulators they spill up to 300 bytes. 160 values take 206 registers.
-"""
+"""The most accumulators of a dot's thread, and values of a gemv's thread including those of B. With Triton 3.9 for
+sm_80 and sm_90, dots of 64 rows have up to 222 registers; with twice as many accumulators they spill up to 300 bytes.
+160 values take 206 registers."""
 
 ASYNC_BYTES = 4
-"""The least that is copied ahead into shared memory; rows that are no multiple of it are read as they are needed."""
+"""The least bytes of an asynchronous copy; rows that are no multiple of it are read without copies ahead."""
 
 VECTOR_BYTES = 16
 PARAMETERS = (
@@ -56,7 +56,7 @@ def _point(values: Values) -> _Point:
 
 
 def check_problem(problem: GemmProblem) -> None:
-    """Raise :class:`~autotune.errors.SpaceError` where no kernel here computes a problem."""
+    """Raise :class:`~autotune.errors.SpaceError` if no kernel here computes a problem."""
     if problem.m > MOST_ROWS or problem.a_major != "k" or problem.b_major != "k" or problem.window is not None:
         rows = "rows read through a window" if problem.window else "rows"
         raise SpaceError(
@@ -67,7 +67,7 @@ def check_problem(problem: GemmProblem) -> None:
 
 
 def space(device: Device, problem: GemmProblem) -> SearchSpace:
-    """List what is legal for a problem on a device; raises :class:`~autotune.errors.SpaceError` where nothing is."""
+    """Return the legal points for a problem on a device; raises SpaceError if there are none."""
     check_problem(problem)
     shared = SHARED_MEMORY_BYTES.get(device.capability) if device.capability else None
     if shared is None or (device.capability == (7, 5) and "bf16" in (problem.dtype, problem.output)):
@@ -79,26 +79,24 @@ def space(device: Device, problem: GemmProblem) -> SearchSpace:
     return SearchSpace(backend=NAME, parameters=PARAMETERS, constraints=_constraints(problem, shared))
 
 
-def first_candidates(
-    device: Device, problem: GemmProblem, *, multiprocessors: int, count: int
-) -> tuple[Configuration, ...]:
-    """List where to begin: every multiprocessor busy, with few splits and much of B under way; each block once.
+def first_candidates(device: Device, problem: GemmProblem, *, sm_count: int, count: int) -> tuple[Configuration, ...]:
+    """Return the first candidates: every SM busy, few splits, and much of B in flight; each block once.
 
-    Ties go to the earlier choice of each parameter, so the order is the same every time.
+    Of equal candidates the one with earlier choices comes first, so the order is always the same.
     """
-    if multiprocessors < 1 or count < 1:
-        raise ValueError(f"multiprocessors and count must be at least 1, found {multiprocessors} and {count}")
+    if sm_count < 1 or count < 1:
+        raise ValueError(f"sm_count and count must be at least 1, found {sm_count} and {count}")
     best: dict[tuple[str, int, int], tuple[tuple[float, ...], Configuration]] = {}
     for candidate in space(device, problem):
         point = _point(dict(candidate.values))
         grid = -(-problem.n // point.block_n) * point.split_k
-        busy = grid / (-(-grid // multiprocessors) * multiprocessors)
-        under_way = point.block_n * point.block_k * BYTES[problem.dtype] * point.stages
-        # In eighths: a block more or less decides nothing. Bytes under way help until a multiprocessor's share of
-        # bandwidth times latency, about 32 KB on the parts of SHARED_MEMORY_BYTES with the fastest memory.
+        busy = grid / (-(-grid // sm_count) * sm_count)
+        in_flight = point.block_n * point.block_k * BYTES[problem.dtype] * point.stages
+        # In eighths: a single block decides nothing. Bytes in flight help up to an SM's share of bandwidth times
+        # latency, about 32 KB on the GPUs of SHARED_MEMORY_BYTES with the fastest memory.
         rank = (
             -round(8 * busy), float(problem.m <= MOST_GEMV_ROWS and point.form == "dot"), float(point.split_k),
-            -min(under_way, 32 * 1024), float(point.stages),
+            -min(in_flight, 32 * 1024), float(point.stages),
         )  # fmt: skip
         key = (point.form, point.block_n, point.block_k)
         if key not in best or rank < best[key][0]:

@@ -1,27 +1,70 @@
-import math
+import contextlib
+import fcntl
 import os
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import groups
+from tests.short_finals import shorten
+from tests.thoroughness import QUICK, THOROUGH
+
 ROOT = Path(__file__).parents[1]
 
+# Their assertions show the values that failed, as those of the test modules do.
+pytest.register_assert_rewrite(
+    *(f"autotune.testing.{part}_conformance" for part in ("store", "trial", "plan")),
+)
 
-OF_NOISE = ("measure", "programs", "test_finals.py", "test_study_undecided.py")
-"""The tests that are about noise; the others run beside one another, and their studies would often be undecided."""
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="only tests that take moments and start no worker processes")
+
+
+def pytest_configure(config):
+    if config.getoption("--quick") and config.getoption("--hypothesis-profile") is None:
+        settings.load_profile(QUICK)
+
+
+def pytest_ignore_collect(collection_path, config):
+    """What is slow altogether is not even imported for the quick group."""
+    return True if config.getoption("--quick") and groups.listed(collection_path, groups.SLOW) else None
+
+
+def pytest_collection_modifyitems(config, items):
+    groups.mark(items)
+    groups.order(items)
+    if config.getoption("--quick"):
+        groups.deselect_slow(config, items)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_workers_in_quick_tests(request):
+    if request.config.getoption("--quick"):
+        yield from groups.skip_what_starts_workers()
+    else:
+        yield
+
+
+@pytest.fixture(autouse=True)
+def quick_tests_are_quick(request):
+    spent = groups.Spent.so_far()
+    yield
+    if request.config.getoption("--quick"):
+        spent.fail_if_too_much_since()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def decisive(request):
-    """Let finals decide however busy the host is, where a test is about something else."""
-    if any(part in OF_NOISE for part in request.path.parts):
+def short_finals(request):
+    """Short finals that always decide, except in tests about them."""
+    if groups.listed(request.path, groups.ALONE):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.measure.paired.MATERIAL", math.inf)
-        patch.setattr("autotune.measure.paired.RoundFigures._in_doubt", lambda *_: False)
+        shorten(patch)
         yield
 
 
@@ -35,7 +78,8 @@ def no_columns(monkeypatch):
 def checkout_for_child_processes():
     """Worker processes and commands that tests start import this checkout, installed or not."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), before) if part)
+    folders = (str(ROOT), str(ROOT / "tests" / "child_processes"), before)
+    os.environ["PYTHONPATH"] = os.pathsep.join(part for part in folders if part)
     yield
     if before is None:
         del os.environ["PYTHONPATH"]
@@ -58,37 +102,67 @@ def cpu():
     return discovery.cpu()
 
 
-@pytest.fixture(scope="module")
-def misbehaving(tmp_path_factory):
-    """The misbehaving backend, installed as a plug-in is: by an entry point on sys.path."""
+@pytest.fixture(scope="session")
+def finished_folder(tmp_path_factory):
+    """The files of a finished study (tests/finished.py), made once for all processes of pytest-xdist."""
+    from tests.finished import finish
+
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    folder, done = shared / "finished", shared / "finished.done"
+    with (shared / "finished.lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that did not finish it
+            shorten(patch)  # this fixture comes before those of a module
+            finish(folder)
+            done.touch()
+    return folder
+
+
+@pytest.fixture
+def finished_study(finished_folder, tmp_path):
+    """The path of a database of one's own with that finished study; its artifacts lie beside it."""
+    from tests.finished import DATABASE
+
+    return shutil.copytree(finished_folder, tmp_path / "finished") / DATABASE
+
+
+@contextlib.contextmanager
+def plugged_in(site, name, backend):
+    """Install a backend as a plug-in is: by an entry point on sys.path."""
     from autotune import registry
 
-    site = tmp_path_factory.mktemp("site")
-    info = site / "misbehaving-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: misbehaving\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[autotune.backends]\nmisbehaving = autotune.testing:MISBEHAVING\n")
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[autotune.backends]\n{name} = {backend}\n")
     sys.path.insert(0, str(site))
     registry.refresh()
-    yield "misbehaving"
+    yield name
     sys.path.remove(str(site))
     registry.refresh()
 
 
-@pytest.fixture
-def toykernels(tmp_path, monkeypatch):
-    """The backend of tests/toy_kernels.py as a plug-in, which has kernels to tune."""
-    from autotune import registry
+@pytest.fixture(scope="module")
+def misbehaving(tmp_path_factory):
+    """The misbehaving backend as a plug-in."""
+    with plugged_in(tmp_path_factory.mktemp("site"), "misbehaving", "autotune.testing:MISBEHAVING") as name:
+        yield name
 
-    info = tmp_path / "site" / "toykernels-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toykernels\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[autotune.backends]\ntoykernels = tests.toy_kernels:BACKEND\n")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    registry.refresh()
-    yield "toykernels"
-    monkeypatch.undo()
-    registry.refresh()
+
+@pytest.fixture
+def toykernels(tmp_path):
+    """The backend of tests/toy_kernels.py as a plug-in, which has kernels to tune."""
+    with plugged_in(tmp_path / "site", "toykernels", "tests.toy_kernels:BACKEND") as name:
+        yield name
+
+
+@pytest.fixture(scope="module")
+def toytuned(tmp_path_factory):
+    """The backend of tests/toy_tuned.py as a plug-in: whole models whose builds are handed tuned kernels."""
+    with plugged_in(tmp_path_factory.mktemp("site"), "toytuned", "tests.toy_tuned:BACKEND") as name:
+        yield name
 
 
 @pytest.fixture(scope="session")
@@ -114,5 +188,6 @@ def databases(request):
 
 # A busy machine draws slowly, which says nothing of a test.
 settings.register_profile("any-speed", settings.default, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("thorough", settings.get_profile("any-speed"))  # see tests/thoroughness.py
+for profile in (QUICK, THOROUGH):  # see tests/thoroughness.py
+    settings.register_profile(profile, settings.get_profile("any-speed"))
 settings.load_profile("any-speed")

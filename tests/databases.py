@@ -63,5 +63,5 @@ def need_postgresql() -> None:
 
 def drop_artifact(store: Store, trial_uid: str) -> None:
     """Take a trial's artifact away, as if its study had dropped it."""
-    with store.writing() as session:
-        store.discard(trials.release(session, TrialTable.uid == trial_uid))
+    with store.transactions.writing() as session:
+        store.artifacts.discard(trials.release(session, TrialTable.uid == trial_uid))

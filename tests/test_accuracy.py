@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.accuracy import Verdict, check_reference, judge, signal_errors, spreads
+from autotune.accuracy import AccuracyResult, check_reference, judge, signal_errors, spreads
 from autotune.errors import ReferenceRefusedError, RequestError
 from autotune.records.objective import Metric, Objective
 from autotune.testing import (
@@ -203,7 +203,7 @@ def test_complex_outputs_have_a_signal_error():
 
 def test_verdict_cannot_contradict_itself():
     with pytest.raises(ValueError, match="either accepts or has a failure"):
-        Verdict(accepted=False)
+        AccuracyResult(accepted=False)
 
 
 def small_model():

@@ -78,7 +78,6 @@ def test_imports_run_one_way():
     assert seen - FREE == set(ABOVE), "this test names rooms that are not there"
 
 
-@pytest.mark.xfail(strict=True, reason="the store and the kernel trials name one another")
 def test_no_module_imports_itself_through_others():
     """Not even for type checkers alone, and not inside of functions."""
     named = {}
@@ -181,7 +180,7 @@ def test_plan_look_up_loads_neither_torch_nor_alembic(tmp_path, arguments):
 
     database = str(tmp_path / "plans.db")
     with Store.open(database) as store:
-        store.promote(records.plan())
+        store.plans.promote(records.plan())
     code = (
         "from autotune.cli.main import app\n"
         "try: app(['plan', *sys.argv[1:]])\n"

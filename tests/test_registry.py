@@ -1,16 +1,34 @@
+import ast
+import re
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from autotune import registry
+from autotune.backend import ABILITIES, KernelKind
 from autotune.errors import RequestError
+from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 
+ROOT = Path(__file__).parents[1]
 CPU = Device(kind="cpu", name="AMD EPYC", uuid="cpu-1", cores=2)
+
+NAMES_BACKENDS = {
+    "registry.py": "the one list of built-in backends",
+    "runtime/toolchain.py": "names of libraries, by which their versions are read",
+    "execute/causes.py": "names of libraries, whose exceptions have their own texts",
+    "programs": "programs that try or compare certain backends",
+    "testing": "samples of stored records, and names of libraries that must not be imported early",
+}
+"""Files and folders of the core in which names of backends may stand, each with the reason."""
+
+WORDS = ("eager", "native")
+"""Names of backends that are ordinary words too: in a sentence they name no backend."""
 
 PLUGIN = """
 from autotune.backend import Availability
@@ -23,12 +41,33 @@ class Toy:
     def probe(self, device): return Availability(works=True)
     def space(self, device, workload, *, has_factory): return SearchSpace(backend=self.name, parameters=())
     def build(self, model, configuration, device, folder): (folder / "toy").touch()
-    def times_kernels_at_build(self, configuration): return False
     def times_kernels_at_load(self, configuration): return False
     def load(self, folder, device): raise RuntimeError("this toy only lists itself")
 
 BACKEND = Toy()
 """
+
+ABLE = """
+    serving_formats = ("onnx", "toyfile")
+    build_modules = ("json", "torch.onnx")
+    builds_slowly = True
+    kernel_kinds = (KernelKind(name="toykind", tensor_rate_share=0.5), KernelKind(name="torch"))
+    graph_invariants = ("kernels",)
+    kernels = ToyKernels()
+    def times_kernels_at_build(self, configuration): return bool(configuration["timed"])
+    def is_baseline(self, configuration, *, has_factory): return has_factory
+    def graph_features(self, model, device): return {"layers": 2}
+    def kernel_problems(self, model, configuration, device): return {}
+    def explain_artifact(self, folder): return {}
+
+BACKEND = Toy()
+"""
+"""Every optional ability, to be put behind :data:`PLUGIN`."""
+
+
+def able_plugin(name: str) -> str:
+    imports = "from autotune.backend import KernelKind\nfrom tests.toy_kernels import ToyKernels\n"
+    return imports + PLUGIN.format(name=name).replace("\nBACKEND = Toy()\n", "") + ABLE
 
 
 class Packages:
@@ -140,3 +179,100 @@ def test_every_built_in_backend_answers_to_its_name_and_imports_nothing_heavy() 
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def strings_of(path: Path) -> Iterator[tuple[int, str]]:
+    """The strings in the code of a file, each with its line; not those that only document."""
+    tree = ast.parse(path.read_text())
+    documenting = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documenting:
+            yield node.lineno, node.value
+
+
+def named_backends(text: str) -> list[str]:
+    return [
+        name
+        for name in registry.BUILT_IN
+        if text == name or (name not in WORDS and re.search(rf"(?<![a-z]){name}(?![a-z])", text))
+    ]
+
+
+def test_no_part_of_the_core_names_a_backend() -> None:
+    naming: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "autotune").rglob("*.py")):
+        inside = path.relative_to(ROOT / "autotune")
+        if inside.parts[0] not in ("backends", "search_spaces"):  # the links of an editable checkout
+            for line, text in strings_of(path):
+                naming.setdefault(inside.as_posix(), []).extend(f"{line}: {name}" for name in named_backends(text))
+    naming = {file: places for file, places in naming.items() if places}
+    allowed = {
+        file: next((a for a in NAMES_BACKENDS if file == a or file.startswith(f"{a}/")), None) for file in naming
+    }
+    assert not {file: naming[file] for file, reason in allowed.items() if reason is None}
+    assert set(allowed.values()) == set(NAMES_BACKENDS), "this test allows more than there is"
+
+
+def test_the_core_finds_names_of_backends_wherever_they_stand() -> None:
+    assert named_backends("torch._inductor.compile_fx") == ["inductor"]
+    assert named_backends("a list such as [eager, openvino]") == ["openvino"]
+    assert named_backends("eager") == ["eager"] and named_backends("a native library in eager mode") == []
+
+
+def test_every_built_in_backend_declares_what_the_core_needs() -> None:
+    assert registry.baselines() == ("eager",)
+    assert registry.tuning_kernels() == ("native",)
+    assert registry.serving_formats() == {
+        "torchscript": ("torchscript",),
+        "aoti": ("inductor",),
+        "onnx": ("onnxruntime",),
+    }
+    assert registry.build_modules() == [
+        "torch._inductor.compile_fx", "torch.onnx", "onnxscript", "torch.onnx._internal.exporter._core",
+    ]  # fmt: skip
+    assert [name for name in registry.BUILT_IN if registry.builds_slowly(name)] == ["inductor", "native"]
+    assert list(registry.finding_features(registry.BUILT_IN)) == ["native"]
+    assert [name for name in registry.BUILT_IN if registry.explaining(name)] == ["native"]
+    assert registry.library_kinds() == ("cublaslt", "torch")
+    shares = {name: kind.tensor_rate_share for name, kind in registry.kernel_kinds().items()}
+    assert {name for name, share in shares.items() if share} == {"cluster_gemm", "triton_gemm"}
+
+
+def test_a_plugin_has_every_ability_that_it_declares(packages: Packages) -> None:
+    packages.install("able", {"able": "registry_able"}, registry_able=able_plugin("able"))
+    able = registry.backend("able")
+    assert all(isinstance(able, ability) for ability in ABILITIES)
+    timed = [Configuration.of("able", {"timed": timed}) for timed in (True, False)]
+    assert [registry.builds_alone(configuration) for configuration in timed] == [True, False]
+    assert [registry.is_baseline(timed[0], has_factory=has_factory) for has_factory in (True, False)] == [True, False]
+    assert registry.baselines() == ("eager", "able")
+    formats = registry.serving_formats()
+    assert (formats["onnx"], formats["toyfile"]) == (("onnxruntime", "able"), ("able",))
+    assert registry.build_modules().count("torch.onnx") == 1 and registry.build_modules()[-1] == "json"
+    assert registry.builds_slowly("able")
+    assert list(registry.finding_features(["eager", "able"])) == ["able"]
+    assert registry.explaining("able") is able and registry.kernel_tuner("able") is able
+    assert registry.kernel_kinds()["toykind"] == KernelKind(name="toykind", tensor_rate_share=0.5)
+    # Two backends may share a kind; the built-in one comes first.
+    assert registry.kernel_kinds()["torch"].calls_library
+
+
+def test_a_plugin_without_abilities_has_none(packages: Packages) -> None:
+    packages.install("toy-backend", {"toy": "registry_toy_e"}, registry_toy_e=PLUGIN.format(name="toy"))
+    plain = Configuration.of("toy", {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not any(isinstance(registry.backend("toy"), ability) for ability in ABILITIES)
+    assert registry.builds_alone(plain), "a build that may time kernels has the device alone"
+    assert not registry.is_baseline(plain, has_factory=True) and not registry.builds_slowly("toy")
+    assert registry.explaining("toy") is None and registry.finding_features(["toy"]) == {}
+    with pytest.raises(RequestError, match=r"the kernels of backend 'toy' cannot be tuned") as refused:
+        registry.kernels("toy")
+    assert refused.value.expected == "one of native"
+
+
+def test_all_that_autotune_backend_exports_is_there() -> None:
+    import autotune.backend
+
+    assert sorted(set(autotune.backend.__all__)) == autotune.backend.__all__
+    assert all(hasattr(autotune.backend, name) for name in autotune.backend.__all__)

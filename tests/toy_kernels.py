@@ -6,8 +6,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from autotune.backend import KernelKind
 from autotune.errors import SpaceError, WorkError
-from autotune.kernel import MadeKernel
+from autotune.kernel import CompileResult
 from autotune.records.configuration import Configuration
 
 FAULTS = (
@@ -45,7 +46,7 @@ class ToySpace:
 class ToyKernel:
     def __init__(self, fault):
         self.fault, self.calls = fault, 0
-        self.made = {"registers": 32.0}
+        self.resource_usage = {"registers": 32.0}
 
     def __call__(self, a, b, bias, residual, out):
         self.calls += 1
@@ -86,7 +87,7 @@ class ToyKernels:
     def compile(self, device, problem, builds, folder):
         if builds[0].backend == "nowhere":
             if self.compiled(device, problem, builds, folder) == list(builds):
-                return [MadeKernel() for _ in builds]
+                return [CompileResult() for _ in builds]
             raise WorkError("toy kernels of the kind nowhere", found="no compiler", expected="a compiler")
         with (Path(folder) / "compiled").open("a") as log:
             log.writelines(f"{one}\n" for one in builds)
@@ -94,7 +95,8 @@ class ToyKernels:
             if problem.m == 5 and one["number"] == 1:
                 ctypes.string_at(0)
         return [
-            MadeKernel(refusal="no such tile" if one["fault"] == "refused" else None, compile_s=0.5) for one in builds
+            CompileResult(refusal="no such tile" if one["fault"] == "refused" else None, compile_s=0.5)
+            for one in builds
         ]
 
     def compiled(self, device, problem, builds, folder):
@@ -125,6 +127,8 @@ class ToyBackend:
     sources = "of toys"
     build_uses_device = False
     kernels = ToyKernels()
+    kernel_kinds = (KernelKind(name="toy"), KernelKind(name=LIBRARY.backend, calls_library=True))
+    graph_invariants = ("kernels", "threads")
 
     def probe(self, device): ...
     def space(self, device, workload, *, has_factory): ...
@@ -132,6 +136,7 @@ class ToyBackend:
     def times_kernels_at_build(self, configuration): ...
     def times_kernels_at_load(self, configuration): ...
     def load(self, folder, device): ...
+    def kernel_problems(self, model, configuration, device): ...
 
 
 BACKEND = ToyBackend()

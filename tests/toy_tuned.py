@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from autotune.backend import Availability
+from autotune.backend import Availability, KernelKind
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.search_space import Parameter, SearchSpace
@@ -20,8 +20,14 @@ BUILDS = "AUTOTUNE_TEST_BUILDS"
 PROBLEM = GemmProblem(m=3, n=16, k=32, dtype="fp32", output="fp32")
 """The one problem of every graph; toy kernels have no builds for it, so tuning times the library's call only."""
 
+UNFUSED = GemmProblem(m=1, n=16, k=32, dtype="fp32", output="fp32")
+"""One more problem of the graphs of configurations that say ``fused=False``; toy kernels have a build for it."""
+
+REFUSED = GemmProblem(m=3, n=16, k=32, dtype="fp32", output="fp32", bias=True, activation="relu")
+"""The one problem of the graphs of configurations that say ``fused="relu"``, for which there are no toy kernels."""
+
 FAST, SLOW = launch(build("none", 1)), launch(build("none", 2))
-DELAYS_S = {LIBRARY: 0.006, FAST: 0.001, SLOW: 0.06}
+DELAYS_S = {LIBRARY: 0.006, FAST: 0.001, SLOW: 0.15}
 """How long an artifact takes for a call by its best kernel; torch's take as long as the slowest."""
 
 SLOW_BUILD_S = 6.0
@@ -46,6 +52,8 @@ class ToyTuned:
     toolchain = ("torch",)
     build_uses_device = False
     kernels = ToyKernels()
+    kernel_kinds = (KernelKind(name="toy"), KernelKind(name=LIBRARY.backend, calls_library=True))
+    graph_invariants = ("kernels", "threads")
 
     def probe(self, device):
         return Availability(works=True)
@@ -56,8 +64,9 @@ class ToyTuned:
         parameters = tuple(Parameter(name=name, choices=values) for name, values in choices.items())
         return SearchSpace(backend=self.name, parameters=parameters, defaults=(default,))
 
-    def problems(self, model, configuration, device):
-        return {PROBLEM: 1}
+    def kernel_problems(self, model, configuration, device):
+        fused = configuration.get("fused", True)
+        return {REFUSED: 1} if fused == "relu" else {PROBLEM: 3} if fused else {PROBLEM: 1, UNFUSED: 5}
 
     def build(self, model, configuration, device, folder):
         import torch

@@ -30,7 +30,7 @@ def compare(
             if model is not None:
                 found += find_plans(store, model, batch, device)
             else:
-                found += store.plans(batch=batch, device=device)
+                found += store.plans.list(batch=batch, device=device)
         rows = rows_by_device(found)
     if json:
         print_json(rows)

@@ -90,7 +90,7 @@ def _one_of_each(devices: "list[Device]") -> "list[Device]":
 
 def _database(db: str | None) -> dict[str, str]:
     """Look at the tuning database without making one."""
-    from autotune.database.engine import locate
+    from autotune.database.location import locate
     from autotune.database.store import Store
     from autotune.errors import DatabaseError
 
@@ -99,6 +99,9 @@ def _database(db: str | None) -> dict[str, str]:
         return {"location": location.shown, "state": "not there yet; the first study makes it"}
     try:
         with Store.open(db, create=False) as store:
-            return {"location": store.location, "state": f"{len(store.plans())} plans, {len(store.studies())} studies"}
+            return {
+                "location": store.location,
+                "state": f"{len(store.plans.list())} plans, {len(store.studies.list())} studies",
+            }
     except DatabaseError as error:
         return {"location": location.shown, "state": f"unusable: {error.found}"}

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from autotune.records.device import Device
     from autotune.records.kernel_problem import GemmProblem
 
-BACKEND = "native"
 DTYPES = ("fp16", "bf16", "fp32")
 EPILOGUES = ("none", "bias", "relu", "gelu", "gelu_tanh", "silu")
 
@@ -104,6 +103,7 @@ def kernel_problem(m: int, n: int, k: int, dtype: str, epilogue: str, *, residua
 
 
 def _run(problem: "GemmProblem", device: "Device", budget_s: float, builds: int, db: str | None) -> "KernelReport":
+    from autotune import registry
     from autotune.execute.server import WorkerServer
     from autotune.kernels.executor import STEPS
     from autotune.kernels.tuning import tune_kernels
@@ -118,8 +118,8 @@ def _run(problem: "GemmProblem", device: "Device", budget_s: float, builds: int,
         stoppable(server) as stop,
     ):
         return tune_kernels(
-            {problem: 1.0}, device, store, server, backend=BACKEND, budget_s=budget_s, builds=builds,
-            progress=progress, stop=stop,
+            {problem: 1.0}, device, store, server, backend=registry.tuning_kernels()[0], budget_s=budget_s,
+            builds=builds, progress=progress, stop=stop,
         )  # fmt: skip
 
 

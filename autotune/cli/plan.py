@@ -19,7 +19,7 @@ app = typer.Typer(help="Stored plans.", no_args_is_help=True)
 def list_plans(batch: Batch = None, device: DeviceOption = None, db: Db = None, json: Json = False) -> None:
     """List the stored plans."""
     with open_plans(db) as store:
-        plans = store.plans(batch=batch, device=device_class(device))
+        plans = store.plans.list(batch=batch, device=device_class(device))
         if json:
             print_json([{key: value for key, value in plan.as_dict().items() if key != "evidence"} for plan in plans])
             return
@@ -70,7 +70,7 @@ def find_plans(
     """
     from autotune.errors import PlanNotFoundError
 
-    plans = store.plans(name=model, batch=batch, device=device)
+    plans = store.plans.list(name=model, batch=batch, device=device)
     chosen = [plan for plan in plans if plan.structure.startswith((structure or "").lower())]
     if chosen:
         return chosen
@@ -81,14 +81,14 @@ def find_plans(
             expected="the beginning of one of these",
             run=f"autotune plan show {model}",
         )
-    open_ = _open_study(store, model, batch) if not store.plans(name=model) else ""
+    open_ = _open_study(store, model, batch) if not store.plans.list(name=model) else ""
     if open_:
         raise PlanNotFoundError(
             f"no plan for {model}{f' at batch {batch}' if batch else ''} in {store.location}",
             found=open_, expected="a study whose finals decided",
             run="its autotune tune command again, which goes on where it was",
         )  # fmt: skip
-    others = sorted({f"{plan.name} at batch {plan.batch} on {plan.device.sku}" for plan in store.plans()})
+    others = sorted({f"{plan.name} at batch {plan.batch} on {plan.device.sku}" for plan in store.plans.list()})
     named = [other for other in others if other.startswith(f"{model} at ")] or others
     where = f" on {device}" if device else ""
     raise PlanNotFoundError(
@@ -105,7 +105,7 @@ def _open_study(store: "Store | PlanReader", model: str, batch: int | None) -> s
 
     with contextlib.ExitStack() as opened:
         full = store if isinstance(store, Store) else opened.enter_context(Store.open(store.location, create=False))
-        studies = full.studies(model, batch)
+        studies = full.studies.list(model, batch)
     if not studies:
         return ""
     undecided = studies[-1].timings.get("undecided")

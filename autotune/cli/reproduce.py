@@ -10,6 +10,8 @@ from autotune.cli.trials import find_studies
 from autotune.errors import RequestError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from autotune.database.rows import StudyRow
     from autotune.database.store import Store
     from autotune.records.trial import Trial
@@ -45,9 +47,14 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def find_trial(store: "Store", rows: "list[StudyRow]", asked: str) -> "tuple[StudyRow, Trial]":
+def find_trial(store: "Store", rows: "Sequence[StudyRow]", asked: str) -> "tuple[StudyRow, Trial]":
     """Return the one trial of these studies with a number or uid; RequestError says which there are instead."""
-    found = [(row, trial) for row in rows for trial in store.trials(row.uid) if asked in (str(trial.number), trial.uid)]
+    found = [
+        (row, trial)
+        for row in rows
+        for trial in store.trials.of_study(row.uid)
+        if asked in (str(trial.number), trial.uid)
+    ]
     if len(found) == 1:
         return found[0]
     there = [f"{trial.uid} (batch {row.batch}, on {row.device_class})" for row, trial in found]

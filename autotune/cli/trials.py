@@ -9,6 +9,8 @@ import typer
 from autotune.cli.output import Batch, Db, Json, open_store, print_json, show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from autotune.database.rows import StudyRow
     from autotune.database.store import Store
     from autotune.records.trial import Trial
@@ -23,7 +25,7 @@ def trials(
 ) -> None:
     """List every trial of a study; without --batch, of all its batches."""
     with open_store(db) as store:
-        found = [(row, store.trials(row.uid, failed=failed)) for row in find_studies(store, study, batch)]
+        found = [(row, store.trials.of_study(row.uid, failed=failed)) for row in find_studies(store, study, batch)]
         commands = reproducing(found, store.location if db else None)
     if json:
         print_json(
@@ -61,14 +63,14 @@ def reproducing(found: "list[tuple[StudyRow, list[Trial]]]", location: str | Non
     return commands
 
 
-def find_studies(store: "Store", name: str, batch: int | None) -> "list[StudyRow]":
+def find_studies(store: "Store", name: str, batch: int | None) -> "Sequence[StudyRow]":
     """Return the studies of this name; RequestError says which there are instead."""
-    rows = store.studies(name=name, batch=batch)
+    rows = store.studies.list(name=name, batch=batch)
     if rows:
         return rows
     from autotune.errors import RequestError
 
-    there = sorted({f"{row.name} at batch {row.batch}" for row in store.studies()})
+    there = sorted({f"{row.name} at batch {row.batch}" for row in store.studies.list()})
     raise RequestError(
         f"no study {name}{f' at batch {batch}' if batch else ''} in {store.location}",
         found=", ".join(there[:12]) or "no study at all",

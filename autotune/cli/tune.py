@@ -107,8 +107,8 @@ def _earlier(
     store: "Store", request: "StudyRequest", number: int, configuration: "Configuration"
 ) -> "tuple[list[Trial], float]":
     """The finished trials and the active seconds of earlier runs of the study in which this trial runs now."""
-    for row in reversed(store.studies(request.name, request.batch)):
-        trials = store.trials(row.uid)
+    for row in reversed(store.studies.list(request.name, request.batch)):
+        trials = store.trials.of_study(row.uid)
         if any((one.number, one.configuration, one.state) == (number, configuration, "running") for one in trials):
             return [one for one in trials if one.state != "running"], row.active_s
     return [], 0.0

@@ -1,4 +1,4 @@
-"""What is wrong with a tuning database and its artifacts, all of it, and what can go; see ``autotune db``."""
+"""Finds all damage of a tuning database and its artifacts, and the files that can go; see ``autotune db``."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sqlalchemy import Select, Text, and_, inspect, literal, select, text, tuple_
+from sqlalchemy import ForeignKeyConstraint, Text, and_, inspect, literal, select, text, tuple_
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
@@ -54,9 +54,10 @@ _TUNE = "autotune tune STUDY, which builds it again"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong: ``damaged``, ``missing``, ``orphaned``, ``leftover`` or ``stray`` (not autotune's).
+    """One defect: ``damaged``, ``missing``, ``orphaned``, ``leftover`` or ``stray`` (not autotune's).
 
-    ``what`` is the kind of thing, such as ``blob`` or ``plan row``, ``name`` which one, and ``remedy`` what mends it.
+    ``what`` is the kind of object, such as ``blob`` or ``plan row``, ``name`` identifies it, ``found`` is the reason,
+    and ``remedy`` the command that repairs it.
     """
 
     kind: Kind
@@ -71,36 +72,36 @@ class Finding:
 
 
 def check(store: Store, now: float) -> list[Finding]:
-    """Read every row and every byte, and give everything that is wrong; ``now`` is a Unix time.
+    """Read every row and every byte, and return every defect; ``now`` is a Unix time.
 
-    May run beside studies: what was added within a day is not called orphaned, and what they delete meanwhile is not
-    called missing.
+    May run beside studies: an artifact that was added within a day is not reported as orphaned, nor one that a study
+    deletes in the meantime as missing.
     """
-    found = [*_database(store), *_rows(store), *_dangling(store)]
+    findings = [*_database(store), *_rows(store), *_dangling(store)]
     artifacts, named = store.artifacts, _named(store)
     if artifacts.root.exists():
         with artifacts.reading(alone=True):
             needless, foreign = unneeded(artifacts, named.keys(), now - GRACE_S), list(strays(artifacts))
-        found += _needless(artifacts, needless)
-        found += [
+        findings += _needless(artifacts, needless)
+        findings += [
             Finding(kind="stray", what="file", name=str(path.relative_to(artifacts.root)), found="not autotune's")
             for path in foreign
         ]
-        found += _damaged(artifacts)
+        findings += _damaged(artifacts)
     absent = {digest for digest in named if not artifacts.has(digest)}
-    found += [
+    findings += [
         Finding(kind="missing", what="artifact", name=digest, found=f"named by {rows[0]}", remedy=_TUNE)
         for digest, rows in _named(store).items()
         if digest in absent
     ]
-    return found
+    return findings
 
 
 def collect_garbage(store: Store, now: float, *, dry_run: bool = False) -> Unneeded:
-    """Delete what nothing needs and nobody is at work on, and give it; with ``dry_run`` only give it.
+    """Delete the files that nothing needs and no process is writing; returns them, with ``dry_run`` without deleting.
 
-    What a plan or a trial names stays, and so does what was added within a day, for a study that is about to name it.
-    No row is touched.
+    An artifact that a plan or a trial names stays, and so does one that was added within a day, for a study that is
+    about to name it. No row is changed.
     """
     if not store.artifacts.root.exists():
         return Unneeded()
@@ -108,7 +109,7 @@ def collect_garbage(store: Store, now: float, *, dry_run: bool = False) -> Unnee
         named = _named(store).keys()
         with store.artifacts.reading(alone=True):
             return unneeded(store.artifacts, named, now - GRACE_S)
-    with store.writing() as session:  # nobody comes to need an artifact between the look and the deletion
+    with store.transactions.writing() as session:  # so no row comes to name an artifact before the deletion
         return sweep(store.artifacts, _named_in(session).keys(), now - GRACE_S)
 
 
@@ -116,12 +117,12 @@ def collect_garbage(store: Store, now: float, *, dry_run: bool = False) -> Unnee
 
 
 def _named(store: Store) -> dict[str, list[str]]:
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         return _named_in(session)
 
 
 def _named_in(session: Session) -> dict[str, list[str]]:
-    """Give what names each artifact; a plan's record counts beside its column, for that is what is loaded."""
+    """Return the rows that name each artifact; a plan's record counts too, for a look-up reads it."""
     named: dict[str, list[str]] = {}
     for plan, column, record in session.execute(
         select(PlanTable.uid, PlanTable.artifact, PlanTable.__table__.c.record.cast(Text)).order_by(PlanTable.uid)
@@ -136,7 +137,7 @@ def _named_in(session: Session) -> dict[str, list[str]]:
     return named
 
 
-def _artifact_in(record: str) -> Any:
+def _artifact_in(record: str) -> object:
     try:
         return json.loads(record).get("artifact")
     except (ValueError, TypeError, AttributeError, RecursionError):
@@ -150,7 +151,7 @@ def _needless(store: ArtifactStore, needless: Unneeded) -> Iterator[Finding]:
         yield Finding(kind="orphaned", what="blob", name=path.name, found="no artifact lists it", remedy=_GC)
     for path in needless.leftovers:
         name = str(path.relative_to(store.root))
-        yield Finding(kind="leftover", what="file", name=name, found="nobody is at work on it", remedy=_GC)
+        yield Finding(kind="leftover", what="file", name=name, found="no process is writing it", remedy=_GC)
 
 
 def _damaged(store: ArtifactStore) -> Iterator[Finding]:
@@ -178,19 +179,19 @@ def _damaged(store: ArtifactStore) -> Iterator[Finding]:
 def _why_unsound(path: Path) -> str:
     try:
         with open_plain(path) as stream:
-            _, found = hashed(stream)
+            _, actual = hashed(stream)
     except FileNotFoundError:
         return ""  # deleted since
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    return "" if found == path.name else f"its content has the SHA-256 {found}"
+    return "" if actual == path.name else f"its content has the SHA-256 {actual}"
 
 
 # Rows
 
 
 def _database(store: Store) -> Iterator[Finding]:
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         if session.get_bind().dialect.name != "sqlite":
             return
         try:
@@ -204,7 +205,7 @@ def _database(store: Store) -> Iterator[Finding]:
 
 def _rows(store: Store) -> Iterator[Finding]:
     for table in Base.__subclasses__():
-        with store.reading() as session:
+        with store.transactions.reading() as session:
             try:
                 yield from _unreadable(session, table)
             except DBAPIError as error:
@@ -220,7 +221,7 @@ def _unreadable(session: Session, table: type[Base]) -> Iterator[Finding]:
         try:
             rows = list(session.scalars(select(table).where(tuple_(*keys).in_(some))))
             problems = [_problem(session, row) for row in rows]
-        except (ValueError, TypeError, RecursionError):  # a column of one of them is no JSON: which one?
+        except (ValueError, TypeError, RecursionError):  # a column of one row is no JSON: they are read one by one
             session.expunge_all()
             rows, problems = [], []
             for name in some:
@@ -231,7 +232,7 @@ def _unreadable(session: Session, table: type[Base]) -> Iterator[Finding]:
         session.expunge_all()
 
 
-def _one_unreadable(session: Session, table: type[Base], name: tuple[Any, ...]) -> Iterator[Finding]:
+def _one_unreadable(session: Session, table: type[Base], name: tuple[object, ...]) -> Iterator[Finding]:
     try:
         row = session.get(table, name)
         problem = "" if row is None else _problem(session, row)
@@ -241,7 +242,7 @@ def _one_unreadable(session: Session, table: type[Base], name: tuple[Any, ...]) 
         yield _row_finding(table, name, problem)
 
 
-def _row_finding(table: type[Base], name: tuple[Any, ...], problem: str) -> Finding:
+def _row_finding(table: type[Base], name: tuple[object, ...], problem: str) -> Finding:
     return Finding(
         kind="damaged",
         what=f"{table.__tablename__} row",
@@ -251,8 +252,8 @@ def _row_finding(table: type[Base], name: tuple[Any, ...], problem: str) -> Find
     )
 
 
-def _problem(session: Session, row: Any) -> str:
-    """Say why a row gives no record, or one that says something else than its columns; empty where it is sound."""
+def _problem(session: Session, row: Base) -> str:
+    """Return why a row holds no record, or one that differs from its columns; empty if it is sound."""
     reader = _READERS.get(type(row))
     try:
         differing = reader(session, row) if reader is not None else {}
@@ -266,22 +267,22 @@ def _problem(session: Session, row: Any) -> str:
     return ""
 
 
-def _workload(_: Session, row: WorkloadTable) -> Mapping[str, Any]:
+def _workload(_: Session, row: WorkloadTable) -> Mapping[str, object]:
     record = Workload.from_dict(row.record)
     return {name: getattr(record, name) for name in ("structure", "weights", "name", "batch")}
 
 
-def _device(_: Session, row: DeviceTable) -> Mapping[str, Any]:
+def _device(_: Session, row: DeviceTable) -> Mapping[str, object]:
     return {"device_class": Device.from_dict(row.record).device_class}
 
 
-def _study(_: Session, row: StudyTable) -> Mapping[str, Any]:
+def _study(_: Session, row: StudyTable) -> Mapping[str, object]:
     parse_instant(row.created)
     study = study_record(row)
     return study_keys(study.identity)
 
 
-def _trial(_: Session, row: TrialTable) -> Mapping[str, Any]:
+def _trial(_: Session, row: TrialTable) -> Mapping[str, object]:
     parse_instant(row.created)
     record = trial_record(row)
     values = trial_values(record)
@@ -290,22 +291,22 @@ def _trial(_: Session, row: TrialTable) -> Mapping[str, Any]:
     return {**values, "configuration_digest": configuration.digest, "backend": configuration.backend}
 
 
-def _measurement(_: Session, row: MeasurementTable) -> Mapping[str, Any]:
+def _measurement(_: Session, row: MeasurementTable) -> Mapping[str, object]:
     parse_instant(row.created)
     return {"uid": measurement_uid(row.trial, row.role, Measurement.from_dict(row.record))}
 
 
-def _kernel_trial(_: Session, row: KernelTrialTable) -> Mapping[str, Any]:
+def _kernel_trial(_: Session, row: KernelTrialTable) -> Mapping[str, object]:
     parse_instant(row.created)
     values = kernel_values(kernel_record(row.record))
     return {name: value for name, value in values.items() if name != "record"}
 
 
-def _plan(_: Session, row: PlanTable) -> Mapping[str, Any]:
+def _plan(_: Session, row: PlanTable) -> Mapping[str, object]:
     return plan_values(plan_of(row))
 
 
-_READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, Any]]] = {
+_READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, object]]] = {
     WorkloadTable: _workload,
     DeviceTable: _device,
     StudyTable: _study,
@@ -317,26 +318,26 @@ _READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, Any]]] = {
 
 
 def _dangling(store: Store) -> Iterator[Finding]:
-    """Rows that refer to a row that is not there, as a database without foreign keys lets them."""
-    with store.reading() as session:
+    """Yield the rows that refer to a missing row, which a database without foreign keys allows."""
+    with store.transactions.reading() as session:
         for table in Base.__subclasses__():
             for constraint in sorted(inspect(table).local_table.foreign_key_constraints, key=lambda c: str(c.name)):  # type: ignore[attr-defined]
                 yield from _lost(session, table, constraint)
 
 
-def _lost(session: Session, table: type[Base], constraint: Any) -> Iterator[Finding]:
+def _lost(session: Session, table: type[Base], constraint: ForeignKeyConstraint) -> Iterator[Finding]:
     keys = inspect(table).primary_key
-    target = next(each for each in Base.__subclasses__() if each.__table__ is constraint.referred_table)
-    other = aliased(target)
-    pairs = [(table.__table__.c[e.parent.name], getattr(other, e.column.name)) for e in constraint.elements]
+    target = next(other for other in Base.__subclasses__() if other.__table__ is constraint.referred_table)
+    referred = aliased(target)
+    pairs = [(table.__table__.c[e.parent.name], getattr(referred, e.column.name)) for e in constraint.elements]
     there = select(literal(1)).where(and_(*(theirs == mine for mine, theirs in pairs))).correlate(table.__table__)
-    query: Select[Any] = select(*keys, *(mine for mine, _ in pairs)).where(~there.exists())
+    query = select(*keys, *(mine for mine, _ in pairs)).where(~there.exists())
     for row in session.execute(query):
-        wanted = "/".join(map(str, row[len(keys) :]))
+        missing = "/".join(map(str, row[len(keys) :]))
         yield Finding(
             kind="orphaned",
             what=f"{table.__tablename__} row",
             name="/".join(map(str, row[: len(keys)])),
-            found=f"its {target.__tablename__} {wanted} is not there",
+            found=f"its {target.__tablename__} {missing} is missing",
             remedy=_COPY,
         )

@@ -1,8 +1,8 @@
 """Studies, trials, measurements, kernel trials and plans between databases, in one zip file.
 
 ``records.json`` holds the records, ``artifacts/<digest>/<name>`` the files of the plans' artifacts, uncompressed. A
-file is checked from end to end before a row or an artifact is written; what it may unpack to is bounded by its own size
-and by the sizes that its records declare.
+file is checked from end to end before a row or an artifact is written; the size of its unpacked content is bounded by
+its own size and by the sizes that its records declare.
 """
 
 import contextlib
@@ -55,10 +55,10 @@ _UNSOUND = (ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfil
 def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: bool = True) -> dict[str, int]:
     """Write the finished trials, measurements and plans of studies (by name, all their batches) into a file.
 
-    Kernel trials belong to no study: those of the studies' device classes go along, and without a name all there are,
-    alone. Gives how many of each it wrote. ``artifacts`` takes the plans' artifacts along, as far as the store has
-    them. The file appears only when it is complete. Raises DatabaseError for an unknown study, where there is nothing
-    to write, or where ``out`` cannot be written.
+    Kernel trials belong to no study: those of the studies' device classes are added, or without a name all kernel
+    trials alone. Returns the number of each kind. ``artifacts`` adds the plans' artifacts, as far as the store has
+    them. The file appears only when it is complete. Raises DatabaseError for an unknown study, if there is nothing to
+    write, or if ``out`` cannot be written.
     """
     with _readable(store):
         parcel = _packed(store, studies, artifacts)
@@ -90,7 +90,7 @@ def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: b
 
 @contextlib.contextmanager
 def _readable(store: Store) -> Iterator[None]:
-    """Tell a row that no record can be read from as what it is."""
+    """Turn the error of a row that holds no record into DatabaseError."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -120,15 +120,15 @@ def _member(digest: str, file: ArtifactFile) -> str:
 
 
 def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         studies = session.scalars(select(StudyTable).where(StudyTable.name.in_(names)).order_by(StudyTable.uid)).all()
         unknown = sorted(set(names) - {study.name for study in studies})
         kernels = tuple(_kernel_trials(session, {study.device_class for study in studies} if names else None))
         if unknown or not (names or kernels):
-            known = session.scalars(select(StudyTable.name).distinct().order_by(StudyTable.name)).all()
+            others = session.scalars(select(StudyTable.name).distinct().order_by(StudyTable.name)).all()
             raise DatabaseError(
                 f"{store.location} has no study {', '.join(unknown) or 'without a name'}",
-                expected=", ".join(known) or "a study, but there is none yet",
+                expected=", ".join(others) or "a study, but there is none yet",
             )
         promoted = [plan_of(row) for row in session.scalars(select(PlanTable).where(PlanTable.name.in_(names)))]
         digests = sorted({plan.artifact for plan in promoted if artifacts and plan.artifact is not None})
@@ -147,7 +147,7 @@ def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
             measurements=tuple(_measurements(session, parcel_trials)),
             kernel_trials=kernels,
             plans=tuple(promoted),
-            artifacts={each: store.artifacts.files(each) for each in digests if store.artifacts.has(each)},
+            artifacts={name: store.artifacts.files(name) for name in digests if store.artifacts.has(name)},
         )
 
 
@@ -160,9 +160,9 @@ def _travelling(session: Session, studies: Sequence[StudyTable]) -> Iterator[Tra
             )
 
 
-def _measurements(session: Session, trials_: Sequence[TravellingTrial]) -> Iterator[TravellingMeasurement]:
-    for each in trials_:
-        query = select(MeasurementTable).where(MeasurementTable.trial == each.trial.uid)
+def _measurements(session: Session, exported: Sequence[TravellingTrial]) -> Iterator[TravellingMeasurement]:
+    for item in exported:
+        query = select(MeasurementTable).where(MeasurementTable.trial == item.trial.uid)
         for row in session.scalars(query.order_by(MeasurementTable.uid)):
             yield TravellingMeasurement(
                 trial=row.trial,
@@ -181,17 +181,17 @@ def _kernel_trials(session: Session, device_classes: set[str] | None) -> Iterato
 
 
 def merge_file(store: Store, path: Path) -> Counts:
-    """Take in what :func:`export_studies` wrote; gives how many of each kind were ``added`` and ``known`` already.
+    """Merge a file of :func:`export_studies`; returns how many of each kind were ``added`` and ``known`` already.
 
     A study with the same identity is one study here too; a trial counts once, by its uid, and so does a kernel trial;
-    of two plans with one key the newer stays. An artifact that is here and damaged is replaced. Raises DatabaseError
-    for a file that is not sound, or where a row it meets here cannot be read, and then nothing was written.
+    of two plans with one key the newer stays. A damaged artifact of the store is replaced. Raises DatabaseError for a
+    file that is damaged, or if a row of this database cannot be read; then nothing is written.
     """
     added: list[str] = []
     try:
         with contextlib.ExitStack() as held:
-            parcel, before = _taken_in(store, path, added, held)
-            with store.writing() as session, _readable(store):
+            parcel, before = _read(store, path, added, held)
+            with store.transactions.writing() as session, _readable(store):
                 counts = put(session, store, parcel)
     finally:
         _discard_unneeded(store, added)  # all of them after a failure, else those of plans older than what is here
@@ -200,8 +200,8 @@ def merge_file(store: Store, path: Path) -> Counts:
     return counts
 
 
-def _taken_in(store: Store, path: Path, added: list[str], held: contextlib.ExitStack) -> tuple[Parcel, set[str]]:
-    """Read the file and store its artifacts, held; gives its records, and those of its artifacts that were here."""
+def _read(store: Store, path: Path, added: list[str], held: contextlib.ExitStack) -> tuple[Parcel, set[str]]:
+    """Read the file and store its artifacts, held; returns its records, and the artifacts that were here before."""
     try:
         with zipfile.ZipFile(path) as archive:
             parcel = _opened(archive)
@@ -217,7 +217,7 @@ def _taken_in(store: Store, path: Path, added: list[str], held: contextlib.ExitS
 
 
 def _opened(archive: zipfile.ZipFile) -> Parcel:
-    """Read and check everything; raises ``ValueError`` with the first thing that is wrong."""
+    """Read and check every entry; raises ``ValueError`` with the first error."""
     entries = {entry.filename: entry for entry in archive.infolist()}
     if RECORDS not in entries:
         raise ValueError(f"no {RECORDS}")
@@ -233,7 +233,7 @@ def _opened(archive: zipfile.ZipFile) -> Parcel:
     declared = {_member(digest, file): file for digest, files in parcel.artifacts.items() for file in files}
     stray = sorted(set(entries) ^ (set(declared) | {RECORDS}))
     if stray:
-        raise ValueError(f"{stray[0][:200]!r} is declared and absent, or there and not declared")
+        raise ValueError(f"{stray[0][:200]!r} is declared and absent, or present and not declared")
     for name, file in declared.items():
         entry = entries[name]
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != file.size_bytes:
@@ -281,6 +281,6 @@ def _store_artifacts(
 
 
 def _discard_unneeded(store: Store, digests: Sequence[str]) -> None:
-    """Drop what no row names; where that fails it is left to ``autotune db gc``."""
-    with contextlib.suppress(DatabaseError, ArtifactError), store.writing() as session:
-        store.discard(trials.unneeded(session, set(digests)))
+    """Drop the artifacts that no row names; if that fails, ``autotune db gc`` will."""
+    with contextlib.suppress(DatabaseError, ArtifactError), store.transactions.writing() as session:
+        store.artifacts.discard(trials.unneeded(session, set(digests)))

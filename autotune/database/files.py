@@ -1,4 +1,4 @@
-"""Files that may not be what they should: listed, hashed and compared without following a link."""
+"""Files that may have been tampered with: listed, hashed and compared without following a link."""
 
 import fcntl
 import hashlib
@@ -12,14 +12,14 @@ from autotune.errors import ArtifactError
 CHUNK_BYTES = 1 << 20
 
 
-def names_below(folder: Path, *, asked: str, hard_links: bool = False) -> list[str]:
-    """Give the names of the regular files below a folder, sorted.
+def names_below(folder: Path, *, refusal: str, hard_links: bool = False) -> list[str]:
+    """Return the names of the regular files below a folder, sorted.
 
-    Raises ArtifactError, beginning with ``asked``, for any link or special file; a file with a second name somewhere is
-    a link too, unless ``hard_links`` are expected.
+    Raises ArtifactError, which begins with ``refusal``, for any link or special file; a file with a second name
+    somewhere is a link too, unless ``hard_links`` are expected.
     """
     if folder.is_symlink() or not folder.is_dir():
-        raise ArtifactError(asked, found="no folder of its own", expected="a folder of files")
+        raise ArtifactError(refusal, found="no folder of its own", expected="a folder of files")
     names = []
     for parent, folders, files in os.walk(folder, onerror=_refuse, followlinks=False):
         for entry in (*folders, *files):
@@ -28,7 +28,7 @@ def names_below(folder: Path, *, asked: str, hard_links: bool = False) -> list[s
             if stat.S_ISREG(status.st_mode) and (hard_links or status.st_nlink == 1):
                 names.append(path.relative_to(folder).as_posix())
             elif not stat.S_ISDIR(status.st_mode):
-                raise ArtifactError(asked, found=f"{path} is a link or a special file", expected="plain files alone")
+                raise ArtifactError(refusal, found=f"{path} is a link or a special file", expected="plain files alone")
     return sorted(names)
 
 
@@ -46,7 +46,7 @@ def open_plain(path: Path) -> IO[bytes]:
 
 
 def hashed(stream: IO[bytes], target: IO[bytes] | None = None) -> tuple[int, str]:
-    """Size and SHA-256 of what is left of a stream, copied to ``target`` on the way."""
+    """Return the size and SHA-256 of the rest of a stream, and copy it to ``target``."""
     digest, size = hashlib.sha256(), 0
     while chunk := stream.read(CHUNK_BYTES):
         digest.update(chunk)
@@ -57,7 +57,7 @@ def hashed(stream: IO[bytes], target: IO[bytes] | None = None) -> tuple[int, str
 
 
 def holds(path: Path, size_bytes: int, sha256: str) -> bool:
-    """Whether a file is there, is no link, and has exactly this content."""
+    """Whether a path is a file, no link, with exactly this content."""
     try:
         with open_plain(path) as stream:
             return os.fstat(stream.fileno()).st_size == size_bytes and hashed(stream) == (size_bytes, sha256)
@@ -66,7 +66,7 @@ def holds(path: Path, size_bytes: int, sha256: str) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder that only its owner can read, and have its name on the disk; one that is there is no error."""
+    """Create a folder that only its owner can read, and write its name to the disk; an existing one is no error."""
     try:
         path.mkdir(mode=0o700)
     except FileExistsError:
@@ -75,7 +75,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk before going on."""
+    """Write the names in a folder to the disk, and return when they are there."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -4,36 +4,30 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, case, func, select
+from sqlalchemy import ColumnElement, and_, case, func, select
 from sqlalchemy.orm import Session
 
+from autotune import registry
 from autotune.database.plan_rows import device_classes
-from autotune.database.rows import kernel_record, kernel_values
+from autotune.database.rows import KernelTrialValues, kernel_record, kernel_values
 from autotune.database.schema import KernelTrialTable
+from autotune.database.transactions import Transactions
 from autotune.database.trials import QUARANTINE
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
-
-if TYPE_CHECKING:
-    from autotune.database.store import Store
-
-LIBRARY_KINDS = ("cublaslt", "torch")
-"""Kinds of kernels that are libraries' own calls: nothing of ours is compiled for them."""
 
 BATCH = 500
 """Rows read at once by their uids, few enough for SQLite's limit on parameters."""
 
 _PLACE = (KernelTrialTable.problem, KernelTrialTable.device_class, KernelTrialTable.toolchain)
 _IS_COMPLETE = KernelTrialTable.state == "complete"
-_IS_LIBRARY = KernelTrialTable.kind.in_(LIBRARY_KINDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProblemRow:
-    """A problem as the database knows it on one device class under one toolchain.
+    """A problem on one device class under one toolchain.
 
     ``best`` is the fastest complete trial, ``library_us`` the fastest median of a library's own call.
     """
@@ -50,100 +44,102 @@ class KernelProblemRow:
 class KernelTrials:
     """Kernel trials by problem (shape, types, layout, epilogue), device class and the digest of a toolchain.
 
-    They belong to no study: anybody may add some at any time, and a study's lease is not asked for. Errors as those of
-    the store's methods.
+    They belong to no study: any process may add some at any time, without a lease. Errors as those of
+    :class:`autotune.database.store.Store`.
     """
 
-    def __init__(self, store: "Store") -> None:
-        self._store = store
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
 
     def add(self, trials: Sequence[KernelTrial]) -> int:
-        """Write what became of some kernels, in one transaction; gives how many rows that wrote.
+        """Write the trials of some kernels in one transaction; returns the number of rows that were written.
 
-        What was tried here before stays as it is, except that a kernel that took its worker down, or hung, and then
-        completes is complete.
+        An earlier trial of this machine stays as it is, except that a kernel that took its worker down, or hung, and
+        then completes is complete.
         """
         values = [kernel_values(trial) for trial in trials]
-        with self._store.writing() as session:
-            return _add(session, values, self._store.now())
+        with self._transactions.writing() as session:
+            return _add(session, values, self._transactions.now())
 
     def of(self, problem: GemmProblem, device_class: str, toolchain: str) -> tuple[KernelTrial, ...]:
-        """Give all trials of a problem, complete ones first, the fastest first.
+        """Return all trials of a problem, complete ones first, the fastest first.
 
-        A configuration that several machines have tried comes once for each of them.
+        A configuration that several machines have tried is returned once for each of them.
         """
         query = (
             select(KernelTrialTable)
             .where(*_at(problem.digest, device_class, toolchain))
             .order_by(KernelTrialTable.state, KernelTrialTable.median_us, KernelTrialTable.uid)
         )
-        with self._store.reading() as session:
+        with self._transactions.reading() as session:
             return tuple(kernel_record(row.record) for row in session.scalars(query))
 
     def best(
         self, device_class: str, toolchain: str, problems: Iterable[GemmProblem] | None = None
     ) -> Mapping[str, KernelTrial]:
-        """Give the complete trial with the lowest median by the digest of its problem, for some problems or for all."""
+        """Return the complete trial with the lowest median by the digest of its problem, for all or some problems."""
         where = [KernelTrialTable.device_class == device_class, KernelTrialTable.toolchain == toolchain]
         if problems is not None:
             where.append(KernelTrialTable.problem.in_(sorted({problem.digest for problem in problems})))
-        with self._store.reading() as session:
+        with self._transactions.reading() as session:
             return {row.problem: kernel_record(row.record) for row in _fastest(session, *where)}
 
     def hints(self, problem: GemmProblem, device_class: str, toolchain: str) -> tuple[Configuration, ...]:
-        """Give what was best for a problem elsewhere: under other toolchains, and on other device classes.
+        """Return the best configurations of a problem under other toolchains and on other device classes.
 
-        Calls of libraries are left out. Nearest first: device classes that begin alike are alike, for they begin with
-        the vendor and the series (``nvidia-h100/…`` is nearer to ``nvidia-h200/…`` than ``nvidia-l40s/…``); of one
-        device class the newest first.
+        Calls of libraries are left out. Nearest first: device classes are near if their names begin alike, for a name
+        begins with the vendor and the series (``nvidia-h100/…`` is nearer to ``nvidia-h200/…`` than ``nvidia-l40s/…``);
+        of one device class the newest first.
         """
         here = (device_class, toolchain)
-        with self._store.reading() as session:
-            rows = _fastest(session, KernelTrialTable.problem == problem.digest, ~_IS_LIBRARY)
+        with self._transactions.reading() as session:
+            rows = _fastest(session, KernelTrialTable.problem == problem.digest, ~_is_library())
             rows = [row for row in rows if (row.device_class, row.toolchain) != here]
             rows.sort(key=lambda row: row.created, reverse=True)
-            rows.sort(key=lambda row: _alike(row.device_class, device_class), reverse=True)
+            rows.sort(key=lambda row: _common_prefix(row.device_class, device_class), reverse=True)
             return tuple(dict.fromkeys(kernel_record(row.record).configuration for row in rows))
 
     def problems(self, device: str | None = None) -> list[KernelProblemRow]:
-        """Give the problems that are known, by device class, toolchain and shape.
+        """Return the problems that have trials, by device class, toolchain and shape.
 
         ``device`` is a device class, or any part of a SKU that fits one SKU only (else DeviceError).
         """
-        with self._store.reading() as session:
+        with self._transactions.reading() as session:
             where = []
             if device is not None:
-                known = session.scalars(select(KernelTrialTable.device_class).distinct()).all()
-                where = [KernelTrialTable.device_class.in_(device_classes(list(known), device))]
-            best = {_place(row): kernel_record(row.record) for row in _fastest(session, *where)}
+                stored = session.scalars(select(KernelTrialTable.device_class).distinct()).all()
+                where = [KernelTrialTable.device_class.in_(device_classes(list(stored), device))]
+            fastest = _fastest(session, *where)
+            best = {(row.problem, row.device_class, row.toolchain): kernel_record(row.record) for row in fastest}
             query = select(
                 *_PLACE,
                 func.count().label("trials"),
                 func.sum(case((_IS_COMPLETE, 0), else_=1)).label("failed"),
-                func.min(case((and_(_IS_COMPLETE, _IS_LIBRARY), KernelTrialTable.median_us))).label("library_us"),
+                func.min(case((and_(_IS_COMPLETE, _is_library()), KernelTrialTable.median_us))).label("library_us"),
                 func.min(KernelTrialTable.uid).label("some"),
             )
-            found = []
+            problems = []
             for row in session.execute(query.where(*where).group_by(*_PLACE)):
-                fastest = best.get(_place(row))
-                some = fastest or kernel_record(session.get_one(KernelTrialTable, row.some).record)
-                found.append(
+                trial = best.get((row.problem, row.device_class, row.toolchain))
+                some = trial or kernel_record(session.get_one(KernelTrialTable, row.some).record)
+                problems.append(
                     KernelProblemRow(
                         problem=some.problem,
                         device_class=row.device_class,
                         toolchain=row.toolchain,
                         trials=row.trials,
                         failed=row.failed,
-                        best=fastest,
+                        best=trial,
                         library_us=row.library_us,
                     )
                 )
-        return sorted(found, key=_order)
+        return sorted(problems, key=_order)
 
 
-def supersede(row: KernelTrialTable, values: Mapping[str, Any], created: str) -> bool:
-    """Put what a kernel came to in place of its row where that says only that a worker was lost; whether it did."""
-    if row.state == "complete" or values["state"] != "complete" or row.record["failure"]["kind"] not in QUARANTINE:
+def supersede(row: KernelTrialTable, values: KernelTrialValues, created: str) -> bool:
+    """Write a complete trial over a row that says only that a worker was lost; returns whether it did."""
+    failure = kernel_record(row.record).failure
+    if failure is None or failure.kind not in QUARANTINE or values["state"] != "complete":
         return False
     for name, value in values.items():
         setattr(row, name, value)
@@ -151,38 +147,47 @@ def supersede(row: KernelTrialTable, values: Mapping[str, Any], created: str) ->
     return True
 
 
-def _add(session: Session, values: Sequence[Mapping[str, Any]], now: str) -> int:
-    """Write each that is new here or supersedes what is; gives how many."""
-    wanted: dict[tuple[str, str, str], set[str]] = {}
-    for each in values:
-        wanted.setdefault(_key(each), set()).add(each["configuration"])
-    known: dict[tuple[str, ...], KernelTrialTable] = {}
-    for place, configurations in wanted.items():
-        same = (KernelTrialTable.configuration.in_(sorted(configurations)), KernelTrialTable.tried_here.is_(True))
-        for row in session.scalars(select(KernelTrialTable).where(*_at(*place), *same)):
-            known[(*place, row.configuration)] = row
+def _is_library() -> ColumnElement[bool]:
+    """Return the condition that a kernel is a library's own call: no kernel of ours is compiled for it."""
+    return KernelTrialTable.kind.in_(registry.library_kinds())
+
+
+def kernel_trial_key(values: KernelTrialValues) -> tuple[str, str, str, str]:
+    """Return the problem, device class, toolchain and configuration, which make a kernel trial this one."""
+    return values["problem"], values["device_class"], values["toolchain"], values["configuration"]
+
+
+def _add(session: Session, trials: Sequence[KernelTrialValues], now: str) -> int:
+    """Write the trials that are new here or supersede a row; returns how many."""
+    configurations: dict[tuple[str, str, str], set[str]] = {}
+    for values in trials:
+        *place, configuration = kernel_trial_key(values)
+        configurations.setdefault((place[0], place[1], place[2]), set()).add(configuration)
+    rows: dict[tuple[str, str, str, str], KernelTrialTable] = {}
+    for (problem, device_class, toolchain), digests in configurations.items():
+        same = (KernelTrialTable.configuration.in_(sorted(digests)), KernelTrialTable.tried_here.is_(True))
+        for row in session.scalars(select(KernelTrialTable).where(*_at(problem, device_class, toolchain), *same)):
+            rows[problem, device_class, toolchain, row.configuration] = row
     written = 0
-    for each in values:
-        key = (*_key(each), each["configuration"])
-        if key in known:
-            written += supersede(known[key], each, now)
+    for values in trials:
+        key = kernel_trial_key(values)
+        if key in rows:
+            written += supersede(rows[key], values, now)
             continue
-        known[key] = KernelTrialTable(uid=uuid.uuid4().hex, tried_here=True, created=now, **each)
-        session.add(known[key])
+        rows[key] = KernelTrialTable(uid=uuid.uuid4().hex, tried_here=True, created=now, **values)
+        session.add(rows[key])
         written += 1
     return written
 
 
-def _at(problem: str, device_class: str, toolchain: str) -> tuple[Any, ...]:
+def _at(problem: str, device_class: str, toolchain: str) -> tuple[ColumnElement[bool], ...]:
     return tuple(column == value for column, value in zip(_PLACE, (problem, device_class, toolchain), strict=True))
 
 
-def _fastest(session: Session, *where: Any) -> list[KernelTrialTable]:
-    """Give the complete row with the lowest median of every problem, device class and toolchain under conditions.
-
-    In two steps, each with one plan to choose: for a join with the lowest medians PostgreSQL took 115 s among 15,000
-    rows while it had no statistics of a table that was new.
-    """
+def _fastest(session: Session, *where: ColumnElement[bool]) -> list[KernelTrialTable]:
+    """Return the complete row with the lowest median of every problem, device class and toolchain, of some rows."""
+    # In two steps, each with one query plan to choose: for a join with the lowest medians PostgreSQL took 115 s among
+    # 15,000 rows while it had no statistics of a table that was new.
     rank = func.row_number().over(partition_by=_PLACE, order_by=(KernelTrialTable.median_us, KernelTrialTable.uid))
     ranked = select(KernelTrialTable.uid, rank.label("rank")).where(_IS_COMPLETE, *where).subquery()
     uids = session.scalars(select(ranked.c.uid).where(ranked.c.rank == 1).order_by(ranked.c.uid)).all()
@@ -193,19 +198,11 @@ def _fastest(session: Session, *where: Any) -> list[KernelTrialTable]:
     return rows
 
 
-def _key(values: Mapping[str, Any]) -> tuple[str, str, str]:
-    return values["problem"], values["device_class"], values["toolchain"]
+def _common_prefix(left: str, right: str) -> int:
+    """Return the number of characters with which both names begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
-def _place(row: Any) -> tuple[str, str, str]:
-    return row.problem, row.device_class, row.toolchain
-
-
-def _alike(one: str, other: str) -> int:
-    """How many characters two names have in common from their beginning on."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
-
-
-def _order(row: KernelProblemRow) -> tuple[Any, ...]:
+def _order(row: KernelProblemRow) -> tuple[str, str, int, int, int, str]:
     problem = row.problem
     return row.device_class, row.toolchain, problem.m, problem.n, problem.k, problem.canonical

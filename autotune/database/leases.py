@@ -1,8 +1,8 @@
-"""Who coordinates a study: one owner at a time, and a fencing number that keeps a former owner from writing.
+"""The coordinator of a study: one owner at a time, and a fencing number that keeps a former owner from writing.
 
-Safety hangs on the fencing number alone: it grows each time a lease is taken, and every transaction of a coordinator
-looks it up before it writes. Clocks decide only how soon a silent owner is given up. They may jump, and those of two
-hosts differ; so a heartbeat that looks too old, or that lies in the future, is not believed before its owner has been
+Safety depends on the fencing number alone: it grows each time a lease is taken, and every transaction of a coordinator
+checks it before it writes. Clocks decide only how soon a silent owner is replaced. They may jump, and those of two
+hosts differ; so a heartbeat that looks too old, or that lies in the future, counts only after its owner has been
 watched for a while by a monotonic clock and has not renewed (see :meth:`Held.silent`).
 """
 
@@ -22,7 +22,7 @@ from autotune.errors import StudyHeldError, StudyTakenOverError
 
 RENEW_S = 10.0
 LIMIT_S = 2 * RENEW_S + BUSY_TIMEOUT_S + 10.0
-"""An owner is silent after so long: it may miss a renewal, and wait as long as a database may be busy for the next."""
+"""An owner is silent after this time: it may miss one renewal, and wait for a busy database at the next."""
 WATCH_S = 1.5 * RENEW_S
 
 
@@ -30,8 +30,9 @@ WATCH_S = 1.5 * RENEW_S
 class Owner:
     """A process that may coordinate a study.
 
-    ``place`` says in which space of process numbers ``pid`` counts (the boot, and the container), ``started`` when the
-    process began in clock ticks since that boot: no jump of a clock changes it, and a reused number differs in it.
+    ``place`` identifies the space of process numbers in which ``pid`` counts (the boot, and the container), ``started``
+    is the start of the process in clock ticks since that boot: no jump of a clock changes it, and two processes with
+    one number differ in it.
     """
 
     host: str
@@ -42,7 +43,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        """Make an owner of the process that asks; each call is an owner of its own."""
+        """Return an owner in this process; each call returns another owner."""
         pid = os.getpid()
         return cls(
             host=socket.gethostname(), place=_place(), pid=pid, started=_started(pid) or 0, token=secrets.token_hex(16)
@@ -50,13 +51,13 @@ class Owner:
 
     @property
     def is_gone(self) -> bool:
-        """Whether its process is known to have ended; one of another host or container is never known to have."""
+        """Whether its process has certainly ended; of a process of another host or container this is never certain."""
         return self.place == _place() and _started(self.pid) != self.started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The right to write as the coordinator of a study, for as long as nobody took it over."""
+    """The right to write as the coordinator of a study, until another process takes it over."""
 
     study: str
     token: str
@@ -65,7 +66,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A lease that is somebody's: when and how often it was renewed, and how old that is by the store's clock."""
+    """A lease with an owner: ``beats`` renewals, of which the last is ``age_s`` old by the store's clock."""
 
     owner: Owner
     fence: int
@@ -78,12 +79,12 @@ class Held:
         return not 0 <= self.age_s <= LIMIT_S
 
     def same_beat(self, other: "Held | None") -> bool:
-        """Whether the owner did nothing between two looks."""
+        """Whether the owner has not renewed its lease between two looks."""
         return other is not None and (self.fence, self.beats) == (other.fence, other.beats)
 
 
 def holder(session: Session, study_uid: str, now: str) -> Held | None:
-    """Give who holds the lease of a study, if anyone does."""
+    """Return the lease on a study, if a process holds it."""
     row = session.get(LeaseTable, study_uid)
     if row is None or row.token is None:
         return None
@@ -95,8 +96,8 @@ def holder(session: Session, study_uid: str, now: str) -> Held | None:
 def take(session: Session, study_uid: str, owner: Owner, now: str, watched: Held | None = None) -> Lease:
     """Take the lease of a study, with the next fencing number.
 
-    Another owner's is taken over where its process is gone, or where it is silent and was so in ``watched`` too, an
-    earlier look that lies :data:`WATCH_S` back. Raises StudyHeldError otherwise.
+    Another owner's lease is taken over if its process is gone, or if it is silent and was silent in ``watched`` too, an
+    earlier look of :data:`WATCH_S` ago. Raises StudyHeldError otherwise.
     """
     study = session.scalars(select(StudyTable).where(StudyTable.uid == study_uid).with_for_update()).one()
     held = holder(session, study_uid, now)
@@ -115,7 +116,7 @@ def take(session: Session, study_uid: str, owner: Owner, now: str, watched: Held
 
 
 def renew(session: Session, lease: Lease, now: str) -> None:
-    """Say that the owner lives; raises StudyTakenOverError where it is the owner no longer."""
+    """Record that the owner is alive; raises StudyTakenOverError if it is the owner no longer."""
     check(session, lease)
     session.execute(
         update(LeaseTable).where(LeaseTable.study == lease.study).values(heartbeat=now, beats=LeaseTable.beats + 1)
@@ -123,7 +124,7 @@ def renew(session: Session, lease: Lease, now: str) -> None:
 
 
 def release(session: Session, lease: Lease) -> None:
-    """Give a lease back; one that was taken over is another's to give back. The fencing number stays."""
+    """Release a lease, unless another process has taken it over. The fencing number stays."""
     mine = (LeaseTable.study == lease.study, LeaseTable.fence == lease.fence, LeaseTable.token == lease.token)
     session.execute(update(LeaseTable).where(*mine).values(token=None))
 
@@ -133,12 +134,12 @@ def check(session: Session, lease: Lease) -> None:
     row = session.scalars(select(LeaseTable).where(LeaseTable.study == lease.study).with_for_update()).first()
     if row is not None and (row.fence, row.token) == (lease.fence, lease.token):
         return
-    by = "nobody: it was given back" if row is None or row.token is None else f"process {row.pid} on {row.host}"
+    by = "nobody: it was released" if row is None or row.token is None else f"process {row.pid} on {row.host}"
     raise StudyTakenOverError(
         "this process coordinates the study no longer, and has written nothing since it lost it",
         found=f"it held the study under number {lease.fence}, now {row.fence if row else 0} is held by {by}",
         expected="one coordinator a study; this one was silent for too long (stopped, or its host slept)",
-        run="the same command once the other one has ended; it answers with what was found",
+        run="the same command once the other one has ended; it prints the result",
     )
 
 
@@ -149,7 +150,7 @@ def _refusal(study: StudyTable, held: Held) -> StudyHeldError:
         f"study {study.name} at batch {study.batch} is being coordinated by another process",
         found=f"process {owner.pid} on host {owner.host}, last heard of {age}",
         expected=f"one coordinator a study; a dead one is replaced, on its host at once, else after {LIMIT_S:.0f} s",
-        run=f"wait for it, or stop it on {owner.host} (kill {owner.pid}) and run the same command, which goes on",
+        run=f"wait for it, or stop it on {owner.host} (kill {owner.pid}) and run the same command, which continues",
     )
 
 
@@ -159,7 +160,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """Give the start of a process in clock ticks since the boot; ``None`` where it has ended, reaped or not."""
+    """Return the start of a process in clock ticks since the boot; ``None`` if it has ended, reaped or not."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -5,12 +5,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def is_digest(text: object) -> bool:
+def is_digest(text: object) -> TypeGuard[str]:
     """Whether a value is a SHA-256 in lower-case hexadecimal."""
     return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
@@ -35,13 +35,13 @@ class ArtifactFile:
         if not is_digest(self.sha256):
             raise ValueError(f"{self.name}: expected a SHA-256 in hexadecimal, found {self.sha256!r}")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {"name": self.name, "size_bytes": self.size_bytes, "sha256": self.sha256}
 
 
 def manifest_json(files: Sequence[ArtifactFile]) -> str:
-    """Give the canonical JSON of an artifact's files, sorted by name; raises ``ValueError`` where two names collide."""
+    """Return the canonical JSON of an artifact's files, sorted by name; raises ``ValueError`` if two names collide."""
     names = {file.name for file in files}
     folders = {"/".join(name.split("/")[:depth]) for name in names for depth in range(1, name.count("/") + 1)}
     if not files or len(names) != len(files) or names & folders:
@@ -50,7 +50,7 @@ def manifest_json(files: Sequence[ArtifactFile]) -> str:
 
 
 def manifest_files(text: str | bytes) -> tuple[ArtifactFile, ...]:
-    """Read what :func:`manifest_json` wrote; raises ``ValueError`` for anything else."""
+    """Return the files of a text that :func:`manifest_json` wrote; raises ``ValueError`` for any other text."""
     try:
         return tuple(ArtifactFile(**entry) for entry in json.loads(text))
     except (TypeError, RecursionError) as error:
@@ -58,5 +58,5 @@ def manifest_files(text: str | bytes) -> tuple[ArtifactFile, ...]:
 
 
 def digest_of(files: Sequence[ArtifactFile]) -> str:
-    """Give the digest that names an artifact: SHA-256 of :func:`manifest_json`."""
+    """Return the digest that names an artifact: the SHA-256 of :func:`manifest_json`."""
     return hashlib.sha256(manifest_json(files).encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""The records of a parcel become rows; see :func:`autotune.database.exchange.merge_file`."""
+"""Writes the records of a parcel as rows; see :func:`autotune.database.exchange.merge_file`."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from autotune.database import plans, trials
-from autotune.database.kernel_trials import supersede
+from autotune.database.kernel_trials import kernel_trial_key, supersede
 from autotune.database.parcel import Parcel, TravellingKernelTrial, TravellingTrial
 from autotune.database.rows import (
     kernel_values,
@@ -14,7 +14,8 @@ from autotune.database.rows import (
     trial_values,
 )
 from autotune.database.schema import KernelTrialTable, MeasurementTable, PlanTable, StudyTable, TrialTable
-from autotune.database.store import Store, put_device, put_workload
+from autotune.database.store import Store
+from autotune.database.study_store import put_device, put_workload
 from autotune.errors import DatabaseError
 from autotune.records.identity import objective_content
 from autotune.records.plan import Plan
@@ -25,9 +26,9 @@ Counts = dict[str, dict[str, int]]
 
 
 def put(session: Session, store: Store, parcel: Parcel) -> Counts:
-    """Write what is not known yet; gives how many of each kind were ``added`` and ``known``, artifacts left out.
+    """Write the records that are new; returns how many of each kind were ``added`` and ``known``, without artifacts.
 
-    Raises DatabaseError where a uid means something else here.
+    Raises DatabaseError if a uid means something else here.
     """
     counts: Counts = {kind: {"added": 0, "known": 0} for kind in KINDS}
 
@@ -43,10 +44,11 @@ def put(session: Session, store: Store, parcel: Parcel) -> Counts:
         here[uid], new = _put_study(session, parcel, uid)
         count("studies", new)
     kept = {digest for digest in parcel.artifacts if store.artifacts.has(digest)}
-    free = {each.trial.uid for each in parcel.trials if _is_free(session, here[each.study], each.trial.number)}
-    for each in sorted(parcel.trials, key=lambda each: each.trial.uid not in free):  # those keep their numbers
-        if not _was_left_out(each.trial):
-            count("trials", _put_trial(session, here[each.study], each, kept))
+    free = {item.trial.uid for item in parcel.trials if _is_free(session, here[item.study], item.trial.number)}
+    # The trials whose numbers are free come first, so that they keep their numbers.
+    for trial in sorted(parcel.trials, key=lambda item: item.trial.uid not in free):
+        if not _was_left_out(trial.trial):
+            count("trials", _put_trial(session, here[trial.study], trial, kept))
     for item in parcel.measurements:
         new = session.get(MeasurementTable, measurement_uid(item.trial, item.role, item.measurement)) is None
         trials.add_measurement(session, item.trial, item.role, item.measurement, item.created)
@@ -56,13 +58,13 @@ def put(session: Session, store: Store, parcel: Parcel) -> Counts:
     replaced: set[str] = set()
     for plan in parcel.plans:
         count("plans", _put_plan(session, plan, replaced))
-    store.discard(trials.unneeded(session, replaced))
+    store.artifacts.discard(trials.unneeded(session, replaced))
     return counts
 
 
 def _put_study(session: Session, parcel: Parcel, uid: str) -> tuple[StudyTable, bool]:
-    """Give the row of the study with this one's identity, made where there is none, and whether it is new."""
-    study = next(each for each in parcel.studies if each.uid == uid)
+    """Return the row of the study with this one's identity, and whether it had to be added."""
+    study = next(study for study in parcel.studies if study.uid == uid)
     keys = study_keys(study.identity)
     row = session.scalars(select(StudyTable).where(StudyTable.identity == keys["identity"])).first()
     if row is not None:
@@ -71,7 +73,7 @@ def _put_study(session: Session, parcel: Parcel, uid: str) -> tuple[StudyTable, 
         row.state = "finished" if "finished" in (row.state, study.state) else "running"
         row.created = min(row.created, study.created)
         return row, False
-    _refuse_known(session.get(StudyTable, uid) is not None, f"study {uid}")
+    _refuse_clash(session.get(StudyTable, uid) is not None, f"study {uid}")
     names = set(StudyTable.__table__.columns.keys()) - {*keys, "objective"}
     row = StudyTable(
         **keys,
@@ -84,25 +86,26 @@ def _put_study(session: Session, parcel: Parcel, uid: str) -> tuple[StudyTable, 
 
 
 def _was_left_out(trial: Trial) -> bool:
-    """Whether the budget ended before a trial had a result: older versions wrote such rows, which say nothing."""
+    """Whether the budget ended before a trial had a result: older versions wrote such rows, which hold no figure."""
     return trial.state == "pruned" and trial.latency_ms is None
 
 
 def _is_free(session: Session, study: StudyTable, number: int) -> bool:
-    taken = select(TrialTable.uid).where(TrialTable.study == study.uid, TrialTable.number == number)
-    return session.scalar(taken) is None
+    same_number = select(TrialTable.uid).where(TrialTable.study == study.uid, TrialTable.number == number)
+    return session.scalar(same_number) is None
 
 
-def _put_trial(session: Session, study: StudyTable, each: TravellingTrial, kept: set[str]) -> bool:
-    """Add a trial under its number, or under the study's next one where that is taken; whether it is new."""
-    trial = each.trial
-    known = session.get(TrialTable, trial.uid)
-    if known is not None:
-        other = known.study != study.uid or known.configuration_digest != trial.configuration.digest
-        _refuse_known(other, f"trial {trial.uid}")
+def _put_trial(session: Session, study: StudyTable, incoming: TravellingTrial, kept: set[str]) -> bool:
+    """Add a trial under its number, or under the study's next one if another has that; returns whether it is new."""
+    trial = incoming.trial
+    row = session.get(TrialTable, trial.uid)
+    if row is not None:
+        clashes = row.study != study.uid or row.configuration_digest != trial.configuration.digest
+        _refuse_clash(clashes, f"trial {trial.uid}")
         return False
     number = trial.number if _is_free(session, study, trial.number) else trials.next_number(session, study.uid)
-    values = trial_values(trial) | {"artifact": trial.artifact if trial.artifact in kept else None}
+    values = trial_values(trial)
+    values["artifact"] = trial.artifact if trial.artifact in kept else None
     session.add(
         TrialTable(
             uid=trial.uid,
@@ -118,8 +121,8 @@ def _put_trial(session: Session, study: StudyTable, each: TravellingTrial, kept:
             device_class=study.device_class,
             toolchain=trial.toolchain,
             tried_here=None,
-            created=each.created,
-            finished=each.finished,
+            created=incoming.created,
+            finished=incoming.finished,
             **values,
         )
     )
@@ -127,33 +130,36 @@ def _put_trial(session: Session, study: StudyTable, each: TravellingTrial, kept:
     return True
 
 
-def _put_kernel_trial(session: Session, each: TravellingKernelTrial) -> bool:
-    """Add a kernel trial beside what was tried here; whether it is new, or completes what was lost with its worker."""
-    values = kernel_values(each.trial)
-    known = session.get(KernelTrialTable, each.uid)
-    if known is None:
-        session.add(KernelTrialTable(uid=each.uid, tried_here=None, created=each.created, **values))
+def _put_kernel_trial(session: Session, incoming: TravellingKernelTrial) -> bool:
+    """Add a kernel trial beside the trials of this machine; returns whether a row was written.
+
+    One that the database has is written again only if it completes a trial that was lost with its worker.
+    """
+    values = kernel_values(incoming.trial)
+    row = session.get(KernelTrialTable, incoming.uid)
+    if row is None:
+        session.add(KernelTrialTable(uid=incoming.uid, tried_here=None, created=incoming.created, **values))
         return True
-    key = ("problem", "device_class", "toolchain", "configuration")
-    _refuse_known(any(getattr(known, name) != values[name] for name in key), f"kernel trial {each.uid}")
-    return supersede(known, values, each.created)
+    stored = (row.problem, row.device_class, row.toolchain, row.configuration)
+    _refuse_clash(stored != kernel_trial_key(values), f"kernel trial {incoming.uid}")
+    return supersede(row, values, incoming.created)
 
 
 def _put_plan(session: Session, plan: Plan, replaced: set[str]) -> bool:
-    """Keep the newer of two plans with one key (as old: the one with the greater uid); whether it is this one."""
+    """Keep the newer of two plans with one key; of two as old, the one with the greater uid. True if it is this one."""
     former = plans.same_key(session, plan)
     named = session.get(PlanTable, plan.uid)
-    _refuse_known(named is not None and (former is None or former.uid != plan.uid), f"plan {plan.uid}")
+    _refuse_clash(named is not None and (former is None or former.uid != plan.uid), f"plan {plan.uid}")
     if former is not None and (parse_instant(plan.created), plan.uid) <= (former.created, former.uid):
         return False
     replaced |= plans.put(session, plan)
     return True
 
 
-def _refuse_known(clashes: bool, what: str) -> None:
+def _refuse_clash(clashes: bool, record: str) -> None:
     if clashes:
         raise DatabaseError(
             "The file cannot be merged",
-            found=f"{what}, which is something else in this database",
+            found=f"{record}, which is something else in this database",
             expected="one uid for one thing",
         )

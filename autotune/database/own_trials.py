@@ -1,20 +1,22 @@
-"""What a coordinator writes about its own trials, as few statements as there can be and each of them built once.
+"""The writes of a coordinator about its own trials, in as few statements as possible, each of them built once.
 
-A statement looks the lease up itself, writes only where all is as it should be, and answers whether it has written. It
-never says why not: :mod:`autotune.database.trials` then looks at everything in a transaction of its own, which does
-what is seldom needed (a trial that was cut off is taken over) or raises. The statements go to the driver: what
-SQLAlchemy does around one takes longer than the database takes for it.
+A statement checks the lease itself, writes only if every condition holds, and returns whether it has written. It does
+not return the reason: :mod:`autotune.database.trials` then repeats the write in a transaction of its own, which handles
+the rare cases (a trial that was cut off is taken over) or raises. The statements go to the driver, because SQLAlchemy's
+own work around a statement takes longer than the database takes for it.
 
-On PostgreSQL a write is one statement, so one round trip. It sees the database as it was when it began, and may have
-waited since. What happened meanwhile cannot slip in: the lease's row is read again when it is locked, a trial's when it
-is changed, and two that begin a trial at once give it the same number, of which the unique constraint lets one pass.
+On PostgreSQL a write is one statement, so one round trip. It sees the database as it was when the statement began, and
+may have waited since. A change in the meantime does no harm: the lease's row is read again when it is locked, a trial's
+row when it is changed; and if two processes begin a trial at once, both use the same number, of which the unique
+constraint accepts one.
 """
 
 import hashlib
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from typing import Any
+
+from sqlalchemy.engine.interfaces import DBAPICursor
 
 from autotune.database.engine import ADVISORY_LOCK
 from autotune.database.leases import Lease
@@ -23,8 +25,8 @@ from autotune.records.canonical import canonical
 from autotune.records.configuration import Configuration
 from autotune.records.trial import Measurement, Trial
 
-Execute = Callable[[str, Mapping[str, Any]], Any]
-"""A driver's ``execute``: gives something that rows can be fetched from."""
+Execute = Callable[[str, Mapping[str, object]], DBAPICursor]
+"""A driver's ``execute``; the rows of its statement are fetched from the cursor that it returns."""
 
 
 def _for_psycopg(statement: str) -> str:
@@ -35,11 +37,11 @@ _MINE = "lease.study = :study AND lease.fence = :fence AND lease.token = :token"
 _GATE = f"""
 gate AS (SELECT pg_advisory_xact_lock_shared({ADVISORY_LOCK})),
 held AS (SELECT lease.study FROM lease, gate WHERE {_MINE} FOR UPDATE OF lease)"""
-"""On PostgreSQL: the lock that coordinators share, then the lease, which stays whose it is until all is written."""
+"""On PostgreSQL: the lock that coordinators share, then the lease, which keeps its owner until all is written."""
 
-# Only where the study has no row of the configuration: else it was tried, or cut off. The nearest digest is asked for
-# and not that very one, since the order leaves a single index to choose; else PostgreSQL may settle, while the table
-# is still small, on the index of the numbers, and then reads all trials of the study each time.
+# Only if the study has no row of the configuration: otherwise it was tried, or cut off. The query is for the nearest
+# digest and not for this very one, since the order leaves a single index to choose; otherwise PostgreSQL may settle,
+# while the table is still small, on the index of the numbers, and then reads all trials of the study each time.
 _BEGIN = """
 INSERT INTO trial (
     uid, study, number, attempt, handed_back, backend, configuration, configuration_digest,
@@ -80,55 +82,57 @@ _FINISH_MEASURED = _for_psycopg(f"{_DONE}, kept AS ({_KEEP.format(row=_ROW)}) SE
 
 
 def begin(
-    kind: str, execute: Execute, lease: Lease, study_uid: str, configuration: Configuration, toolchain: str, now: str
+    dialect: str, execute: Execute, lease: Lease, study_uid: str, configuration: Configuration, toolchain: str, now: str
 ) -> Trial | None:
-    """Write the row of a trial that is new to the study; ``None`` where nothing was written, for whatever reason.
+    """Write the row of a trial that is new to the study; ``None`` if nothing was written, for any reason.
 
-    ``kind`` is the name of the database's dialect.
+    ``dialect`` is the name of the database's dialect.
     """
     if study_uid != lease.study:
         return None
     content = configuration.canonical
+    uid = uuid.uuid4().hex
     values = _lease_values(lease) | {
-        "uid": uuid.uuid4().hex,
+        "uid": uid,
         "backend": configuration.backend,
         "configuration": content,
         "digest": hashlib.sha256(content.encode()).hexdigest(),
         "toolchain": toolchain,
         "now": now,
     }
-    row = execute(_CLAIM[kind], values).fetchone()
+    row = execute(_CLAIM[dialect], values).fetchone()
     if row is None:
         return None
-    return Trial(uid=values["uid"], number=row[0], configuration=configuration, state="running", toolchain=toolchain)
+    return Trial(uid=uid, number=row[0], configuration=configuration, state="running", toolchain=toolchain)
 
 
 def end(
-    kind: str, execute: Execute, lease: Lease, trial: Trial, measurements: Mapping[Role, Measurement], now: str
+    dialect: str, execute: Execute, lease: Lease, trial: Trial, measurements: Mapping[Role, Measurement], now: str
 ) -> bool:
-    """Write what a trial of the study came to; false where nothing was written, for whatever reason."""
+    """Write the result of a trial of the study; false if nothing was written, for any reason."""
     if trial.state == "running" or len(measurements) > 1:
         return False
-    values = trial_values(trial)
-    values |= _lease_values(lease) | {
-        "failure": None if values["failure"] is None else canonical(values["failure"]),
+    result = trial_values(trial)
+    values = _lease_values(lease) | {
+        **result,
+        "failure": None if result["failure"] is None else canonical(result["failure"]),
         "uid": trial.uid,
         "number": trial.number,
         "digest": trial.configuration.digest,
         "attempt": trial.attempt,
         "now": now,
     }
-    measured: dict[str, Any] = {}
+    measured: dict[str, object] = {}
     for role, measurement in measurements.items():
         uid, record = measurement_content(trial.uid, role, measurement)
         measured = {"measurement": uid, "uid": trial.uid, "role": role, "now": now, "record": record}
-    if measured and kind == "postgresql":
+    if measured and dialect == "postgresql":
         return execute(_FINISH_MEASURED, values | measured).fetchone() is not None
-    done = execute(_FINISH[kind], values).fetchone() is not None
+    done = execute(_FINISH[dialect], values).fetchone() is not None
     if done and measured:
         execute(_MEASURED, measured)
     return done
 
 
-def _lease_values(lease: Lease) -> dict[str, Any]:
+def _lease_values(lease: Lease) -> dict[str, object]:
     return {"study": lease.study, "fence": lease.fence, "token": lease.token}

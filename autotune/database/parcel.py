@@ -1,8 +1,8 @@
-"""What travels between databases: records, checked one by one before anything is written."""
+"""The records that travel between databases, checked one by one before any is written."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -37,7 +37,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 Positive = Annotated[float, Field(gt=0, lt=1e300)]
 NotNegative = Annotated[float, Field(ge=0, lt=1e300)]
-Json = dict[str, Any]
+Json = dict[str, object]
 
 
 class _Entry(BaseModel):
@@ -45,7 +45,7 @@ class _Entry(BaseModel):
 
 
 class StudyEntry(_Entry):
-    """A study as it travels; its identity is worked out again from these fields."""
+    """A study as it travels; its identity is computed again from these fields."""
 
     uid: Uid
     name: Text
@@ -138,7 +138,7 @@ class Document(_Entry):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TravellingTrial:
-    """A finished trial, the uid of its study where it comes from, and when it began and ended."""
+    """A finished trial, the uid of its study in the database it comes from, and when it began and ended."""
 
     study: str
     trial: Trial
@@ -180,35 +180,35 @@ class Parcel:
 
     def __post_init__(self) -> None:
         uids = {study.uid for study in self.studies}
-        trials = {each.trial.uid for each in self.trials}
+        trials = {item.trial.uid for item in self.trials}
         models = {(workload.structure, workload.weights) for workload in self.workloads}
         classes = {device.device_class for device in self.devices}
         if len(uids) != len(self.studies) or len(trials) != len(self.trials):
             raise ValueError("two studies or two trials have the same uid")
-        if len({each.uid for each in self.kernel_trials}) != len(self.kernel_trials):
+        if len({item.uid for item in self.kernel_trials}) != len(self.kernel_trials):
             raise ValueError("two kernel trials have the same uid")
         names = {workload.name for workload in self.workloads} | {device.name for device in self.devices}
         names |= {study.name for study in self.studies} | {plan.name for plan in self.plans}
-        names |= {each.trial.device_class for each in self.kernel_trials}
+        names |= {item.trial.device_class for item in self.kernel_trials}
         for name in sorted(names):
             if not name.isprintable():
                 raise ValueError(f"the name {name!r} holds a character that does not print")
         for study in self.studies:
             if (study.structure, study.weights) not in models or study.device_class not in classes:
                 raise ValueError(f"study {study.uid} comes without its workload or its device")
-        for each in self.trials:
-            if each.study not in uids:
-                raise ValueError(f"trial {each.trial.uid} comes without its study")
-        for item in self.measurements:
-            if item.trial not in trials:
-                raise ValueError(f"a measurement comes without its trial {item.trial}")
+        for item in self.trials:
+            if item.study not in uids:
+                raise ValueError(f"trial {item.trial.uid} comes without its study")
+        for measured in self.measurements:
+            if measured.trial not in trials:
+                raise ValueError(f"a measurement comes without its trial {measured.trial}")
         for digest, files in self.artifacts.items():
             if digest_of(files) != digest:
                 raise ValueError(f"the files listed for artifact {digest} are those of {digest_of(files)}")
 
 
 def to_json(parcel: Parcel) -> bytes:
-    """``records.json`` of a parcel, in canonical JSON."""
+    """Return ``records.json`` of a parcel, in canonical JSON."""
     return canonical(
         {
             "format": FORMAT,
@@ -216,14 +216,14 @@ def to_json(parcel: Parcel) -> bytes:
             "workloads": [workload.as_dict() for workload in parcel.workloads],
             "devices": [device.as_dict() for device in parcel.devices],
             "studies": [_study_data(study) for study in parcel.studies],
-            "trials": [_trial_data(each) for each in parcel.trials],
+            "trials": [_trial_data(item) for item in parcel.trials],
             "measurements": [
                 {"trial": m.trial, "role": m.role, "created": m.created, "record": m.measurement.as_dict()}
                 for m in parcel.measurements
             ],
             "kernel_trials": [
-                {"uid": each.uid, "created": each.created, **kernel_values(each.trial)["record"]}
-                for each in parcel.kernel_trials
+                {"uid": item.uid, "created": item.created, **kernel_values(item.trial)["record"]}
+                for item in parcel.kernel_trials
             ],
             "plans": [plan.as_dict() for plan in parcel.plans],
             "artifacts": {digest: [file.as_dict() for file in files] for digest, files in parcel.artifacts.items()},
@@ -231,29 +231,29 @@ def to_json(parcel: Parcel) -> bytes:
     ).encode()
 
 
-def _study_data(study: StudyRow) -> dict[str, Any]:
+def _study_data(study: StudyRow) -> Json:
     data = {name: getattr(study, name) for name in StudyEntry.model_fields}
     data["objective"] = objective_content(study.objective)
     data["conditions"] = study.conditions.as_dict() if study.conditions is not None else {}
     return data
 
 
-def _trial_data(each: TravellingTrial) -> dict[str, Any]:
-    own = {"study": each.study, "created": each.created, "finished": each.finished}
-    data = own | {name: getattr(each.trial, name) for name in TrialEntry.model_fields if name not in own}
-    data["configuration"] = each.trial.configuration.as_dict()
-    data["failure"] = failure_dict(each.trial.failure)
+def _trial_data(item: TravellingTrial) -> Json:
+    own = {"study": item.study, "created": item.created, "finished": item.finished}
+    data = own | {name: getattr(item.trial, name) for name in TrialEntry.model_fields if name not in own}
+    data["configuration"] = item.trial.configuration.as_dict()
+    data["failure"] = failure_dict(item.trial.failure)
     return data
 
 
 def from_json(content: bytes) -> Parcel:
-    """Read ``records.json``; every record is made again and so validated. Raises ``ValueError`` with the reason."""
+    """Return the parcel of ``records.json``; every record is validated. Raises ``ValueError`` with the reason."""
     try:
         document = Document.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where or 'records.json'}: {first['msg']}") from None
+        field = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{field or 'records.json'}: {first['msg']}") from None
     if document.format != FORMAT:
         raise ValueError(f"format {document.format[:80]!r}, expected {FORMAT!r}")
     if document.schema_revision not in REVISIONS:
@@ -330,4 +330,4 @@ def _plan(data: Json) -> Plan:
     if type(plan.batch) is not int or not 1 <= plan.batch < 2**31:
         raise ValueError(f"plan {plan.uid}: batch must be at least 1, found {plan.batch!r}")
     plan_values(plan)
-    return replace(plan, evidence=dict(plan.evidence))
+    return plan

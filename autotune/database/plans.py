@@ -1,10 +1,9 @@
-"""Queries on plans; each runs in the transaction it gets."""
+"""Queries on plans; each runs in the transaction of its argument."""
 
 import json
 from dataclasses import replace
-from typing import Any
 
-from sqlalchemy import Connection, Text, bindparam, delete, select, type_coerce
+from sqlalchemy import Connection, Row, Text, bindparam, delete, select, type_coerce
 from sqlalchemy.orm import Session
 
 from autotune.database.plan_rows import device_classes, plan_record, readable
@@ -14,9 +13,9 @@ from autotune.records.identity import PlanKey
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 
-# Built once: most of what a look-up costs is making and compiling its statement.
-# By the table, not by its class: the first statement on a class makes SQLAlchemy set up all of them. JSON comes as
-# text, so that a row that holds none is told by its uid.
+# Built once: a look-up spends most of its time on making and compiling its statement.
+# By the table, not by its class: the first statement on a class makes SQLAlchemy set up all of them. JSON is read as
+# text, so that an error about a damaged row names its uid.
 _PLAN = PlanTable.__table__.c
 _RECORD = (_PLAN.uid, type_coerce(_PLAN.record, Text).label("record"), _PLAN.evidence)
 _CANDIDATES = (
@@ -25,38 +24,38 @@ _CANDIDATES = (
     .order_by(_PLAN.latency_ms, _PLAN.uid)
 )
 _NEAREST = 20
-"""So many plans of a structure, and so many of a name, are looked at to say why none of them serves."""
+"""The number of plans of a structure, and of plans of a name, that are compared to explain why none of them serves."""
 
 
 def find(connection: Connection, key: PlanKey, weights: str | None) -> Plan | None:
-    """See :meth:`autotune.database.store.Store.find_plan`."""
+    """See :meth:`autotune.database.plan_store.PlanStore.find`."""
     rows = connection.execute(_CANDIDATES, {"structure": key.structure, "device_class": key.device_class})
     serving = [row for row in rows if _key(row, key).serves(key)]
     if not serving:
         return None
-    # The first of those that are alike, so the fastest.
+    # Of equal keys `min` takes the first, which is the fastest.
     best = min(serving, key=lambda row: (weights is not None and row.weights != weights, row.form != key.form))
     return plan_record(best.uid, best.record, best.evidence)
 
 
-def _key(row: Any, asked: PlanKey) -> PlanKey:
+def _key(row: Row[tuple[str, ...]], requested: PlanKey) -> PlanKey:
     with readable(row.uid):
         objective = Objective.from_dict(json.loads(row.objective))
-    return replace(asked, form=row.form, objective=objective, serve_as=row.serve_as)
+    return replace(requested, form=row.form, objective=objective, serve_as=row.serve_as)
 
 
 def nearest(connection: Connection, key: PlanKey, name: str, former: str) -> list[Plan]:
-    """See :meth:`autotune.database.store.Store.nearest_plans`."""
-    found: dict[str, Plan] = {}
+    """See :meth:`autotune.database.plan_store.PlanStore.nearest`."""
+    near: dict[str, Plan] = {}
     for condition in (_PLAN.structure.in_([key.structure, *filter(None, [former])]), _PLAN.name == name):
         query = select(*_RECORD).where(condition).order_by(_PLAN.created.desc(), _PLAN.uid).limit(_NEAREST)
         for row in connection.execute(query):
-            found.setdefault(row.uid, plan_record(row.uid, row.record, row.evidence))
-    return sorted(found.values(), key=lambda plan: sum(1 for _ in plan.key.differences(key)))
+            near.setdefault(row.uid, plan_record(row.uid, row.record, row.evidence))
+    return sorted(near.values(), key=lambda plan: sum(1 for _ in plan.key.differences(key)))
 
 
 def listed(session: Session, name: str | None, batch: int | None, device: str | None) -> list[Plan]:
-    """See :meth:`autotune.database.store.Store.plans`."""
+    """See :meth:`autotune.database.plan_store.PlanStore.list`."""
     query = select(*_RECORD).order_by(_PLAN.name, _PLAN.batch, _PLAN.device_class, _PLAN.latency_ms)
     if name is not None:
         query = query.where(_PLAN.name == name)
@@ -69,7 +68,7 @@ def listed(session: Session, name: str | None, batch: int | None, device: str | 
 
 
 def by_uid(session: Session, uid: str) -> Plan:
-    """Give the plan with this uid; raises ``ValueError`` where there is none."""
+    """Return the plan with this uid; raises ``ValueError`` if there is none."""
     row = session.execute(select(*_RECORD).where(_PLAN.uid == uid)).first()
     if row is None:
         raise ValueError(f"the database has no plan {uid!r}")
@@ -77,7 +76,7 @@ def by_uid(session: Session, uid: str) -> Plan:
 
 
 def put(session: Session, plan: Plan) -> set[str]:
-    """Write a plan in place of the one with its key; gives the artifacts that were replaced."""
+    """Write a plan in place of the one with its key; returns the artifacts that were replaced."""
     values = plan_values(plan)
     former = [row for row in (same_key(session, plan), session.get(PlanTable, plan.uid)) if row is not None]
     session.execute(delete(PlanTable).where(PlanTable.uid.in_([row.uid for row in former])))
@@ -87,7 +86,14 @@ def put(session: Session, plan: Plan) -> set[str]:
 
 
 def same_key(session: Session, plan: Plan) -> PlanTable | None:
-    """Give the row that a plan would replace."""
+    """Return the row that a plan would replace."""
     values = plan_values(plan)
-    keys = ("structure", "form", "weights", "device_class", "serve_as", "objective_digest")
-    return session.scalars(select(PlanTable).where(*(getattr(PlanTable, key) == values[key] for key in keys))).first()
+    query = select(PlanTable).where(
+        PlanTable.structure == values["structure"],
+        PlanTable.form == values["form"],
+        PlanTable.weights == values["weights"],
+        PlanTable.device_class == values["device_class"],
+        PlanTable.serve_as == values["serve_as"],
+        PlanTable.objective_digest == values["objective_digest"],
+    )
+    return session.scalars(query).first()

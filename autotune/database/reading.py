@@ -3,8 +3,8 @@
 import contextlib
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from autotune import environment
 from autotune.database.artifacts import ArtifactStore
@@ -16,7 +16,7 @@ PREFIX = "sqlite:///"
 
 
 class PlanReader:
-    """Reads plans as :class:`autotune.database.store.Store` does, and nothing else."""
+    """The location, the plans and the artifacts of a database, as :class:`autotune.database.store.Store` has them."""
 
     def __init__(self, file: Path) -> None:
         self.location = str(file)
@@ -27,22 +27,9 @@ class PlanReader:
             self._connection = sqlite3.connect(target, timeout=30.0, uri=self._source is not None)
             self._connection.execute("PRAGMA query_only = ON")
         except BaseException:
-            self._forget()
+            self._delete_copies()
             raise
-
-    def plans(self, name: str | None = None, batch: int | None = None, device: str | None = None) -> list[Plan]:
-        """Plans by name, batch and device, which is any part of a SKU that fits one SKU only (else DeviceError)."""
-        wanted: dict[str, list[Any]] = {"name": [name], "batch": [batch]}
-        where = [f"{column} = ?" for column, values in wanted.items() if values != [None]]
-        values = [value for (value,) in wanted.values() if value is not None]
-        if device is not None:
-            known = [row[0] for row in self._connection.execute("SELECT DISTINCT device_class FROM plan")]
-            classes = device_classes(known, device)
-            where.append(f"device_class IN ({', '.join('?' * len(classes))})")
-            values += classes
-        query = f"SELECT uid, record, evidence FROM plan{' WHERE ' if where else ''}{' AND '.join(where)}"
-        rows = self._connection.execute(f"{query} ORDER BY name, batch, device_class, latency_ms", values)
-        return [plan_record(*row) for row in rows]
+        self.plans = StoredPlans(self._connection)
 
     @property
     def is_current(self) -> bool:
@@ -51,11 +38,11 @@ class PlanReader:
         return bool(version == REVISIONS[-1])
 
     def close(self) -> None:
-        """Close the database, and delete what was made to read it."""
+        """Close the database, and delete the copies that were needed to read it."""
         self._connection.close()
-        self._forget()
+        self._delete_copies()
 
-    def _forget(self) -> None:
+    def _delete_copies(self) -> None:
         self.artifacts.close()
         if self._source is not None:
             self._source.close()
@@ -67,13 +54,34 @@ class PlanReader:
         self.close()
 
 
-def plan_reader(url: str | None) -> PlanReader | None:
-    """A reader of the database asked for, else ``AUTOTUNE_DB``, else the user's own.
+class StoredPlans:
+    """The plans of an open SQLite file."""
 
-    ``None`` where it is not a SQLite file of this version's schema: the store then reads it, or says what is wrong.
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def list(self, name: str | None = None, batch: int | None = None, device: str | None = None) -> Sequence[Plan]:
+        """Return plans by name, batch and device: any part of a SKU that fits one SKU only (else DeviceError)."""
+        columns: dict[str, str | int | None] = {"name": name, "batch": batch}
+        where = [f"{column} = ?" for column, value in columns.items() if value is not None]
+        values = [value for value in columns.values() if value is not None]
+        if device is not None:
+            stored = [row[0] for row in self._connection.execute("SELECT DISTINCT device_class FROM plan")]
+            classes = device_classes(stored, device)
+            where.append(f"device_class IN ({', '.join('?' * len(classes))})")
+            values += classes
+        query = f"SELECT uid, record, evidence FROM plan{' WHERE ' if where else ''}{' AND '.join(where)}"
+        rows = self._connection.execute(f"{query} ORDER BY name, batch, device_class, latency_ms", values)
+        return [plan_record(*row) for row in rows]
+
+
+def plan_reader(url: str | None) -> PlanReader | None:
+    """Return a reader of the database at a path or URL, else at ``AUTOTUNE_DB``, else in the user's data folder.
+
+    ``None`` if it is not a SQLite file of this version's schema: the store then reads it, or raises with the reason.
     """
-    asked = url or environment.database_url() or str(environment.data_folder() / "autotune.db")
-    path = asked.removeprefix(PREFIX)
+    place = url or environment.database_url() or str(environment.data_folder() / "autotune.db")
+    path = place.removeprefix(PREFIX)
     file = Path(os.path.abspath(Path(path).expanduser()))
     if "://" in path or path.startswith((":", "file:")) or "?" in path or not os.path.isfile(file):
         return None

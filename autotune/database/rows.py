@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from autotune.database.manifest import is_digest
 from autotune.database.plan_rows import plan_record
@@ -16,30 +16,87 @@ from autotune.records.identity import Conditions, Identity, objective_content
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
-from autotune.records.trial import Failure, Measurement, Trial
+from autotune.records.trial import Failure, Measurement, Trial, TrialState
 
 Role = Literal["screening", "finals", "alone"]
 StudyState = Literal["running", "finished"]
 
 
 def instant(moment: datetime) -> str:
-    """Give a moment as the database keeps it: ISO 8601 in UTC with microseconds, which sorts as text."""
+    """Return a moment as the database stores it: ISO 8601 in UTC with microseconds, which sorts as text."""
     return moment.astimezone(timezone.utc).isoformat(timespec="microseconds")
 
 
 def parse_instant(stamp: str) -> str:
-    """Any ISO 8601 text with a time zone as :func:`instant` writes it; raises ``ValueError`` for anything else."""
+    """Return an ISO 8601 text with a time zone as :func:`instant` writes it; raises ``ValueError`` for others."""
     moment = datetime.fromisoformat(stamp[:-1] + "+00:00" if stamp.endswith("Z") else stamp)
     if moment.tzinfo is None:
         raise ValueError(f"{stamp!r} has no time zone")
     return instant(moment)
 
 
+class StudyKeys(TypedDict):
+    """The columns of a study's row that follow from its identity."""
+
+    identity: str
+    conditions: dict[str, object]
+    reuse: str | None
+
+
+class TrialValues(TypedDict):
+    """The columns of a trial's result."""
+
+    state: TrialState
+    latency_ms: float | None
+    score: float | None
+    signal_error: float | None
+    build_s: float | None
+    artifact: str | None
+    kernels: str
+    failure: dict[str, object] | None
+    reused: bool
+
+
+class KernelTrialValues(TypedDict):
+    """The columns of a kernel trial that follow from its record."""
+
+    problem: str
+    device_class: str
+    toolchain: str
+    kind: str
+    configuration: str
+    state: str
+    median_us: float | None
+    record: dict[str, object]
+
+
+class PlanValues(TypedDict):
+    """The columns of a plan."""
+
+    uid: str
+    name: str
+    batch: int
+    structure: str
+    weights: str
+    device_class: str
+    objective_name: str
+    objective: dict[str, object]
+    objective_digest: str
+    serve_as: str
+    form: str
+    toolchain: str
+    artifact: str | None
+    latency_ms: float
+    created: str
+    record: dict[str, object]
+    evidence: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRow:
-    """A study as the database knows it.
+    """A study in the database.
 
-    ``active_s`` is the search time already spent over all its runs, ``timings`` how the time was split when it was
+    ``active_s`` is the search time already spent over all its runs, ``timings`` the split of the time when it was
     finished last, ``created`` ISO 8601 in UTC. ``conditions`` are ``None`` if it was recorded by fingerprint 1.
     """
 
@@ -62,7 +119,7 @@ class StudyRow:
 
     @property
     def identity(self) -> Identity:
-        """Everything that decides what it finds."""
+        """Everything that decides its results."""
         return Identity(
             name=self.name, structure=self.structure, weights=self.weights, device_class=self.device_class,
             objective=self.objective, serve_as=self.serve_as, space=self.space_digest, seed=self.seed,
@@ -71,12 +128,12 @@ class StudyRow:
 
     @property
     def can_be_reproduced(self) -> bool:
-        """Whether its settings say how the model and its inputs are made; tensors given in Python are not stored."""
+        """Whether its settings name the factory of the model and its inputs; tensors given in Python are not stored."""
         return bool(self.settings.get("factory"))
 
 
 def study_record(row: StudyTable) -> StudyRow:
-    """Give the record of a study's row."""
+    """Return the record of a study's row."""
     return StudyRow(
         uid=row.uid,
         name=row.name,
@@ -97,16 +154,16 @@ def study_record(row: StudyTable) -> StudyRow:
     )
 
 
-def study_keys(identity: Identity) -> dict[str, Any]:
+def study_keys(identity: Identity) -> StudyKeys:
     """Return the columns of a study's row that follow from its identity alone."""
     conditions = identity.conditions.as_dict() if identity.conditions is not None else {}
     return {"identity": identity.study, "conditions": conditions, "reuse": identity.trial}
 
 
-def trial_values(trial: Trial) -> dict[str, Any]:
-    """Give the columns of what a trial came to; raises ``ValueError`` for figures that cannot be true.
+def trial_values(trial: Trial) -> TrialValues:
+    """Return the columns of a trial's result; raises ``ValueError`` for figures that cannot be true.
 
-    The signal error of a candidate that was refused may be infinite or not a number; its failure tells that, and the
+    The signal error of a candidate that was refused may be infinite or not a number; its failure records that, and the
     column stays empty.
     """
     for name in ("latency_ms", "score", "build_s"):
@@ -133,8 +190,8 @@ def trial_values(trial: Trial) -> dict[str, Any]:
     }
 
 
-def failure_dict(failure: Failure | None) -> dict[str, Any] | None:
-    """Give a failure for canonical JSON: a figure that is infinite or not a number becomes text."""
+def failure_dict(failure: Failure | None) -> dict[str, object] | None:
+    """Return a failure as canonical JSON holds it: a figure that is infinite or not a number becomes text."""
     if failure is None:
         return None
     data = failure.as_dict()
@@ -144,7 +201,7 @@ def failure_dict(failure: Failure | None) -> dict[str, Any] | None:
 
 
 def failure_record(data: Mapping[str, Any] | None) -> Failure | None:
-    """Read what :func:`failure_dict` wrote."""
+    """Return the failure of a dictionary that :func:`failure_dict` returned."""
     if data is None:
         return None
     figure = data.get("figure")
@@ -152,7 +209,7 @@ def failure_record(data: Mapping[str, Any] | None) -> Failure | None:
 
 
 def trial_record(row: TrialTable) -> Trial:
-    """Give the record of a trial's row."""
+    """Return the record of a trial's row."""
     return Trial(
         uid=row.uid,
         number=row.number,
@@ -172,21 +229,21 @@ def trial_record(row: TrialTable) -> Trial:
 
 
 def measurement_uid(trial_uid: str, role: str, measurement: Measurement) -> str:
-    """Give the digest that makes a measurement the same wherever it travels, and writing it twice writing it once."""
+    """Return the digest of a measurement: the same in every database, so that it is stored once."""
     return measurement_content(trial_uid, role, measurement)[0]
 
 
 def measurement_content(trial_uid: str, role: str, measurement: Measurement) -> tuple[str, str]:
-    """Give the digest of a measurement, and its canonical JSON, which is part of what the digest is of."""
+    """Return the digest of a measurement, and its canonical JSON, from which the digest is made."""
     record = canonical(measurement.as_dict())
     whole = f"[{canonical(trial_uid)},{canonical(role)},{record}]"
     return hashlib.sha256(whole.encode()).hexdigest(), record
 
 
-def kernel_values(trial: KernelTrial) -> dict[str, Any]:
-    """Give the columns of a kernel trial; raises ``ValueError`` for figures that cannot be true.
+def kernel_values(trial: KernelTrial) -> KernelTrialValues:
+    """Return the columns of a kernel trial; raises ``ValueError`` for figures that cannot be true.
 
-    As for trials, an error that is infinite or not a number is left to the failure to tell.
+    As for trials, an error that is infinite or not a number is recorded by the failure alone.
     """
     finite = trial.error is not None and math.isfinite(trial.error)
     if trial.error is not None and (trial.error < 0 or (trial.state == "complete" and not finite)):
@@ -206,13 +263,13 @@ def kernel_values(trial: KernelTrial) -> dict[str, Any]:
 
 
 def kernel_record(data: Mapping[str, Any]) -> KernelTrial:
-    """Read the record of a kernel trial's row."""
+    """Return the kernel trial of a row's record."""
     failure = failure_record(data["failure"])
     return KernelTrial.from_dict({**data, "failure": None if failure is None else failure.as_dict()})
 
 
-def plan_values(plan: Plan) -> dict[str, Any]:
-    """Give the columns of a plan; raises ``ValueError`` where it names no artifact properly or has no proper date."""
+def plan_values(plan: Plan) -> PlanValues:
+    """Return the columns of a plan; raises ``ValueError`` for an artifact, a uid or a date that is malformed."""
     if plan.artifact is not None and not is_digest(plan.artifact):
         raise ValueError(f"plan {plan.name}: {plan.artifact!r} names no artifact")
     if not 0 < len(plan.uid) <= 64:
@@ -241,5 +298,5 @@ def plan_values(plan: Plan) -> dict[str, Any]:
 
 
 def plan_of(row: PlanTable) -> Plan:
-    """Give the record of a plan's row."""
+    """Return the record of a plan's row."""
     return plan_record(row.uid, row.record, row.evidence)

@@ -1,7 +1,7 @@
 """The tables of the tuning database.
 
-Every row that travels between databases is named by a ``uid`` that is the same everywhere. Only these modules see them;
-:class:`autotune.database.store.Store` takes and gives records.
+Every row that travels between databases is named by a ``uid`` that is the same everywhere. Only the modules of this
+package use the tables; :class:`autotune.database.store.Store` takes and returns records.
 """
 
 import json
@@ -24,21 +24,25 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from autotune.records.canonical import canonical
+from autotune.records.configuration import Scalar
 
 POSITIVE = "{0} > 0 AND {0} < 1e300"  # also refuses infinity, and on PostgreSQL NaN; SQLite turns NaN into NULL
 
 
-class CanonicalJson(TypeDecorator[Any]):
-    """JSON kept as canonical text, so that equal values are equal text in every database."""
+JsonObject = dict[str, object]
+
+
+class CanonicalJson(TypeDecorator[JsonObject]):
+    """JSON stored as canonical text, so that equal values are equal text in every database."""
 
     impl = Text
     cache_ok = True
 
-    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+    def process_bind_param(self, value: JsonObject | None, dialect: Dialect) -> str | None:
         """To the database."""
         return None if value is None else canonical(value)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+    def process_result_value(self, value: str | None, dialect: Dialect) -> JsonObject | None:
         """From the database."""
         return None if value is None else json.loads(value)
 
@@ -72,20 +76,20 @@ class WorkloadTable(Base):
     weights: Mapped[str] = mapped_column(Digest, primary_key=True)
     name: Mapped[str] = mapped_column(Text)
     batch: Mapped[int]
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
 class DeviceTable(Base):
-    """One device of each class, the first that was seen."""
+    """One device of each class, the first that ran a study."""
 
     __tablename__ = "device"
 
     device_class: Mapped[str] = mapped_column(Text, primary_key=True)
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
 class StudyTable(Base):
-    """A search; ``identity`` is the digest of what makes it this one, ``active_s`` the time it has searched.
+    """A search; ``identity`` is the digest of its identity, ``active_s`` the time that it has searched.
 
     ``conditions`` is the record of :class:`autotune.records.identity.Conditions`, empty if fingerprint 1 kept none;
     ``reuse`` the digest of those under which its trials were judged and timed.
@@ -106,21 +110,21 @@ class StudyTable(Base):
     structure: Mapped[str] = mapped_column(Digest)
     weights: Mapped[str] = mapped_column(Digest)
     device_class: Mapped[str] = mapped_column(ForeignKey("device.device_class"))
-    objective: Mapped[Any] = mapped_column(CanonicalJson)
+    objective: Mapped[JsonObject] = mapped_column(CanonicalJson)
     serve_as: Mapped[str] = mapped_column(Text)
     space_digest: Mapped[str] = mapped_column(Text)
     seed: Mapped[int] = mapped_column(BigInteger)
-    settings: Mapped[Any] = mapped_column(CanonicalJson)
+    settings: Mapped[JsonObject] = mapped_column(CanonicalJson)
     state: Mapped[str] = mapped_column(Text)
     active_s: Mapped[float]
-    timings: Mapped[Any] = mapped_column(CanonicalJson)
+    timings: Mapped[JsonObject] = mapped_column(CanonicalJson)
     created: Mapped[str] = mapped_column(Instant)
-    conditions: Mapped[Any] = mapped_column(CanonicalJson, server_default="{}")
+    conditions: Mapped[JsonObject] = mapped_column(CanonicalJson, server_default="{}")
     reuse: Mapped[str | None] = mapped_column(Digest)
 
 
 class LeaseTable(Base):
-    """Who coordinates a study: ``token`` is null where nobody does, ``fence`` only ever grows (see ``leases``)."""
+    """The coordinator of a study: ``token`` is null if there is none, ``fence`` only ever grows (see ``leases``)."""
 
     __tablename__ = "lease"
     __table_args__ = (CheckConstraint("fence >= 0 AND beats >= 0", name="counts"),)
@@ -142,14 +146,14 @@ class TrialTable(Base):
 
     ``kernels`` is the digest of the tuned kernels that its build was handed. Of its attempts, ``handed_back`` are those
     that were stopped in good order or do not count any more.
-    Here a configuration is tried once. What another machine found for it in the same study is kept beside that: nulls
-    are distinct to a unique constraint. (A partial index says the same, and costs 130 ms: naming PostgreSQL in one
-    imports all its drivers.)
+    A configuration is tried once in this database. The trial of another machine in the same study is stored beside it:
+    nulls are distinct to a unique constraint.
     """
 
     __tablename__ = "trial"
     __table_args__ = (
         UniqueConstraint("study", "number"),
+        # A partial index would do the same, but costs 130 ms: to name PostgreSQL in one imports all its drivers.
         UniqueConstraint(
             "study", "configuration_digest", "toolchain", "weights", "tried_here", name="uq_trial_tried_once"
         ),
@@ -170,7 +174,7 @@ class TrialTable(Base):
     attempt: Mapped[int]
     handed_back: Mapped[int]
     backend: Mapped[str] = mapped_column(Text)
-    configuration: Mapped[Any] = mapped_column(CanonicalJson)
+    configuration: Mapped[dict[str, Scalar]] = mapped_column(CanonicalJson)
     configuration_digest: Mapped[str] = mapped_column(Digest)
     structure: Mapped[str] = mapped_column(Digest)
     weights: Mapped[str] = mapped_column(Digest)
@@ -182,7 +186,7 @@ class TrialTable(Base):
     signal_error: Mapped[float | None]
     build_s: Mapped[float | None]
     artifact: Mapped[str | None] = mapped_column(Digest)
-    failure: Mapped[Any | None] = mapped_column(CanonicalJson)
+    failure: Mapped[JsonObject | None] = mapped_column(CanonicalJson)
     reused: Mapped[bool]
     tried_here: Mapped[bool | None]
     created: Mapped[str] = mapped_column(Instant)
@@ -200,14 +204,14 @@ class MeasurementTable(Base):
     trial: Mapped[str] = mapped_column(ForeignKey("trial.uid"), index=True)
     role: Mapped[str] = mapped_column(Text)
     created: Mapped[str] = mapped_column(Instant)
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
 class KernelTrialTable(Base):
-    """One kernel compiled, checked and timed on one problem; ``record`` is all of it, other columns are found in it.
+    """One kernel compiled, checked and timed on one problem; ``record`` is all of it, other columns follow from it.
 
-    ``problem`` and ``configuration`` are digests, ``kind`` is the configuration's backend. Here a configuration is
-    tried once, for whatever study or for none; what other machines found is kept beside that, as for trials.
+    ``problem`` and ``configuration`` are digests, ``kind`` is the configuration's backend. A configuration is tried
+    once in this database, for any study or for none; trials of other machines are stored beside it, as for studies.
     """
 
     __tablename__ = "kernel_trial"
@@ -231,11 +235,11 @@ class KernelTrialTable(Base):
     median_us: Mapped[float | None]
     tried_here: Mapped[bool | None]
     created: Mapped[str] = mapped_column(Instant)
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
 class PlanTable(Base):
-    """A promoted winner; ``record`` lacks the evidence, which is large and seldom read, so that a look-up is quick."""
+    """A promoted winner; ``record`` lacks the evidence, which is large and seldom read, so that a look-up is fast."""
 
     __tablename__ = "plan"
     __table_args__ = (
@@ -254,13 +258,13 @@ class PlanTable(Base):
     weights: Mapped[str] = mapped_column(Digest)
     device_class: Mapped[str] = mapped_column(Text)
     objective_name: Mapped[str] = mapped_column(Text)
-    objective: Mapped[Any] = mapped_column(CanonicalJson)
+    objective: Mapped[JsonObject] = mapped_column(CanonicalJson)
     objective_digest: Mapped[str] = mapped_column(Digest)
     serve_as: Mapped[str] = mapped_column(Text)
     toolchain: Mapped[str] = mapped_column(Digest)
     artifact: Mapped[str | None] = mapped_column(Digest)
     latency_ms: Mapped[float]
     created: Mapped[str] = mapped_column(Instant)
-    record: Mapped[Any] = mapped_column(CanonicalJson)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
     evidence: Mapped[str] = mapped_column(Text)
     form: Mapped[str] = mapped_column(Text, server_default="")

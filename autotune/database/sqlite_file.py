@@ -1,6 +1,6 @@
-"""A SQLite file that this process may only read: whether it is one, and how it is opened without writing beside it.
+"""A SQLite file that this process may only read, opened without a write beside it.
 
-SQLite keeps a write-ahead log (``-wal``) and its index (``-shm``) beside the file, and makes both even to read.
+SQLite keeps a write-ahead log (``-wal``) and its index (``-shm``) beside the file, and creates both even to read.
 """
 
 import os
@@ -14,11 +14,11 @@ from autotune.scratch import ScratchFolder
 
 
 def is_read_only(file: Path) -> bool:
-    """Whether a file is there that this process cannot write, or beside which it can make no log.
+    """Whether a file exists that this process cannot write, or beside which it can create no log.
 
     The kernel is asked, so that permissions, access lists, read-only mounts and root's privileges all count.
     """
-    # Nothing is opened to find out: closing any descriptor of the file would drop the locks that SQLite holds for this
+    # No file is opened for this: closing any descriptor of the file would drop the locks that SQLite holds for this
     # process (https://sqlite.org/howtocorrupt.html, section 2.2).
     if not os.path.exists(file):
         return False
@@ -28,11 +28,12 @@ def is_read_only(file: Path) -> bool:
 
 
 class ReadOnlyFile:
-    """How a file is opened that this process may only read; ``close`` deletes the copy that a left log takes.
+    """The URI by which SQLite opens a file that this process may only read.
 
-    ``uri`` is what SQLite is given, with one of three ways: with its locks and log if both parts of a log are there, so
-    that another process may be writing; as a file that nobody changes if there is no log; by a copy in a temporary
-    folder if a log was left behind without its index, which only a writable folder can get again.
+    There are three cases. If both parts of a log exist, another process may be writing: SQLite uses its locks and the
+    log. If there is no log, SQLite reads the file as one that no process changes. If a log was left behind without its
+    index, which can be restored only in a writable folder, SQLite reads a copy in a temporary folder; ``close`` deletes
+    it.
     """
 
     def __init__(self, file: Path) -> None:
@@ -63,7 +64,7 @@ class ReadOnlyFile:
         return copy
 
     def close(self) -> None:
-        """Delete the copy, if one was made; what is still open of it can be read to its end."""
+        """Delete the copy, if there is one; a connection that is still open can be read to its end."""
         if self._scratch is not None:
             self._scratch.close()
 

@@ -1,4 +1,4 @@
-"""What an artifact store holds and nothing needs: found by ``autotune db check``, deleted by ``autotune db gc``."""
+"""Files of an artifact store that nothing needs: listed by ``autotune db check``, deleted by ``autotune db gc``."""
 
 import contextlib
 import shutil
@@ -6,7 +6,8 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.database.artifacts import FOLDERS, ArtifactStore
+from autotune.database.artifact_folder import FOLDERS
+from autotune.database.artifacts import ArtifactStore
 from autotune.database.files import in_use, sync_folder
 from autotune.database.manifest import is_digest
 from autotune.errors import ArtifactError
@@ -17,9 +18,9 @@ GRACE_S = 86_400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unneeded:
-    """Artifacts that no row names, blobs that no artifact lists, and folders and files that nobody is at work on.
+    """Artifacts that no row names, blobs that no artifact lists, and folders and files that no process is writing.
 
-    ``size_bytes`` is what the blobs and the leftover files take; folders hold links to blobs.
+    ``size_bytes`` is the size of the blobs and the leftover files; folders hold links to blobs.
     """
 
     artifacts: tuple[str, ...] = ()
@@ -29,10 +30,10 @@ class Unneeded:
 
 
 def unneeded(store: ArtifactStore, named: Set[str], before: float) -> Unneeded:
-    """Give what can go, where ``named`` are the artifacts of plans and trials; the store's lock must be held alone.
+    """Return what can be deleted if plans and trials name the artifacts ``named``; hold the store's lock alone.
 
-    ``before`` is a Unix time: what was added or written since stays. While an artifact that a row names has a damaged
-    manifest it is unknown which blobs it needs, and no blob is given.
+    ``before`` is a Unix time: files that were added or written since stay. While an artifact that a row names has a
+    damaged manifest, the blobs that it needs are unknown, and no blob is returned.
     """
     artifacts = [
         digest for digest in store.digests()
@@ -64,28 +65,32 @@ def unneeded(store: ArtifactStore, named: Set[str], before: float) -> Unneeded:
 
 
 def sweep(store: ArtifactStore, named: Set[str], before: float) -> Unneeded:
-    """Delete what :func:`unneeded` gives; call it in the write transaction that read ``named``."""
+    """Delete what :func:`unneeded` returns; call it in the write transaction that read ``named``."""
     with store.locked(alone=True):
-        found = unneeded(store, named, before)
-        for digest in found.artifacts:
+        needless = unneeded(store, named, before)
+        for digest in needless.artifacts:
             store.manifest(digest).unlink(missing_ok=True)
         sync_folder(store.root / "manifests")  # before the blobs: an artifact that is listed is whole
-        for path in (*(store.root / "folders" / digest for digest in found.artifacts), *found.leftovers, *found.blobs):
+        for path in (
+            *(store.root / "folders" / digest for digest in needless.artifacts),
+            *needless.leftovers,
+            *needless.blobs,
+        ):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-    return found
+    return needless
 
 
 def blobs_of(store: ArtifactStore) -> Iterator[Path]:
-    """Give everything that lies where blobs do, whatever its name."""
+    """Yield every file in the folders of blobs, whatever its name."""
     for folder in _inside(store.root / "blobs"):
         yield from _inside(folder) if folder.is_dir() and not folder.is_symlink() else [folder]
 
 
 def strays(store: ArtifactStore) -> Iterator[Path]:
-    """Give what autotune never puts into a store."""
+    """Yield the files that autotune never puts into a store."""
     for path in _inside(store.root):
         if path.name not in (*FOLDERS, "lock"):
             yield path
@@ -112,7 +117,7 @@ def _is_whole(store: ArtifactStore, folder: Path) -> bool:
 
 
 def _modified(path: Path) -> float:
-    """When something was written, or now where it is gone."""
+    """Return the Unix time of the last write; infinite for a file that is gone."""
     with contextlib.suppress(OSError):
         return path.lstat().st_mtime
     return float("inf")

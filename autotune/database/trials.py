@@ -2,9 +2,8 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from autotune.database.rows import (
@@ -26,15 +25,15 @@ QUARANTINE: frozenset[FailureKind] = frozenset({"crash", "timeout", "out_of_memo
 """Kinds of failure that took a worker down: such a configuration is not built again under the same toolchain."""
 
 _REBUILT = ("artifact", "kernels")
-"""What of a finished trial changes if it is built again."""
+"""The columns of a finished trial that change if it is built again."""
 
 MOST_ATTEMPTS = 3
-"""A trial whose coordinator died so often while it ran has failed. One death may be chance and two bad luck; from the
-second attempt on it runs alone, so that nobody else's candidate is blamed for the third."""
+"""A trial whose coordinator died this often while it ran has failed. One death may be chance and two bad luck; from the
+second attempt on it runs alone, so that no other candidate is blamed for the third."""
 
 
 def study_row(session: Session, uid: str) -> StudyTable:
-    """Give the row of a study; raises ``ValueError`` where there is none."""
+    """Return the row of a study; raises ``ValueError`` if there is none."""
     row = session.get(StudyTable, uid)
     if row is None:
         raise ValueError(f"the database has no study {uid!r}")
@@ -42,7 +41,7 @@ def study_row(session: Session, uid: str) -> StudyTable:
 
 
 def trial_row(session: Session, uid: str) -> TrialTable:
-    """Give the row of a trial; raises ``ValueError`` where there is none."""
+    """Return the row of a trial; raises ``ValueError`` if there is none."""
     row = session.get(TrialTable, uid)
     if row is None:
         raise ValueError(f"the database has no trial {uid!r}")
@@ -50,13 +49,13 @@ def trial_row(session: Session, uid: str) -> TrialTable:
 
 
 def next_number(session: Session, study_uid: str) -> int:
-    """Give the number of a study's next trial; only right inside a write transaction."""
+    """Return the number of a study's next trial; only right inside a write transaction."""
     last = session.scalar(select(func.max(TrialTable.number)).where(TrialTable.study == study_uid))
     return 0 if last is None else last + 1
 
 
 def find(session: Session, study: StudyTable, configuration: Configuration, toolchain: str) -> TrialTable | None:
-    """Give the trial of a configuration in a study under a toolchain; its own first, then complete ones."""
+    """Return the trial of a configuration in a study under a toolchain; its own first, then complete ones."""
     return session.scalars(
         select(TrialTable)
         .where(
@@ -70,20 +69,11 @@ def find(session: Session, study: StudyTable, configuration: Configuration, tool
 
 
 def claim(session: Session, study: StudyTable, configuration: Configuration, toolchain: str, now: str) -> Trial:
-    """See :meth:`autotune.database.store.Store.claim_trial`."""
-    seen = find(session, study, configuration, toolchain)
-    if seen is not None and seen.state != "running":
-        raise ValueError(f"study {study.name} has tried {configuration} already, as trial {seen.number}")
-    cut_off = (
-        seen
-        or session.scalars(
-            select(TrialTable).where(
-                TrialTable.study == study.uid,
-                TrialTable.configuration_digest == configuration.digest,
-                TrialTable.state == "running",
-            )
-        ).first()
-    )
+    """See :meth:`autotune.database.trial_store.TrialStore.claim`."""
+    row = find(session, study, configuration, toolchain)
+    if row is not None and row.state != "running":
+        raise ValueError(f"study {study.name} has tried {configuration} already, as trial {row.number}")
+    cut_off = row or _running(session, study, configuration)
     if cut_off is not None:
         _take_over(cut_off, toolchain, now)
         return trial_record(cut_off)
@@ -110,8 +100,19 @@ def claim(session: Session, study: StudyTable, configuration: Configuration, too
     return trial_record(row)
 
 
+def _running(session: Session, study: StudyTable, configuration: Configuration) -> TrialTable | None:
+    """Return the running trial of a configuration in a study, under any toolchain."""
+    return session.scalars(
+        select(TrialTable).where(
+            TrialTable.study == study.uid,
+            TrialTable.configuration_digest == configuration.digest,
+            TrialTable.state == "running",
+        )
+    ).first()
+
+
 def _take_over(row: TrialTable, toolchain: str, now: str) -> None:
-    """Begin the next attempt of a trial that was cut off, or fail it; another toolchain forgives what was."""
+    """Begin the next attempt of a trial that was cut off, or fail it; another toolchain forgives its deaths."""
     if row.toolchain != toolchain:
         row.toolchain, row.handed_back = toolchain, row.attempt
     deaths = row.attempt - row.handed_back
@@ -124,14 +125,14 @@ def _take_over(row: TrialTable, toolchain: str, now: str) -> None:
 
 
 def hand_back(session: Session, claimed: Sequence[Trial]) -> None:
-    """See :meth:`autotune.database.store.Store.hand_back`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.hand_back`."""
     for trial in claimed:
         same = (TrialTable.uid == trial.uid, TrialTable.attempt == trial.attempt, TrialTable.state == "running")
         session.execute(update(TrialTable).where(*same).values(handed_back=TrialTable.handed_back + 1))
 
 
 def withdraw(session: Session, trial: Trial) -> None:
-    """See :meth:`autotune.database.store.Store.withdraw_trial`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.withdraw`."""
     same = (TrialTable.uid == trial.uid, TrialTable.attempt == trial.attempt, TrialTable.state == "running")
     session.execute(delete(TrialTable).where(*same))
 
@@ -139,7 +140,7 @@ def withdraw(session: Session, trial: Trial) -> None:
 def quarantined_by(
     session: Session, structure: str, device_class: str, toolchain: str, configuration: Configuration
 ) -> tuple[StudyRow, Trial] | None:
-    """See :meth:`autotune.database.store.Store.quarantined_by`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.quarantined_by`."""
     rows = session.scalars(
         select(TrialTable)
         .where(
@@ -164,7 +165,7 @@ def quarantined_by(
 def earlier(
     session: Session, identity: Identity, toolchain: str, configuration: Configuration, kernels: str
 ) -> Trial | None:
-    """See :meth:`autotune.database.store.Store.earlier_trial`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.earlier`."""
     rows = session.scalars(
         select(TrialTable)
         .join(StudyTable, TrialTable.study == StudyTable.uid)
@@ -188,27 +189,31 @@ def earlier(
 
 
 def finish(session: Session, trial: Trial, measurements: Mapping[Role, Measurement], now: str) -> None:
-    """See :meth:`autotune.database.store.Store.finish_trial`."""
+    """See :meth:`autotune.database.trial_store.TrialStore.finish`."""
     if trial.state == "running":
         raise ValueError(f"trial {trial.number} is still running")
     row, values = trial_row(session, trial.uid), trial_values(trial)
     if (row.number, row.configuration_digest) != (trial.number, trial.configuration.digest):
-        raise ValueError(f"trial {trial.uid} is {row.configuration} under number {row.number}, not what was given")
+        raise ValueError(
+            f"trial {trial.uid} is {row.configuration} under number {row.number}, not the trial of this call"
+        )
     if row.attempt != trial.attempt:
-        raise ValueError(f"trial {trial.number} was taken over: attempt {trial.attempt} is over, {row.attempt} goes on")
+        raise ValueError(
+            f"trial {trial.number} was taken over: attempt {trial.attempt} is over, attempt {row.attempt} runs"
+        )
     if row.state == "running":
         for name, value in values.items():
             setattr(row, name, value)
         row.finished = now
         session.flush()
     elif any(getattr(row, name) != value for name, value in values.items() if name not in _REBUILT):
-        raise ValueError(f"trial {trial.number} is finished as {row.state} and keeps what it came to")
+        raise ValueError(f"trial {trial.number} is finished as {row.state} and keeps its result")
     for role, measurement in measurements.items():
         add_measurement(session, trial.uid, role, measurement, now)
 
 
 def add_measurement(session: Session, trial_uid: str, role: Role, measurement: Measurement, now: str) -> bool:
-    """Keep a measurement of a trial; whether it is new."""
+    """Store a measurement of a trial; returns whether it is new."""
     uid = measurement_uid(trial_uid, role, measurement)
     if session.get(MeasurementTable, uid) is not None:
         return False
@@ -218,15 +223,15 @@ def add_measurement(session: Session, trial_uid: str, role: Role, measurement: M
 
 
 def unneeded(session: Session, digests: set[str]) -> set[str]:
-    """Those artifacts that neither a trial nor a plan names."""
+    """Return those artifacts that neither a trial nor a plan names."""
     session.flush()
     for column in (TrialTable.artifact, PlanTable.artifact):
         digests = digests - set(session.scalars(select(column).where(column.in_(sorted(digests))).distinct()))
     return digests
 
 
-def release(session: Session, *conditions: Any) -> set[str]:
-    """Set the artifact of the trials under these conditions to null; gives the artifacts that nobody needs any more."""
+def release(session: Session, *conditions: ColumnElement[bool]) -> set[str]:
+    """Set the artifact of the trials under these conditions to null; returns the artifacts that are unneeded then."""
     held = set(session.scalars(select(TrialTable.artifact).where(TrialTable.artifact.is_not(None), *conditions)))
     session.execute(update(TrialTable).where(*conditions).values(artifact=None))
     return unneeded(session, {digest for digest in held if digest is not None})

@@ -130,7 +130,7 @@ def load(
     what that and the rest cost. Raises PlanNotFoundError, which says what differs, if no plan answers; ArtifactError if
     what was found does not answer like the model.
     """
-    from autotune.database.engine import locate
+    from autotune.database.location import locate
     from autotune.database.store import Store
 
     place = locate(db)
@@ -188,7 +188,7 @@ def _usable(
     if request.objective.metrics:
         request = _with_metric_code(prepared, request)
     begin = time.perf_counter()
-    plan = store.find_plan(prepared.key(request), prepared.captured.workload.weights)
+    plan = store.plans.find(prepared.key(request), prepared.captured.workload.weights)
     if plan is None:
         raise not_found(store, prepared, prepared.key(request))
     plan = replace(plan, device=request.device)
@@ -213,7 +213,7 @@ def _rebuilt(store: "Store", prepared: "Prepared", request: StudyRequest, plan: 
 
     workload = prepared.captured.workload
     with store.artifacts.turn(rebuild_key(prepared, plan.uid)):
-        known = store.find_plan(prepared.key(request), workload.weights)
+        known = store.plans.find(prepared.key(request), workload.weights)
         plan = plan if known is None else replace(known, device=request.device)
         wrong = _wrong(plan, store, prepared)
         if not wrong:
@@ -265,7 +265,7 @@ def _factory_of(store: "Store", plan: "Plan") -> tuple[str | None, int | None]:
     if plan.configuration.get("form", "") != "module" and not wants_kernels(plan.configuration):
         return None, None
     try:
-        row = store.study(str(plan.evidence.get("study", "")))
+        row = store.studies.get(plan.evidence.study or "")
     except ValueError:
         return None, None
     factory = row.settings.get("factory")

@@ -109,6 +109,7 @@ def measure(
 
 def _sampled(call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], device: Device, limit_s: float) -> Measured:
     from autotune.measure.clock import SystemClock
+    from autotune.measure.flags import stored_flags
     from autotune.measure.observers import observers_for
     from autotune.measure.percentiles import summary
     from autotune.measure.screening import screen
@@ -132,7 +133,7 @@ def _sampled(call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], device: 
         latency_ms=median(samples),
         interval_ms=median_interval(samples),
         percentiles=summary(samples),
-        flags=tuple(taken.measurement.conditions["flags"]),
+        flags=stored_flags(taken.measurement.conditions),
         stopped=taken.reason,
     )
 

@@ -18,7 +18,7 @@ SHOWN = 3
 def not_found(store: "Store", prepared: "Prepared", key: PlanKey) -> PlanNotFoundError:
     """Make the error for a request that no plan serves."""
     former = prepared.captured.workload.former
-    near = store.nearest_plans(key, prepared.name, former)
+    near = store.plans.nearest(key, prepared.name, former)
     lines = [_line(plan, key, prepared.batch, former) for plan in near[:SHOWN]]
     return PlanNotFoundError(
         f"no stored plan answers {prepared.name} at batch {prepared.batch} on {prepared.device.name}",

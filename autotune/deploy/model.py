@@ -62,7 +62,7 @@ def open_plan(
 
     if plan.artifact is None:
         raise ArtifactError(f"the plan of {plan.name} has no artifact", run="autotune tune, to build it again")
-    with store.artifacts.taken(plan.artifact) as folder:
+    with store.artifacts.verified(plan.artifact) as folder:
         record = read_record(folder)
         own = (plan.configuration, plan.structure, plan.weights, plan.kernels)
         if (record.configuration, record.structure, record.weights, record.kernels) != own:

@@ -1,4 +1,4 @@
-"""Messages between a coordinator and a worker: one JSON document a message over a private socket."""
+"""Messages between a coordinator and a worker: each is one JSON document, sent over a private socket."""
 
 import json
 import select
@@ -13,10 +13,13 @@ from autotune.errors import WorkerError
 MESSAGE_LIMIT_BYTES = 256 * 1024 * 1024
 HEADER = struct.Struct("!4sI")
 MARK = b"ATm1"
-"""Begins every message: what else is written to the socket is known at once to be none."""
+"""Begins every message, so that anything else that is written to the socket is recognised at once."""
 
 IDENTITY = "identity"
 """Names in each message of a step the step that it comes from."""
+
+Message = Mapping[str, Any]
+"""One JSON document, as it was sent or received."""
 
 
 class ChannelClosed(WorkerError):
@@ -24,14 +27,14 @@ class ChannelClosed(WorkerError):
 
 
 class NotOurs(ChannelClosed):
-    """The other end says what no step of ours says: nothing more is heard from it."""
+    """The other end sent what no step of ours sends: nothing more is received from it."""
 
 
 class Channel:
     """One end of a socket pair; each message is a mark, a length and that many bytes of JSON.
 
-    ``sign`` is what every message that leaves here holds besides; ``purpose`` what the step at this end works for, as
-    others are told that wait for its device.
+    ``sign`` is added to every message that is sent from here. ``purpose`` says what the step at this end works for; it
+    is shown to others that wait for its device.
     """
 
     def __init__(self, end: socket.socket, sign: Mapping[str, str] | None = None) -> None:
@@ -46,19 +49,19 @@ class Channel:
         return cls(socket.socket(fileno=fd))
 
     def fileno(self) -> int:
-        """The descriptor, for select."""
+        """Return the descriptor, for select."""
         return self._end.fileno()
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send one message; raises ChannelClosed where nobody reads it."""
+    def send(self, message: Mapping[str, object]) -> None:
+        """Send one message; raises ChannelClosed if the other end is closed."""
         data = json.dumps({**message, **self.sign}).encode()
         try:
             self._end.sendall(HEADER.pack(MARK, len(data)) + data)
         except OSError as error:
             raise ChannelClosed("the other end of a worker's channel is closed", found=str(error)) from error
 
-    def receive(self, timeout_s: float | None = None) -> dict[str, Any] | None:
-        """The next message, or ``None`` after ``timeout_s`` seconds; raises ChannelClosed at the end."""
+    def receive(self, timeout_s: float | None = None) -> Message | None:
+        """Return the next message, or ``None`` after ``timeout_s`` seconds; raises ChannelClosed at the end."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while (message := self._complete()) is None:
             wait = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -80,7 +83,7 @@ class Channel:
             raise ChannelClosed("a worker's channel ended")
         self._buffer += data
 
-    def _complete(self) -> dict[str, Any] | None:
+    def _complete(self) -> Message | None:
         if len(self._buffer) < HEADER.size:
             return None
         mark, length = HEADER.unpack_from(self._buffer)

@@ -1,4 +1,4 @@
-"""One step in the process that is its own: the confinement, the run, and the account of whatever it raised."""
+"""One step in the process that is its own: the confinement, the run, and the report of whatever it raised."""
 
 import contextlib
 import faulthandler
@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from autotune.execute.causes import cause_of
 from autotune.execute.channel import IDENTITY, Channel
@@ -16,7 +16,7 @@ from autotune.execute.limits import Limits, end_with_parent, prefer_to_kill_this
 
 
 def confine(keeper: int, output: int, limits: Limits, folder: Path) -> None:
-    """Make this process one that may do what it likes: its own process group, output, limits, and an end."""
+    """Confine this process, so that it may do anything: its own process group, output, limits, and an end."""
     os.setsid()
     for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
@@ -33,8 +33,9 @@ def confine(keeper: int, output: int, limits: Limits, folder: Path) -> None:
 
 
 def run(fd: int, steps: str) -> NoReturn:
-    """Run the step that is asked for on a channel, and leave by ``_exit``, whatever libraries would do at exit."""
-    for name, number in (("stdout", 1), ("stderr", 2)):  # a log is UTF-8 in every locale
+    """Run the step that a channel asks for, and leave by ``_exit``, whatever libraries would do at exit."""
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        # A log is UTF-8 in every locale.
         log = os.fdopen(number, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
         setattr(sys, name, log)
     faulthandler.enable()  # a crash leaves its stack in the log
@@ -47,7 +48,7 @@ def run(fd: int, steps: str) -> NoReturn:
             channel.sign, channel.purpose = {IDENTITY: order[IDENTITY]}, order["purpose"]
             table = importlib.import_module(steps).STEPS
             channel.send({"result": table[order["step"]](order["request"], channel)})
-    except BaseException as error:  # the worker's border: whatever it was is told and recorded
+    except BaseException as error:  # the worker's border: every exception is reported and recorded
         code = 1
         traceback.print_exc()
         with contextlib.suppress(Exception):
@@ -59,12 +60,12 @@ def run(fd: int, steps: str) -> NoReturn:
         os._exit(code)
 
 
-def explain(error: BaseException) -> dict[str, Any]:
-    """What a step raised as plain data: its kind, a sentence, and what a project's own error is made of."""
+def explain(error: BaseException) -> dict[str, object]:
+    """Return an exception as plain data: its kind, a sentence, and the parts of the project's own errors."""
     from autotune.errors import AutotuneError
 
     text = f"{type(error).__name__}: {error}" if not isinstance(error, AutotuneError) else str(error)
-    explained: dict[str, Any] = {"kind": "error", "detail": text[:4000]}
+    explained: dict[str, object] = {"kind": "error", "detail": text[:4000]}
     if (cause := cause_of(error)) is not None:
         explained = {"kind": cause.kind, "detail": f"{cause.words}: {text[:4000]}"}
     if isinstance(error, AutotuneError):

@@ -8,14 +8,14 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from autotune.errors import StudyInterruptedError
-from autotune.execute.channel import ChannelClosed
+from autotune.execute.channel import ChannelClosed, Message
 from autotune.execute.executor import Executor
 from autotune.execute.footprint import footprint_rounds
 from autotune.execute.input_sets import TIMING_SETS
-from autotune.execute.server import Session
+from autotune.execute.requests import FinalsRequest, RoundsOrder
+from autotune.execute.session import Session
 from autotune.measure.block import Block, protocol_of
 from autotune.measure.finals import Finals
 from autotune.measure.foreign import foreign_processes
@@ -29,30 +29,34 @@ from autotune.records.trial import Measurement
 log = logging.getLogger(__name__)
 
 PROCESSES = {"cuda": 3, "cpu": 5}
-"""So many fresh processes lead to the first look; a CPU's times depend more on where its memory happens to lie."""
+"""The number of fresh processes before the first look; a CPU's times depend more on where its memory happens to lie."""
 LIMIT_S = {"cuda": 50.0, "cpu": 75.0}
-"""Time for all rounds, loading included; longer only where rounds are so slow that too few for any winner fit."""
+"""Time for all rounds, loading included; it is longer only if rounds are so slow that too few for any winner fit."""
 EXTENSIONS = 1
-"""So many times finals that could not decide get that time once more: others who use the device may leave it."""
+"""How often finals that could not decide get that time again: other programs may stop using the device."""
 LONGEST_S = 900.0
 """Time for all rounds, however slow they are."""
 ALONE, ALONE_PROTOCOL = "plan", "alone"
 LOAD_PATIENCE_S = 300.0
-"""A process of the finals whose finalist loads, or has its turn, for so long hangs."""
+"""If a finalist loads, or has its turn, for so long, its process hangs."""
+
+
+Utilisations = Mapping[str, Mapping[str, object]]
+"""Each finalist's use of the device, as :func:`autotune.measure.utilisation.measured_utilisation` returns it."""
 
 
 def statistic_of(objective: Objective) -> Statistic:
-    """What a block of samples comes to under an objective: its tail for a percentile, else its median."""
+    """Return the statistic of a block of samples under an objective: the tail for a percentile, else the median."""
     return partial(tail_statistic, q=0.99) if objective.name == "latency_p99" else median
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalsResult:
-    """The verdict with every raw sample: in ``samples_ms`` a block a round for each finalist, ``None`` where frozen.
+    """The verdict with every raw sample: ``samples_ms`` has a block a round for each finalist, ``None`` if frozen then.
 
-    ``figures`` is what the verdict follows from: the samples themselves, the undisturbed ones of them while others used
-    the device, or what an objective other than latency compares; ``disturbed`` says for each finalist of which rounds
-    its block is disturbed, ``flags`` what was seen around its rounds.
+    The verdict follows from ``figures``: the samples themselves, the undisturbed ones of them while others used the
+    device, or what an objective other than latency compares. ``disturbed`` says for each finalist and round if its
+    block is disturbed; ``flags`` are the conditions that were seen around its rounds.
     """
 
     verdict: Verdict
@@ -60,13 +64,13 @@ class FinalsResult:
     figures: Mapping[str, list[list[float] | None]]
     disturbed: Mapping[str, list[bool]]
     flags: Mapping[str, tuple[str, ...]]
-    utilisation: Mapping[str, Mapping[str, Any]]
+    utilisation: Utilisations
     measurements: Mapping[str, Measurement]
     process_of_round: tuple[int, ...]
 
     @property
     def doubt(self) -> str:
-        """What kept the finals from deciding, in one sentence such as ``busy host: 3 of 5 processes disturbed``."""
+        """The reason why the finals could not decide, such as ``busy host: 3 of 5 processes disturbed``."""
         processes, disturbed = len(set(self.process_of_round)), len(self.verdict.disturbed)
         seen = {flag for flags in self.flags.values() for flag in flags}
         causes = {"busy_host": "busy host", "shared_device": "another process on the device"}
@@ -80,7 +84,7 @@ class FinalsResult:
 
 @dataclass(slots=True, kw_only=True)
 class _Drive:
-    """What changes while finals run."""
+    """The state of finals that run."""
 
     executor: Executor
     artifacts: dict[str, Path]
@@ -91,13 +95,13 @@ class _Drive:
     protocol: str
     current: Session | None = None
     waiting: list[Session] = field(default_factory=list)
-    utilisation: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    utilisation: Utilisations = field(default_factory=dict)
     started: int = 0
     waited_s: float = 0.0
     process_of_round: list[int] = field(default_factory=list)
 
     def now(self) -> float:
-        """Monotonic seconds without those in which its processes waited for others."""
+        """Return monotonic seconds without those in which its processes waited for others."""
         return time.monotonic() - self.waited_s
 
     @contextlib.contextmanager
@@ -111,17 +115,17 @@ class _Drive:
 
     def start(self) -> Session:
         """Begin one more process that loads every finalist still in the race."""
-        request = {
-            "folder": str(self.executor.model),
-            "device": self.executor.device.as_dict(),
-            "artifacts": {name: str(self.artifacts[name]) for name in self.finals.running},
-            "objective": self.objective.as_dict(),
-            "concurrency": {name: self.concurrency.get(name, 1) for name in self.finals.running},
-            "seed": self.seed + self.started,
-            "canary": True if self.protocol == ALONE_PROTOCOL else None,
-        }
+        request = FinalsRequest(
+            folder=self.executor.model,
+            device=self.executor.device,
+            artifacts={name: self.artifacts[name] for name in self.finals.running},
+            objective=self.objective,
+            concurrency={name: self.concurrency.get(name, 1) for name in self.finals.running},
+            seed=self.seed + self.started,
+            canary=True if self.protocol == ALONE_PROTOCOL else None,
+        )
         self.started += 1
-        return self.executor.server.start("finals", request, "load")
+        return self.executor.server.start("finals", request.as_dict(), "load")
 
     def end(self, sessions: list[Session]) -> None:
         """Kill processes whose samples are not wanted any more."""
@@ -134,7 +138,7 @@ class _Drive:
         try:
             session.send({"close": True})
         except ChannelClosed:
-            log.debug("a process of the finals was gone before it was told to close")
+            log.debug("a process of the finals was gone before it was ordered to close")
         session.finish()
         self.executor.split.add(session.spans)
         stages = ", ".join(f"{name} {end - begin:.2f} s" for name, begin, end in session.spans)
@@ -156,8 +160,8 @@ def run_finals(
     """Measure all finalists interleaved and decide; a finalist that crashes or hangs here is dropped.
 
     On a GPU the processes up to the first look load at the same time and then take turns; on a CPU, and for each
-    further look, they come one after the other. Raises WorkError where the baseline itself cannot be measured.
-    ``concurrency`` is how many requests a finalist has in flight where the objective is throughput; ``protocol`` names
+    further look, they come one after the other. Raises WorkError if the baseline itself cannot be measured.
+    ``concurrency`` is how many requests a finalist has in flight if the objective is throughput; ``protocol`` names
     the measurement.
     """
     names = list(artifacts)
@@ -209,11 +213,11 @@ def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]
             verdict, is_over, extensions, deadline = None, False, extensions - 1, load_begin + limit_s
         drive.current = _next_process(drive, process)
         process += 1
-        asked = drive.finals.next_rounds()
+        requested = drive.finals.next_rounds()
         try:
             with drive.waiting_left_out():
                 for session in (drive.current, *drive.waiting):
-                    _await_ready(drive, session)  # no process loads while another one measures
+                    _await_ready(drive, session)  # no process loads while another measures
             now = drive.now()
             longest_load_s = max(longest_load_s, now - load_begin)
             processes = max(1, last + 1 - process)
@@ -224,19 +228,19 @@ def _race(drive: _Drive, limit_s: float, on_rounds: Callable[[int, float], None]
                 )  # fmt: skip
         except _Died as died:
             crashes += 1
-            others = [one for one in (drive.current, *drive.waiting) if one is not died.session]
+            others = [session for session in (drive.current, *drive.waiting) if session is not died.session]
             drive.waiting, drive.current, process = [], None, process - 1
             drive.end(others)
             _drop_culprit(drive, died.session, crashes)
             continue
         on_rounds(drive.finals.rounds, drive.now() - begin)
         verdict = drive.finals.look()
-        is_over = done < asked and process >= last
+        is_over = done < requested and process >= last
     return verdict
 
 
-def _utilisation(session: Session) -> dict[str, Mapping[str, Any]]:
-    """What each finalist that this process holds makes of the device; nothing where it dies of being traced."""
+def _utilisation(session: Session) -> Utilisations:
+    """Return how each finalist that this process holds uses the device; empty if the process dies of being traced."""
     try:
         session.send({"utilisation": True})
         while "utilisation" not in (message := _heard(session, LOAD_PATIENCE_S, LOAD_PATIENCE_S)):
@@ -269,39 +273,36 @@ class _Died(Exception):
 
 
 def _await_ready(drive: _Drive, session: Session) -> None:
-    """Wait until a process has loaded every finalist; raises _Died where it does not come to that."""
+    """Wait until a process has loaded every finalist; raises _Died if it ends before that."""
     if session.ready:
         return
-    session.begin_order()  # it may have waited for others to load while nobody listened
+    session.begin_order()  # it may have waited for others to load while the coordinator did not listen
     patience_s = LOAD_PATIENCE_S * (1 + len(drive.artifacts))
     while not session.ready:
         session.ready = "ready" in _heard(session, LOAD_PATIENCE_S, patience_s)
 
 
 def _least(finals: Finals, processes: int) -> int:
-    """How many rounds each of so many processes runs, however long they take, so that there can be a winner at all."""
+    """Return how many rounds each of some processes runs, however long they take, so that there can be a winner."""
     return max(1, math.ceil((fewest_rounds(len(finals.candidates)) - finals.rounds) / processes))
 
 
 def _run(drive: _Drive, session: Session, process: int, *, limit_s: float, longest_s: float, least: int) -> int:
     """Let a process run its rounds and return how many it finished in time; raises _Died."""
-    order = {
-        "rounds": drive.finals.next_rounds(),
-        "frozen": sorted(drive.finals.freeze()),
-        "limit_s": limit_s,
-        "longest_s": longest_s,
-        "least": least,
-    }
+    order = RoundsOrder(
+        rounds=drive.finals.next_rounds(), frozen=tuple(sorted(drive.finals.freeze())), limit_s=limit_s,
+        longest_s=longest_s, least=least,
+    )  # fmt: skip
     try:
-        session.send(order)
+        session.send(order.as_dict())
     except ChannelClosed as error:
         raise _Died(session) from error
     patience_s = LOAD_PATIENCE_S + 2 * limit_s
     whole_s = LOAD_PATIENCE_S * len(drive.artifacts) + 2 * limit_s + longest_s
     while "rounds" not in (message := _heard(session, patience_s, whole_s)):
         pass
-    rounds = [{name: Block.from_dict(block) for name, block in one.items()} for one in message["rounds"]]
-    seen = {"readings": [block.readings for one in rounds for block in one.values()]}
+    rounds = [{name: Block.from_dict(block) for name, block in blocks.items()} for blocks in message["rounds"]]
+    seen = {"readings": [block.readings for blocks in rounds for block in blocks.values()]}
     for pid, text in foreign_processes(seen, drive.executor.device).items():
         drive.executor.server.notices.say(text, of=pid)
     drive.finals.add(process, rounds)
@@ -309,8 +310,8 @@ def _run(drive: _Drive, session: Session, process: int, *, limit_s: float, longe
     return len(rounds)
 
 
-def _heard(session: Session, patience_s: float, whole_s: float) -> Mapping[str, Any]:
-    """The next message, with note taken of whose turn it is; raises _Died.
+def _heard(session: Session, patience_s: float, whole_s: float) -> Message:
+    """Return the next message, and note whose turn it is; raises _Died.
 
     A turn may last for ``patience_s``, and all that was ordered for ``whole_s``, however many turns are announced.
     """
@@ -367,8 +368,8 @@ def _result(drive: _Drive, verdict: Verdict) -> FinalsResult:
 def time_alone(executor: Executor, artifact: Path, seed: int) -> FinalsResult:
     """Time one artifact by the rules of the finals without a rival, as it will run when it is deployed.
 
-    Beside others, caches and clocks are not its own: what is timed alone compares only with what was timed alone. The
-    result has one finalist, named ``plan``.
+    Beside others, caches and clocks are not its own: a time that was taken alone compares only with another that was.
+    The result has one finalist, named ``plan``.
     """
     return run_finals(
         executor, {ALONE: artifact}, {ALONE}, {ALONE: ()}, seed, lambda rounds, elapsed_s: None,

@@ -1,35 +1,31 @@
 """Steps that look at a captured graph as a backend sees it: what it finds there, and which kernels it would need."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 from autotune import registry
+from autotune.execute.answers import FeaturesAnswer, ProblemCount, ProblemsAnswer
 from autotune.execute.channel import Channel
+from autotune.execute.requests import FeaturesRequest, ProblemsRequest
 from autotune.execute.stages import building
-from autotune.records.configuration import Configuration
-from autotune.records.device import Device
 
 
-def features(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """What each of the named backends finds in the captured graph, with counts, as ``backend.feature``."""
+def features(request: FeaturesRequest, channel: Channel) -> FeaturesAnswer:
+    """Return how often each of the named backends finds something in the captured graph, as ``backend.feature``."""
     from autotune.model.source import CapturedModel
 
-    device, found = Device.from_dict(request["device"]), {}
+    device, features_by_name = request.device, dict[str, int]()
     with building(channel, device):
-        model = CapturedModel(Path(request["folder"]))
-        for name in request["backends"]:
-            counts: Mapping[str, int] = registry.backend(name).features(model, device)  # type: ignore[attr-defined]
-            found.update({f"{name}.{feature}": count for feature, count in counts.items()})
-    return {"features": found}
+        model = CapturedModel(request.folder)
+        for name, backend in registry.finding_features(request.backends).items():
+            counts = backend.graph_features(model, device)
+            features_by_name.update({f"{name}.{feature}": count for feature, count in counts.items()})
+    return FeaturesAnswer(features=features_by_name)
 
 
-def problems(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """The kernel problems of the graph that a configuration builds, each with how often it comes in a call."""
+def problems(request: ProblemsRequest, channel: Channel) -> ProblemsAnswer:
+    """Return the kernel problems of the graph that a configuration builds, each with its number in one call."""
     from autotune.model.source import CapturedModel
 
-    configuration, device = Configuration.from_dict(request["configuration"]), Device.from_dict(request["device"])
-    backend: Any = registry.backend(configuration.backend)
+    configuration, device = request.configuration, request.device
+    backend = registry.kernel_tuner(configuration.backend)
     with building(channel, device):
-        found = backend.problems(CapturedModel(Path(request["folder"])), configuration, device)
-    return {"problems": [{"problem": problem.as_dict(), "count": count} for problem, count in found.items()]}
+        counts = backend.kernel_problems(CapturedModel(request.folder), configuration, device)
+    return ProblemsAnswer(problems=tuple(ProblemCount(problem=problem, count=n) for problem, n in counts.items()))

@@ -8,57 +8,64 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from autotune.execute.channel import IDENTITY, NotOurs
+from autotune.errors import WorkerError
+from autotune.execute.answers import ANSWERS
+from autotune.execute.channel import IDENTITY, Message, NotOurs
 from autotune.measure.block import Block
-from autotune.records.trial import Failure, FailureKind, Measurement, Stage
+from autotune.records.trial import Failure, FailureKind, Stage
 
 WAIT = "wait"
-"""The stage of a step that waits until the device is free; where it fails then, it fails in the stage before.
+"""The stage of a step that waits until the device is free; if it fails then, it fails in the stage before.
 
 It may come with the line that says who has the device (``holder``) and the process ids of all who have it (``pids``).
 """
 HOLDER_LIMIT = 2000
 
+Shape = Callable[[Mapping[str, Any]], bool]
+"""Whether a message, without its identity, has the shape of a kind of message; it may raise instead."""
 
-def checked(message: Mapping[str, Any], identity: str, step: str) -> dict[str, Any]:
-    """The message without its identity; raises NotOurs where it is another step's, or of no known shape."""
-    said = {name: value for name, value in message.items() if name != IDENTITY}
+
+def checked(message: Message, identity: str, step: str) -> Message:
+    """Return the message without its identity; raises NotOurs if it is another step's, or of no shape in the table."""
+    content = {name: value for name, value in message.items() if name != IDENTITY}
     if message.get(IDENTITY) != identity:
-        raise NotOurs("a message came in the name of another step", found=f"{sorted(said)[:4]}")
-    for name, shape in _SHAPES.items():
-        if name in said:
+        raise NotOurs("a message came in the name of another step", found=f"{sorted(content)[:4]}")
+    for name, has_shape in _SHAPES.items():
+        if name in content:
             try:
-                fits = shape(said) and (name != "result" or _fits(said["result"], step))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise NotOurs(f"the {name} that a step told is of the wrong shape", found=str(error)) from error
+                fits = has_shape(content) and (name != "result" or _fits(content["result"], step))
+            except WorkerError as error:
+                raise NotOurs(error.asked, found=error.found, expected=error.expected, run=error.run) from error
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+                raise NotOurs(f"the {name} of a step is of the wrong shape", found=str(error)) from error
             if not fits:
-                raise NotOurs(f"the {name} that a step told is of the wrong shape", found=repr(said)[:200])
-            return said
-    raise NotOurs("a step told what nobody asked for", found=f"{sorted(said)[:4]}", expected=", ".join(_SHAPES))
+                raise NotOurs(f"the {name} of a step is of the wrong shape", found=repr(content)[:200])
+            return content
+    raise NotOurs("a step sent a message of no kind", found=f"{sorted(content)[:4]}", expected=", ".join(_SHAPES))
 
 
-def _stage(said: Mapping[str, Any]) -> bool:
-    told = said.keys() - {"stage", "at"}
+def _stage(message: Mapping[str, Any]) -> bool:
+    beside = message.keys() - {"stage", "at"}
     return (
-        "at" in said
-        and said["stage"] in (*get_args(Stage), WAIT)
-        and _finite(said["at"])
-        and (not told or (said["stage"] == WAIT and told == {"holder", "pids"} and _waiting(said)))
+        "at" in message
+        and message["stage"] in (*get_args(Stage), WAIT)
+        and _finite(message["at"])
+        and (not beside or (message["stage"] == WAIT and beside == {"holder", "pids"} and _waiting(message)))
     )
 
 
-def _waiting(said: Mapping[str, Any]) -> bool:
+def _waiting(message: Mapping[str, Any]) -> bool:
     """Whether it names a line to be shown, and a list of process ids."""
-    holder, pids = said["holder"], said["pids"]
-    line = isinstance(holder, str) and len(holder) <= HOLDER_LIMIT and holder.isprintable()
-    return line and isinstance(pids, list) and all(type(pid) is int and pid > 0 for pid in pids)
+    holder, pids = message["holder"], message["pids"]
+    is_line = isinstance(holder, str) and len(holder) <= HOLDER_LIMIT and holder.isprintable()
+    return is_line and isinstance(pids, list) and all(type(pid) is int and pid > 0 for pid in pids)
 
 
-def _error(said: Mapping[str, Any]) -> bool:
-    error = said["error"]
+def _error(message: Mapping[str, Any]) -> bool:
+    error = message["error"]
     raised = error.get("raised", ["", "", "", "", ""])
     return (
-        said.keys() == {"error"}
+        message.keys() == {"error"}
         and error.keys() <= {"kind", "detail", "raised"}
         and error["kind"] in get_args(FailureKind)
         and isinstance(error["detail"], str)
@@ -67,35 +74,35 @@ def _error(said: Mapping[str, Any]) -> bool:
     )
 
 
-def _rounds(said: Mapping[str, Any]) -> bool:
-    for one in said["rounds"]:
-        for block in one.values():
+def _rounds(message: Mapping[str, Any]) -> bool:
+    for blocks in message["rounds"]:
+        for block in blocks.values():
             Block.from_dict(block)
-    return said.keys() == {"rounds"}
+    return message.keys() == {"rounds"}
 
 
-def _kernel(said: Mapping[str, Any]) -> bool:
-    told = said["kernel"]
-    error, samples_us = told.get("error"), told.get("samples_us", ())
-    if "failure" in told:
-        Failure(**told["failure"])
+def _kernel(message: Mapping[str, Any]) -> bool:
+    kernel = message["kernel"]
+    error, samples_us = kernel.get("error"), kernel.get("samples_us", ())
+    if "failure" in kernel:
+        Failure(**kernel["failure"])
     return (
-        said.keys() == {"kernel"}
-        and told.keys() <= {"candidate", "error", "made", "samples_us", "conditions", "failure"}
-        and isinstance(told["candidate"], str)
+        message.keys() == {"kernel"}
+        and kernel.keys() <= {"candidate", "error", "made", "samples_us", "conditions", "failure"}
+        and isinstance(kernel["candidate"], str)
         and (error is None or (_finite(error) and error >= 0))
-        and ("failure" in told) != bool(samples_us)
+        and ("failure" in kernel) != bool(samples_us)
         and all(_finite(sample) and sample > 0 for sample in samples_us)
-        and all(isinstance(name, str) and _finite(figure) for name, figure in told.get("made", {}).items())
-        and isinstance(told.get("conditions", {}), dict)
+        and all(isinstance(name, str) and _finite(figure) for name, figure in kernel.get("made", {}).items())
+        and isinstance(kernel.get("conditions", {}), dict)
     )
 
 
-def _only(name: str, kind: type) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda said: said.keys() == {name} and isinstance(said[name], kind)
+def _only(name: str, kind: type) -> Shape:
+    return lambda message: message.keys() == {name} and isinstance(message[name], kind)
 
 
-_SHAPES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+_SHAPES: Mapping[str, Shape] = {
     "stage": _stage,
     "error": _error,
     "rounds": _rounds,
@@ -108,25 +115,16 @@ _SHAPES: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
 }
 
 _RESULTS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
-    "prepare": {"workload": dict, "imported": list, "read": dict, "notes": list},
-    "metrics": {"metrics": list},
-    "build": {"build_s": float, "kernels": str},
-    "measure": {},
-    "features": {"features": dict},
-    "problems": {"problems": list},
-    "footprint": {"samples_ms": list, "memory": dict},
     "compile_kernels": {"made": list},
     "time_kernels": {"timed": int},
-    "prove": {"signal_error": float, "configuration": str},
 }
-"""What the result of a step has to hold; of others, and beyond that, anything."""
+"""What the result of a step of tuned kernels has to hold; those of the steps of execute are :data:`ANSWERS`."""
 
 
-def _fits(result: Mapping[str, Any], step: str) -> bool:
-    if "measurement" in result:
-        Measurement.from_dict(result["measurement"])
-    if "failure" in result:
-        Failure(**result["failure"])
+def _fits(result: Mapping[str, object], step: str) -> bool:
+    """Whether the result of a step is its answer; the result of a step that is in no table may hold anything."""
+    if step in ANSWERS:
+        ANSWERS[step].from_dict(result)
     return all(isinstance(result[name], kind) for name, kind in _RESULTS.get(step, {}).items())
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.measure.clock import Clock
 from autotune.measure.percentiles import percentile, samples_a_round, samples_needed, tail_statistic
-from autotune.measure.rounds import Finalist, Meter
+from autotune.measure.rounds import Meter, TimedRunner
 from autotune.measure.stopping import FirstOf, IntervalReached, StoppingRule, TimeLimit
 from autotune.records.device import Device
 from autotune.records.objective import Objective
@@ -44,11 +44,11 @@ class Scored:
 class Lanes:
     """Several loaded copies of each finalist, so that as many requests can be in flight."""
 
-    def __init__(self, load: Callable[[str], Finalist], device: Device, concurrency: Mapping[str, int]) -> None:
+    def __init__(self, load: Callable[[str], TimedRunner], device: Device, concurrency: Mapping[str, int]) -> None:
         self._load, self._device, self._concurrency = load, device, concurrency
         self._lanes: dict[str, list[Lane]] = {}
 
-    def load(self, name: str, finalist: Finalist) -> None:
+    def load(self, name: str, finalist: TimedRunner) -> None:
         """Load the copies that a finalist needs beside itself, each on a stream of its own on a GPU."""
         copies = [self._load(name) for _ in range(self._concurrency.get(name, 1) - 1)]
         self._lanes[name] = [lane_of(one, self._device) for one in (finalist, *copies)]
@@ -86,11 +86,11 @@ def screening_rule_for(objective: Objective, clock: Clock, limit_s: float) -> Ca
 def score(
     objective: Objective,
     measurement: Measurement,
-    runner: Finalist,
+    runner: TimedRunner,
     device: Device,
     sets: Sets,
     clock: Clock,
-    load_another: Callable[[], Finalist],
+    load_another: Callable[[], TimedRunner],
     batch: int,
 ) -> Scored:
     """Take a screened candidate's figure; WorkError where the device cannot tell it."""
@@ -122,7 +122,7 @@ def meter_for(
     return None
 
 
-def _energy(runner: Finalist, sets: Sets, device: Device, clock: Clock, least_s: float) -> "Energy":
+def _energy(runner: TimedRunner, sets: Sets, device: Device, clock: Clock, least_s: float) -> "Energy":
     from autotune.measure.energy import energy_per_call, nvml_energy_counter
 
     counter = nvml_energy_counter(device)
@@ -149,17 +149,17 @@ def _throughput(
 
 
 def _saturated(
-    runner: Finalist,
+    runner: TimedRunner,
     device: Device,
     sets: Sets,
     clock: Clock,
-    load_another: Callable[[], Finalist],
+    load_another: Callable[[], TimedRunner],
     batch: int,
 ) -> Scored:
     """Double the requests in flight until that gains nothing, and give the milliseconds an item of the best point."""
     from autotune.measure.throughput import best, saturate
 
-    loaded: list[Finalist] = [runner]
+    loaded: list[TimedRunner] = [runner]
 
     def at(concurrency: int) -> "Throughput":
         while len(loaded) < concurrency:

@@ -1,51 +1,57 @@
 """Metrics of the user's own: what their code depends on, and how they are called."""
 
 import contextlib
-import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
+from autotune.execute.answers import MetricCode, MetricsAnswer
 from autotune.execute.channel import Channel
 from autotune.execute.input_sets import read_sets
+from autotune.execute.requests import MetricsRequest
+from autotune.execute.stages import enter
+from autotune.records.objective import Metric, Objective
 
 
-def metrics(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Import each metric of the user's own, call it once on answers of the model, and say what its code depends on.
+def metrics(request: MetricsRequest, channel: Channel) -> MetricsAnswer:
+    """Import each metric of the user's own, call it once on answers of the model, and digest what its code depends on.
 
-    Answers with a digest and a record of what was read for each, in their order. Whether a metric accepts the model's
-    own answers is seen when the reference is made.
+    Whether a metric accepts the model's own answers is seen when the reference is computed.
     """
     from autotune.model import reading
     from autotune.model.source import ANSWERS, CapturedModel
     from autotune.records.canonical import digest
 
-    channel.send({"stage": "check", "at": time.monotonic()})
-    folder = Path(request["folder"])
-    model = CapturedModel(folder)
+    enter(channel, "check")
+    model = CapturedModel(request.folder)
     names = [spec.name for spec in model.workload.outputs]
-    answers = [dict(zip(names, one, strict=True)) for one in read_sets(folder / ANSWERS, model, outputs=True)]
-    found = []
-    for function in request["metrics"]:
+    sets = read_sets(request.folder / ANSWERS, model, outputs=True)
+    answers = [dict(zip(names, tensors, strict=True)) for tensors in sets]
+    codes = []
+    for function in request.metrics:
         with reading.watching() as seen:
             metric = called_in_place(function)
-            with contextlib.suppress(Exception):  # here it matters which files it opens; it is judged later
+            # Only the files that it opens matter here; it is judged with the reference.
+            with contextlib.suppress(Exception):
                 metric(answers, answers)
         record = seen.record()
         contents = {kind: sorted(map(str, record[kind].values())) for kind in ("files", "folders", "environment")}
         content = [function.rpartition(":")[2], contents, sorted(record["packages"])]
-        found.append({"code": digest(content), "read": record})
-    return {"metrics": found}
+        codes.append(MetricCode(code=digest(content), read=record))
+    return MetricsAnswer(metrics=tuple(codes))
 
 
-def called_in_place(spec: str) -> Callable[..., Any]:
-    """A callable of the user's own that finds, when it is called too, what lies beside its file."""
+def functions_of(objective: Objective) -> list[tuple[Metric, Callable[[object, object], object]]]:
+    """Return each metric of an objective with its function."""
+    return [(metric, called_in_place(metric.function)) for metric in objective.metrics]
+
+
+def called_in_place(spec: str) -> Callable[[object, object], object]:
+    """Return a callable of the user's own that finds what lies beside its file, also when it is called."""
     from autotune.model.factory import folder_of, resolve
 
     function = resolve(spec)
 
-    def call(*arguments: Any) -> Any:
+    def call(outputs: object, references: object) -> object:
         with folder_of(spec):
-            return function(*arguments)
+            return function(outputs, references)
 
     return call

@@ -1,9 +1,9 @@
-"""Where a tile stands among the others: what a correction of its estimated time may depend on."""
+"""The features of a tile on which the correction of its estimated time may depend."""
 
 import math
 from collections.abc import Mapping
 
-from autotune.kernels.cost import Estimate
+from autotune.kernels.cost import CostEstimate
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.kernel_problem import GemmProblem
 
@@ -14,27 +14,27 @@ OCTAVES: Mapping[str, float] = {
     **{f"{name}_{side}": 1.0 for name in ("warp", "warps") for side in "mn"},
     **{name: 1.0 for name in ("stages", "warps", "split_k", "splits", "groups", "residents")},
 }
-"""Parameters that count by their logarithm, with the factor (in powers of two) over which tiles stay alike."""
+"""Parameters that count by their logarithm, with their length scale in powers of two."""
 
 CHOICES = ("schedule", "scheduler", "swapped")
-"""Parameters of which another value is a distance of ``APART``."""
+"""Parameters whose values have a distance of ``APART``."""
 
 APART = 1.0
 PARTS, SIDES = 0.5, 4.0
-"""Over how much of a part of an estimate, and over which factor of m, n, k (in powers of two), times are alike."""
+"""The length scales of a part of an estimate, and of m, n, k in powers of two."""
 
 
-def features(problem: GemmProblem, candidate: Configuration, estimate: Estimate | None) -> dict[str, float]:
-    """Scaled features by name; one that is absent elsewhere counts as 0 there."""
-    found = {f"kind {candidate.backend}": APART}
+def features(problem: GemmProblem, candidate: Configuration, estimate: CostEstimate | None) -> dict[str, float]:
+    """Return scaled features by name; a feature that another tile does not have counts as 0 there."""
+    scaled = {f"kind {candidate.backend}": APART}
     for name, value in candidate.values:
-        found.update(_of_parameter(name, value))
+        scaled.update(_of_parameter(name, value))
     for side, size in (("m", problem.m), ("n", problem.n), ("k", problem.k)):
-        found[side] = math.log2(size) / SIDES
-    found[f"activation {problem.activation}"] = APART / 2
+        scaled[side] = math.log2(size) / SIDES
+    scaled[f"activation {problem.activation}"] = APART / 2
     for name, share in (estimate.parts if estimate else {}).items():
-        found[f"part {name}"] = share / PARTS
-    return found
+        scaled[f"part {name}"] = share / PARTS
+    return scaled
 
 
 def _of_parameter(name: str, value: Scalar) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""A Gaussian process over tiles: by how much the times measured differ from those estimated.
+"""A Gaussian process over tiles for the difference between measured and estimated times: ResidualModel.
 
-It models the logarithm of measured over estimated time. Its mean is one unknown offset, which the first results settle,
-and its covariance falls with the distance of two tiles, each feature in units of its own length scale: a tile near a
-measured one is corrected like it, one far away keeps its estimate and its doubt.
+It models the logarithm of measured over estimated time. Its mean is one unknown offset, which the first results
+determine, and its covariance decreases with the distance of two tiles, each feature in units of its own length scale: a
+tile near a measured one gets a similar correction, a distant one keeps its estimate and its deviation.
 """
 
 import math
@@ -16,10 +16,10 @@ from scipy.special import erfc
 Floats = npt.NDArray[np.float64]
 
 OFFSET = 0.5
-"""Standard deviation of what all estimates are wrong by together, in log time."""
+"""Standard deviation of the common error of all estimates, in log time."""
 
 SPREAD = 0.2
-"""Standard deviation of what single tiles differ by from the offset."""
+"""Standard deviation of single tiles from the offset."""
 
 NOISE = 0.01
 """Standard deviation of a measured median."""
@@ -37,9 +37,9 @@ class ResidualModel:
             self._weights = cho_solve(self._factor, self._residuals)
 
     def predict(self, places: Floats) -> tuple[Floats, Floats]:
-        """Mean and standard deviation of the residual at each place.
+        """Return mean and standard deviation of the residual at each place.
 
-        Before any result the offset's doubt is left out: it is all tiles' alike and decides nothing between them.
+        Before any result the offset's deviation is left out: it is the same for all tiles and decides nothing.
         """
         if not len(self._residuals):
             return np.zeros(len(places)), np.full(len(places), SPREAD)
@@ -51,7 +51,7 @@ class ResidualModel:
 
 
 def expected_gain(mean: Floats, deviation: Floats, best: float) -> Floats:
-    """How far below ``best`` a normal draw is expected to fall (expected improvement)."""
+    """Return the expected improvement: the mean amount by which a normal draw is below ``best``."""
     z = (best - mean) / deviation
     density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     gain: Floats = deviation * (z * 0.5 * erfc(-z / math.sqrt(2)) + density)

@@ -1,10 +1,10 @@
-"""What a tuning of kernels found: KernelReport."""
+"""The result of a tuning of kernels: KernelReport."""
 
 from dataclasses import dataclass
 
-from autotune.database.kernel_trials import LIBRARY_KINDS
+from autotune import registry
 from autotune.errors import AutotuneError
-from autotune.execute.server import Span
+from autotune.execute.step_result import Span
 from autotune.kernels.rates import DeviceRates
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
@@ -12,10 +12,10 @@ from autotune.records.kernel_trial import KernelTrial
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunedProblem:
-    """All that is known of a problem, complete trials first and the fastest first.
+    """All trials of a problem, complete ones first and the fastest first.
 
-    ``weight`` is how often a model computes it. ``measured`` and ``compiled`` count what this run added; ``trouble`` is
-    what kept it from going on.
+    ``weight`` is the number of times that a call of the model computes it. ``measured`` and ``compiled`` are the counts
+    of this run; ``trouble`` is the error that ended it.
     """
 
     problem: GemmProblem
@@ -27,22 +27,23 @@ class TunedProblem:
 
     @property
     def complete(self) -> tuple[KernelTrial, ...]:
-        """What was timed, the fastest first."""
+        """The complete trials, the fastest first."""
         return tuple(trial for trial in self.trials if trial.state == "complete")
 
     @property
     def best(self) -> KernelTrial | None:
-        """The fastest."""
+        """The fastest trial."""
         return next(iter(self.complete), None)
 
     @property
     def library(self) -> KernelTrial | None:
-        """The fastest of the libraries' own calls."""
-        return next((trial for trial in self.complete if trial.configuration.backend in LIBRARY_KINDS), None)
+        """The fastest trial of the libraries' own calls."""
+        library_kinds = registry.library_kinds()
+        return next((trial for trial in self.complete if trial.configuration.backend in library_kinds), None)
 
     @property
     def saved(self) -> float | None:
-        """The share of the time of the best library call that the best kernel saves; ``None`` where one is unknown."""
+        """The share of the time of the best library call that the best kernel saves; ``None`` if one is unknown."""
         best_us = self.best.median_us if self.best else None
         library_us = self.library.median_us if self.library else None
         return None if best_us is None or library_us is None else 1 - best_us / library_us
@@ -50,10 +51,10 @@ class TunedProblem:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
-    """What became of each problem, and where the time went.
+    """The result for each problem, and the spans of time.
 
-    ``rates`` are the device's, where they are known; ``stopped`` says that it was ended from outside, ``notes`` what
-    was missing.
+    ``rates`` are the device's, if they are known; ``stopped`` is true if it was ended from outside, ``notes`` are
+    about missing compilers.
     """
 
     problems: tuple[TunedProblem, ...]

@@ -1,8 +1,8 @@
-"""The search over one kernel problem's tiles: which builds to compile, then how to launch the best of them.
+"""The search over one kernel problem's tiles: first builds, then launches of the best builds: KernelSearch.
 
-A build takes most of a minute and a launch nothing, so :meth:`KernelSearch.ask` proposes builds, each timed at its
-plainest launch, and :meth:`KernelSearch.ask_launches` then varies the launch of the few that are best. Builds are
-chosen by expected improvement: the estimate of :mod:`~autotune.kernels.cost`, corrected by what was measured
+A build takes most of a minute and a launch no time, so :meth:`KernelSearch.ask` proposes builds, each timed at its
+plainest launch, and :meth:`KernelSearch.ask_launches` then varies the launch of the few best. Builds are
+chosen by expected improvement: the estimate of :mod:`~autotune.kernels.cost`, corrected by measurements
 (:mod:`~autotune.kernels.model`), times the odds that a build of its kind works at all.
 """
 
@@ -21,31 +21,31 @@ from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 
 HINTS = 4
-"""Builds at most that come from hints: more would leave the rule too few of a search's builds."""
+"""The most builds from hints: with more, too few of a search's builds would follow the rule."""
 
 FINALISTS, WITHIN = 4, 0.15
-"""Builds at most whose launches are varied, and how far behind the best they may be expected to lie."""
+"""The most builds whose launches are varied, and how much slower than the best they may be expected to be."""
 
 SUGGESTED = 2
-"""Builds that come from advisers: of nvMatmulHeuristics' tiles an H200 has timed thirteen, 6 to 65% behind the best."""
+"""Builds from advisers: an H200 has timed 13 of nvMatmulHeuristics' tiles, 6 to 65% slower than the best."""
 
 HOPELESS = 1.5
-"""A launch whose estimate is as many times that of its build's best launch so far is not tried."""
+"""A launch is not tried if its estimate is this multiple of its build's best launch so far."""
 
 NEIGHBOURS = 200
-"""Trials of other problems at most that the model learns from, of the nearest shapes: its work grows with the cube."""
+"""The most trials of other problems in the model, of the nearest shapes: its work grows with their cube."""
 
 _TOGETHER = frozenset({"decomposition", "splits"})
-"""Knobs of a launch that make sense only together, and so count as one."""
+"""Launch parameters that are meaningful only together, and so count as one."""
 
 
 class KernelSearch:
-    """Proposes builds and launches of one problem, none twice; a function of the seed and of what it was told.
+    """Proposes builds and launches of one problem, none twice; a function of the seed and of the recorded trials.
 
-    ``earlier`` are trials of the same device class and toolchain: those of this problem are taken as told, those of
-    others only correct the estimates. ``hints`` are builds or candidates that were best elsewhere, best first; one that
-    is not in the space is passed over, and what the space's advisers suggest comes after them. ``rates`` are the
-    device's; without them every build is estimated alike, and the search begins with the space's own rule
+    ``earlier`` are trials of the same device class and toolchain: those of this problem count as its own, those of
+    others only correct the estimates. ``hints`` are builds or candidates that were best elsewhere, best first; those
+    that are not in the space are skipped, and the suggestions of the space's advisers follow. ``rates`` are the
+    device's; without them all builds have the same estimate, and the search begins with the space's own rule
     (:meth:`~autotune.kernel.KernelSpace.first`). Not thread-safe.
     """
 
@@ -64,7 +64,7 @@ class KernelSearch:
         self._plainest: dict[Configuration, Configuration] = {}
         self._trials: dict[Configuration, KernelTrial] = {}
         self._elsewhere: dict[tuple[GemmProblem, Configuration], KernelTrial] = {}
-        self._asked: set[Configuration] = set()
+        self._proposed: set[Configuration] = set()
         self._tried: set[Configuration] = set()
         first = space.first(HINTS) if self._prior.builds and rates is None else ()
         hinted = dict.fromkeys(build for each in hints if (build := self.build_of(each)) is not None)
@@ -81,49 +81,50 @@ class KernelSearch:
 
     @property
     def spent(self) -> int:
-        """How many builds have been told of, failed ones included."""
+        """The number of builds with a trial, failed ones included."""
         return len(self._tried)
 
     def build_of(self, candidate: Configuration) -> Configuration | None:
-        """Return the build of a candidate, ``None`` where it is no build of this space."""
+        """Return the build of a candidate, ``None`` if it is no build of this space."""
         return self._prior.build_of(candidate)
 
     def plainest(self, build: Configuration) -> Configuration:
-        """Return the candidate as which a build is timed first."""
+        """Return the candidate that is timed first of a build."""
         if build not in self._plainest:
             self._plainest[build] = self._space.launches(build)[0]
         return self._plainest[build]
 
     def ask(self, count: int) -> tuple[Configuration, ...]:
-        """Return the next builds to compile, each to be timed as :meth:`plainest`; none where none is left.
+        """Return the next builds to compile, each to be timed as :meth:`plainest`; none if none is left.
 
-        Builds that were asked for and not told of yet are taken to turn out as predicted.
+        Proposed builds without a trial are assumed to have the predicted time.
         """
-        chosen = [build for build in self._first if build not in self._asked][:count]
-        self._asked.update(chosen)
+        chosen = [build for build in self._first if build not in self._proposed][:count]
+        self._proposed.update(chosen)
         while len(chosen) < count and (free := self._free()).any():
             build = self._prior.builds[int(np.where(free, self._gains() * self._odds(), -1.0).argmax())]
             chosen.append(build)
-            self._asked.add(build)
+            self._proposed.add(build)
         return tuple(chosen)
 
     def ask_launches(self, count: int) -> tuple[Configuration, ...]:
-        """Return the next launches to time of the best builds, none twice; none where all worth trying were tried.
+        """Return the next launches to time of the best builds, none twice; none if all worth trying were tried.
 
-        Each differs in one thing from its build's best launch so far: ask again after telling, until there is none.
+        Each differs in one parameter from its build's best launch so far: call it again after :meth:`tell`, until it is
+        empty.
         """
         chosen: list[Configuration] = []
         for build in self._finalists():
             room = count - len(chosen)
-            chosen += [each for each in self._neighbours(build) if each not in self._asked][:room]
-        self._asked.update(chosen)
+            chosen += [each for each in self._neighbours(build) if each not in self._proposed][:room]
+        self._proposed.update(chosen)
         return tuple(chosen)
 
     def tell(self, trials: Iterable[KernelTrial]) -> None:
-        """Take in trials, of this problem or of others; a second one of the same candidate replaces the first.
+        """Record trials, of this problem or of others; a second trial of a candidate replaces the first.
 
-        A failed one is not proposed again and says nothing about its neighbours. One of a build that the compiler
-        refused may name the build or its plainest launch.
+        A failed candidate is not proposed again and does not change the estimates of its neighbours. The trial of a
+        build that the compiler refused may be of the build or of its plainest launch.
         """
         for trial in trials:
             candidate = trial.configuration
@@ -131,34 +132,34 @@ class KernelSearch:
                 self._elsewhere[trial.problem, candidate] = trial
                 continue
             self._trials[candidate] = trial
-            self._asked.add(candidate)
+            self._proposed.add(candidate)
             build = self.build_of(candidate)
             if build is not None:
-                self._asked.add(build)
+                self._proposed.add(build)
                 self._tried.add(build)
 
     def _free(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        return np.array([build not in self._asked for build in self._prior.builds], dtype=bool)
+        return np.array([build not in self._proposed for build in self._prior.builds], dtype=bool)
 
     def _times_us(self) -> dict[Configuration, dict[Configuration, float]]:
-        """The times of complete candidates by build."""
-        found: dict[Configuration, dict[Configuration, float]] = {}
+        """Return the times of complete candidates by build."""
+        times_us: dict[Configuration, dict[Configuration, float]] = {}
         for candidate, trial in self._trials.items():
             build = self.build_of(candidate)
             if build is not None and trial.state == "complete":
-                found.setdefault(build, {})[candidate] = _median_us(trial)
-        return found
+                times_us.setdefault(build, {})[candidate] = _median_us(trial)
+        return times_us
 
     def _plain_us(self) -> dict[Configuration, float]:
-        """The time of each build plainly launched; of one known by other launches only, the slowest of them."""
+        """Return the time of each build's plainest launch; if only others were timed, the slowest of them."""
         return {build: us.get(self.plainest(build), max(us.values())) for build, us in self._times_us().items()}
 
     def _gains(self) -> Floats:
-        """By how much of its log time each build is expected to beat the best build, those under way included."""
+        """Return the expected improvement of each build's log time over the best build, unfinished ones included."""
         plain_us = self._plain_us()
         elsewhere = self._nearest()
         mean, deviation = self._prior.corrected(plain_us, elsewhere)
-        pending = [build for build in self._prior.builds if build in self._asked and build not in self._tried]
+        pending = [build for build in self._prior.builds if build in self._proposed and build not in self._tried]
         if pending:
             taken = np.exp(mean - self._prior.saved)
             believed = {build: float(taken[self._prior.number(build)]) for build in pending}
@@ -167,16 +168,16 @@ class KernelSearch:
         return expected_gain(mean, deviation, min(reached, default=float(mean.min())))
 
     def _odds(self) -> Floats:
-        """How likely each build works: by Laplace's rule of its kind, of which those under way are yet to prove it.
+        """Return the odds that each build works: Laplace's rule for its kind, in which unfinished builds have not worked.
 
         So a kind that fails throughout costs few builds, and the first batch is not all of one kind.
         """
         worked = Counter(build.backend for build in self._times_us())
-        asked = Counter(build.backend for build in self._prior.builds if build in self._asked)
-        return np.array([(worked[each.backend] + 1) / (asked[each.backend] + 1) for each in self._prior.builds])
+        proposed = Counter(build.backend for build in self._prior.builds if build in self._proposed)
+        return np.array([(worked[each.backend] + 1) / (proposed[each.backend] + 1) for each in self._prior.builds])
 
     def _expected(self, plain_us: dict[Configuration, float]) -> dict[Configuration, float]:
-        """The log time that each timed build may come to: its best launch's, or what that is estimated to save."""
+        """Return the log time that each timed build may reach: of its best launch, measured or estimated."""
         found = {}
         for build, us in self._times_us().items():
             saved = self._prior.saved_of(build) if len(us) == 1 else 0.0
@@ -188,20 +189,20 @@ class KernelSearch:
 
         def distance(problem: GemmProblem) -> float:
             pairs = ((getattr(problem, side), getattr(self._problem, side)) for side in ("m", "n", "k"))
-            return math.fsum(abs(math.log2(one / other)) for one, other in pairs)
+            return math.fsum(abs(math.log2(size / own)) for size, own in pairs)
 
         complete = [key for key, trial in self._elsewhere.items() if trial.state == "complete"]
         nearest = sorted(complete, key=lambda key: distance(key[0]))[:NEIGHBOURS]
         return [(*key, _median_us(self._elsewhere[key])) for key in nearest]
 
     def _finalists(self) -> list[Configuration]:
-        """The builds whose launches are worth varying, the most promising first."""
+        """Return the builds whose launches are worth varying, the most promising first."""
         expected = self._expected(self._plain_us())
         ranked = sorted(expected, key=lambda build: expected[build])[:FINALISTS]
         return [build for build in ranked if expected[build] <= expected[ranked[0]] + math.log1p(WITHIN)]
 
     def _neighbours(self, build: Configuration) -> Iterator[Configuration]:
-        """The launches that differ in one knob from the best so far, those estimated best first."""
+        """Return the launches that differ in one parameter from the best so far, those with the best estimate first."""
         times_us = self._times_us()[build]
         best = min(times_us, key=lambda candidate: times_us[candidate])
         near = [each for each in self._space.launches(build) if _differ_in_one(each, best)]
@@ -210,8 +211,10 @@ class KernelSearch:
         return (each for each in sorted(near, key=lambda each: estimates[each]) if estimates[each] <= limit)
 
 
-def _differ_in_one(one: Configuration, other: Configuration) -> bool:
-    differing = {name for (name, value), (_, found) in zip(one.values, other.values, strict=True) if value != found}
+def _differ_in_one(left: Configuration, right: Configuration) -> bool:
+    differing = {
+        name for (name, value), (_, other_value) in zip(left.values, right.values, strict=True) if value != other_value
+    }
     return len(differing) == 1 or (bool(differing) and differing <= _TOGETHER)
 
 

@@ -1,23 +1,20 @@
 """Steps of tuned kernels: compile some of them, and check and time others, one after the other on the device.
 
-A kernel may take the process's context on the device with it. So each result is told as soon as it is there, and before
-each candidate whose turn it is: the coordinator knows what was at work, and starts again with the rest.
+A kernel that crashes may destroy the process's context on the device. So each result is sent as soon as it is there,
+and each candidate is announced before it runs: the coordinator knows which one was running, and continues with the
+rest.
 """
 
 import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from autotune import registry
 from autotune.execute import steps
 from autotune.execute.channel import Channel
 from autotune.execute.stages import building, enter, holding
-from autotune.records.configuration import Configuration
-from autotune.records.device import Device
-from autotune.records.kernel_problem import GemmProblem
+from autotune.kernels.requests import CompileRequest, RatesRequest, TimeRequest
 
 CRASH = "crash"
 
@@ -25,64 +22,61 @@ COOLS_S = 1.0
 """A device that has been idle for longer is brought to speed again."""
 
 
-def device_rates(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Read how fast a GPU computes and moves bytes; ``None`` where its architecture is not known."""
+def device_rates(request: Mapping[str, object], channel: Channel) -> dict[str, object]:
+    """Read the rates of a GPU (:class:`RatesRequest`); ``None`` if its architecture is not known."""
     from autotune.errors import WorkError
     from autotune.kernels.rates import DeviceRates
 
     enter(channel, "load")
     try:
-        return {"rates": DeviceRates.read(Device.from_dict(request["device"]).torch_name).as_dict()}
+        return {"rates": DeviceRates.read(RatesRequest.from_dict(request).device.torch_name).as_dict()}
     except WorkError as error:
         return {"rates": None, "reason": str(error)}
 
 
-def compile_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Compile builds into a cache: what became of each, in their order.
+def compile_kernels(request: Mapping[str, object], channel: Channel) -> dict[str, object]:
+    """Compile builds into a cache (:class:`CompileRequest`); returns their results in order.
 
-    A GPU's kernels are compiled without a lock, beside timings; a CPU that compiles times nothing meanwhile.
+    A GPU's kernels are compiled without a lock, beside timings; on a CPU nothing is timed meanwhile.
     """
-    device = Device.from_dict(request["device"])
-    with building(channel, device):
-        maker = registry.kernels(request["backend"])
-        made = maker.compile(
-            device, GemmProblem.from_dict(request["problem"]),
-            [Configuration.from_dict(build) for build in request["builds"]], Path(request["folder"]),
-        )  # fmt: skip
-    return {"made": [asdict(one) for one in made]}
+    order = CompileRequest.from_dict(request)
+    with building(channel, order.device):
+        provider = registry.kernels(order.backend)
+        results = provider.compile(order.device, order.problem, order.builds, order.folder)
+    return {"made": [asdict(result) for result in results]}
 
 
-def time_kernels(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Load, check and time candidates of one problem, alone on the device, telling of each as soon as it is done.
+def time_kernels(request: Mapping[str, object], channel: Channel) -> dict[str, object]:
+    """Load, check and time candidates (:class:`TimeRequest`), alone on the device; sends each result at once.
 
-    Then it is ready for the next request, until it is told to end: to import, and to wake a device, takes longer than
-    most problems do. ``best_us`` is the fastest time so far, ``limits`` are
-    :class:`~autotune.kernels.timing.Limits`. What a candidate raises is its own failure, and the next one
-    begins, unless it took the context on the device with it.
+    Then it waits for the next request or the order to end: importing, and waking a device, take longer than most
+    problems. An exception of a candidate is its own failure, and the next candidate begins, unless the context on the
+    device is lost.
     """
-    device = Device.from_dict(request["device"])
+    order = TimeRequest.from_dict(request)
+    device = order.device
     timed, last_s = 0, -math.inf
     while True:
         with holding(channel, device, "load", exclusive=True):
-            _time_one(request, device, channel, warm=time.monotonic() - last_s < COOLS_S)
-        timed, last_s = timed + len(request["candidates"]), time.monotonic()
-        _leave(device)
+            _time(order, channel, warm=time.monotonic() - last_s < COOLS_S)
+        timed, last_s = timed + len(order.candidates), time.monotonic()
+        if device.kind == "cuda":
+            _release_memory()
         channel.send({"ready": True})
-        told = channel.receive()
-        if not told or "request" not in told:
+        answer = channel.receive()
+        if not answer or "request" not in answer:
             return {"timed": timed}
-        request = told["request"]
+        order = TimeRequest.from_dict(answer["request"])
 
 
-def _time_one(request: Mapping[str, Any], device: Device, channel: Channel, *, warm: bool) -> None:
+def _time(order: TimeRequest, channel: Channel, *, warm: bool) -> None:
     from autotune.execute.child import explain
-    from autotune.kernels.timing import KernelBed, Limits
+    from autotune.kernels.timing import KernelTimer
 
-    problem, limits = GemmProblem.from_dict(request["problem"]), Limits(**request["limits"])
-    maker, folder = registry.kernels(request["backend"]), Path(request["folder"])
-    best_us: float | None = request["best_us"]
-    bed = KernelBed(device, problem, maker.compute, seed=request["seed"], limits=limits, warm=warm)
-    for candidate in map(Configuration.from_dict, request["candidates"]):
+    device, problem, best_us = order.device, order.problem, order.best_us
+    provider = registry.kernels(order.backend)
+    timer = KernelTimer(device, problem, provider.compute, seed=order.seed, limits=order.limits, warm=warm)
+    for candidate in order.candidates:
         channel.send({"turn": candidate.digest})
         enter(channel, "load")
         stage = "load"
@@ -92,27 +86,26 @@ def _time_one(request: Mapping[str, Any], device: Device, channel: Channel, *, w
             stage = to
             enter(channel, to)
 
-        told: dict[str, Any] = {"candidate": candidate.digest}
+        message: dict[str, object] = {"candidate": candidate.digest}
         try:
-            kernel = maker.load(device, problem, candidate, folder)
-            result = bed.judge_and_time(kernel, best_us, going)
-            told |= result.as_dict()
+            kernel = provider.load(device, problem, candidate, order.folder)
+            result = timer.judge_and_time(kernel, best_us, going)
+            message |= result.as_dict()
             if result.failure is None:
                 best_us = min(filter(None, (best_us, result.median_us)))
-        except Exception as error:  # the worker's border: it is told, and recorded as the candidate's failure
+        except Exception as error:  # the worker's border: it is sent, and recorded as the candidate's failure
             explained = explain(error)
             if explained["kind"] == CRASH:
                 raise
-            told["failure"] = {"stage": stage, "kind": explained["kind"], "detail": explained["detail"]}
-        channel.send({"kernel": told})
+            message["failure"] = {"stage": stage, "kind": explained["kind"], "detail": explained["detail"]}
+        channel.send({"kernel": message})
 
 
-def _leave(device: Device) -> None:
-    """Give the device's memory back, for whoever holds the device next."""
-    if device.kind == "cuda":
-        import torch
+def _release_memory() -> None:
+    """Free the device's memory for the next process that holds the device."""
+    import torch
 
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()
 
 
 STEPS = {

@@ -1,54 +1,61 @@
-"""One kernel problem on the device: operands, what is right, and how long a kernel takes: KernelBed."""
+"""Checking and timing kernels of one problem on the device: KernelTimer."""
 
 import math
 import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from autotune.errors import WorkError
-from autotune.kernel import Kernel
+from autotune.kernel import LoadedKernel, resource_usage_of
 from autotune.measure.statistics import median
 from autotune.records.device import Device
 from autotune.records.kernel_problem import BYTES, GemmProblem
 from autotune.records.trial import Failure
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from autotune.measure.timer import CpuTimer, CudaTimer
+
+    Operands: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+
 UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24}
-"""Half the distance of 1 to the next number of each type."""
+"""Half the distance from 1 to the next number of each type."""
 
 ROUNDINGS = 4
-"""A library's call may round to the result's type after the product, the bias, the residual and the activation."""
+"""The most roundings to the result's type: after the product, the bias, the residual and the activation."""
 
 SPREAD = 8.0
-"""How many times 1/√k the sum of k products of independent normal numbers may be of the sum of their sizes: the largest
-of 10⁸ such sums has 5.7 standard deviations, and the mean size of a product is 0.64."""
+"""The number of times 1/√k the sum of k products of independent normal numbers may be of the sum of their sizes: the
+largest of 10⁸ such sums has 5.7 standard deviations, and the mean size of a product is 0.64."""
 
 CERTAIN = 16
-"""Roundings in a row that all went the same way, as far as a sum of many normal numbers shows it."""
+"""Consecutive roundings in the same direction, as far as they are visible in a sum of many normal numbers."""
 
 GUARD = 4096
 """Elements before and after a result that no kernel may write."""
 
 ABANDON_FACTOR = 4.0
-"""A candidate whose first calls all took longer than so many times the best median is not timed to the end."""
+"""A candidate whose first calls all take longer than this multiple of the best median is not timed to the end."""
 
 FEWEST = 3
-"""Samples that every candidate gets."""
+"""The least samples of a candidate."""
 
 SETS, STRIDE = 4, 1_000_003
-"""Sets of operands that calls of rounds take in turns, and what tells their seeds apart."""
+"""Sets of operands that the calls of rounds use in turn, and the distance of their seeds."""
 
 HALF_WIDTH = 0.005
 WARM_MS, WARM_LIMIT_S = 200.0, 0.5
-"""The first candidate of a process brings the device to speed."""
+"""The warm-up of the device by the first candidate of a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How long a candidate is sampled: until its median is known to 0.5%, and no longer than ``sampling_s``.
+class TimingLimits:
+    """The limits of sampling: until the median is known to 0.5%, and no longer than ``sampling_s``.
 
-    A hopeless one is given up after ``first_samples``.
+    A hopeless candidate ends after ``first_samples``.
     """
 
     sampling_s: float = 0.05
@@ -62,12 +69,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelResult:
-    """What a kernel came to on a bed; ``failure`` where it is wrong."""
+    """The result of checking and timing a kernel; with a ``failure`` if its answer is wrong."""
 
     error: float | None
     samples_us: tuple[float, ...] = ()
     made: Mapping[str, float] = field(default_factory=dict)
-    conditions: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, object] = field(default_factory=dict)
     failure: Failure | None = None
 
     @property
@@ -75,9 +82,9 @@ class KernelResult:
         """The median of the samples."""
         return median(self.samples_us)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        data: dict[str, Any] = {"error": self.error, "made": dict(self.made)}
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for JSON."""
+        data: dict[str, object] = {"error": self.error, "made": dict(self.made)}
         if self.failure is not None:
             return {**data, "failure": self.failure.as_dict()}
         return {**data, "samples_us": list(self.samples_us), "conditions": dict(self.conditions)}
@@ -98,24 +105,24 @@ def error_bound(problem: GemmProblem) -> float:
 
 
 def needed_bytes(problem: GemmProblem) -> int:
-    """The memory that checking a kernel takes: operands in fp64 too, and results, what is right and their sizes."""
+    """Return the memory for a check: operands, also in fp64, results, the expected result and its terms' sizes."""
     operands = math.prod(problem.a_shape) + problem.n * problem.k
     results = problem.m * problem.n
     return operands * (BYTES[problem.dtype] + 2 * 8) + results * (3 * BYTES[problem.output] + 4 * 8)
 
 
-class KernelBed:
+class KernelTimer:
     """Random operands of one problem on a device, its answer in fp64, and a timer; one kernel after the other.
 
-    The caller holds the device. On a GPU the L2 cache is cold before every call and the device's own clock is read; a
-    CPU's caches are as the call before left them, and the clock is the wall's.
+    The caller holds the device's lock. On a GPU the L2 cache is cold before every call and the device's own clock is
+    read; a CPU's caches are in the state after the call before, and the clock is the wall clock.
     """
 
     def __init__(
-        self, device: Device, problem: GemmProblem, compute: Callable[..., Any], *, seed: int, limits: Limits,
-        warm: bool = False,
+        self, device: Device, problem: GemmProblem, compute: "Callable[..., Tensor]", *, seed: int,
+        limits: TimingLimits, warm: bool = False,
     ) -> None:  # fmt: skip
-        """``compute`` is the maker's: the problem in its operands' precision. A ``warm`` device is at speed already."""
+        """``compute`` is the provider's: the problem in its operands' precision. A ``warm`` device is at full speed."""
         import torch
 
         from autotune.measure.clock import SystemClock
@@ -129,18 +136,20 @@ class KernelBed:
         self._torch, self._device, self._problem = torch, device, problem
         self._seed, self._limits, self._clock = seed, limits, SystemClock()
         self._operands = self._drawn(seed)
-        exact: list[Any] = [each if each is None else each.double() for each in self._operands]
-        a, b, bias, residual = exact
+        a, b = (operand.double() for operand in self._operands[:2])
+        bias, residual = (None if operand is None else operand.double() for operand in self._operands[2:])
         self._expected = compute(problem, a, b, bias, residual)
         product = replace(problem, bias=False, activation="none", residual=False)
         self._sizes = compute(product, a.abs(), b.abs(), None, None)
         for added in (bias, residual):
             if added is not None:
                 self._sizes += added.abs()
-        del exact, a, b, bias, residual
+        del a, b, bias, residual
         if not bool(torch.isfinite(self._expected).all()):
             raise WorkError(
-                f"what is right for {problem.canonical}", found="a reference that is not finite", run="autotune doctor"
+                f"the expected result of {problem.canonical}",
+                found="a reference that is not finite",
+                run="autotune doctor",
             )
         self._timer = (
             CpuTimer(self._clock) if device.kind == "cpu" else CudaTimer(self._clock, device.torch_name, l2="cold")
@@ -148,79 +157,82 @@ class KernelBed:
         self._observers = observers_for(device, self._clock, canary=False)
         self._is_warm = warm
 
-    def judge_and_time(self, kernel: Kernel, best_us: float | None, going: Callable[[str], None]) -> KernelResult:
-        """Check a kernel and time it, told the stage; what it raises passes through.
+    def judge_and_time(self, kernel: LoadedKernel, best_us: float | None, going: Callable[[str], None]) -> KernelResult:
+        """Check a kernel and time it; ``going`` gets the stage. Exceptions of the kernel are not caught.
 
-        It is not timed to the end where it is hopelessly slower than ``best_us``; what it was timed counts.
+        A kernel that is hopelessly slower than ``best_us`` is not timed to the end; its samples so far count.
         """
         going("check")
         error, failure = self.judge(kernel)
         if failure is not None:
-            return KernelResult(error=error, made=dict(kernel.made), failure=failure)
+            return KernelResult(error=error, made=dict(resource_usage_of(kernel)), failure=failure)
         going("measure")
         with self._torch.inference_mode():
             samples_us, conditions = self._timed(kernel, best_us)
-        return KernelResult(error=error, samples_us=samples_us, made=dict(kernel.made), conditions=conditions)
+        return KernelResult(
+            error=error, samples_us=samples_us, made=dict(resource_usage_of(kernel)), conditions=conditions
+        )
 
     def rounds(
-        self, kernels: Mapping[str, Kernel], *, rounds: int, samples: int
-    ) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
+        self, kernels: Mapping[str, LoadedKernel], *, rounds: int, samples: int
+    ) -> tuple[dict[str, list[list[float]]], dict[str, object]]:
         """Time checked kernels against each other: in every round each has a block of samples, in random order.
 
-        Operands rotate among :data:`SETS` sets from call to call, so that none stays in a cache that is not flushed.
-        Gives by name a list of microseconds for each round, and what was true around them.
+        Each call uses the next of :data:`SETS` sets of operands, so that none stays in a cache that is not flushed.
+        Returns by name a list of microseconds for each round, and the conditions.
         """
-        from autotune.measure.conditions import flags
+        from autotune.measure.flags import flags
 
         sets = [(*drawn, self._fresh()[0]) for drawn in (self._operands, *map(self._drawn, self._seeds(SETS - 1)))]
         order = random.Random(self._seed)
-        found: dict[str, list[list[float]]] = {name: [] for name in sorted(kernels)}
+        blocks_us: dict[str, list[list[float]]] = {name: [] for name in sorted(kernels)}
         with self._torch.inference_mode():
-            turns = {name: _Turn(kernel, sets, self._timer) for name, kernel in kernels.items()}
+            turns = {name: _TimingTurn(kernel, sets, self._timer) for name, kernel in kernels.items()}
             self._observers.before()
             for _ in range(rounds):
                 for name in order.sample(sorted(turns), len(turns)):
-                    found[name].append([1e3 * turns[name].ms() for _ in range(samples)])
+                    blocks_us[name].append([1e3 * turns[name].ms() for _ in range(samples)])
             readings = self._observers.after()
-        around = {
+        conditions = {
             "clock": {name: turn.clock for name, turn in turns.items()}, "seed": self._seed, "process": os.getpid(),
             "queued": {name: turn.queued for name, turn in turns.items()}, "l2": self._timer.l2, "sets": SETS,
             "readings": readings, "flags": list(flags(readings)),
         }  # fmt: skip
-        return found, around
+        return blocks_us, conditions
 
     def _seeds(self, count: int) -> Iterator[int]:
-        """Seeds of further operands, which no process that was given the next seed draws too."""
+        """Yield seeds of more operands; a process with the next seed draws others."""
         return (self._seed + STRIDE * number for number in range(1, count + 1))
 
-    def _drawn(self, seed: int) -> tuple[Any, Any, Any, Any]:
+    def _drawn(self, seed: int) -> "Operands":
         """Draw normal numbers, as activations and weights are; products of a row and a column stay near 1."""
         problem, torch = self._problem, self._torch
-        dtype, result = (getattr(torch, _TORCH[name]) for name in (problem.dtype, problem.output))
+        dtype, result_dtype = (getattr(torch, _TORCH[name]) for name in (problem.dtype, problem.output))
         generator = torch.Generator(device=self._device.torch_name).manual_seed(seed)
 
-        def draw(*shape: int) -> Any:
-            return torch.randn(*shape, generator=generator, device=self._device.torch_name)
+        def draw(*shape: int) -> "Tensor":
+            drawn: Tensor = torch.randn(*shape, generator=generator, device=self._device.torch_name)
+            return drawn
 
-        def matrix(rows: int, major: str) -> Any:
+        def matrix(rows: int, major: str) -> "Tensor":
             return draw(rows, problem.k) if major == "k" else draw(problem.k, rows).t()
 
         a = (draw(*problem.a_shape) if problem.window else matrix(problem.m, problem.a_major)).to(dtype)
         b = (matrix(problem.n, problem.b_major) / math.sqrt(problem.k)).to(dtype)
         bias = draw(problem.n) if problem.bias else None
-        return a, b, bias, draw(problem.m, problem.n).to(result) if problem.residual else None
+        return a, b, bias, draw(problem.m, problem.n).to(result_dtype) if problem.residual else None
 
-    def _fresh(self) -> tuple[Any, Any]:
-        """A result with NaN in it, and the memory that it lies in, with NaN around it."""
+    def _fresh(self) -> "tuple[Tensor, Tensor]":
+        """Return a result full of NaN, and the memory around it, full of NaN too."""
         size = self._problem.m * self._problem.n
         dtype = getattr(self._torch, _TORCH[self._problem.output])
         around = self._torch.full((size + 2 * GUARD,), math.nan, dtype=dtype, device=self._device.torch_name)
         return around[GUARD : GUARD + size].view(self._problem.m, self._problem.n), around
 
-    def judge(self, kernel: Kernel) -> tuple[float | None, Failure | None]:
-        """Check a kernel: its largest error, and its failure where rounding does not explain it.
+    def judge(self, kernel: LoadedKernel) -> tuple[float | None, Failure | None]:
+        """Check a kernel; returns its largest error, and its failure if rounding does not explain that.
 
-        It is called twice, each time into a fresh result: the second call finds what the first one left behind.
+        It is called twice, each time into a fresh result: the second call runs in the state after the first one.
         """
         worst = 0.0
         for _ in range(2):
@@ -239,8 +251,8 @@ class KernelBed:
         detail = f"an element is off by {worst:.2e} of its terms, and rounding explains {bound:.2e}"
         return worst, Failure(stage="check", kind="inaccurate", detail=detail, figure=worst)
 
-    def _timed(self, kernel: Kernel, best_us: float | None) -> tuple[tuple[float, ...], dict[str, Any]]:
-        from autotune.measure.conditions import flags, invalid
+    def _timed(self, kernel: LoadedKernel, best_us: float | None) -> tuple[tuple[float, ...], dict[str, object]]:
+        from autotune.measure.flags import flags, invalid
         from autotune.measure.screening import RETAKES, warm_up
 
         out, _ = self._fresh()
@@ -263,9 +275,9 @@ class KernelBed:
         return samples_us, conditions
 
     def _sampled(
-        self, kernel: Kernel, inputs: tuple[Any, ...], best_us: float | None
-    ) -> tuple[tuple[float, ...], dict[str, Any]]:
-        """Sample single calls on the device's clock where it has one, on the wall's else, until a rule says stop."""
+        self, kernel: LoadedKernel, inputs: "tuple[Tensor | None, ...]", best_us: float | None
+    ) -> tuple[tuple[float, ...], dict[str, object]]:
+        """Sample single calls until a rule stops it, on the device's clock if it has one, else on the wall clock."""
         from autotune.measure.stopping import FirstOf, Hopeless, IntervalReached, StoppingRule, TimeLimit
 
         limits = self._limits
@@ -288,7 +300,7 @@ class KernelBed:
             else:
                 on_device = self._timer.time_on_device(kernel, inputs, call, on_device)
                 if on_device is None:
-                    raise WorkError("the device's clock stopped telling times", run="autotune doctor")
+                    raise WorkError("the device's clock returned no more times", run="autotune doctor")
                 ms, queued = on_device.ms, queued and on_device.queued
             samples_us.append(1e3 * ms)
             rule.observe(ms)
@@ -296,29 +308,31 @@ class KernelBed:
         return tuple(samples_us), {"clock": clock, "queued": queued, "grouped": grouped, "stopped": reason}
 
 
-class _Turn:
-    """One kernel's calls in rounds, each on the next set of operands, on the clock that :class:`KernelBed` reads."""
+class _TimingTurn:
+    """One kernel's calls in rounds, each on the next set of operands, on the clock that :class:`KernelTimer` reads."""
 
-    def __init__(self, kernel: Kernel, sets: Sequence[tuple[Any, ...]], timer: Any) -> None:
+    def __init__(
+        self, kernel: LoadedKernel, sets: "Sequence[tuple[Tensor | None, ...]]", timer: "CpuTimer | CudaTimer"
+    ) -> None:
         self._kernel, self._sets, self._timer, self._next = kernel, sets, timer, 0
         timer.settle()
         for _ in range(FEWEST):
             self._call = timer.time_call(kernel, sets[0])
         self._grouped = timer.grouping(self._call.wall_ms)
-        self._like = timer.time_on_device(kernel, sets[0], self._call)
-        self.clock = "wall" if self._like is None else "device"
-        self.queued = self._like is None or self._like.queued
+        self._device_time = timer.time_on_device(kernel, sets[0], self._call)
+        self.clock = "wall" if self._device_time is None else "device"
+        self.queued = self._device_time is None or self._device_time.queued
 
     def ms(self) -> float:
-        """Time one call; raises WorkError where the device's clock stops telling."""
+        """Time one call; raises WorkError if the device's clock returns no time."""
         inputs, self._next = self._sets[self._next % len(self._sets)], self._next + 1
         if self.clock == "wall":
             return float(self._timer.time_call(self._kernel, inputs, self._grouped).wall_ms)
-        told = self._timer.time_on_device(self._kernel, inputs, self._call, self._like)
-        if told is None:
-            raise WorkError("the device's clock stopped telling times", run="autotune doctor")
-        self._like, self.queued = told, self.queued and told.queued
-        return float(told.ms)
+        reading = self._timer.time_on_device(self._kernel, inputs, self._call, self._device_time)
+        if reading is None:
+            raise WorkError("the device's clock returned no more times", run="autotune doctor")
+        self._device_time, self.queued = reading, self.queued and reading.queued
+        return float(reading.ms)
 
 
 _TORCH = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}

@@ -1,4 +1,4 @@
-"""The tuning of kernels, problem by problem: what is known is kept, the rest compiled while other kernels are timed."""
+"""The tuning of kernels, problem by problem; builds are compiled while other kernels are timed: tune_kernels."""
 
 import contextlib
 import logging
@@ -11,10 +11,17 @@ from pathlib import Path
 
 from autotune import environment, registry
 from autotune.database.store import Store
-from autotune.errors import AutotuneError, RequestError, SpaceError, WorkError
+from autotune.errors import (
+    AutotuneError,
+    RequestError,
+    SpaceError,
+    StudyInterruptedError,
+    StudyTakenOverError,
+    WorkError,
+)
 from autotune.execute.server import WorkerServer
-from autotune.kernel import KernelSpace, MadeKernel, toolchain_of
-from autotune.kernels.executor import KernelExecutor, Made
+from autotune.kernel import CompileResult, KernelSpace, toolchain_of
+from autotune.kernels.executor import BuildResult, KernelExecutor
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import KernelReport, TunedProblem
 from autotune.kernels.schedule import MOST_BUILDS, KernelSchedule
@@ -31,20 +38,20 @@ from autotune.runtime import toolchain as versions
 log = logging.getLogger(__name__)
 
 BUILD_SHARE = 0.8
-"""Of the budget that builds may take; the rest is for other launches of the best of them, which need no compiler."""
+"""The share of the budget for builds; the rest is for other launches of the best builds, which need no compiler."""
 
 SHORTEST_COMPILE_S = 60.0
-"""Builds that were begun may take what is left of the budget, and at least so long."""
+"""The least time limit of a compilation, if less of the budget is left."""
 
 LAUNCHES = 32
-"""Launches that are timed in one process."""
+"""The launches that one request times."""
 
 PASSING = ("out_of_memory",)
-"""Kinds of failure that say more of the moment than of the kernel: they are not written, so it is tried again."""
+"""Kinds of failure that may not be the kernel's: they are not stored, so the kernel is tried again."""
 
 
 def kernels_folder() -> Path:
-    """Give the cache of compiled kernels, which every process of this user shares."""
+    """Return the cache of compiled kernels, which every process of this user shares."""
     return environment.cache_folder() / "kernels"
 
 
@@ -61,13 +68,13 @@ def tune_kernels(
     stop: threading.Event | None = None,
     seed: int = 0,
 ) -> KernelReport:
-    """Find fast kernels for problems, each with how often a call of its model computes it; keep every trial.
+    """Find fast kernels for problems, each with its number of computations in a call of its model; store every trial.
 
-    What was tried before under the same toolchain, on the same device class, is not tried again: neither what is timed
-    nor what failed, crashed or hung. ``builds`` are those of a problem over all runs. The libraries' own calls are
-    timed whatever the budget. Stopped by ``stop`` and the server's end it returns what it has, as it does where single
-    problems are in trouble. Raises SpaceError where no problem has a candidate, RequestError where ``backend`` has no
-    kernels to tune, WorkError where the cache of compiled kernels cannot be written.
+    A candidate with a trial of the same toolchain and device class is not tried again, whether it was timed, failed,
+    crashed or hung. ``builds`` is the limit of a problem over all runs. The libraries' own calls are timed with any
+    budget. If ``stop`` is set, the server ends, or single problems fail, it returns the results so far. Raises
+    SpaceError if no problem has a candidate, RequestError if ``backend`` has no kernels to tune, WorkError if the cache
+    of compiled kernels cannot be written.
     """
     tuner = _Tuner(problems, device, store, server, backend, budget_s, builds, progress or Silent(), seed)
     return tuner.run(stop or threading.Event())
@@ -75,10 +82,9 @@ def tune_kernels(
 
 @dataclass(slots=True, kw_only=True)
 class _Work:
-    """One problem under way: its candidates, what is known of them, and what this run added.
+    """The state of one problem: its candidates, their trials, and the counts of this run.
 
-    ``search`` goes on ``without`` the kinds whose compiler is missing, but for the builds in ``cached``, by kind, that
-    are there all the same.
+    ``search`` continues ``without`` the kinds whose compiler is missing, except for the builds in ``cached``, by kind.
     """
 
     problem: GemmProblem
@@ -100,16 +106,16 @@ class _Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
-    """Builds of one problem that are being compiled; ``asked`` by the schedule."""
+    """Builds of one problem that are being compiled; ``requested`` by the schedule."""
 
     work: _Work
-    asked: int
+    requested: int
     builds: Sequence[Configuration]
-    result: "Future[tuple[dict[Configuration, Made], dict[str, AutotuneError]]]"
+    result: "Future[tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]]"
 
 
 class _WithoutKinds:
-    """A space without the builds of some kinds, whose compiler is missing, but for those that are compiled already."""
+    """A space without the builds of kinds whose compiler is missing, except for builds that are compiled already."""
 
     def __init__(self, space: KernelSpace, kinds: frozenset[str], compiled: frozenset[Configuration]) -> None:
         self._space, self._kinds, self._compiled = space, kinds, compiled
@@ -134,9 +140,9 @@ class _Tuner:
         self, problems: Mapping[GemmProblem, float], device: Device, store: Store, server: WorkerServer, backend: str,
         budget_s: float, builds: int, progress: Progress, seed: int,
     ) -> None:  # fmt: skip
-        self.maker = registry.kernels(backend)
+        self.provider = registry.kernels(backend)
         self.device, self.store, self.server, self.progress, self.seed = device, store, server, progress, seed
-        self.toolchain = toolchain_of(self.maker, versions.current(device)).digest
+        self.toolchain = toolchain_of(self.provider, versions.current(device)).digest
         folder = kernels_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +189,7 @@ class _Tuner:
                 launches = self._search(work).ask_launches(LAUNCHES)
                 if not launches or not self._time(work, launches):
                     break
-        self.executor.close()  # what its process spent is told at its end
+        self.executor.close()  # the spans of its process are known after its end
         return KernelReport(
             problems=tuple(self._tuned(work) for work in self.works), toolchain=self.toolchain, rates=self.rates,
             seconds=time.monotonic() - begin, spans=tuple(self.executor.spans), stopped=self._stopped,
@@ -191,7 +197,7 @@ class _Tuner:
         )  # fmt: skip
 
     def _worked_s(self) -> float:
-        """A clock that stands still while timing waits for another process to leave the device."""
+        """Return the seconds without those in which timing waits for another process to leave the device."""
         return time.monotonic() - self.executor.waited_s
 
     @property
@@ -199,7 +205,7 @@ class _Tuner:
         return self.stop.is_set() or self.server.closed
 
     def _know(self, work: _Work) -> None:
-        """List a problem's candidates and what the database knows of them."""
+        """List a problem's candidates and read their trials from the database."""
         needed = needed_bytes(work.problem)
         try:
             if self.device.memory_bytes and needed > self.device.memory_bytes:
@@ -208,16 +214,16 @@ class _Tuner:
                     found=f"{needed / 2**30:,.1f} GiB to check them with",
                     expected=f"a problem that fits {self.device.memory_bytes / 2**30:,.1f} GiB of memory",
                 )
-            work.space = self.maker.space(self.device, work.problem)
+            work.space = self.provider.space(self.device, work.problem)
         except RequestError as error:
-            self._in_trouble(work, error)
+            self._fail(work, error)
             return
         for trial in self.store.kernels.of(work.problem, self.device.device_class, self.toolchain):
             work.trials.setdefault(trial.configuration, trial)
 
     def _search(self, work: _Work) -> KernelSearch:
-        """A problem's search, begun when it is first needed, and again without kinds that turned out to be missing."""
-        assert work.space is not None  # a problem without candidates takes no part
+        """Return a problem's search, created on first use, and again if a kind's compiler turns out to be missing."""
+        assert work.space is not None  # a problem without candidates is not tuned
         if work.search is None or work.without != self.missing.keys():
             work.without = frozenset(self.missing)
             work.search = KernelSearch(
@@ -231,17 +237,17 @@ class _Tuner:
         return work.search
 
     def _without_missing(self, work: _Work) -> KernelSpace:
-        """The builds that can be had: of kinds whose compiler is missing, those in the cache."""
+        """Return the space without builds that need a missing compiler and are not in the cache."""
         assert work.space is not None
         for kind in self.missing.keys() - work.cached.keys():
             of_kind = [build for build in work.space.builds if build.backend == kind]
-            found = self.maker.compiled(self.device, work.problem, of_kind, self.executor.folder)
-            work.cached[kind] = frozenset(found)
-        there = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
-        return _WithoutKinds(work.space, frozenset(self.missing), there)
+            cached = self.provider.compiled(self.device, work.problem, of_kind, self.executor.folder)
+            work.cached[kind] = frozenset(cached)
+        available = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
+        return _WithoutKinds(work.space, frozenset(self.missing), available)
 
     def _build(self, able: Sequence[_Work], schedule: KernelSchedule, pool: ThreadPoolExecutor) -> None:
-        """Time the libraries' calls, then builds as the schedule says; on a GPU the next ones compile meanwhile."""
+        """Time the libraries' calls, then builds in the schedule's order; on a GPU the next ones compile meanwhile."""
         overlap = self.device.kind == "cuda"
         works = {work.problem: work for work in able}
         batch = self._next(works, schedule, pool) if overlap else None
@@ -253,13 +259,15 @@ class _Tuner:
             batch = batch or self._next(works, schedule, pool)
             if batch is None:
                 return
-            made, missing = batch.result.result()
+            results, missing = batch.result.result()
             if missing:
                 batch = self._without(missing, batch, pool, schedule)
                 continue
             following = self._next(works, schedule, pool) if overlap else None
-            timed = self._took_in(batch, made)
-            schedule.tell(batch.work.problem, asked=batch.asked, built=len(batch.builds), best_us=batch.work.best_us)
+            timed = self._record_batch(batch, results)
+            schedule.tell(
+                batch.work.problem, requested=batch.requested, built=len(batch.builds), best_us=batch.work.best_us
+            )
             if not timed:
                 schedule.finish(batch.work.problem)
             batch = following
@@ -267,7 +275,7 @@ class _Tuner:
     def _next(
         self, works: Mapping[GemmProblem, _Work], schedule: KernelSchedule, pool: ThreadPoolExecutor
     ) -> _Batch | None:
-        """Begin to compile what the schedule says, ``None`` at its end."""
+        """Begin to compile the schedule's next batch, ``None`` at its end."""
         while not self._stopped and (turn := self._turn(schedule)) is not None:
             batch = self._begin(works[turn[0]], turn[1], schedule, pool)
             if batch is not None:
@@ -275,74 +283,76 @@ class _Tuner:
         return None
 
     def _turn(self, schedule: KernelSchedule) -> tuple[GemmProblem, int] | None:
-        """Whose builds come next; nobody's where they would not be there within the budget, by the longest so far."""
+        """Return the next problem and its builds; ``None`` if the longest time so far does not fit into the budget."""
         if schedule.elapsed_s + self.longest_s > self.budget_s:
             return None
         return schedule.next(self._at_once)
 
-    def _begin(self, work: _Work, asked: int, schedule: KernelSchedule, pool: ThreadPoolExecutor) -> _Batch | None:
-        """Begin to compile the next builds of a problem; ``None``, and the schedule told, where it has no more."""
-        builds = self._search(work).ask(asked)
+    def _begin(self, work: _Work, requested: int, schedule: KernelSchedule, pool: ThreadPoolExecutor) -> _Batch | None:
+        """Begin to compile the next builds of a problem; if it has no more, inform the schedule and return ``None``."""
+        builds = self._search(work).ask(requested)
         if not builds:
-            schedule.tell(work.problem, asked=asked, built=0, best_us=work.best_us)
+            schedule.tell(work.problem, requested=requested, built=0, best_us=work.best_us)
             return None
         limit_s = max(SHORTEST_COMPILE_S, self.budget_s - schedule.elapsed_s)
         result = pool.submit(self._compile, work.problem, builds, limit_s)
-        return _Batch(work=work, asked=asked, builds=builds, result=result)
+        return _Batch(work=work, requested=requested, builds=builds, result=result)
 
     def _compile(
         self, problem: GemmProblem, builds: Sequence[Configuration], limit_s: float
-    ) -> tuple[dict[Configuration, Made], dict[str, AutotuneError]]:
+    ) -> tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]:
         begin = time.monotonic()
-        came_to = self.executor.compile(problem, builds, limit_s)
+        results = self.executor.compile(problem, builds, limit_s)
         self.longest_s = max(self.longest_s, time.monotonic() - begin)
-        return came_to
+        return results
 
     @property
     def _at_once(self) -> int:
-        """Builds of a batch: a compiler keeps a core busy, and the search learns between batches."""
+        """The builds of a batch: a compiler uses one core, and the search learns between batches."""
         return min(8, max(2, self.device.cores // 2))
 
     def _without(
         self, missing: Mapping[str, AutotuneError], batch: _Batch, pool: ThreadPoolExecutor, schedule: KernelSchedule
     ) -> _Batch | None:
-        """Go on without kinds that cannot be compiled here, with other builds in their place."""
+        """Continue without kinds that cannot be compiled here, with other builds instead."""
         for kind, error in missing.items():
             self.missing[kind] = error
             self.progress.event("message", text=_no_more(kind, error))
-        return self._begin(batch.work, batch.asked, schedule, pool)
+        return self._begin(batch.work, batch.requested, schedule, pool)
 
-    def _took_in(self, batch: _Batch, made: Mapping[Configuration, Made]) -> bool:
-        """Record what the compiler refused and time the rest; false where the problem is in trouble."""
+    def _record_batch(self, batch: _Batch, results: Mapping[Configuration, BuildResult]) -> bool:
+        """Record the builds that the compiler refused and time the rest; false if that fails for this problem."""
         work, launched = batch.work, []
         for build in batch.builds:
-            became, candidate = made[build], self._search(work).plainest(build)
-            if isinstance(became, MadeKernel) and became.refusal is None:
-                work.compile_s[build] = became.compile_s
+            result, candidate = results[build], self._search(work).plainest(build)
+            if isinstance(result, CompileResult) and result.refusal is None:
+                work.compile_s[build] = result.compile_s
                 work.compiled += 1
                 launched.append(candidate)
-            elif isinstance(became, MadeKernel):
-                failure = Failure(stage="build", kind="error", detail=became.refusal or "")
-                self._take(work, self.executor.failed(work.problem, candidate, failure))
-            elif became is not None:
-                self._take(work, self.executor.failed(work.problem, candidate, became))
+            elif isinstance(result, CompileResult):
+                failure = Failure(stage="build", kind="error", detail=result.refusal or "")
+                self._record(work, self.executor.failed(work.problem, candidate, failure))
+            elif result is not None:
+                self._record(work, self.executor.failed(work.problem, candidate, result))
         return self._time(work, launched)
 
     def _time(self, work: _Work, candidates: Sequence[Configuration]) -> bool:
-        """Check and time what nobody has tried yet; false where that cannot be done for this problem."""
+        """Check and time candidates without a trial; false if that fails for this problem."""
         untried = [candidate for candidate in candidates if candidate not in work.trials]
         if not untried or self._stopped:
             return True
         self.progress.event("kernels_timed", problem=work.problem, count=len(untried))
         try:
-            self.executor.time(work.problem, untried, work.best_us, lambda trial: self._take(work, trial))
+            self.executor.time(work.problem, untried, work.best_us, lambda trial: self._record(work, trial))
+        except (StudyInterruptedError, StudyTakenOverError):
+            raise  # it ends the whole tuning, not one problem
         except WorkError as error:
-            self._in_trouble(work, error)
+            self._fail(work, error)
             return False
         return True
 
-    def _take(self, work: _Work, trial: KernelTrial) -> None:
-        """Take in one result, and write it unless it says nothing of the kernel."""
+    def _record(self, work: _Work, trial: KernelTrial) -> None:
+        """Record one trial, and store it unless its failure may not be the kernel's."""
         build = self._search(work).build_of(trial.configuration)
         if build in work.compile_s:
             trial = replace(trial, made={**trial.made, "compile_s": work.compile_s[build]})
@@ -355,7 +365,7 @@ class _Tuner:
                 other.search.tell([trial])
         self.progress.event("kernel_tried", trial=trial, best_us=work.best_us)
 
-    def _in_trouble(self, work: _Work, error: AutotuneError) -> None:
+    def _fail(self, work: _Work, error: AutotuneError) -> None:
         work.trouble = error
         self.progress.event("message", text=f"{work.problem.canonical}: {error}")
 

@@ -1,17 +1,16 @@
 """Timer, stopping rules, statistics, observers and finals; called itself, the package times a callable.
 
 ``autotune.measure(function, inputs)`` and ``import autotune.measure.timer`` share one name, so the module is callable:
-see :func:`autotune.deploy.measuring.measure` for what it takes and gives.
+see :func:`autotune.deploy.measuring.measure` for its arguments and its result.
 """
 
 import importlib
 import sys
 import types
-from typing import Any
 
 
 class _Callable(types.ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: object, **kwargs: object) -> object:
         return importlib.import_module("autotune.deploy.measuring").measure(*args, **kwargs)
 
 

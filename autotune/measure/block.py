@@ -1,4 +1,4 @@
-"""Consecutive samples of one callable with what was true around each: Block."""
+"""Consecutive samples of one callable with the conditions of each: Block."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,27 +6,28 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from autotune.measure.clock import Clock
-from autotune.measure.conditions import Readings, cores_shared, gpu_shared
+from autotune.measure.conditions import Readings, all_readings, recorded
 from autotune.measure.device_clock import DeviceTime
+from autotune.measure.flags import cores_shared, gpu_shared
 from autotune.measure.statistics import checked, median
 from autotune.measure.timer import L2, Function, Sample, Timer
 from autotune.records.trial import Measurement
 
-InputSets = Sequence[Sequence[Any]]
+InputSets = Sequence[Sequence[object]]
 
 ON_DEVICE_EVERY = 4
-"""The device's own clock times one more call for so many samples; for each on a cold cache, where its time counts."""
+"""The device's own clock times one more call for this number of samples; on a cold cache, one for each sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """Samples in the order they were taken, with their conditions, of which there is one for each of ``samples_ms``.
 
-    ``device_samples_ms`` are fewer: calls timed by the device's own clock, where it has one, each the mean of
+    ``device_samples_ms`` are fewer: calls timed by the device's own clock, if it has one, each the mean of
     ``unrolled`` calls; ``queued`` says that no launching is in any of them. ``cpu_ms`` is CPU time of the whole process
-    for one call, ``switches`` its involuntary context switches during the sample, ``input_sets`` which set of inputs
-    was used. ``position`` is the block's place in its round. ``figures`` is what an objective other than latency
-    compares, in its own unit, less is better; ``readings`` are what observers saw and ``flags`` what that means.
+    for one call, ``switches`` its involuntary context switches during the sample, ``input_sets`` the index of its set
+    of inputs. ``position`` is the block's place in its round. ``figures`` are those that an objective other than
+    latency compares, in its own unit, less is better. ``readings`` are the observers', ``flags`` follow from them.
     """
 
     samples_ms: tuple[float, ...]
@@ -39,7 +40,7 @@ class Block:
     queued: bool = True
     position: int = 0
     figures: tuple[float, ...] = ()
-    readings: Mapping[str, Any] = field(default_factory=dict)
+    readings: Readings = field(default_factory=dict)
     flags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class Block:
 
     @property
     def shared(self) -> bool:
-        """Whether others used the device meanwhile."""
+        """Return whether others used the device meanwhile."""
         return cores_shared(self.readings) or gpu_shared(self.readings)
 
     @property
@@ -69,10 +70,10 @@ class Block:
 
     @property
     def compared(self) -> tuple[float, ...]:
-        """What finals compare: the objective's figures, else the samples."""
+        """The figures that finals compare: the objective's, else the samples."""
         return self.figures or self.samples_ms
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
@@ -86,12 +87,12 @@ class Block:
 
 
 def undisturbed(samples_ms: Sequence[float], switches: Sequence[int], readings: Readings) -> tuple[float, ...]:
-    """Return the samples that escaped whoever else used the device: all if nobody did, none on a GPU that is shared.
+    """Return the samples that others did not disturb: all if nobody used the device, none on a GPU that is shared.
 
-    On a CPU those during which the system took no core away. Threads of one process may take cores from one another, so
-    that a switch says nothing while nobody else is there. Beside a process that burned each of two cores, the median of
-    the samples without one was that of a quiet host within 20% for eight of ten candidates of an encoder (within a
-    factor of 1.6 for the others); the median of all samples lay up to 100 times above it.
+    On a shared CPU they are those during which the system took no core away. Threads of one process may take cores from
+    one another, so a switch means nothing on a CPU that is not shared. Beside a process that burned each of two cores,
+    the median of the samples without a switch was that of a quiet host within 20% for eight of ten candidates of an
+    encoder (within a factor of 1.6 for the others); the median of all samples lay up to 100 times above it.
     """
     if gpu_shared(readings):
         return ()
@@ -103,7 +104,7 @@ def undisturbed(samples_ms: Sequence[float], switches: Sequence[int], readings: 
 def latency_ms(measurement: Measurement) -> float:
     """Return the latency of a screening: the median of its undisturbed samples.
 
-    If others used the device for all of them, the fastest: that is the nearest to what it would be without them.
+    If others used the device for all of them, it is the fastest: that is the nearest to the latency without them.
     """
     escaped = undisturbed_of(measurement)
     return median(escaped) if escaped else min(measurement.flat_ms)
@@ -111,8 +112,10 @@ def latency_ms(measurement: Measurement) -> float:
 
 def undisturbed_of(measurement: Measurement) -> tuple[float, ...]:
     """Return the :func:`undisturbed` samples of a screening."""
-    switches, readings = measurement.conditions.get("switches", ()), measurement.conditions.get("readings", {})
-    return undisturbed(measurement.flat_ms, switches, readings)
+    switches = recorded(measurement.conditions, "switches")
+    counts = switches if isinstance(switches, list | tuple) else ()
+    readings = next(iter(all_readings(measurement.conditions)), {})
+    return undisturbed(measurement.flat_ms, counts, readings)
 
 
 class BlockRecorder:
@@ -156,12 +159,12 @@ class BlockRecorder:
 
     @property
     def undisturbed(self) -> int:
-        """How many samples were taken so far during which the system took no core away."""
+        """The number of samples so far during which the system took no core away."""
         return sum(not count for count in self._switches)
 
     @property
     def escaped(self) -> bool:
-        """Whether the last sample was one of these."""
+        """Return whether the last sample was one of these."""
         return not self._switches[-1]
 
     @property
@@ -169,21 +172,21 @@ class BlockRecorder:
         """The time that the samples took so far, all calls of a group included."""
         return self._grouped * sum(sample.wall_ms for sample in self._samples)
 
-    def take_on_device(self, function: Function, like: DeviceTime | None = None) -> DeviceTime | None:
-        """Let the device's own clock time some further calls, once all samples are taken; gives the last time.
+    def take_on_device(self, function: Function, previous: DeviceTime | None = None) -> DeviceTime | None:
+        """Let the device's own clock time some further calls, after all samples; returns the last time.
 
-        Never between samples: what the device did for the last one would be part of the next one's time. ``like`` is
-        what it told of the same callable before.
+        Never between samples: the device's work for the last one would be part of the next one's time. ``previous`` is
+        an earlier device time of the same callable.
         """
         every = 1 if self._timer.l2 == "cold" else ON_DEVICE_EVERY
         for _ in range(math.ceil(len(self._samples) / every)):
             inputs = self._input_sets[self._next % len(self._input_sets)]
-            like = self._timer.time_on_device(function, inputs, self._samples[-1], like)
-            if like is None:
+            previous = self._timer.time_on_device(function, inputs, self._samples[-1], previous)
+            if previous is None:
                 break
-            self._device_times.append(like)
+            self._device_times.append(previous)
             self._next += 1
-        return like
+        return previous
 
     def block(self, *, position: int = 0) -> Block:
         """Return what was taken so far; ``ValueError`` if nothing was."""
@@ -202,11 +205,11 @@ class BlockRecorder:
 
 def protocol_of(
     name: str, timer_kind: str, sets: int, *, grouped: int = 1, unrolled: int = 1, l2: L2 = "steady"
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Name the rules of a measurement; whole models run in steady state with rotated inputs, kernels on a cold cache.
 
-    All entries but ``grouped`` and ``unrolled`` identify the measurement: it compares with no other. Those two say how
-    a single call's time was obtained.
+    Two measurements compare only if all entries but ``grouped`` and ``unrolled`` are the same. Those two say how a
+    single call's time was obtained.
     """
     return {
         "name": name,

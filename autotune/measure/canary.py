@@ -1,8 +1,8 @@
-"""Whether the machine itself runs as before: Canary, a small fixed piece of work timed around a measurement."""
+"""A check that the machine itself runs as before: Canary, a small fixed piece of work timed around a measurement."""
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import ModuleType
 
 from autotune.measure.clock import Clock
 from autotune.measure.statistics import median
@@ -12,7 +12,7 @@ DRIFT_LIMIT = 0.02
 """On a GPU, the largest relative deviation from the reference that leaves a measurement valid."""
 
 CPU_DRIFT_LIMIT = 1.0
-"""The same on a CPU: the work takes twice as long, as it does where two processes share a core by turns.
+"""The same on a CPU: the work takes twice as long, as it does if two processes share a core by turns.
 
 On a quiet virtual machine with 2 cores, 2,920 readings with less than a tenth of a core in use by others switched
 between 1.0 and 1.6 ms: they lay within 0.59 of their median in 90%, within 0.72 in 99%, and within 0.77 at most. A
@@ -25,24 +25,24 @@ REPEATS = 5
 REFERENCE_READINGS = 5
 
 Work = Callable[[], float]
-"""Does the fixed work once and returns how many milliseconds it took."""
+"""Does the fixed work once and returns its milliseconds."""
 
 
 class Canary:
     """Times the same work before and after a measurement, and compares both with the first readings of this object.
 
     Make one per process and device, before anything is measured, and use it for every measurement: its reference is the
-    median of the first five readings in a row that agree within ``limit``. Until there is one it is not available. What
-    counts is becoming slower: a reading that is faster than the reference by more than ``limit`` replaces it, for then
-    it was the reference that was taken at a bad time, such as while the device recovered from its power limit.
-    On a GPU its buffers take 185 MiB of device memory and its copies replace what the L2 cache held, so that at least
+    median of the first five readings in a row that agree within ``limit``. Until there is one it is not available. Only
+    slower readings count as drift: a reading that is faster than the reference by more than ``limit`` replaces it,
+    because then the reference was read at a bad time, such as while the device recovered from its power limit.
+    On a GPU its buffers take 185 MiB of device memory and its copies replace the content of the L2 cache, so at least
     one call that is not kept belongs between :meth:`before` and the first sample.
     """
 
     name = "canary"
 
     def __init__(self, device: Device, clock: Clock, *, work: Work | None = None, limit: float | None = None) -> None:
-        """``work`` by default is that of the device, made ready at the first reading."""
+        """``work`` by default is that of the device, prepared at the first reading."""
         default = CPU_DRIFT_LIMIT if device.kind == "cpu" else DRIFT_LIMIT
         self._limit = default if limit is None else limit
         if not self._limit > 0:
@@ -53,7 +53,7 @@ class Canary:
         self._before_ms: float | None = None
 
     def before(self) -> None:
-        """Time the work; the first time, make it ready and find the reference."""
+        """Time the work; the first time, prepare it and find the reference."""
         if self._work is None:
             self._work = cuda_work(self._device, self._clock) if self._device.kind == "cuda" else cpu_work(self._clock)
         while len(self._first) < REFERENCE_READINGS - 1:
@@ -61,10 +61,10 @@ class Canary:
         self._before_ms = self._read(self._work)
 
     def during(self) -> None:
-        """Stay out of the way: the work would disturb what is measured."""
+        """Do nothing: the work would disturb the measured calls."""
 
-    def after(self) -> Mapping[str, Any]:
-        """Time the work again; ``drift`` is by how much the slower of both is above the reference, to ``limit``."""
+    def after(self) -> Mapping[str, object]:
+        """Time the work again and compare the slower of both times with the reference."""
         if self._work is None or self._before_ms is None:
             return {"available": False, "reason": "no measurement was begun"}
         before_ms, after_ms = self._before_ms, self._read(self._work)
@@ -121,10 +121,12 @@ def cuda_work(device: Device, clock: Clock) -> Work:
     """Make a GEMM of 3072 cubed in fp16 and a copy of 64 MiB, together 0.1 to 0.2 ms on an H200, timed on the device.
 
     Both are captured in a CUDA graph, so that no candidate's global switch changes which kernels run. One replay that
-    is not timed goes ahead and keeps the device busy while the timed one is queued: launching it then costs no device
-    time.
+    is not timed comes first and keeps the device busy while the timed one is queued: the launch of the timed one then
+    costs no device time.
     """
     import torch
+
+    cuda: ModuleType = torch.cuda
 
     where = torch.device(device.torch_name)
     with torch.cuda.device(where), torch.no_grad():
@@ -136,7 +138,7 @@ def cuda_work(device: Device, clock: Clock) -> Work:
         product = torch.empty_like(left)
         source = torch.zeros(2**26, device=where, dtype=torch.uint8)
         target = torch.empty_like(source)
-        side: Any = torch.cuda.Stream(where)  # type: ignore[no-untyped-call, unused-ignore]
+        side = cuda.Stream(where)
         side.wait_stream(torch.cuda.current_stream(where))
         with torch.cuda.stream(side):
             for _ in range(3):  # the first product chooses its kernel and allocates its workspace
@@ -147,12 +149,11 @@ def cuda_work(device: Device, clock: Clock) -> Work:
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             torch.mm(left, right, out=product)
             target.copy_(source)
-        first: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
-        last: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
+        first, last = (cuda.Event(enable_timing=True) for _ in range(2))
     buffers = (left, right, product, source, target)
 
     def timed() -> float:
-        with torch.cuda.device(buffers[0].device):  # the graph reads the buffers, so they live as long as it does
+        with torch.cuda.device(buffers[0].device):  # the closure keeps the buffers, which the graph reads
             stream = torch.cuda.current_stream(where)
             torch.cuda.synchronize(where)
             graph.replay()
@@ -164,7 +165,9 @@ def cuda_work(device: Device, clock: Clock) -> Work:
 
     begun_ns = clock.now_ns()
     with torch.cuda.device(where):
-        while clock.now_ns() - begun_ns < 100e6:  # clocks rise under load, and a spin draws little power: as many
-            torch.cuda._sleep(1_000_000)  # type: ignore[no-untyped-call, unused-ignore]
-            torch.cuda.synchronize(where)  # milliseconds of products bring an H200 to its power limit for half a second
+        # Clocks rise under load. A spin draws little power; as many milliseconds of products would bring an H200 to its
+        # power limit for half a second.
+        while clock.now_ns() - begun_ns < 100e6:
+            cuda._sleep(1_000_000)
+            torch.cuda.synchronize(where)
     return timed

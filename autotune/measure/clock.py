@@ -1,22 +1,22 @@
-"""What tells the time: Clock, and the one that reads this process."""
+"""The clock of a measurement: Clock, and the one that reads this process."""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Three readings that only ever grow; differences between two readings are what counts."""
+    """Three readings that only grow; a duration is the difference of two readings."""
 
     def now_ns(self) -> int:
-        """Wall time in nanoseconds from an arbitrary start."""
+        """Return the wall time in nanoseconds from an arbitrary start."""
         ...
 
     def cpu_ns(self) -> int:
-        """CPU time that all threads of this process have used, in nanoseconds."""
+        """Return the CPU time that all threads of this process have used, in nanoseconds."""
         ...
 
     def switches(self) -> int:
-        """How often the system took a core away from this process (involuntary context switches)."""
+        """Return the number of involuntary context switches: the system took a core away from this process."""
         ...
 
 
@@ -28,11 +28,11 @@ class SystemClock:
         return time.perf_counter_ns()
 
     def cpu_ns(self) -> int:
-        """User and system time of all threads."""
+        """Return the user and system time of all threads."""
         return time.process_time_ns()
 
     def switches(self) -> int:
-        """``ru_nivcsw`` of this process."""
+        """Return ``ru_nivcsw`` of this process."""
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

@@ -1,90 +1,233 @@
-"""What the readings of the observers mean for a measurement: flags, and whether it counts."""
+"""The registry of conditions: every value that is stored beside the samples of a measurement, with unit and meaning.
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+A measurement's ``conditions`` hold the entries of :data:`RECORDED`. One of them, ``readings``, holds what the observers
+saw: by observer, and there by the names of :data:`OBSERVED`. An observer whose reading has an unregistered name becomes
+unavailable, and a reader that asks for one gets ``ValueError``: a new condition begins with an entry here.
 
-from autotune.measure.canary import DRIFT_LIMIT
-
-FLAGS = ("throttled", "shared_device", "canary_drift", "busy_host")
-"""What can be said of a measurement, in the order in which it is said."""
-
-BUSY_SHARE = 0.1
-"""A CPU is busy with others above this share of the cores: 0.2 of 2 cores.
-
-On 2 cores with nothing else to do the share read -0.02 to 0.02 over 0.3 to 5 s; with one busy process beside, 0.5.
+Names and nesting are those of stored measurements, so an entry is never renamed.
 """
 
-_SENTENCES = {
-    "throttled": "The GPU was slowed down, by its power limit, its temperature or its power supply.",
-    "shared_device": "Another process, not of this study, was on the device.",
-    "canary_drift": "A small fixed piece of work around the measurement took another time than before.",
-    "busy_host": f"Other processes used more than {BUSY_SHARE:.0%} of the processor cores that were measured.",
-}
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-Readings = Mapping[str, Mapping[str, Any]]
+Readings = Mapping[str, Mapping[str, object]]
+"""The reading of each observer by the observer's name."""
 
 
-def flags(readings: Readings) -> tuple[str, ...]:
-    """Say what is to be known about a measurement, in the order of :data:`FLAGS`; what was not seen raises no flag."""
-    gpu, canary = _seen(readings, "gpu"), _seen(readings, "canary")
-    raised = {
-        "throttled": _throttled(gpu),
-        "shared_device": bool(gpu.get("other_processes")),
-        "canary_drift": _drifted(canary) and not _throttled(gpu),
-        "busy_host": cores_shared(readings),
-    }
-    return tuple(flag for flag in FLAGS if raised[flag])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """One stored value; ``unit`` is empty for a value without one.
 
-
-def invalid(readings: Readings) -> bool:
-    """Whether a block should be measured again: another process was active on the device, or the canary drifted.
-
-    A foreign process counts as active unless the driver says that it used none of the SMs. Throttling and a busy host
-    leave a block valid, flagged. Throttling also explains a canary that drifts: large products bring an H200 to its
-    power limit within milliseconds, at 1410 of 1980 MHz, and a canary among them takes 15% longer, however often they
-    are measured again. After repeated discards a block is kept with its flags, whatever they are.
+    ``absent`` says when a measurement lacks the value. ``parts`` names the entries of a value that is an object or a
+    list of objects.
     """
-    gpu = _seen(readings, "gpu")
-    return gpu_shared(readings) or (_drifted(_seen(readings, "canary")) and not _throttled(gpu))
+
+    name: str
+    meaning: str
+    unit: str = ""
+    absent: str = "never"
+    parts: tuple[str, ...] = ()
 
 
-def cores_shared(readings: Readings) -> bool:
-    """Whether others used the cores of the CPU that was measured."""
-    host = _seen(readings, "host")
-    return host.get("device") == "cpu" and (host.get("competing_share") or 0.0) > BUSY_SHARE
+_ALWAYS_READ = ("available", "reason")
+
+NO_COUNTER = "the driver refuses it: not_available has the reason"
+IF_FINALS = "in finals"
+IF_SCREENING = "in a screening"
+IF_KERNEL = "if a kernel was timed"
+IF_MODEL = "if a model was measured"
+
+OBSERVED: Mapping[str, tuple[Condition, ...]] = {
+    "gpu": (
+        Condition(
+            name="sm_clock_mhz", unit="MHz", parts=("min", "max"), absent=NO_COUNTER,
+            meaning="lowest and highest clock of the SMs",
+        ),
+        Condition(
+            name="memory_clock_mhz", unit="MHz", parts=("min", "max"), absent=NO_COUNTER,
+            meaning="lowest and highest clock of the device memory",
+        ),
+        Condition(name="temperature_c", unit="Celsius", absent=NO_COUNTER, meaning="highest temperature of the chip"),
+        Condition(
+            name="power_w", unit="W", parts=("mean", "max"), absent=f"on a MIG instance, or {NO_COUNTER}",
+            meaning="power of the board; since Ampere each value is an average over a second",
+        ),
+        Condition(
+            name="memory_used_bytes", unit="bytes", absent=NO_COUNTER,
+            meaning="most device memory in use, by all processes and the driver",
+        ),
+        Condition(
+            name="throttle_reasons", absent=NO_COUNTER,
+            meaning="why the clocks were lowered: values of autotune.measure.nvml.THROTTLE_REASONS",
+        ),
+        Condition(
+            name="power_violation_ns", unit="ns", absent=NO_COUNTER,
+            meaning="time during which the power limit lowered the clocks",
+        ),
+        Condition(
+            name="thermal_violation_ns", unit="ns", absent=NO_COUNTER,
+            meaning="time during which the temperature lowered the clocks",
+        ),
+        Condition(
+            name="energy_mj", unit="mJ",
+            absent=f"on a MIG instance, if the counter did not move, or {NO_COUNTER}",
+            meaning="energy that the board used; the counter moves about every 100 ms",
+        ),
+        Condition(
+            name="other_processes", parts=("pid", "used_bytes", "sm_percent"), absent=NO_COUNTER,
+            meaning="processes of others on the device: id, device memory in bytes, and share of the SMs in percent; "
+            "the last two are null if the driver does not report them",
+        ),
+        Condition(name="not_available", meaning="the quantities that were refused, each with the reason"),
+    ),
+    "host": (
+        Condition(name="device", meaning="kind of the measured device: cpu or cuda"),
+        Condition(
+            name="competing_cores", unit="cores",
+            meaning="cores that others kept busy, on average, among those that this process may use",
+        ),
+        Condition(name="competing_share", unit="fraction", meaning="competing_cores as a share of cores, at most 1"),
+        Condition(name="cores", unit="cores", meaning="cores that this process may use"),
+        Condition(name="window_s", unit="s", meaning="time over which the load was averaged"),
+    ),
+    "canary": (
+        Condition(name="before_ms", unit="ms", meaning="time of the fixed work before the measurement"),
+        Condition(name="after_ms", unit="ms", meaning="time of the fixed work after the measurement"),
+        Condition(name="reference_ms", unit="ms", meaning="time of the fixed work that both are compared with"),
+        Condition(
+            name="drift", unit="fraction",
+            meaning="how much longer than the reference the slower of both took; 0 if neither took longer",
+        ),
+        Condition(
+            name="limit", unit="fraction", absent="in the first stored measurements, whose limit was 0.02",
+            meaning="the largest drift that leaves a measurement valid",
+        ),
+    ),
+    "memory": (
+        Condition(name="peak_bytes", unit="bytes", meaning="peak above before_bytes"),
+        Condition(name="before_bytes", unit="bytes", meaning="memory in use before the runner was loaded"),
+        Condition(name="source", meaning="the counter that the peak was read from"),
+        Condition(name="per_process", meaning="whether no other process can have changed the peak"),
+        Condition(
+            name="torch_allocated_bytes", unit="bytes", absent="on a CPU, or if torch does not use the GPU",
+            meaning="peak that torch's allocator handed out",
+        ),
+        Condition(
+            name="torch_reserved_bytes", unit="bytes", absent="on a CPU, or if torch does not use the GPU",
+            meaning="peak that torch's allocator reserved",
+        ),
+        Condition(
+            name="alone", absent="outside the finals of a study",
+            meaning="whether no other process of the study was loaded at the same time",
+        ),
+    ),
+}  # fmt: skip
+"""The entries of each observer's reading, beside ``available`` and, if that is false, ``reason``."""
+
+RECORDED: tuple[Condition, ...] = (
+    Condition(name="readings", absent="without observers", meaning="the readings of the observers; in finals, a list"),
+    Condition(name="flags", meaning="the flags that the readings raise: see autotune.measure.flags; in finals, lists"),
+    Condition(name="process", absent=IF_FINALS, meaning="id of the process that measured"),
+    Condition(name="seed", absent="outside a study", meaning="seed of inputs and of the order of rounds"),
+    Condition(
+        name="warm_up", parts=("calls", "elapsed_ms", "settled"), absent=IF_FINALS,
+        meaning="calls before the first sample, their time in ms, and whether their times had settled",
+    ),
+    Condition(
+        name="cpu_ms", unit="ms", absent=IF_KERNEL,
+        meaning="CPU time of the whole process for one call, for each sample",
+    ),
+    Condition(
+        name="switches", absent=IF_KERNEL,
+        meaning="involuntary context switches of the process during each sample",
+    ),
+    Condition(
+        name="input_sets", absent=IF_KERNEL, meaning="index of the set of inputs of each sample",
+    ),
+    Condition(name="queued", meaning="whether device times hold nothing of the host's launching"),
+    Condition(name="stopped", absent=IF_FINALS, meaning="the stopping rule's reason to end"),
+    Condition(name="retaken", absent=IF_FINALS, meaning="times that the samples were taken again"),
+    Condition(name="rounds", absent=IF_SCREENING, meaning="index of the round of each block"),
+    Condition(name="processes", absent=IF_SCREENING, meaning="index of the process of each block"),
+    Condition(name="positions", absent=IF_SCREENING, meaning="place of each block in its round, from 0"),
+    Condition(name="grouped", meaning="calls behind each sample", absent="in a screening, whose protocol has it"),
+    Condition(name="unrolled", meaning="calls behind each device time", absent="in a screening, whose protocol has it"),
+    Condition(
+        name="figures", unit="the objective's", absent=IF_SCREENING,
+        meaning="figures of an objective other than latency, of each block",
+    ),
+    Condition(
+        name="utilisation", absent="if it was not measured",
+        meaning="use of the GPU: see autotune.measure.utilisation.measured_utilisation",
+    ),
+    Condition(
+        name="backed", absent="if the objective is no percentile", meaning="whether the samples back the percentile",
+    ),
+    Condition(
+        name="energy", absent="if the objective is not energy", meaning="see autotune.measure.energy.Energy",
+        parts=("joules_per_call", "calls", "seconds", "energy_j", "mean_power_w"),
+    ),
+    Condition(
+        name="throughput", absent="if the objective is not throughput",
+        meaning="the best point: see autotune.measure.throughput.Throughput",
+    ),
+    Condition(
+        name="kernels", absent="if the artifact has no tuned kernels",
+        meaning="digest of the tuned kernels of the artifact that was timed",
+    ),
+    Condition(name="callable", absent="in a study", meaning="true for what autotune.measure measured"),
+    Condition(name="clock", absent=IF_MODEL, meaning="the clock of the samples: device or wall"),
+    Condition(name="l2", absent=IF_MODEL, meaning="state of the L2 cache before a call: steady or cold"),
+    Condition(name="sets", absent=IF_MODEL, meaning="sets of operands that calls rotate among"),
+)  # fmt: skip
+"""The entries of a measurement's conditions; a value for each sample or block stands in a list."""
+
+_OBSERVED_NAMES = {observer: {entry.name for entry in entries} for observer, entries in OBSERVED.items()}
+_RECORDED_NAMES = {entry.name for entry in RECORDED}
 
 
-def gpu_shared(readings: Readings) -> bool:
-    """Whether another process was active on the GPU that was measured, or the driver does not say that it was not."""
-    others = _seen(readings, "gpu").get("other_processes") or ()
-    return any(one.get("sm_percent") is None or one["sm_percent"] > 0 for one in others)
+def unregistered(observer: str, reading: Iterable[str]) -> list[str]:
+    """Return the names in an observer's reading that the registry does not have, sorted."""
+    return sorted({*reading} - {*_ALWAYS_READ} - _OBSERVED_NAMES.get(observer, set()))
 
 
-def explain(flag: str) -> str:
-    """Give the sentence for a report; ``ValueError`` for what is no flag."""
-    if flag not in _SENTENCES:
-        raise ValueError(f"{flag!r} is not one of the flags {FLAGS}")
-    return _SENTENCES[flag]
+def unregistered_conditions(conditions: Iterable[str]) -> list[str]:
+    """Return the names in a measurement's conditions that the registry does not have, sorted."""
+    return sorted({*conditions} - _RECORDED_NAMES)
 
 
-def merge(several: Iterable[Iterable[str]]) -> tuple[str, ...]:
-    """Unite the flags of several blocks, in the order of :data:`FLAGS`; ``ValueError`` for what is no flag."""
-    raised = {flag for some in several for flag in some}
-    if unknown := sorted(raised - set(FLAGS)):
-        raise ValueError(f"{unknown} are not among the flags {FLAGS}")
-    return tuple(flag for flag in FLAGS if flag in raised)
+def observed(readings: Readings, observer: str, name: str) -> object:
+    """Return one entry of an observer's reading; ``None`` if it is absent or the observer was not available.
+
+    Raises ``ValueError`` for a name that is not registered, as :func:`recorded` does.
+    """
+    if name not in _OBSERVED_NAMES.get(observer, ()):
+        raise ValueError(f"{observer}.{name} is no registered condition: add it to autotune.measure.conditions")
+    reading = readings.get(observer, {})
+    return reading.get(name) if reading.get("available") else None
 
 
-def _seen(readings: Readings, name: str) -> Mapping[str, Any]:
-    reading = readings.get(name, {})
-    return reading if reading.get("available") else {}
+def observed_number(readings: Readings, observer: str, name: str) -> float:
+    """Return one number of an observer's reading; 0 if it is absent."""
+    value = observed(readings, observer, name)
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
-def _throttled(gpu: Mapping[str, Any]) -> bool:
-    violated = any((gpu.get(name) or 0) > 0 for name in ("power_violation_ns", "thermal_violation_ns"))
-    return violated or bool(gpu.get("throttle_reasons"))
+def observed_entries(readings: Readings, observer: str, name: str) -> Sequence[Mapping[str, object]]:
+    """Return a list of objects in an observer's reading; empty if it is absent."""
+    value = observed(readings, observer, name)
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list | tuple) else []
 
 
-def _drifted(canary: Mapping[str, Any]) -> bool:
-    drift = canary.get("drift")
-    return drift is not None and bool(drift > canary.get("limit", DRIFT_LIMIT))
+def recorded(conditions: Mapping[str, object], name: str) -> object:
+    """Return one entry of a measurement's conditions; ``None`` if it is absent."""
+    if name not in _RECORDED_NAMES:
+        raise ValueError(f"{name} is no registered condition: add it to autotune.measure.conditions")
+    return conditions.get(name)
+
+
+def all_readings(conditions: Mapping[str, object]) -> list[Readings]:
+    """Return the readings of a measurement: one set of a screening, one for each round of finals."""
+    value = recorded(conditions, "readings")
+    sets = [value] if isinstance(value, Mapping) else value
+    return [readings for readings in sets if isinstance(readings, Mapping)] if isinstance(sets, list | tuple) else []

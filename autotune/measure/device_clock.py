@@ -1,20 +1,20 @@
-"""How long the device itself works on a call, by its own events: DeviceClock, DeviceTime.
+"""The time that the device itself works on a call, by its own events: DeviceClock, DeviceTime.
 
-Two events around a call on an idle stream would also time the host: the first is reached at once, and the device then
-waits for whatever is still being launched. On an H200 a kernel of 300 µs launched from Python was told as 418 µs so.
-Therefore the stream is kept busy with a spin while events and calls are queued. Whether that was long enough is asked
-of the first event, and a time is ``queued`` only if the device had not reached it when everything was queued. A call
-that waits for the device itself cannot be queued: its time holds what the host did in between, and says so.
+Two events around a call on an idle stream would also time the host: the device reaches the first at once and then waits
+for the launches. On an H200 a kernel of 300 µs launched from Python was measured as 418 µs in this way. Therefore a
+spin keeps the stream busy while events and calls are queued. The first event shows if the spin was long enough: a time
+is ``queued`` only if the device had not reached that event when everything was queued. A call that waits for the device
+itself cannot be queued: its time includes the host's work in between, and is marked so.
 
-What the events and the way into and out of a kernel cost is measured once, with kernels that do nothing, and taken off:
-about 3 µs on an H200.
+The cost of the events and of entering and leaving a kernel is measured once, with kernels that do nothing, and
+subtracted: about 3 µs on an H200.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import ModuleType
 
 from autotune.measure.statistics import checked
 
@@ -28,8 +28,11 @@ LONGEST_LEAD_MS = 10.0
 """No spin is longer than this, and no more calls are unrolled than can be queued in it."""
 
 _MARGIN, _MARGIN_MS, _LONGER = 1.5, 0.05, 4
-"""A spin lasts a half longer than queueing should take, and 50 µs for the events; four times as long if that was not
-enough: after some milliseconds of other work a host needed more than 100 µs for a launch that else took 30 µs."""
+"""A spin lasts one and a half times the expected time of queueing, and 50 µs for the events.
+
+It lasts four times as long if that was not enough: after some milliseconds of other work a host needed more than 100 µs
+for a launch that otherwise took 30 µs.
+"""
 
 _RESOLUTION_MS = 5e-4
 _SPIN_CYCLES = 1_000_000
@@ -40,7 +43,7 @@ _MOST_CALLS = 1_000
 class DeviceTime:
     """Milliseconds of one call on the device's clock, the mean of ``unrolled`` calls that ran back to back.
 
-    Unrolled calls leave the L2 cache hot. ``queued`` says that the host's launching is not in it.
+    Unrolled calls leave the L2 cache hot. ``queued`` says that the host's launching is not included.
     """
 
     ms: float
@@ -56,11 +59,11 @@ class DeviceTime:
 class DeviceClock:
     """Two events on one device and a spin that is calibrated by them; used by one thread at a time."""
 
-    def __init__(self, device: str, cuda: Any = None) -> None:
+    def __init__(self, device: str, cuda: ModuleType | None = None) -> None:
         """``device`` is torch's name of it, which must be idle; ``cuda`` is by default ``torch.cuda``."""
         import torch
 
-        self._cuda: Any = torch.cuda if cuda is None else cuda
+        self._cuda: ModuleType = torch.cuda if cuda is None else cuda
         self._device = torch.device(device)
         with self._cuda.device(self._device):
             self._first, self._last = (self._cuda.Event(enable_timing=True) for _ in range(2))
@@ -70,18 +73,18 @@ class DeviceClock:
 
     def time(
         self,
-        function: Callable[..., Any],
-        inputs: Sequence[Any],
+        function: Callable[..., object],
+        inputs: Sequence[object],
         *,
         queue_ms: float,
-        like: DeviceTime | None = None,
+        previous: DeviceTime | None = None,
         flush: Callable[[], None] | None = None,
     ) -> DeviceTime:
-        """Time a call on an idle device, which is idle again afterwards; whatever the function raises passes through.
+        """Time a call on an idle device, which is idle again afterwards; an error of the function passes through.
 
-        ``queue_ms`` is about how long the host takes for one call, without waiting for the device. ``like`` is an
-        earlier time of the same function: without it a first call finds out whether more have to be unrolled. With
-        ``flush``, which empties the L2 cache, calls are never unrolled.
+        ``queue_ms`` is the approximate time that the host takes for one call, without waiting for the device.
+        ``previous`` is an earlier time of the same function: without it a first call decides if more have to be
+        unrolled. With ``flush``, which empties the L2 cache, calls are never unrolled.
         """
 
         def several(unrolled: int, lead_ms: float) -> DeviceTime:
@@ -89,14 +92,14 @@ class DeviceClock:
                 for _ in range(unrolled):
                     function(*inputs)
 
-            told = self._timed(calls, unrolled, lead_ms, flush)
-            while not told.queued and 0 < lead_ms < LONGEST_LEAD_MS:
+            time = self._timed(calls, unrolled, lead_ms, flush)
+            while not time.queued and 0 < lead_ms < LONGEST_LEAD_MS:
                 lead_ms = min(LONGEST_LEAD_MS, _LONGER * lead_ms)
-                told = self._timed(calls, unrolled, lead_ms, flush)
-            return told
+                time = self._timed(calls, unrolled, lead_ms, flush)
+            return time
 
-        if like is not None:
-            return several(like.unrolled, self._lead_ms(queue_ms, like.unrolled) if like.queued else 0.0)
+        if previous is not None:
+            return several(previous.unrolled, self._lead_ms(queue_ms, previous.unrolled) if previous.queued else 0.0)
         alone = several(1, self._lead_ms(queue_ms, 1))
         unrolled = self._unrolled(alone.ms, queue_ms)
         if flush is not None or alone.ms >= SHORTEST_MS or unrolled == 1:
@@ -107,9 +110,9 @@ class DeviceClock:
         return min(LONGEST_LEAD_MS, _MARGIN * queue_ms * calls + _MARGIN_MS)
 
     def _unrolled(self, call_ms: float, queue_ms: float) -> int:
-        """How many calls make the event pair's share small enough, as far as they can be queued."""
-        asked = math.ceil(self.event_pair_ms / (LARGEST_EVENT_SHARE * call_ms))
-        return max(1, min(_MOST_CALLS, max(2, asked), int(LONGEST_LEAD_MS / (_MARGIN * queue_ms))))
+        """Return the number of calls that makes the event pair's share small enough, as far as they can be queued."""
+        needed = math.ceil(self.event_pair_ms / (LARGEST_EVENT_SHARE * call_ms))
+        return max(1, min(_MOST_CALLS, max(2, needed), int(LONGEST_LEAD_MS / (_MARGIN * queue_ms))))
 
     def _timed(
         self, calls: Callable[[], None], count: int, lead_ms: float, flush: Callable[[], None] | None
@@ -134,8 +137,8 @@ class DeviceClock:
             self._cuda._sleep(1)
 
     def _median_ms(self, work: Callable[[], None], times: int) -> float:
-        """Median device time of something that is queued behind a short spin, in milliseconds."""
-        found = []
+        """Return the median device time of work that is queued behind a short spin, in milliseconds."""
+        spans_ms = []
         stream = self._cuda.current_stream(self._device)
         with self._cuda.device(self._device):
             for _ in range(times):
@@ -144,5 +147,5 @@ class DeviceClock:
                 work()
                 self._last.record(stream)
                 self._cuda.synchronize(self._device)
-                found.append(float(self._first.elapsed_time(self._last)))
-        return sorted(found)[len(found) // 2]
+                spans_ms.append(float(self._first.elapsed_time(self._last)))
+        return sorted(spans_ms)[len(spans_ms) // 2]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from types import ModuleType
 
 from autotune.errors import DeviceError, WorkError
 from autotune.measure.block import InputSets
@@ -12,15 +12,15 @@ from autotune.measure.timer import Function
 from autotune.records.device import Device
 
 COUNTER_TIMEOUT_S = 2.0
-"""A counter that stands still for so long under load is not working; one that works moves about every 100 ms."""
+"""A counter that stands still for this long under load does not work; a working one moves about every 100 ms."""
 
 Counter = Callable[[], int]
-"""Millijoules that a device has used since some moment."""
+"""Returns the millijoules that a device has used since an arbitrary moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Energy:
-    """Energy of one call and what it was derived from: ``calls`` one after the other in ``seconds``."""
+    """Energy of one call and the figures that it follows from: ``calls`` one after the other in ``seconds``."""
 
     joules_per_call: float
     calls: int
@@ -32,7 +32,7 @@ class Energy:
         if self.calls < 1 or not all(value > 0 for value in (self.seconds, self.energy_j)):
             raise ValueError(f"energy is measured over calls that take time and energy, found {self}")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)
 
@@ -48,12 +48,12 @@ def energy_per_call(
 ) -> Energy:
     """Call without a pause for ``least_s``, one set of inputs after the other, each call waited for.
 
-    The counter is renewed about every 100 ms, so the loop counts from one renewal that was just seen to another. It is
-    read after every call while a renewal is awaited, and left alone in between, where reading it would take time from
-    the calls. What is left is a call's duration at either end: for calls of 100 ms, 2% of 5 s each.
+    The counter moves about every 100 ms, so the loop counts from one move that was just seen to another. The counter is
+    read after every call while a move is awaited, and not in between, because reading it takes time from the calls. The
+    remaining error is the duration of a call at either end: for calls of 100 ms, 2% of 5 s each.
 
-    Raises ``WorkError`` where the counter stands still for 2 s under load or goes backwards, or where the clock does.
-    Whatever the function raises passes through.
+    Raises ``WorkError`` if the counter stands still for 2 s under load or goes backwards, or if the clock does. An
+    error of the function passes through.
     """
     if not input_sets:
         raise ValueError("at least one set of inputs is needed, found none")
@@ -77,7 +77,7 @@ def energy_per_call(
 
 
 class _Loop:
-    """Calls one after the other; what the clock and the counter said last."""
+    """Calls one after the other, with the last readings of the clock and of the counter."""
 
     def __init__(
         self,
@@ -102,18 +102,18 @@ class _Loop:
         if now_ns <= self.now_ns:
             raise WorkError(
                 "energy was to be measured over time",
-                found=f"a clock that went from {self.now_ns} to {now_ns} ns during a call",
+                found=f"a clock that moved from {self.now_ns} to {now_ns} ns during a call",
                 expected="a clock that grows",
             )
         self.now_ns = now_ns
 
     def read(self) -> bool:
-        """Read the counter; whether it has moved."""
+        """Read the counter; returns whether it has moved."""
         energy_mj = self._counter()
         if energy_mj < self.energy_mj:
             raise WorkError(
                 "energy was to be measured",
-                found=f"a counter that went back from {self.energy_mj} to {energy_mj} mJ",
+                found=f"a counter that fell from {self.energy_mj} to {energy_mj} mJ",
                 expected="a counter that grows while the driver stays loaded",
                 run="the same again; if it stays so, another objective than energy",
             )
@@ -136,14 +136,14 @@ class _Loop:
                 )
 
 
-def nvml_energy_counter(device: Device, nvml: Any = None) -> Counter:
-    """Make the counter of a GPU; raises ``DeviceError`` with the reason where it has none."""
+def nvml_energy_counter(device: Device, nvml: ModuleType | None = None) -> Counter:
+    """Make the counter of a GPU; raises ``DeviceError`` with the reason if it has none."""
     try:
         opened = open_nvml(device, nvml)
         opened.energy_mj()
     except OSError as error:
         raise DeviceError(
-            f"energy was asked for on {device.name}",
+            f"energy was requested on {device.name}",
             found=str(error),
             expected="a whole GPU whose energy counter NVML can read (Volta or later)",
             run="the same with another objective or device",

@@ -5,31 +5,30 @@ The worker's half is :func:`run_rounds`.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any
 
 from autotune.measure.block import Block
 from autotune.measure.paired import RoundFigures, Statistic
-from autotune.measure.rounds import Finalist, run_rounds
+from autotune.measure.rounds import TimedRunner, run_rounds
 from autotune.measure.statistics import median
 from autotune.measure.verdict import TieKeys, Verdict, verdict_from_samples
 from autotune.records.trial import Measurement
 
-__all__ = ["LOOKS", "Finalist", "Finals", "run_rounds"]
+__all__ = ["LOOKS", "Finals", "TimedRunner", "run_rounds"]
 
 LOOKS = (20, 40, 60, 80, 100)
-"""After so many rounds the finals may be decided; five looks, each at Pocock's bound.
+"""The numbers of rounds after which the finals may be decided; five looks, each at Pocock's bound.
 
-The rounds on the way from one look to the next come from processes that ran none before. In simulated finals with three
-processes to the first look, which differ by 0.5%, a lead of 2% was then found in 99% of repeats, and in 78% where all
-further rounds came from the third process: twenty rounds of a fourth process tell more than eighty more of the third.
+The rounds from one look to the next come from processes that ran none before. In simulated finals with three processes
+to the first look, which differ by 0.5%, a lead of 2% was then found in 99% of repeats, and in 78% if all further rounds
+came from the third process: twenty rounds of a fourth process contribute more than eighty more of the third.
 """
 
 
 class Finals:
-    """Collects rounds, says how many the next process should run and who may stop, and decides.
+    """Collects rounds, plans those of the next process, names the finalists that may stop, and decides.
 
-    Ask :meth:`next_rounds`, run that many in a fresh process without the :meth:`freeze` d finalists, :meth:`add` them,
-    :meth:`look`; repeat until there is a verdict. When the time is up, :meth:`conclude`.
+    Call :meth:`next_rounds`, run that number in a fresh process without the :meth:`freeze` d finalists, :meth:`add`
+    them, :meth:`look`; repeat until there is a verdict. When the time is up, call :meth:`conclude`.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Finals:
 
     @property
     def rounds(self) -> int:
-        """How many rounds were added."""
+        """The number of rounds that were added."""
         return len(self._processes)
 
     @property
@@ -69,13 +68,13 @@ class Finals:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Those of them that are no baselines, sorted."""
+        """The running finalists that are no baselines, sorted."""
         return tuple(name for name in self.running if name not in self._baselines)
 
     def next_rounds(self) -> int:
-        """Return how many rounds the next process should run to reach the next look; 0 after the last look.
+        """Return the number of rounds that the next process should run to reach the next look; 0 after the last look.
 
-        The way to the first look is divided evenly among the processes that must have contributed by then.
+        The rounds to the first look are divided evenly among the processes that must have contributed by then.
         """
         target = next((look for look in LOOKS if look > max(self._looked, self.rounds)), None)
         if target is None:
@@ -85,9 +84,9 @@ class Finals:
         return -(-missing // still_needed) if still_needed > 1 else missing
 
     def add(self, process: int, rounds: Collection[Mapping[str, Block]]) -> None:
-        """Take the rounds of one process, named by an index of its own; every running finalist is in each of them.
+        """Add the rounds of one process, named by an index of its own; every running finalist is in each of them.
 
-        Raises ``ValueError``, and takes nothing, if a round holds other finalists than those.
+        Raises ``ValueError``, and adds nothing, if a round holds other finalists.
         """
         for blocks in rounds:
             if set(blocks) != set(self.running):
@@ -98,14 +97,14 @@ class Finals:
             self._processes.append(process)
 
     def freeze(self) -> frozenset[str]:
-        """Return all finalists that need no more rounds, including those found so far behind just now.
+        """Freeze the finalists that are far behind and return all frozen ones, which need no more rounds.
 
-        That is, after at least 8 rounds, more than 10% slower than the best in each of them. The fastest baseline is
+        Far behind: after at least 8 rounds, more than 10% slower than the best in each of them. The fastest baseline is
         never frozen; another baseline only if it is that far behind the fastest.
         """
         if self.rounds:
-            seen = RoundFigures(self.figures(), self._statistic, self._processes, self.disturbed())
-            self._frozen |= seen.far_behind(self._baselines)
+            figures = RoundFigures(self.figures(), self._statistic, self._processes, self.disturbed())
+            self._frozen |= figures.far_behind(self._baselines)
         return self._frozen
 
     def drop(self, name: str) -> None:
@@ -129,7 +128,7 @@ class Finals:
         return verdict if verdict.settled or self._looked == LOOKS[-1] else None
 
     def conclude(self) -> Verdict:
-        """Decide with the rounds there are; below :func:`autotune.measure.verdict.fewest_rounds` nothing is promoted.
+        """Decide with the present rounds; below :func:`autotune.measure.paired.fewest_rounds` nothing is promoted.
 
         Call it once: it counts as the next look. Raises ``ValueError`` without a single round.
         """
@@ -143,11 +142,11 @@ class Finals:
         )
 
     def figures(self) -> dict[str, list[list[float] | None]]:
-        """Return what is compared, a block a round.
+        """Return the compared figures, a block a round.
 
-        From it, the processes and what is :meth:`disturbed`, :func:`verdict_from_samples` gives the same verdict. Where
-        medians of latencies are compared and others used the device, that is the undisturbed samples, if there are any:
-        a tail, or a figure of the objective's own, needs them all.
+        From them, the processes and :meth:`disturbed`, :func:`verdict_from_samples` derives the same verdict. If
+        medians of latencies are compared and others used the device, they are the undisturbed samples, if there are
+        any: a tail, or a figure of the objective's own, needs all samples.
         """
         return {
             name: [None if block is None else list(self._compared(block)) for block in blocks]
@@ -155,7 +154,7 @@ class Finals:
         }
 
     def disturbed(self) -> dict[str, list[bool]]:
-        """Return for each finalist of which rounds its block is disturbed: others used the device all the while."""
+        """Return for each finalist and round whether its block is disturbed: others used the device all the time."""
         return {
             name: [block is not None and self._is_disturbed(block) for block in blocks]
             for name, blocks in self._blocks.items()
@@ -169,50 +168,50 @@ class Finals:
         return block.shared and not (self._by_median and not block.figures and block.undisturbed_ms)
 
     def flags(self) -> dict[str, tuple[str, ...]]:
-        """Return for each finalist what its rounds were flagged with."""
+        """Return the flags of each finalist's rounds."""
         return {
             name: tuple(sorted({flag for block in blocks if block is not None for flag in block.flags}))
             for name, blocks in self._blocks.items()
         }
 
     def samples(self) -> dict[str, list[list[float] | None]]:
-        """Return the raw samples in milliseconds; :meth:`figures` follow from them or are the objective's own."""
+        """Return the raw samples in milliseconds; :meth:`figures` follow from them or belong to the objective."""
         return {
             name: [None if block is None else list(block.samples_ms) for block in blocks]
             for name, blocks in self._blocks.items()
         }
 
     def measurement(
-        self, name: str, protocol: Mapping[str, Any], conditions: Mapping[str, Any] | None = None
+        self, name: str, protocol: Mapping[str, object], conditions: Mapping[str, object] | None = None
     ) -> Measurement:
-        """Return what was measured of one finalist, with the round, process and place of each block.
+        """Return the measurement of one finalist, with the round, process and place of each block.
 
         ``protocol`` comes from :func:`autotune.measure.block.protocol_of`, its grouping is that of the largest block;
-        ``conditions`` hold seed and versions. Raises ``ValueError`` for a finalist that no round was run with.
+        ``conditions`` hold the seed. Raises ``ValueError`` for a finalist that took part in no round.
         """
-        taken = [(index, block) for index, block in enumerate(self._blocks[name]) if block is not None]
+        blocks = [(index, block) for index, block in enumerate(self._blocks[name]) if block is not None]
         around = {
             **(conditions or {}),
-            "rounds": [index for index, _ in taken],
-            "processes": [self._processes[index] for index, _ in taken],
-            "positions": [block.position for _, block in taken],
-            "cpu_ms": [list(block.cpu_ms) for _, block in taken],
-            "switches": [list(block.switches) for _, block in taken],
-            "input_sets": [list(block.input_sets) for _, block in taken],
-            "grouped": [block.grouped for _, block in taken],
-            "unrolled": [block.unrolled for _, block in taken],
-            "queued": [block.queued for _, block in taken],
-            "readings": [dict(block.readings) for _, block in taken],
-            "flags": [list(block.flags) for _, block in taken],
-            "figures": [list(block.figures) for _, block in taken],
+            "rounds": [index for index, _ in blocks],
+            "processes": [self._processes[index] for index, _ in blocks],
+            "positions": [block.position for _, block in blocks],
+            "cpu_ms": [list(block.cpu_ms) for _, block in blocks],
+            "switches": [list(block.switches) for _, block in blocks],
+            "input_sets": [list(block.input_sets) for _, block in blocks],
+            "grouped": [block.grouped for _, block in blocks],
+            "unrolled": [block.unrolled for _, block in blocks],
+            "queued": [block.queued for _, block in blocks],
+            "readings": [dict(block.readings) for _, block in blocks],
+            "flags": [list(block.flags) for _, block in blocks],
+            "figures": [list(block.figures) for _, block in blocks],
         }
         return Measurement(
-            samples_ms=tuple(block.samples_ms for _, block in taken),
-            device_samples_ms=tuple(block.device_samples_ms for _, block in taken if block.device_samples_ms),
+            samples_ms=tuple(block.samples_ms for _, block in blocks),
+            device_samples_ms=tuple(block.device_samples_ms for _, block in blocks if block.device_samples_ms),
             conditions=around,
             protocol={
                 **protocol,
-                "grouped": max(block.grouped for _, block in taken),
-                "unrolled": max(block.unrolled for _, block in taken),
+                "grouped": max(block.grouped for _, block in blocks),
+                "unrolled": max(block.unrolled for _, block in blocks),
             },
         )

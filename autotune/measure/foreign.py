@@ -1,37 +1,42 @@
-"""What a measurement saw of other processes on its GPU, in words."""
+"""Sentences about the processes of others that were on the GPU during a measurement."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
+from autotune.measure.conditions import all_readings, observed_entries
 from autotune.measure.process_owner import owner
 from autotune.records.device import Device
 
 
-def foreign_processes(conditions: Mapping[str, Any], device: Device) -> dict[int, str]:
-    """A sentence by process id for each process that was on the device beside the measured ones.
+def foreign_processes(conditions: Mapping[str, object], device: Device) -> dict[int, str]:
+    """Return a sentence by process id for each process that was on the device beside the measured ones.
 
-    ``conditions`` are those of a measurement, whose ``readings`` are one set, or one a round.
-    Name and user are those of now: of a process that has ended meanwhile the id is all there is.
+    ``conditions`` are those of a measurement.
+    Name and user are those of now: of a process that has ended meanwhile only the id is left.
     """
-    readings = conditions.get("readings", ())
-    several: Sequence[Mapping[str, Any]] = [readings] if isinstance(readings, Mapping) else readings
-    seen: dict[int, dict[str, int]] = {}
-    for one in several:
-        for process in one.get("gpu", {}).get("other_processes") or ():
-            most = seen.setdefault(int(process["pid"]), {})
+    largest: dict[int, dict[str, int]] = {}
+    for readings in all_readings(conditions):
+        for process in observed_entries(readings, "gpu", "other_processes"):
+            pid = process.get("pid")
+            if not isinstance(pid, int):
+                continue
+            values = largest.setdefault(pid, {})
             for name in ("used_bytes", "sm_percent"):
-                if process.get(name) is not None:
-                    most[name] = max(most.get(name, 0), int(process[name]))
-    return {pid: _sentence(pid, most, device.name) for pid, most in sorted(seen.items())}
+                value = process.get(name)
+                if isinstance(value, int | float):
+                    values[name] = max(values.get(name, 0), int(value))
+    return {pid: _sentence(pid, values, device.name) for pid, values in sorted(largest.items())}
 
 
-def _sentence(pid: int, most: Mapping[str, int], device: str) -> str:
+def _sentence(pid: int, largest: Mapping[str, int], device: str) -> str:
     user, program = owner(pid)
     who = f"process {pid}{f' ({program})' if program else ''}{f' of {user}' if user else ''}"
     uses = []
-    if "used_bytes" in most:
-        uses.append(f"{most['used_bytes'] / 2**30:.1f} GiB of its memory")
-    if "sm_percent" in most:
-        uses.append(f"up to {most['sm_percent']}% of its cores")
-    much = f" ({', '.join(uses)})" if uses else ""
-    return f"{who} is on {device} too{much}: times measured beside it may be longer"
+    if "used_bytes" in largest:
+        uses.append(f"{largest['used_bytes'] / 2**30:.1f} GiB of its memory")
+    if "sm_percent" in largest:
+        uses.append(f"up to {largest['sm_percent']}% of its cores")
+    share = f" ({', '.join(uses)})" if uses else ""
+    return (
+        f"{who} is on {device} too{share}: times measured beside it may be longer; "
+        "end it or wait for its end, then measure again"
+    )

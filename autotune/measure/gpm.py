@@ -1,8 +1,8 @@
-"""What a GPU itself counts about its SMs between two moments, through NVML's GPM (Hopper and later): GpmWindow."""
+"""A GPU's own counters of its SM activity between two moments, through NVML's GPM (Hopper and later): GpmWindow."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 from autotune.errors import WorkError
 from autotune.measure.clock import Clock, SystemClock
@@ -10,7 +10,7 @@ from autotune.measure.nvml import open_nvml
 from autotune.records.device import Device
 
 SHORTEST_WINDOW_S = 0.1
-"""NVML refreshes its counters about this often: two samples closer than that have nothing to tell.
+"""NVML refreshes its counters about this often: two samples closer than that show nothing.
 
 https://docs.nvidia.com/deploy/nvml-api/group__nvmlGpmFunctions.html
 """
@@ -21,11 +21,11 @@ METRICS = {
     "any_tensor": "NVML_GPM_METRIC_ANY_TENSOR_UTIL",
     "dram_bw": "NVML_GPM_METRIC_DRAM_BW_UTIL",
 }
-"""Our names of the metrics, and NVML's; NVML gives all four as percentages of the theoretical maximum."""
+"""Our names of the metrics, and NVML's; NVML reports all four as percentages of the theoretical maximum."""
 
 
-def available(handle: Any, nvml: Any) -> tuple[bool, str]:
-    """Say whether GPM can be read on a device (a GPU or a MIG device), and why not; it takes a sample to find out."""
+def available(handle: object, nvml: ModuleType) -> tuple[bool, str]:
+    """Return whether GPM can be read on a device (a GPU or a MIG device), and why not; takes a sample."""
     try:
         gpu, _ = _seat(handle, nvml)
         if not nvml.nvmlGpmQueryDeviceSupport(gpu).isSupportedDevice:
@@ -43,15 +43,15 @@ class GpmWindow:
     ``NVMLError`` passes through. Used by one thread; a window can be begun again after its end.
     """
 
-    def __init__(self, handle: Any, nvml: Any, *, clock: Clock | None = None) -> None:
+    def __init__(self, handle: object, nvml: ModuleType, *, clock: Clock | None = None) -> None:
         self._nvml = nvml
         self._gpu, self._instance = _seat(handle, nvml)
         self._clock = clock or SystemClock()
-        self._first: Any = None
+        self._first: object = None
         self._begun_ns = 0
 
     def probe(self) -> None:
-        """Take a sample and drop it: raises ``NVMLError`` where that is not possible."""
+        """Take a sample and drop it: raises ``NVMLError`` if that is not possible."""
         self._nvml.nvmlGpmSampleFree(self._sample())
 
     def begin(self) -> None:
@@ -61,7 +61,7 @@ class GpmWindow:
         self._begun_ns = self._clock.now_ns()
 
     def end(self) -> dict[str, float | None]:
-        """Take the second sample and give each of :data:`METRICS` as a fraction, None where the device has it not.
+        """Take the second sample and return each of :data:`METRICS` as a fraction, None if the device lacks it.
 
         :class:`WorkError` less than 100 ms after :meth:`begin` (the window stays open), or without one.
         """
@@ -89,7 +89,7 @@ class GpmWindow:
             first, self._first = self._first, None
             self._nvml.nvmlGpmSampleFree(first)
 
-    def _sample(self) -> Any:
+    def _sample(self) -> object:
         sample = self._nvml.nvmlGpmSampleAlloc()
         try:
             if self._instance is None:
@@ -101,7 +101,7 @@ class GpmWindow:
             raise
         return sample
 
-    def _metrics(self, last: Any) -> dict[str, float | None]:
+    def _metrics(self, last: object) -> dict[str, float | None]:
         request = self._nvml.c_nvmlGpmMetricsGet_t()
         request.version = self._nvml.NVML_GPM_METRICS_GET_VERSION
         request.numMetrics = len(METRICS)
@@ -109,11 +109,14 @@ class GpmWindow:
         for place, constant in enumerate(METRICS.values()):
             request.metrics[place].metricId = getattr(self._nvml, constant)
         self._nvml.nvmlGpmMetricsGet(request)
-        return {name: self._fraction(request.metrics[place]) for place, name in enumerate(METRICS)}
+        metrics = [request.metrics[place] for place in range(len(METRICS))]
+        return {
+            name: self._fraction(float(metric.value), metric.nvmlReturn)
+            for name, metric in zip(METRICS, metrics, strict=True)
+        }
 
-    def _fraction(self, metric: Any) -> float | None:
-        value = float(metric.value)
-        if metric.nvmlReturn != self._nvml.NVML_SUCCESS or not math.isfinite(value) or value < 0:
+    def _fraction(self, value: float, status: int) -> float | None:
+        if status != self._nvml.NVML_SUCCESS or not math.isfinite(value) or value < 0:
             return None
         return min(value / 100, 1.0)
 
@@ -124,12 +127,12 @@ def measured(
     *,
     seconds: float,
     clock: Clock | None = None,
-    nvml: Any = None,
-) -> dict[str, Any]:
+    nvml: ModuleType | None = None,
+) -> dict[str, object]:
     """Read the counters over ``seconds`` of calls, each of which returns when its work on the device is done.
 
-    Gives ``{"available": True, **metrics, "seconds", "calls"}``, or ``{"available": False, "reason"}`` where the driver
-    or the device has no counters. ``ValueError`` for less than 0.1 seconds; what the call raises passes.
+    Returns ``{"available": True, **metrics, "seconds", "calls"}``, or ``{"available": False, "reason"}`` if the driver
+    or the device has no counters. ``ValueError`` for less than 0.1 seconds; an error of the call passes through.
     """
     if not seconds >= SHORTEST_WINDOW_S:
         raise ValueError(f"SM activity needs at least {SHORTEST_WINDOW_S} s of calls, found {seconds!r}")
@@ -147,8 +150,8 @@ def measured(
         return {"available": False, "reason": f"GPM counters cannot be read: {error}"}
 
 
-def _over_calls(call: Callable[[], None], window: GpmWindow, *, seconds: float, clock: Clock) -> dict[str, Any]:
-    """Call once to get going, then call until the time is up, with the window around that."""
+def _over_calls(call: Callable[[], None], window: GpmWindow, *, seconds: float, clock: Clock) -> dict[str, object]:
+    """Call once before the window begins, then call within it until the time is up."""
     call()
     calls = 0
     window.begin()
@@ -163,8 +166,8 @@ def _over_calls(call: Callable[[], None], window: GpmWindow, *, seconds: float, 
         window.close()
 
 
-def _seat(handle: Any, nvml: Any) -> tuple[Any, int | None]:
-    """Give the GPU's handle, and the GPU instance where the handle is a MIG device's: counters are the GPU's."""
+def _seat(handle: object, nvml: ModuleType) -> tuple[object, int | None]:
+    """Return the GPU's handle, and the GPU instance if the handle is a MIG device's: counters are the GPU's."""
     if not nvml.nvmlDeviceIsMigDeviceHandle(handle):
         return handle, None
     gpu = nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)

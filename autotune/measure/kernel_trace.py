@@ -1,11 +1,11 @@
-"""Which kernels a callable launches on a GPU, when, and how large: Kernel, KernelTrace, trace."""
+"""A trace of the kernels that a callable launches on a GPU, with time and size: DeviceActivity, KernelTrace, trace."""
 
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 from autotune.errors import DeviceError, WorkError
 from autotune.measure.block import InputSets
@@ -16,17 +16,34 @@ from autotune.scratch import ScratchFolder
 WorkKind = Literal["kernel", "memcpy", "memset"]
 
 WINDOW_TOLERANCE = 0.05
-"""The kernels of a trace may span this much more than the host's own time for the calls: two clocks, one rate."""
+"""The kernels of a trace may span this much more than the host's own time for the calls: the clocks differ."""
 
 _KINDS: dict[str, WorkKind] = {"kernel": "kernel", "gpu_memcpy": "memcpy", "gpu_memset": "memset"}
 _WARM_UP_CALLS = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Kernel:
-    """One piece of work on the device; copies and fills (``kind``) have no grid: theirs is (0, 0, 0).
+class Event(TypedDict, total=False):
+    """One event of a Chrome trace, as far as it is read here."""
 
-    Times are microseconds on the trace's clock, which starts anywhere. ``occupancy`` is the profiler's estimate from
+    ph: str
+    cat: str
+    name: str
+    ts: float
+    dur: float
+    args: Mapping[str, object]
+
+
+class Document(TypedDict, total=False):
+    """A Chrome trace."""
+
+    traceEvents: Sequence[Event]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceActivity:
+    """One activity of the device, in CUPTI's sense; copies and fills (``kind``) have no grid: theirs is (0, 0, 0).
+
+    Times are microseconds on the trace's clock, whose zero is arbitrary. ``occupancy`` is the profiler's estimate from
     launch size and resources, 0 to 1, not a reading of the hardware; ``registers`` are those of one thread and
     ``shared_bytes`` the shared memory of one block.
     """
@@ -56,7 +73,7 @@ class Kernel:
 
     @property
     def duration_us(self) -> float:
-        """How long it ran."""
+        """The time that it ran."""
         return self.end_us - self.start_us
 
     @property
@@ -67,9 +84,9 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelTrace:
-    """What the device did during ``calls`` calls; the pauses between kernels are longer than without the profiler."""
+    """The device's activities during ``calls`` calls; pauses between kernels are longer than without the profiler."""
 
-    kernels: tuple[Kernel, ...]
+    activities: tuple[DeviceActivity, ...]
     calls: int
 
     def __post_init__(self) -> None:
@@ -78,12 +95,12 @@ class KernelTrace:
 
 
 def trace(function: Function, input_sets: InputSets, *, calls: int = 3, device: str) -> KernelTrace:
-    """Trace calls that take turns on the input sets, each waited for; as many as three come before it, untraced.
+    """Trace calls that take turns on the input sets, each waited for, after up to three untraced calls.
 
     Tracing lengthens each launch, but hardly a kernel. Everything that reaches the device from this process counts:
     kernels replayed by a CUDA graph, those of other libraries and of other threads.
 
-    Raises :class:`DeviceError` where ``device`` is no GPU, :class:`WorkError` where no kernel was launched on it;
+    Raises :class:`DeviceError` if ``device`` is no GPU, :class:`WorkError` if no kernel was launched on it;
     whatever the function raises passes through.
     """
     import torch
@@ -116,14 +133,14 @@ def trace(function: Function, input_sets: InputSets, *, calls: int = 3, device: 
 
 
 def read_chrome_trace(
-    document: Mapping[str, Any], *, calls: int, device_index: int | None = None, host_window_us: float | None = None
+    document: "Document", *, calls: int, device_index: int | None = None, host_window_us: float | None = None
 ) -> KernelTrace:
     """Read the device's work from a trace that torch's profiler exported; its ``ts`` and ``dur`` are microseconds.
 
-    ``displayTimeUnit`` only tells a viewer how to label them. With ``device_index`` other devices are left out.
-    ``host_window_us`` is the host's time for the traced calls. Raises :class:`WorkError` where no kernel is found,
-    where an event cannot be read, and where the work takes no time or spans more than the host's, since then the times
-    are not microseconds.
+    ``displayTimeUnit`` is only a label for viewers. With ``device_index`` other devices are left out.
+    ``host_window_us`` is the host's time for the traced calls. Raises :class:`WorkError` if no kernel is found, if an
+    event cannot be read, and if the work takes no time or spans more than the host's: then the times are not
+    microseconds.
     """
     events = [
         event for event in document.get("traceEvents", ()) if event.get("ph") == "X" and event.get("cat") in _KINDS
@@ -132,11 +149,11 @@ def read_chrome_trace(
     work = sorted((_kernel(event) for event in chosen), key=lambda piece: (piece.start_us, piece.end_us))
     if not any(piece.kind == "kernel" for piece in work):
         elsewhere = sorted({str(_args(event).get("device")) for event in events})
-        where = f", work on devices {', '.join(elsewhere)} only" if events and not chosen else ""
+        place = f", work on devices {', '.join(elsewhere)} only" if events and not chosen else ""
         raise WorkError(
             f"the {calls} traced calls launched no kernel"
             + ("" if device_index is None else f" on GPU {device_index}"),
-            found=f"{len(work)} copies and fills{where}",
+            found=f"{len(work)} copies and fills{place}",
             expected="a callable that does its work on this device, and a profiler that is allowed to see it",
         )
     spanned_us = max(piece.end_us for piece in work) - work[0].start_us
@@ -148,28 +165,27 @@ def read_chrome_trace(
         )
     if spanned_us == 0:
         raise WorkError("the kernels of a trace take no time", expected="times in microseconds, down to nanoseconds")
-    return KernelTrace(kernels=tuple(work), calls=calls)
+    return KernelTrace(activities=tuple(work), calls=calls)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> "Document":
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8", errors="replace"), strict=False)
+        document: Document = json.loads(path.read_text(encoding="utf-8", errors="replace"), strict=False)
     except ValueError as error:
         raise WorkError("the profiler's trace cannot be read", found=str(error), expected="JSON") from error
     return document
 
 
-def _args(event: Mapping[str, Any]) -> Mapping[str, Any]:
-    args: Mapping[str, Any] = event.get("args") or {}
-    return args
+def _args(event: "Event") -> Mapping[str, object]:
+    return event.get("args") or {}
 
 
-def _kernel(event: Mapping[str, Any]) -> Kernel:
-    """Read one event of a category in ``_KINDS``."""
+def _kernel(event: "Event") -> DeviceActivity:
+    """Read one event of a category in ``_KINDS``; other programs write the file, so any entry may be missing."""
     args, kind = _args(event), _KINDS[event["cat"]]
     try:
         start_us = float(event["ts"])
-        return Kernel(
+        return DeviceActivity(
             name=str(event["name"]),
             start_us=start_us,
             end_us=start_us + float(event["dur"]),
@@ -189,17 +205,19 @@ def _kernel(event: Mapping[str, Any]) -> Kernel:
         ) from error
 
 
-def _sizes(values: Sequence[Any]) -> tuple[int, int, int]:
+def _sizes(values: object) -> tuple[int, int, int]:
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"three sizes are needed, found {values!r}")
     x, y, z = values
     return int(x), int(y), int(z)
 
 
-def _integer(value: Any) -> int | None:
+def _integer(value: object) -> int | None:
     return int(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _fraction(percent: Any) -> float | None:
-    """Turn a percentage into a fraction; the profiler writes a negative one where it could not estimate it."""
+def _fraction(percent: object) -> float | None:
+    """Turn a percentage into a fraction; the profiler writes a negative one if it has no estimate."""
     if not isinstance(percent, int | float) or not math.isfinite(percent) or percent < 0:
         return None
     return min(float(percent) / 100, 1.0)

@@ -1,8 +1,8 @@
-"""Who may use a device now: one lock per device for all processes, users and studies of a host.
+"""The right to use a device: one lock per device for all processes, users and studies of a host.
 
 The lock is taken in every folder of :data:`autotune.measure.lock_files.FOLDERS` that any user may use. A process that
-cannot use one of them (read-only for it, or full) takes it in the others: two processes exclude each other if they have
-one folder in common. All take the folders in the same order, so none waits for another in a circle.
+cannot use one of them (read-only for it, or full) takes the lock in the others: two processes exclude each other if
+they have one folder in common. All take the folders in the same order, so no circle of waiting processes can form.
 """
 
 import logging
@@ -20,7 +20,7 @@ from autotune.measure.lock_holders import Holders, erase, holders, note
 
 LOG_EVERY_S = 10.0
 LOOK_EVERY_S = 1.0
-"""So often whoever waits looks who has the device."""
+"""A waiting process looks for the holders of the device this often."""
 POLL_EVERY_S = 0.05
 
 _log = logging.getLogger(__name__)
@@ -38,12 +38,12 @@ def device_lock(
     sleep: Callable[[float], None] = time.sleep,
     on_wait: Callable[[Holders], None] | None = None,
 ) -> Iterator[float]:
-    """Hold the device: exclusively for a timing, shared for a build that uses it; yields the seconds it had to wait.
+    """Hold the device: exclusively for a timing, shared for a build that uses it; yields the seconds of waiting.
 
-    It waits as long as it takes, calls ``on_wait`` with who has the device when it begins to and when that is another
-    one, and says so in the log every 10 s. ``purpose`` is what others are told that wait for this holder. Who waits
-    first is next: nobody who comes later, not even for a shared lock, overtakes it. Two locks in one process exclude
-    each other too. A forked child keeps its parent's lock alive; a spawned one does not. ``folders`` are those of
+    It waits without a limit, calls ``on_wait`` with the holders when the wait begins and when they change, and logs
+    them every 10 s. ``purpose`` is reported to processes that wait for this holder. The first to wait is next: no later
+    process overtakes it, not even for a shared lock. Two locks in one process exclude each other too. A forked child
+    keeps its parent's lock alive; a spawned one does not. ``folders`` are those of
     :data:`autotune.measure.lock_files.FOLDERS` if not given. Raises ``WorkError`` if none of them can hold the lock.
     """
     wait = _Wait(uuid, clock or SystemClock(), sleep, on_wait)
@@ -66,23 +66,23 @@ def device_lock(
 
 
 class _Wait:
-    """How long one process has waited for a device, and whom it said that it waits for."""
+    """The wait of one process for a device, with the holders that it has reported."""
 
     def __init__(
         self, uuid: str, clock: Clock, sleep: Callable[[float], None], on_wait: Callable[[Holders], None] | None
     ) -> None:
         self._uuid, self._clock, self._sleep, self._on_wait = uuid, clock, sleep, on_wait
         self._started_ns = clock.now_ns()
-        self._told: Holders | None = None
+        self._reported: Holders | None = None
         self._look_s = self._log_s = 0.0
 
     @property
     def waited_s(self) -> float:
-        """Seconds since it began."""
+        """Seconds since the wait began."""
         return (self._clock.now_ns() - self._started_ns) / 1e9
 
     def take(self, place: Place, descriptor: int, *, alone: bool) -> None:
-        """Wait until the lock of a file is there; what is over within one poll is not worth a word."""
+        """Wait until the lock of a file is free; a wait that ends within one poll is not reported."""
         tried = False
         while not lock_files.take(descriptor, alone=alone):
             if tried:
@@ -92,30 +92,30 @@ class _Wait:
 
     def _look(self, place: Place) -> None:
         now_s = self.waited_s
-        if self._told is None:
+        if self._reported is None:
             self._log_s = now_s + LOG_EVERY_S
         elif now_s < self._look_s:
             return
-        found = _users(place)
+        users = _users(place)
         self._look_s = now_s + LOOK_EVERY_S
-        if self._told is None or not found.includes(self._told):
-            self._told = found
+        if self._reported is None or not users.includes(self._reported):
+            self._reported = users
             if self._on_wait is not None:
-                self._on_wait(found)
+                self._on_wait(users)
         if now_s >= self._log_s:
             self._log_s = now_s + LOG_EVERY_S
-            _log.info("waiting for device %s for %.0f s so far: %s", self._uuid, now_s, found.text)
+            _log.info("waiting for device %s for %.0f s so far: %s", self._uuid, now_s, users.text)
 
 
 def _users(place: Place) -> Holders:
-    """Who has the device; between two holders, who is next."""
-    found = holders(place.lock)
-    following = found if found.pids else holders(place.queue, "is next to use it")
-    return following if following.pids else found
+    """Return the holders of the device; between two holders, the next one."""
+    users = holders(place.lock)
+    following = users if users.pids else holders(place.queue, "is next to use it")
+    return following if following.pids else users
 
 
 def _remedy(uuid: str, folders: Sequence[Path]) -> str:
-    """The command that makes a folder for locks, or removes what stands in the place of one."""
+    """Return the command that makes a folder for locks, or removes the file in the place of one."""
     name = lock_files.safe_name(uuid)
     for folder in folders:
         if not lock_files.why_unsuitable(folder):
@@ -125,7 +125,7 @@ def _remedy(uuid: str, folders: Sequence[Path]) -> str:
 
 
 def _places(uuid: str, folders: Sequence[Path]) -> list[Place]:
-    """Open the lock in every folder that is one for all users; warns once of one that this process cannot use."""
+    """Open the lock in every folder for all users; warns once about a folder that this process cannot use."""
     lock_files.safe_name(uuid)  # refuses a wrong UUID before any folder is blamed
     places: list[Place] = []
     reasons = {folder: lock_files.why_unsuitable(folder) for folder in folders}

@@ -1,4 +1,4 @@
-"""Where the locks of devices lie, and how their files are opened among users who need not trust each other."""
+"""The folders and the files of device locks, opened safely among users who need not trust each other."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ FOLDERS = (Path("/run/lock"), Path("/dev/shm"))
 """The same for every process of a host: no environment variable, and no private temporary folder, changes them."""
 
 TRIES, PAUSE_S = 5, 0.02
-"""A file that another user has just made has the mode for everybody a moment later."""
+"""A file that another user has just made gets the mode for all users a moment later."""
 
 _SHARED_MODE = 0o666
 _STICKY_FOR_ALL = stat.S_ISVTX | stat.S_IWOTH | stat.S_IXOTH
@@ -23,9 +23,9 @@ _STICKY_FOR_ALL = stat.S_ISVTX | stat.S_IWOTH | stat.S_IXOTH
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The two open files of a device in one folder: who is next waits with ``queue``, who has the device has ``lock``.
+    """The two open files of a device in one folder: the next user holds ``queue``, the present user ``lock``.
 
-    Closing a file gives its lock back.
+    Closing a file releases its lock.
     """
 
     folder: Path
@@ -34,18 +34,18 @@ class Place:
 
 
 def why_unsuitable(folder: Path) -> str:
-    """Say why no lock may lie in a folder; nothing if it may.
+    """Return the reason why no lock may lie in a folder; empty if it may.
 
-    The answer depends on the folder alone, never on who asks: users who chose different folders would not meet.
+    The answer depends on the folder alone, never on the user: users of different folders would not exclude each other.
     """
     try:
-        found = folder.lstat()
+        status = folder.lstat()
     except OSError as error:
         return error.strerror or type(error).__name__
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         return "no folder"
-    if found.st_mode & _STICKY_FOR_ALL != _STICKY_FOR_ALL:
-        return f"its mode is {stat.filemode(found.st_mode)}"
+    if status.st_mode & _STICKY_FOR_ALL != _STICKY_FOR_ALL:
+        return f"its mode is {stat.filemode(status.st_mode)}"
     return ""
 
 
@@ -61,7 +61,7 @@ def open_place(uuid: str, folder: Path) -> Place:
 
 
 def safe_name(uuid: str) -> str:
-    """Name the files of a device without their endings; ``ValueError`` for a UUID without letters and digits."""
+    """Return the name of a device's files without endings; ``ValueError`` for a UUID without letters or digits."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", uuid)
     if not name.strip("_"):
         raise ValueError(f"a device's uuid has letters or digits, found {uuid!r}")
@@ -69,10 +69,10 @@ def safe_name(uuid: str) -> str:
 
 
 def open_lock(path: Path) -> int:
-    """Open a lock file, for writing too if that is permitted, and make it if it is not there.
+    """Open a lock file, for writing too if that is permitted, and make it if it does not exist.
 
-    It is never deleted: two processes would then hold two files of one name. Raises ``OSError`` for what is no plain
-    file of one name (a link, a pipe, a folder), and if it can be neither opened nor made.
+    It is never deleted: two processes would then hold two files of one name. Raises ``OSError`` if it is no plain file
+    of one name (a link, a pipe, a folder), and if it can be neither opened nor made.
     """
     for left in reversed(range(TRIES)):
         try:
@@ -100,29 +100,29 @@ def _opened(path: Path) -> int:
 
 
 def _checked(descriptor: int, path: Path) -> int:
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is no plain file of one name", str(path))
-    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) != _SHARED_MODE:
-        with contextlib.suppress(OSError):  # whoever made it was killed before it could do this
+    if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != _SHARED_MODE:
+        with contextlib.suppress(OSError):  # its maker was killed before it could do this
             os.fchmod(descriptor, _SHARED_MODE)
     return descriptor
 
 
 def _make(path: Path) -> None:
     try:
-        made = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _SHARED_MODE)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _SHARED_MODE)
     except FileExistsError:
         return
     try:
-        os.fchmod(made, _SHARED_MODE)  # whatever the umask
+        os.fchmod(descriptor, _SHARED_MODE)  # whatever the umask
     finally:
-        os.close(made)
+        os.close(descriptor)
 
 
 def take(descriptor: int, *, alone: bool) -> bool:
-    """Take the lock of an open file if it is free; false if another one has it."""
+    """Take the lock of an open file if it is free; returns False if another one holds it."""
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -131,11 +131,11 @@ def take(descriptor: int, *, alone: bool) -> bool:
 
 
 def without_repeats(places: Sequence[Place]) -> list[Place]:
-    """Drop and close a place that is an earlier one by another path: a process would wait for itself there."""
+    """Drop and close each place that is an earlier one by another path: a process would wait for itself there."""
     kept: dict[tuple[int, int], Place] = {}
     for place in places:
-        found = os.fstat(place.lock)
-        if kept.setdefault((found.st_dev, found.st_ino), place) is not place:
+        status = os.fstat(place.lock)
+        if kept.setdefault((status.st_dev, status.st_ino), place) is not place:
             close(place)
     return list(kept.values())
 

@@ -1,26 +1,26 @@
-"""How much memory a runner takes at most: PeakMemory."""
+"""The peak of the memory that a runner uses: PeakMemory."""
 
 import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from autotune.measure.nvml import NvmlDevice, open_nvml
 from autotune.records.device import Device
 
 
 class PeakMemory:
-    """Peak of the memory that came after :meth:`before`: begin before a runner is loaded, end after its calls.
+    """Peak of the memory that was allocated after :meth:`before`: begin before a runner is loaded, end after its calls.
 
-    What stood before does not count; what was freed meanwhile and used again does not show. The reading says in
-    ``source`` where the figure is from, and in ``per_process`` whether other processes cannot have changed it.
+    Earlier memory does not count; memory that was freed in between and used again does not show. In the reading,
+    ``source`` names the counter, and ``per_process`` says whether no other process can have changed it.
     """
 
     name = "memory"
 
-    def __init__(self, device: Device, *, nvml: Any = None, process: Path = Path("/proc/self")) -> None:
+    def __init__(self, device: Device, *, nvml: ModuleType | None = None, process: Path = Path("/proc/self")) -> None:
         """``nvml`` are NVML's bindings; ``process`` the folder in which Linux describes this process."""
         self._meter: _CpuMemory | _CudaMemory
         self._meter = _CpuMemory(process) if device.kind == "cpu" else _CudaMemory(device, nvml)
@@ -32,11 +32,11 @@ class PeakMemory:
         self._begun = True
 
     def during(self) -> None:
-        """Look once more, where a peak is only seen by looking."""
+        """Look once more: some counters show a peak only at the moment of a look."""
         self._meter.look()
 
-    def after(self) -> Mapping[str, Any]:
-        """Give ``peak_bytes`` above ``before_bytes``, ``source`` and ``per_process``."""
+    def after(self) -> Mapping[str, object]:
+        """Return the peak with its source."""
         if not self._begun:
             return {"available": False, "reason": "no measurement was begun"}
         self._meter.look()
@@ -64,18 +64,18 @@ class _CpuMemory:
         if resident is not None:
             self._seen.append(resident)
 
-    def reading(self) -> Mapping[str, Any]:
+    def reading(self) -> Mapping[str, object]:
         before, peak = self._before, self._peak()
         if before is None:
-            return {"available": False, "reason": f"{self._process} does not tell the resident set"}
+            return {"available": False, "reason": f"{self._process} does not report the resident set"}
         if peak is not None and self._reset:
             source = "peak resident set, reset before"
         elif peak is not None and self._before_peak is not None and peak > self._before_peak:
             source = "peak resident set of the process"
-        elif self._seen:  # the peak is of an earlier time and hides the later ones
+        elif self._seen:  # the peak belongs to an earlier time and hides later ones
             peak, source = max(self._seen), "largest resident set seen"
         else:
-            return {"available": False, "reason": f"{self._process} does not tell the resident set"}
+            return {"available": False, "reason": f"{self._process} does not report the resident set"}
         return {
             "available": True,
             "peak_bytes": max(0, peak - before),
@@ -97,22 +97,22 @@ class _CpuMemory:
 
 
 def _status(process: Path, name: str) -> int | None:
-    """Read an entry of ``status``, given there in KiB, as bytes."""
+    """Read an entry of ``status``, which is in KiB, as bytes."""
     try:
-        found = re.search(rf"^{name}:\s*(\d+) kB", (process / "status").read_text(), re.MULTILINE)
+        entry = re.search(rf"^{name}:\s*(\d+) kB", (process / "status").read_text(), re.MULTILINE)
     except OSError:
         return None
-    return int(found[1]) * 1024 if found else None
+    return int(entry[1]) * 1024 if entry else None
 
 
 class _CudaMemory:
     """Device memory in the order of trust: this process as NVML sees it, the whole device, torch's allocator.
 
     Libraries beside torch (ONNX Runtime, TensorRT, cuBLAS) allocate on their own, and each process has a CUDA context,
-    so torch's figure alone is too small; it stands beside the others for its exact peak.
+    so torch's figure alone is too small; its exact peak supplements the others.
     """
 
-    def __init__(self, device: Device, nvml: Any) -> None:
+    def __init__(self, device: Device, nvml: ModuleType | None) -> None:
         self._device, self._bindings = device, nvml
         self._gpu: NvmlDevice | None = None
         self._refusal = ""
@@ -137,32 +137,32 @@ class _CudaMemory:
             if now is not None:
                 seen.append(now)
 
-    def reading(self) -> Mapping[str, Any]:
-        found: dict[str, Any] = {}
+    def reading(self) -> Mapping[str, object]:
+        details: dict[str, object] = {}
         torch_peak: int | None = None
         cuda = _torch_cuda()
         if cuda is not None:
             torch_peak = int(cuda.max_memory_reserved(self._device.torch_name)) - self._torch_before
-            found["torch_allocated_bytes"] = int(cuda.max_memory_allocated(self._device.torch_name))
-            found["torch_reserved_bytes"] = int(cuda.max_memory_reserved(self._device.torch_name))
-        found["per_process"] = True
+            details["torch_allocated_bytes"] = int(cuda.max_memory_allocated(self._device.torch_name))
+            details["torch_reserved_bytes"] = int(cuda.max_memory_reserved(self._device.torch_name))
+        details["per_process"] = True
         if self._own_seen:
             before, source = self._own_before or 0, "NVML, this process"
             peak = max(self._own_seen) - before
         elif self._whole_seen and self._whole_before is not None:
             before, source = self._whole_before, "NVML, all processes on the device"
             peak = max(self._whole_seen) - before
-            found["per_process"] = False
+            details["per_process"] = False
         elif torch_peak is not None:
             before, peak, source = self._torch_before, torch_peak, "torch's allocator alone"
         else:
-            return {"available": False, "reason": self._refusal or "neither NVML nor torch tells of device memory"}
+            return {"available": False, "reason": self._refusal or "neither NVML nor torch reports device memory"}
         if torch_peak is not None and torch_peak > peak:  # a peak between two looks
             peak, source = torch_peak, f"torch's allocator, above what was seen through {source}"
-        return {"available": True, "peak_bytes": max(0, peak), "before_bytes": before, "source": source, **found}
+        return {"available": True, "peak_bytes": max(0, peak), "before_bytes": before, "source": source, **details}
 
     def _own(self) -> int | None:
-        """What this process uses; ``None`` where NVML does not list it (no CUDA context yet, or another namespace)."""
+        """Return the use of this process; ``None`` if NVML does not list it (no CUDA context, or another namespace)."""
         if self._gpu is None:
             return None
         try:
@@ -181,7 +181,7 @@ class _CudaMemory:
             return None
 
 
-def _torch_cuda() -> Any:
-    """Give ``torch.cuda`` where this process uses it already, else ``None``: asking must not begin with CUDA."""
+def _torch_cuda() -> ModuleType | None:
+    """Return ``torch.cuda`` if this process uses it already, else ``None``: a reading must not initialise CUDA."""
     torch = sys.modules.get("torch")
     return torch.cuda if torch is not None and torch.cuda.is_initialized() else None

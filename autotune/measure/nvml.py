@@ -1,4 +1,4 @@
-"""What NVML tells of a GPU around a measurement: GpuObserver, and the session that it reads through.
+"""NVML's readings of a GPU around a measurement: GpuObserver, and the session that it reads through.
 
 One full look asks about ten things and takes a few milliseconds at most, nearly all of it for the list of processes.
 """
@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 from autotune.records.device import Device
@@ -20,23 +21,23 @@ THROTTLE_REASONS = {
     0x200: "board_limit",
     0x400: "reliability",
 }
-"""Why a GPU runs slower than it could, by NVML's bits; idling, set clocks and synchronised boards are no throttling."""
+"""The reasons for lowered clocks, by NVML's bits; idling, set clocks and synchronised boards are no throttling."""
 
 WORKER = "autotune.execute.worker"
-"""The module that every worker process of a study runs, by which its command line is known."""
+"""The module that every worker process of a study runs; its name in a command line identifies a worker."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NvmlDevice:
     """One device in an open NVML session. ``whole`` is the GPU that a MIG instance is a part of, else the device."""
 
-    nvml: Any
-    handle: Any
-    whole: Any
+    nvml: ModuleType
+    handle: object
+    whole: object
     mig: bool
 
-    def ask(self, *names: str, arguments: tuple[Any, ...]) -> Any:
-        """Ask the first of these functions that answers; raises ``OSError`` with the first refusal where none does."""
+    def ask(self, *names: str, arguments: tuple[object, ...]) -> Any:
+        """Call the first of these functions that answers; raises ``OSError`` with the first refusal where none does."""
         refusal = ""
         for name in names:
             function = getattr(self.nvml, name, None)
@@ -50,48 +51,48 @@ class NvmlDevice:
         raise OSError(refusal)
 
     def clock_mhz(self, which: int) -> int:
-        """One of the clocks, by NVML's number for it; ``OSError`` if refused, as from everything below."""
+        """Return one of the clocks, by NVML's number for it; ``OSError`` if refused, as from everything below."""
         return int(self.ask("nvmlDeviceGetClockInfo", arguments=(self.whole, which)))
 
     def throttle_reasons(self) -> tuple[str, ...]:
-        """Why it is slowed down at this moment: values of :data:`THROTTLE_REASONS`."""
+        """Return the reasons for which its clocks are lowered now: values of :data:`THROTTLE_REASONS`."""
         names = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons")
         bits = self.ask(*names, arguments=(self.whole,))
         return tuple(name for bit, name in THROTTLE_REASONS.items() if bits & bit)
 
     def violation_ns(self, policy: int) -> int:
-        """How long, since the driver was loaded, it was slowed down for power or heat."""
+        """Return the time, since the driver was loaded, during which power or heat lowered its clocks."""
         return int(self.ask("nvmlDeviceGetViolationStatus", arguments=(self.whole, policy)).violationTime)
 
     def temperature_c(self) -> int:
-        """Temperature of the chip."""
+        """Return the temperature of the chip."""
         names = ("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
         return int(self.ask(*names, arguments=(self.whole, self.nvml.NVML_TEMPERATURE_GPU)))
 
     def power_w(self) -> float:
-        """Power of the board: on GPUs since Ampere an average over a second."""
+        """Return the power of the board: on GPUs since Ampere an average over a second."""
         if self.mig:
             raise OSError("a MIG instance has no meter of its own")
         return float(self.ask("nvmlDeviceGetPowerUsage", arguments=(self.handle,))) / 1e3
 
     def memory_used_bytes(self) -> int:
-        """Memory that is taken by all processes and the driver."""
+        """Return the memory that all processes and the driver use."""
         return int(self.ask("nvmlDeviceGetMemoryInfo", arguments=(self.handle,)).used)
 
     def energy_mj(self) -> int:
-        """Millijoules since the driver was loaded, renewed about every 100 ms."""
+        """Return the millijoules since the driver was loaded; the counter moves about every 100 ms."""
         if self.mig:
             raise OSError("a MIG instance has no meter of its own")
         return int(self.ask("nvmlDeviceGetTotalEnergyConsumption", arguments=(self.handle,)))
 
     def processes(self, kind: str) -> dict[int, int | None]:
-        """Bytes used (``None``: not told) by process id; ``kind`` is Compute or Graphics."""
+        """Return the bytes used (``None``: not reported) by process id; ``kind`` is Compute or Graphics."""
         names = (f"nvmlDeviceGet{kind}RunningProcesses_v3", f"nvmlDeviceGet{kind}RunningProcesses_v2")
-        return {int(one.pid): one.usedGpuMemory for one in self.ask(*names, arguments=(self.handle,))}
+        return {int(process.pid): process.usedGpuMemory for process in self.ask(*names, arguments=(self.handle,))}
 
 
-def open_nvml(device: Device, nvml: Any = None) -> NvmlDevice:
-    """Open NVML for one device, by its UUID; raises ``OSError`` with the reason where that cannot be.
+def open_nvml(device: Device, nvml: ModuleType | None = None) -> NvmlDevice:
+    """Open NVML for one device, by its UUID; raises ``OSError`` with the reason if that is not possible.
 
     ``nvml`` are its bindings, by default the package nvidia-ml-py. The session lasts as long as the process.
     """
@@ -115,8 +116,8 @@ def open_nvml(device: Device, nvml: Any = None) -> NvmlDevice:
 def family() -> set[int]:
     """Find the processes of this study: this one, its ancestors, and all descendants of the one that leads the study.
 
-    That is the parent of the outermost worker above this process; where there is none, this process. What else a shell
-    or a session manager further up has started is not of the family.
+    The leader is the parent of the outermost worker above this process; without a worker it is this process. Other
+    processes that a shell or a session manager further up has started do not belong to the study.
     """
     import psutil
 
@@ -136,12 +137,12 @@ def family() -> set[int]:
 
 
 def is_there(pid: int) -> bool:
-    """Whether this process id means a process here, in the PID namespace of this process."""
+    """Return whether this process id means a process here, in the PID namespace of this process."""
     if pid <= 0:
         return False
     try:
         os.kill(pid, 0)
-    except PermissionError:  # it is there, and someone else's
+    except PermissionError:  # it exists, and belongs to another user
         return True
     except (ProcessLookupError, OverflowError):
         return False
@@ -150,7 +151,7 @@ def is_there(pid: int) -> bool:
 
 @dataclass(slots=True)
 class _Strangers:
-    """Tells processes that belong to the study from those that do not; asks for the family only about new ones."""
+    """Separates processes of the study from others; looks the family up only if a new process appears."""
 
     own_pids: Callable[[], set[int]]
     is_there: Callable[[int], bool]
@@ -158,35 +159,38 @@ class _Strangers:
     foreign: set[int] = field(default_factory=set)
 
     def among(self, pids: set[int]) -> set[int]:
-        """The foreign ones; raises ``OSError`` where the ids are another namespace's and tell nothing."""
+        """Return the foreign ones; raises ``OSError`` if the ids belong to another namespace."""
         self.foreign &= pids
         if pids - self.own - self.foreign:
             self.own = self.own_pids()
         unknown = pids - self.own - self.foreign
         here = {pid for pid in unknown if self.is_there(pid)}
         if unknown - here and not pids & self.own:
-            # With one of ours in the list the ids are of this namespace, and those that are not there have just ended.
-            raise OSError("NVML gives process ids of another namespace; in a container, share the host's to see them")
+            # If the list has a process of ours, the ids are of this namespace, and the missing ones have just ended.
+            raise OSError("NVML reports process ids of another namespace; in a container, share the host's to see them")
         self.foreign |= here
         return set(self.foreign)
 
 
 RECENT_US = 1_000_000
-"""So long a process counts as active after a sample in which it was: rounds are shorter than the driver's periods, and
-beside a process that multiplied matrices all the time on an H200 16 of 100 rounds met no sample of it."""
+"""A process counts as active for this long after a sample in which it was active.
+
+Rounds are shorter than the driver's periods: beside a process that multiplied matrices all the time on an H200, 16 of
+100 rounds met no sample of it.
+"""
 
 
 @dataclass(slots=True)
 class _Activity:
-    """How much of the SMs foreign processes use, in percent, as far as the driver's samples tell (up to 6 a second)."""
+    """The share of the SMs that foreign processes use, in percent, by the driver's samples (up to 6 a second)."""
 
     sm_percent: dict[int, int] = field(default_factory=dict)
     until: int | None = None
     active: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Of each the time of the last sample in which it was active, and its share."""
+    """By process the time of the last sample in which it was active, and its share."""
 
     def look(self, gpu: NvmlDevice, foreign: set[int], own: set[int]) -> None:
-        """Take in the samples since the last look; the first look finds only old ones, and leaves them."""
+        """Add the samples since the last look; the first look ignores its samples, which are old."""
         if not foreign:
             return
         arguments = (gpu.handle, self.until or 0)
@@ -194,13 +198,15 @@ class _Activity:
             samples = list(gpu.ask("nvmlDeviceGetProcessUtilization", arguments=arguments))
         except OSError:  # not supported, or no sample since
             samples = []
-        fresh = [one for one in samples if one.timeStamp > (self.until or 0) and one.smUtil <= 100]
-        known, self.until = self.until is not None, max([self.until or 0, *(one.timeStamp for one in fresh)])
-        if not known:
+        fresh = [sample for sample in samples if sample.timeStamp > (self.until or 0) and sample.smUtil <= 100]
+        is_first_look = self.until is None
+        self.until = max([self.until or 0, *(sample.timeStamp for sample in fresh)])
+        if is_first_look:
             return
-        comparable = any(one.pid in own for one in fresh)  # else absence may only mean that ids are another namespace's
+        # Without a sample of our own, the absence of others may only mean that the ids are another namespace's.
+        comparable = any(sample.pid in own for sample in fresh)
         for pid in foreign:
-            shares = [(int(one.timeStamp), int(one.smUtil)) for one in fresh if one.pid == pid]
+            shares = [(int(sample.timeStamp), int(sample.smUtil)) for sample in fresh if sample.pid == pid]
             at_work = [sample for sample in shares if sample[1] > 0]
             if at_work:
                 self.active[pid] = at_work[-1]
@@ -211,14 +217,14 @@ class _Activity:
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What was seen since a measurement began: values by quantity in their order, and why one was refused."""
+class _Answers:
+    """The answers since a measurement began: values by quantity in their order, and the reasons of refusals."""
 
     values: dict[str, list[Any]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     others: dict[int, int | None] = field(default_factory=dict)
 
-    def note(self, name: str, question: Callable[..., Any], *arguments: Any) -> None:
+    def note(self, name: str, question: Callable[..., object], *arguments: object) -> None:
         """Ask, and keep the answer or the refusal."""
         try:
             answer = question(*arguments)
@@ -240,32 +246,32 @@ class GpuObserver:
     def __init__(
         self,
         device: Device,
-        nvml: Any = None,
+        nvml: ModuleType | None = None,
         own_pids: Callable[[], set[int]] | None = None,
         *,
         is_there: Callable[[int], bool] = is_there,
     ) -> None:
-        """``own_pids`` gives this study's processes (default :func:`family`); ``is_there`` knows the ids from here."""
+        """``own_pids`` returns this study's processes (default :func:`family`)."""
         self._device, self._bindings = device, nvml
         self._strangers = _Strangers(own_pids=own_pids or family, is_there=is_there)
         self._activity = _Activity()
         self._gpu: NvmlDevice | None = None
         self._reason = ""
-        self._seen = _Seen()
+        self._seen = _Answers()
 
     def before(self) -> None:
-        """Open NVML if that is still to do, and look."""
+        """Open NVML, the first time, and look."""
         if self._gpu is None and not self._reason:
             try:
                 self._gpu = open_nvml(self._device, self._bindings)
             except OSError as error:
                 self._reason = str(error)
-        self._seen = _Seen()
+        self._seen = _Answers()
         self._look()
         self._count()
 
     def sm_clock_mhz(self) -> float | None:
-        """Read the clock of the SMs now; ``None`` where NVML does not tell it."""
+        """Read the clock of the SMs now; ``None`` if NVML does not report it."""
         if self._gpu is None:
             return None
         try:
@@ -277,14 +283,14 @@ class GpuObserver:
         """Look once more."""
         self._look()
 
-    def after(self) -> Mapping[str, Any]:
-        """Give extremes of what was seen, differences of counters, and under ``not_available`` what was refused why."""
+    def after(self) -> Mapping[str, object]:
+        """Return extremes of the values, differences of the counters, and the refusals under ``not_available``."""
         if self._gpu is None:
             return {"available": False, "reason": self._reason or "NVML was not opened: no measurement was begun"}
         self._count()
         self._look()
         seen = self._seen.values
-        reading: dict[str, Any] = {"available": True}
+        reading: dict[str, object] = {"available": True}
         for name in ("sm_clock_mhz", "memory_clock_mhz"):
             if name in seen:
                 reading[name] = {"min": min(seen[name]), "max": max(seen[name])}
@@ -317,7 +323,7 @@ class GpuObserver:
         note("other_processes", self._look_for_others, gpu)
 
     def _look_for_others(self, gpu: NvmlDevice) -> int:
-        """Take note of the foreign processes and return how many there are now."""
+        """Take note of the foreign processes and return their number."""
         listed = gpu.processes("Compute")
         try:
             listed = {**gpu.processes("Graphics"), **listed}
@@ -339,7 +345,7 @@ class GpuObserver:
         note("energy_mj", gpu.energy_mj)
 
     def _differences(self) -> dict[str, int]:
-        found = {}
+        differences = {}
         for name in ("power_violation_ns", "thermal_violation_ns", "energy_mj"):
             first, *rest = self._seen.values.get(name, [0])
             if not rest:
@@ -350,5 +356,5 @@ class GpuObserver:
             elif difference == 0 and name == "energy_mj":
                 self._seen.refused[name] = "the counter, renewed about every 100 ms, did not move meanwhile"
             else:
-                found[name] = difference
-        return found
+                differences[name] = difference
+        return differences

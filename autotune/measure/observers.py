@@ -1,30 +1,34 @@
-"""What was true around a measurement, apart from its samples: Observer, Observers, and the load of the host."""
+"""The conditions around a measurement: Observer, Observers, and the load of the host."""
 
 import logging
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from autotune.measure.canary import Canary
 from autotune.measure.clock import Clock
+from autotune.measure.conditions import unregistered
 from autotune.measure.nvml import GpuObserver
 from autotune.records.device import Device, DeviceKind
 
 SHORTEST_WINDOW_S = 0.2
-"""The host's load is not told from less: systems account CPU time in steps of 10 ms, a core and a kind of work each."""
+"""The shortest time from which the load is derived: systems account CPU time in steps of 10 ms for each core."""
 
 WINDOW_S = 0.5
-"""How far the host's load looks back where a measurement is shorter."""
+"""The time that the host's load looks back if a measurement is shorter."""
 
+_Answer = TypeVar("_Answer")
 _log = logging.getLogger(__name__)
 
 
 class Observer(Protocol):
     """Looks at one thing around a measurement; one measurement at a time, in one thread.
 
-    Its reading is plain data for JSON. It says ``{"available": False, "reason": ...}`` where the thing cannot be seen,
-    else ``{"available": True, ...}``. What is not known is ``None`` or left out, never zero.
+    Its reading is plain data for JSON: ``{"available": False, "reason": ...}`` if the thing cannot be seen, else
+    ``{"available": True, ...}`` with entries of :data:`autotune.measure.conditions.OBSERVED`. An unknown value is
+    ``None`` or left out, never zero.
     """
 
     name: str
@@ -37,19 +41,19 @@ class Observer(Protocol):
         """Look once more: called between samples."""
         ...
 
-    def after(self) -> Mapping[str, Any]:
-        """Give the reading: called right after the last sample."""
+    def after(self) -> Mapping[str, object]:
+        """Return the reading: called right after the last sample."""
         ...
 
 
 class Observers:
     """Several observers as one; used by one thread, for one measurement after the other.
 
-    An observer that raises says from then on that it is not available, with the reason: no measurement fails for it.
+    An observer that raises counts as not available from then on, with the reason: no measurement fails because of it.
     """
 
     def __init__(self, observers: Sequence[Observer], clock: Clock, *, every_s: float = 0.1) -> None:
-        """``every_s`` is the shortest time between two looks that :meth:`during` passes on."""
+        """``every_s`` is the shortest time between two looks of :meth:`during`."""
         names = [observer.name for observer in observers]
         if len(set(names)) != len(names):
             raise ValueError(f"observers have distinct names, found {names}")
@@ -66,7 +70,7 @@ class Observers:
         self._looked_ns = self._clock.now_ns() if self._observers else 0
 
     def during(self) -> None:
-        """Let every observer look, if the last look is ``every_s`` ago; else it costs one reading of the clock."""
+        """Let every observer look if the last look is ``every_s`` ago; else only read the clock."""
         if not self._observers:
             return
         now_ns = self._clock.now_ns()
@@ -77,40 +81,42 @@ class Observers:
             self._guarded(observer, observer.during)
 
     def sm_clock_mhz(self) -> float | None:
-        """Read the clock of the device's cores now, where an observer can."""
+        """Read the clock of the device's SMs now; ``None`` if no observer can."""
         for observer in self._observers:
             if isinstance(observer, GpuObserver) and observer.name not in self._broken:
                 return observer.sm_clock_mhz()
         return None
 
-    def after(self) -> dict[str, dict[str, Any]]:
+    def after(self) -> dict[str, dict[str, object]]:
         """Collect the readings by the observers' names."""
-        readings: dict[str, dict[str, Any]] = {}
+        readings: dict[str, dict[str, object]] = {}
         for observer in self._observers:
-            reading = self._guarded(observer, _reading, observer)
+            reading = self._guarded(observer, partial(_reading, observer))
             readings[observer.name] = reading or {"available": False, "reason": self._broken[observer.name]}
         return readings
 
-    def _guarded(self, observer: Observer, call: Callable[..., Any], *arguments: Any) -> Any:
+    def _guarded(self, observer: Observer, call: Callable[[], _Answer]) -> _Answer | None:
         if observer.name in self._broken:
             return None
         try:
-            return call(*arguments)
-        except Exception as error:  # a measurement that took minutes is worth more than what stood around it
+            return call()
+        except Exception as error:  # a measurement that took minutes is worth more than its conditions
             self._broken[observer.name] = f"{type(error).__name__}: {error}"
             _log.warning("observer %s is not available any more: %s", observer.name, self._broken[observer.name])
             return None
 
 
-def _reading(observer: Observer) -> dict[str, Any]:
+def _reading(observer: Observer) -> dict[str, object]:
     reading = dict(observer.after())
     if not isinstance(reading.get("available"), bool):
         raise ValueError(f"a reading says whether it is available, found {reading!r}")
+    if names := unregistered(observer.name, reading):
+        raise ValueError(f"{observer.name} reads {names}: add them to autotune.measure.conditions")
     return reading
 
 
 class NotAvailable:
-    """Stands for an observer of what is not there, and says why."""
+    """Stands in for an observer of a thing that does not exist here, and reports the reason."""
 
     def __init__(self, name: str, reason: str) -> None:
         self.name, self._reason = name, reason
@@ -121,20 +127,20 @@ class NotAvailable:
     def during(self) -> None:
         """Look at nothing."""
 
-    def after(self) -> Mapping[str, Any]:
-        """Say that there is nothing, and why."""
+    def after(self) -> Mapping[str, object]:
+        """Return the reason."""
         return {"available": False, "reason": self._reason}
 
 
 CpuTimes = Callable[[], tuple[float, float]]
-"""Seconds that the cores of this process were busy, and that they had altogether; both summed over the cores."""
+"""Returns two sums over the cores of this process: the seconds in which they were busy, and all their seconds."""
 
 
 class HostLoad:
-    """How much others used the cores that this process may run on: their busy time less this process's own.
+    """The use by others of the cores that this process may run on: their busy time less this process's own.
 
-    Time that a hypervisor took away counts as used by others. Where a measurement is shorter than half a second the
-    reading looks further back, by up to as much, to where earlier ones began: ``window_s`` says how far.
+    Time that a hypervisor took away counts as used by others. If a measurement is shorter than half a second, the
+    reading begins up to half a second earlier, at the start of an earlier measurement: ``window_s`` is its length.
     """
 
     name = "host"
@@ -142,7 +148,7 @@ class HostLoad:
     def __init__(
         self, clock: Clock, kind: DeviceKind, *, cpu_times: CpuTimes | None = None, cores: int | None = None
     ) -> None:
-        """``kind`` is that of the measured device; it travels with the reading, for the load matters by it."""
+        """``kind`` is that of the measured device; the reading holds it, because only a CPU's times depend on load."""
         self._clock, self._kind = clock, kind
         self._cpu_times = cpu_times or own_cpu_times
         self._cores = cores or len(_affinity())
@@ -158,10 +164,10 @@ class HostLoad:
         self._seen.append(now)
 
     def during(self) -> None:
-        """The difference between both ends says it all."""
+        """Look at nothing: both ends suffice."""
 
-    def after(self) -> Mapping[str, Any]:
-        """Give ``competing_cores`` and ``competing_share`` of the ``cores``, and ``window_s`` that they are over."""
+    def after(self) -> Mapping[str, object]:
+        """Return the average load by others between both ends."""
         if not self._seen:
             return {"available": False, "reason": "no measurement was begun"}
         now = self._look()
@@ -211,10 +217,10 @@ def _affinity() -> set[int]:
 def observers_for(
     device: Device, clock: Clock, *, canary: bool | None = None, own_pids: Callable[[], set[int]] | None = None
 ) -> Observers:
-    """Make the observers that fit a device: ``gpu``, ``host`` and ``canary``; ``own_pids`` is the GPU's.
+    """Make the observers that fit a device: ``gpu``, ``host`` and ``canary``; the GPU's gets ``own_pids``.
 
-    The canary is there on a GPU unless told otherwise. On a CPU it varies more than what it watches over within one
-    measurement, and is of use only to compare measurements of different days.
+    Without ``canary`` a GPU has one and a CPU has none. On a CPU it varies more within one measurement than the
+    measured times; it is of use only to compare measurements of different days.
     """
     gpu = GpuObserver(device, own_pids=own_pids) if device.kind == "cuda" else NotAvailable("gpu", "a CPU has no NVML")
     wanted = canary if canary is not None else device.kind == "cuda"

@@ -1,15 +1,15 @@
 """Finalists compared in pairs, round by round: RoundFigures and Comparison.
 
-What disturbs a measurement only ever makes it slower, and it strikes one process, or one round, harder than another. So
-three things are told apart from a true difference:
+A disturbance always makes a measurement slower, and it affects some processes and rounds more than others. So three
+things are separated from a true difference:
 
-- A *disturbed block* was taken while others used the cores, and no sample of it escaped them. Pairs are compared over
-  the rounds in which neither side is disturbed, if these are enough. If they are not, a finalist is held to be faster
-  than a disturbed one only if even the fastest sample of the latter is slower, by :data:`LOAD_MARGIN` or, if it was
+- A *disturbed block* was taken while others used the cores, and no sample of it is undisturbed. Pairs are compared over
+  the rounds in which neither side is disturbed, if these are enough. If they are not, a finalist counts as faster than
+  a disturbed one only if even the fastest sample of the latter is slower, by :data:`LOAD_MARGIN` or, if it was
   disturbed in every round, :data:`HIDDEN_MARGIN`.
 - A *process that lies apart* differs from the median of the processes by more than :data:`APART` and by more than five
   of their robust standard deviations. It is set aside as long as most processes, and three of them, agree.
-- What is left of the differences between processes is part of the margin that a winner needs.
+- The remaining differences between processes are part of the margin that a winner needs.
 """
 
 import math
@@ -34,28 +34,28 @@ MIN_EFFECT = math.log(1.005)
 """No smaller log-ratio than half a percent makes a winner."""
 
 PROCESS_ERRORS = {2: 12.7, 3: 4.3}
-"""A winner leads by so many standard errors of its processes' medians: Student's 95% bound for two and three processes.
-More than three keep the bound of three, for five looks find more than one.
+"""The standard errors of its processes' medians by which a winner leads: Student's 95% bound for two and three
+processes. More than three keep the bound of three, because five looks find more than one.
 
-In simulated finals of two equals whose processes differ by 1%, and rounds by as much, the five looks told them apart in
-52% of repeats by the rounds alone, in 16% by the detectable effect, and in 5% with this bound (1.5% where five
-processes lead to the first look). With it they still found each lead of 2% where processes differ by 0.2%.
+In simulated finals of two equals whose processes differ by 1%, and rounds by the same, the five looks separated them in
+52% of repeats by the rounds alone, in 16% by the detectable effect, and in 5% with this bound (1.5% if five processes
+lead to the first look). With it they still found each lead of 2% if processes differ by 0.2%.
 """
 
 ERRORS_WITHOUT_SOME = 5.0
-"""The same if processes were set aside, for those that are left agree by choice: with 4.3, 5.2% of equals were told
-apart where one process in five ran one of the two 1.5 to 10 times slower (``python -m autotune.programs.decisions``).
+"""The same if processes were set aside, because the remaining ones agree by choice: with 4.3, 5.2% of equals were
+separated if one process in five ran one of the two 1.5 to 10 times slower (``python -m autotune.programs.decisions``).
 """
 
 APART = math.log(1.25)
-"""A process is set aside only if it lies further from the others than this, and fewer than :data:`FEWEST_AGREE` that
-agree set none aside: processes differ by several percent for no reason that is seen."""
+"""A process is set aside only if it lies further from the others than this; if fewer than :data:`FEWEST_AGREE` agree,
+none is set aside: processes differ by several percent for no visible reason."""
 
 FEWEST_AGREE = 3
 
 LOAD_MARGIN, HIDDEN_MARGIN = math.log(1.5), math.log(4.0)
-"""How much slower than its time on a quiet host the fastest sample may be of a finalist that was undisturbed in a few
-rounds, and of one that was in none.
+"""The largest ratio of a finalist's fastest sample to its time on a quiet host: if it was undisturbed in a few rounds,
+and if it was disturbed in all.
 
 Beside a process that burned each of two cores, the fastest of 19 disturbed samples of an encoder on two threads, whose
 barriers spin, took 1.8 times its time on the quiet host (the median 4.7 times), of seven other candidates 0.9 to 1.2
@@ -64,37 +64,37 @@ times; of a perceptron on two threads, beside more load, the fastest of 9 took 3
 FEW_ROUNDS = 3
 
 MATERIAL = math.log(1.10)
-"""A lead that would matter to a user: finals that can neither show nor exclude one are undecided."""
+"""A lead that matters to a user: finals that can neither show nor exclude one are undecided."""
 
 FREEZE_MARGIN = math.log(1.10)
 FREEZE_ROUNDS = 8
 
 Statistic = Callable[[Sequence[float]], float]
-"""What a block of samples is reduced to: its median, or for a tail its high order statistic."""
+"""Reduces a block of samples to one figure: its median, or for a tail its high order statistic."""
 
 Samples = Mapping[str, Sequence[Sequence[float] | None]]
-"""For each finalist one block of figures a round, less is better; ``None`` in the rounds it took no part in."""
+"""For each finalist one block of figures a round, less is better; ``None`` in the rounds without it."""
 
 Disturbed = Mapping[str, Sequence[bool]]
 """For each finalist whether its block of each round is disturbed."""
 
 
 def fewest_rounds(candidates: int) -> int:
-    """Return from how many rounds on a clear difference can beat the baseline and every other candidate.
+    """Return the number of rounds from which a clear difference can beat the baseline and every other candidate.
 
-    The smallest two-sided p-value of Wilcoxon's test, where all n pairs point one way, is 2 / 2**n, and Holm multiplies
-    the smallest by the number c of candidates. So n is the least with 2 * c / 2**n < :data:`ALPHA`: 7 for one candidate
-    (or none), 8 for two, 9 up to four, 10 up to eight, 11 up to 16.
+    The smallest two-sided p-value of Wilcoxon's test, reached if all n pairs point one way, is 2 / 2**n, and Holm
+    multiplies the smallest by the number c of candidates. So n is the least with 2 * c / 2**n < :data:`ALPHA`: 7 for
+    one candidate (or none), 8 for two, 9 up to four, 10 up to eight, 11 up to 16.
     """
     return math.floor(math.log2(2 * max(1, candidates) / ALPHA)) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One finalist against a reference: ``log_ratio`` is positive where the finalist is the slower one.
+    """One finalist against a reference: ``log_ratio`` is positive if the finalist is slower.
 
-    ``processes`` are those that count, ``apart`` those that were set aside. ``in_doubt`` says that the slower one of
-    the two was disturbed and may be the faster one on a quiet host.
+    ``processes`` is the number of those that count, ``apart`` holds those that were set aside. ``in_doubt`` says that
+    the slower of the two was disturbed and may be the faster on a quiet host.
     """
 
     log_ratio: float
@@ -113,24 +113,24 @@ class Comparison:
         return max(MIN_EFFECT, self.detectable, errors * self.process_error)
 
     def differs(self, sign: int) -> bool:
-        """Whether the finalist is certainly slower (``sign=1``) or faster (``sign=-1``) than the reference."""
+        """Return whether the finalist is certainly slower (``sign=1``) or faster (``sign=-1``) than the reference."""
         return not self.in_doubt and self.p_value < ALPHA and sign * self.log_ratio >= self.margin
 
     @property
     def equal(self) -> bool:
-        """Whether the two are known to differ by less than half a percent."""
+        """Whether the two surely differ by less than half a percent."""
         return not self.in_doubt and self.detectable <= MIN_EFFECT and abs(self.log_ratio) < MIN_EFFECT
 
     @property
     def could_lead(self) -> bool:
-        """Whether the finalist may be faster than the reference by what matters, with nothing shown either way."""
+        """Whether the finalist may lead the reference by :data:`MATERIAL`, with nothing shown either way."""
         if self.differs(1) or self.differs(-1):
             return False
         return self.in_doubt or self.margin - self.log_ratio > MATERIAL
 
 
 class RoundFigures:
-    """One figure a round for every finalist, the ``statistic`` of its block, and what follows from them."""
+    """One figure a round for every finalist, the ``statistic`` of its block, and the comparisons of these figures."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class RoundFigures:
         self.running = [name for name in self.names if self._figures[name][-1] is not None]
 
     def of(self, name: str) -> list[float]:
-        """Return the figures of the rounds that count for a finalist: undisturbed ones, or all if every one is."""
+        """Return the figures of the rounds that count for a finalist: undisturbed ones, or all if there are none."""
         values = self._figures[name]
         clean = [v for v, bad in zip(values, self._disturbed[name], strict=True) if v is not None and not bad]
         return clean or [value for value in values if value is not None]
@@ -174,12 +174,12 @@ class RoundFigures:
         """Return log(name / reference) for each round that counts for both."""
         return self._pair(name, reference)[0]
 
-    def told_apart(self, one: str, other: str) -> bool:
-        """Whether the median log-ratio of the rounds that both took part in is more than what noise could make it."""
-        if not self.log_ratios(one, other):
+    def differ(self, name: str, other: str) -> bool:
+        """Return whether the median log-ratio of two finalists, over their common rounds, exceeds the noise."""
+        if not self.log_ratios(name, other):
             return False
-        found = self._compared(one, other)
-        return not found.in_doubt and abs(found.log_ratio) > found.margin
+        comparison = self._compared(name, other)
+        return not comparison.in_doubt and abs(comparison.log_ratio) > comparison.margin
 
     def against(self, reference: str, others: Collection[str]) -> dict[str, Comparison]:
         """Compare each of the others with the reference, p-values adjusted among them."""
@@ -191,14 +191,14 @@ class RoundFigures:
         }
 
     def fastest(self, names: Collection[str]) -> str:
-        """Return the first of the names in order of latency among those still running; ``ValueError`` if none is."""
+        """Return the fastest of the named finalists that is still running; ``ValueError`` if none is."""
         for name in self.running:
             if name in names:
                 return name
         raise ValueError(f"none of {sorted(names)} took part in the last round")
 
     def far_behind(self, baselines: Collection[str]) -> frozenset[str]:
-        """Name those that may stop: at least 8 rounds, each more than 10% slower than the best.
+        """Return the finalists that may stop: at least 8 rounds, each more than 10% slower than the best.
 
         A baseline may stop only if it is that far behind the fastest baseline, which never stops.
         """
@@ -229,8 +229,8 @@ class RoundFigures:
         first, second = sorted((name, reference))
         if (first, second) not in self._pairs:
             self._pairs[first, second] = self._tested(first, second)
-        found = self._pairs[first, second]
-        return found if name == first else replace(found, log_ratio=-found.log_ratio)
+        comparison = self._pairs[first, second]
+        return comparison if name == first else replace(comparison, log_ratio=-comparison.log_ratio)
 
     def _tested(self, name: str, reference: str) -> Comparison:
         ratios, processes = self._pair(name, reference)
@@ -261,12 +261,12 @@ class RoundFigures:
         return [ratio for _, ratio in counted], [self._processes[index] for index, _ in counted]
 
     def _enough(self, rounds: Sequence[int]) -> bool:
-        """Whether so many rounds, of so many processes, can decide anything."""
+        """Return whether these rounds, with their processes, suffice for a decision."""
         processes = {self._processes[index] for index in rounds}
         return len(rounds) >= fewest_rounds(1) and len(processes) >= min(FEWEST_AGREE, len(set(self._processes)))
 
     def _in_doubt(self, slow: str, fast: str) -> bool:
-        """Whether a slower finalist was disturbed so much that it may be the faster one on a quiet host."""
+        """Return whether a slower finalist was disturbed so much that it may be the faster one on a quiet host."""
         both = [
             index
             for index in range(self.rounds)

@@ -1,4 +1,4 @@
-"""Whose a process is, and which program it runs, as far as that can be seen from here."""
+"""The user and the program of a process, as far as they can be seen from here."""
 
 import contextlib
 import pwd
@@ -8,7 +8,7 @@ TEXT_LIMIT = 200
 
 
 def owner(pid: int) -> tuple[str | None, str | None]:
-    """Name the user and the program of a process here; ``None`` for what cannot be seen."""
+    """Return the user and the program of a process here; ``None`` for either that cannot be seen."""
     process = Path(f"/proc/{pid}")
     user = program = None
     with contextlib.suppress(OSError):
@@ -18,7 +18,7 @@ def owner(pid: int) -> tuple[str | None, str | None]:
 
 
 def user_name(uid: int) -> str:
-    """The name of a user, or the number of one that has none here."""
+    """Return the name of a user, or the number of a user without a name here."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -26,5 +26,5 @@ def user_name(uid: int) -> str:
 
 
 def plain(text: object) -> str:
-    """A text of others, short and without anything that a terminal would act on."""
-    return "".join(each for each in str(text)[:TEXT_LIMIT] if each.isprintable())
+    """Shorten a text of others and remove control characters, which a terminal would act on."""
+    return "".join(character for character in str(text)[:TEXT_LIMIT] if character.isprintable())

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from autotune.measure.block import Block, BlockRecorder, InputSets
 from autotune.measure.clock import Clock
-from autotune.measure.conditions import flags, invalid
 from autotune.measure.device_clock import DeviceTime
+from autotune.measure.flags import flags, invalid
 from autotune.measure.observers import Observers
 from autotune.measure.timer import Timer
 
@@ -19,35 +19,35 @@ FEWEST_CALLS, MOST_CALLS = 3, 30
 SLOW_CALL_MS = 20.0
 
 FEWEST_UNDISTURBED, LONGEST_BLOCK_MS = 3, 50.0
-"""While others use the device a block goes on until so many of its samples are undisturbed, up to that time."""
+"""While others use the device, a block continues until this number of its samples is undisturbed, up to this time."""
 
 RETAKES = 6
 RETAKE_AFTER_S = 0.2
-"""So many rounds are taken again in one call, each after a pause for whatever disturbed it to pass."""
+"""The number of rounds that one call takes again, each after a pause in which the disturbance may end."""
 
 
 class Meter(Protocol):
-    """Takes the figure that an objective other than latency compares; lower is better."""
+    """Measures the figure that an objective other than latency compares; lower is better."""
 
-    def __call__(self, name: str, finalist: "Finalist") -> float:
+    def __call__(self, name: str, finalist: "TimedRunner") -> float:
         """Measure the prepared finalist of this name once."""
         ...
 
 
-class Finalist(Protocol):
-    """A runner with the global switches that it needs."""
+class TimedRunner(Protocol):
+    """A runner with the global switches that it needs, as rounds time it."""
 
     def prepare(self) -> None:
         """Set threads and every other global switch; called before each of its blocks, not timed."""
         ...
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any) -> object:  # Any: a runner may ask for tensors
         """Answer one call; exactly this is timed."""
         ...
 
 
 def run_rounds(
-    finalists: Mapping[str, Finalist],
+    finalists: Mapping[str, TimedRunner],
     input_sets: InputSets,
     timer: Timer,
     rng: random.Random,
@@ -67,22 +67,23 @@ def run_rounds(
     """Run whole rounds and return one block a finalist for each; frozen ones are left out.
 
     A block is ``prepare()``, one call that is not kept (three in the first block of a quick finalist), and then enough
-    samples for 5 ms, from 3 to 30; one alone where a call takes 20 ms. Once ``least`` rounds are done, no round is
-    begun that, going by the longest so far, would end after ``limit_s``; none but the first that would end after
-    ``longest_s``. ``announce`` hears each name before its turn, so that a crash or hang has a name. Whatever a finalist
-    raises passes through.
+    samples for 5 ms, from 3 to 30; only one if a call takes 20 ms. A round takes as long as the longest so far: after
+    ``least`` rounds, none begins that would end after ``limit_s``; and except the first, none that would end after
+    ``longest_s``. ``announce`` gets each name before its turn, so that a crash or hang has a name. An error of a
+    finalist passes through.
 
-    ``observers`` look around each round; one that they find invalid (a foreign process, a canary that drifts) is taken
-    again, up to :data:`RETAKES` times in all, and then kept with its flags: pairs stay pairs. So is, while that helps
-    and the limit leaves time, one in which others used the cores and a block has no undisturbed sample. ``meter`` takes
-    the figure of an objective other than latency after each block; ``samples`` is how many every block has where a tail
-    is compared, which grows with the block.
+    ``observers`` look around each round; an invalid one (a foreign process, a canary that drifts) is taken again, up to
+    :data:`RETAKES` times in all, and then kept with its flags: pairs stay pairs. A round in which others used the cores
+    and a block has no undisturbed sample is also taken again, while that helps and the limit leaves time. ``meter``
+    measures the figure of an objective other than latency after each block. ``samples`` is the size of every block if a
+    tail is compared, because a tail statistic grows with the size.
     """
     names = sorted(name for name in finalists if name not in frozen)
     if not names:
         raise ValueError(f"a round needs a finalist, but all of {sorted(finalists)} are frozen")
     turns = {
-        name: _Turn(name, finalists[name], input_sets, timer, clock, meter=meter, samples=samples) for name in names
+        name: _FinalistTurn(name, finalists[name], input_sets, timer, clock, meter=meter, samples=samples)
+        for name in names
     }
     taker = _Taker(names, turns, announce, observers, sleep)
     done: list[dict[str, Block]] = []
@@ -103,12 +104,12 @@ def run_rounds(
 
 
 class _Taker:
-    """Takes rounds, and takes those again that somebody else has disturbed, as long as retakes are left."""
+    """Takes rounds, and takes disturbed ones again, as long as retakes are left."""
 
     def __init__(
         self,
         names: Sequence[str],
-        turns: Mapping[str, "_Turn"],
+        turns: Mapping[str, "_FinalistTurn"],
         announce: Callable[[str], None] | None,
         observers: Observers | None,
         sleep: Callable[[float], None],
@@ -141,24 +142,24 @@ class _Taker:
 
 
 def _observed(take: Callable[[], dict[str, Block]], observers: Observers | None) -> tuple[dict[str, Block], bool]:
-    """Take a round between the observers' looks; returns it with what they saw, and whether it is valid."""
+    """Take a round between the observers' looks; returns it with their readings, and whether it is valid."""
     if observers is None:
         return take(), True
     observers.before()
     blocks = take()
     readings = observers.after()
-    seen = flags(readings)
-    blocks = {name: replace(block, readings=readings, flags=seen) for name, block in blocks.items()}
+    raised = flags(readings)
+    blocks = {name: replace(block, readings=readings, flags=raised) for name, block in blocks.items()}
     return blocks, not invalid(readings)
 
 
-class _Turn:
+class _FinalistTurn:
     """One finalist's blocks in one process; its fastest warm-up call so far decides how calls are grouped."""
 
     def __init__(
         self,
         name: str,
-        finalist: Finalist,
+        finalist: TimedRunner,
         input_sets: InputSets,
         timer: Timer,
         clock: Clock,
@@ -178,7 +179,7 @@ class _Turn:
         self._device_time: DeviceTime | None = None
 
     def block(self, *, first: int, position: int, shared: bool) -> Block:
-        """Prepare, warm up and take one block; inputs rotate on from set ``first``.
+        """Prepare, warm up and take one block; inputs rotate from set ``first``.
 
         ``shared`` says that others used the device in the round before.
         """

@@ -1,15 +1,14 @@
-"""The first measurement of a candidate: warm up, sample until it is known well enough, give up on a hopeless one."""
+"""The first measurement of a candidate: warm up, sample until the median is precise, give up on a hopeless one."""
 
 import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from autotune.measure.block import Block, BlockRecorder, InputSets, protocol_of
 from autotune.measure.clock import Clock
-from autotune.measure.conditions import flags, invalid
+from autotune.measure.flags import flags, invalid
 from autotune.measure.observers import Observers
 from autotune.measure.statistics import median
 from autotune.measure.stopping import FirstOf, Hopeless, IntervalReached, NoiseSettled, StoppingRule, TimeLimit
@@ -18,15 +17,15 @@ from autotune.records.trial import Measurement
 
 RETAKES, RETAKE_AFTER_S = 2, 0.2
 WAIT_S, LOOK_EVERY_S = 10.0, 0.5
-"""How long a measurement waits for a device that someone else uses before it goes on and says so."""
+"""The time that a measurement waits for a device that others use; then it begins and is flagged."""
 
 WINDOW_MS = 20.0
-"""A warm-up window is as many calls as this takes, at least one."""
+"""A warm-up window lasts this long, at least one call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WarmUp:
-    """How a warm-up went: ``settled`` says that five windows agreed, ``typical_ms`` is the median of the last one."""
+    """The result of a warm-up: ``settled`` says that five windows agreed, ``typical_ms`` is the last one's median."""
 
     calls: int
     elapsed_ms: float
@@ -36,7 +35,7 @@ class WarmUp:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Screening:
-    """A screening measurement and why it ended; ``pruned`` if the candidate was given up."""
+    """A screening measurement and the reason of its end; ``pruned`` if the candidate was given up."""
 
     measurement: Measurement
     pruned: bool
@@ -56,8 +55,8 @@ def warm_up(
 ) -> WarmUp:
     """Call until five window medians in a row lie within ``agreement`` of one another, or the limit.
 
-    So must the device's clock at the end of each of these windows, where ``sm_clock_mhz`` can tell it. At least three
-    calls and ``min_ms`` of work; a single call where it alone takes longer than the limit.
+    So must the device's clock at the end of each of these windows, if ``sm_clock_mhz`` can read it. At least three
+    calls and ``min_ms`` of work; a single call if it alone takes longer than the limit.
     """
     recorder = BlockRecorder(timer, clock, input_sets)
     started_ns = clock.now_ns()
@@ -74,8 +73,8 @@ def warm_up(
             typical_ms, window = median(window), []
             medians.append(typical_ms)
             clocks.append(sm_clock_mhz())
-            told = [mhz for mhz in clocks[-5:] if mhz is not None]
-            settled = _agree(medians[-5:], agreement) and (not told or _agree(told, agreement))
+            read = [mhz for mhz in clocks[-5:] if mhz is not None]
+            settled = _agree(medians[-5:], agreement) and (not read or _agree(read, agreement))
         elapsed_ms = (clock.now_ns() - started_ns) / 1e6
         too_slow = calls == 1 and elapsed_ms > limit_s * 1e3
         done = (settled and worked_ms >= min_ms) or elapsed_ms >= limit_s * 1e3
@@ -89,7 +88,7 @@ def _agree(medians: list[float], agreement: float) -> bool:
 
 
 def screening_rule(clock: Clock, limit_s: float, grouped: int) -> StoppingRule:
-    """30 samples, 100 ms and a median known to 1%; or settled noise; or the time limit, after at least 3 samples."""
+    """Stop at 30 samples, 100 ms and a median precise to 1%; or settled noise; or the time limit, after 3 samples."""
     return FirstOf([IntervalReached(calls=grouped), NoiseSettled(calls=grouped), TimeLimit(clock, limit_s)])
 
 
@@ -102,18 +101,18 @@ def screen(
     limit_s: float = 2.0,
     abandon_ms: float | None = None,
     rule: Callable[[int], StoppingRule] | None = None,
-    conditions: Mapping[str, Any] | None = None,
+    conditions: Mapping[str, object] | None = None,
     observers: Observers | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Screening:
-    """Warm up, then sample until the rule (default :func:`screening_rule`) says stop; inputs take turns.
+    """Warm up, then sample until the rule (default :func:`screening_rule`) is finished; inputs take turns.
 
     If after 5 samples during which no core was taken away even the fastest is slower than ``abandon_ms``, the candidate
-    is pruned. ``conditions`` (seed, threads, versions) are stored along with what is recorded here. Whatever the
-    function raises passes through.
+    is pruned. ``conditions`` (such as the seed) are stored with those that are recorded here. An error of the function
+    passes through.
 
-    With ``observers`` it waits up to :data:`WAIT_S` for a device that someone else uses, samples up to
-    :data:`RETAKES` times again where they find the samples invalid, and keeps the last, flagged.
+    With ``observers`` it waits up to :data:`WAIT_S` for a device that others use, samples up to :data:`RETAKES` times
+    again if the readings make the samples invalid, and keeps the last, flagged.
     """
     if observers is not None:
         wait_for_quiet(observers, clock, sleep)
@@ -123,14 +122,14 @@ def screen(
     make_rule = rule if rule is not None else partial(screening_rule, clock, limit_s)
     retakes = RETAKES
     while True:
-        taken = _sample(
+        sampling = _sample(
             function, BlockRecorder(timer, clock, input_sets, grouped), make_rule(grouped), abandon_ms, observers
         )
-        if taken.valid or taken.pruned or retakes == 0:
+        if sampling.valid or sampling.pruned or retakes == 0:
             break
         retakes -= 1
         sleep(RETAKE_AFTER_S)
-    block = taken.block
+    block = sampling.block
     around = {
         **(conditions or {}),
         "process": os.getpid(),
@@ -139,7 +138,7 @@ def screen(
         "switches": list(block.switches),
         "input_sets": list(block.input_sets),
         "queued": block.queued,
-        "stopped": taken.reason,
+        "stopped": sampling.reason,
         "readings": dict(block.readings),
         "flags": list(block.flags),
         "retaken": RETAKES - retakes,
@@ -152,11 +151,11 @@ def screen(
             "screening", timer.kind, len(input_sets), grouped=grouped, unrolled=block.unrolled, l2=timer.l2
         ),
     )
-    return Screening(measurement=measurement, pruned=taken.pruned, reason=taken.reason)
+    return Screening(measurement=measurement, pruned=sampling.pruned, reason=sampling.reason)
 
 
 def wait_for_quiet(observers: Observers, clock: Clock, sleep: Callable[[float], None]) -> bool:
-    """Wait until nobody else uses the device, up to :data:`WAIT_S`; returns whether it is quiet."""
+    """Wait until no other process uses the device, up to :data:`WAIT_S`; returns whether it is quiet."""
     started_ns = clock.now_ns()
     while True:
         observers.before()
@@ -167,8 +166,8 @@ def wait_for_quiet(observers: Observers, clock: Clock, sleep: Callable[[float], 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Taken:
-    """One go at sampling: the block with what was seen around it, and why it ended."""
+class _Sampling:
+    """One attempt at sampling: the block with its readings, and the reason of its end."""
 
     block: Block
     reason: str
@@ -182,7 +181,7 @@ def _sample(
     rule: StoppingRule,
     abandon_ms: float | None,
     observers: Observers | None,
-) -> _Taken:
+) -> _Sampling:
     hopeless = Hopeless(abandon_ms) if abandon_ms is not None else None
     reason, pruned = None, False
     if observers is not None:
@@ -201,7 +200,7 @@ def _sample(
     recorder.take_on_device(function)
     block = recorder.block()
     if observers is None:
-        return _Taken(block=block, reason=reason, pruned=pruned, valid=True)
+        return _Sampling(block=block, reason=reason, pruned=pruned, valid=True)
     readings = observers.after()
     block = replace(block, readings=readings, flags=flags(readings))
-    return _Taken(block=block, reason=reason, pruned=pruned, valid=not invalid(readings))
+    return _Sampling(block=block, reason=reason, pruned=pruned, valid=not invalid(readings))

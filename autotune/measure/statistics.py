@@ -1,7 +1,6 @@
-"""What samples say, and how sure they are: medians, intervals, percentiles, paired tests.
+"""Statistics of samples, with their uncertainty: medians, intervals, paired tests, differences between processes.
 
-Every function refuses an empty sample, NaN, infinity, zero and negative times with ``ValueError``. SciPy is imported
-only by :func:`paired_test`, so that a process that merely samples does not pay for it.
+Every function refuses an empty sample, NaN, infinity, zero and negative times with ``ValueError``.
 """
 
 import math
@@ -26,16 +25,16 @@ def median(samples: Iterable[float]) -> float:
 
 
 def middle(ordered: Sequence[float]) -> float:
-    """Return the median of sorted numbers of either sign; :func:`median` is the one for samples."""
+    """Return the median of sorted numbers of either sign; for samples use :func:`median`."""
     half = len(ordered) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
 
 
 def median_interval(samples: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Two of the samples that enclose the true median with at least the given confidence, whatever the distribution.
+    """Return two samples that enclose the true median with at least the confidence, whatever the distribution.
 
     Exact binomial ranks (David and Nagaraja, Order Statistics, 7.1). Below the size that can reach the confidence (6
-    samples for 95%) it is the smallest and the largest sample, which hold less.
+    samples for 95%) they are the smallest and the largest sample, whose confidence is lower.
     """
     ordered = sorted(checked(samples))
     rank = interval_rank(len(ordered), confidence)
@@ -43,7 +42,7 @@ def median_interval(samples: Iterable[float], confidence: float = 0.95) -> tuple
 
 
 def relative_half_width(ordered: Sequence[float], confidence: float = 0.95) -> float:
-    """Half the width of the median's interval over the median; the samples are positive and come sorted."""
+    """Return half the width of the median's interval over the median; the samples are positive and sorted."""
     rank = interval_rank(len(ordered), confidence)
     return (ordered[-rank] - ordered[rank - 1]) / 2 / middle(ordered)
 
@@ -52,14 +51,14 @@ def relative_half_width(ordered: Sequence[float], confidence: float = 0.95) -> f
 def interval_rank(size: int, confidence: float) -> int:
     """Find the largest k with P(Binomial(size, 1/2) < k) <= (1 - confidence) / 2, at least 1.
 
-    The k-th smallest and k-th largest of ``size`` samples enclose the median. The sum begins ten standard deviations
-    below the mean; what lies before is below 1e-23 of the whole.
+    The k-th smallest and k-th largest of ``size`` samples enclose the median.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence lies between 0 and 1, found {confidence!r}")
     if size < 1:
         raise ValueError("an interval needs at least one sample")
     tail = (1 - confidence) / 2
+    # The sum begins ten standard deviations below the mean: the terms before are below 1e-23 of the whole.
     k = max(0, math.floor(size / 2 - 5 * math.sqrt(size)))
     mass = math.exp(math.lgamma(size + 1) - math.lgamma(k + 1) - math.lgamma(size - k + 1) - size * math.log(2))
     below = 0.0
@@ -71,24 +70,25 @@ def interval_rank(size: int, confidence: float) -> int:
 
 
 def paired_test(log_ratios: Iterable[float]) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test that the log-ratios lie evenly about zero.
+    """Return the two-sided p-value of Wilcoxon's signed-rank test that the log-ratios lie evenly about zero.
 
-    Exact up to 50 pairs, or 13 where some log-ratios are as large as others (SciPy 1.17); a normal approximation above.
-    Pairs that are equal say nothing and are left out; where nothing is left p is 1.
+    Exact up to 50 pairs, or 13 if some log-ratios have the same size (SciPy 1.17); a normal approximation above. Pairs
+    that are equal are left out; if none is left, p is 1.
     """
     values = list(log_ratios)
     if not all(math.isfinite(value) for value in values):
         raise ValueError("a log-ratio is a finite number")
-    told = [value for value in values if value != 0.0]
-    if not told:
+    unequal = [value for value in values if value != 0.0]
+    if not unequal:
         return 1.0
+    # Imported here, because a process that only samples does not need SciPy.
     from scipy.stats import wilcoxon  # type: ignore[import-untyped, unused-ignore]
 
-    return float(wilcoxon(told).pvalue)
+    return float(wilcoxon(unequal).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment: the p-values, in their order, as if each had been the only test."""
+    """Adjust p-values by Holm's step-down method; returns them in their order, each as if it were the only test."""
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     adjusted = [0.0] * len(p_values)
     reached = 0.0
@@ -101,13 +101,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def detectable_effect(log_ratios: Sequence[float], processes: Sequence[int] | None = None) -> float:
     """Return the log-ratio that such pairs would find in 80% of repeats at 5%: 2.8 * sqrt(s_b^2 / k + s_d^2 / n).
 
-    s_b^2 / k is the :func:`process_variance`: none where ``processes``, the process of each pair, are not given.
-    s_d is 1.4826 times the median absolute deviation, which equals the standard deviation for normal noise and, as the
-    rank test does, bears outliers. With one round in twenty slowed down at random, finals over 60 simulated repeats
-    found a candidate that was 5% faster in 60, and in 19 with the plain standard deviation; without outliers the two
-    found equally many. The test itself needs more than s_d says where tails are heavy, by simulation 1.2 times as much
-    under Student's t with two degrees of freedom and 1.3 with the noise of committed finals, at 60 pairs (1.4 and 2.1
-    at 20); that is left as it is, for who wins has to pass the test as well. Infinite for fewer than two pairs.
+    s_b^2 / k is the :func:`process_variance`: zero without ``processes``, the process of each pair.
+    s_d is 1.4826 times the median absolute deviation, which equals the standard deviation for normal noise and, like
+    the rank test, is robust against outliers. With one round in twenty slowed down at random, finals over 60 simulated
+    repeats found a candidate that was 5% faster in 60, and in 19 with the plain standard deviation; without outliers
+    the two found equal numbers. Under heavy tails the test itself needs a larger effect than s_d yields: by simulation
+    1.2 times under Student's t with two degrees of freedom and 1.3 times with the noise of committed finals, at 60
+    pairs (1.4 and 2.1 at 20). That is not corrected, because a winner has to pass the test as well. Infinite for fewer
+    than two pairs.
     """
     size = len(log_ratios)
     if size < 2:
@@ -118,12 +119,13 @@ def detectable_effect(log_ratios: Sequence[float], processes: Sequence[int] | No
 
 
 def process_variance(log_ratios: Sequence[float], processes: Sequence[int] | None, pair_variance: float = 0.0) -> float:
-    """Return the variance that differences between processes give the median of all pairs: s_b^2 / k.
+    """Return the part of the variance of the median of all pairs that differences between processes add: s_b^2 / k.
 
-    s_b^2 is the variance of the processes' medians less what a median varies by where the pairs of a process have the
-    variance ``pair_variance``, not below 0: the component of a random-effects model. k is n^2 / sum(n_i^2), the number
-    of processes where each has as many pairs as any other. 0 for a single process, and where each has a single pair,
-    since then pairs differ by what processes do. ``ValueError`` where there are not as many processes as log-ratios.
+    s_b^2 is the variance of the processes' medians less the variance of a median if the pairs of a process have the
+    variance ``pair_variance``, not below 0: the component of a random-effects model. k is n^2 / sum(n_i^2), which is
+    the number of processes if all have equal numbers of pairs. 0 for a single process, and if each has a single pair:
+    the differences of pairs then include those of processes. ``ValueError`` if the numbers of processes and log-ratios
+    differ.
     """
     if processes is None:
         return 0.0
@@ -134,8 +136,8 @@ def process_variance(log_ratios: Sequence[float], processes: Sequence[int] | Non
         return 0.0
     medians = [middle(sorted(group)) for group in groups.values()]
     mean = math.fsum(medians) / len(groups)
-    spread = math.fsum((each - mean) ** 2 for each in medians) / (len(groups) - 1)
-    # A normal sample's median varies pi/2 as much as its mean where it is large, as much where it is one value.
+    spread = math.fsum((process_median - mean) ** 2 for process_median in medians) / (len(groups) - 1)
+    # The variance of a normal sample's median is pi/2 times that of its mean if it is large, and equal for one value.
     within = math.fsum(pair_variance / (1 + (len(group) - 1) * 2 / math.pi) for group in groups.values()) / len(groups)
     return max(0.0, spread - within) * sum(len(group) ** 2 for group in groups.values()) / len(log_ratios) ** 2
 
@@ -147,8 +149,8 @@ def processes_apart(
 
     That is, further from the median of the processes' medians than ``least`` and than five times 1.4826 times their
     median absolute deviation. None lies apart unless more than half of the processes, and ``fewest`` of them, do not;
-    nor if each has a single pair, for nothing then tells a process from a pair. ``ValueError`` if there are not as many
-    processes as log-ratios.
+    nor if each has a single pair, because a process then cannot be separated from a pair. ``ValueError`` if the numbers
+    of processes and log-ratios differ.
     """
     groups: dict[int, list[float]] = {}
     for process, ratio in zip(processes, log_ratios, strict=True):

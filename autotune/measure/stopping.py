@@ -1,4 +1,4 @@
-"""When enough samples have been taken: StoppingRule and its kinds."""
+"""The rules that decide when enough samples have been taken: StoppingRule and its kinds."""
 
 import math
 from bisect import bisect_left, insort
@@ -10,19 +10,19 @@ from autotune.measure.statistics import checked, relative_half_width
 
 
 class StoppingRule(Protocol):
-    """Sees every sample and says when to stop, and why."""
+    """Sees every sample and returns the reason to stop when there are enough."""
 
     def observe(self, sample_ms: float) -> None:
         """Take note of one sample, the milliseconds of one call."""
         ...
 
     def finished(self) -> str | None:
-        """Return the reason to stop, or ``None``; asked after each sample."""
+        """Return the reason to stop, or ``None``; called after each sample."""
         ...
 
 
 class _IntervalWatch:
-    """The median's interval as samples come in, computed anew only when a tenth more have come."""
+    """The median's interval, computed anew only after the number of samples has grown by a tenth."""
 
     def __init__(self, min_samples: int) -> None:
         if min_samples < 2:
@@ -48,7 +48,7 @@ class _IntervalWatch:
 class IntervalReached:
     """The 95% interval of the median is narrow enough.
 
-    ``half_width`` is relative to the median. ``min_time_ms`` is measured time, where ``calls`` stand behind a sample.
+    ``half_width`` is relative to the median. ``min_time_ms`` is measured time; a sample stands for ``calls`` calls.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class IntervalReached:
 class NoiseSettled:
     """More samples no longer narrow the interval of the median.
 
-    Independent samples halve it when their number grows fourfold; where it is still above ``shrink`` of what it was,
-    the noise is not of the kind that averaging removes. The defaults stopped 0% and 2% of 60 simulated runs each with
-    independent noise of 5% and 20% before their interval was reached; 0.75 from 120 samples on stopped 13% and 25%.
+    Independent samples halve it when their number grows fourfold; if it is still above ``shrink`` of its earlier width,
+    averaging does not remove the noise. The defaults stopped 0% and 2% of 60 simulated runs each with independent noise
+    of 5% and 20% before their interval was reached; 0.75 from 120 samples on stopped 13% and 25%.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class NoiseSettled:
 
 
 class TimeLimit:
-    """The time is up since the rule was made, and at least ``min_samples`` were taken whatever they cost."""
+    """The time limit has passed since the rule was made, and at least ``min_samples`` were taken."""
 
     def __init__(self, clock: Clock, limit_s: float, *, min_samples: int = 3) -> None:
         if not limit_s > 0:
@@ -155,7 +155,7 @@ class Hopeless:
 
 
 class FirstOf:
-    """Several rules; the first one that is finished, in their order, gives the reason."""
+    """Several rules; the reason is that of the first finished one, in their order."""
 
     def __init__(self, rules: Sequence[StoppingRule]) -> None:
         if not rules:

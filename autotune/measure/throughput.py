@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 from autotune.errors import WorkError
@@ -17,7 +18,7 @@ from autotune.measure.statistics import checked, median, median_interval
 from autotune.measure.timer import Function
 
 Step = Callable[[], bool]
-"""One request of one lane; returns whether the lane goes on."""
+"""One request of one lane; returns whether the lane continues."""
 
 WARM_UP_CALLS = 3
 """Every lane answers at least this many requests before the first window."""
@@ -26,10 +27,10 @@ WINDOW_REQUESTS = 3
 """A window lasts at least as long as this many requests of the slowest lane."""
 
 FEWEST_WINDOWS = 3
-"""So many windows are taken whatever they cost."""
+"""At least this number of windows is taken, whatever their time."""
 
 LONGEST_BACKLOG_MS = 1.0
-"""Lanes return early if the device works on for longer than this, and than two requests, after they have ended."""
+"""Lanes return early if the device works for longer than this, and than two requests, after they have ended."""
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class Throughput:
 
     ``windows`` are items a second in consecutive windows of ``window_s``, ``items_per_s`` their median and ``interval``
     its 95% interval. ``samples_ms`` are the requests that overlap the windows, by completion, from one completion of a
-    lane to its next, and ``latency_ms`` is their median. ``ValueError`` where the raw figures do not give the others.
+    lane to its next, and ``latency_ms`` is their median. ``ValueError`` if the others do not follow from the raw ones.
     """
 
     items_per_s: float
@@ -56,16 +57,16 @@ class Throughput:
         if self.concurrency < 1 or self.batch < 1:
             raise ValueError(f"at least one lane and one item are needed, found {self.concurrency} and {self.batch}")
         checked((self.window_s,))
-        told = (self.items_per_s, self.interval, self.latency_ms)
+        stated = (self.items_per_s, self.interval, self.latency_ms)
         derived = (median(self.windows), median_interval(self.windows), median(self.samples_ms))
-        if told != derived:
-            raise ValueError(f"a throughput's raw figures give {derived}, not {told}")
+        if stated != derived:
+            raise ValueError(f"a throughput has the figures {stated}; its raw figures yield {derived}")
 
     @classmethod
     def of(
         cls, *, windows: Iterable[float], samples_ms: Iterable[float], window_s: float, concurrency: int, batch: int
     ) -> "Throughput":
-        """Derive the figures from raw ones; raises ``ValueError`` where one of them is not positive and finite."""
+        """Derive the figures from raw ones; raises ``ValueError`` if one of them is not positive and finite."""
         rates, requests = tuple(checked(windows)), tuple(checked(samples_ms))
         return cls(
             items_per_s=median(rates),
@@ -78,7 +79,7 @@ class Throughput:
             batch=batch,
         )
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
@@ -101,10 +102,10 @@ def windows_from(
     """Count the requests of all lanes in consecutive windows.
 
     A lane is the strictly increasing times at which it completed its requests, which ran back to back; its first entry
-    only says when the next request began. A request counts in each window by the share of its time that lies in it: in
+    is only the start of the first request. A request counts in each window by the share of its time that lies in it: in
     whole numbers, windows of 3.5 requests would count 3 and 4 in turn, and their median would be 14% off.
 
-    ``ValueError`` where a lane does not reach from before the first window to after the last.
+    ``ValueError`` if a lane does not reach from before the first window to after the last.
     """
     if window_ns < 1 or windows < 1:
         raise ValueError(f"at least one window of a nanosecond is needed, found {windows} of {window_ns} ns")
@@ -122,7 +123,7 @@ def windows_from(
 
 
 def _requests_by(lane: Sequence[int], at_ns: int) -> float:
-    """Requests completed by then since the lane's first entry, the one under way by its share."""
+    """Return the requests completed since the lane's first entry; an unfinished one counts by its share."""
     after = bisect_right(lane, at_ns)
     if after == len(lane):
         return float(after - 1)
@@ -130,9 +131,9 @@ def _requests_by(lane: Sequence[int], at_ns: int) -> float:
 
 
 def in_threads(steps: Sequence[Step]) -> None:
-    """Repeat every step in a thread of its own until it returns False; what one raises ends all and is raised.
+    """Repeat every step in a thread of its own until it returns False; the first error ends all and is raised.
 
-    Where the waiting thread itself is interrupted, the lanes end with the request that each has in hand.
+    If the waiting thread itself is interrupted, each lane ends after its current request.
     """
     stop = threading.Event()
     failures: list[BaseException] = []
@@ -175,14 +176,14 @@ def run_lanes(
     """Keep every lane busy, requests back to back on rotating inputs of ``batch`` items, and count over windows.
 
     A lane is a callable of its own that returns when its request is done: :func:`cuda_lane` makes one. It runs in a
-    thread of its own, where torch's ``no_grad``, autocast and current device are those of a new thread; on a CPU lanes
-    share cores and threads as the caller has set them. The windows begin for all lanes at once, without a pause, when
-    the last has answered three requests and ``warm_up_s`` is over; no lane stops before all have passed the last.
+    thread of its own, with the ``no_grad``, autocast and current device of a new thread; on a CPU lanes share cores and
+    threads as the caller has set them. The windows begin for all lanes at once, without a pause, when the last lane has
+    answered three requests and ``warm_up_s`` is over; no lane stops before all have passed the last window.
 
     Windows last ``window_s``, or three requests of the slowest lane. With ``limit_s`` fewer are taken, but three.
     ``synchronize`` waits for the device: called before, and after to find lanes that return before their work is done.
 
-    Whatever a lane raises ends all lanes and passes through; ``ValueError`` for a clock that stands still or goes back.
+    An error of a lane ends all lanes and passes through; ``ValueError`` for a clock that stands still or goes back.
     Raises :class:`~autotune.errors.WorkError` for lanes that return early.
     """
     if not lanes or not input_sets or batch < 1 or windows < 1:
@@ -211,7 +212,7 @@ def run_lanes(
 
 
 def _refuse_backlog(backlog_ms: float, latency_ms: float) -> None:
-    """Lanes that wait leave nothing to wait for; lanes that only enqueue leave what they counted too early."""
+    """Raise WorkError for lanes that only enqueue: they leave the device with work that they have counted already."""
     if backlog_ms > max(LONGEST_BACKLOG_MS, 2 * latency_ms):
         raise WorkError(
             "the throughput was counted from lanes that return before their work is done",
@@ -221,9 +222,9 @@ def _refuse_backlog(backlog_ms: float, latency_ms: float) -> None:
 
 
 class _Flight:
-    """The requests of all lanes: when each was completed, when the windows begin and when they have ended.
+    """The requests of all lanes, with the times at which each was completed and at which the windows begin and end.
 
-    A lane's own list is appended to by its thread alone; what lanes decide together is changed under a lock.
+    Only a lane's own thread appends to its list; state of all lanes is changed under a lock.
     """
 
     def __init__(self, lanes: Sequence[Function], input_sets: InputSets, clock: Clock, plan: _Plan) -> None:
@@ -238,7 +239,7 @@ class _Flight:
         self._begin_ns = self._end_ns = self.window_ns = 0
 
     def step(self, lane: int) -> bool:
-        """Make one request of one lane; returns whether the lane goes on."""
+        """Make one request of one lane; returns whether the lane continues."""
         completed = self._completed[lane]
         self._lanes[lane](*self._input_sets[(lane + len(completed) - 1) % len(self._input_sets)])
         now_ns = self._clock.now_ns()
@@ -253,11 +254,11 @@ class _Flight:
         return len(self._passed) < len(self._lanes)
 
     def counts(self) -> tuple[float, ...]:
-        """Requests in each window."""
+        """Return the number of requests in each window."""
         return windows_from(self._completed, self._begin_ns, self.window_ns, self._windows)
 
     def latencies_ms(self) -> list[float]:
-        """The requests that overlap the windows, in order of completion."""
+        """Return the times of the requests that overlap the windows, in order of completion."""
         requests = (pair for lane in self._completed for pair in pairwise(lane))
         return [
             (last - first) / 1e6
@@ -290,15 +291,16 @@ class _Flight:
 def cuda_lane(runner: Function, device: str) -> Function:
     """Wrap a runner so that each call runs on a stream of its own and returns when that stream is done.
 
-    Two lanes need two runners: one whose calls exclude each other (a CUDA graph's) gains nothing from a second stream.
+    Two lanes need two runners: a runner whose calls exclude each other (a CUDA graph's) gains nothing from a second
+    stream.
     Inputs must be ready before the first call, since the stream waits for no other.
     """
     import torch
 
-    cuda: Any = torch.cuda
+    cuda: ModuleType = torch.cuda
     stream = cuda.Stream(torch.device(device))
 
-    def lane(*inputs: Any) -> Any:
+    def lane(*inputs: object) -> object:
         with cuda.stream(stream):
             outputs = runner(*inputs)
         stream.synchronize()
@@ -311,7 +313,7 @@ def saturate(measure: Measure, *, most: int = 8, gain: float = 0.03) -> list[Thr
     """Measure with 1, 2, 4, ... and at last ``most`` requests in flight, while each step still pays.
 
     A step pays if the median rises by ``gain`` or more and the two intervals do not overlap. The point that did not pay
-    is among those returned. Whatever a measurement raises passes through.
+    is among those returned. An error of a measurement passes through.
     """
     if most < 1 or not 0 <= gain < 1:
         raise ValueError(f"most >= 1 and 0 <= gain < 1 expected, found {most} and {gain}")
@@ -320,7 +322,7 @@ def saturate(measure: Measure, *, most: int = 8, gain: float = 0.03) -> list[Thr
     while True:
         point = measure(concurrency)
         if point.concurrency != concurrency:
-            raise ValueError(f"a measurement at concurrency {concurrency} was asked for, found {point.concurrency}")
+            raise ValueError(f"a measurement at concurrency {concurrency} was requested, found {point.concurrency}")
         points.append(point)
         if concurrency == most or not (len(points) == 1 or _pays(points[-2], point, gain)):
             return points
@@ -335,11 +337,12 @@ def best(points: Iterable[Throughput]) -> Throughput:
     """Find the point with the fewest items in flight that is not significantly slower than the fastest.
 
     Not significantly slower: its interval overlaps that of the point with the largest median. Items in flight are
-    concurrency times batch; of two points with as many, the one with fewer requests. ``ValueError`` without points.
+    concurrency times batch; of two points with equal numbers, the one with fewer requests. ``ValueError`` without
+    points.
     """
-    known = list(points)
-    if not known:
-        raise ValueError("the best of no points was asked for")
-    fastest = max(known, key=lambda point: point.items_per_s)
-    level = [point for point in known if point.interval[1] >= fastest.interval[0]]
+    measured = list(points)
+    if not measured:
+        raise ValueError("the best point was requested, found no points")
+    fastest = max(measured, key=lambda point: point.items_per_s)
+    level = [point for point in measured if point.interval[1] >= fastest.interval[0]]
     return min(level, key=lambda point: (point.concurrency * point.batch, point.concurrency))

@@ -1,34 +1,35 @@
-"""Who won the finals, from their raw samples alone: Verdict.
+"""The winner of the finals, from their raw samples alone: Verdict.
 
-A finalist beats another when Wilcoxon's test on the log-ratios of the rounds that count, Holm-adjusted, gives less than
-:data:`~autotune.measure.paired.ALPHA`, its median is the lower one, and the median ratio is at least half a percent,
-the detectable effect 2.8 * sqrt(s_b^2 / k + s_d^2 / n), and some standard errors of the processes' medians. Which
-rounds and processes count is the matter of :mod:`autotune.measure.paired`. Everything else is a tie.
+A finalist beats another if the p-value of Wilcoxon's test on the log-ratios of the rounds that count, Holm-adjusted, is
+less than :data:`~autotune.measure.paired.ALPHA`, its median is lower, and the median ratio is at least half a percent,
+the detectable effect 2.8 * sqrt(s_b^2 / k + s_d^2 / n), and some standard errors of the processes' medians.
+:mod:`autotune.measure.paired` decides which rounds and processes count. Everything else is a tie.
 
-Rounds of one process share what that process happens to be, and what is deployed is a new one, so n rounds of k
-processes are not n. Pairing does not remove it: in ten committed finals on an H200 the paired log-ratios of two fresh
-processes differ by 2.0% in the median and 19% in the 90th percentile (by 0.5% and 3.4% where both are CUDA graphs).
+Rounds of one process share the properties of that process, and the deployed process is a new one, so n rounds of k
+processes count for less than n rounds. Pairing does not remove this: in ten committed finals on an H200 the paired
+log-ratios of two fresh processes differ by 2.0% in the median and 19% in the 90th percentile (by 0.5% and 3.4% if both
+are CUDA graphs).
 
-Finals are *undecided* if noise leaves open what matters: nothing beats the baseline, and a candidate may lead it by 10%
-or more; or something does, and a finalist that was disturbed in nearly every round may be faster still.
+Finals are *undecided* if noise leaves an important question open: no candidate beats the baseline, and one may lead it
+by 10% or more; or a candidate does, and a finalist that was disturbed in nearly every round may be even faster.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from autotune.measure.paired import MIN_EFFECT, Comparison, Disturbed, RoundFigures, Samples, Statistic
 from autotune.measure.statistics import median, median_interval
 
 VerdictStatus = Literal["promoted", "tie", "baseline", "undecided"]
 
-TieKeys = Mapping[str, tuple[Any, ...]]
-"""For each finalist what decides a tie, smallest first: memory in bytes, rank of its backend, digest."""
+TieKeys = Mapping[str, tuple[object, ...]]
+"""The key of each finalist that decides a tie, smallest first: memory in bytes, rank of its backend, digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalistResult:
-    """What the finals say about one finalist.
+    """The result of one finalist.
 
     ``figure`` is the median of its figures, one a round, and ``interval`` their 95% interval: milliseconds where
     latencies are compared, else in the objective's own unit. ``p_value`` (Holm-adjusted) and ``detectable_effect`` (a
@@ -51,12 +52,12 @@ class FinalistResult:
 class Verdict:
     """The outcome of the finals; ``finalists`` are ordered by latency.
 
-    ``status`` is ``promoted`` (the winner beats everyone), ``tie`` (it beats the baseline, not everyone), ``baseline``
-    (nothing beats the baseline, which is then the winner) or ``undecided`` (something may, and nobody can tell; the
-    winner is the baseline for want of another). ``tied_with`` are the others that nobody could tell from the best, or
-    those that may be faster than the baseline. ``settled`` says that more rounds would not change the outcome: what is
-    not beaten is known to be equal within half a percent. ``disturbed`` are the processes in which others used the
-    device for most rounds, or which lie apart from the rest.
+    ``status`` is ``promoted`` (the winner beats all others), ``tie`` (it beats the baseline, not all others),
+    ``baseline`` (no candidate beats the baseline, which is then the winner) or ``undecided`` (a candidate may beat it,
+    and noise hides that; the winner is the baseline for want of another). ``tied_with`` are the others that do not
+    differ from the best, or those that may be faster than the baseline. ``settled`` says that more rounds would not
+    change the outcome: finalists that are not beaten are equal within half a percent. ``disturbed`` are the processes
+    in which others used the device for most rounds, or which lie apart from the rest.
     """
 
     winner: str
@@ -80,7 +81,7 @@ class Verdict:
         """Baseline over winner, exactly 1.0 when the baseline won."""
         return self.of(self.winner).speedup
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         data = asdict(self)
         data["tied_with"] = list(self.tied_with)
@@ -100,14 +101,14 @@ def verdict_from_samples(
 ) -> Verdict:
     """Decide the finals from raw samples; the order of the finalists does not matter.
 
-    ``samples`` may be any positive figures of which less is better; ``statistic`` gives a block's single figure.
-    ``processes`` names the process of each round; without it all are taken to come from one. ``disturbed`` says for
-    each finalist of which rounds its block was disturbed; without it of none.
+    ``samples`` may be any positive figures of which less is better; ``statistic`` reduces a block to a single figure.
+    ``processes`` names the process of each round; without it all count as rounds of one process. ``disturbed`` says for
+    each finalist and round whether its block was disturbed; without it no block was.
 
     The baseline is the fastest of ``baselines``. The leader is the finalist that beats it by most, paired within the
     rounds; it is promoted if it beats all others too. Otherwise the smallest tie key wins among the leader and those
-    that also beat the baseline and lie within half a percent of the leader, so that being simpler costs next to
-    nothing however much the noise hides; without keys, the leader. Raises ``ValueError`` for samples that are not
+    that also beat the baseline and lie within half a percent of the leader, so that a simpler winner costs next to
+    nothing, however large the noise; without keys, the leader wins. Raises ``ValueError`` for samples that are not
     positive, unequal numbers of rounds, and baselines that took no part in the last round.
     """
     unknown = set(baselines) - set(samples)
@@ -131,7 +132,7 @@ class _Decision:
         better = [name for name in self._candidates if self._faster(name, self._baseline, self._against[name])]
         if not better:
             return self._nothing_better()
-        # By pairs: where the host's speed changes between rounds, medians over rounds may come out in another order.
+        # By pairs: if the host's speed changes between rounds, medians over rounds may have another order.
         leader = min(better, key=lambda name: (self._against[name].log_ratio, name))
         rivals = self._figures.against(leader, [name for name in self._candidates if name != leader])
         baselines = self._figures.against(leader, self._other_baselines)
@@ -156,7 +157,7 @@ class _Decision:
         return self._outcome(self._baseline, "baseline", tied, settled=settled)
 
     def _faster(self, fast: str, slow: str, comparison: Comparison, *, sign: int = -1) -> bool:
-        """Whether ``fast`` beats ``slow``; ``sign`` is -1 where ``slow`` is the comparison's reference, else 1."""
+        """Return whether ``fast`` beats ``slow``; ``sign`` is -1 if ``slow`` is the comparison's reference, else 1."""
         return comparison.differs(sign) and self._figures.figure(fast) < self._figures.figure(slow)
 
     def _outcome(self, winner: str, status: VerdictStatus, tied_with: Sequence[str], *, settled: bool) -> Verdict:

@@ -1,7 +1,7 @@
-"""What an ONNX file refers to, seen before any library reads it: operators, and files with its weights.
+"""The references of an ONNX file, checked before any library reads it: operators, and files with its weights.
 
 Reads the few fields of the protobuf that matter (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); the package
-``onnx`` is not there where a model is served.
+``onnx`` is not installed on a machine that serves a model.
 """
 
 import os
@@ -34,8 +34,8 @@ _DOMAIN = {("node", 7), ("function", 10)}
 
 
 @dataclass(slots=True)
-class _Seen:
-    """What was found so far: domains of nodes and of functions that the file itself defines, and external weights."""
+class _References:
+    """The references so far: domains of nodes and of functions that the file itself defines, and external weights."""
 
     domains: set[str]
     own: set[str]
@@ -43,13 +43,13 @@ class _Seen:
 
 
 def check_onnx(path: Path) -> None:
-    """Raise ArtifactError unless the file is whole, and refers to known operators and to weights beside it alone.
+    """Raise ArtifactError unless the file is whole, and refers only to known operators and to weights beside it.
 
-    Raises WorkError where onnx is there, but too old to be handed the file.
+    Raises WorkError if onnx is installed, but too old to read the file safely.
     """
     require_safe("onnx")
     try:
-        seen = _Seen(domains=set(), own=set(), weights=[])
+        seen = _References(domains=set(), own=set(), weights=[])
         _read(memoryview(path.read_bytes()), "model", seen, 0)
         foreign = sorted(seen.domains - seen.own - set(DOMAINS))
         if foreign:
@@ -85,7 +85,7 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _read(data: memoryview, message: str, seen: _Seen, depth: int) -> None:
+def _read(data: memoryview, message: str, seen: _References, depth: int) -> None:
     if depth > DEEPEST:
         raise ValueError(f"graphs nested deeper than {DEEPEST} levels")
     entries: dict[str, str] = {}
@@ -103,7 +103,7 @@ def _read(data: memoryview, message: str, seen: _Seen, depth: int) -> None:
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Give number and content of every field that has bytes; raises ``ValueError`` where the data ends too soon."""
+    """Yield number and content of every field that has bytes; raises ``ValueError`` if the data ends too soon."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

@@ -2,33 +2,28 @@
 
 Finals of a baseline and one candidate are simulated and decided by the product's own rules, look by look, with three
 processes to the first look as on a GPU and five as on a CPU. A row says how often, in one kind of noise, two equals are
-told apart (at most 5% may be), or a true lead is found. Prints a row a kind and number of processes; ``--json`` writes
-them to a file. Exit code 0 if every row keeps its limit, 1 if one does not, 2 if the request was wrong.
+told apart (at most 5% may be), or a true lead is found. Prints a row for each kind of noise and number of processes.
 """
 
 import argparse
 import math
 import multiprocessing
-import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.console import Console
 
+from autotune import standard_streams
 from autotune.measure.block import Block
 from autotune.measure.finals import Finals
 from autotune.measure.verdict import Verdict
-from autotune.programs.frame import document_of, positive, tell
-from autotune.programs.outcome import Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.document import Row
+from autotune.programs.frame import Run, add_seed, add_workers, parser_of, positive, run_program, say
 from autotune.programs.surroundings import environment
 
-COMMAND = "python -m autotune.programs.decisions"
+NAME = "decisions"
 REPEATS = 2000
 PROCESSES = (3, 5)
 MOST_PROCESSES = 20
@@ -36,15 +31,13 @@ MOST_FALSE, FEWEST_FOUND = 0.05, 0.99
 ROUND_NOISE, PROCESS_NOISE = 0.01, 0.01
 """Standard deviations of a log-ratio: of rounds in one process, and of processes."""
 BASELINE, CANDIDATE = "baseline", "candidate"
-BUSY: Mapping[str, Any] = {"host": {"available": True, "device": "cpu", "competing_share": 0.5}}
+BUSY: Mapping[str, Mapping[str, object]] = {"host": {"available": True, "device": "cpu", "competing_share": 0.5}}
 
 Rng = np.random.Generator
-Pair = Any
-"""An array of two log-times: of the baseline and of the candidate."""
 
 
 class Noise:
-    """What makes one race of two finalists noisy; one object a race, asked for one round after the other.
+    """The noise of one race of two finalists: one object a race, which draws one round after the other.
 
     ``lead`` is the log-ratio by which the candidate is truly faster.
     """
@@ -53,14 +46,15 @@ class Noise:
 
     def __init__(self, rng: Rng, lead: float, processes: int) -> None:
         self.rng, self.lead, self.first_processes = rng, lead, processes
+        # Two log-times: of the baseline and of the candidate.
         self.offset = np.zeros(2)
         self.begin()
 
     def begin(self) -> None:
-        """Draw what holds for the whole race."""
+        """Draw the noise of the whole race."""
 
     def process(self, index: int) -> None:
-        """Draw what holds for one process."""
+        """Draw the noise of one process."""
         self.offset = self.rng.normal(0, self.process_noise / math.sqrt(2), 2)
 
     def round(self, number: int) -> dict[str, Block]:
@@ -74,7 +68,7 @@ class Noise:
         return {name: self._block(times[i], struck[i]) for i, name in enumerate((BASELINE, CANDIDATE))}
 
     def block(self, at: float, which: int) -> tuple[float, bool]:
-        """Return by how much a block is slower, as a logarithm, and whether others are seen to use the device."""
+        """Return the slowdown of a block, as a logarithm, and whether others are seen to use the device."""
         return 0.0, False
 
     @staticmethod
@@ -127,29 +121,29 @@ class OneProcess(Noise):
     def begin(self) -> None:
         """See the class."""
         self.bad = int(self.rng.integers(self.first_processes))
-        self.whom = ([0], [1], [0, 1])[int(self.rng.integers(3))]
+        self.slowed = ([0], [1], [0, 1])[int(self.rng.integers(3))]
 
     def process(self, index: int) -> None:
         """See the class."""
         super().process(index)
         if index == self.bad:
-            self.offset[self.whom] += math.log(10)
+            self.offset[self.slowed] += math.log(10)
 
 
 class Neighbour(Noise):
-    """Another program comes and goes, and makes each block that it meets 1.2 to 3 times slower; it is seen."""
+    """Another program starts and stops, and slows each block that it meets by 1.2 to 3 times; it is seen."""
 
     chance = 0.05
     weights = (1.0, 1.0)
 
     def begin(self) -> None:
         """See the class."""
-        self.there = bool(self.rng.random() < 0.5)
+        self.active = bool(self.rng.random() < 0.5)
 
     def block(self, at: float, which: int) -> tuple[float, bool]:
         """See the class."""
-        self.there ^= bool(self.rng.random() < self.chance)
-        return (self.weights[which] * math.log(self.rng.uniform(1.2, 3)) if self.there else 0.0), self.there
+        self.active ^= bool(self.rng.random() < self.chance)
+        return (self.weights[which] * math.log(self.rng.uniform(1.2, 3)) if self.active else 0.0), self.active
 
 
 class UnseenNeighbour(Neighbour):
@@ -183,8 +177,8 @@ class SparingLoad(LastingLoad):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One kind of noise with one true lead, and what is asked of it: a share of decisions, at most or at least."""
+class Scenario:
+    """One kind of noise with one true lead, and the limit of its share of decisions: at most or at least."""
 
     name: str
     noise: type[Noise]
@@ -193,30 +187,38 @@ class Row:
     judged: bool = True
 
 
-ROWS = (
-    Row(name="equals, quiet", noise=Quiet),
-    Row(name="equals, processes that differ by 5%", noise=UnlikeProcesses, judged=False),
-    Row(name="equals, drift", noise=Drift),
-    Row(name="equals, two clock speeds", noise=TwoSpeeds),
-    Row(name="equals, outlying processes", noise=OutlyingProcesses),
-    Row(name="equals, one process ten times slower", noise=OneProcess),
-    Row(name="equals, a neighbour that comes and goes", noise=Neighbour),
-    Row(name="equals, an unseen neighbour", noise=UnseenNeighbour),
-    Row(name="equals, a neighbour that hurts one of them", noise=UnfairNeighbour),
-    Row(name="equals, a lasting load that hurts one of them", noise=LastingLoad),
-    Row(name="2% faster, quiet", noise=Quiet, lead=math.log(1.02), limit=0.0, judged=False),
-    Row(name="1.5x faster, one process ten times slower", noise=OneProcess, lead=math.log(1.5), limit=FEWEST_FOUND),
-    Row(name="1.5x faster, outlying processes", noise=OutlyingProcesses, lead=math.log(1.5), limit=0.0, judged=False),
-    Row(name="1.5x faster, a neighbour that comes and goes", noise=Neighbour, lead=math.log(1.5), limit=FEWEST_FOUND),
-    Row(name="3x faster, an unseen neighbour", noise=UnseenNeighbour, lead=math.log(3), limit=FEWEST_FOUND),
-    Row(name="3x faster, a lasting load that spares a fifth", noise=SparingLoad, lead=math.log(3), limit=FEWEST_FOUND),
-    Row(name="3x faster, a lasting load", noise=LastingLoad, lead=math.log(3), limit=0.0, judged=False),
-    Row(name="5x faster, a lasting load", noise=LastingLoad, lead=math.log(5), limit=FEWEST_FOUND),
+SCENARIOS = (
+    Scenario(name="equals, quiet", noise=Quiet),
+    Scenario(name="equals, processes that differ by 5%", noise=UnlikeProcesses, judged=False),
+    Scenario(name="equals, drift", noise=Drift),
+    Scenario(name="equals, two clock speeds", noise=TwoSpeeds),
+    Scenario(name="equals, outlying processes", noise=OutlyingProcesses),
+    Scenario(name="equals, one process ten times slower", noise=OneProcess),
+    Scenario(name="equals, a neighbour that comes and goes", noise=Neighbour),
+    Scenario(name="equals, an unseen neighbour", noise=UnseenNeighbour),
+    Scenario(name="equals, a neighbour that hurts one of them", noise=UnfairNeighbour),
+    Scenario(name="equals, a lasting load that hurts one of them", noise=LastingLoad),
+    Scenario(name="2% faster, quiet", noise=Quiet, lead=math.log(1.02), limit=0.0, judged=False),
+    Scenario(
+        name="1.5x faster, one process ten times slower", noise=OneProcess, lead=math.log(1.5), limit=FEWEST_FOUND
+    ),
+    Scenario(
+        name="1.5x faster, outlying processes", noise=OutlyingProcesses, lead=math.log(1.5), limit=0.0, judged=False
+    ),
+    Scenario(
+        name="1.5x faster, a neighbour that comes and goes", noise=Neighbour, lead=math.log(1.5), limit=FEWEST_FOUND
+    ),
+    Scenario(name="3x faster, an unseen neighbour", noise=UnseenNeighbour, lead=math.log(3), limit=FEWEST_FOUND),
+    Scenario(
+        name="3x faster, a lasting load that spares a fifth", noise=SparingLoad, lead=math.log(3), limit=FEWEST_FOUND
+    ),
+    Scenario(name="3x faster, a lasting load", noise=LastingLoad, lead=math.log(3), limit=0.0, judged=False),
+    Scenario(name="5x faster, a lasting load", noise=LastingLoad, lead=math.log(5), limit=FEWEST_FOUND),
 )
 
 
 def decide(noise: Noise, processes: int) -> tuple[Verdict, int]:
-    """Run one race to its end; returns the verdict and the number of its looks."""
+    """Run one race to its end, and return the verdict and the number of its looks."""
     finals = Finals([BASELINE, CANDIDATE], baselines=[BASELINE], processes=processes)
     for index in range(MOST_PROCESSES):
         noise.process(index)
@@ -228,11 +230,11 @@ def decide(noise: Noise, processes: int) -> tuple[Verdict, int]:
     raise RuntimeError(f"finals ended in no verdict after {MOST_PROCESSES} processes")
 
 
-def simulate(row: Row, processes: int, repeats: int, seed: int) -> dict[str, float]:
-    """Run so many races and return the shares of their outcomes.
+def simulate(row: Scenario, processes: int, repeats: int, seed: int) -> dict[str, float]:
+    """Run the races and return the shares of their outcomes.
 
-    ``faster`` and ``slower`` are those in which the candidate was told from the baseline; in ``undecided`` ones the
-    user is asked to run the finals again.
+    ``faster`` and ``slower`` count the races in which the verdict found a difference between candidate and
+    baseline. After an ``undecided`` one the user has to run the finals again.
     """
     counts = dict.fromkeys(("faster", "slower", "undecided", "first_look"), 0)
     for repeat in range(repeats):
@@ -245,48 +247,57 @@ def simulate(row: Row, processes: int, repeats: int, seed: int) -> dict[str, flo
     return {name: count / repeats for name, count in counts.items()}
 
 
-def outcome_of(row: Row, processes: int, shares: Mapping[str, float]) -> Outcome:
+def result_of(row: Scenario, processes: int, shares: Mapping[str, float]) -> CheckResult:
     """Hold the shares of a row against its limit."""
-    told = shares["faster"] + shares["slower"]
+    told_apart = shares["faster"] + shares["slower"]
     if row.lead:
         limit = f"at least {row.limit:.0%} found, {MOST_FALSE:.0%} found slower" if row.judged else "not judged"
         passed = not row.judged or (shares["faster"] >= row.limit and shares["slower"] <= MOST_FALSE)
-        said = f"{shares['faster']:.1%} found, {shares['slower']:.1%} found slower"
+        shown = f"{shares['faster']:.1%} found, {shares['slower']:.1%} found slower"
     else:
         limit = f"at most {row.limit:.0%} told apart" if row.judged else "not judged"
-        passed = not row.judged or told <= row.limit
-        said = f"{told:.1%} told apart"
-    return Outcome(
+        passed = not row.judged or told_apart <= row.limit
+        shown = f"{told_apart:.1%} told apart"
+    return CheckResult(
         check=f"{row.name}; {processes} processes",
-        figure=f"{said}, {shares['undecided']:.1%} undecided; {shares['first_look']:.0%} ended at the first look",
+        figure=f"{shown}, {shares['undecided']:.1%} undecided; {shares['first_look']:.0%} ended at the first look",
         limit=limit, passed=passed, raw={"processes": processes, "lead": row.lead, **shares},
     )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    progress, started, rows = Console(stderr=True), time.monotonic(), []
-    tasks = [(row, processes) for row in ROWS for processes in PROCESSES]
-    run = partial(_simulated, repeats=options.repeats, seed=options.seed)
-    for (row, processes), shares in zip(tasks, _mapped(run, tasks, options.workers), strict=True):
-        outcome = outcome_of(row, processes, shares)
-        progress.print(f"{outcome.check}: {outcome.figure}", markup=False, highlight=False)
-        rows.append({"group": row.name, **outcome.as_dict(), "seconds": None})
-    document = document_of(
-        [*shlex.split(COMMAND), *given], rows, environment("cpu"), quick=options.repeats < REPEATS, seed=options.seed,
-        seconds=time.monotonic() - started, repeats=options.repeats,
-    )  # fmt: skip
-    return tell(document, options.json)
+    """Run the program, and return its exit code."""
+    return run_program(NAME, _parser(), _simulate_rows, arguments)
 
 
-def _simulated(task: tuple[Row, int], *, repeats: int, seed: int) -> dict[str, float]:
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(NAME, "write the environment and the shares")
+    parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N", help=f"races a row ({REPEATS})")
+    add_seed(parser)
+    add_workers(parser)
+    return parser
+
+
+def _simulate_rows(run: Run) -> int:
+    options = run.options
+    tasks = [(row, processes) for row in SCENARIOS for processes in PROCESSES]
+    simulated = partial(_simulated, repeats=options.repeats, seed=options.seed)
+    rows = []
+    for (row, processes), shares in zip(tasks, _mapped(simulated, tasks, options.workers), strict=True):
+        result = result_of(row, processes, shares)
+        say(f"{result.check}: {result.figure}")
+        rows.append(Row(group=row.name, result=result))
+    return run.report(
+        rows, environment("cpu"), quick=options.repeats < REPEATS, seed=options.seed, more={"repeats": options.repeats}
+    )
+
+
+def _simulated(task: tuple[Scenario, int], *, repeats: int, seed: int) -> dict[str, float]:
     return simulate(*task, repeats, seed)
 
 
 def _mapped(
-    run: Callable[[tuple[Row, int]], dict[str, float]], tasks: Sequence[tuple[Row, int]], workers: int
+    run: Callable[[tuple[Scenario, int]], dict[str, float]], tasks: Sequence[tuple[Scenario, int]], workers: int
 ) -> Iterator[dict[str, float]]:
     if workers == 1:
         yield from map(run, tasks)
@@ -295,14 +306,5 @@ def _mapped(
         yield from pool.imap(run, tasks)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="How often do finals decide rightly under noise?")
-    parser.add_argument("--repeats", type=positive, default=REPEATS, metavar="N", help=f"races a row ({REPEATS})")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes side by side (1)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the environment and the shares")
-    return parser
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    standard_streams.run(main)

@@ -1,43 +1,43 @@
-"""What a program that runs checks consists of, apart from its checks: options, rows, document, table, exit code."""
+"""The frame of every program: its parser, its run, its report and its exit code.
+
+A program ends with 0 if all its checks passed, with 1 if one failed or work is left, and with 2 if the request was
+wrong. Progress and errors go to standard error, the table to standard output.
+"""
 
 import argparse
-import json
 import shlex
+import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
-from autotune.programs.outcome import Outcome
+from autotune.errors import AutotuneError
+from autotune.programs.catalogue import PROGRAMS, command_of
+from autotune.programs.document import Document, Row
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-SCHEMA_VERSION = 1
+JSON_HELP = "write the environment, the raw figures and everything else"
 _FILE_WIDTH = 120
 
-Subject = TypeVar("Subject")
+
+def parser_of(name: str, json_help: str = JSON_HELP) -> argparse.ArgumentParser:
+    """Return the parser of a program of the catalogue, with the option ``--json``."""
+    parser = argparse.ArgumentParser(prog=command_of(name), description=PROGRAMS[name])
+    if json_help:
+        parser.add_argument("--json", type=Path, metavar="FILE", help=json_help)
+    return parser
 
 
-def add_options(parser: argparse.ArgumentParser, checks: Mapping[str, Any], kind: str) -> None:
-    """Add the options that every such program has; ``kind`` is what it calls one of its checks."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the environment, the raw figures and all else")
-    parser.add_argument("--quick", action="store_true", help="a short form that shows that everything runs")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add ``--seed``."""
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of every random choice (default: 0)")
+
+
+def add_workers(parser: argparse.ArgumentParser, default: int = 1, note: str = "") -> None:
+    """Add ``--workers``, the number of processes side by side."""
     parser.add_argument(
-        "--only", type=partial(names_among, checks, kind), default=tuple(checks), metavar="NAME,...",
-        help=f"some of {', '.join(checks)}",
-    )  # fmt: skip
-
-
-def names_among(checks: Mapping[str, Any], kind: str, text: str) -> tuple[str, ...]:
-    """Read names with commas between them, into the order in which they run."""
-    asked = {name.strip() for name in text.split(",")}
-    unknown = sorted(asked - set(checks))
-    if unknown:
-        raise argparse.ArgumentTypeError(f"there is no {kind} {', '.join(unknown)}; there are {', '.join(checks)}")
-    return tuple(name for name in checks if name in asked)
+        "--workers", type=positive, default=default, metavar="N", help=f"processes side by side ({default}){note}"
+    )
 
 
 def positive(text: str) -> int:
@@ -48,95 +48,80 @@ def positive(text: str) -> int:
     return value
 
 
-def run_checks(
-    checks: Mapping[str, Callable[[Subject], list[Outcome]]],
-    names: Iterable[str],
-    subject: Subject,
-    progress: "Console | None" = None,
-) -> list[dict[str, Any]]:
-    """Run checks by name on their subject and return all rows."""
-    rows: list[dict[str, Any]] = []
-    for name in names:
-        if progress is not None:
-            progress.print(f"{name} ...", markup=False)
-        rows += run_check(name, checks[name], subject)
-    return rows
+def say(text: str) -> None:
+    """Write a line of progress on standard error."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
-def run_check(name: str, check: Callable[[Subject], list[Outcome]], subject: Subject) -> list[dict[str, Any]]:
-    """Run one check and return its rows; the seconds of the whole check stand in the first of them."""
-    started = time.monotonic()
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One run of a program: its command, its options, and when it began (on the monotonic clock)."""
+
+    command: str
+    options: argparse.Namespace
+    started_s: float
+
+    def hide(self, secret: str, shown: str) -> None:
+        """Replace a secret in the command, which is printed and written to the file."""
+        words = [word.replace(secret, shown) for word in shlex.split(self.command)]
+        self.command = shlex.join(words)
+
+    def report(
+        self,
+        rows: Sequence[Row],
+        environment: Mapping[str, object],
+        *,
+        quick: bool = False,
+        seed: int = 0,
+        text: str = "",
+        more: Mapping[str, object] | None = None,
+    ) -> int:
+        """Print the table, write the file of ``--json``, and return the exit code.
+
+        ``text`` is printed instead of the table, for programs that write Markdown; failed checks then go to standard
+        error. ``more`` are the entries of the document that this program alone has.
+        """
+        document = Document(
+            command=self.command,
+            rows=tuple(rows),
+            environment=environment,
+            seconds=time.monotonic() - self.started_s,
+            quick=quick,
+            seed=seed,
+            more=more or {},
+        )
+        if text:
+            sys.stdout.write(text.rstrip("\n") + "\n")
+            for result in (row.result for row in rows if not row.result.passed):
+                say(f"FAIL {result.check}: {result.figure}; limit: {result.limit}")
+        else:
+            _print(document)
+        if self.options.json is not None:
+            self.options.json.write_text(document.as_json())
+        return 0 if document.passed else 1
+
+
+def run_program(
+    name: str, parser: argparse.ArgumentParser, body: Callable[[Run], int], arguments: Sequence[str] | None
+) -> int:
+    """Run the body of a program on its command line (by default this process's), and return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(words)
+    command = shlex.join([*shlex.split(command_of(name)), *words])
+    run = Run(command=command, options=options, started_s=time.monotonic())
     try:
-        outcomes = check(subject)
-    except Exception as error:  # the program's border: a check that breaks off has failed, and the others still run
-        found = f"broke off: {type(error).__name__}: {error}"
-        outcomes = [Outcome(check=name, figure=found, limit="runs to its end", passed=False)]
-    if not outcomes:
-        outcomes = [Outcome(check=name, figure="no outcome", limit="at least one", passed=False)]
-    seconds = [round(time.monotonic() - started, 2), *[None] * (len(outcomes) - 1)]
-    return [
-        {"group": name, **outcome.as_dict(), "seconds": spent} for outcome, spent in zip(outcomes, seconds, strict=True)
-    ]
+        return body(run)
+    except AutotuneError as error:
+        say(str(error))
+        return error.exit_code
 
 
-def document_of(
-    command: Sequence[str],
-    rows: Sequence[Mapping[str, Any]],
-    environment: Mapping[str, Any],
-    *,
-    quick: bool,
-    seed: int,
-    seconds: float,
-    **more: Any,
-) -> dict[str, Any]:
-    """Return everything that the JSON file holds."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "command": shlex.join(command),
-        "quick": quick,
-        "seed": seed,
-        **more,
-        "environment": dict(environment),
-        "seconds": round(seconds, 2),
-        "passed": all(row["passed"] for row in rows),
-        "checks": list(rows),
-    }
-
-
-def tell(document: Mapping[str, Any], file: Path | None) -> int:
-    """Print the table, write the file where one is asked for, and return the program's exit code."""
+def _print(document: Document) -> None:
     from rich.console import Console
 
     console = Console()
-    show(console if console.is_terminal else Console(width=_FILE_WIDTH), document)
-    if file is not None:
-        file.write_text(as_json(document))
-    return 0 if document["passed"] else 1
-
-
-def as_json(document: Mapping[str, Any]) -> str:
-    """Write the document with one line for each key, and one for each check: long lists do not fill a column."""
-    checks = ",\n    ".join(json.dumps(check) for check in document["checks"])
-    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in document.items() if key != "checks"]
-    return "{\n" + ",\n".join([*lines, f'  "checks": [\n    {checks}\n  ]']) + "\n}\n"
-
-
-def show(console: "Console", document: Mapping[str, Any]) -> None:
-    """Print a document as a table."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    around = document["environment"]
-    table = Table(box=box.SIMPLE_HEAD, title=f"{around['device']}: {around['device_name']}", title_justify="left")
-    for heading in ("check", "figure", "limit", "verdict"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("seconds", justify="right")
-    for row in document["checks"]:
-        verdict = Text("pass", style="green") if row["passed"] else Text("FAIL", style="bold red")
-        seconds = "" if row["seconds"] is None else f"{row['seconds']:.1f}"
-        table.add_row(Text(row["check"]), Text(row["figure"]), Text(row["limit"]), verdict, seconds)
-    console.print(table)
-    failed = sum(not row["passed"] for row in document["checks"])
-    said = f"{failed} of {len(document['checks'])} failed" if failed else f"all {len(document['checks'])} passed"
-    console.print(f"{said} in {document['seconds']:.0f} s: {document['command']}", markup=False, highlight=False)
+    if not console.is_terminal:
+        console = Console(width=_FILE_WIDTH)
+    console.print(document.table())
+    console.print(document.summary, markup=False, highlight=False)

@@ -1,65 +1,98 @@
-"""The README's results table, made from every results file: ``python -m autotune.programs.results_table studies/``.
+"""The table of results, made from every results file: ``python -m autotune.programs.results_table studies/``.
 
-A file whose figures do not follow from its raw samples is refused.
+Prints Markdown. A file whose figures do not follow from its raw samples is refused, with exit code 1.
 """
 
-import json
-import sys
-from collections.abc import Mapping, Sequence
+import argparse
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from autotune import standard_streams
+from autotune.errors import RequestError, WorkError
+from autotune.programs.check_result import CheckResult
+from autotune.programs.document import rows_of
+from autotune.programs.frame import Run, parser_of, run_program
+from autotune.programs.results_file import PlanEntry, ResultsEntry, ResultsFile, read_results_file
+from autotune.programs.surroundings import environment
 from autotune.records.configuration import Configuration
 from autotune.report import words
-from autotune.report.results import verify_results
+
+NAME = "results_table"
 
 
-def read_results(studies: Path) -> list[dict[str, Any]]:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program, and return its exit code."""
+    return run_program(NAME, _parser(), _print_table, arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = parser_of(NAME, "write the environment and the number of files of each device class")
+    parser.add_argument("studies", type=Path, metavar="STUDIES_FOLDER", help="the folder with the results files")
+    return parser
+
+
+def _print_table(run: Run) -> int:
+    folder: Path = run.options.studies
+    if not folder.is_dir():
+        raise RequestError(f"a table of the results in {folder}", found="no such folder", expected="a studies folder")
+    try:
+        documents = read_results(folder)
+    except ValueError as problem:
+        raise WorkError("a results file is wrong", found=str(problem)) from problem
+    results = [
+        CheckResult(
+            check=device_class,
+            figure=f"{len(of_class)} files",
+            limit="figures follow from the raw samples",
+            passed=True,
+        )
+        for device_class, of_class in _by_device_class(documents).items()
+    ]
+    return run.report(rows_of(results), environment("cpu"), text=markdown(documents))
+
+
+def read_results(studies: Path) -> list[ResultsFile]:
     """Read ``*/results/*.json`` and ``*/results/*/*.json`` below a folder, sorted by device, model and batch.
 
-    Raises ValueError for one that is wrong.
+    Raises ValueError for a file that is wrong.
     """
-    documents = []
-    for path in sorted([*studies.glob("*/results/*.json"), *studies.glob("*/results/*/*.json")]):
-        document = json.loads(path.read_text())
-        try:
-            wrong = verify_results(document)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not what autotune tune --results writes: {error!r}") from error
-        if wrong:
-            raise ValueError(f"{path}: {wrong[0]}")
-        documents.append(document)
-    return sorted(documents, key=lambda each: (each["device"]["sku"], each["name"], each["batch"]))
+    paths = sorted([*studies.glob("*/results/*.json"), *studies.glob("*/results/*/*.json")])
+    documents = [read_results_file(path) for path in paths]
+    return sorted(documents, key=lambda document: (document["device"]["sku"], document["name"], document["batch"]))
 
 
-def markdown(documents: Sequence[Mapping[str, Any]]) -> str:
-    """Write one table a device class: baseline, the best finalist of each backend, speedup; the plan is bold."""
-    parts = []
-    for device_class in dict.fromkeys(each["device"]["device_class"] for each in documents):
-        rows = [each for each in documents if each["device"]["device_class"] == device_class]
-        parts.append(_device_table(rows))
-    return "\n\n".join(parts) + "\n"
+def markdown(documents: Iterable[ResultsFile]) -> str:
+    """Write a table for each device class: baseline, the best finalist of each backend, speedup; the plan is bold."""
+    tables = [_device_table(of_class) for of_class in _by_device_class(documents).values()]
+    return "\n\n".join(tables) + "\n"
 
 
-def _device_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    backends = sorted({best["backend"] for row in rows for best in _candidates(row)})
+def _by_device_class(documents: Iterable[ResultsFile]) -> dict[str, list[ResultsFile]]:
+    classes: dict[str, list[ResultsFile]] = {}
+    for document in documents:
+        classes.setdefault(document["device"]["device_class"], []).append(document)
+    return classes
+
+
+def _device_table(documents: Sequence[ResultsFile]) -> str:
+    backends = sorted({entry["backend"] for document in documents for entry in _candidates(document)})
     heads = ["model, batch", "baseline", *backends, "speedup", "signal error"]
+    device = documents[0]["device"]
     lines = [
-        f"**{rows[0]['device']['name']}** (`{rows[0]['device']['device_class']}`), ms",
+        f"**{device['name']}** (`{device['device_class']}`), ms",
         "",
         f"| {' | '.join(heads)} |",
         f"| --- |{' ---: |' * (len(heads) - 1)}",
     ]
-    for row in rows:
-        plan = row["plan"]
-        best = {each["backend"]: _cell(each, plan) for each in _candidates(row)}
-        if plan["configuration"] != row["baseline"]["configuration"]:
-            best[plan["backend"]] = _cell(plan, plan)  # of several that are level the plan need not be the fastest
+    for document in documents:
+        plan = document["plan"]
+        cells_of = {entry["backend"]: _cell(entry, plan) for entry in _candidates(document)}
+        if plan["configuration"] != document["baseline"]["configuration"]:
+            cells_of[plan["backend"]] = _cell(plan, plan)  # of several that are level the plan need not be the fastest
         cells = [
-            f"{row['name']}, {row['batch']}",
-            _cell(row["baseline"], plan),
-            *(best.get(backend, "–") for backend in backends),
+            f"{document['name']}, {document['batch']}",
+            _cell(document["baseline"], plan),
+            *(cells_of.get(backend, "–") for backend in backends),
             words.speedup(plan["speedup"]) + (" (tie)" if plan["status"] == "tie" else ""),
             words.signal_error(plan["signal_error"]),
         ]
@@ -67,27 +100,18 @@ def _device_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _candidates(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _candidates(document: ResultsFile) -> list[ResultsEntry]:
     """Leave out the baseline, which stands in a column of its own."""
-    return [each for each in row["backends"] if each["configuration"] != row["baseline"]["configuration"]]
+    baseline = document["baseline"]["configuration"]
+    return [entry for entry in document["backends"] if entry["configuration"] != baseline]
 
 
-def _cell(entry: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+def _cell(entry: ResultsEntry, plan: PlanEntry) -> str:
     text = words.milliseconds(entry["latency_ms"])
     precision = words.precision_of(Configuration.from_dict(entry["configuration"]))
     if entry["configuration"] == plan["configuration"]:
         text = f"**{text}**"
     return text if precision == "fp32" else f"{text} {precision}"
-
-
-def main() -> None:
-    """Run as a program."""
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit("usage: python -m autotune.programs.results_table STUDIES_FOLDER")
-    try:
-        sys.stdout.write(markdown(read_results(Path(sys.argv[1]))))
-    except ValueError as problem:
-        sys.exit(f"error: a results file is wrong: {problem}")
 
 
 if __name__ == "__main__":

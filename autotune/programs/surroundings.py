@@ -1,17 +1,16 @@
-"""What a program's figures were taken on: device, host, versions and load."""
+"""The surroundings of a program's figures: device, host, versions and load."""
 
 import os
 import platform
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from autotune.programs.outcome import rounded
+from autotune.programs.check_result import rounded
 
 
-def environment(device: str) -> dict[str, Any]:
-    """Say what the figures were taken on: device, host, versions, and how busy the host was."""
+def environment(device: str) -> dict[str, object]:
+    """Return device, host, versions, and how busy the host is."""
     versions: dict[str, str | None] = {}
     for name in ("autotune", "torch", "triton", "numpy", "scipy", "nvidia-ml-py"):
         try:
@@ -31,7 +30,7 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def _device(device: str) -> dict[str, Any]:
+def _device(device: str) -> dict[str, object]:
     if device == "cpu":
         return {"device_name": _cpu_name()}
     import torch
@@ -63,8 +62,8 @@ def _driver() -> str | None:
 def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def load_average() -> float:

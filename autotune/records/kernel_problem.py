@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from autotune.records import schema
 from autotune.records.canonical import canonical, digest
 
 OperandType = Literal["fp16", "bf16", "fp32"]
@@ -51,11 +52,16 @@ class Window:
             )
         )
 
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return schema.content(self)
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Window":
-        """Read what ``asdict`` gave, also after a trip through JSON."""
-        pairs: dict[str, Any] = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
-        return cls(**{**data, **pairs})
+        """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
+        values: Mapping[str, Any] = schema.without_schema(cls, data, asked="a window of a kernel problem")
+        pairs: Mapping[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **pairs})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,15 +144,16 @@ class GemmProblem:
         """The same of D and the residual, whose contiguous dimension is n."""
         return _alignment(self.n, self.output)
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return asdict(self)
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON; of the digest too, so a field added later is declared by :func:`schema.since`."""
+        return {**schema.content(self), "window": None if self.window is None else self.window.as_dict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "GemmProblem":
         """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
-        window = data.get("window")
-        return cls(**{**data, "window": None if window is None else Window.from_dict(window)})
+        values: Mapping[str, Any] = schema.without_schema(cls, data, asked="a kernel problem")
+        window = values.get("window")
+        return cls(**{**values, "window": None if window is None else Window.from_dict(window)})
 
     @property
     def canonical(self) -> str:
@@ -159,7 +166,7 @@ class GemmProblem:
         return digest(self.as_dict())
 
 
-_CHOICES: Mapping[str, Any] = {
+_CHOICES: Mapping[str, object] = {
     "dtype": OperandType,
     "output": OperandType,
     "a_major": Major,

@@ -56,6 +56,7 @@ class KernelTrial:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         data = asdict(self)
+        data["problem"] = self.problem.as_dict()
         data["configuration"] = self.configuration.as_dict()
         data["samples_us"] = list(self.samples_us)
         data["made"], data["conditions"] = dict(self.made), dict(self.conditions)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autotune.measure.conditions import explain
+from autotune.measure.flags import explain
 from autotune.report import distinction, words
 from autotune.report.facts import Facts
 from autotune.study.bench import BenchOutcome

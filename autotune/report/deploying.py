@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune.database.engine import locate
+from autotune.database.location import locate
 from autotune.records.device import Device
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan

@@ -7,6 +7,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from autotune.kernels.report import TunedProblem
+from autotune.measure.conditions import recorded
+from autotune.measure.flags import stored_flags
 from autotune.measure.statistics import median_interval
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
@@ -58,10 +60,10 @@ def trial_document(trial: KernelTrial, tuned: TunedProblem, rates: "DeviceRates 
         "library_ratio": library_us / us if us is not None and library_us is not None else None,
         "error": trial.error,
         "made": dict(trial.made),
-        "stopped": trial.conditions.get("stopped"),
-        "clock": trial.conditions.get("clock"),
-        "l2": trial.conditions.get("l2"),
-        "flags": list(trial.conditions.get("flags", ())),
+        "stopped": recorded(trial.conditions, "stopped"),
+        "clock": recorded(trial.conditions, "clock"),
+        "l2": recorded(trial.conditions, "l2"),
+        "flags": list(stored_flags(trial.conditions)),
         "failure": None if trial.failure is None else trial.failure.as_dict(),
     }
 

@@ -1,4 +1,4 @@
-"""Which shared libraries a Linux library asks for."""
+"""The shared libraries that a Linux library needs."""
 
 import struct
 from typing import BinaryIO
@@ -11,7 +11,7 @@ _NEEDED, _STRING_TABLE = 1, 5
 def needed_libraries(file: BinaryIO) -> tuple[str, ...]:
     """Read the ``DT_NEEDED`` entries of a 64-bit little-endian ELF file (System V ABI, chapter 5).
 
-    Raises ValueError where the file is something else.
+    Raises ValueError if the file is something else.
     """
     header = file.read(_HEADER.size)
     if len(header) < _HEADER.size or header[:6] != b"\x7fELF\x02\x01":

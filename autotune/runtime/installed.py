@@ -1,4 +1,4 @@
-"""Whether torch is here and fits a device, found without importing it."""
+"""The availability of torch for a device, found without importing it."""
 
 import importlib.util
 import re
@@ -12,12 +12,12 @@ WORKS = Availability(works=True)
 
 
 def install_command(extra: str) -> str:
-    """Give the command that installs what an extra of this distribution names."""
+    """Return the command that installs an extra of this distribution."""
     return f"pip install 'autotune-inference[{extra}]'"
 
 
 def torch_availability(device: Device) -> Availability:
-    """Whether torch is installed, new enough and, for a GPU, built with CUDA."""
+    """Return whether torch is installed, new enough and, for a GPU, built with CUDA."""
     from importlib import metadata  # here because it takes longer to import than the rest of this module
 
     extra = "gpu" if device.kind == "cuda" else "cpu"
@@ -43,6 +43,6 @@ def torch_availability(device: Device) -> Availability:
 
 
 def _built_with_cuda(package: Path) -> bool:
-    """Read what the build wrote into ``torch/version.py``, such as ``cuda: Optional[str] = '13.0'``."""
+    """Read the build's entry in ``torch/version.py``, such as ``cuda: Optional[str] = '13.0'``."""
     version = package / "version.py"
     return version.is_file() and re.search(r"^cuda\b[^=]*=\s*['\"]\d", version.read_text(), re.MULTILINE) is not None

@@ -1,17 +1,17 @@
-"""Which backend gets the next trial.
+"""The rule that chooses the backend of the next trial.
 
-The rule is expected improvement per trial time: with x the logarithm of a latency,
+It is expected improvement per trial time: with x the logarithm of a latency,
 
 ``score = share · E[max(0, best - x)] / (1 + running) / cost ** THRIFT``
 
-- The next x of a backend is taken to be normal. Its mean is that of the backend's own latencies; its variance is theirs
-  shrunk towards ``SPREAD²``, which counts as ``PRIOR_TRIALS`` trials, plus the uncertainty of the mean. ``best`` is the
-  study's best x. So a backend close behind the leader whose configurations differ much is worth a trial; one far
-  behind, or one whose trials no longer spread, is not. A backend of which nothing has completed is judged by the mean
-  over all.
-- ``share`` is the smoothed share of its trials that worked, and ``running`` how many it has under way already.
-- ``cost`` is the mean time of the backend's trials over the mean of all backends'. A study's budget counts trials as
-  well as time, therefore ``THRIFT`` is below 1: a build ten times as long need not promise ten times as much.
+- The next x of a backend is assumed to be normal. Its mean is that of the backend's own latencies; its variance is
+  theirs shrunk towards ``SPREAD²``, which counts as ``PRIOR_TRIALS`` trials, plus the uncertainty of the mean. ``best``
+  is the study's best x. So a backend close behind the leader whose configurations differ much is worth a trial; one far
+  behind, or one whose trials no longer spread, is not. A backend without a completed trial is judged by the mean over
+  all.
+- ``share`` is the smoothed share of its trials that worked, and ``running`` the number of its running trials.
+- ``cost`` is the mean time of the backend's trials over the mean of all backends'. ``THRIFT`` is below 1 because a
+  study's budget counts trials as well as time: a build that takes ten times as long need not promise ten times as much.
 
 A backend without any trial goes first; ties go to the backend that was named first.
 """
@@ -20,16 +20,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 
 SPREAD = 0.3
-"""Standard deviation of log latency within a backend before its trials say otherwise: a third up or down."""
+"""Standard deviation of log latency within a backend before it has trials of its own: a third up or down."""
 
 PRIOR_TRIALS = 2
 THRIFT = 0.25
 
 OVERHEAD_S = 3.0
-"""Seconds that loading, checking and measuring add to a build, so that a cheap build does not look free."""
+"""Seconds that loading, checking and measuring add to a build; without them a cheap build would look free."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,12 +41,12 @@ class _Record:
 
 
 class Allocator:
-    """Ranks backends by what their next trial promises. Deterministic; depends on the set of outcomes alone."""
+    """Ranks backends by the promise of their next trial. Deterministic; depends on the set of outcomes alone."""
 
     def __init__(self, backends: Sequence[str]) -> None:
         self._records = {backend: _Record() for backend in backends}
 
-    def observe(self, outcome: Outcome) -> None:
+    def observe(self, outcome: TrialOutcome) -> None:
         """Count one finished trial."""
         record = self._records[outcome.configuration.backend]
         record.trials += 1
@@ -57,12 +57,12 @@ class Allocator:
             record.builds_s.append(outcome.build_s)
 
     def ranked(self, running: Mapping[str, int]) -> tuple[str, ...]:
-        """Order the backends, most promising first; ``running`` says how many trials each has under way."""
+        """Order the backends, most promising first; ``running`` holds the number of running trials of each."""
         scores = self.scores(running)
         return tuple(sorted(scores, key=lambda backend: -scores[backend]))  # sorted() keeps ties in the order named
 
     def scores(self, running: Mapping[str, int]) -> dict[str, float]:
-        """Score each backend by the rule above; infinite where it has no trial, finished or running."""
+        """Score each backend by the rule above; infinite if it has no trial, finished or running."""
         logs = [x for record in self._records.values() for x in record.logs]
         best, middle = min(logs, default=0.0), _mean(logs, 0.0)
         costs_s = {name: OVERHEAD_S + _mean(record.builds_s, 0.0) for name, record in self._records.items()}

@@ -1,4 +1,4 @@
-"""What the search has learnt so far."""
+"""The outcome of one trial, as the search uses it."""
 
 import math
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ OutcomeState = Literal["complete", "pruned", "infeasible", "failed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TrialOutcome:
     """One finished trial as the search sees it.
 
-    ``score`` is what the objective minimises, in its own unit: always there for a complete trial, for a pruned one
-    where a figure was reached before it was stopped. ``build_s`` is what its build cost.
+    ``score`` is the figure that the objective minimises, in its own unit. A complete trial always has one, a pruned one
+    if a figure was measured before it was stopped. ``build_s`` is the time of its build.
     """
 
     configuration: Configuration

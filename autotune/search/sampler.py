@@ -1,4 +1,4 @@
-"""Which configuration of one backend to try next: Optuna's TPE by ask and tell, rebuilt from history at every ask."""
+"""The next configuration of one backend: Optuna's TPE by ask and tell, rebuilt from history at every ask."""
 
 import hashlib
 import logging
@@ -7,7 +7,6 @@ import random
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
@@ -15,13 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.search_space import Parameter, SearchSpace
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 
 STARTUP_TRIALS = 5
 """Outcomes of a backend before TPE takes over from uniform draws; Optuna's 10 would be most of its share of a study."""
 
 ASKS = 16
-"""How often a proposal that is illegal or already tried is asked again before a uniform draw replaces it."""
+"""Proposals that TPE is asked for, if they are illegal or already tried, before a uniform draw replaces them."""
 
 BROKEN = "broken"
 """Name of the constraint that a failed or infeasible outcome breaks."""
@@ -33,7 +32,7 @@ class BackendSampler:
     """Proposes configurations of one backend's space, each at most once, until none is left.
 
     A proposal depends on the seed, the *set* of outcomes and the set of excluded configurations alone, not on the order
-    in which outcomes came in or on earlier proposals: a study that is resumed proposes what it would have proposed.
+    in which outcomes arrived or on earlier proposals: a study that is resumed makes the proposals it would have made.
     Optuna sees the logarithm of the latency; a failed or infeasible outcome breaks a constraint, so that TPE models its
     neighbourhood as bad without inventing a figure; a pruned one ranks behind every complete one. Not thread-safe.
     """
@@ -42,7 +41,7 @@ class BackendSampler:
         self.space = space
         self._seed = seed
         self._axes = tuple(_Axis(parameter) for parameter in space.parameters)
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, TrialOutcome] = {}
 
     @cached_property
     def points(self) -> Mapping[str, Configuration]:
@@ -51,22 +50,22 @@ class BackendSampler:
 
     @property
     def exhausted(self) -> bool:
-        """Whether every legal configuration has an outcome."""
+        """Return whether every legal configuration has an outcome."""
         return len(self._outcomes) == len(self.points)
 
-    def observe(self, outcome: Outcome) -> None:
-        """Take in an outcome; a second one of the same configuration replaces the first.
+    def observe(self, outcome: TrialOutcome) -> None:
+        """Add an outcome; a second one of the same configuration replaces the first.
 
-        Raises ``ValueError`` where the configuration is not in the space.
+        Raises ``ValueError`` if the configuration is not in the space.
         """
         if why := self.space.refusal(outcome.configuration):
             raise ValueError(f"{outcome.configuration} is not in the space of {self.space.backend}: {why}")
         self._outcomes[outcome.configuration.digest] = outcome
 
     def propose(self, exclude: Container[str] = ()) -> Configuration | None:
-        """Return the next configuration whose digest is not excluded, or ``None`` where none is left.
+        """Return the next configuration whose digest is not excluded, or ``None`` if none is left.
 
-        Excluded configurations without an outcome are taken to be running; TPE keeps away from them too.
+        Excluded configurations without an outcome count as running; TPE keeps away from them too.
         """
         open_points = {digest: point for digest, point in self.points.items() if digest not in self._outcomes}
         running = [point for digest, point in open_points.items() if digest in exclude]
@@ -74,7 +73,7 @@ class BackendSampler:
         if len(untried) <= 1:
             return open_points[untried[0]] if untried else None
         state = self._random_state(len(self._outcomes) + len(running))
-        for proposal in self._asked(running, state):
+        for proposal in self._proposals(running, state):
             if proposal.digest in open_points and proposal.digest not in exclude:
                 return proposal
         log.debug("%s: %d proposals were known or illegal, drawing uniformly", self.space.backend, ASKS)
@@ -85,7 +84,7 @@ class BackendSampler:
         text = f"{self._seed}/{self.space.backend}/{trials}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
-    def _asked(self, running: Iterable[Configuration], state: int) -> Iterator[Configuration]:
+    def _proposals(self, running: Iterable[Configuration], state: int) -> Iterator[Configuration]:
         """Yield at most :data:`ASKS` proposals; one not taken stays open and so pushes the next away from it."""
         study = self._study(running, state)
         distributions = {axis.name: axis.distribution for axis in self._axes if axis.varies}
@@ -95,16 +94,16 @@ class BackendSampler:
             yield Configuration.of(self.space.backend, values)
 
     def _study(self, running: Iterable[Configuration], state: int) -> optuna.Study:
-        """Build an Optuna study in memory that knows every outcome (in canonical order) and what is running."""
+        """Build an Optuna study in memory with every outcome (in canonical order) and every running trial."""
         sampler = optuna.samplers.TPESampler(seed=state, n_startup_trials=STARTUP_TRIALS)
         with _quiet():
             study = optuna.create_study(direction="minimize", sampler=sampler)
-        study.add_trials([self._told(outcome) for _, outcome in sorted(self._outcomes.items())])
+        study.add_trials([self._frozen_trial(outcome) for _, outcome in sorted(self._outcomes.items())])
         study.add_trials([self._trial(point, state=TrialState.RUNNING) for point in running])
         return study
 
-    def _told(self, outcome: Outcome) -> FrozenTrial:
-        """Write an outcome as Optuna's trial, never with a value that is not finite."""
+    def _frozen_trial(self, outcome: TrialOutcome) -> FrozenTrial:
+        """Convert an outcome to Optuna's trial, never with a value that is not finite."""
         point = outcome.configuration
         value = None if outcome.score is None else math.log(outcome.score)
         if outcome.state == "complete":
@@ -114,20 +113,31 @@ class BackendSampler:
             return self._trial(point, state=TrialState.PRUNED, intermediate_values=steps, constraints={BROKEN: 0.0})
         return self._trial(point, state=TrialState.PRUNED, constraints={BROKEN: 1.0})
 
-    def _trial(self, configuration: Configuration, **what: Any) -> FrozenTrial:
+    def _trial(
+        self,
+        configuration: Configuration,
+        *,
+        state: TrialState,
+        value: float | None = None,
+        intermediate_values: dict[int, float] | None = None,
+        constraints: dict[str, float] | None = None,
+    ) -> FrozenTrial:
         values = dict(configuration.values)
         varying = [axis for axis in self._axes if axis.varies]
         return optuna.trial.create_trial(
             params={axis.name: axis.place(values[axis.name]) for axis in varying},
             distributions={axis.name: axis.distribution for axis in varying},
-            **what,
+            state=state,
+            value=value,
+            intermediate_values=intermediate_values,
+            constraints=constraints,
         )
 
 
 class _Axis:
-    """A parameter as Optuna sees it: the places of its choices, in numeric order where they are numbers.
+    """A parameter as Optuna sees it: the indices of its choices, in numeric order if they are numbers.
 
-    Places instead of values keep ``1``, ``1.0`` and ``True`` apart, and let TPE know that 4 threads are near 8.
+    Indices instead of values keep ``1``, ``1.0`` and ``True`` apart, and show TPE that 4 threads are near 8.
     """
 
     def __init__(self, parameter: Parameter) -> None:
@@ -142,7 +152,7 @@ class _Axis:
         )
 
     def place(self, value: Scalar) -> int:
-        """Where a value stands among the choices."""
+        """Return the index of a value among the choices."""
         kinds = [(type(choice), choice) for choice in self.choices]
         return kinds.index((type(value), value))
 

@@ -9,7 +9,7 @@ from autotune.errors import SpaceError
 from autotune.records.configuration import Configuration
 from autotune.records.search_space import SearchSpace
 from autotune.search.allocator import Allocator
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 from autotune.search.sampler import BackendSampler
 
 log = logging.getLogger(__name__)
@@ -19,11 +19,11 @@ class Search:
     """Proposes what to try next, never the same configuration twice.
 
     A proposal is a function of the spaces, the seed, the set of outcomes and what is running. The search itself
-    remembers outcomes only, so whoever takes a proposal names it in ``running`` until its outcome is observed. Defaults
-    come first, every backend's first before any backend's second; then ``hints`` in their order, where they are in a
-    space; then the allocator chooses a backend and its sampler a configuration. Not thread-safe.
+    remembers outcomes only, so the caller names a proposal in ``running`` until its outcome is observed. Defaults come
+    first, every backend's first before any backend's second; then the ``hints`` that are in a space, in their order;
+    then the allocator chooses a backend and its sampler a configuration. Not thread-safe.
 
-    Raises :class:`~autotune.errors.SpaceError` where no space is given, or two of one backend.
+    Raises :class:`~autotune.errors.SpaceError` if no space is given, or two of one backend.
     """
 
     def __init__(self, spaces: Sequence[SearchSpace], seed: int, hints: Sequence[Configuration] = ()) -> None:
@@ -39,11 +39,11 @@ class Search:
 
     @property
     def exhausted(self) -> bool:
-        """Whether every legal configuration of every backend has an outcome."""
+        """Return whether every legal configuration of every backend has an outcome."""
         return all(sampler.exhausted for sampler in self._samplers.values())
 
-    def observe(self, outcome: Outcome) -> None:
-        """Take in the outcome of a trial, of this run or of an earlier one; a repeated configuration counts once."""
+    def observe(self, outcome: TrialOutcome) -> None:
+        """Add the outcome of a trial, of this run or of an earlier one; a repeated configuration counts once."""
         configuration = outcome.configuration
         if configuration.digest in self._seen:
             log.debug("a second outcome of %s is left out", configuration)
@@ -51,20 +51,20 @@ class Search:
         self._seen.add(configuration.digest)
         sampler = self._samplers.get(configuration.backend)
         if sampler is None or sampler.space.refusal(configuration):
-            log.debug("%s is in no space of this search and teaches it nothing", configuration)
+            log.debug("%s is in no space of this search and is not used", configuration)
             return
         sampler.observe(outcome)
         self._allocator.observe(outcome)
 
     def propose(self, running: Sequence[Configuration] = ()) -> Configuration | None:
-        """Return what to try next; ``None`` where everything has an outcome or is running."""
-        taken = self._seen | {configuration.digest for configuration in running}
+        """Return the next configuration to try; ``None`` if every one has an outcome or is running."""
+        excluded = self._seen | {configuration.digest for configuration in running}
         for configuration in self._first:
-            if configuration.digest not in taken:
+            if configuration.digest not in excluded:
                 return configuration
         under_way = Counter(c.backend for c in running if c.digest not in self._seen)
         for backend in self._allocator.ranked(under_way):
-            if proposal := self._samplers[backend].propose(taken):
+            if proposal := self._samplers[backend].propose(excluded):
                 return proposal
         return None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ArtifactError, DeviceError, RequestError
 from autotune.kernels.executor import STEPS
+from autotune.measure.conditions import all_readings, observed_number
 from autotune.records.device import Device
 from autotune.records.plan import Plan
 from autotune.records.trial import Measurement
@@ -65,7 +66,7 @@ def bench_plan(plan: Plan, store: "Store", device: Device, tell: "Tell | None" =
             expected=f"a device of the class that the plan is for: {plan.device.device_class}",
             run="autotune tune, for a plan on this device",
         )
-    timed = store.measurements(str(plan.evidence.get("trial", "")), "alone")
+    timed = store.trials.measurements(plan.evidence.trial, "alone")
     stored = [alone for alone in timed if alone.conditions.get("kernels", plan.kernels) == plan.kernels]
     if plan.artifact is None or not store.artifacts.has(plan.artifact) or not stored:
         raise ArtifactError(
@@ -97,9 +98,13 @@ def machine_change(stored: Measurement, fresh: Measurement) -> float:
 
 
 def _canary_ms(side: Measurement) -> float | None:
-    seen = [readings.get("canary", {}) for readings in side.conditions.get("readings", ())]
-    times = [canary[when] for canary in seen for when in ("before_ms", "after_ms") if canary.get(when)]
-    return statistics.median(times) if times else None
+    times = [
+        observed_number(readings, "canary", name)
+        for readings in all_readings(side.conditions)
+        for name in ("before_ms", "after_ms")
+    ]
+    measured = [time_ms for time_ms in times if time_ms > 0]
+    return statistics.median(measured) if measured else None
 
 
 def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None") -> "FinalsResult":
@@ -114,7 +119,7 @@ def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None"
     ):
         executor = Executor(server, folder, device, TimeSplit())
         _write_model(plan, artifact, executor.model)
-        return time_alone(executor, artifact, int(plan.evidence["seed"]))
+        return time_alone(executor, artifact, _seed(plan))
 
 
 def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
@@ -126,7 +131,7 @@ def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
     from autotune.records.workload import Workload
     from autotune.runtime.artifact import read_record
 
-    if not plan.evidence.get("inputs"):
+    if not plan.evidence.inputs:
         raise RequestError(
             f"{plan.name} at batch {plan.batch} cannot be timed again",
             found="a plan for tensors that were given in Python; they are not stored",
@@ -138,10 +143,16 @@ def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
         name=plan.name, batch=plan.batch, structure=plan.structure, weights=plan.weights, inputs=record.inputs,
         outputs=record.outputs,
     )  # fmt: skip
-    specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in plan.evidence["inputs"]]
+    specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in plan.evidence.inputs]
     folder.mkdir(parents=True)
     (folder / RECORD).write_text(
         json.dumps({"workload": workload.as_dict(), "output_schema": record.output_schema, "factory": None, "seed": 0})
     )
-    sets = generate(specs, plan.batch, int(plan.evidence["seed"]), input_sets.TIMING_SETS, "timing")
+    sets = generate(specs, plan.batch, _seed(plan), input_sets.TIMING_SETS, "timing")
     write_sets(folder / input_sets.TIMING, sets)
+
+
+def _seed(plan: Plan) -> int:
+    if plan.evidence.seed is None:
+        raise ValueError(f"the evidence of plan {plan.uid} has no seed")
+    return plan.evidence.seed

@@ -10,11 +10,12 @@ from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.model import reading
 from autotune.records.device import Toolchain
+from autotune.records.evidence import FinalistRecord
 from autotune.records.identity import ArtifactKey
 from autotune.records.plan import Plan
 from autotune.records.trial import Trial
 from autotune.runtime import toolchain as versions
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 from autotune.study.identity import request_digest
 from autotune.study.request import StudyOutcome, StudyRequest
 
@@ -24,17 +25,17 @@ def known_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
     if request.factory is None:
         return None
     digest: str | None = None
-    for row in reversed(store.studies(request.name, request.batch)):
+    for row in reversed(store.studies.list(request.name, request.batch)):
         if row.state != "finished" or row.conditions is None or asks_more(request, row):
             continue
         digest = digest or request_digest(request)
         if row.settings.get("request") != digest or not _unchanged(row.settings.get("read") or {}):
             continue
-        plan = store.find_plan(row.identity.plan, row.weights)
+        plan = store.plans.find(row.identity.plan, row.weights)
         if plan is None or not _is_of(plan, row, store):
             continue
         if not misfits(plan, row.weights, row.conditions.form, versions.current(request.device), store):
-            return outcome(plan, store.trials(plan.evidence["study"]), cached=True, seconds=0.0)
+            return outcome(plan, store.trials.of_study(plan.evidence.study or row.uid), cached=True, seconds=0.0)
     return None
 
 
@@ -75,7 +76,7 @@ def outcome(
         trials=Counter(trial.state for trial in trials),
         seconds=seconds,
         split=split or {},
-        finalists=_in_short(plan.evidence.get("finalists", ())),
+        finalists=_in_short(plan.evidence.finalists),
     )
 
 
@@ -85,7 +86,7 @@ def undecided_outcome(
     incumbent: Plan | None,
     *,
     reason: str,
-    finalists: Iterable[Mapping[str, Any]],
+    finalists: Iterable[FinalistRecord],
     trials: Sequence[Trial],
     seconds: float,
     split: Mapping[str, float],
@@ -108,17 +109,18 @@ def undecided_outcome(
     )
 
 
-def _in_short(finalists: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """Finalists without what only a recomputation needs."""
-    left_out = ("samples_ms", "uid", "disturbed_rounds")
-    return tuple({key: value for key, value in one.items() if key not in left_out} for one in finalists)
+def _in_short(finalists: Iterable[FinalistRecord]) -> tuple[FinalistRecord, ...]:
+    """Return finalists without the data that only a recomputation needs."""
+    return tuple(finalist.without("samples_ms", "uid", "disturbed_rounds") for finalist in finalists)
 
 
-def as_outcome(trial: Trial) -> Outcome:
+def as_outcome(trial: Trial) -> TrialOutcome:
     """A finished trial as the search learns from it."""
     if trial.state == "running":
         raise ValueError(f"trial {trial.number} has not ended")
-    return Outcome(configuration=trial.configuration, state=trial.state, score=trial.ranked_by, build_s=trial.build_s)
+    return TrialOutcome(
+        configuration=trial.configuration, state=trial.state, score=trial.ranked_by, build_s=trial.build_s
+    )
 
 
 def package_versions(modules: Iterable[str]) -> dict[str, str]:
@@ -131,8 +133,8 @@ def package_versions(modules: Iterable[str]) -> dict[str, str]:
 
 def _is_of(plan: Plan, row: StudyRow, store: Store) -> bool:
     """Whether a plan was found by this study, or by the same study for other weights or another toolchain."""
-    found = {study.uid: study.identity.family for study in store.studies(row.name, row.batch)}
-    return found.get(plan.evidence.get("study", "")) == row.identity.family
+    families = {study.uid: study.identity.family for study in store.studies.list(row.name, row.batch)}
+    return families.get(plan.evidence.study or "") == row.identity.family
 
 
 def _unchanged(read: Mapping[str, Any]) -> bool:

@@ -16,7 +16,7 @@ from autotune.errors import RequestError, StudyFileError
 from autotune.model.factory import absolute
 from autotune.model.inputs import DISTRIBUTIONS, DTYPES, InputSpec
 from autotune.records.objective import OBJECTIVES, Metric, Objective
-from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, PRECISIONS, SERVING
+from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, PRECISIONS, accepted_formats
 from autotune.study.values import (
     AUTO_BATCHES,
     DEVICE,
@@ -112,7 +112,7 @@ class StudyFile(_Entry):
     device: Annotated[str, matches(DEVICE, "auto, cpu, cuda or cuda:N")] = "auto"
     objective: Annotated[str, one_of(OBJECTIVES)] = OBJECTIVES[0]
     constraints: ConstraintsEntry = ConstraintsEntry()
-    serve_as: Annotated[str, one_of(("any", *SERVING))] = "any"
+    serve_as: Annotated[str, one_of(accepted_formats)] = "any"
     space: SpaceEntry = SpaceEntry()
     search: SearchEntry = SearchEntry()
     _source: Path = PrivateAttr(default=Path("study.yaml"))

@@ -46,7 +46,7 @@ class StudyFinals:
         self._deployed(trials[result.verdict.winner])
         plan = self._promote(result, trials)
         self._time_alone(plan)
-        self.on.store.drop_losers(
+        self.on.store.trials.drop_losers(
             self.on.row.uid, {trial.uid for trial in trials.values() if trial.artifact == plan.artifact}
         )
         return plan
@@ -54,14 +54,14 @@ class StudyFinals:
     def _finals(self) -> tuple[FinalsResult, dict[str, Trial]]:
         row = self.on.row
         complete = [
-            trial for trial in self.on.store.trials(row.uid)
+            trial for trial in self.on.store.trials.of_study(row.uid)
             if trial.state == "complete" and trial.toolchain == self.on.toolchain_of(trial)
         ]  # fmt: skip
         baselines = self._baselines_of(complete)
         if not baselines:
             failed = [
                 trial
-                for trial in self.on.store.trials(row.uid, failed=True)
+                for trial in self.on.store.trials.of_study(row.uid, failed=True)
                 if is_baseline(trial.configuration, self.on.request)
             ]
             why = failed[0].failure if failed else None
@@ -79,12 +79,12 @@ class StudyFinals:
         result = self._measured(trials, set(baselines) & set(trials))
         self.on.check_stop()
         for uid, measurement in result.measurements.items():
-            self.on.store.add_measurement(uid, "finals", measurement)
+            self.on.store.trials.add_measurement(uid, "finals", measurement)
         return result, trials
 
     def _disturbed(self, complete: Sequence[Trial]) -> frozenset[str]:
         """The uids of the trials of which no screening sample escaped others that used the device."""
-        screened = {trial.uid: self.on.store.measurements(trial.uid, "screening") for trial in complete}
+        screened = {trial.uid: self.on.store.trials.measurements(trial.uid, "screening") for trial in complete}
         return frozenset(uid for uid, taken in screened.items() if taken and not undisturbed_of(taken[-1]))
 
     def _measured(self, trials: Mapping[str, Trial], baselines: set[str]) -> FinalsResult:
@@ -120,7 +120,7 @@ class StudyFinals:
         artifact = self.on.store.artifacts.open(plan.artifact)
         alone = timed_alone(self.on.executor, artifact, self.on.request.seed, plan.kernels)
         self.on.check_stop()
-        self.on.store.add_measurement(str(plan.evidence["trial"]), "alone", alone)
+        self.on.store.trials.add_measurement(plan.evidence.trial, "alone", alone)
 
     def _baselines_of(self, complete: Sequence[Trial]) -> frozenset[str]:
         """The uids of the baselines: of the user's own module or, if that gave no time, of its captured graph."""
@@ -145,7 +145,7 @@ class StudyFinals:
         )  # fmt: skip
         with rebuilder.built(trial.configuration) as again:
             if again.failure is None:
-                self.on.store.keep_artifact(trial.uid, again.artifact, kernels=again.kernels)
+                self.on.store.trials.keep_artifact(trial.uid, again.artifact, kernels=again.kernels)
                 return replace(trial, artifact=again.artifact, kernels=again.kernels, signal_error=again.signal_error)
         if needed:
             raise again.failure.exception(
@@ -186,15 +186,14 @@ class StudyFinals:
             form=row.identity.plan.form,
             fingerprint=FINGERPRINT,
             **finals.figures(),
-            evidence={
-                "study": row.uid,
-                **finals.as_dict(),
-                "inputs": [asdict(spec) for spec in self.on.request.inputs],
-                "seed": self.on.request.seed,
-                "toolchain": self.on.toolchain.as_dict(),
-            },
+            evidence=finals.record(
+                study=row.uid,
+                inputs=tuple(asdict(spec) for spec in self.on.request.inputs),
+                seed=self.on.request.seed,
+                toolchain=self.on.toolchain,
+            ),
         )
-        self.on.store.promote(plan)
+        self.on.store.plans.promote(plan)
         return plan
 
     def _evidence(self, result: FinalsResult, trials: Mapping[str, Trial]) -> FinalsEvidence:

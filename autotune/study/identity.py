@@ -18,7 +18,9 @@ from autotune.study.space import participants
 
 def conditions(request: StudyRequest, executor: Executor, toolchain: Toolchain) -> Conditions:
     """Return what the answers and timings of a study depend on; its model is prepared in the bench's folder."""
-    names = {entry for name in {*participants(request), "eager"} for entry in registry.backend(name).toolchain}
+    names = {
+        entry for name in {*participants(request), *registry.baselines()} for entry in registry.backend(name).toolchain
+    }
     return Conditions(
         form=executor.form(),
         inputs=executor.inputs(),
@@ -39,8 +41,8 @@ def with_metric_code(objective: Objective, executor: Executor) -> tuple[Objectiv
     if not objective.metrics:
         return objective, []
     found = executor.metrics([metric.function for metric in objective.metrics])
-    metrics = [replace(each, code=one["code"]) for each, one in zip(objective.metrics, found, strict=True)]
-    return replace(objective, metrics=tuple(metrics)), [one["read"] for one in found]
+    metrics = [replace(each, code=one.code) for each, one in zip(objective.metrics, found, strict=True)]
+    return replace(objective, metrics=tuple(metrics)), [one.read for one in found]
 
 
 def request_digest(request: StudyRequest) -> str:

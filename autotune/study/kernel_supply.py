@@ -4,7 +4,6 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 
 from autotune import registry
-from autotune.database.kernel_trials import LIBRARY_KINDS
 from autotune.database.store import Store
 from autotune.environment import cache_folder
 from autotune.execute.executor import Executor
@@ -16,9 +15,6 @@ from autotune.records.kernel_trial import KernelTrial
 
 LOG_LINES = 8
 """So many last lines are shown of what a step printed before it failed."""
-
-_NO_PART = ("kernels", "cuda_graph", "cudnn_benchmark", "programmatic_launch", "threads")
-"""Parameters that leave a graph's kernel problems as they are."""
 
 
 class KernelSupply:
@@ -49,9 +45,10 @@ class KernelSupply:
         best: dict[str, KnownKernel] = {}
         library: dict[str, KnownKernel] = {}
         near: dict[str, tuple[KnownKernel, ...]] = {}
+        library_kinds = registry.library_kinds()
         for problem in self.problems(configuration):
             complete = _by_time(self._store.kernels.of(problem, self._device_class, toolchain))
-            calls = [known for known in complete if known.configuration.backend in LIBRARY_KINDS]
+            calls = [known for known in complete if known.configuration.backend in library_kinds]
             for found, several in ((best, complete), (library, calls)):
                 if several:
                     found[problem.digest] = several[0]
@@ -81,14 +78,15 @@ class KernelSupply:
             if looked.failure is not None:
                 tail = looked.failure.log_tail.strip().splitlines()[-LOG_LINES:]
                 self._tell("\n    ".join([f"{configuration}: it gets no tuned kernels: {looked.failure}", *tail]))
-            entries = (looked.value or {}).get("problems", [])
-            self._problems[graph] = {GemmProblem.from_dict(one["problem"]): float(one["count"]) for one in entries}
+            counted = () if looked.value is None else looked.value.problems
+            self._problems[graph] = {entry.problem: entry.count for entry in counted}
         return self._problems[graph]
 
 
 def graph_of(configuration: Configuration) -> str:
     """Return what two configurations share if their graphs have the same kernel problems."""
-    values = {name: value for name, value in configuration.values if name not in _NO_PART}
+    invariants = registry.kernel_tuner(configuration.backend).graph_invariants
+    values = {name: value for name, value in configuration.values if name not in invariants}
     return Configuration.of(configuration.backend, values).digest
 
 

@@ -26,7 +26,7 @@ def coordinating(
     ``pause`` waits so many seconds by a clock that cannot jump. Raises StudyHeldError where another process coordinates
     the study, StudyTakenOverError in place of whatever failed after it was lost.
     """
-    lease = store.take_lease(study_uid, leases.Owner.this_process(), _watched(store, study_uid, tell, pause))
+    lease = store.leases.take(study_uid, leases.Owner.this_process(), _watched(store, study_uid, tell, pause))
     keeper = _Keeper(store, lease, lost)
     try:
         yield store.under(lease)
@@ -37,7 +37,7 @@ def coordinating(
     finally:
         keeper.close()
         try:
-            store.release_lease(lease)
+            store.leases.release(lease)
         except DatabaseError as error:
             log.warning("the lease could not be given back, which the next coordinator will find out: %s", error)
 
@@ -46,7 +46,7 @@ def _watched(
     store: Store, study_uid: str, tell: Callable[[str], None], pause: Callable[[float], object]
 ) -> leases.Held | None:
     """Watch an owner that seems dead and may be alive: its clock and this one may differ."""
-    held = store.holder(study_uid)
+    held = store.leases.holder(study_uid)
     if held is None or held.owner.is_gone or not held.silent:
         return None
     owner = held.owner
@@ -73,7 +73,7 @@ class _Keeper:
     def _keep(self) -> None:
         while not self._ended.wait(leases.RENEW_S):
             try:
-                self._store.renew_lease(self._lease)
+                self._store.leases.renew(self._lease)
             except StudyTakenOverError as error:
                 self.error = error
                 self._lost()

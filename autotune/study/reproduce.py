@@ -11,15 +11,16 @@ from autotune import registry
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.errors import DeviceError, RequestError, StudyInterruptedError
+from autotune.execute.answers import MeasureAnswer
 from autotune.execute.executor import Executor
-from autotune.execute.server import StepResult, WorkerServer
+from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.kernel import KnownKernels
 from autotune.kernels.executor import STEPS
 from autotune.measure.block import latency_ms as screened_ms
 from autotune.model.inputs import InputSpec
 from autotune.records.device import Device
-from autotune.records.trial import Failure, Measurement, Trial
+from autotune.records.trial import Failure, Trial
 from autotune.runtime import toolchain as versions
 from autotune.scratch import ScratchFolder
 from autotune.study.kernel_supply import KernelSupply
@@ -116,28 +117,29 @@ def _run(row: StudyRow, trial: Trial, executor: Executor, supply: KernelSupply) 
     notes += _kernel_notes(trial, known)
     ((built, target),) = executor.build([trial.configuration], 1, kernels=lambda _: known)
     if built.failure is not None:
-        return _told(row, trial, built, notes)
+        return _told(row, trial, built.failure, None, notes)
     executor.reference(row.objective)
     measured = executor.measure(target, row.objective, row.seed)
-    if measured.failure is None and row.objective.name == "memory":
-        taken = executor.footprint(target)
-        measured = taken if taken.failure is not None else measured
-    return _told(row, trial, measured, notes, build_s=float((built.value or {})["build_s"]))
+    failure, answer = measured.failure, measured.value
+    if failure is None and row.objective.name == "memory":
+        failure = executor.footprint(target).failure
+        answer = answer if failure is None else None
+    return _told(row, trial, failure, answer, notes, build_s=built.answer.build_s)
 
 
 def _told(
-    row: StudyRow, trial: Trial, result: StepResult, notes: tuple[str, ...], build_s: float | None = None
-) -> Reproduction:
-    value = result.value or {}
-    latency_ms = screened_ms(Measurement.from_dict(value["measurement"])) if "measurement" in value else None
+    row: StudyRow, trial: Trial, failure: Failure | None, answer: MeasureAnswer | None, notes: tuple[str, ...],
+    build_s: float | None = None,
+) -> Reproduction:  # fmt: skip
+    measurement = None if answer is None else answer.measurement
     return Reproduction(
         study=row.name,
         batch=row.batch,
         trial=trial,
-        failure=result.failure,
+        failure=failure,
         build_s=build_s,
-        latency_ms=latency_ms,
-        signal_error=value.get("signal_error"),
+        latency_ms=None if measurement is None else screened_ms(measurement),
+        signal_error=None if answer is None else answer.signal_error,
         notes=notes,
     )
 

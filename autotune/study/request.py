@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from autotune import registry
 from autotune.errors import RequestError
 from autotune.records.device import Device
+from autotune.records.evidence import FinalistRecord
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 
@@ -19,8 +21,10 @@ DEFAULT_BUDGET_S = 180.0
 
 OutcomeStatus = Literal["promoted", "tie", "baseline", "undecided"]
 
-SERVING = {"torchscript": ("torchscript",), "onnx": ("onnxruntime",), "aoti": ("inductor",)}
-"""Which backends yield a format that a server asks for; ``any`` admits all."""
+
+def accepted_formats() -> tuple[str, ...]:
+    """List the values of ``serve_as``: ``any``, which admits every backend, and the formats that backends declare."""
+    return ("any", *registry.serving_formats())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +74,8 @@ class StudyRequest:
                 expected="an NVIDIA GPU with an energy counter, or another objective",
                 run="autotune tune --device cuda:0",
             )
-        if self.serve_as != "any" and self.serve_as not in SERVING:
-            accepted = ", ".join(["any", *SERVING])
+        if self.serve_as != "any" and self.serve_as not in accepted_formats():
+            accepted = ", ".join(accepted_formats())
             raise RequestError(f"serve_as {self.serve_as!r} is not a format", expected=f"one of {accepted}")
 
 
@@ -98,7 +102,7 @@ class StudyOutcome:
     trials: Mapping[str, int]
     seconds: float
     split: Mapping[str, float] = field(default_factory=dict)
-    finalists: tuple[Mapping[str, Any], ...] = ()
+    finalists: tuple[FinalistRecord, ...] = ()
 
     def __post_init__(self) -> None:
         if self.status not in get_args(OutcomeStatus):
@@ -140,5 +144,5 @@ class StudyOutcome:
             "trials": {state: self.trials.get(state, 0) for state in ("complete", "pruned", "infeasible", "failed")},
             "seconds": self.seconds,
             "split_s": dict(self.split),
-            "finalists": [dict(finalist) for finalist in self.finalists],
+            "finalists": [finalist.as_dict() for finalist in self.finalists],
         }

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autotune import registry
+from autotune.execute.answers import BuildAnswer, MeasureAnswer
 from autotune.execute.executor import BUILD_TIMEOUT_S, EarlyLoad
-from autotune.execute.server import StepResult
+from autotune.execute.step_result import StepResult
 from autotune.kernel import KnownKernels
 from autotune.measure.block import latency_ms as screened_ms
 from autotune.records.configuration import Configuration
@@ -77,7 +78,7 @@ def _handed(trial: Trial, known: KnownKernels | None) -> Trial:
     return trial if known is None else dataclasses.replace(trial, kernels=known.digest)
 
 
-def _ran_out_of_budget(built: StepResult) -> bool:
+def _ran_out_of_budget(built: StepResult[BuildAnswer]) -> bool:
     """Whether a build was ended by the budget, before it had the time that any build is given."""
     failure = built.failure
     return failure is not None and failure.kind == "timeout" and (failure.figure or 0.0) < BUILD_TIMEOUT_S
@@ -100,7 +101,9 @@ class StudySearch:
         """Propose, build, check and time until trials, budget or space are used up; the reference is made first."""
         row, spaces = self.on.row, self.on.spaces
         search = Search(spaces, self.on.request.seed, [hint for space in spaces for hint in space.hints])
-        done = [trial for trial in self.on.store.trials(row.uid) if trial.toolchain == self.on.toolchain_of(trial)]
+        done = [
+            trial for trial in self.on.store.trials.of_study(row.uid) if trial.toolchain == self.on.toolchain_of(trial)
+        ]
         for trial in done:
             if trial.state != "running":
                 search.observe(as_outcome(trial))
@@ -126,7 +129,7 @@ class StudySearch:
             count += sum(not trial.reused for trial in finished)
             elapsed = self.on.executor.split.worked_s(begin, time.monotonic())
             spent += elapsed
-            self.on.store.add_active_time(row.uid, elapsed)
+            self.on.store.studies.add_active_time(row.uid, elapsed)
             self.on.check_stop()
         if not referenced:
             self.on.executor.reference(self.on.request.objective)
@@ -135,7 +138,7 @@ class StudySearch:
 
     def _time_stand_ins(self) -> None:
         """Time the captured graph in eager mode if the user's own module failed as the baseline, whatever is left."""
-        trials = self.on.store.trials(self.on.row.uid)
+        trials = self.on.store.trials.of_study(self.on.row.uid)
         tried = [trial for trial in trials if trial.toolchain == self.on.toolchain_of(trial)]
         known = {trial.configuration.digest for trial in tried if trial.state != "running"}
         missing = [one for one in stand_ins(tried, self.on.request) if one.digest not in known]
@@ -184,7 +187,7 @@ class StudySearch:
             finished = self._built_and_finished(batch, left_s, stored, held)
         named = {trial.artifact for trial in finished}
         for digest in {each.digest for each in stored.values() if each.digest is not None} - named:
-            self.on.store.drop_unnamed(digest)
+            self.on.store.trials.drop_unnamed(digest)
         return finished
 
     def _built_and_finished(
@@ -200,7 +203,7 @@ class StudySearch:
             if trial is not None:
                 finished.append(trial)
                 continue
-            trial = self.on.store.claim_trial(self.on.row.uid, configuration, self.on.digest(configuration.backend))
+            trial = self.on.store.trials.claim(self.on.row.uid, configuration, self.on.digest(configuration.backend))
             if trial.state != "running":  # it was cut off too often
                 finished.append(trial)
                 self.on.progress.event("trial_finished", trial=trial, best_ms=self._pace.best_ms)
@@ -225,7 +228,7 @@ class StudySearch:
             done, measurement = self._finish(trial, built, stored.get(target))
             if self.on.stop.is_set():
                 break
-            self.on.store.finish_trial(done, {"screening": measurement} if measurement else {})
+            self.on.store.trials.finish(done, {"screening": measurement} if measurement else {})
             finished.append(done)
             self._build_s[done.configuration.backend] = max(
                 self._build_s.get(done.configuration.backend, 0.0), done.build_s or 0.0
@@ -233,12 +236,12 @@ class StudySearch:
             self.on.progress.event("trial_finished", trial=done, best_ms=self._pace.best_ms)
         if self.on.stop.is_set():
             ended = {trial.uid for trial in finished}
-            self.on.store.hand_back([trial for trial in claimed if trial.uid not in ended])
+            self.on.store.trials.hand_back([trial for trial in claimed if trial.uid not in ended])
         return finished
 
-    def _leave_out(self, trial: Trial, built: StepResult) -> None:
+    def _leave_out(self, trial: Trial, built: StepResult[BuildAnswer]) -> None:
         """Take back a trial that the budget ended: it has no result, and is tried if the study is given more."""
-        self.on.store.withdraw_trial(trial)
+        self.on.store.trials.withdraw(trial)
         self._left_out.append(trial.configuration)
         self.on.progress.event(
             "trial_left_out", trial=trial,
@@ -247,7 +250,7 @@ class StudySearch:
         )  # fmt: skip
 
     def _stored(
-        self, configuration: Configuration, built: StepResult, target: Path, held: contextlib.ExitStack
+        self, configuration: Configuration, built: StepResult[BuildAnswer], target: Path, held: contextlib.ExitStack
     ) -> "dict[Path, _Stored]":
         """Move what was built into the artifact store; on a GPU begin to load it, while others are still built."""
         digest: str | None = None
@@ -267,7 +270,7 @@ class StudySearch:
         request = self.on.request
         return self.on.executor.load_early(self.on.store.artifacts.open(digest), request.objective, request.seed)
 
-    def _measured(self, stored: "_Stored", digest: str, abandon_ms: float | None) -> StepResult:
+    def _measured(self, stored: "_Stored", digest: str, abandon_ms: float | None) -> StepResult[MeasureAnswer]:
         if stored.loading is not None:
             measured = stored.loading.measure(abandon_ms)
             self._seats.release()
@@ -278,28 +281,30 @@ class StudySearch:
         request, artifact = self.on.request, self.on.store.artifacts.open(digest)
         return self.on.executor.measure(artifact, request.objective, request.seed, abandon_ms=abandon_ms)
 
-    def _finish(self, trial: Trial, built: StepResult, stored: "_Stored | None") -> tuple[Trial, Measurement | None]:
+    def _finish(
+        self, trial: Trial, built: StepResult[BuildAnswer], stored: "_Stored | None"
+    ) -> tuple[Trial, Measurement | None]:
         if built.failure is not None or stored is None or stored.digest is None:
             return dataclasses.replace(trial, state="failed", failure=built.failure), None
         digest = stored.digest
-        build_s = float((built.value or {})["build_s"])
+        build_s = built.answer.build_s
         always = trial.configuration.digest in self._defaults
         measured = self._measured(stored, digest, None if always else self._pace.hopeless_ms(trial.configuration))
-        value = measured.value or {}
-        error = value.get("signal_error")
+        error = None if measured.value is None else measured.value.signal_error
         common: dict[str, Any] = {"build_s": build_s, "signal_error": error, "artifact": digest}
         if measured.failure is not None:
             common["artifact"] = None
             return dataclasses.replace(trial, state="failed", failure=measured.failure, **common), None
-        measurement = Measurement.from_dict(value["measurement"])
+        answer = measured.answer
+        measurement = answer.timed
         latency_ms = screened_ms(measurement)
-        state: TrialState = "pruned" if value["pruned"] else "complete"
-        scored = value["score"]
+        state: TrialState = "pruned" if answer.pruned else "complete"
+        scored = answer.score
         if self.on.request.objective.name == "memory":
             taken = self.on.executor.footprint(self.on.store.artifacts.open(digest))
             if taken.failure is not None:
                 return dataclasses.replace(trial, state="failed", failure=taken.failure, **common), measurement
-            scored = float((taken.value or {})["memory"]["peak_bytes"])
+            scored = float(taken.answer.memory.peak_bytes)
         if self.on.request.objective.name.startswith("latency"):
             self._pace.hear(trial.configuration, latency_ms)
         return dataclasses.replace(trial, state=state, latency_ms=latency_ms, score=scored, **common), measurement
@@ -312,10 +317,10 @@ class StudySearch:
         if self.on.request.objective.name != "latency_p50":
             return None
         digest, kernels = self.on.digest(configuration.backend), self.on.supply.digest(configuration)
-        found = self.on.store.earlier_trial(self.on.row.identity, digest, configuration, kernels)
+        found = self.on.store.trials.earlier(self.on.row.identity, digest, configuration, kernels)
         if found is None:
             return None
-        measurements = self.on.store.measurements(found.uid, "screening")
+        measurements = self.on.store.trials.measurements(found.uid, "screening")
         return self._taken(found, digest, measurements[0] if measurements else None)
 
     def _quarantined(self, configuration: Configuration) -> Trial | None:
@@ -326,7 +331,7 @@ class StudySearch:
         if is_baseline(configuration, self.on.request):
             return None
         digest = self.on.digest(configuration.backend)
-        quarantine = self.on.store.quarantined_by(
+        quarantine = self.on.store.trials.quarantined_by(
             self.on.workload.structure, self.on.row.device_class, digest, configuration
         )
         if quarantine is None:
@@ -341,11 +346,11 @@ class StudySearch:
 
     def _taken(self, found: Trial, digest: str, screening: Measurement | None) -> Trial:
         """Take another study's result over as a trial of this one."""
-        mine = self.on.store.claim_trial(self.on.row.uid, found.configuration, digest)
+        mine = self.on.store.trials.claim(self.on.row.uid, found.configuration, digest)
         if mine.state == "running":
             mine = dataclasses.replace(
                 found, uid=mine.uid, number=mine.number, attempt=mine.attempt, artifact=None, reused=True, score=None
             )
-            self.on.store.finish_trial(mine, {"screening": screening} if screening else {})
+            self.on.store.trials.finish(mine, {"screening": screening} if screening else {})
         self.on.progress.event("trial_finished", trial=mine, best_ms=self._pace.best_ms)
         return mine

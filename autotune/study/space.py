@@ -10,7 +10,7 @@ from autotune.records.configuration import Configuration, Scalar
 from autotune.records.search_space import Constraint, SearchSpace
 from autotune.records.trial import Trial
 from autotune.records.workload import Workload
-from autotune.study.request import SERVING, StudyRequest
+from autotune.study.request import StudyRequest
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,8 @@ def is_baseline(configuration: Configuration, request: StudyRequest, *, stand_in
 
     With ``stand_in`` whether it is its captured graph, which takes that place if the user's own module fails in it.
     """
-    check = getattr(registry.backend(configuration.backend), "is_baseline", None)
     has_factory = request.factory is not None and not stand_in
-    return bool(check is not None and check(configuration, has_factory=has_factory))
+    return registry.is_baseline(configuration, has_factory=has_factory)
 
 
 def stand_ins(tried: Sequence[Trial], request: StudyRequest) -> list[Configuration]:
@@ -135,7 +134,7 @@ def _admitted_backends(request: StudyRequest) -> set[str]:
         raise RequestError(
             f"unknown backend {', '.join(sorted(asked - known))}", expected=f"one of {', '.join(sorted(known))}"
         )
-    return asked if request.serve_as == "any" else asked & set(SERVING[request.serve_as])
+    return asked if request.serve_as == "any" else asked & set(registry.serving_formats()[request.serve_as])
 
 
 def _narrow(space: SearchSpace, request: StudyRequest, *, whole: bool) -> SearchSpace:

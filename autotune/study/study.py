@@ -94,8 +94,8 @@ class Study:
         with coordinating(self.store, row.uid, lost=self._lost, tell=self._tell, pause=self.stop.wait) as store:
             self._check_stop()
             self.store = store
-            store.describe_study(row.uid, settings)
-            return self._coordinate(store.study(row.uid), workload, spaces, begin)
+            store.studies.describe(row.uid, settings)
+            return self._coordinate(store.studies.get(row.uid), workload, spaces, begin)
 
     def _coordinate(
         self, row: StudyRow, workload: Workload, spaces: Sequence[SearchSpace], begin: float
@@ -104,11 +104,11 @@ class Study:
         plan = None if stored is None else self.usable(stored, workload)
         if plan is not None:
             asked = {"trials": self.request.trials, "budget_s": self.request.budget_s}
-            self.store.finish_study(row.uid, {**row.timings, "asked": {**row.timings.get("asked", {}), **asked}})
-            found = self.store.trials(plan.evidence.get("study", row.uid))
+            self.store.studies.finish(row.uid, {**row.timings, "asked": {**row.timings.get("asked", {}), **asked}})
+            found = self.store.trials.of_study(plan.evidence.study or row.uid)
             return outcome(plan, found, cached=plan == stored, seconds=time.monotonic() - begin)
         if row.state == "finished":
-            self.store.reopen_study(row.uid)
+            self.store.studies.reopen(row.uid)
         context = StudyContext(
             request=self.request, store=self.store, progress=self.progress, executor=self.executor,
             supply=self.supply, stop=self.stop, toolchain=self.toolchain, row=row, workload=workload, spaces=spaces,
@@ -120,16 +120,16 @@ class Study:
         if isinstance(decided, Undecided):
             return self._undecided(row, decided, end - begin, split)
         settings = {"trials": self.request.trials, "budget_s": self.request.budget_s, "exhausted": search.exhausted}
-        self.store.finish_study(row.uid, {"split": split, "seconds": end - begin, "asked": settings})
-        return outcome(decided, self.store.trials(row.uid), cached=False, seconds=end - begin, split=split)
+        self.store.studies.finish(row.uid, {"split": split, "seconds": end - begin, "asked": settings})
+        return outcome(decided, self.store.trials.of_study(row.uid), cached=False, seconds=end - begin, split=split)
 
     def _undecided(self, row: StudyRow, found: Undecided, seconds: float, split: Mapping[str, float]) -> StudyOutcome:
         """The outcome of finals that could not decide; the study stays open, so that the same call repeats them."""
-        self.store.note_undecided(row.uid, found.reason)
-        incumbent = self.store.find_plan(row.identity.plan, row.weights)
+        self.store.studies.note_undecided(row.uid, found.reason)
+        incumbent = self.store.plans.find(row.identity.plan, row.weights)
         return undecided_outcome(
-            row, self.request, incumbent, reason=found.reason, finalists=found.finals.as_dict()["finalists"],
-            trials=self.store.trials(row.uid), seconds=seconds, split=split,
+            row, self.request, incumbent, reason=found.reason, finalists=found.finals.finalist_records(),
+            trials=self.store.trials.of_study(row.uid), seconds=seconds, split=split,
         )  # fmt: skip
 
     def _lost(self) -> None:
@@ -151,9 +151,9 @@ class Study:
         else:
             assert request.factory is not None  # the record refuses a request without either
             answer = self.executor.prepare(request.name, request.batch, request.factory, request.inputs, request.seed)
-            for note in answer["notes"]:
+            for note in answer.notes:
                 self._tell(f"{request.name}: {note}")
-            read = {"records": [answer["read"]]}
+            read = {"records": [answer.read]}
         objective, of_metrics = with_metric_code(request.objective, self.executor)
         objective.refuse_other_outputs([spec.name for spec in self.executor.workload().outputs])
         self.request = replace(request, objective=objective)
@@ -167,14 +167,14 @@ class Study:
 
     def _with_features(self, workload: Workload) -> Workload:
         """The workload with what backends find in its graph; a backend that fails at that finds nothing."""
-        looking = [name for name in participants(self.request) if hasattr(registry.backend(name), "features")]
+        looking = list(registry.finding_features(participants(self.request)))
         if not looking:
             return workload
         looked = self.executor.features(looking)
         if looked.failure is not None:
             self.progress.event("message", text=f"{', '.join(looking)}: no look at the graph: {looked.failure}")
             return workload
-        found = (looked.value or {})["features"]
+        found = looked.answer.features
         return replace(workload, features=(*workload.features, *(f"{name}:{count}" for name, count in found.items())))
 
     def _begin(
@@ -189,7 +189,7 @@ class Study:
             "factory": request.factory,
             "inputs": [asdict(spec) for spec in request.inputs],
         }
-        row = self.store.begin_study(
+        row = self.store.studies.begin(
             request.name, workload, self.device, request.objective, request.serve_as,
             digest([space.digest for space in spaces]), request.seed, settings,
             conditions(request, self.executor, self.toolchain),
@@ -199,12 +199,12 @@ class Study:
     def _finished_plan(self, row: StudyRow) -> Plan | None:
         """The plan of a study that is finished, also if it was for other weights, or under another toolchain."""
         finished = {
-            other.uid for other in self.store.studies(row.name, row.batch)
+            other.uid for other in self.store.studies.list(row.name, row.batch)
             if other.state == "finished" and not asks_more(self.request, other)
             and other.identity.family == row.identity.family
         }  # fmt: skip
-        plan = self.store.find_plan(row.identity.plan, row.weights)
-        return plan if plan is not None and plan.evidence.get("study") in finished else None
+        plan = self.store.plans.find(row.identity.plan, row.weights)
+        return plan if plan is not None and plan.evidence.study in finished else None
 
     def usable(self, plan: Plan, workload: Workload) -> Plan | None:
         """Return a stored plan with an artifact that serves the prepared model, built again if it must be.

@@ -1,6 +1,7 @@
 """The kinds of values that a study file holds: each accepts one thing and says in words what it accepts."""
 
 import re
+from collections import abc
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -28,10 +29,11 @@ def _expect(expected: str) -> PydanticCustomError:
     return PydanticCustomError("expected", "{expected}", {"expected": expected})
 
 
-def one_of(accepted: tuple[str, ...]) -> BeforeValidator:
-    """Accept one of these words."""
+def one_of(words: "tuple[str, ...] | abc.Callable[[], tuple[str, ...]]") -> BeforeValidator:
+    """Accept one of these words; a function that lists them is called for each value."""
 
     def check(value: object) -> object:
+        accepted = words() if callable(words) else words
         if value not in accepted:
             raise PydanticCustomError("one_of", "one of {accepted}", {"accepted": ", ".join(accepted)})
         return value
@@ -39,11 +41,11 @@ def one_of(accepted: tuple[str, ...]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def matches(pattern: "re.Pattern[str]", expected: str) -> BeforeValidator:
+def matches(pattern: "re.Pattern[str]", expected: str, longest: int = 100) -> BeforeValidator:
     """Accept text of a pattern."""
 
     def check(value: object) -> object:
-        if not isinstance(value, str) or len(value) > 100 or not pattern.fullmatch(value):
+        if not isinstance(value, str) or len(value) > longest or not pattern.fullmatch(value):
             raise _expect(expected)
         return value
 
@@ -94,7 +96,7 @@ def limits_by_output(value: object) -> object:
 def all_or_names(value: object) -> object:
     """Accept ``all`` (as ``None``) or a list of names."""
     if value is None or (isinstance(value, str) and value != "all"):
-        raise _expect("all, or a list of backend names such as [eager, inductor]")
+        raise _expect("all, or a list of names of backends (autotune doctor lists them)")
     return None if value == "all" else value
 
 
@@ -107,5 +109,6 @@ Callable = Annotated[
     matches(
         re.compile(r"[^:\n]+:[A-Za-z_]\w*"),
         "path.py:callable (relative to the study file) or package.module:callable",
+        longest=500,
     ),
 ]

@@ -1,4 +1,8 @@
-"""Fakes of autotune's seams, for its tests and for those who build on it; imports nothing heavy."""
+"""Fakes of autotune's seams, and the promises of each seam as test classes; importing this package loads nothing heavy.
+
+The test classes lie in modules of their own, which need pytest and torch: a plug-in's tests inherit those of
+``autotune.testing.backend_conformance``.
+"""
 
 from autotune.testing.fake_clock import FakeCall, FakeClock
 from autotune.testing.misbehaving_backend import FAULTS, MISBEHAVING, MisbehavingBackend

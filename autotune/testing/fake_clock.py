@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import cycle
-from typing import Any
 
 
 class FakeClock:
@@ -14,19 +13,19 @@ class FakeClock:
         self._switches = 0
 
     def now_ns(self) -> int:
-        """Wall time in nanoseconds since the clock was made."""
+        """Return the wall time in nanoseconds since the clock was created."""
         return self._now_ns
 
     def cpu_ns(self) -> int:
-        """CPU time in nanoseconds."""
+        """Return the CPU time in nanoseconds."""
         return self._cpu_ns
 
     def switches(self) -> int:
-        """Involuntary context switches."""
+        """Return the number of involuntary context switches."""
         return self._switches
 
     def advance(self, wall_ms: float, *, cpu_ms: float | None = None, switches: int = 0) -> None:
-        """Let time pass; CPU time passes along with wall time unless told otherwise, and may not go backwards."""
+        """Let time pass; CPU time passes with wall time unless ``cpu_ms`` is given, and may not go backwards."""
         self._now_ns += round(wall_ms * 1e6)
         self._cpu_ns += round((wall_ms if cpu_ms is None else cpu_ms) * 1e6)
         self._switches += switches
@@ -45,10 +44,10 @@ class FakeCall:
     def __init__(self, clock: FakeClock, *durations_ms: float, endless: Iterable[float] | None = None) -> None:
         self._clock = clock
         self._durations: Iterator[float] = iter(endless) if endless is not None else cycle(durations_ms)
-        self.calls: list[tuple[Any, ...]] = []
+        self.calls: list[tuple[object, ...]] = []
         self.prepared = 0
 
-    def __call__(self, *inputs: Any) -> tuple[Any, ...]:
+    def __call__(self, *inputs: object) -> tuple[object, ...]:
         """Let the next duration pass on the clock."""
         self.calls.append(inputs)
         self._clock.advance(next(self._durations))
@@ -59,4 +58,4 @@ class FakeCall:
         self.prepared += 1
 
     def close(self) -> None:
-        """Hold nothing, give nothing back."""
+        """Release nothing."""

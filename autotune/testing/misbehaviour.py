@@ -1,7 +1,7 @@
 """The ways in which a candidate can go wrong, each on demand and for real, and a table of steps made of them.
 
-Each takes a folder, in which it leaves the id of every process that it starts. They belong into a worker's step, never
-into a process that matters.
+Each takes a folder, in which it writes the id of every process that it starts. Call them in a worker's step only, and
+never in a process that matters.
 """
 
 import json
@@ -13,16 +13,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, TypedDict
 
 from autotune.execute.channel import HEADER, MARK, Channel
 from autotune.execute.limits import FILE_BYTES, most_processes
 
 PROCESSES = "processes"
 BOMB_MORE, BOMB_S = 1000, 20.0
-"""A fork bomb ends by itself after so many processes past the limit, or so long: a limit that fails does no harm."""
+"""A fork bomb ends by itself after that many processes past the limit, or after that time: a limit that fails does no
+harm."""
 FORGED = {"result": {"build_s": 0.0, "forged": True}, "identity": "0" * 32}
-"""What a forger would like to be believed: a result in the name of a step that is not its own."""
+"""The answer of a forger: a result in the name of another step."""
 
 
 def error(folder: Path) -> None:
@@ -52,14 +53,14 @@ def hang(folder: Path) -> NoReturn:
 
 
 def stubborn(folder: Path) -> None:
-    """Hang, deaf to SIGTERM, with a child in another process group that is as deaf."""
+    """Hang and ignore SIGTERM, with a child in another process group that ignores it too."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _start_child(folder)
     hang(folder)
 
 
 def orphan(folder: Path) -> None:
-    """End well, and leave behind a process that no parent knows of any more, in a process group of its own."""
+    """End well, and leave behind a process without a parent, in a process group of its own."""
     if os.fork() == 0:
         _start_child(folder)
         os._exit(0)
@@ -74,20 +75,20 @@ def crowd(folder: Path) -> None:
 
 
 def closed(folder: Path) -> None:
-    """Close the channel, and every other descriptor but the output, and go on."""
+    """Close the channel and every other descriptor but the output, and keep running."""
     os.closerange(3, 65536)
     hang(folder)
 
 
 def kill_parent(folder: Path) -> None:
-    """Kill whoever looks after it."""
+    """Kill the parent process."""
     _start_child(folder)
     os.kill(os.getppid(), signal.SIGKILL)
     hang(folder)
 
 
 def memory(folder: Path) -> None:
-    """Raise what Python raises where there is no memory."""
+    """Raise the error that Python raises if there is no memory."""
     raise MemoryError("this build wants more memory than there is, on purpose")
 
 
@@ -95,14 +96,14 @@ def growth(folder: Path) -> None:
     """Take more and more memory, half of it in a child."""
     if os.fork() == 0:
         _record(folder)
-    taken = []
+    blocks = []
     while True:
-        taken.append(b"x" * 2**24)
+        blocks.append(b"x" * 2**24)
         time.sleep(0.01)
 
 
 def fork_bomb(folder: Path) -> NoReturn:
-    """Fork as fast as it can, as does every child, each in a session of its own; never many more than may be."""
+    """Fork as fast as it can, as does every child, each in a session of its own; the number of processes is bounded."""
     tokens, rest = os.pipe2(os.O_NONBLOCK)
     os.write(rest, bytes(most_processes() + BOMB_MORE))
     end = time.monotonic() + BOMB_S
@@ -118,21 +119,21 @@ def fork_bomb(folder: Path) -> NoReturn:
 
 
 def device_memory(folder: Path) -> None:
-    """Raise what torch raises where the device has no memory."""
+    """Raise the error that torch raises if the device has no memory."""
     import torch
 
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 96.00 GiB, on purpose")
 
 
 def context_lost(folder: Path) -> None:
-    """Raise what torch raises after a kernel wrote where it may not."""
+    """Raise the error that torch raises after a kernel wrote to an illegal address."""
     import torch
 
     raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered, on purpose")
 
 
 def file(folder: Path) -> None:
-    """Write a file without end (it has a hole, so that the disk does not suffer where the limit fails)."""
+    """Write a file past the limit (it has a hole, so that the disk does not fill up if the limit fails)."""
     with (folder / "endless").open("wb") as endless:
         endless.seek(FILE_BYTES)
         endless.write(b"x")
@@ -140,9 +141,9 @@ def file(folder: Path) -> None:
 
 def descriptors(folder: Path) -> None:
     """Open files and never close them."""
-    taken = []
+    open_files = []
     while True:
-        taken.append(os.open(os.devnull, os.O_RDONLY))
+        open_files.append(os.open(os.devnull, os.O_RDONLY))
 
 
 def log_flood(folder: Path) -> None:
@@ -153,27 +154,27 @@ def log_flood(folder: Path) -> None:
 
 
 def garbage(folder: Path) -> None:
-    """Write what is no message into every socket that it has."""
+    """Write bytes that are no message into every socket that it has."""
     _write_to_sockets(b"\x00\x01garbage on purpose" * 10)
     hang(folder)
 
 
 def nested(folder: Path) -> None:
-    """Write a message into every socket that no parser gets to the bottom of."""
+    """Write a message into every socket that is nested too deeply for any parser."""
     data = b"[" * 200_000
     _write_to_sockets(HEADER.pack(MARK, len(data)) + data)
     hang(folder)
 
 
 def forged(folder: Path) -> None:
-    """Claim, through every socket that it has, a result in the name of another trial."""
+    """Send, through every socket that it has, a result in the name of another trial."""
     data = json.dumps(FORGED).encode()
     _write_to_sockets(HEADER.pack(MARK, len(data)) + data)
     hang(folder)
 
 
 def printed(folder: Path) -> None:
-    """Print a result as if standard output were listened to, and leave."""
+    """Print a result as if standard output were read, and leave."""
     sys.stdout.buffer.write(json.dumps(FORGED).encode() + b"\n")
     leave(folder)
 
@@ -204,19 +205,26 @@ WAYS: Mapping[str, Callable[[Path], None]] = {
 }
 
 
-def _misbehave(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+class MisbehaveRequest(TypedDict):
+    """The folder for the ids of processes, and the fault."""
+
+    folder: str
+    fault: str
+
+
+def _misbehave(request: MisbehaveRequest, channel: Channel) -> dict[str, object]:
     folder = Path(request["folder"])
     _record(folder)
     WAYS[request["fault"]](folder)
     return {"ended": "well"}
 
 
-STEPS: Mapping[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {"misbehave": _misbehave}
+STEPS: Mapping[str, Callable[[MisbehaveRequest, Channel], dict[str, object]]] = {"misbehave": _misbehave}
 """For a :class:`autotune.execute.server.WorkerServer`: one step that goes wrong as its request says."""
 
 
 def started(folder: Path) -> list[int]:
-    """The processes that a candidate was and started."""
+    """Return the ids of the processes of a candidate: its own, and those that it started."""
     path = folder / PROCESSES
     return [int(line) for line in path.read_text().split()] if path.exists() else []
 
@@ -227,24 +235,24 @@ def _record(folder: Path) -> None:
 
 
 def _start_child(folder: Path) -> None:
-    """Fork a process that leaves the process group and waits for ever, and go on when it is on record."""
-    ready, told = os.pipe()
+    """Fork a process that leaves the process group and waits for ever; returns when its id is written."""
+    reading, writing = os.pipe()
     if os.fork() == 0:
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _record(folder)
-        os.write(told, b".")
+        os.write(writing, b".")
         hang(folder)
-    os.read(ready, 1)
-    os.close(ready)
-    os.close(told)
+    os.read(reading, 1)
+    os.close(reading)
+    os.close(writing)
 
 
 def _write_to_sockets(data: bytes) -> None:
     for fd in range(3, 256):
         try:
             if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                with socket.socket(fileno=os.dup(fd)) as found:
-                    found.sendall(data)
+                with socket.socket(fileno=os.dup(fd)) as channel:
+                    channel.sendall(data)
         except OSError:
             continue

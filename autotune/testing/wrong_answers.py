@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING
 
-Answer = Callable[..., tuple[Any, ...]]
-"""What the gate hears from: flat tensors in, a tuple of tensors out."""
+if TYPE_CHECKING:
+    import torch
+
+Answer = Callable[..., "tuple[torch.Tensor, ...]"]
+"""A candidate as the accuracy gate sees it: flat tensors in, a tuple of tensors out."""
 
 
 def ignoring_input(answer: Answer) -> Answer:
-    """Cheat: give the first answer again, whatever the input."""
-    first: list[tuple[Any, ...]] = []
+    """Cheat: return the first answer again, whatever the input."""
+    first: list[tuple[torch.Tensor, ...]] = []
 
-    def cheat(*inputs: Any) -> tuple[Any, ...]:
+    def cheat(*inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
         if not first:
             first.append(answer(*inputs))
         return first[0]
@@ -20,8 +23,8 @@ def ignoring_input(answer: Answer) -> Answer:
     return cheat
 
 
-def answering_mean(references: Sequence[tuple[Any, ...]]) -> Answer:
-    """Cheat: know the references, and answer their mean (the first value, where an output is not floating)."""
+def answering_mean(references: "Sequence[tuple[torch.Tensor, ...]]") -> Answer:
+    """Cheat: know the references, and return their mean (the first value if an output is not floating)."""
     import torch
 
     mean = tuple(
@@ -35,7 +38,7 @@ def swapping_outputs(answer: Answer) -> Answer:
     """Cheat: exchange the first two outputs of one shape, or else the halves of the first output's last dimension."""
     import torch
 
-    def cheat(*inputs: Any) -> tuple[Any, ...]:
+    def cheat(*inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
         outputs = list(answer(*inputs))
         for i, j in combinations(range(len(outputs)), 2):
             if (outputs[i].shape, outputs[i].dtype) == (outputs[j].shape, outputs[j].dtype):
@@ -50,14 +53,14 @@ def swapping_outputs(answer: Answer) -> Answer:
 def rounding_outputs_to_fp8(answer: Answer) -> Answer:
     """Cheat: round each floating output to float8_e4m3fn, scaled so that its largest value fits, and back."""
 
-    def cheat(*inputs: Any) -> tuple[Any, ...]:
+    def cheat(*inputs: "torch.Tensor") -> "tuple[torch.Tensor, ...]":
         return tuple(_through_fp8(output) if output.is_floating_point() else output for output in answer(*inputs))
 
     return cheat
 
 
-def rounding_weights_to_fp8(module: Any) -> Any:
-    """Cheat: a copy of a module with each of its matrices and kernels rounded to float8_e4m3fn, scaled as a whole."""
+def rounding_weights_to_fp8(module: "torch.nn.Module") -> "torch.nn.Module":
+    """Cheat: copy a module, and round each of its matrices and kernels to float8_e4m3fn, scaled as a whole."""
     import copy
 
     import torch
@@ -70,7 +73,7 @@ def rounding_weights_to_fp8(module: Any) -> Any:
     return rounded
 
 
-def _through_fp8(tensor: Any) -> Any:
+def _through_fp8(tensor: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     scale = torch.finfo(torch.float8_e4m3fn).max / tensor.abs().max().clamp_min(1e-30)

@@ -4,9 +4,10 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from autotune.backend import Availability, Runner, SourceModel
+from autotune.backends.native.kernel_kinds import KERNEL_KINDS
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -18,56 +19,63 @@ from autotune.search_spaces import native as spaces
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule
 
     from autotune.backends.native.fusions import Fused
-    from autotune.kernel import KernelMaker
+    from autotune.kernel import KernelProvider
 
 PROGRAM = "program.pt2"
 
 
 class NativeBackend:
-    """Fuses the captured graph, lets kernels take the places of its fused operators, and captures a CUDA graph.
+    """Fuses the captured graph, runs tuned kernels in the place of its fused operators, and captures a CUDA graph.
 
-    A build rewrites the graph on the CPU and packs kernels that are compiled already; tuning them is the study's (see
-    :mod:`autotune.kernels.tuning`). On a CPU the fused graph runs by torch's own operators.
+    A build rewrites the graph on the CPU and packs kernels that are compiled already; the study tunes them (see
+    :mod:`autotune.kernels.tuning`). On a CPU torch's own operators run the fused graph.
     """
 
     name = "native"
     toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "cutlass", "cublaslt")
     build_uses_device = False
+    build_modules: tuple[str, ...] = ()
+    builds_slowly = True
+    kernel_kinds = KERNEL_KINDS
+    graph_invariants = ("kernels", "cuda_graph", "cudnn_benchmark", "programmatic_launch", "threads")
 
     @property
-    def kernels(self) -> "KernelMaker":
-        """What makes the kernels that are tuned one problem at a time."""
-        from autotune.backends.native.kernels import KERNELS
+    def kernels(self) -> "KernelProvider":
+        """The kernels that are tuned one problem at a time."""
+        from autotune.backends.native.native_kernels import KERNELS
 
         return KERNELS
 
     def probe(self, device: Device) -> Availability:
-        """Whether torch is here and built for the device; kernels that need a compiler are candidates where it is."""
+        """True if torch is here and built for the device; kernels that need a compiler are candidates if it is."""
         return torch_availability(device)
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-        """Precision, every fusion that matches, layout; on a GPU the kernels' source, CUDA graph and cuDNN's search."""
+        """Return precision, every fusion that matches, layout; on a GPU also kernels, CUDA graph and cuDNN's search."""
         return spaces.native_space(device, workload)
 
-    def features(self, model: SourceModel, device: Device) -> Mapping[str, int]:
-        """How often each fusion matches in the captured graph."""
+    def graph_features(self, model: SourceModel, device: Device) -> Mapping[str, int]:
+        """Return the number of matches of each fusion in the captured graph."""
         from autotune.backends.native.fusions import matches
 
         return matches(model.program("fp32", _host(device)))
 
-    def problems(self, model: SourceModel, configuration: Configuration, device: Device) -> Mapping[GemmProblem, int]:
-        """The kernel problems of the graph that a configuration builds, and how often each comes in one call."""
+    def kernel_problems(
+        self, model: SourceModel, configuration: Configuration, device: Device
+    ) -> Mapping[GemmProblem, int]:
+        """Return the kernel problems of the graph that a configuration builds, with their number in one call."""
         from autotune.backends.native.sites import sites
         from autotune.model.precision import flat_module
 
-        module: Any = flat_module(self._rewritten(model, configuration, device)[0])
-        found = sites(module, channels_last=bool(configuration.get("channels_last", False)))
-        return Counter(site.problem for site in found if site.problem is not None)
+        module = cast("GraphModule", flat_module(self._rewritten(model, configuration, device)[0]))
+        graph_sites = sites(module, channels_last=bool(configuration.get("channels_last", False)))
+        return Counter(site.problem for site in graph_sites if site.problem is not None)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
-        """Write the rewritten graph, and the kernels that take places in it."""
+        """Write the rewritten graph and its kernels."""
         import torch
 
         from autotune.backends.native.packing import pack
@@ -79,11 +87,11 @@ class NativeBackend:
         settings.write(folder)
 
     def times_kernels_at_build(self, configuration: Configuration) -> bool:
-        """Never: it packs kernels that the study has compiled and timed before."""
+        """Return false: a build packs kernels that the study has compiled and timed before."""
         return False
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
-        """With cuDNN's benchmark, at the first calls."""
+        """Return true with cuDNN's benchmark, which times at the first calls."""
         return bool(configuration.get("cudnn_benchmark", False))
 
     def load(self, folder: Path, device: Device) -> Runner:
@@ -91,34 +99,34 @@ class NativeBackend:
         import torch
 
         from autotune.backends.native import operators  # noqa: F401 (registers the operators that the graph names)
-        from autotune.backends.native.packing import places
-        from autotune.backends.native.sites import taken_as_given
+        from autotune.backends.native.packing import set_known_kernels
+        from autotune.backends.native.sites import reads_any_layout
         from autotune.model.precision import flat_module, on_device
         from autotune.model.program import load_program
         from autotune.runtime.artifact import read_example
         from autotune.runtime.torch_runner import torch_runner
 
         settings = Settings.read(folder)
-        module: Any = flat_module(on_device(load_program(folder / PROGRAM), device.torch_name))
+        module = cast("GraphModule", flat_module(on_device(load_program(folder / PROGRAM), device.torch_name)))
         if settings.channels_last:
-            module = module.to(memory_format=torch.channels_last)
-        as_given = taken_as_given(module)
-        places(folder, module, device)
-        if as_given:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        any_layout = reads_any_layout(module)
+        set_known_kernels(folder, module, device)
+        if any_layout:
             settings = dataclasses.replace(settings, channels_last=False)
         return torch_runner(module.requires_grad_(False), settings, device, read_example(folder))
 
-    def explain(self, folder: Path) -> Mapping[str, Any]:
-        """What an artifact says of itself: nodes before and after, fusions with their places, kernels by site."""
-        from autotune.backends.native.packing import read
-        from autotune.backends.native.telling import told
+    def explain_artifact(self, folder: Path) -> Mapping[str, object]:
+        """Describe an artifact: nodes before and after, fusions with their places, kernels by site."""
+        from autotune.backends.native.describe import describe
+        from autotune.backends.native.native_record import read_record
 
-        return told(read(folder))
+        return describe(read_record(folder))
 
     def _rewritten(
         self, model: SourceModel, configuration: Configuration, device: Device
     ) -> "tuple[ExportedProgram, Fused]":
-        """The fused graph, captured again so that it can be saved; on the CPU, where no timing is disturbed."""
+        """Return the fused graph, captured again so that it can be saved; on the CPU, where it disturbs no timing."""
         import torch
 
         from autotune.backends.native.fusions import fuse

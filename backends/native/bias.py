@@ -1,27 +1,30 @@
 """A bias in the type of a kernel's results, for the libraries that take no other."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from autotune.backends.native.kind import TORCH_NAMES
+from autotune.backends.native.kernel_kind import TORCH_NAMES
 from autotune.records.kernel_problem import GemmProblem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class CastBias:
-    """Memory for a bias in a problem's output type, filled when another bias is given than the last time.
+    """Memory for a bias in a problem's output type, filled only if another bias is passed than in the last call.
 
-    A bias is constant in a model, so that a library is not charged a launch a call for its type. What changes a bias
-    without torch's knowledge (a replay of a CUDA graph that writes it) goes unseen. While a CUDA graph is captured, a
-    bias that is new is cast inside the graph.
+    A bias is constant in a model, so that a library call does not pay for a cast each time. A change that torch does
+    not know of (a replay of a CUDA graph that writes the bias) is not detected. While a CUDA graph is captured, a new
+    bias is cast inside the graph.
     """
 
     def __init__(self, problem: GemmProblem, device: str) -> None:
         import torch
 
         self.values = torch.zeros(problem.n, dtype=getattr(torch, TORCH_NAMES[problem.output]), device=device)
-        self._filled_from: tuple[Any, int] | None = None
+        self._filled_from: tuple[Tensor | None, int] | None = None
 
-    def of(self, bias: Any) -> Any:
-        """The tensor of :attr:`values` after it took a bias of fp32, or zeros where there is none."""
+    def of(self, bias: "Tensor | None") -> "Tensor":
+        """Return :attr:`values` filled with a bias of fp32, or with zeros if there is none."""
         import torch
 
         version = 0 if bias is None else -1 if bias.is_inference() else bias._version

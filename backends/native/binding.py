@@ -1,6 +1,6 @@
-"""Kernels take the places of a loaded graph's fused operators."""
+"""Modules that run kernels in the place of a loaded graph's fused operators."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,14 @@ from torch.fx import GraphModule
 from autotune.backends.native import operators
 from autotune.backends.native.sites import fused_nodes
 from autotune.errors import ArtifactError
-from autotune.kernel import Kernel
+from autotune.kernel import LoadedKernel
 from autotune.records.kernel_problem import GemmProblem
 
-Place = Callable[..., nn.Module]
 
-
-def bind(module: GraphModule, places: Mapping[int, nn.Module]) -> None:
-    """Let modules stand for fused operators, by their positions; each takes the operator's own arguments."""
+def bind_kernels(module: GraphModule, site_modules: Mapping[int, nn.Module]) -> None:
+    """Replace fused operators by modules, by their positions; each module takes the operator's own arguments."""
     nodes = list(fused_nodes(module))
-    for index, stand_in in places.items():
+    for index, site_module in site_modules.items():
         if index >= len(nodes):
             raise ArtifactError(
                 f"kernel {index} of a native artifact has no place", found=f"a graph with {len(nodes)} fused operators",
@@ -26,7 +24,7 @@ def bind(module: GraphModule, places: Mapping[int, nn.Module]) -> None:
             )  # fmt: skip
         node = nodes[index]
         name = f"site_{index}"
-        module.add_submodule(name, stand_in)
+        module.add_submodule(name, site_module)
         with module.graph.inserting_before(node):
             call = module.graph.call_module(name, node.args)
         call.meta = dict(node.meta)
@@ -39,9 +37,10 @@ def bind(module: GraphModule, places: Mapping[int, nn.Module]) -> None:
 class GemmSite(nn.Module):
     """A kernel in the place of ``gemm``; the bias it was built with is a vector of fp32."""
 
-    def __init__(self, kernel: Kernel, bias: Tensor | None) -> None:
+    def __init__(self, kernel: LoadedKernel, bias: Tensor | None) -> None:
         super().__init__()
         self._kernel = kernel
+        self.bias: Tensor | None
         self.register_buffer("bias", bias)
 
     def forward(self, a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
@@ -54,14 +53,15 @@ class GemmSite(nn.Module):
 
 
 class ConvSite(nn.Module):
-    """A kernel in the place of a convolution over channels-last memory: each place of its window is a row.
+    """A kernel in the place of a convolution over channels-last memory: each position of its window is a row.
 
-    Of a problem without a window the rows are the images' parts, which the places take apart.
+    Without a window the rows are the parts into which the images are divided.
     """
 
-    def __init__(self, kernel: Kernel, bias: Tensor | None, problem: GemmProblem) -> None:
+    def __init__(self, kernel: LoadedKernel, bias: Tensor | None, problem: GemmProblem) -> None:
         super().__init__()
         self._kernel, self._problem = kernel, problem
+        self.bias: Tensor | None
         self.register_buffer("bias", bias)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *_: object) -> Tensor:
@@ -81,7 +81,7 @@ def _places(x: Tensor, weight: Tensor) -> tuple[int, int]:
 
 
 def _parts(x: Tensor, weight: Tensor) -> Tensor:
-    """The parts of images, a row each, in the order of filters in channels-last memory."""
+    """Return the parts of images, a row each, in the order of filters in channels-last memory."""
     down, right = weight.shape[2:]
     height, width = _places(x, weight)
     parts = x.permute(0, 2, 3, 1).reshape(x.shape[0], height, down, width, right, x.shape[1])
@@ -89,12 +89,12 @@ def _parts(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def filters(problem: GemmProblem, weight: Tensor) -> Tensor:
-    """The weight of a linear layer or a convolution as a kernel reads it, n×k."""
+    """Return the weight of a linear layer or a convolution as a kernel reads it, n×k."""
     return weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).reshape(problem.n, problem.k)
 
 
 def lies_as_read(problem: GemmProblem, weight: Tensor | None) -> bool:
-    """Whether a kernel reads a constant weight where it lies, so that no launch has to bring it into order first."""
+    """Return true if a kernel reads a constant weight from its own memory, so no launch has to reorder it first."""
     return weight is not None and filters(problem, weight).data_ptr() == weight.data_ptr()
 
 
@@ -105,7 +105,7 @@ class FusedConvSite(nn.Module):
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: list[int],
         padding: list[int], dilation: list[int], groups: int, activation: str,
     ) -> Tensor:  # fmt: skip
-        """Compute as ``conv2d`` does; cuDNN fuses a ReLU only."""
+        """Compute the same as ``conv2d``; cuDNN fuses a ReLU only."""
         if activation != "relu":
             return operators.conv2d(x, weight, bias, residual, stride, padding, dilation, groups, activation)  # type: ignore[no-any-return]
         if residual is None:
@@ -114,7 +114,7 @@ class FusedConvSite(nn.Module):
 
 
 def site_bias(bias: Tensor | None, *, wanted: bool, length: int, device: torch.device) -> Tensor | None:
-    """The bias as a kernel takes it: a contiguous vector of fp32, zeros where the operator has none but needs one."""
+    """Return the bias as a kernel takes it: a contiguous vector of fp32, zeros if it is needed and absent."""
     if bias is None:
         return torch.zeros(length, dtype=torch.float32, device=device) if wanted else None
     return bias.detach().to(device=device, dtype=torch.float32).contiguous()

@@ -1,9 +1,9 @@
-"""cuBLASLt's kernels as candidates: the best few algorithms of its heuristic, each with the epilogue fused that it has.
+"""cuBLASLt's kernels as candidates: the best few algorithms of its heuristic, each with the epilogue that it can fuse.
 
 A candidate is a rank of the heuristic, and loading it asks the heuristic again. NVIDIA documents the answer as ordered
 by the estimated time, which cuBLASLt computes from the problem, the preference and the device without running anything,
-so that the same release gives the same ranks on the same class of device; the release is an entry of the toolchain. Its
-64 opaque bytes of an algorithm serve under the same release only, so that keeping them would add nothing.
+so that the same release returns the same ranks on the same class of device; the release is an entry of the toolchain.
+The 64 opaque bytes of an algorithm are valid for the same release only, so there is no reason to store them.
 
 Constants and structures are those of cublasLt.h and cublas_api.h of release 13.10.
 """
@@ -14,21 +14,26 @@ import sys
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from autotune.backends.native.bias import CastBias
-from autotune.backends.native.kind import ALIGNMENT_BYTES, check_operands
+from autotune.backends.native.kernel_kind import ALIGNMENT_BYTES, check_operands
 from autotune.backends.native.library import activate
 from autotune.errors import WorkError
-from autotune.kernel import Kernel
+from autotune.kernel import LoadedKernel
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CNumber = ctypes.c_int | ctypes.c_int32 | ctypes.c_uint32 | ctypes.c_uint64 | ctypes.c_void_p
+
 NAME = "cublaslt"
 RANKS = 8
 WORKSPACE_BYTES = 32 << 20
-"""What an algorithm may ask for; a call allocates what its own does ask for."""
+"""The most workspace that an algorithm may need; a call allocates as much as its own algorithm needs."""
 
 CUDA_TYPES = {"fp32": 0, "fp16": 2, "bf16": 14}
 COMPUTE_32F = 68
@@ -71,13 +76,13 @@ class CublasLt:
     """The heuristic's ranks, for types that cuBLASLt multiplies with fp32 accumulators."""
 
     def ready(self, device: Device, problem: GemmProblem) -> Sequence[Configuration]:
-        """List the ranks; the heuristic may know fewer algorithms, in which case the last ones do not load."""
+        """List the ranks; if the heuristic has fewer algorithms, the last ranks do not load."""
         if device.kind != "cuda" or problem.window or problem.output not in (problem.dtype, "fp32"):
             return ()
         return [Configuration.of(NAME, {"rank": rank}) for rank in range(RANKS)]
 
-    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
-        """Ask the heuristic and take its algorithm of this rank; raises WorkError where there is none."""
+    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> LoadedKernel:
+        """Load the algorithm that the heuristic returns at this rank; raises WorkError if there is none."""
         if candidate not in self.ready(device, problem):
             raise WorkError(
                 f"cuBLASLt's algorithm for {problem.canonical} on {device.torch_name}", found=str(candidate),
@@ -106,10 +111,12 @@ class _CublasLtKernel:
             self._algorithm = self._ranked(rank)
 
     @property
-    def made(self) -> Mapping[str, float]:
+    def resource_usage(self) -> Mapping[str, float]:
         return {}
 
-    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> None:
+    def __call__(
+        self, a: "Tensor", b: "Tensor", bias: "Tensor | None", residual: "Tensor | None", out: "Tensor"
+    ) -> None:
         import torch
 
         check_operands(self._problem, a, b, bias, residual, out)
@@ -119,7 +126,7 @@ class _CublasLtKernel:
             if self._bias is not None:
                 self._bias.of(bias)
             pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (b, a, source, out, workspace)]
-            _ask(
+            _call(
                 "cublasLtMatmul", self._handle, self._operation, ctypes.byref(self._alpha), pointers[0], self._weight,
                 pointers[1], self._input, ctypes.byref(self._beta), pointers[2], self._output, pointers[3],
                 self._output, ctypes.byref(self._algorithm.algo), pointers[4],
@@ -147,14 +154,14 @@ class _CublasLtKernel:
         _set("MatmulDesc", self._operation, DESC_EPILOGUE, ctypes.c_uint32(epilogue))
 
     def _ranked(self, rank: int) -> HeuristicResult:
-        """Ask the heuristic for its best algorithms, and give the one of a rank."""
+        """Query the heuristic for its best algorithms, and return the one at a rank."""
         preference = _create(self, "MatmulPreference")
         _set("MatmulPreference", preference, PREF_WORKSPACE_BYTES, ctypes.c_uint64(WORKSPACE_BYTES))
         _set("MatmulPreference", preference, PREF_REDUCTION_SCHEMES, ctypes.c_uint32(REDUCTION_IN_COMPUTE_TYPE))
         for which in PREF_ALIGNMENTS:
             _set("MatmulPreference", preference, which, ctypes.c_uint32(ALIGNMENT_BYTES))
         results, count = (HeuristicResult * RANKS)(), ctypes.c_int()
-        _ask(
+        _call(
             "cublasLtMatmulAlgoGetHeuristic", self._handle, self._operation, self._weight, self._input, self._output,
             self._output, preference, ctypes.c_int(RANKS), results, ctypes.byref(count),
         )  # fmt: skip
@@ -167,26 +174,26 @@ class _CublasLtKernel:
         return usable[rank]
 
 
-def _create(owner: object, kind: str, *arguments: Any) -> ctypes.c_void_p:
+def _create(owner: object, kind: str, *arguments: object) -> ctypes.c_void_p:
     """Create a descriptor that lives as long as its owner."""
     created = ctypes.c_void_p()
-    _ask(f"cublasLt{kind}Create", ctypes.byref(created), *arguments)
+    _call(f"cublasLt{kind}Create", ctypes.byref(created), *arguments)
     weakref.finalize(owner, getattr(_library(), f"cublasLt{kind}Destroy"), created).atexit = False
     return created
 
 
 def _layout(owner: object, element: int, *, rows: int, columns: int) -> ctypes.c_void_p:
-    """A packed matrix in cuBLASLt's order, column by column."""
+    """Create the layout of a packed matrix in cuBLASLt's order, column by column."""
     sizes = ctypes.c_uint64(rows), ctypes.c_uint64(columns), ctypes.c_int64(rows)
     return _create(owner, "MatrixLayout", ctypes.c_int(element), *sizes)
 
 
-def _set(kind: str, of: ctypes.c_void_p, attribute: int, value: Any) -> None:
+def _set(kind: str, of: ctypes.c_void_p, attribute: int, value: "CNumber") -> None:
     size = ctypes.c_size_t(ctypes.sizeof(value))
-    _ask(f"cublasLt{kind}SetAttribute", of, ctypes.c_int(attribute), ctypes.byref(value), size)
+    _call(f"cublasLt{kind}SetAttribute", of, ctypes.c_int(attribute), ctypes.byref(value), size)
 
 
-def _ask(function: str, *arguments: Any) -> None:
+def _call(function: str, *arguments: object) -> None:
     status = getattr(_library(), function)(*arguments)
     if status != 0:
         raise WorkError(
@@ -197,15 +204,15 @@ def _ask(function: str, *arguments: Any) -> None:
 
 @functools.cache
 def _handle(index: int) -> ctypes.c_void_p:
-    """One handle a device; it is made for the device that is current."""
+    """Return the handle of a device, which must be the current one."""
     created = ctypes.c_void_p()
-    _ask("cublasLtCreate", ctypes.byref(created))
+    _call("cublasLtCreate", ctypes.byref(created))
     return created
 
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The very library that torch computes with, where torch has loaded one; else a wheel's or the system's."""
+    """Load the library that torch itself uses, if torch has loaded one; else a wheel's or the system's."""
     import torch
 
     major = (torch.version.cuda or "13").split(".")[0]

@@ -1,6 +1,6 @@
-"""The frame of graph simplification: a captured graph in functional form, and passes run on it until nothing matches.
+"""Graph simplification: a captured graph in functional form, and passes that run on it until none of them matches.
 
-Modules that rewrite graphs are imported only while a backend builds, so that they import torch at the top.
+Modules that rewrite graphs are imported only while a backend builds, so they may import torch at the top.
 """
 
 import logging
@@ -21,23 +21,23 @@ from autotune.model.precision import flat_module
 log = logging.getLogger(__name__)
 
 ROUNDS = 32
-"""A pass goes through a graph in its order and meets what it wrote before, so that few rounds settle any graph."""
+"""The most rounds of all passes. A pass visits nodes in order and reads its own results, so a few rounds are enough."""
 
 aten = torch.ops.aten
 _STACK = "nn_module_stack"
-"""Where torch.export keeps what modules a node is from, the outermost first: a path and a type each."""
+"""The key of torch.export for the modules that a node was captured in, outermost first: a path and a type each."""
 
 _UNANNOTATED = {aten._unsafe_view.default, aten.type_as.default, aten.einsum.default, aten.broadcast_tensors.default}
 _UNANNOTATED |= {aten.meshgrid.default, aten.meshgrid.indexing, aten.cartesian_prod.default, aten.combinations.default}
-"""Operators that may answer with an argument's memory although their schema does not say so."""
+"""Operators that may return an argument's memory although their schema does not say so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pass:
     """One rewrite of a functional graph; ``apply`` changes it in place and returns how many matches it rewrote.
 
-    A pass keeps every value and its strides (kernels choose their order of summation by them), and lets no output share
-    memory with an input, a constant or another output that it did not share before.
+    A pass keeps every value and its strides (kernels choose their order of summation by them). No output may share
+    memory with an input, a constant or another output unless it did so before.
     """
 
     name: str
@@ -46,19 +46,19 @@ class Pass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fusion:
-    """A pass that keeps values within rounding; ``fuse`` changes a graph in place and gives each match's place."""
+    """A pass that keeps values within rounding; ``fuse`` changes a graph in place and returns the matches' places."""
 
     name: str
     fuse: Callable[[GraphModule], list[str]]
 
     def apply(self, module: GraphModule) -> int:
-        """Do the same as a pass does, which counts."""
+        """Run as a pass: returns the number of matches."""
         return len(self.fuse(module))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simplified:
-    """A simplified graph: flat tensors in, a tuple of flat tensors out, and how often each pass found something."""
+    """A simplified graph: flat tensors in, a tuple of flat tensors out, and the number of matches of each pass."""
 
     module: GraphModule
     matches: Mapping[str, int]
@@ -67,22 +67,22 @@ class Simplified:
 
 
 def simplify(program: ExportedProgram, passes: Sequence[Pass]) -> Simplified:
-    """Run ``passes`` in turn until none finds anything; ``program`` and its tensors stay as they are.
+    """Run ``passes`` in turn until none matches; ``program`` and its tensors stay as they are.
 
-    Raises WorkError where the graph writes into its inputs or buffers, where sizes are not fixed, or where passes undo
+    Raises WorkError if the graph writes into its inputs or buffers, if sizes are not fixed, or if passes undo
     one another.
     """
     module = functional(program)
     before = len(module.graph.nodes)
-    matches = {one.name: 0 for one in passes}
+    matches = {graph_pass.name: 0 for graph_pass in passes}
     for _ in range(ROUNDS):
-        found = 0
-        for one in passes:
+        matched = 0
+        for graph_pass in passes:
             with torch.no_grad():
-                count = one.apply(module)
-            matches[one.name] += count
-            found += count
-        if not found:
+                count = graph_pass.apply(module)
+            matches[graph_pass.name] += count
+            matched += count
+        if not matched:
             break
     else:
         raise WorkError(
@@ -98,9 +98,9 @@ def simplify(program: ExportedProgram, passes: Sequence[Pass]) -> Simplified:
 
 
 def functional(program: ExportedProgram) -> GraphModule:
-    """Rewrite a captured graph without in-place operators, as a module of its own that shares the weights.
+    """Rewrite a captured graph without in-place operators, as a new module that shares the weights.
 
-    Raises WorkError where the graph writes into its inputs or buffers, or has sizes that are not fixed.
+    Raises WorkError if the graph writes into its inputs or buffers, or has sizes that are not fixed.
     """
     decomposed = program.run_decompositions({})
     signature = decomposed.graph_signature
@@ -126,15 +126,15 @@ def functional(program: ExportedProgram) -> GraphModule:
 
 
 def value(node: object) -> Tensor | None:
-    """Shape, dtype, device and strides of what a node gives, as a tensor without data; ``None`` for anything else."""
-    found = node.meta.get("val") if isinstance(node, Node) else None
-    return found if isinstance(found, Tensor) else None
+    """Return a node's value as a tensor without data (shape, dtype, device, strides); ``None`` if it is no tensor."""
+    tensor = node.meta.get("val") if isinstance(node, Node) else None
+    return tensor if isinstance(tensor, Tensor) else None
 
 
 def place(node: Node) -> str:
-    """The path of the module that a node was captured in, such as ``encoder.layer.0``; empty for the model's own code.
+    """Return the path of a node's module, such as ``encoder.layer.0``; empty for the model's own code.
 
-    A node that was erased still has it.
+    An erased node still has it.
     """
     stack = list(node.meta.get(_STACK, {}).values())
     if not stack:
@@ -146,67 +146,67 @@ def place(node: Node) -> str:
 
 
 def put_in_place(node: Node, *sources: Node) -> None:
-    """Let a new node be in the innermost module that all of these were captured in, where that is known."""
+    """Set a new node's module to the innermost one that all ``sources`` were captured in, if there is one."""
     stacks = [list(source.meta.get(_STACK, {}).items()) for source in sources]
-    alike = takewhile(lambda entries: all(one == entries[0] for one in entries), zip(*stacks, strict=False))
-    if shared := dict(entries[0] for entries in alike):
+    agreeing = takewhile(lambda entries: all(one == entries[0] for one in entries), zip(*stacks, strict=False))
+    if shared := dict(entries[0] for entries in agreeing):
         node.meta[_STACK] = shared
 
 
-def same_layout(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two tensors agree in everything but their values; complex and sparse ones never do."""
-    if one is None or other is None or one.is_complex() or one.layout is not torch.strided:
+def same_layout(left: Tensor | None, right: Tensor | None) -> bool:
+    """Return true if two tensors differ in their values only; false for complex and sparse tensors."""
+    if left is None or right is None or left.is_complex() or left.layout is not torch.strided:
         return False
-    if other.layout is not torch.strided or (one.dtype, one.device) != (other.dtype, other.device):
+    if right.layout is not torch.strided or (left.dtype, left.device) != (right.dtype, right.device):
         return False
-    return (one.shape, one.stride(), one.storage_offset()) == (other.shape, other.stride(), other.storage_offset())
+    return (left.shape, left.stride(), left.storage_offset()) == (right.shape, right.stride(), right.storage_offset())
 
 
 def is_pure(node: Node) -> bool:
-    """Whether a node's answer follows from its arguments, and computing it does nothing else.
+    """Return true if a node's value depends on its arguments only, and computing it has no other effect.
 
-    Only torch's own operators are known; a library's operator may have effects that its schema does not show.
+    False for all but torch's own operators; a library's operator may have effects that its schema does not show.
     """
     operator = node.target
     if node.op != "call_function" or not isinstance(operator, torch._ops.OpOverload) or operator.namespace != "aten":
         return False
-    if "empty" in operator._schema.name:  # whatever lies in the memory
+    if "empty" in operator._schema.name:  # the values are whatever the memory contains
         return False
-    return not _writes(node) and not node.is_impure()  # random operators are not pure to torch either
+    return not _writes(node) and not node.is_impure()  # torch reports random operators as impure too
 
 
 def constant(module: GraphModule, node: object) -> Tensor | None:
-    """The weight or constant that a node reads, or ``None`` where it is no such node."""
+    """Return the weight or constant that a node reads, ``None`` for any other node."""
     if not isinstance(node, Node) or node.op != "get_attr":
         return None
     owner, _, name = str(node.target).rpartition(".")
-    found = getattr(module.get_submodule(owner), name)
-    return found.detach() if isinstance(found, Tensor) else None
+    tensor = getattr(module.get_submodule(owner), name)
+    return tensor.detach() if isinstance(tensor, Tensor) else None
 
 
-def add_constant(module: GraphModule, name: str, tensor: Tensor, like: Tensor, *, before: Node) -> Node:
-    """Give the module a new constant and the graph a node that reads it; ``like`` is the tensor without data."""
-    taken = sum(1 for known, _ in module.named_buffers() if known.startswith(f"{name}_"))
-    while hasattr(module, f"{name}_{taken}"):
-        taken += 1
-    module.register_buffer(f"{name}_{taken}", tensor.detach())
+def add_constant(module: GraphModule, name: str, tensor: Tensor, meta: Tensor, *, before: Node) -> Node:
+    """Add a constant to the module and a node that reads it to the graph; ``meta`` is the tensor without data."""
+    number = sum(1 for buffer, _ in module.named_buffers() if buffer.startswith(f"{name}_"))
+    while hasattr(module, f"{name}_{number}"):
+        number += 1
+    module.register_buffer(f"{name}_{number}", tensor.detach())
     with module.graph.inserting_before(before):
-        node = module.graph.get_attr(f"{name}_{taken}")
-    node.meta["val"] = like
+        node = module.graph.get_attr(f"{name}_{number}")
+    node.meta["val"] = meta
     return node
 
 
 def is_view(node: Node) -> bool:
-    """Whether a node may answer with memory of its first argument."""
+    """Return true if a node may return memory of its first argument."""
     if node.op != "call_function":
         return False
     if not isinstance(node.target, torch._ops.OpOverload):
-        return True  # an element of several answers, or control flow
+        return True  # an element of several results, or control flow
     return node.target in _UNANNOTATED or any(answer.alias_info is not None for answer in node.target._schema.returns)
 
 
 def may_replace(node: Node, source: Node) -> bool:
-    """Whether ``source``, which has the same values, may stand for ``node`` without outputs that newly share memory."""
+    """Return true if ``source``, with equal values, can replace ``node`` and no more outputs share memory."""
     origin = _origin(source)
     if _origin(node) is origin or not reaches_output(node):
         return True
@@ -214,7 +214,7 @@ def may_replace(node: Node, source: Node) -> bool:
 
 
 def replace(node: Node, source: Node) -> None:
-    """Let ``source`` stand for ``node`` everywhere, and take ``node`` out of the graph."""
+    """Replace ``node`` by ``source`` everywhere, and remove it from the graph."""
     node.replace_all_uses_with(source)
     node.graph.erase_node(node)
 
@@ -226,7 +226,7 @@ def _origin(node: Node) -> Node:
 
 
 def reaches_output(node: Node) -> bool:
-    """Whether an output may share memory with what a node gives."""
+    """Return true if an output may share memory with a node's value."""
     seen, waiting = {node}, [node]
     while waiting:
         for user in waiting.pop().users:

@@ -1,16 +1,19 @@
-"""torch's own calls as candidates for a GEMM: what a model would run without any kernel of ours."""
+"""torch's own calls as candidates for a GEMM: the calls that a model makes without kernels of ours."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from autotune.backends.native.bias import CastBias
-from autotune.backends.native.kind import check_operands
+from autotune.backends.native.kernel_kind import check_operands
 from autotune.errors import WorkError
-from autotune.kernel import Kernel
+from autotune.kernel import LoadedKernel
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAME = "torch"
 
@@ -19,17 +22,17 @@ FUSED = {"cuda": {"relu": False, "gelu_tanh": True}, "cpu": {"relu": False, "gel
 its GELU is the one with erf, on a GPU the one with tanh."""
 
 
-class Torch:
-    """The forms in which torch can be asked for a problem, the plainest first.
+class TorchCalls:
+    """The calls of torch that compute a problem, by their ``form``, the plainest first.
 
     ``addmm`` adds the bias in the product's call and the residual after it, ``addmm_residual`` the other way round;
     ``addmm_activation`` computes bias and activation in one call; ``wide`` computes in fp32 and rounds at the end, for
-    results of another type than the operands. Of a convolution ``conv`` is its call with the bias and what follows,
-    ``cudnn_relu`` the one of cuDNN that does everything.
+    results of another type than the operands. For a convolution ``conv`` is torch's call with the bias and the
+    remaining steps after it, ``cudnn_relu`` cuDNN's call that does all steps.
     """
 
     def ready(self, device: Device, problem: GemmProblem) -> Sequence[Configuration]:
-        """List the forms that differ for this problem."""
+        """List the forms that are different for this problem."""
         if problem.output != problem.dtype:
             forms = ["wide"]
         elif problem.window is not None:
@@ -44,8 +47,8 @@ class Torch:
                 forms.append("addmm_activation")
         return [Configuration.of(NAME, {"form": form}) for form in forms]
 
-    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> Kernel:
-        """Take one of the forms; raises WorkError where it is none of this problem's."""
+    def load(self, device: Device, problem: GemmProblem, candidate: Configuration, folder: Path) -> LoadedKernel:
+        """Return the call of a candidate; raises WorkError if its form is not among this problem's."""
         offered = self.ready(device, problem)
         if candidate not in offered:
             raise WorkError(
@@ -55,7 +58,7 @@ class Torch:
         return _TorchKernel(str(candidate["form"]), problem, device)
 
 
-TORCH = Torch()
+TORCH = TorchCalls()
 
 
 class _TorchKernel:
@@ -65,10 +68,12 @@ class _TorchKernel:
         self._bias = CastBias(problem, device.torch_name) if problem.bias else None
 
     @property
-    def made(self) -> Mapping[str, float]:
+    def resource_usage(self) -> Mapping[str, float]:
         return {}
 
-    def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> Any:
+    def __call__(
+        self, a: "Tensor", b: "Tensor", bias: "Tensor | None", residual: "Tensor | None", out: "Tensor"
+    ) -> "Tensor | None":
         import torch
 
         problem = self._problem
@@ -94,8 +99,8 @@ class _TorchKernel:
             activate(out, problem.activation)
         return None
 
-    def _convolved(self, a: Any, b: Any, bias: Any, residual: Any) -> Any:
-        """The convolution by torch's call, as rows of channels-last memory."""
+    def _convolved(self, a: "Tensor", b: "Tensor", bias: "Tensor | None", residual: "Tensor | None") -> "Tensor":
+        """Compute the convolution by torch's call; returns the rows of channels-last memory."""
         import torch
 
         problem, window = self._problem, self._problem.window
@@ -116,30 +121,30 @@ class _TorchKernel:
         return answer.permute(0, 2, 3, 1).reshape(problem.m, problem.n)
 
 
-def images(problem: GemmProblem, a: Any) -> Any:
-    """A of a convolution as torch sees it: images, channels, rows, columns, over the same memory."""
+def images(problem: GemmProblem, a: "Tensor") -> "Tensor":
+    """Return A of a convolution in torch's order: images, channels, rows, columns, over the same memory."""
     return a.permute(0, 3, 1, 2)
 
 
-def filters(problem: GemmProblem, b: Any) -> Any:
-    """B of a convolution as torch sees it: results, channels, rows, columns, over the same memory."""
+def filters(problem: GemmProblem, b: "Tensor") -> "Tensor":
+    """Return B of a convolution in torch's order: results, channels, rows, columns, over the same memory."""
     assert problem.window is not None
     return b.view(problem.n, *problem.window.kernel, problem.window.channels).permute(0, 3, 1, 2)
 
 
-def multiply(problem: GemmProblem, a: Any, b: Any) -> Any:
-    """The product alone, m×n, in the type of ``a``."""
+def multiply(problem: GemmProblem, a: "Tensor", b: "Tensor") -> "Tensor":
+    """Compute the product alone, m×n, in the type of ``a``."""
     import torch
 
     window = problem.window
     if window is None:
         return a @ b.to(a.dtype).t()
     x, weight = images(problem, a), filters(problem, b.to(a.dtype))
-    found = torch.conv2d(x, weight, None, window.stride, window.padding, window.dilation)
-    return found.permute(0, 2, 3, 1).reshape(problem.m, problem.n)
+    product = torch.conv2d(x, weight, None, window.stride, window.padding, window.dilation)
+    return product.permute(0, 2, 3, 1).reshape(problem.m, problem.n)
 
 
-def activate(values: Any, activation: str) -> None:
+def activate(values: "Tensor", activation: str) -> None:
     """Apply an activation in place, in torch's current stream."""
     import torch
 
@@ -151,8 +156,10 @@ def activate(values: Any, activation: str) -> None:
         torch.ops.aten.gelu_(values, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def compute(problem: GemmProblem, a: Any, b: Any, bias: Any, residual: Any) -> Any:
-    """The problem in plain torch, every step in the type of ``a``, whatever the types of the rest."""
+def compute(
+    problem: GemmProblem, a: "Tensor", b: "Tensor", bias: "Tensor | None", residual: "Tensor | None"
+) -> "Tensor":
+    """Compute the problem in plain torch, every step in the type of ``a``, whatever the types of the other operands."""
     answer = multiply(problem, a, b)
     if bias is not None:
         answer = answer + bias.to(a.dtype)

@@ -1,7 +1,7 @@
 """The fused operators that a rewritten graph is made of, registered with torch as ``torch.ops.autotune_native``.
 
-Each computes by torch's own calls, on any device: that is its meaning, what a fast kernel must equal within rounding,
-and what runs where there is no fast kernel. A loaded artifact puts kernels in their places, node by node.
+Each computes by torch's own calls, on any device. These define its result, which a fast kernel must equal within
+rounding, and run if there is no fast kernel. A loaded artifact replaces operators by kernels, node by node.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
 
 @torch.library.custom_op(f"{NAMESPACE}::gemm", mutates_args=())
 def gemm(a: Tensor, b: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str) -> Tensor:
-    """Give activation(a·bᵀ + bias + residual): ``a`` [..., k], ``b`` [n, k], ``bias`` [n], ``residual`` [..., n]."""
+    """Return activation(a·bᵀ + bias + residual): ``a`` [..., k], ``b`` [n, k], ``bias`` [n], ``residual`` [..., n]."""
     product = functional.linear(a, b, bias)
     if residual is not None:
         product = product + residual
@@ -44,7 +44,7 @@ def gemm_gemm(
     a: Tensor, b0: Tensor, bias0: Tensor | None, activation0: str, b1: Tensor, bias1: Tensor | None,
     residual: Tensor | None, activation1: str,
 ) -> Tensor:  # fmt: skip
-    """Two GEMMs in a row, the second one of the first one's answer; shapes as in :func:`gemm`."""
+    """Return two GEMMs in a row, the second of the first's answer; shapes as in :func:`gemm`."""
     between = ACTIVATIONS[activation0](functional.linear(a, b0, bias0))
     product = functional.linear(between, b1, bias1)
     if residual is not None:
@@ -65,7 +65,7 @@ def conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], groups: int, activation: str,
 ) -> Tensor:  # fmt: skip
-    """Give activation(convolution + bias + residual); ``x`` [batch, channels, height, width] in any memory format."""
+    """Return activation(convolution + bias + residual); ``x`` [batch, channels, height, width] in any memory format."""
     answer = torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
     if residual is not None:
         answer = answer + residual
@@ -105,7 +105,7 @@ def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: s
 def add_norm(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
 ) -> tuple[Tensor, Tensor]:
-    """Give the sum of two tensors of one shape and dtype, and the sum normalised as by :func:`norm`."""
+    """Return the sum of two tensors of one shape and dtype, and the sum normalised as by :func:`norm`."""
     total = x + residual
     return total, norm(total, weight, bias, eps, kind)
 
@@ -121,7 +121,7 @@ def _(
 def max_pool2d(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
-    """Give the largest of each window of ``x`` [batch, channels, height, width], in any memory format."""
+    """Return the largest of each window of ``x`` [batch, channels, height, width], in any memory format."""
     return torch.max_pool2d(x, kernel, stride, padding, dilation)  # type: ignore[arg-type]
 
 
@@ -134,7 +134,7 @@ def _(
 
 @torch.library.custom_op(f"{NAMESPACE}::mean_pool2d", mutates_args=())
 def mean_pool2d(x: Tensor) -> Tensor:
-    """Give the mean of each channel of each image: [batch, channels, 1, 1] of [batch, channels, height, width]."""
+    """Return the mean of each channel of each image: [batch, channels, 1, 1] of [batch, channels, height, width]."""
     return functional.adaptive_avg_pool2d(x, 1)
 
 
@@ -147,11 +147,11 @@ def _(x: Tensor) -> Tensor:
 def space_to_depth(
     x: Tensor, block: Sequence[int], before: Sequence[int], size: Sequence[int], channels: int, dtype: torch.dtype
 ) -> Tensor:
-    """Take images [batch, c, height, width] apart into blocks of pixels, whose elements become channels, as ``dtype``.
+    """Divide images [batch, c, height, width] into blocks of pixels, whose elements become channels, as ``dtype``.
 
-    Gives [batch, ``channels``, *``size``]: block (Y, X) begins at the pixel (Y·block[0] - before[0], X·block[1] -
-    before[1]), and of its pixel (y, x) the channel i is the channel (y·block[1] + x)·c + i. What lies outside, and the
-    channels that are left, are zeros.
+    Returns [batch, ``channels``, *``size``]: block (Y, X) begins at the pixel (Y·block[0] - before[0], X·block[1] -
+    before[1]), and of its pixel (y, x) the channel i is the channel (y·block[1] + x)·c + i. Pixels outside the image
+    and remaining channels are zeros.
     """
     (down, right), (above, left) = block, before
     below, beside = (
@@ -174,10 +174,10 @@ def _(
 def attention(
     query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor:
-    """Scaled dot product attention of [batch, heads, rows, depth] as torch defines it.
+    """Return the scaled dot product attention of [batch, heads, rows, depth] as torch defines it.
 
-    ``mask`` broadcasts to [batch, heads, rows, columns]: true where a key is seen, or of the queries' type and added.
-    The answer lies in memory as [batch, rows, heads, depth], from where the next layer reads it.
+    ``mask`` broadcasts to [batch, heads, rows, columns]: true if a key is seen, or of the queries' type and added.
+    The answer's memory is in the order [batch, rows, heads, depth], in which the next layer reads it.
     """
     answer = functional.scaled_dot_product_attention(query, key, values, mask, 0.0, causal, scale=scale)
     return answer.transpose(1, 2).contiguous().transpose(1, 2)
@@ -189,6 +189,6 @@ def _(query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: b
     return query.new_empty((batch, rows, heads, values.shape[-1])).transpose(1, 2)
 
 
-def _fresh(answer: Tensor, *given: Tensor) -> Tensor:
-    """An operator's answer shares no memory with what it was given."""
-    return answer.clone() if any(answer is tensor for tensor in given) else answer.contiguous()
+def _fresh(answer: Tensor, *operands: Tensor) -> Tensor:
+    """Return an answer that shares no memory with the operands."""
+    return answer.clone() if any(answer is tensor for tensor in operands) else answer.contiguous()

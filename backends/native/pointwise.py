@@ -2,8 +2,8 @@
 
 A program is canonical JSON: ``{"dtype": "float16", "steps": [["mul", {"in": 0}, {"in": 1}], ["relu", {"step": 0}]]}``.
 An operand is an input, an earlier step or a number; the last step is the answer, rounded once to ``dtype``. Every step
-computes in float32, or in float64 where an input has it; inputs and steps broadcast. As in
-:mod:`autotune.backends.native.operators`, torch's own calls give the meaning that a fast kernel equals within rounding.
+computes in float32, or in float64 if an input has it; inputs and steps broadcast. As in
+:mod:`autotune.backends.native.operators`, torch's own calls define the result, which a kernel equals within rounding.
 """
 
 import json
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,12 +24,12 @@ from autotune.records.canonical import canonical
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 )
-"""The dtypes of inputs, answers and casts, by the names that programs call them."""
+"""The dtypes of inputs, answers and casts, by their names in programs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """An operand that is a tensor: an input, or what an earlier step gave."""
+    """An operand that is a tensor: an input, or the result of an earlier step."""
 
     kind: Literal["in", "step"]
     index: int
@@ -40,44 +40,44 @@ Operand: TypeAlias = Reference | float | str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """One operator of :data:`OPERATORS` and what it is applied to."""
+class PointwiseStep:
+    """One operator of :data:`OPERATORS` and its operands."""
 
     name: str
     operands: tuple[Operand, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Program:
-    """What is computed for each element; ``dtype`` is the answer's, by name.
+class PointwiseProgram:
+    """A computation on each element; ``dtype`` is the name of the answer's dtype.
 
-    Raises WorkError where a step is unknown, lacks an operand or reads what is not there yet.
+    Raises WorkError if a step is unknown, lacks an operand or reads a later step.
     """
 
     dtype: str
-    steps: tuple[Step, ...]
+    steps: tuple[PointwiseStep, ...]
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES or not self.steps:
-            raise _refused(f"{len(self.steps)} steps to {self.dtype}", f"steps to one of {', '.join(DTYPES)}")
+            raise _invalid(f"{len(self.steps)} steps to {self.dtype}", f"steps to one of {', '.join(DTYPES)}")
         for index, step in enumerate(self.steps):
             form = OPERATORS[step.name].form if step.name in OPERATORS else None
             if form is None:
-                raise _refused(f"the step {step.name}", f"one of {', '.join(OPERATORS)}")
+                raise _invalid(f"the step {step.name}", f"one of {', '.join(OPERATORS)}")
             if len(form) != len(step.operands) or not all(map(_fits, form, step.operands)):
-                raise _refused(f"{step.name} of {step.operands}", f"operands of the form {form}")
+                raise _invalid(f"{step.name} of {step.operands}", f"operands of the form {form}")
             read = [operand for operand in step.operands if isinstance(operand, Reference)]
-            if any(one.index < 0 or (one.kind == "step" and one.index >= index) for one in read):
-                raise _refused(f"{step.name} of {step.operands} as step {index}", "inputs and earlier steps")
+            if any(operand.index < 0 or (operand.kind == "step" and operand.index >= index) for operand in read):
+                raise _invalid(f"{step.name} of {step.operands} as step {index}", "inputs and earlier steps")
 
     @property
     def inputs(self) -> int:
-        """How many inputs the program reads, counted up to the last one that it names."""
+        """The number of inputs that the program needs: up to the last one that it reads."""
         operands = (operand for step in self.steps for operand in step.operands)
         return 1 + max((o.index for o in operands if isinstance(o, Reference) and o.kind == "in"), default=-1)
 
     def text(self) -> str:
-        """The canonical JSON that the operator takes."""
+        """Return the canonical JSON that the operator takes."""
         steps = [[step.name, *map(_plain, step.operands)] for step in self.steps]
         return canonical({"dtype": self.dtype, "steps": steps})
 
@@ -118,47 +118,49 @@ OPERATORS: Mapping[str, _Operator] = MappingProxyType(
         "cast": _Operator(compute=lambda x, dtype: x.to(DTYPES[dtype]).to(x.dtype), form="xd"),
     }
 )
-"""The operators of a step, by name; torch's meaning of each is the program's, special values included."""
+"""The operators of a step, by name; each is defined by torch's, special values included."""
 
 
-def parse(text: str) -> Program:
-    """Read a program; raises WorkError where it is none."""
+def parse(text: str) -> PointwiseProgram:
+    """Read a program; raises WorkError if it is not valid."""
     try:
-        read = json.loads(text)
-        steps = tuple(Step(name=name, operands=tuple(map(_operand, operands))) for name, *operands in read["steps"])
-        return Program(dtype=read["dtype"], steps=steps)
+        data = json.loads(text)
+        steps = tuple(
+            PointwiseStep(name=name, operands=tuple(map(_operand, operands))) for name, *operands in data["steps"]
+        )
+        return PointwiseProgram(dtype=data["dtype"], steps=steps)
     except (ValueError, TypeError, KeyError) as error:
         expected = 'JSON {"dtype": ..., "steps": [[name, operand, ...], ...]}'
-        raise _refused(f"{text[:200]} ({error})", expected) from error
+        raise _invalid(f"{text[:200]} ({error})", expected) from error
 
 
 def compute_dtype(inputs: Sequence[Tensor]) -> torch.dtype:
-    """The dtype in which every step computes."""
-    return torch.float64 if any(one.dtype is torch.float64 for one in inputs) else torch.float32
+    """Return the dtype in which every step computes."""
+    return torch.float64 if any(tensor.dtype is torch.float64 for tensor in inputs) else torch.float32
 
 
 @torch.library.custom_op(f"{NAMESPACE}::pointwise", mutates_args=())
 def pointwise(inputs: Sequence[Tensor], program: str) -> Tensor:
-    """Give the answer of ``program``, contiguous, of the shape to which ``inputs`` broadcast together."""
-    read = parse(program)
-    _check(inputs, read)
+    """Return the answer of ``program``, contiguous, of the shape to which ``inputs`` broadcast together."""
+    parsed = parse(program)
+    _check(inputs, parsed)
     wide = compute_dtype(inputs)
-    widened = [one.to(wide) for one in inputs]
-    given: list[Tensor] = []
+    widened = [tensor.to(wide) for tensor in inputs]
+    results: list[Tensor] = []
 
-    def operand(letter: str, one: Operand) -> Operand | Tensor:
-        if isinstance(one, Reference):
-            return widened[one.index] if one.kind == "in" else given[one.index]
-        if letter != "x" or not isinstance(one, bool | int | float):
-            return one
-        # Filled on the device: a number that is copied there cannot be captured in a CUDA graph.
-        return torch.full((), float(one), dtype=wide, device=inputs[0].device)
+    def evaluated(letter: str, operand: Operand) -> Operand | Tensor:
+        if isinstance(operand, Reference):
+            return widened[operand.index] if operand.kind == "in" else results[operand.index]
+        if letter != "x" or not isinstance(operand, bool | int | float):
+            return operand
+        # Filled on the device: the copy of a number to the device cannot be captured in a CUDA graph.
+        return torch.full((), float(operand), dtype=wide, device=inputs[0].device)
 
-    for step in read.steps:
-        chosen = OPERATORS[step.name]
-        given.append(chosen.compute(*map(operand, chosen.form, step.operands)))
-    answer = torch.empty(_shape(inputs), dtype=DTYPES[read.dtype], device=inputs[0].device)
-    return answer.copy_(given[-1])
+    for step in parsed.steps:
+        operator = OPERATORS[step.name]
+        results.append(operator.compute(*map(evaluated, operator.form, step.operands)))
+    answer = torch.empty(_shape(inputs), dtype=DTYPES[parsed.dtype], device=inputs[0].device)
+    return answer.copy_(results[-1])
 
 
 @pointwise.register_fake
@@ -169,25 +171,27 @@ def _(inputs: Sequence[Tensor], program: str) -> Tensor:
 
 
 def _shape(inputs: Sequence[Tensor]) -> torch.Size:
-    shape: torch.Size = torch.broadcast_shapes(*(one.shape for one in inputs))  # type: ignore[no-untyped-call]
+    shape: torch.Size = torch.broadcast_shapes(*(tensor.shape for tensor in inputs))  # type: ignore[no-untyped-call]
     return shape
 
 
-def _check(inputs: Sequence[Tensor], program: Program) -> None:
-    if not inputs or len(inputs) < program.inputs or any(one.dtype not in DTYPES.values() for one in inputs):
-        found = ", ".join(f"{str(one.dtype).removeprefix('torch.')}{list(one.shape)}" for one in inputs)
-        raise _refused(f"inputs {found or 'none'}", f"{max(program.inputs, 1)} of {', '.join(DTYPES)}")
+def _check(inputs: Sequence[Tensor], program: PointwiseProgram) -> None:
+    if not inputs or len(inputs) < program.inputs or any(tensor.dtype not in DTYPES.values() for tensor in inputs):
+        shapes = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for tensor in inputs)
+        raise _invalid(f"inputs {shapes or 'none'}", f"{max(program.inputs, 1)} of {', '.join(DTYPES)}")
 
 
-def _operand(read: Any) -> Operand:
-    if isinstance(read, dict):
-        ((kind, index),) = read.items()
+def _operand(data: object) -> Operand:
+    if isinstance(data, dict):
+        ((kind, index),) = data.items()
         if kind not in ("in", "step") or type(index) is not int:
-            raise ValueError(f"{read} is no operand")
+            raise ValueError(f"{data} is no operand")
         return Reference(kind=kind, index=index)
-    if read is None or isinstance(read, str) or (type(read) in (int, float) and math.isfinite(read)):
-        return read  # type: ignore[no-any-return]
-    raise ValueError(f"{read!r} is no operand")
+    if data is None or isinstance(data, str):
+        return data
+    if isinstance(data, int | float) and not isinstance(data, bool) and math.isfinite(data):
+        return data
+    raise ValueError(f"{data!r} is no operand")
 
 
 def _plain(operand: Operand) -> object:
@@ -203,5 +207,5 @@ def _fits(letter: str, operand: Operand) -> bool:
     return number or (letter == "b" and operand is None)
 
 
-def _refused(found: str, expected: str) -> WorkError:
-    return WorkError("the pointwise program cannot be computed", found=found, expected=expected)
+def _invalid(program: str, expected: str) -> WorkError:
+    return WorkError("the pointwise program cannot be computed", found=program, expected=expected)

@@ -1,12 +1,12 @@
-"""The places of a rewritten graph that a kernel of ours may take, each with the problem that it poses.
+"""The sites of a rewritten graph, at which a kernel of ours may run, each with its kernel problem.
 
-A site is known by its position among its graph's fused operators, which saving and loading a graph keep.
+A site is identified by its position among its graph's fused operators, which saving and loading a graph keep.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from autotune.records.kernel_problem import GemmProblem, OperandType, Window
 DTYPES: dict[torch.dtype, OperandType] = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 VECTOR = 8
-"""Channels that are read at once: a convolution of images with another number of them is the libraries' alone."""
+"""Channels that are read at once: only the libraries compute a convolution whose channels are not a multiple of it."""
 
 _FUSED = torch.ops.autotune_native
 GEMM, CONV2D = _FUSED.gemm.default, _FUSED.conv2d.default
@@ -27,7 +27,7 @@ GEMM, CONV2D = _FUSED.gemm.default, _FUSED.conv2d.default
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One fused operator of a graph: ``index`` among all of them, the node's name, and its GEMM where it is one.
+    """One fused operator of a graph: ``index`` among all of them, the node's name, and its GEMM if it is one.
 
     ``place`` is the path of the module that it was captured in.
     """
@@ -46,32 +46,32 @@ def fused_nodes(module: GraphModule) -> Iterator[Node]:
             yield node
 
 
-def taken_as_given(module: GraphModule) -> bool:
-    """Whether images may come in any memory format: who reads them writes blocks of their pixels."""
+def reads_any_layout(module: GraphModule) -> bool:
+    """Return true if images may come in any memory format: their only readers write blocks of their pixels."""
     images = [node for node in module.graph.nodes if node.op == "placeholder" and _is_image(node)]
     return all(user.target is _FUSED.space_to_depth.default for node in images for user in node.users)
 
 
 def _is_image(node: Node) -> bool:
-    like = value(node)
-    return like is not None and like.dim() == 4
+    image = value(node)
+    return image is not None and image.dim() == 4
 
 
 def sites(module: GraphModule, *, channels_last: bool) -> list[Site]:
     """List the fused operators; in channels-last memory a convolution is a GEMM over the places of its window.
 
-    Where windows lie side by side, as for a vision transformer's patches, it is one over the images' parts themselves.
+    If windows lie side by side, as for a vision transformer's patches, it is a GEMM over the images' parts themselves.
     """
-    found = []
+    listed = []
     for index, node in enumerate(fused_nodes(module)):
         problem = None
         if node.target is GEMM:
             problem = _gemm_problem(node)
         elif node.target is CONV2D and channels_last:
             problem = _conv_problem(node)
-        name = cast(Any, node.target)._schema.name.rpartition("::")[2]
-        found.append(Site(index=index, name=node.name, operator=name, problem=problem, place=place(node)))
-    return found
+        name = cast("torch._ops.OpOverload", node.target)._schema.name.rpartition("::")[2]
+        listed.append(Site(index=index, name=node.name, operator=name, problem=problem, place=place(node)))
+    return listed
 
 
 def _gemm_problem(node: Node) -> GemmProblem | None:
@@ -83,7 +83,7 @@ def _gemm_problem(node: Node) -> GemmProblem | None:
 
 
 def _conv_problem(node: Node) -> GemmProblem | None:
-    """The GEMM of a convolution of whole images; without a window where each pixel is looked at once."""
+    """Return the GEMM of a convolution of whole images; without a window if each pixel is read once."""
     x, weight = value(node.args[0]), value(node.args[1])
     bias, residual, stride, padding, dilation, groups, activation = node.args[2:]
     if x is None or weight is None or groups != 1 or not x.numel() or not _stored(node.args[1], bias):
@@ -103,7 +103,7 @@ def _conv_problem(node: Node) -> GemmProblem | None:
 def is_split(
     image: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> bool:
-    """Whether a convolution's places take an image [batch, channels, height, width] apart: each pixel is in one."""
+    """Return true if a convolution divides an image [batch, channels, height, width]: each pixel is in one window."""
     divides = all(size % side == 0 for size, side in zip(image[2:], kernel, strict=True))
     dense = all(step == 1 or side == 1 for step, side in zip(dilation, kernel, strict=True))
     return divides and dense and tuple(kernel) == tuple(stride) and not any(padding)
@@ -115,7 +115,7 @@ def _pair(sizes: object) -> tuple[int, int]:
 
 
 def _stored(*operands: object) -> bool:
-    """Whether operands are weights of the graph, or absent: what is computed anew has no layout to rely on."""
+    """Return true if operands are weights of the graph, or absent: the layout of computed values is not fixed."""
     return all(operand is None or (isinstance(operand, Node) and operand.op == "get_attr") for operand in operands)
 
 

@@ -10,16 +10,8 @@ from autotune.backends.eager import BACKEND
 from autotune.errors import ArtifactError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
-from tests.backends.conformance import (
-    CORES,
-    CPU,
-    BackendConformance,
-    RunnerConformance,
-    build_toy,
-    expected,
-    toy_inputs,
-    toy_workload,
-)
+from autotune.testing.backend_conformance import CORES, CPU, BackendConformance, RunnerConformance
+from autotune.testing.toy_models import build_toy, expected, toy_inputs, toy_workload
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
 OLD_GPU = Device(kind="cuda", name="Tesla P100", uuid="gpu-old", capability=(6, 0))
@@ -32,6 +24,7 @@ class TestEagerBackend(BackendConformance):
 
 class TestEagerRunner(RunnerConformance):
     backend = BACKEND
+    module = "autotune.backends.eager"
 
 
 def configuration(**values: str | int | bool) -> Configuration:
@@ -182,6 +175,7 @@ def test_threads_of_the_configuration_hold_during_the_call_only(tmp_path: Path) 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestEagerRunnerOnGpu(RunnerConformance):
     backend = BACKEND
+    module = "autotune.backends.eager"
     tolerance = 5e-3
     device = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
 

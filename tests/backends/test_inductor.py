@@ -12,7 +12,8 @@ from autotune.backends.inductor import BACKEND, options
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.runtime.elf import needed_libraries
-from tests.backends.conformance import CPU, BackendConformance, RunnerConformance, build_toy, toy_workload
+from autotune.testing.backend_conformance import CPU, BackendConformance, RunnerConformance
+from autotune.testing.toy_models import build_toy, toy_workload
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
 COMPILER = shutil.which("g++")
@@ -30,6 +31,7 @@ class TestInductorRunner(RunnerConformance):
     """One build, with both kinds of layers in it."""
 
     backend = BACKEND
+    module = "autotune.backends.inductor"
     toys = ("mixed",)
 
 
@@ -133,6 +135,7 @@ def test_reads_what_a_library_needs() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestInductorRunnerOnGpu(RunnerConformance):
     backend = BACKEND
+    module = "autotune.backends.inductor"
     toys = ("mixed",)
     tolerance = 5e-3
     device = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
@@ -144,7 +147,7 @@ import sys
 from autotune.backends import inductor
 from torch._inductor import cpu_vec_isa
 if sys.argv[1] == "ours":
-    with inductor._known_instructions():
+    with inductor._trusted_instructions():
         found = cpu_vec_isa.valid_vec_isa_list()
 else:
     found = cpu_vec_isa.valid_vec_isa_list()

@@ -13,17 +13,8 @@ from autotune.model.capture import capture
 from autotune.model.source import CapturedModel, write
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
-from tests.backends.conformance import (
-    CORES,
-    CPU,
-    BackendConformance,
-    RunnerConformance,
-    build_artifact,
-    build_toy,
-    expected,
-    toy_inputs,
-    toy_source,
-)
+from autotune.testing.backend_conformance import CORES, CPU, BackendConformance, RunnerConformance
+from autotune.testing.toy_models import build_artifact, build_toy, expected, toy_inputs, toy_source
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
 needs_cuda = pytest.mark.skipif(not BACKEND.probe(GPU).works or not torch.cuda.is_available(), reason="needs CUDA")
@@ -43,12 +34,14 @@ class TestOnnxRuntimeBackend(BackendConformance):
 
 class TestOnnxRuntimeRunner(RunnerConformance):
     backend = BACKEND
+    module = "autotune.backends.onnxruntime"
 
 
 @pytest.mark.gpu
 @needs_cuda
 class TestOnnxRuntimeCudaRunner(RunnerConformance):
     backend = BACKEND
+    module = "autotune.backends.onnxruntime"
     device = GPU
 
 
@@ -56,6 +49,7 @@ class TestOnnxRuntimeCudaRunner(RunnerConformance):
 @needs_cuda
 class TestOnnxRuntimeCudaGraphRunner(RunnerConformance):
     backend = BACKEND
+    module = "autotune.backends.onnxruntime"
     device = GPU
     configuration = on_gpu(convolution=True, cuda_graph=True)
 

@@ -13,16 +13,10 @@ from autotune.model.source import CapturedModel, write
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.workload import TensorSpec
-from tests.backends.conformance import (
-    CPU,
-    ROOT,
-    BackendConformance,
-    RunnerConformance,
-    build_artifact,
-    expected,
-    toy_inputs,
-    toy_source,
-)
+from autotune.testing.backend_conformance import CPU, BackendConformance, RunnerConformance
+from autotune.testing.toy_models import build_artifact, expected, toy_inputs, toy_source
+
+ROOT = Path(__file__).parents[2]
 
 
 class TestOpenVinoBackend(BackendConformance):
@@ -32,6 +26,7 @@ class TestOpenVinoBackend(BackendConformance):
 
 class TestOpenVinoRunner(RunnerConformance):
     backend = BACKEND
+    module = "autotune.backends.openvino"
 
 
 def configuration(**values: str | int | bool) -> Configuration:

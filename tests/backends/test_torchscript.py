@@ -7,7 +7,8 @@ import torch
 from autotune.backends.torchscript import BACKEND
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
-from tests.backends.conformance import CPU, BackendConformance, RunnerConformance, build_toy, expected, toy_inputs
+from autotune.testing.backend_conformance import CPU, BackendConformance, RunnerConformance
+from autotune.testing.toy_models import build_toy, expected, toy_inputs
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
 
@@ -19,6 +20,7 @@ class TestTorchScriptBackend(BackendConformance):
 
 class TestTorchScriptRunner(RunnerConformance):
     backend = BACKEND
+    module = "autotune.backends.torchscript"
 
 
 def configuration(**values: str | int | bool) -> Configuration:
@@ -77,6 +79,7 @@ def test_a_gpu_has_a_cuda_graph_and_half_precision_off_the_shelf() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 class TestTorchScriptRunnerOnGpu(RunnerConformance):
     backend = BACKEND
+    module = "autotune.backends.torchscript"
     tolerance = 5e-3
     device = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
 

@@ -42,13 +42,13 @@ def fill(file):
     with Store.open(path) as store:
         study = records.begin(store)
         records.tried(store, study)
-        broken = store.claim_trial(study.uid, records.configuration(1), records.TOOLCHAIN.digest)
-        store.finish_trial(records.failed(broken, log_tail="the linker said no\n"))
+        broken = store.trials.claim(study.uid, records.configuration(1), records.TOOLCHAIN.digest)
+        store.trials.finish(records.failed(broken, log_tail="the linker said no\n"))
         evidence = {"finalists": [finalist(fast, 1.0), finalist(eager, 2.0, baseline=True)]}
         plan = records.plan(configuration=fast, evidence=evidence)
-        store.promote(plan)
-        store.promote(records.plan("p32", records.workload(batch=32), evidence=evidence, latency_ms=8.0))
-        store.promote(
+        store.plans.promote(plan)
+        store.plans.promote(records.plan("p32", records.workload(batch=32), evidence=evidence, latency_ms=8.0))
+        store.plans.promote(
             dataclasses.replace(
                 plan,
                 uid="pa",

@@ -8,6 +8,7 @@ from rich.console import Console
 from autotune.cli.progress import TuneProgress
 from autotune.cli.tune import _earlier
 from autotune.database.store import Store
+from autotune.execute.finals import LIMIT_S
 from autotune.records.configuration import Configuration
 from autotune.records.trial import Trial
 from autotune.runtime import discovery
@@ -28,6 +29,12 @@ def trial(number, configuration, latency_ms, **values):
         uid=str(number), number=number, configuration=configuration, state=state, latency_ms=latency_ms, build_s=0.5,
         signal_error=0.0, **values,
     )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def long_finals(monkeypatch):
+    """The finals of users, not the short ones of tests."""
+    monkeypatch.setitem(LIMIT_S, "cpu", 75.0)
 
 
 class Clock:
@@ -94,8 +101,8 @@ def test_the_earlier_runs_are_those_of_the_study_with_this_running_trial(tmp_pat
     with Store.open(str(tmp_path / "autotune.db")) as store:
         study = records.begin(store)
         records.tried(store, study)
-        store.add_active_time(study.uid, 12.5)
-        running = store.claim_trial(study.uid, records.configuration(1), records.TOOLCHAIN.digest)
+        store.studies.add_active_time(study.uid, 12.5)
+        running = store.trials.claim(study.uid, records.configuration(1), records.TOOLCHAIN.digest)
         asked = StudyRequest(name=study.name, batch=study.batch, device=discovery.cpu(), factory="x:y")
         trials, spent_s = _earlier(store, asked, running.number, running.configuration)
         assert ([one.number for one in trials], spent_s) == ([0], 12.5)

@@ -23,8 +23,8 @@ def frozen(database, tmp_path):
     folder = tmp_path / "frozen"
     with Store.open(database) as store:
         artifact = store.artifacts.add(_built(tmp_path / "built"))
-        plan = store.plans(device="a100")[0]
-        store.replace_plan_artifact(plan.uid, artifact, plan.weights, plan.toolchain)
+        plan = store.plans.list(device="a100")[0]
+        store.plans.replace_artifact(plan.uid, artifact, plan.weights, plan.toolchain)
     folder.mkdir()
     for path in tmp_path.glob("autotune*"):
         path.rename(folder / path.name)

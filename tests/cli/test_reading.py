@@ -137,7 +137,7 @@ def test_compare_has_one_row_a_device_class(autotune, database):
 def test_plans_of_two_structures_under_one_name_are_all_shown_or_picked(autotune, database):
     other = records.plan("other", replace(records.workload(), structure=records.digest("other")), latency_ms=3.0)
     with Store.open(database) as store:
-        store.promote(other)
+        store.plans.promote(other)
     known, new = records.workload().structure[:8], other.structure[:8]
     asked = ("--batch", "1", "--device", "h200", "--db", database)
     text = words(autotune("plan", "list", *asked).stdout)

@@ -27,8 +27,8 @@ def two(tmp_path):
         ]
         uids = []
         for study in studies:
-            claimed = store.claim_trial(study.uid, records.configuration(1), records.TOOLCHAIN.digest)
-            store.finish_trial(records.failed(claimed))
+            claimed = store.trials.claim(study.uid, records.configuration(1), records.TOOLCHAIN.digest)
+            store.trials.finish(records.failed(claimed))
             uids.append(claimed.uid)
     return path, uids
 

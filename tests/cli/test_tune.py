@@ -154,8 +154,9 @@ def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
     assert entry["trials"]["complete"] + entry["trials"]["pruned"] == 2  # a slow one is not timed to the end
     plan = entry["plan"]
     assert not plan["cached"]
-    assert plan["status"] in ("promoted", "tie", "baseline")
-    assert plan["speedup"] >= 1.0
+    (winner,) = (one for one in entry["finalists"] if one["configuration"] == plan["configuration"])
+    assert (plan["status"], plan["latency_ms"]) == (entry["status"], winner["latency_ms"])
+    assert plan["speedup"] == pytest.approx(entry["baseline_latency_ms"] / plan["latency_ms"])
     assert "trial 0" in first.stderr
     (file,) = results.glob("toy/*-b2.json")
     document = json.loads(file.read_text())
@@ -189,6 +190,7 @@ def worst(outputs, references):
 """
 
 
+@pytest.mark.slow
 def test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan(study, tmp_path):
     (tmp_path / "toy.py").write_text(MODEL + WORST)
     study.write_text(STUDY + OTHERS.replace("METRIC", METRIC))
@@ -202,10 +204,7 @@ def test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan
         call = ["bash", "-c", text]
         return subprocess.run(call, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
 
-    for _ in range(4):  # on a busy host the finals may need another go
-        unread = bash(f"{command} 2>&1 | head -1")
-        if unread.returncode != 1:
-            break
+    unread = bash(f"{command} 2>&1 | head -1")
     assert (unread.returncode, unread.stderr, unread.stdout[:5]) == (0, "", "toy, ")
     again = bash(command)
     assert again.returncode == 0 and "nothing was measured" in " ".join(again.stdout.split())
@@ -213,16 +212,16 @@ def test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan
     assert heads == sorted(heads)
     snippet = again.stdout[again.stdout.index("python - <<'END'") : again.stdout.index("END\n", heads[2] + 80) + 4]
     with Store.open(str(tmp_path / "here" / "a.db"), create=False) as store:
-        (plan,) = store.plans(name="toy")
-        trials = len(store.trials(plan.evidence["study"]))
+        (plan,) = store.plans.list(name="toy")
+        trials = len(store.trials.of_study(plan.evidence.study))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     loaded = bash(f"cd {elsewhere}\n{snippet}")
     assert loaded.returncode == 0, loaded.stderr
     assert loaded.stdout.startswith(f"<OptimizedModel toy: {plan.configuration}, {plan.latency_ms:.3f} ms")
     with Store.open(str(tmp_path / "here" / "a.db"), create=False) as store:
-        (after,) = store.plans(name="toy")
-        assert after.uid == plan.uid and len(store.trials(plan.evidence["study"])) == trials  # exactly this plan
+        (after,) = store.plans.list(name="toy")
+        assert after.uid == plan.uid and len(store.trials.of_study(plan.evidence.study)) == trials  # exactly this plan
 
 
 def test_undecided_finals_end_with_1_after_all_batches_were_run_and_printed(autotune, study, tmp_path, monkeypatch):
@@ -240,8 +239,9 @@ def test_undecided_finals_end_with_1_after_all_batches_were_run_and_printed(auto
     wrote = []
     shown = autotune("tune", study, "--db", tmp_path / "a.db", "--results", tmp_path / "results")
     assert shown.exit_code == 1 and wrote == [2, 4]
-    assert "undecided: busy host\nthere is no plan yet\nrun again: autotune " in shown.stdout
-    assert "plan show toy --batch 4" in shown.stdout
+    words = " ".join(shown.stdout.split())  # a line with the path of the database may be wrapped
+    assert "undecided: busy host there is no plan yet run again: autotune " in words
+    assert "plan show toy --batch 4" in words
     monkeypatch.undo()
     monkeypatch.setattr("autotune.study.study.run_study", run)
     told = autotune("tune", study, "--batch", "2", "--db", tmp_path / "a.db", "--results", tmp_path / "r", "--json")

@@ -216,18 +216,18 @@ def test_a_file_swapped_after_it_was_verified_is_not_what_is_loaded(tmp_path: Pa
     store, found = stored(tmp_path, {"model.so": b"verified"})
     shared = store.open(found) / "model.so"
     target = shared if place == "folder" else store.blob(store.files(found)[0].sha256)
-    with store.taken(found) as folder:
+    with store.verified(found) as folder:
         swap(target, b"tampered")
         assert read(folder) == {"model.so": b"verified"}
     if place == "blob":
-        with pytest.raises(ArtifactError, match="damaged"), store.taken(found):
+        with pytest.raises(ArtifactError, match="damaged"), store.verified(found):
             pytest.fail("nothing may be loaded")
 
 
 @pytest.mark.parametrize("content", [b"tampered", b"longer than before", b""])
 def test_a_file_written_to_while_it_is_loaded_is_told(tmp_path: Path, content: bytes) -> None:
     store, found = stored(tmp_path, {"model.so": b"verified", "data": b"1"})
-    with pytest.raises(ArtifactError, match=r"model\.so was changed by another process"), store.taken(found):
+    with pytest.raises(ArtifactError, match=r"model\.so was changed by another process"), store.verified(found):
         blob = store.blob(next(file.sha256 for file in store.files(found) if file.name == "model.so"))
         blob.chmod(0o600)
         blob.write_bytes(content)
@@ -236,13 +236,13 @@ def test_a_file_written_to_while_it_is_loaded_is_told(tmp_path: Path, content: b
 
 def test_a_file_put_into_the_folder_of_a_load_itself_is_told(tmp_path: Path) -> None:
     store, found = stored(tmp_path, {"model.so": b"verified"})
-    with pytest.raises(ArtifactError, match="was changed by another process"), store.taken(found) as folder:
+    with pytest.raises(ArtifactError, match="was changed by another process"), store.verified(found) as folder:
         swap(folder / "model.so", b"tampered")
 
 
 def test_loads_of_one_artifact_do_not_disturb_one_another(tmp_path: Path) -> None:
     store, found = stored(tmp_path, {"model.so": b"verified"})
-    with store.taken(found) as first, store.taken(found) as second:
+    with store.verified(found) as first, store.verified(found) as second:
         assert first != second and read(first) == read(second)
         store.remove(found)
         assert read(first) == read(second) == {"model.so": b"verified"}
@@ -288,7 +288,7 @@ def test_nothing_damaged_is_given_to_a_load(tmp_path: Path, damage: str) -> None
         blob.symlink_to(tmp_path / "elsewhere")
     elif damage == "pipe":
         os.mkfifo(blob)
-    with pytest.raises(ArtifactError, match="damaged"), store.taken(found):
+    with pytest.raises(ArtifactError, match="damaged"), store.verified(found):
         pytest.fail("nothing may be loaded")
     assert os.listdir(store.root / "temporary") == []
 

@@ -42,7 +42,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         second = store.artifacts.add(folder_with(tmp_path / "second", {"w": b"shared", "code": b"2"}))
         store.artifacts.open(first)
         tried(store, study, 0, artifact=second)
-        store.promote(plan(artifact=first))
+        store.plans.promote(plan(artifact=first))
         store.kernels.add([kernel()])
         yield store
 
@@ -61,7 +61,7 @@ def changed(store: Store, *statements: str) -> None:
 
 
 def plan_file(store: Store, name: str = "code") -> Path:
-    (artifact,) = [found.artifact for found in store.plans()]
+    (artifact,) = [found.artifact for found in store.plans.list()]
     assert artifact is not None
     return store.artifacts.blob(next(f.sha256 for f in store.artifacts.files(artifact) if f.name == name))
 
@@ -79,7 +79,7 @@ def rewrite(path: Path, content: bytes) -> None:
 
 
 def manifest(store: Store) -> Path:
-    return store.artifacts.manifest(str(store.plans()[0].artifact))
+    return store.artifacts.manifest(str(store.plans.list()[0].artifact))
 
 
 DAMAGES: dict[str, tuple[Callable[[Store], object], tuple[str, str]]] = {
@@ -94,7 +94,7 @@ DAMAGES: dict[str, tuple[Callable[[Store], object], tuple[str, str]]] = {
     "stray file": (lambda s: (s.artifacts.root / "x").write_text(""), ("stray", "file")),
     "temporary": (lambda s: (s.artifacts.root / "temporary" / "tmpx").write_text("half"), ("leftover", "file")),
     "folder": (
-        lambda s: (s.artifacts.root / "folders" / str(s.plans()[0].artifact) / "x").write_text(""),
+        lambda s: (s.artifacts.root / "folders" / str(s.plans.list()[0].artifact) / "x").write_text(""),
         ("leftover", "file"),
     ),
     "unnamed": (
@@ -141,7 +141,7 @@ def test_every_damage_is_found(store: Store, name: str) -> None:
     damage, expected = DAMAGES[name]
     damage(store)
     if name == "folder":
-        os.utime(store.artifacts.root / "folders" / str(store.plans()[0].artifact))
+        os.utime(store.artifacts.root / "folders" / str(store.plans.list()[0].artifact))
     assert expected in found(store)
 
 
@@ -158,9 +158,9 @@ def test_garbage_takes_no_kernel_trial(store: Store) -> None:
 
 
 def test_one_bad_row_does_not_hide_another(store: Store) -> None:
-    study = store.studies()[0]
+    study = store.studies.list()[0]
     for level in range(1, 4):
-        store.finish_trial(failed(store.claim_trial(study.uid, configuration(level), TOOLCHAIN.digest)))
+        store.trials.finish(failed(store.trials.claim(study.uid, configuration(level), TOOLCHAIN.digest)))
     changed(store, "UPDATE trial SET configuration = 'x' WHERE number IN (1, 3)")
     assert [(f.kind, f.what) for f in check(store, LATER)].count(("damaged", "trial row")) == 2
 
@@ -223,11 +223,15 @@ def test_a_database_without_artifacts_is_sound(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("latency", ["-1.0", "0.0", "NaN", "Infinity", "1e999", '"x"'])
 def test_a_plan_row_that_holds_no_plan_is_told(store: Store, latency: str) -> None:
-    record = json.dumps(store.plans()[0].as_dict()).replace('"latency_ms": 1.0', f'"latency_ms": {latency}')
+    record = json.dumps(store.plans.list()[0].as_dict()).replace('"latency_ms": 1.0', f'"latency_ms": {latency}')
     with sqlite3.connect(store.location) as connection:
         connection.execute("UPDATE plan SET record = ?", (record,))
     connection.close()
-    for read in (store.plans, lambda: PlanReader(Path(store.location)).plans(), lambda: store.find_plan(KEY)):
+    for read in (
+        store.plans.list,
+        lambda: PlanReader(Path(store.location)).plans.list(),
+        lambda: store.plans.find(KEY),
+    ):
         with pytest.raises(DatabaseError, match=r"cannot be read\n.*\n.*\n  run next: autotune db check"):
             read()
     assert found(store) == {("damaged", "plan row")}

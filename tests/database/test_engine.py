@@ -16,8 +16,9 @@ from sqlalchemy import Connection, inspect, make_url, text
 
 from autotune import environment
 from autotune.database import migrate
-from autotune.database.engine import _connected, _file_system, engine_at, for_writing, locate, schema_version
+from autotune.database.engine import _connected, engine_at, for_writing, schema_version
 from autotune.database.leases import Owner
+from autotune.database.location import _file_system, locate
 from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
 from autotune.database.schema import Base
 from autotune.database.store import Store
@@ -70,7 +71,7 @@ def test_every_migration_goes_down_and_up_again(databases: Databases, tmp_path: 
             assert schema_version(connection) == revision
     engine.dispose()
     with Store.open(url) as store:
-        assert store.studies() == []
+        assert store.studies.list() == []
         begin(store)
 
 
@@ -144,7 +145,7 @@ assert [process.exitcode for process in processes] == [0] * 16
     )
     assert done.returncode == 0, done.stderr
     with Store.open(url, create=False) as store:
-        assert {study.name for study in store.studies()} == {f"study{number}" for number in range(16)}
+        assert {study.name for study in store.studies.list()} == {f"study{number}" for number in range(16)}
 
 
 def test_on_a_server_coordinators_write_side_by_side_and_all_else_in_turn(postgresql: Server) -> None:
@@ -153,17 +154,17 @@ def test_on_a_server_coordinators_write_side_by_side_and_all_else_in_turn(postgr
     with Store.open(url) as first, Store.open(impatient.render_as_string(hide_password=False)) as second:
         studies = [begin(store, seed=seed) for seed, store in enumerate((first, second))]
         held, other = (
-            store.under(store.take_lease(study.uid, Owner.this_process()))
+            store.under(store.leases.take(study.uid, Owner.this_process()))
             for study, store in zip(studies, (first, second), strict=True)
         )
-        with held.writing(own=True):
-            assert other.claim_trial(studies[1].uid, configuration(), TOOLCHAIN.digest).number == 0
-            for write in (lambda: begin(second, seed=2), lambda: other.promote(plan())):
+        with held.transactions.writing(own=True):
+            assert other.trials.claim(studies[1].uid, configuration(), TOOLCHAIN.digest).number == 0
+            for write in (lambda: begin(second, seed=2), lambda: other.plans.promote(plan())):
                 with pytest.raises(DatabaseError, match="lock timeout"):
                     write()
         begin(second, seed=2)
-        with held.writing(), pytest.raises(DatabaseError, match="lock timeout"):
-            other.claim_trial(studies[1].uid, configuration(1), TOOLCHAIN.digest)
+        with held.transactions.writing(), pytest.raises(DatabaseError, match="lock timeout"):
+            other.trials.claim(studies[1].uid, configuration(1), TOOLCHAIN.digest)
     postgresql.drop("side_by_side")
 
 
@@ -173,7 +174,7 @@ def test_a_look_up_imports_no_alembic(tmp_path: Path) -> None:
 import sys
 from autotune.database.store import Store
 with Store.open(sys.argv[1], create=False) as store:
-    assert store.plans() == [] and store.studies() == []
+    assert store.plans.list() == [] and store.studies.list() == []
 heavy = {"alembic", "sqlalchemy.dialects.postgresql", "torch", "optuna", "pydantic", "numpy", "scipy"}
 heavy &= set(sys.modules)
 sys.exit(str(heavy) if heavy else 0)
@@ -271,7 +272,7 @@ def test_the_right_password_is_never_told(postgresql: Server, caplog: pytest.Log
     with Store.open(postgresql.create("told", TEMPLATE)) as store:
         assert not any(form in repr(vars(store)) + store.location for form in secret)
         for statement in ("SELECT nonsense", f"SELECT {secret[0]!r}::integer"):
-            with pytest.raises(DatabaseError) as caught, store.writing() as session:
+            with pytest.raises(DatabaseError) as caught, store.transactions.writing() as session:
                 session.execute(text(statement.replace(":", "\\:")))
             assert not any(form in told(caught.value, caplog) for form in secret)
     postgresql.drop("told")
@@ -325,7 +326,7 @@ def test_a_newer_schema_is_refused_and_left_alone(databases: Databases, tmp_path
     url = databases.url(tmp_path / "a.db")
     with Store.open(url) as store:
         begin(store)
-        with store.writing() as session:
+        with store.transactions.writing() as session:
             session.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
     for create in (True, False):
         with pytest.raises(DatabaseError, match="newer version"):
@@ -366,11 +367,11 @@ def test_what_a_reading_sees_does_not_change(databases: Databases, tmp_path: Pat
     url = databases.url(tmp_path / "a.db")
     count = text("SELECT count(*) FROM study")
     with Store.open(url) as reader, Store.open(url) as writer:
-        with reader.reading() as session:
+        with reader.transactions.reading() as session:
             assert session.execute(count).scalar() == 0
             begin(writer)
             assert session.execute(count).scalar() == 0
-        with reader.reading() as session:
+        with reader.transactions.reading() as session:
             assert session.execute(count).scalar() == 1
 
 
@@ -380,7 +381,7 @@ def test_the_file_system_of_a_path_is_known() -> None:
 
 def test_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = tmp_path / "mounts"
-    monkeypatch.setattr("autotune.database.engine.MOUNTS", mounts)
+    monkeypatch.setattr("autotune.database.location.MOUNTS", mounts)
     shared = tmp_path / "on the net"
     shared.mkdir()
     (tmp_path / "link").symlink_to(shared)

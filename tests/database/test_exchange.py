@@ -48,25 +48,25 @@ def live(store: Store, history: History, machine: str, folder: Path) -> None:
         study = begin(store, name, seed=seed)
         for level, (fails, finals) in levels.items():
             if fails:
-                store.finish_trial(failed(store.claim_trial(study.uid, configuration(level), TOOLCHAIN.digest)))
+                store.trials.finish(failed(store.trials.claim(study.uid, configuration(level), TOOLCHAIN.digest)))
                 continue
             trial = tried(store, study, level, latency_ms=1.0 + level)
             if finals:
-                store.add_measurement(trial.uid, "finals", Measurement(samples_ms=((1.0 + level, 2.0),)))
-        store.claim_trial(study.uid, configuration(99), TOOLCHAIN.digest)
-        store.add_active_time(study.uid, 10.0 * len(levels))
+                store.trials.add_measurement(trial.uid, "finals", Measurement(samples_ms=((1.0 + level, 2.0),)))
+        store.trials.claim(study.uid, configuration(99), TOOLCHAIN.digest)
+        store.studies.add_active_time(study.uid, 10.0 * len(levels))
         store.kernels.add([kernel(level, failure=lost() if fails else None) for level, (fails, _) in levels.items()])
         if day:
             built = folder / f"{machine}-built-{name}-{day}"
             artifact = store.artifacts.add(folder_with(built, {"w": b"shared", name: machine.encode()}))
             created = f"2026-01-0{day}T00:00:00+00:00"
-            store.promote(plan(f"{machine}-{name}-{seed}", workload(name), artifact=artifact, created=created))
+            store.plans.promote(plan(f"{machine}-{name}-{seed}", workload(name), artifact=artifact, created=created))
 
 
 def content(store: Store) -> dict[str, Any]:
     """The sets that a merge unites; trials that are still running stay at home."""
-    identities = {s.uid: (s.name, s.seed, s.structure, s.state, s.active_s) for s in store.studies()}
-    ended = {uid: [trial for trial in store.trials(uid) if trial.state != "running"] for uid in identities}
+    identities = {s.uid: (s.name, s.seed, s.structure, s.state, s.active_s) for s in store.studies.list()}
+    ended = {uid: [trial for trial in store.trials.of_study(uid) if trial.state != "running"] for uid in identities}
     return {
         "studies": set(identities.values()),
         "trials": {
@@ -75,12 +75,12 @@ def content(store: Store) -> dict[str, Any]:
             for trial in trials
         },
         "measurements": {
-            trial.uid: sorted(json.dumps(m.as_dict()) for m in store.measurements(trial.uid))
+            trial.uid: sorted(json.dumps(m.as_dict()) for m in store.trials.measurements(trial.uid))
             for trials in ended.values()
             for trial in trials
         },
         "kernels": kernel_content(store),
-        "plans": {found.uid: found for found in store.plans()},
+        "plans": {found.uid: found for found in store.plans.list()},
         "artifacts": store.artifacts.digests(),
     }
 
@@ -112,8 +112,8 @@ def test_merging_unites_in_any_order_and_twice_is_once(databases: Databases, lef
                     again = [merge_file(store, files[each]) for each in order]
                     assert all(found["added"] == 0 for each in again for found in each.values())
                     assert content(store) == results[0]
-                for study in store.studies():
-                    numbers = [trial.number for trial in store.trials(study.uid)]
+                for study in store.studies.list():
+                    numbers = [trial.number for trial in store.trials.of_study(study.uid)]
                     assert len(set(numbers)) == len(numbers)
         assert results[0] == results[1]
         with Store.open(databases.url(root / "left" / "a.db")) as store:
@@ -188,11 +188,11 @@ def test_a_machine_goes_on_with_what_another_found(databases: Databases, tmp_pat
         near = tried(here, study, 1, latency_ms=5.0)
         counts = merge_file(here, tmp_path / "file.zip")
         assert counts["studies"] == {"added": 0, "known": 1} and counts["trials"] == {"added": 3, "known": 0}
-        found = {trial.uid: trial for trial in here.trials(study.uid)}
+        found = {trial.uid: trial for trial in here.trials.of_study(study.uid)}
         assert set(found) == {near.uid, *(trial.uid for trial in far)}
         assert [found[uid].number for uid in (near.uid, *(trial.uid for trial in far))] == [0, 3, 1, 2]
         with pytest.raises(ValueError, match="tried"):
-            here.claim_trial(study.uid, configuration(2), TOOLCHAIN.digest)
+            here.trials.claim(study.uid, configuration(2), TOOLCHAIN.digest)
         assert tried(here, study, 7).number == 4
 
 
@@ -200,29 +200,31 @@ def test_a_plan_arrives_with_or_without_its_artifact(databases: Databases, tmp_p
     with Store.open(databases.url(tmp_path / "a.db")) as there:
         artifact = there.artifacts.add(folder_with(tmp_path / "built", {"model.so": b"code", "data/w": b"weights"}))
         tried(there, begin(there), artifact=artifact)
-        there.promote(plan(artifact=artifact))
+        there.plans.promote(plan(artifact=artifact))
         with_it = export_studies(there, ["resnet50"], tmp_path / "with.zip")
         without = export_studies(there, ["resnet50"], tmp_path / "without.zip", artifacts=False)
     assert with_it == {"studies": 1, "trials": 1, "measurements": 1, "kernel_trials": 0, "plans": 1, "artifacts": 1}
     assert without == with_it | {"artifacts": 0}
     with Store.open(databases.url(tmp_path / "b.db")) as here:
         merge_file(here, tmp_path / "without.zip")
-        assert here.plan("p1").artifact == artifact and not here.artifacts.has(artifact)
-        assert [trial.artifact for trial in here.trials(here.studies()[0].uid)] == [None]
+        assert here.plans.get("p1").artifact == artifact and not here.artifacts.has(artifact)
+        assert [trial.artifact for trial in here.trials.of_study(here.studies.list()[0].uid)] == [None]
         assert merge_file(here, tmp_path / "with.zip")["artifacts"] == {"added": 1, "known": 0}
         assert (here.artifacts.open(artifact) / "data" / "w").read_bytes() == b"weights"
-        assert here.find_plan(key()) == plan(artifact=artifact)
+        assert here.plans.find(key()) == plan(artifact=artifact)
 
 
 def test_the_newer_of_two_plans_stays(databases: Databases, tmp_path: Path) -> None:
     with Store.open(databases.url(tmp_path / "a.db")) as there, Store.open(databases.url(tmp_path / "b.db")) as here:
         begin(there)
-        there.promote(plan("theirs", created="2026-01-02T00:00:00Z"))
+        there.plans.promote(plan("theirs", created="2026-01-02T00:00:00Z"))
         export_studies(there, ["resnet50"], tmp_path / "file.zip")
         for created, uid in (("2026-01-02T02:30:00+02:00", "theirs"), ("2026-01-02T00:00:01+00:00", "ours")):
-            here.promote(plan("ours", created="2026-01-01T23:00:00-05:00" if uid == "ours" else "2026-01-01T00:00:00Z"))
+            here.plans.promote(
+                plan("ours", created="2026-01-01T23:00:00-05:00" if uid == "ours" else "2026-01-01T00:00:00Z")
+            )
             merge_file(here, tmp_path / "file.zip")
-            assert [found.uid for found in here.plans()] == [uid], created
+            assert [found.uid for found in here.plans.list()] == [uid], created
 
 
 def test_only_known_studies_are_exported_and_nothing_is_half_written(databases: Databases, tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         artifact = store.artifacts.add(folder_with(root / "built", {"model.so": b"code" * 100}))
         study = begin(store)
         tried(store, study, artifact=artifact)
-        second = store.claim_trial(study.uid, configuration(1), TOOLCHAIN.digest)
-        store.finish_trial(failed(second, figure=float("nan")))
-        store.promote(plan(artifact=artifact))
+        second = store.trials.claim(study.uid, configuration(1), TOOLCHAIN.digest)
+        store.trials.finish(failed(second, figure=float("nan")))
+        store.plans.promote(plan(artifact=artifact))
         store.kernels.add([kernel()])
         store.kernels.add([kernel(1, failure=replace(lost("non_finite"), figure=float("inf")), error=float("inf"))])
         export_studies(store, ["resnet50"], root / "sound.zip")
@@ -78,7 +78,7 @@ def rewritten(sound: Path, target: Path, change: Callable[[dict[str, bytes]], No
 
 
 def is_empty(store: Store) -> bool:
-    return not (store.studies() or store.plans() or store.kernels.problems() or store.artifacts.digests())
+    return not (store.studies.list() or store.plans.list() or store.kernels.problems() or store.artifacts.digests())
 
 
 def refused(databases: Databases, path: Path, tmp_path: Path, match: str = "") -> None:
@@ -240,7 +240,7 @@ def test_a_file_with_any_byte_changed_is_refused_or_harmless(
             except DatabaseError:
                 assert is_empty(store)
             else:  # a byte that nobody reads, such as the date of an entry
-                assert [found.as_dict() for found in store.plans()] == [
+                assert [found.as_dict() for found in store.plans.list()] == [
                     plan(artifact=store.artifacts.digests()[0]).as_dict()
                 ]
 
@@ -256,18 +256,18 @@ def test_compressed_artifacts_could_be_bombs_and_are_refused(databases: Database
 
 def test_a_uid_that_means_something_else_here_is_refused(databases: Databases, sound: Path, tmp_path: Path) -> None:
     with Store.open(databases.url(tmp_path / "a.db")) as store:
-        store.promote(plan("p1", workload("another")))
+        store.plans.promote(plan("p1", workload("another")))
         with pytest.raises(DatabaseError, match="plan p1, which is something else"):
             merge_file(store, sound)
-        assert [found.name for found in store.plans()] == ["another"]
-        assert store.studies() == [] and store.artifacts.digests() == []
+        assert [found.name for found in store.plans.list()] == ["another"]
+        assert store.studies.list() == [] and store.artifacts.digests() == []
 
 
 def test_the_samples_arrive_as_they_were(databases: Databases, sound: Path, tmp_path: Path) -> None:
     with Store.open(databases.url(tmp_path / "a.db")) as store:
         merge_file(store, sound)
-        first, second = store.trials(store.studies()[0].uid)
-        assert store.measurements(first.uid) == [SAMPLES]
+        first, second = store.trials.of_study(store.studies.list()[0].uid)
+        assert store.trials.measurements(first.uid) == [SAMPLES]
         assert second.failure is not None and str(second.failure.figure) == "nan"
         done, refused = store.kernels.of(PROBLEM, DEVICE.device_class, TOOLCHAIN.digest)
         assert done == kernel()

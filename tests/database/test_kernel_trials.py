@@ -15,9 +15,10 @@ from sqlalchemy import text
 
 from autotune.database import migrate
 from autotune.database.check import check
-from autotune.database.engine import engine_at, for_writing, locate
+from autotune.database.engine import engine_at, for_writing
 from autotune.database.exchange import export_studies, merge_file
 from autotune.database.leases import Owner
+from autotune.database.location import locate
 from autotune.database.store import Store
 from autotune.database.trials import QUARANTINE
 from autotune.errors import DatabaseError, DeviceError
@@ -150,8 +151,8 @@ def test_hints_are_what_was_best_elsewhere_the_nearest_first(tmp_path: Path, dat
 
 def test_anybody_may_add_whatever_became_of_a_lease(store: Store) -> None:
     study = begin(store)
-    held = store.under(store.take_lease(study.uid, Owner.this_process()))
-    with store.writing() as session:
+    held = store.under(store.leases.take(study.uid, Owner.this_process()))
+    with store.transactions.writing() as session:
         session.execute(text("UPDATE lease SET fence = fence + 1, token = 'theirs'"))
     assert held.kernels.add([kernel()]) == 1
 
@@ -198,13 +199,13 @@ def test_a_database_from_before_kernel_trials_keeps_its_rows_on_the_way_up_and_d
         study = begin(store, conditions=None)
         tried(store, study)
         store.kernels.add([kernel()])
-        before = store.trials(study.uid)
+        before = store.trials.of_study(study.uid)
     engine = engine_at(locate(url))
     with for_writing(engine).begin() as connection:
         migrate.downgrade(connection, "0001")
     engine.dispose()
     with Store.open(url) as store:
-        assert store.trials(study.uid) == before and here(store) == ()
+        assert store.trials.of_study(study.uid) == before and here(store) == ()
         assert store.kernels.add([kernel()]) == 1 and check(store, 0.0) == []
 
 
@@ -243,7 +244,7 @@ def test_a_uid_that_means_another_kernel_here_is_refused(databases: Databases, t
         store.kernels.add([kernel(1)])
         export_studies(there, [], tmp_path / "file.zip")
         uid = next(iter(kernel_content(there)))
-        with store.writing() as session:
+        with store.transactions.writing() as session:
             session.execute(text("UPDATE kernel_trial SET uid = :uid"), {"uid": uid})
         with pytest.raises(DatabaseError, match=f"kernel trial {uid}, which is something else"):
             merge_file(store, tmp_path / "file.zip")

@@ -2,7 +2,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 
 from autotune.database import leases
 from autotune.database.leases import LIMIT_S, Held, Lease, Owner
-from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.errors import StudyHeldError, StudyTakenOverError
-from tests.database.records import SAMPLES, TOOLCHAIN, begin, complete, configuration, digest, plan
+from tests.database.records import TOOLCHAIN, begin, configuration, digest
 from tests.databases import Databases
 
 ELSEWHERE = Owner(host="elsewhere", place="another boot", pid=4711, started=1, token="theirs")
@@ -52,36 +51,36 @@ def mine() -> Owner:
 
 def test_a_second_coordinator_is_told_of_the_first_and_what_to_do(store: Store, clock: SetClock) -> None:
     study = begin(store)
-    assert store.holder(study.uid) is None
-    lease = store.take_lease(study.uid, mine())
+    assert store.leases.holder(study.uid) is None
+    lease = store.leases.take(study.uid, mine())
     clock.move(7)
     for other in (mine(), ELSEWHERE):
         with pytest.raises(StudyHeldError) as refused:
-            store.take_lease(study.uid, other)
+            store.leases.take(study.uid, other)
     for part in (str(os.getpid()), os.uname().nodename, "7 s ago", f"kill {os.getpid()}", "resnet50 at batch 1"):
         assert part in str(refused.value)
     clock.move(-3600)
     with pytest.raises(StudyHeldError, match="3593 s in the future: a clock has jumped"):
-        store.take_lease(study.uid, ELSEWHERE)
+        store.leases.take(study.uid, ELSEWHERE)
     assert refused.value.exit_code == 2
-    store.release_lease(lease)
-    assert store.holder(study.uid) is None
-    assert store.take_lease(study.uid, ELSEWHERE).fence == lease.fence + 1
-    assert store.take_lease(begin(store, seed=1).uid, mine()).fence == 1, "another study is another lease"
+    store.leases.release(lease)
+    assert store.leases.holder(study.uid) is None
+    assert store.leases.take(study.uid, ELSEWHERE).fence == lease.fence + 1
+    assert store.leases.take(begin(store, seed=1).uid, mine()).fence == 1, "another study is another lease"
 
 
 def test_the_owner_of_a_process_that_is_gone_is_replaced_at_once(store: Store) -> None:
     study = begin(store)
     with subprocess.Popen([sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE) as process:
         owner = replace(mine(), pid=process.pid, started=leases._started(process.pid) or 0)
-        store.take_lease(study.uid, owner)
+        store.leases.take(study.uid, owner)
         with pytest.raises(StudyHeldError):
-            store.take_lease(study.uid, mine())
+            store.leases.take(study.uid, mine())
         process.send_signal(signal.SIGKILL)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
         assert owner.is_gone
         assert not replace(owner, place="another container").is_gone, "its processes are not seen from here"
-        assert store.take_lease(study.uid, mine()).fence == 2
+        assert store.leases.take(study.uid, mine()).fence == 2
     assert owner.is_gone
     assert replace(mine(), started=1).is_gone, "a number that was given to another process"
     assert not mine().is_gone
@@ -90,85 +89,41 @@ def test_the_owner_of_a_process_that_is_gone_is_replaced_at_once(store: Store) -
 @pytest.mark.parametrize("jump_s", [LIMIT_S + 1, -1.0, -1e6, 1e6])
 def test_a_silent_owner_is_replaced_only_after_it_was_watched(store: Store, clock: SetClock, jump_s: float) -> None:
     study = begin(store)
-    theirs = store.take_lease(study.uid, ELSEWHERE)
+    theirs = store.leases.take(study.uid, ELSEWHERE)
     clock.move(jump_s)
-    watched = store.holder(study.uid)
+    watched = store.leases.holder(study.uid)
     assert watched is not None and watched.silent
     with pytest.raises(StudyHeldError):
-        store.take_lease(study.uid, mine())
-    store.renew_lease(theirs)  # it lives: only a clock had jumped
+        store.leases.take(study.uid, mine())
+    store.leases.renew(theirs)  # it lives: only a clock had jumped
     with pytest.raises(StudyHeldError):
-        store.take_lease(study.uid, mine(), watched)
+        store.leases.take(study.uid, mine(), watched)
     clock.move(jump_s)
     with pytest.raises(StudyHeldError):
-        store.take_lease(study.uid, mine(), watched)
-    assert store.take_lease(study.uid, mine(), store.holder(study.uid)).fence == theirs.fence + 1
+        store.leases.take(study.uid, mine(), watched)
+    assert store.leases.take(study.uid, mine(), store.leases.holder(study.uid)).fence == theirs.fence + 1
     with pytest.raises(StudyTakenOverError):
-        store.renew_lease(theirs)
+        store.leases.renew(theirs)
 
 
 def test_an_owner_who_is_heard_of_is_not_replaced_however_long_it_was_watched(store: Store, clock: SetClock) -> None:
     study = begin(store)
-    store.take_lease(study.uid, ELSEWHERE)
+    store.leases.take(study.uid, ELSEWHERE)
     clock.move(LIMIT_S)
     with pytest.raises(StudyHeldError):
-        store.take_lease(study.uid, mine(), store.holder(study.uid))
-
-
-def test_a_stale_coordinator_can_write_nothing(store: Store, tmp_path: Path) -> None:
-    study = begin(store)
-    stale = store.under(store.take_lease(study.uid, ELSEWHERE))
-    claimed = stale.claim_trial(study.uid, configuration(), TOOLCHAIN.digest)
-    assert stale.trials(study.uid) == [claimed]
-    overtake(store, study)
-    built = tmp_path / "built"
-    built.mkdir()
-    (built / "model.so").write_bytes(b"x")
-    artifact = store.artifacts.add(built)
-    before = state(store, study)
-    writes: list[Callable[[], object]] = [
-        lambda: stale.claim_trial(study.uid, configuration(1), TOOLCHAIN.digest),
-        lambda: stale.claim_trial(study.uid, configuration(), TOOLCHAIN.digest),
-        lambda: stale.finish_trial(complete(claimed), {"screening": SAMPLES}),
-        lambda: stale.add_measurement(claimed.uid, "finals", SAMPLES),
-        lambda: stale.hand_back([claimed]),
-        lambda: stale.withdraw_trial(claimed),
-        lambda: stale.keep_artifact(claimed.uid, artifact, kernels=""),
-        lambda: stale.drop_unnamed(artifact),
-        lambda: stale.drop_losers(study.uid, set()),
-        lambda: stale.promote(plan()),
-        lambda: stale.add_active_time(study.uid, 1.0),
-        lambda: stale.describe_study(study.uid, {}),
-        lambda: stale.finish_study(study.uid, {}),
-        lambda: stale.reopen_study(study.uid),
-    ]
-    for write in writes:
-        with pytest.raises(StudyTakenOverError, match=r"held the study under number 1, now 2 is held by process \d+"):
-            write()
-    assert state(store, study) == before and store.artifacts.has(artifact)
+        store.leases.take(study.uid, mine(), store.leases.holder(study.uid))
 
 
 def test_a_lease_given_back_is_no_right_to_write(store: Store) -> None:
     study = begin(store)
-    lease = store.take_lease(study.uid, mine())
-    store.release_lease(lease)
-    with pytest.raises(StudyTakenOverError, match="nobody: it was given back"):
-        store.under(lease).claim_trial(study.uid, configuration(), TOOLCHAIN.digest)
-    again = store.take_lease(study.uid, mine())
-    store.release_lease(lease)  # of a former lease: takes nothing from the one that is held
-    assert store.holder(study.uid) is not None
-    store.under(again).claim_trial(study.uid, configuration(), TOOLCHAIN.digest)
-
-
-def overtake(store: Store, study: StudyRow) -> Lease:
-    """Take the lease from a silent owner."""
-    late = Store(store._engine, store._location, lambda: datetime(2030, 1, 1, tzinfo=timezone.utc))
-    return late.take_lease(study.uid, mine(), late.holder(study.uid))
-
-
-def state(store: Store, study: StudyRow) -> tuple[object, ...]:
-    trials = store.trials(study.uid)
-    return store.study(study.uid), trials, [store.measurements(trial.uid) for trial in trials], store.plans()
+    lease = store.leases.take(study.uid, mine())
+    store.leases.release(lease)
+    with pytest.raises(StudyTakenOverError, match="nobody: it was released"):
+        store.under(lease).trials.claim(study.uid, configuration(), TOOLCHAIN.digest)
+    again = store.leases.take(study.uid, mine())
+    store.leases.release(lease)  # of a former lease: takes nothing from the one that is held
+    assert store.leases.holder(study.uid) is not None
+    store.under(again).trials.claim(study.uid, configuration(), TOOLCHAIN.digest)
 
 
 # What two coordinators may do in any order: each acts as itself, and the clock goes any way.
@@ -186,7 +141,7 @@ def test_no_order_of_events_lets_a_stale_coordinator_write(
 ) -> None:
     clock = SetClock()
     with Store.open(databases.url(tmp_path / "a.db"), clock=clock) as store:
-        study = begin(store, name=f"study {len(store.studies())}")
+        study = begin(store, name=f"study {len(store.studies.list())}")
         owners = [replace(ELSEWHERE, host=f"host-{who}", token=f"token-{who}") for who in range(2)]
         held: list[Lease | None] = [None, None]
         looks: list[Held | None] = [None, None]
@@ -195,7 +150,7 @@ def test_no_order_of_events_lets_a_stale_coordinator_write(
         written = 0.0
 
         def spend(lease: Lease) -> None:
-            store.under(lease).add_active_time(study.uid, 1.0)
+            store.under(lease).studies.add_active_time(study.uid, 1.0)
 
         for what, argument in steps:
             who = int(argument) if what != "clock" else 0
@@ -203,12 +158,12 @@ def test_no_order_of_events_lets_a_stale_coordinator_write(
             if what == "clock":
                 clock.move(argument)
             elif what == "look":
-                looks[who] = store.holder(study.uid)
+                looks[who] = store.leases.holder(study.uid)
             elif what == "take":
-                now = store.holder(study.uid)
+                now = store.leases.holder(study.uid)
                 may = now is None or (now.silent and now.same_beat(looks[who]))
                 try:
-                    held[who] = lease = store.take_lease(study.uid, owners[who], looks[who])
+                    held[who] = lease = store.leases.take(study.uid, owners[who], looks[who])
                 except StudyHeldError:
                     assert not may
                     continue
@@ -216,11 +171,11 @@ def test_no_order_of_events_lets_a_stale_coordinator_write(
                 fences.append(lease.fence)
                 holder = who
             elif lease is not None and what == "release":
-                store.release_lease(lease)
+                store.leases.release(lease)
                 holder = None if holder == who and lease.fence == fences[-1] else holder
                 held[who] = None
             elif lease is not None:
-                act = store.renew_lease if what == "renew" else spend
+                act = store.leases.renew if what == "renew" else spend
                 if holder == who and lease.fence == fences[-1]:
                     act(lease)
                     written += what == "write"
@@ -228,16 +183,16 @@ def test_no_order_of_events_lets_a_stale_coordinator_write(
                     with pytest.raises(StudyTakenOverError):
                         act(lease)
         assert fences == sorted(set(fences)), "a fencing number was given twice"
-        assert store.study(study.uid).active_s == written
+        assert store.studies.get(study.uid).active_s == written
 
 
 def test_a_merge_needs_no_lease_and_takes_none_along(store: Store, tmp_path: Path) -> None:
     from autotune.database.exchange import export_studies, merge_file
 
     study = begin(store)
-    store.under(store.take_lease(study.uid, mine()))
+    store.under(store.leases.take(study.uid, mine()))
     export_studies(store, ["resnet50"], tmp_path / "x.zip")
     merge_file(store, tmp_path / "x.zip")
     with Store.open(str(tmp_path / "b.db")) as other:
         merge_file(other, tmp_path / "x.zip")
-        assert other.holder(study.uid) is None and digest("space") == other.study(study.uid).space_digest
+        assert other.leases.holder(study.uid) is None and digest("space") == other.studies.get(study.uid).space_digest

@@ -35,11 +35,11 @@ def store(tmp_path: Path, databases: Databases) -> Iterator[Store]:
 
 def lead(store: Store, **changes: object) -> tuple[Store, StudyRow]:
     study = begin(store, **changes)
-    return store.under(store.take_lease(study.uid, Owner.this_process())), study
+    return store.under(store.leases.take(study.uid, Owner.this_process())), study
 
 
 def claim(store: Store, study: StudyRow, level: int = 0, toolchain: str = TOOLCHAIN.digest) -> Trial:
-    return store.claim_trial(study.uid, configuration(level), toolchain)
+    return store.trials.claim(study.uid, configuration(level), toolchain)
 
 
 def test_it_writes_what_the_long_way_writes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,34 +47,36 @@ def test_it_writes_what_the_long_way_writes(store: Store, monkeypatch: pytest.Mo
     claimed = [claim(store, alone, level) for level in range(3)]
     ends = [complete(claimed[0]), failed(claimed[1]), replace(complete(claimed[2]), artifact="a" * 64, score=3.0)]
     for end in ends:
-        store.finish_trial(end, {"screening": SAMPLES})
+        store.trials.finish(end, {"screening": SAMPLES})
     monkeypatch.setattr(trials, "claim", None)
     monkeypatch.setattr(trials, "finish", None)
     mine = [claim(*held, level) for level in range(3)]
-    assert [trial for trial in store.trials(held[1].uid) if trial.state == "running"] == mine
+    assert [trial for trial in store.trials.of_study(held[1].uid) if trial.state == "running"] == mine
     for end, trial in zip(ends, mine, strict=True):
-        held[0].finish_trial(replace(end, uid=trial.uid), {"screening": SAMPLES})
-    assert store.trials(held[1].uid) == [replace(end, uid=trial.uid) for end, trial in zip(ends, mine, strict=True)]
+        held[0].trials.finish(replace(end, uid=trial.uid), {"screening": SAMPLES})
+    assert store.trials.of_study(held[1].uid) == [
+        replace(end, uid=trial.uid) for end, trial in zip(ends, mine, strict=True)
+    ]
     columns = "number, attempt, handed_back, backend, configuration, configuration_digest, structure, weights, "
     columns += "device_class, toolchain, state, latency_ms, score, signal_error, build_s, artifact, failure, reused, "
     query = text(f"SELECT {columns} tried_here FROM trial WHERE study = :study ORDER BY number")
-    with store.reading() as session:
+    with store.transactions.reading() as session:
         assert (
             session.execute(query, {"study": alone.uid}).all() == session.execute(query, {"study": held[1].uid}).all()
         )
-    assert [store.measurements(trial.uid) for trial in mine] == [[SAMPLES]] * 3
+    assert [store.trials.measurements(trial.uid) for trial in mine] == [[SAMPLES]] * 3
 
 
 def test_a_trial_may_end_with_no_measurement_or_with_several(store: Store) -> None:
     held, study = lead(store)
     first, second = (complete(claim(held, study, level)) for level in range(2))
-    held.finish_trial(first)
-    held.finish_trial(second, {"screening": SAMPLES, "finals": FINALS})
-    assert store.trials(study.uid) == [first, second] and store.measurements(first.uid) == []
-    assert [store.measurements(second.uid, role) for role in ("screening", "finals")] == [[SAMPLES], [FINALS]]
-    held.finish_trial(second, {"screening": SAMPLES})
-    held.finish_trial(first, {"alone": FINALS})
-    assert store.measurements(first.uid) == [FINALS] and len(store.measurements(second.uid)) == 2
+    held.trials.finish(first)
+    held.trials.finish(second, {"screening": SAMPLES, "finals": FINALS})
+    assert store.trials.of_study(study.uid) == [first, second] and store.trials.measurements(first.uid) == []
+    assert [store.trials.measurements(second.uid, role) for role in ("screening", "finals")] == [[SAMPLES], [FINALS]]
+    held.trials.finish(second, {"screening": SAMPLES})
+    held.trials.finish(first, {"alone": FINALS})
+    assert store.trials.measurements(first.uid) == [FINALS] and len(store.trials.measurements(second.uid)) == 2
 
 
 @pytest.mark.parametrize("measurement", [SAMPLES, FINALS])
@@ -89,22 +91,22 @@ def test_what_is_refused_is_refused_in_the_same_words(store: Store) -> None:
     for seed, under_lease in enumerate((False, True)):
         held, study = lead(store, seed=seed) if under_lease else (store, begin(store, seed=seed))
         done = complete(claim(held, study))
-        held.finish_trial(done, {"screening": SAMPLES})
+        held.trials.finish(done, {"screening": SAMPLES})
         cut_off = claim(held, study, 1)
         assert (claim(held, study, 1).number, claim(held, study, 1).attempt) == (cut_off.number, 3)
         newer = claim(held, study, 1, "0" * 64)
         assert (newer.uid, newer.attempt, newer.toolchain) == (cut_off.uid, 4, "0" * 64)
-        before = store.trials(study.uid), store.measurements(cut_off.uid)
+        before = store.trials.of_study(study.uid), store.trials.measurements(cut_off.uid)
         refused: list[Callable[[], object]] = [
             lambda: claim(held, study),  # noqa: B023  # called in this turn of the loop
-            lambda: held.claim_trial("absent", configuration(), TOOLCHAIN.digest),  # noqa: B023
-            lambda: held.finish_trial(complete(cut_off), {"screening": SAMPLES}),  # noqa: B023
-            lambda: held.finish_trial(newer),  # noqa: B023
-            lambda: held.finish_trial(replace(complete(newer), number=7)),  # noqa: B023
-            lambda: held.finish_trial(replace(complete(newer), configuration=configuration(9))),  # noqa: B023
-            lambda: held.finish_trial(complete(done, latency_ms=9.0), {"screening": SAMPLES}),  # noqa: B023
-            lambda: held.finish_trial(replace(done, uid="absent")),  # noqa: B023
-            lambda: held.finish_trial(replace(complete(newer), latency_ms=float("inf"), state="pruned")),  # noqa: B023
+            lambda: held.trials.claim("absent", configuration(), TOOLCHAIN.digest),  # noqa: B023
+            lambda: held.trials.finish(complete(cut_off), {"screening": SAMPLES}),  # noqa: B023
+            lambda: held.trials.finish(newer),  # noqa: B023
+            lambda: held.trials.finish(replace(complete(newer), number=7)),  # noqa: B023
+            lambda: held.trials.finish(replace(complete(newer), configuration=configuration(9))),  # noqa: B023
+            lambda: held.trials.finish(complete(done, latency_ms=9.0), {"screening": SAMPLES}),  # noqa: B023
+            lambda: held.trials.finish(replace(done, uid="absent")),  # noqa: B023
+            lambda: held.trials.finish(replace(complete(newer), latency_ms=float("inf"), state="pruned")),  # noqa: B023
         ]
         told = []
         for call in refused:
@@ -112,19 +114,19 @@ def test_what_is_refused_is_refused_in_the_same_words(store: Store) -> None:
                 call()
             told.append(str(error.value).replace(cut_off.uid, "UID"))
         messages.append(told)
-        assert (store.trials(study.uid), store.measurements(cut_off.uid)) == before
+        assert (store.trials.of_study(study.uid), store.trials.measurements(cut_off.uid)) == before
     assert messages[0] == messages[1] and len(messages[0]) == len(refused)
 
 
 def test_a_lease_lost_between_claim_and_finish(store: Store) -> None:
     held, study = lead(store)
     claimed = claim(held, study)
-    with store.writing() as session:
+    with store.transactions.writing() as session:
         session.execute(OVERTAKE, {"study": study.uid})
-    for write in (lambda: held.finish_trial(complete(claimed), {"screening": SAMPLES}), lambda: claim(held, study, 1)):
+    for write in (lambda: held.trials.finish(complete(claimed), {"screening": SAMPLES}), lambda: claim(held, study, 1)):
         with pytest.raises(StudyTakenOverError):
             write()
-    assert store.trials(study.uid) == [claimed] and store.measurements(claimed.uid) == []
+    assert store.trials.of_study(study.uid) == [claimed] and store.trials.measurements(claimed.uid) == []
 
 
 @pytest.mark.parametrize("what", ["claim", "finish"])
@@ -134,21 +136,21 @@ def test_a_lease_lost_while_a_statement_waits(store: Store, databases: Databases
     held, study = lead(store)
     claimed = claim(held, study)
     server = databases.kind == "postgresql"
-    alone = store._engine.execution_options(**({"isolation_level": "READ COMMITTED"} if server else {}))
-    writer = for_writing(store._engine) if locked == "database" else alone
+    alone = store.transactions.engine.execution_options(**({"isolation_level": "READ COMMITTED"} if server else {}))
+    writer = for_writing(store.transactions.engine) if locked == "database" else alone
     with ThreadPoolExecutor(1) as threads:
         with writer.begin() as connection:
             connection.execute(OVERTAKE, {"study": study.uid})
             if what == "claim":
                 late = threads.submit(claim, held, study, 1)
             else:
-                late = threads.submit(lambda: held.finish_trial(complete(claimed), {"screening": SAMPLES}))  # type: ignore[arg-type]
+                late = threads.submit(lambda: held.trials.finish(complete(claimed), {"screening": SAMPLES}))  # type: ignore[arg-type]
             while server and not connection.execute(text("SELECT 1 FROM pg_locks WHERE NOT granted")).first():
                 time.sleep(0.01)
             assert not late.done()
         with pytest.raises(StudyTakenOverError):
             late.result()
-    assert store.trials(study.uid) == [claimed] and store.measurements(claimed.uid) == []
+    assert store.trials.of_study(study.uid) == [claimed] and store.trials.measurements(claimed.uid) == []
 
 
 def test_two_that_finish_one_attempt_finish_it_once(store: Store) -> None:
@@ -159,15 +161,15 @@ def test_two_that_finish_one_attempt_finish_it_once(store: Store) -> None:
         def finish(latency_ms: float, claimed: Trial = claimed, start: Barrier = start) -> str:
             start.wait()
             try:
-                held.finish_trial(complete(claimed, latency_ms), {"screening": SAMPLES})
+                held.trials.finish(complete(claimed, latency_ms), {"screening": SAMPLES})
             except ValueError as error:
                 return str(error)
             return ""
 
         with ThreadPoolExecutor(2) as threads:
             told = sorted(threads.map(finish, (1.0, 2.0)))
-        assert told == ["", f"trial {level} is finished as complete and keeps what it came to"]
-        assert store.measurements(claimed.uid) == [SAMPLES]
+        assert told == ["", f"trial {level} is finished as complete and keeps its result"]
+        assert store.trials.measurements(claimed.uid) == [SAMPLES]
 
 
 def test_threads_that_claim_one_configuration_share_one_row(store: Store) -> None:
@@ -183,7 +185,7 @@ def test_threads_that_claim_one_configuration_share_one_row(store: Store) -> Non
             claimed = list(threads.map(one, range(MOST_ATTEMPTS)))
         assert {(trial.uid, trial.number) for trial in claimed} == {(claimed[0].uid, level)}
         assert sorted(trial.attempt for trial in claimed) == list(range(1, MOST_ATTEMPTS + 1))
-    assert len(store.trials(study.uid)) == 5
+    assert len(store.trials.of_study(study.uid)) == 5
 
 
 def test_threads_that_claim_several_number_them_without_a_gap(store: Store) -> None:
@@ -191,35 +193,35 @@ def test_threads_that_claim_several_number_them_without_a_gap(store: Store) -> N
     with ThreadPoolExecutor(4) as threads:
         claimed = list(threads.map(lambda level: claim(held, study, level), range(40)))
     assert sorted(trial.number for trial in claimed) == list(range(40))
-    assert store.trials(study.uid) == sorted(claimed, key=lambda trial: trial.number)
+    assert store.trials.of_study(study.uid) == sorted(claimed, key=lambda trial: trial.number)
 
 
 def test_a_lease_of_one_study_writes_about_another_as_it_did(store: Store) -> None:
     (held, _), other = lead(store), begin(store, seed=1)
     done = complete(claim(held, other))
-    held.finish_trial(done)
-    assert store.trials(other.uid) == [done]
+    held.trials.finish(done)
+    assert store.trials.of_study(other.uid) == [done]
 
 
 def test_an_old_sqlite_goes_the_long_way(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("autotune.database.own_trials.begin", None)
     monkeypatch.setattr("autotune.database.own_trials.end", None)
-    monkeypatch.setattr(store._engine.dialect, "insert_returning", False)
+    monkeypatch.setattr(store.transactions.engine.dialect, "insert_returning", False)
     held, study = lead(store)
     done = complete(claim(held, study))
-    held.finish_trial(done, {"screening": SAMPLES})
-    assert store.trials(study.uid) == [done]
+    held.trials.finish(done, {"screening": SAMPLES})
+    assert store.trials.of_study(study.uid) == [done]
 
 
 def test_an_error_of_the_database_is_told_without_what_was_written(store: Store) -> None:
     held, study = lead(store)
     claimed = claim(held, study)
-    with store.writing() as session:
+    with store.transactions.writing() as session:
         session.execute(text("ALTER TABLE measurement RENAME TO mislaid"))
     with pytest.raises(DatabaseError, match=r"no such table|does not exist") as error:
-        held.finish_trial(complete(claimed), {"screening": SAMPLES})
+        held.trials.finish(complete(claimed), {"screening": SAMPLES})
     assert "samples_ms" not in str(error.value)
-    assert store.trials(study.uid) == [claimed], "the trial and its samples are one transaction"
+    assert store.trials.of_study(study.uid) == [claimed], "the trial and its samples are one transaction"
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 3600.0])
@@ -231,20 +233,20 @@ def test_a_server_that_hung_up_is_asked_again_and_one_that_did_not_is_kept(
     other = create_engine(postgresql.url("postgres"), isolation_level="AUTOCOMMIT")
     with Store.open(postgresql.create("hung_up", TEMPLATE)) as store, other.connect() as connection:
         study = begin(store)
-        held = store.under(store.take_lease(study.uid, Owner.this_process()))
+        held = store.under(store.leases.take(study.uid, Owner.this_process()))
         uses = (
-            lambda: held.claim_trial(study.uid, configuration(), TOOLCHAIN.digest),
-            lambda: held.finish_trial(complete(store.trials(study.uid)[0])),
-            lambda: store.find_plan(study.identity.plan),
-            store.studies,
+            lambda: held.trials.claim(study.uid, configuration(), TOOLCHAIN.digest),
+            lambda: held.trials.finish(complete(store.trials.of_study(study.uid)[0])),
+            lambda: store.plans.find(study.identity.plan),
+            store.studies.list,
         )
         for use in uses:
             assert connection.execute(hang_up).all(), "no connection was in the pool"
             use()
         pid = "SELECT pg_backend_pid()"
-        with store.reading() as session:
+        with store.transactions.reading() as session:
             kept = session.scalar(text(pid))
-        with store.writing() as session:
+        with store.transactions.writing() as session:
             assert session.scalar(text(pid)) == kept
     other.dispose()
     postgresql.drop("hung_up")

@@ -11,7 +11,8 @@ from sqlalchemy import make_url, text
 
 from autotune.database import migrate
 from autotune.database.artifacts import ArtifactStore
-from autotune.database.engine import engine_at, for_writing, locate
+from autotune.database.engine import engine_at, for_writing
+from autotune.database.location import locate
 from autotune.database.plan_rows import REVISIONS
 from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
 from autotune.database.store import Store
@@ -29,14 +30,15 @@ import os, sys
 from autotune.database.store import Store
 from tests.database.records import plan, workload
 store = Store.open(sys.argv[1])
-store.promote(plan("p2", workload("bert-base")))
+store.plans.promote(plan("p2", workload("bert-base")))
 os._exit(0)
 """
 
 READS = """
 import json, sys
 from pathlib import Path
-from autotune.database.engine import engine_at, locate
+from autotune.database.engine import engine_at
+from autotune.database.location import locate
 from autotune.database.reading import plan_reader
 from autotune.database.store import Store
 from autotune.errors import AutotuneError
@@ -53,10 +55,10 @@ with plan_reader(url) as reader, Store.open(url) as store:
     asked = plan()
     print(json.dumps({
         "read_only": [store.read_only, locate(url).read_only],
-        "plans": [[each.uid for each in source.plans()] for source in (reader, store)],
-        "found": store.find_plan(asked.key).uid,
-        "studies": [study.name for study in store.studies()],
-        "refused": [refusal(lambda: store.promote(asked)), refusal(lambda: begin(store, "other"))],
+        "plans": [[each.uid for each in source.plans.list()] for source in (reader, store)],
+        "found": store.plans.find(asked.key).uid,
+        "studies": [study.name for study in store.studies.list()],
+        "refused": [refusal(lambda: store.plans.promote(asked)), refusal(lambda: begin(store, "other"))],
     }))
 """
 
@@ -74,7 +76,7 @@ def test_a_file_that_nobody_may_write_is_read_with_its_log(tmp_path: Path, way: 
     file = folder / "a b.db"
     with Store.open(str(file)) as store:
         begin(store)
-        store.promote(plan("p1"))
+        store.plans.promote(plan("p1"))
     assert not is_read_only(file)
     if log != "none":
         subprocess.run([sys.executable, "-c", KILLED, str(file)], cwd=ROOT, check=True)
@@ -152,7 +154,7 @@ def refusal(work):
         return str(error)
 
 def take(digest):
-    with store.taken(digest) as folder:
+    with store.verified(digest) as folder:
         return content(folder)
 
 root, built, opened, fresh, damaged = sys.argv[1:]
@@ -214,7 +216,7 @@ from autotune.errors import ArtifactError
 store, digest = ArtifactStore(Path(sys.argv[1])), sys.argv[2]
 os.chmod(store.root, 0)
 messages = []
-for ask in (store.has, store.files, store.open, lambda digest: store.taken(digest).__enter__()):
+for ask in (store.has, store.files, store.open, lambda digest: store.verified(digest).__enter__()):
     try:
         ask(digest)
     except ArtifactError as error:
@@ -230,7 +232,7 @@ print(json.dumps(messages))
 def test_check_reads_what_nobody_may_write_and_gc_refuses(tmp_path: Path, way: str) -> None:
     folder = tmp_path / "frozen"
     with Store.open(str(folder / "a.db")) as store:
-        store.promote(plan("p1", artifact=store.artifacts.add(folder_with(tmp_path / "built", {"w": b"1"}))))
+        store.plans.promote(plan("p1", artifact=store.artifacts.add(folder_with(tmp_path / "built", {"w": b"1"}))))
         orphan = store.artifacts.add(folder_with(tmp_path / "orphan", {"w": b"2"}))
     code = """
 import json, sys, time
@@ -256,7 +258,7 @@ def test_a_role_that_may_only_read_looks_plans_up(postgresql: Server, how: str) 
     url = postgresql.create(name, TEMPLATE)
     with Store.open(url) as store:
         begin(store)
-        store.promote(plan("p1"))
+        store.plans.promote(plan("p1"))
         assert not store.read_only
     engine = engine_at(locate(url))
     rights = "SELECT" if how == "may only select" else "ALL"
@@ -268,10 +270,10 @@ def test_a_role_that_may_only_read_looks_plans_up(postgresql: Server, how: str) 
     reader = make_url(url).set(username=name, password="secret").render_as_string(hide_password=False)
     with Store.open(reader, create=False) as store:
         assert store.read_only
-        assert [each.uid for each in store.plans()] == ["p1"] and store.studies()
-        assert store.find_plan(plan().key) == store.plan("p1")
+        assert [each.uid for each in store.plans.list()] == ["p1"] and store.studies.list()
+        assert store.plans.find(plan().key) == store.plans.get("p1")
         with pytest.raises(DatabaseError, match=r"is read-only\n(.*\n)*.*--db PATH"):
-            store.promote(plan("p2", workload("bert-base")))
+            store.plans.promote(plan("p2", workload("bert-base")))
     with for_writing(engine).begin() as connection:
         migrate.downgrade(connection, REVISIONS[-2])
     with pytest.raises(DatabaseError, match="read-only") as caught:

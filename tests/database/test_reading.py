@@ -18,9 +18,9 @@ OTHER = replace(DEVICE, name="NVIDIA L40S", uuid="GPU-2")
 def database(tmp_path):
     path = tmp_path / "autotune.db"
     with Store.open(str(path)) as store:
-        store.promote(plan("p1"))
-        store.promote(plan("p2", workload("bert-base", batch=32)))
-        store.promote(plan("p3", device=OTHER))
+        store.plans.promote(plan("p1"))
+        store.plans.promote(plan("p2", workload("bert-base", batch=32)))
+        store.plans.promote(plan("p3", device=OTHER))
     return path
 
 
@@ -30,11 +30,11 @@ def database(tmp_path):
 def test_it_reads_what_the_store_reads(database, asked):
     for url in (str(database), f"{PREFIX}{database}"):
         with Store.open(url) as store, plan_reader(url) as reader:
-            found = reader.plans(**asked)
-            assert found == store.plans(**asked) and found
+            found = reader.plans.list(**asked)
+            assert found == store.plans.list(**asked) and found
             assert reader.location == store.location and reader.artifacts.digests() == store.artifacts.digests()
             with pytest.raises(DeviceError, match="several"):
-                reader.plans(device="nvidia")
+                reader.plans.list(device="nvidia")
 
 
 def test_it_leaves_to_the_store_what_it_does_not_know(database, tmp_path):
@@ -53,6 +53,6 @@ def test_it_cannot_write(database):
 
 
 def test_reading_plans_imports_no_sqlalchemy(database):
-    code = f"import sys; from autotune.database.reading import plan_reader; plan_reader({str(database)!r}).plans()"
+    code = f"import sys; from autotune.database.reading import plan_reader; plan_reader({str(database)!r}).plans.list()"
     code += "; assert not {'sqlalchemy', 'alembic', 'torch', 'optuna'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,7 @@ from autotune.database.store import Store
 from autotune.database.trials import MOST_ATTEMPTS, QUARANTINE
 from autotune.records.device import Toolchain
 from autotune.records.trial import Trial
-from tests.database.records import TOOLCHAIN, begin, configuration, failed, tried, workload
+from tests.database.records import TOOLCHAIN, begin, configuration, failed, workload
 from tests.databases import Databases
 
 NEWER = Toolchain.of({"torch": "2.14.0"}).digest
@@ -24,7 +24,7 @@ def store(tmp_path: Path, databases: Databases) -> Iterator[Store]:
 
 
 def claim(store: Store, study: StudyRow, toolchain: str = TOOLCHAIN.digest) -> Trial:
-    return store.claim_trial(study.uid, configuration(), toolchain)
+    return store.trials.claim(study.uid, configuration(), toolchain)
 
 
 def test_a_trial_whose_coordinator_dies_again_and_again_has_failed(store: Store) -> None:
@@ -35,7 +35,7 @@ def test_a_trial_whose_coordinator_dies_again_and_again_has_failed(store: Store)
     assert (given_up.state, given_up.number, given_up.attempt) == ("failed", 0, MOST_ATTEMPTS)
     assert given_up.failure is not None and given_up.failure.kind == "crash"
     assert f"given up: in {MOST_ATTEMPTS} attempts the coordinator, or its host, died" in given_up.failure.detail
-    assert store.trials(study.uid, failed=True) == [given_up]
+    assert store.trials.of_study(study.uid, failed=True) == [given_up]
     with pytest.raises(ValueError, match="tried"):
         claim(store, study)
 
@@ -45,11 +45,11 @@ def test_an_attempt_that_was_stopped_in_good_order_does_not_count(store: Store) 
     for attempt in range(1, 2 * MOST_ATTEMPTS):
         trial = claim(store, study)
         assert (trial.attempt, trial.state) == (attempt, "running")
-        store.hand_back([trial])
+        store.trials.hand_back([trial])
     for _ in range(MOST_ATTEMPTS):
         last = claim(store, study)
         assert last.state == "running"
-        store.hand_back([replace(last, attempt=last.attempt - 1)])  # not the attempt that runs
+        store.trials.hand_back([replace(last, attempt=last.attempt - 1)])  # not the attempt that runs
     assert claim(store, study).state == "failed"
 
 
@@ -66,24 +66,15 @@ def test_a_newer_toolchain_forgives_every_attempt(store: Store) -> None:
 def test_what_takes_a_worker_down_is_in_quarantine(store: Store, kind: str) -> None:
     study, fine_tuned = begin(store), begin(store, workload=workload(weights="fine-tuned"))
     where = (study.structure, study.device_class)
-    assert store.quarantined_by(*where, TOOLCHAIN.digest, configuration()) is None
+    assert store.trials.quarantined_by(*where, TOOLCHAIN.digest, configuration()) is None
     ended = failed(claim(store, study), kind=kind)
-    store.finish_trial(ended)
-    found = store.quarantined_by(fine_tuned.structure, fine_tuned.device_class, TOOLCHAIN.digest, configuration())
+    store.trials.finish(ended)
+    found = store.trials.quarantined_by(
+        fine_tuned.structure, fine_tuned.device_class, TOOLCHAIN.digest, configuration()
+    )
     assert found == ((study, ended) if kind in QUARANTINE else None)
-    assert (store.earlier_trial(study.identity, TOOLCHAIN.digest, configuration()) is None) == (kind in QUARANTINE)
-    assert store.quarantined_by(*where, NEWER, configuration()) is None
-    assert store.quarantined_by(*where, TOOLCHAIN.digest, configuration(1)) is None
-    assert store.quarantined_by("other", where[1], TOOLCHAIN.digest, configuration()) is None
-    assert store.quarantined_by(where[0], "other", TOOLCHAIN.digest, configuration()) is None
-
-
-def test_a_configuration_that_has_run_since_is_free_and_hearsay_does_not_count(store: Store) -> None:
-    study, second, third = (begin(store, seed=seed) for seed in range(3))
-    where = (study.structure, study.device_class, TOOLCHAIN.digest, configuration())
-    store.finish_trial(replace(failed(claim(store, study)), reused=True))
-    assert store.quarantined_by(*where) is None, "what was taken over from another study is no evidence"
-    store.finish_trial(failed(claim(store, second)))
-    assert store.quarantined_by(*where) is not None
-    tried(store, third)
-    assert store.quarantined_by(*where) is None
+    assert (store.trials.earlier(study.identity, TOOLCHAIN.digest, configuration()) is None) == (kind in QUARANTINE)
+    assert store.trials.quarantined_by(*where, NEWER, configuration()) is None
+    assert store.trials.quarantined_by(*where, TOOLCHAIN.digest, configuration(1)) is None
+    assert store.trials.quarantined_by("other", where[1], TOOLCHAIN.digest, configuration()) is None
+    assert store.trials.quarantined_by(where[0], "other", TOOLCHAIN.digest, configuration()) is None

@@ -112,7 +112,7 @@ def test_a_candidate_finds_no_password_of_the_database(tmp_path, monkeypatch):
 def test_when_coordinator_or_server_are_killed_everything_ends(tmp_path, killed):
     script = (
         "import sys, time; from pathlib import Path; from autotune.execute.server import WorkerServer\n"
-        f"from autotune.programs.reliability import misbehaviour; folder = Path({str(tmp_path)!r})\n"
+        f"from autotune.testing import misbehaviour; folder = Path({str(tmp_path)!r})\n"
         "server = WorkerServer(folder, steps=misbehaviour.__name__)\n"
         "server.start('misbehave', {'folder': str(folder), 'fault': 'stubborn'})\n"
         "while len(misbehaviour.started(folder)) < 2: time.sleep(0.01)\n"

@@ -130,7 +130,9 @@ def test_processes_are_asked_for_rounds_enough_for_a_winner_whatever_the_time(st
 
 @pytest.mark.usefixtures("in_time")
 def test_a_process_of_somebody_else_on_the_device_is_told_once(stage):
-    foreign = {"gpu": {"other_processes": [{"pid": 2**22 + 1, "used_bytes": None, "sm_percent": 30}]}}
+    foreign = {
+        "gpu": {"available": True, "other_processes": [{"pid": 2**22 + 1, "used_bytes": None, "sm_percent": 30}]}
+    }
     said = []
     stage.server.notices = Notices(said.append)
     stage.executor.device.name = "NVIDIA H200"

@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import StudyInterruptedError, WorkError
+from autotune.execute.answers import FootprintAnswer, MemoryReading
 from autotune.execute.executor import Executor
 from autotune.execute.footprint import SHARE_OF_FREE_MEMORY, footprint_rounds, side_by_side
-from autotune.execute.server import StepResult, WorkerServer
+from autotune.execute.server import WorkerServer
+from autotune.execute.step_result import StepResult
 from autotune.execute.timing import TimeSplit
 from autotune.measure.finals import Finals
 from autotune.measure.lock import device_lock
@@ -124,7 +126,7 @@ def test_a_process_waits_for_what_another_study_does(
 
 
 def test_who_runs_out_of_memory_beside_others_is_run_again_alone(executor, artifacts, monkeypatch):
-    monkeypatch.setattr("autotune.execute.server.POLL_S", 0.01)
+    monkeypatch.setattr("autotune.execute.session.POLL_S", 0.01)
     enough = executor.server.memory_limit_bytes
     executor.before = lambda artifact, alone: setattr(executor.server, "memory_limit_bytes", enough if alone else 1)
     finals = run(executor, artifacts, ["eager", "a"])
@@ -158,8 +160,8 @@ def test_a_baseline_that_fails_ends_the_finals(executor, artifacts):
 
 def test_what_was_not_read_per_process_beside_others_is_read_again_alone(executor, artifacts):
     def of_the_whole_device(result, alone):
-        memory = {**result.value["memory"], "per_process": alone}
-        return replace(result, value={**result.value, "memory": memory})
+        memory = replace(result.answer.memory, per_process=alone)
+        return replace(result, value=replace(result.answer, memory=memory))
 
     executor.after = of_the_whole_device
     finals = run(executor, artifacts, ["eager", "a"])
@@ -181,16 +183,24 @@ def test_stopping_among_processes_side_by_side_interrupts_and_drops_nobody(built
 
 
 MIB = 2**20
+
+
+def reading(peak_bytes):
+    return MemoryReading(available=True, per_process=True, before_bytes=0, peak_bytes=peak_bytes)
+
+
 figures = st.fixed_dictionaries({"before_bytes": st.integers(0, 40 * MIB), "peak_bytes": st.integers(1, 60 * MIB)})
 
 
 @given(st.lists(figures, min_size=1, max_size=12), st.integers(1, 8), st.integers(0, 1000 * MIB))
 def test_a_round_is_divided_in_its_order_as_cores_and_memory_allow(found, at_once, free):
-    readings = {str(index): {**one, "per_process": True} for index, one in enumerate(found)}
+    readings = {
+        str(index): MemoryReading(available=True, per_process=True, **figures) for index, figures in enumerate(found)
+    }
     groups = side_by_side(list(readings), readings, at_once, free)
 
     def fits(group):
-        needed = sum(readings[name]["before_bytes"] + readings[name]["peak_bytes"] for name in group)
+        needed = sum(readings[name].before_bytes + readings[name].peak_bytes for name in group)
         return len(group) <= at_once and needed <= SHARE_OF_FREE_MEMORY * free
 
     assert [name for group in groups for name in group] == list(readings)
@@ -201,12 +211,12 @@ def test_a_round_is_divided_in_its_order_as_cores_and_memory_allow(found, at_onc
 @pytest.mark.parametrize("unknown", ["no reading", "whole device", "free memory"])
 def test_where_too_little_is_known_each_runs_alone(unknown):
     names = ["eager", "a"]
-    readings = {name: {"before_bytes": 1, "peak_bytes": 1, "per_process": True} for name in names}
+    readings = {name: reading(1) for name in names}
     assert side_by_side(names, readings, 4, 1000 * MIB) == [names]
     if unknown == "no reading":
         del readings["a"]
     if unknown == "whole device":
-        readings["a"]["per_process"] = False
+        readings["a"] = replace(readings["a"], per_process=False)
     assert side_by_side(names, readings, 4, None if unknown == "free memory" else 1000 * MIB) == [["eager"], ["a"]]
 
 
@@ -215,8 +225,8 @@ def test_a_constant_clear_difference_is_promoted_however_many_take_part(device, 
     """Device memory often comes out the same in every round, so that all log-ratios are equal."""
 
     def footprint(artifact, *, alone):
-        memory = {"before_bytes": 0, "peak_bytes": MIB * artifact, "per_process": True}
-        return StepResult(value={"samples_ms": [1.0], "memory": memory}, failure=None, spans=(), seconds=0.0)
+        answer = FootprintAnswer(samples_ms=(1.0,), memory=reading(MIB * artifact))
+        return StepResult(value=answer, failure=None, spans=(), seconds=0.0)
 
     taken = {"eager": 40, "small": 10} | {f"c{index}": 20 + index for index in range(candidates - 1)}
     finals = Finals(list(taken), baselines=["eager"])

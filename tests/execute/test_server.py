@@ -6,14 +6,18 @@ import psutil
 import pytest
 
 from autotune.errors import ModelError, ReferenceRefusedError
+from autotune.execute.answers import MeasureAnswer
 from autotune.execute.executor import Executor
 from autotune.execute.notices import Notices
-from autotune.execute.server import QUEUED, StepResult, WorkerServer
+from autotune.execute.server import WorkerServer
+from autotune.execute.session import QUEUED
+from autotune.execute.step_result import StepResult
 from autotune.execute.timing import TimeSplit
 from autotune.measure.lock import device_lock
 from autotune.model.inputs import InputSpec
 from autotune.records.configuration import Configuration
 from autotune.records.objective import Objective
+from autotune.records.trial import Measurement
 
 TIMING_BUILDS = """
 from autotune.testing import MisbehavingBackend
@@ -91,9 +95,9 @@ def test_answers_that_are_no_numbers_are_refused(executor):
 def test_a_good_candidate_is_timed_after_all_that(executor):
     built, target = build(executor, "none")
     result = executor.measure(target, Objective(), 0)
-    assert built.failure is None and result.failure is None and result.value is not None
-    assert result.value["signal_error"] < 1e-5
-    assert len(result.value["measurement"]["samples_ms"][0]) >= 3
+    assert built.failure is None and result.failure is None
+    assert result.answer.signal_error < 1e-5 and not result.answer.pruned
+    assert len(result.answer.timed.samples_ms[0]) >= 3
     assert [stage for stage, _, _ in result.spans][1:] == ["load", "check", "measure"]
 
 
@@ -156,7 +160,7 @@ def test_what_a_step_says_gives_it_no_more_time(tmp_path, waiting, says):
 
 @pytest.mark.parametrize("at", [0.0, 1e18])
 def test_a_step_that_only_says_that_it_waits_ends_too(tmp_path, waiting, monkeypatch, at):
-    monkeypatch.setattr("autotune.execute.server.WAIT_LIMIT_S", 1.0)
+    monkeypatch.setattr("autotune.execute.session.WAIT_LIMIT_S", 1.0)
     with WorkerServer(tmp_path, steps=waiting) as server:
         begin = time.monotonic()
         result = server.run("lying", {"at": at}, timeout_s=2.0)
@@ -184,7 +188,7 @@ def test_the_user_is_told_once_for_whom_steps_wait_but_not_for_their_own_turns(t
 def test_the_time_of_a_step_stands_still_while_it_waits_for_the_device_but_not_for_ever(
     tmp_path, waiting, monkeypatch, waits_s, limit_s
 ):
-    monkeypatch.setattr("autotune.execute.server.WAIT_LIMIT_S", limit_s)
+    monkeypatch.setattr("autotune.execute.session.WAIT_LIMIT_S", limit_s)
     with WorkerServer(tmp_path, steps=waiting) as server:
         result = server.run("waiting", {"waits_s": waits_s}, timeout_s=1.5)
     if limit_s > waits_s:
@@ -239,7 +243,8 @@ def test_a_process_of_somebody_else_on_the_device_is_told_once(executor):
     said = []
     executor.server.notices = Notices(said.append)
     others = [{"pid": 2**22 + 1, "used_bytes": 2**30, "sm_percent": None}]
-    measured = {"measurement": {"conditions": {"readings": {"gpu": {"other_processes": others}}}}}
+    conditions = {"readings": {"gpu": {"available": True, "other_processes": others}}}
+    measured = MeasureAnswer(measurement=Measurement(samples_ms=((1.0,),), conditions=conditions))
     for _ in range(2):
         executor._measured(StepResult(value=measured, failure=None, spans=(), seconds=0.0))
     (told,) = said

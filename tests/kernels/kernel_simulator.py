@@ -18,7 +18,7 @@ from autotune.records.trial import Failure
 from autotune.search_spaces import cutlass_gemm, cutlass_sm90
 
 RATES = DeviceRates(
-    multiprocessors=132,
+    sm_count=132,
     clock_hz=1.98e9,
     flops_per_clock=4096,
     flops_per_s=790e12,

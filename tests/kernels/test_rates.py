@@ -28,7 +28,7 @@ def test_an_h200_sustains_what_was_measured_on_one() -> None:
     rates = DeviceRates.of(properties())
     assert rates.flops_per_s == pytest.approx(790e12, rel=0.01)
     assert rates.memory_bytes_per_s == pytest.approx(4.3e12, rel=0.01)
-    assert (rates.multiprocessors, rates.clock_hz) == (132, 1.98e9)
+    assert (rates.sm_count, rates.clock_hz) == (132, 1.98e9)
     assert DeviceRates.from_dict(rates.as_dict()) == rates
 
 
@@ -52,4 +52,13 @@ def test_a_rate_is_a_positive_number(wrong: Any) -> None:
 
 @pytest.mark.gpu
 def test_the_rates_of_this_gpu_can_be_read() -> None:
-    assert DeviceRates.read("cuda:0").multiprocessors > 0
+    assert DeviceRates.read("cuda:0").sm_count > 0
+
+
+def test_stored_records_keep_their_key_for_the_number_of_sms():
+    rates = DeviceRates.of(properties())
+    data = rates.as_dict()
+    assert list(data)[0] == "multiprocessors" and data["multiprocessors"] == rates.sm_count
+    assert set(data) == set(DeviceRates.names())
+    with pytest.raises(TypeError, match="sm_count"):
+        DeviceRates.from_dict({name: value for name, value in data.items() if name != "multiprocessors"})

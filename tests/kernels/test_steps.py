@@ -10,7 +10,7 @@ import pytest
 
 from autotune.errors import WorkError
 from autotune.execute.server import WorkerServer
-from autotune.kernel import MadeKernel
+from autotune.kernel import CompileResult
 from autotune.kernels.executor import STEPS, KernelExecutor
 from autotune.measure.lock import device_lock
 from autotune.records.device import Device
@@ -99,7 +99,7 @@ def test_timing_waits_for_the_device_and_so_does_what_is_compiled_for_a_cpu(exec
             assert not found and not compiling.done()
         waiting.result()
         made, _ = compiling.result()
-    assert found[0].state == "complete" and made[build("none")] == MadeKernel(compile_s=0.5)
+    assert found[0].state == "complete" and made[build("none")] == CompileResult(compile_s=0.5)
     assert executor.waited_s > 0.5
     executor.close()
     assert [stage for stage, _, _ in executor.spans].count("wait") == 2 and executor.waited_s > 0.5
@@ -108,7 +108,10 @@ def test_timing_waits_for_the_device_and_so_does_what_is_compiled_for_a_cpu(exec
 def test_compilers_refuse_crash_and_are_missing_each_in_its_way(executor):
     builds = [build("none"), build("refused", 1), build("none", 2, "nowhere")]
     made, missing = executor.compile(PROBLEM, builds, 60.0)
-    assert made == {builds[0]: MadeKernel(compile_s=0.5), builds[1]: MadeKernel(refusal="no such tile", compile_s=0.5)}
+    assert made == {
+        builds[0]: CompileResult(compile_s=0.5),
+        builds[1]: CompileResult(refusal="no such tile", compile_s=0.5),
+    }
     assert list(missing) == ["nowhere"] and missing["nowhere"].found == "no compiler"
 
 
@@ -118,7 +121,7 @@ def test_a_build_that_takes_the_compiler_down_costs_the_others_nothing(executor)
     made, missing = executor.compile(asked, builds, 60.0)
     assert not missing
     assert isinstance(made[builds[1]], Failure) and made[builds[1]].kind == "crash"
-    assert [isinstance(made[build], MadeKernel) for build in builds] == [True, False, True]
+    assert [isinstance(made[build], CompileResult) for build in builds] == [True, False, True]
 
 
 def test_nothing_is_said_of_what_was_stopped(executor):

@@ -3,7 +3,8 @@ import itertools
 import pytest
 
 from autotune.errors import WorkError
-from autotune.kernels.timing import GUARD, KernelBed, Limits, error_bound, needed_bytes
+from autotune.kernels.timing import GUARD, KernelTimer, TimingLimits, error_bound, needed_bytes
+from autotune.measure.conditions import unregistered_conditions
 from autotune.records.kernel_problem import GemmProblem
 from tests.toy_kernels import BACKEND, ToyKernel
 
@@ -13,7 +14,7 @@ def problem(**values):
 
 
 def bed(cpu, asked, **limits):
-    return KernelBed(cpu, asked, BACKEND.kernels.compute, seed=1, limits=Limits(sampling_s=0.02, **limits))
+    return KernelTimer(cpu, asked, BACKEND.kernels.compute, seed=1, limits=TimingLimits(sampling_s=0.02, **limits))
 
 
 def judged(cpu, asked, kernel):
@@ -106,6 +107,7 @@ def test_conditions_say_how_it_was_timed(cpu):
     conditions = bed(cpu, problem()).judge_and_time(ToyKernel("none"), None, lambda stage: None).conditions
     assert (conditions["clock"], conditions["l2"], conditions["seed"]) == ("wall", "steady", 1)
     assert set(conditions["readings"]) == {"gpu", "host"}
+    assert unregistered_conditions(conditions) == []
 
 
 def test_operands_are_the_same_for_a_seed_lie_as_the_problem_says_and_are_nowhere_zero(cpu):
@@ -123,7 +125,7 @@ def test_operands_are_the_same_for_a_seed_lie_as_the_problem_says_and_are_nowher
 
 def test_a_reference_that_is_not_finite_judges_nothing(cpu):
     with pytest.raises(WorkError, match="not finite"):
-        KernelBed(cpu, problem(), lambda asked, a, *rest: a / 0, seed=0, limits=Limits())
+        KernelTimer(cpu, problem(), lambda asked, a, *rest: a / 0, seed=0, limits=TimingLimits())
 
 
 def test_bounds_grow_with_the_roundings_and_not_with_what_cannot_happen():
@@ -142,7 +144,7 @@ def test_memory_is_counted_in_every_tensor():
 @pytest.mark.parametrize("wrong", [{"sampling_s": 0.0}, {"least_samples": 2}, {"first_samples": 0}])
 def test_limits_that_time_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match="at least 3 samples"):
-        Limits(**wrong)
+        TimingLimits(**wrong)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import pytest
 from autotune.database.store import Store
 from autotune.errors import RequestError, SpaceError, WorkError
 from autotune.execute.server import WorkerServer
-from autotune.kernel import MadeKernel
+from autotune.kernel import CompileResult
 from autotune.kernels.executor import STEPS
 from autotune.kernels.tuning import tune_kernels
 from autotune.records.device import Device
@@ -189,7 +189,7 @@ class FakeExecutor:
     def compile(self, problem, builds, limit_s):
         self.batches += 1
         self.begun.release()
-        return {build: MadeKernel() for build in builds}, {}
+        return {build: CompileResult() for build in builds}, {}
 
     def time(self, problem, candidates, best_us, tell):
         if len(self.overlapped) < 3:  # there are no builds after those of the third batch

@@ -69,7 +69,7 @@ def test_short_calls_are_unrolled_until_the_events_weigh_little(cuda, call_ms):
     assert told.queued and told.unrolled >= 2
     assert told.ms == pytest.approx(call_ms, abs=1e-5)
     assert told.unrolled == pytest.approx(max(2, 20 * EVENT_MS / call_ms), abs=1.01)
-    again = clock.time(lambda: cuda.queue(call_ms, host_ms=0.02), (), queue_ms=0.02, like=told)
+    again = clock.time(lambda: cuda.queue(call_ms, host_ms=0.02), (), queue_ms=0.02, previous=told)
     assert again.unrolled == told.unrolled
 
 
@@ -99,7 +99,7 @@ def test_a_call_that_waits_says_that_launching_is_in_its_time(cuda):
     told = clock.time(waits, (), queue_ms=0.7)
     assert not told.queued and told.ms == pytest.approx(0.6, abs=2 * EVENT_MS)
     begun_ms = cuda.now_ms
-    again = clock.time(waits, (), queue_ms=0.7, like=told)
+    again = clock.time(waits, (), queue_ms=0.7, previous=told)
     assert not again.queued and cuda.now_ms - begun_ms < 0.75  # no spin where it hides nothing
 
 

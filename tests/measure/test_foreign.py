@@ -7,6 +7,7 @@ from autotune.records.device import Device
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0))
 ABSENT = 2**22 + 1
+ADVICE = "times measured beside it may be longer; end it or wait for its end, then measure again"
 
 
 def readings(*others):
@@ -22,8 +23,8 @@ def test_each_process_beside_a_measurement_is_named_with_its_user_and_what_it_to
     program = Path("/proc/self/comm").read_text().strip()
     assert told == {
         os.getpid(): f"process {os.getpid()} ({program}) of {user_name(os.geteuid())} is on {GPU.name} too "
-        "(3.0 GiB of its memory, up to 70% of its cores): times measured beside it may be longer",
-        ABSENT: f"process {ABSENT} is on {GPU.name} too: times measured beside it may be longer",
+        "(3.0 GiB of its memory, up to 70% of its cores): " + ADVICE,
+        ABSENT: f"process {ABSENT} is on {GPU.name} too: " + ADVICE,
     }
     assert foreign_processes({"readings": readings(own)}, GPU).keys() == {os.getpid()}
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.errors import DeviceError, WorkError
-from autotune.measure.kernel_trace import Kernel, KernelTrace, read_chrome_trace, trace
+from autotune.measure.kernel_trace import DeviceActivity, KernelTrace, read_chrome_trace, trace
 
 
 def event(ts=100.0, dur=10.0, *, cat="kernel", name="gemm", ph="X", **args):
@@ -92,7 +92,7 @@ REALISTIC = {
 
 def test_a_realistic_trace_is_read_field_by_field():
     seen = read_chrome_trace(json.loads(json.dumps(REALISTIC)), calls=1, device_index=0, host_window_us=40.0)
-    copy, kernel, fill = seen.kernels
+    copy, kernel, fill = seen.activities
     assert (copy.kind, kernel.kind, fill.kind) == ("memcpy", "kernel", "memset")
     assert kernel.grid == (8, 1, 1) and kernel.block == (128, 1, 1) and kernel.blocks == 8
     assert (kernel.occupancy, kernel.registers, kernel.shared_bytes, kernel.stream) == (0.5, 40, 16384, 7)
@@ -104,7 +104,7 @@ def test_times_are_microseconds_whatever_the_viewer_is_told_to_show():
     for unit in ("ms", "ns"):
         document = {"displayTimeUnit": unit, "traceEvents": [event(5.0, 2.5), event(10.0, 2.0)]}
         seen = read_chrome_trace(document, calls=2)
-        assert [(kernel.start_us, kernel.duration_us) for kernel in seen.kernels] == [(5.0, 2.5), (10.0, 2.0)]
+        assert [(kernel.start_us, kernel.duration_us) for kernel in seen.activities] == [(5.0, 2.5), (10.0, 2.0)]
 
 
 def test_times_that_cannot_be_microseconds_are_refused():
@@ -120,7 +120,7 @@ def test_work_may_span_the_hosts_time_and_a_twentieth_more(start, spanned, host)
         with pytest.raises(WorkError, match="cannot be trusted"):
             read_chrome_trace(document, calls=1, host_window_us=host)
     else:
-        assert len(read_chrome_trace(document, calls=1, host_window_us=host).kernels) == 2
+        assert len(read_chrome_trace(document, calls=1, host_window_us=host).activities) == 2
 
 
 def test_a_trace_without_any_kernel_is_an_error_that_says_so():
@@ -133,8 +133,8 @@ def test_a_trace_without_any_kernel_is_an_error_that_says_so():
 
 def test_work_on_another_device_is_left_out_and_named():
     document = {"traceEvents": [event(name="here", device=0), event(name="there", device=1)]}
-    assert [k.name for k in read_chrome_trace(document, calls=1, device_index=1).kernels] == ["there"]
-    assert len(read_chrome_trace(document, calls=1).kernels) == 2
+    assert [k.name for k in read_chrome_trace(document, calls=1, device_index=1).activities] == ["there"]
+    assert len(read_chrome_trace(document, calls=1).activities) == 2
     with pytest.raises(WorkError, match="on GPU 2") as caught:
         read_chrome_trace(document, calls=1, device_index=2)
     assert "devices 0, 1 only" in caught.value.found
@@ -160,7 +160,7 @@ def test_an_event_that_cannot_be_read_is_named(broken):
 @pytest.mark.parametrize(("percent", "expected"), [(0, 0.0), (62.5, 0.625), (130, 1.0), (-99, None), ("inf", None)])
 def test_occupancy_is_a_fraction_and_unknown_where_the_profiler_could_not_tell(percent, expected):
     document = {"traceEvents": [event(**{"est. achieved occupancy %": percent})]}
-    assert read_chrome_trace(document, calls=1).kernels[0].occupancy == expected
+    assert read_chrome_trace(document, calls=1).activities[0].occupancy == expected
 
 
 def test_kernels_without_duration_are_no_trace():
@@ -177,15 +177,15 @@ def test_the_order_of_events_does_not_matter(times, random):
 
 def test_records_refuse_what_cannot_be():
     with pytest.raises(ValueError, match="ends after it starts"):
-        Kernel(name="k", start_us=2.0, end_us=1.0, grid=(1, 1, 1), block=(1, 1, 1))
+        DeviceActivity(name="k", start_us=2.0, end_us=1.0, grid=(1, 1, 1), block=(1, 1, 1))
     with pytest.raises(ValueError, match="between 0 and 1"):
-        Kernel(name="k", start_us=1.0, end_us=2.0, grid=(1, 1, 1), block=(1, 1, 1), occupancy=50)
+        DeviceActivity(name="k", start_us=1.0, end_us=2.0, grid=(1, 1, 1), block=(1, 1, 1), occupancy=50)
     with pytest.raises(ValueError, match="at least one block"):
-        Kernel(name="k", start_us=1.0, end_us=2.0)
+        DeviceActivity(name="k", start_us=1.0, end_us=2.0)
     with pytest.raises(ValueError, match="memcpy 'k' has no blocks"):
-        Kernel(name="k", start_us=1.0, end_us=2.0, grid=(1, 1, 1), kind="memcpy")
+        DeviceActivity(name="k", start_us=1.0, end_us=2.0, grid=(1, 1, 1), kind="memcpy")
     with pytest.raises(ValueError, match="at least one call"):
-        KernelTrace(kernels=(), calls=0)
+        KernelTrace(activities=(), calls=0)
 
 
 def test_what_torch_exports_from_a_cpu_is_readable_and_holds_no_kernel(tmp_path):
@@ -216,7 +216,7 @@ class TestOnGpu:
 
         x = torch.randn(2048, 2048, device="cuda:0")
         seen = trace(lambda a: (a @ a).relu(), [(x,)], calls=3, device="cuda:0")
-        kernels = [kernel for kernel in seen.kernels if kernel.kind == "kernel"]
+        kernels = [kernel for kernel in seen.activities if kernel.kind == "kernel"]
         assert seen.calls == 3 and len(kernels) >= 6 and len(kernels) % 3 == 0
         assert all(kernel.occupancy is not None and kernel.registers for kernel in kernels)
         assert all(kernel.duration_us > 0 for kernel in kernels)
@@ -233,8 +233,8 @@ class TestOnGpu:
         last.record()
         torch.cuda.synchronize()
         seen = trace(lambda: torch.cuda._sleep(cycles), [()], calls=5, device="cuda:0")
-        assert len(seen.kernels) == 5
-        durations_us = sorted(kernel.duration_us for kernel in seen.kernels)
+        assert len(seen.activities) == 5
+        durations_us = sorted(kernel.duration_us for kernel in seen.activities)
         assert durations_us[2] == pytest.approx(first.elapsed_time(last) * 1e3, rel=0.1)
 
     def test_kernels_of_a_replayed_graph_are_seen(self):
@@ -249,7 +249,7 @@ class TestOnGpu:
             for _ in range(5):
                 y = y.relu()
         seen = trace(graph.replay, [()], calls=4, device="cuda:0")
-        assert sum(kernel.kind == "kernel" for kernel in seen.kernels) == 20
+        assert sum(kernel.kind == "kernel" for kernel in seen.activities) == 20
 
     def test_a_callable_without_device_work_is_refused(self):
         with pytest.raises(WorkError, match="launched no kernel"):

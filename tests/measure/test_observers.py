@@ -17,9 +17,9 @@ CPU = Device(kind="cpu", name="Some CPU", uuid="cpu-1", cores=2)
 class Recorder:
     """Notes its calls; raises in the one named."""
 
-    def __init__(self, name="recorder", *, breaks="", reading=None):
+    def __init__(self, name="gpu", *, breaks="", reading=None):
         self.name, self.breaks, self.calls = name, breaks, []
-        self.reading = {"available": True, "looks": 0} if reading is None else reading
+        self.reading = {"available": True, "temperature_c": 40} if reading is None else reading
 
     def _called(self, which):
         self.calls.append(which)
@@ -58,7 +58,7 @@ def test_looks_are_rare_and_cost_one_reading_of_the_clock():
         observers.during()
     assert clock.readings - before == 1000
     assert recorder.calls == ["before", *["during"] * 10]
-    assert observers.after() == {"recorder": {"available": True, "looks": 0}}
+    assert observers.after() == {"gpu": {"available": True, "temperature_c": 40}}
 
 
 @given(steps=st.lists(st.floats(0.0, 300.0), max_size=60), every_s=st.sampled_from([0.0, 0.05, 0.1]))
@@ -80,15 +80,15 @@ def test_two_looks_are_never_closer_than_asked(steps, every_s):
 @pytest.mark.parametrize("breaks", ["before", "during", "after"])
 def test_an_observer_that_raises_is_out_and_breaks_nothing(breaks):
     clock = FakeClock()
-    broken, sound = Recorder("broken", breaks=breaks), Recorder("sound")
+    broken, sound = Recorder("host", breaks=breaks), Recorder("gpu")
     observers = Observers([broken, sound], clock)
     for _ in range(2):
         observers.before()
         clock.advance(150.0)
         observers.during()
         readings = observers.after()
-        assert readings["sound"]["available"] is True
-        assert readings["broken"] == {"available": False, "reason": f"RuntimeError: {breaks} went wrong"}
+        assert readings["gpu"]["available"] is True
+        assert readings["host"] == {"available": False, "reason": f"RuntimeError: {breaks} went wrong"}
     assert broken.calls.count(breaks) == 1
     assert sound.calls == ["before", "during", "after"] * 2
 
@@ -97,7 +97,7 @@ def test_an_observer_that_raises_is_out_and_breaks_nothing(breaks):
 def test_a_reading_of_another_kind_counts_as_broken(reading):
     observers = Observers([Recorder(reading=reading)], FakeClock())
     observers.before()
-    found = observers.after()["recorder"]
+    found = observers.after()["gpu"]
     assert found["available"] is False and found["reason"]
 
 

@@ -108,8 +108,10 @@ class DeviceTimer:
         wall_ms = self._cpu.time_call(function, inputs).wall_ms
         return Sample(wall_ms=wall_ms, queue_ms=wall_ms / 4)
 
-    def time_on_device(self, function, inputs, sample, like=None):
-        return DeviceTime(ms=sample.wall_ms / 2, unrolled=4 if like is None else like.unrolled, queued=like is None)
+    def time_on_device(self, function, inputs, sample, previous=None):
+        return DeviceTime(
+            ms=sample.wall_ms / 2, unrolled=4 if previous is None else previous.unrolled, queued=previous is None
+        )
 
 
 def test_device_samples_stand_beside_wall_samples():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.measure.kernel_trace import Kernel, KernelTrace
+from autotune.measure.kernel_trace import DeviceActivity, KernelTrace
 from autotune.measure.statistics import interval_rank
 from autotune.measure.utilisation import (
     LONGEST_NAME,
@@ -30,11 +30,11 @@ CALL_MS = 0.040
 
 def kernel(start, end, blocks=SMS, occupancy=None, *, name="k", kind="kernel"):
     shape = {"grid": (blocks, 1, 1), "block": (128, 1, 1)} if kind == "kernel" else {}
-    return Kernel(name=name, start_us=float(start), end_us=float(end), occupancy=occupancy, kind=kind, **shape)
+    return DeviceActivity(name=name, start_us=float(start), end_us=float(end), occupancy=occupancy, kind=kind, **shape)
 
 
 def traced(*kernels, calls=1):
-    return KernelTrace(kernels=tuple(kernels), calls=calls)
+    return KernelTrace(activities=tuple(kernels), calls=calls)
 
 
 def figures_of(*kernels, call_ms=CALL_MS, sm_count=SMS, calls=1):

@@ -244,7 +244,7 @@ def test_two_processes_tell_less_than_three():
                 samples["a"].append([1.0])
                 samples["b"].append([math.exp(own + 1e-4 * step)])
         medians = RoundFigures(samples, processes=[p for p in range(count) for _ in range(12 // count)])
-        told[count] = medians.told_apart("a", "b")
+        told[count] = medians.differ("a", "b")
     assert told == {2: False, 3: True}
 
 

@@ -9,7 +9,7 @@ import pytest
 from autotune.measure.paired import RoundFigures
 from autotune.measure.statistics import median_interval
 from autotune.measure.verdict import verdict_from_samples
-from autotune.programs.agreement import compare_runs, table
+from autotune.programs.agreement import compare_runs, results_of, table
 from autotune.records.configuration import Configuration
 from autotune.records.objective import Objective
 
@@ -65,19 +65,25 @@ def run(seed, **medians_ms):
 
 
 def test_runs_with_the_same_winner_agree():
-    found = compare_runs([run(1), run(2), run(3)])
-    assert found["passed"] and found["same_winner"] and found["finalists_in_all"] == 3
-    assert {one["winner"] for one in found["runs"]} == {str(FAST)} and len(found["taus"]) == 3
-    assert all(tau == 1.0 for _, _, tau in found["taus"])
-    assert "each winner won or tied in every run" in table(found)
+    comparison = compare_runs([run(1), run(2), run(3)])
+    assert comparison["same_winner"] and comparison["finalists_in_all"] == 3
+    assert all(result.passed for result in results_of(comparison))
+    assert {entry["winner"] for entry in comparison["runs"]} == {str(FAST)} and len(comparison["taus"]) == 3
+    assert all(tau == 1.0 for _, _, tau in comparison["taus"])
+    assert "each winner won or tied in every run" in table(comparison)
 
 
-def test_a_winner_that_loses_elsewhere_is_told_with_its_regret():
-    found = compare_runs([run(1), run(2), run(3, fast=1.1, near=1.0)])
-    assert not found["passed"] and not found["same_winner"]
-    assert [one["winner"] for one in found["runs"]] == [str(FAST), str(FAST), str(NEAR)]
-    assert found["runs"][2]["regret"] == pytest.approx(0.2, abs=0.01)
-    assert "a winner lost in another run" in table(found)
+def test_a_winner_that_loses_elsewhere_is_reported_with_its_regret():
+    comparison = compare_runs([run(1), run(2), run(3, fast=1.1, near=1.0)])
+    assert not comparison["same_winner"]
+    assert [entry["winner"] for entry in comparison["runs"]] == [str(FAST), str(FAST), str(NEAR)]
+    assert comparison["runs"][2]["regret"] == pytest.approx(0.2, abs=0.01)
+    assert "a winner lost in another run" in table(comparison)
+    assert [result.check for result in results_of(comparison) if not result.passed] == [
+        "same winner",
+        "regret",
+        "rank agreement",
+    ]
 
 
 @pytest.mark.parametrize("change", [{"name": "other"}, {"batch": 2}, {"device": {"name": "X", "device_class": "x"}}])
@@ -102,6 +108,8 @@ def test_as_a_program(tmp_path):
     done = subprocess.run([*command, "--json", str(tmp_path / "out.json")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "tau-b, runs 1 and 2: 1.000" in done.stdout
-    assert json.loads((tmp_path / "out.json").read_text())["passed"]
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["passed"] and document["same_winner"] and document["study"] == "toy, batch 1, on GPU"
+    assert [row["check"] for row in document["checks"]] == ["same winner", "regret", "rank agreement"]
     alone = subprocess.run(command[:4], capture_output=True, text=True)
     assert alone.returncode == 2 and "at least two files" in alone.stderr

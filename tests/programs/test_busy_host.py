@@ -1,5 +1,6 @@
 import pytest
 
+from autotune.errors import RequestError
 from autotune.programs import busy_host
 from autotune.programs.busy_host import accepted, main
 
@@ -39,10 +40,9 @@ def test_a_study_is_tuned_by_the_users_own_command(tmp_path):
         "space: {backends: [eager, torchscript]}\nsearch: {trials: 3, budget: 20s}\n"
     )
     run = busy_host.tuned(study)
-    assert run["status"] in ("promoted", "tie", "baseline", "undecided")
     assert (run["plan"] is None) == (run["status"] == "undecided") and len(run["finalists"]) >= 2
 
 
 def test_a_request_that_is_wrong_ends_the_program_with_its_message(tmp_path):
-    with pytest.raises(SystemExit, match="ended with 2"):
+    with pytest.raises(RequestError, match="ended with 2"):
         busy_host.tuned(tmp_path / "nothing.yaml")

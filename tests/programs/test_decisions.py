@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from autotune.programs import decisions
-from autotune.programs.decisions import ROWS, Row, decide, main, outcome_of, simulate
+from autotune.programs.decisions import SCENARIOS, Scenario, decide, main, result_of, simulate
 
-BY_NAME = {row.name: row for row in ROWS}
+BY_NAME = {row.name: row for row in SCENARIOS}
 
 
 def test_the_program_prints_and_writes_every_row(tmp_path, monkeypatch, capsys):
-    rows = [row for row in ROWS if not row.judged][:2]
-    monkeypatch.setattr(decisions, "ROWS", rows)
+    rows = [row for row in SCENARIOS if not row.judged][:2]
+    monkeypatch.setattr(decisions, "SCENARIOS", rows)
     file = tmp_path / "decisions.json"
     assert main(["--repeats", "3", "--seed", "1", "--json", str(file)]) == 0
     document = json.loads(file.read_text())
@@ -27,7 +27,7 @@ def test_a_true_lead_is_found_with_one_process_ten_times_slower(processes):
 
 
 @pytest.mark.parametrize("name", ["equals, outlying processes", "equals, a neighbour that hurts one of them"])
-def test_equals_are_seldom_told_apart(name):
+def test_equals_are_seldom_found_different(name):
     shares = simulate(BY_NAME[name], 5, 60, seed=0)
     assert shares["faster"] + shares["slower"] <= 0.1
 
@@ -38,13 +38,13 @@ def test_a_lasting_load_is_no_lead():
 
 
 def test_a_row_that_misses_its_limit_fails():
-    row = Row(name="equals", noise=decisions.Quiet)
+    row = Scenario(name="equals", noise=decisions.Quiet)
     shares = {"faster": 0.04, "slower": 0.02, "undecided": 0.0, "first_look": 0.0}
-    assert not outcome_of(row, 5, shares).passed
-    assert outcome_of(row, 5, {**shares, "slower": 0.01}).passed
-    lead = Row(name="lead", noise=decisions.Quiet, lead=0.4, limit=0.99)
-    assert not outcome_of(lead, 5, {**shares, "faster": 0.98}).passed
-    assert outcome_of(lead, 5, {**shares, "faster": 0.99}).passed
+    assert not result_of(row, 5, shares).passed
+    assert result_of(row, 5, {**shares, "slower": 0.01}).passed
+    lead = Scenario(name="lead", noise=decisions.Quiet, lead=0.4, limit=0.99)
+    assert not result_of(lead, 5, {**shares, "faster": 0.98}).passed
+    assert result_of(lead, 5, {**shares, "faster": 0.99}).passed
 
 
 def test_a_race_has_the_processes_to_its_first_look_and_one_for_each_further_one():

@@ -1,5 +1,8 @@
 import dataclasses
+import hashlib
 import json
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.records.kernel_problem import GemmProblem, Window
+from autotune.records.schema import since
+
+COMMITTED = Path(__file__).parents[2] / "studies" / "kernels" / "nvidia-h200-tuned.zip"
+DIGEST_OF_DIGESTS = "7c339e38270a23198bce69a3df519d842ac7fa624d3a2b772224856bd0c6988a"
+"""SHA-256 of the sorted digests of the committed problems, computed by version 0.1.0."""
 
 sizes = st.integers(1, 1 << 16)
 
@@ -101,3 +109,54 @@ def test_alignment_is_of_the_contiguous_dimension(values: dict[str, object], ali
 def test_what_is_no_problem_is_refused(values: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GemmProblem(**{"m": 64, "n": 64, "k": 64, **values})  # type: ignore[arg-type]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LaterProblem(GemmProblem):
+    """A problem as a later version of autotune may know it."""
+
+    scale: str = dataclasses.field(default="none", metadata=since(2))
+    sparsity: str = dataclasses.field(default="dense", metadata=since(3))
+
+
+def committed_problems() -> list[dict[str, object]]:
+    """The problem of every committed kernel trial, as it was stored."""
+    with zipfile.ZipFile(COMMITTED) as parcel:
+        return [trial["problem"] for trial in json.loads(parcel.read("records.json"))["kernel_trials"]]
+
+
+@pytest.mark.parametrize("kind", [GemmProblem, LaterProblem])
+def test_every_committed_problem_has_the_digest_that_it_was_stored_under(kind: type[GemmProblem]) -> None:
+    stored = committed_problems()
+    problems = [kind.from_dict(problem) for problem in stored]
+    texts = [json.dumps(problem, sort_keys=True, separators=(",", ":")) for problem in stored]
+    assert len(stored) == 1603 and [problem.canonical for problem in problems] == texts
+    digests = [problem.digest for problem in problems]
+    assert digests == [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+    assert hashlib.sha256("".join(sorted(digests)).encode()).hexdigest() == DIGEST_OF_DIGESTS
+
+
+def test_a_later_field_changes_the_digest_only_if_it_says_something() -> None:
+    plain, later = GemmProblem(m=128, n=64, k=32), LaterProblem(m=128, n=64, k=32)
+    assert later.as_dict() == plain.as_dict() and later.digest == plain.digest and "schema" not in plain.as_dict()
+    scaled, sparse = (dataclasses.replace(later, **change) for change in ({"scale": "row"}, {"sparsity": "2:4"}))
+    assert len({plain.digest, scaled.digest, sparse.digest}) == 3
+    assert (scaled.as_dict()["schema"], sparse.as_dict()["schema"]) == (2, 3)
+    assert "sparsity" not in scaled.as_dict()
+    for problem in (later, scaled, sparse):
+        assert LaterProblem.from_dict(json.loads(problem.canonical)) == problem
+
+
+def test_a_problem_of_a_later_schema_is_refused() -> None:
+    scaled = LaterProblem(m=128, n=64, k=32, scale="row")
+    with pytest.raises(ValueError, match="a kernel problem of schema 2, expected at most schema 1: a later version"):
+        GemmProblem.from_dict(scaled.as_dict())
+    window = {**Window(height=8, width=16, channels=32, kernel=(1, 1)).as_dict(), "schema": 2}
+    with pytest.raises(ValueError, match="a window of a kernel problem of schema 2"):
+        GemmProblem.from_dict({**GemmProblem(m=128, n=64, k=32).as_dict(), "window": window})
+
+
+@pytest.mark.parametrize("schema", [0, -1, "1", True, None])
+def test_what_is_no_schema_is_refused(schema: object) -> None:
+    with pytest.raises(ValueError, match="of schema"):
+        GemmProblem.from_dict({"m": 1, "n": 1, "k": 1, "schema": schema})

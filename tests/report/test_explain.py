@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import BertConfig, BertModel
 
 from autotune.backends.native.backend import BACKEND
-from autotune.backends.native.telling import told
+from autotune.backends.native.describe import describe
 from autotune.database.store import Store
 from autotune.model import source
 from autotune.model.capture import capture
@@ -47,7 +47,7 @@ def site(problem, layer, part, *, us=None, library_us=None, **more):
 
 def graph(*sites, **changes):
     record = {"nodes_before": 518, "nodes_after": 140, "fusions": {}, "places": {}, "sites": sites}
-    return graph_document(told(record | changes))
+    return graph_document(describe(record | changes))
 
 
 def plan_with(tmp_path, **changes):
@@ -184,7 +184,7 @@ def test_a_stored_native_plan_is_told_with_its_places(native, tmp_path):
 
 
 def test_an_artifact_from_before_places_were_recorded_is_told_all_the_same(native):
-    record = dict(BACKEND.explain(native[1]))
+    record = dict(BACKEND.explain_artifact(native[1]))
     del record["places"]
     record["sites"] = [{key: value for key, value in one.items() if key != "place"} for one in record["sites"]]
     found = graph_document(record)

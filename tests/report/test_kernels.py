@@ -15,7 +15,7 @@ from autotune.report.kernels import problem_words, roofline_us, trial_document, 
 H200 = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0), power_limit_w=700)
 PROBLEM = GemmProblem(m=4096, n=3072, k=768, bias=True, activation="gelu")
 RATES = DeviceRates(
-    multiprocessors=132, clock_hz=1.98e9, flops_per_clock=4096, flops_per_s=790e12, memory_bytes_per_s=4.3e12,
+    sm_count=132, clock_hz=1.98e9, flops_per_clock=4096, flops_per_s=790e12, memory_bytes_per_s=4.3e12,
     shared_bytes=233472, cache_bytes=60 * 2**20,
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autotune.records.configuration import Configuration
 from autotune.runtime.switches import Switches
-from tests.backends.conformance import global_state, restore_global_state
+from autotune.testing.runner_conformance import global_state, restore_global_state
 
 SWITCHES = st.builds(
     Switches,

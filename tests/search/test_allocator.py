@@ -1,6 +1,6 @@
 from autotune.records.configuration import Configuration
 from autotune.search.allocator import Allocator
-from autotune.search.history import Outcome, OutcomeState
+from autotune.search.history import OutcomeState, TrialOutcome
 
 
 def feed(
@@ -15,7 +15,7 @@ def feed(
     for number, score in enumerate(latencies_ms, start):
         state: OutcomeState = "failed" if score is None else "complete"
         point = Configuration.of(backend, {"number": number})
-        allocator.observe(Outcome(configuration=point, state=state, score=score, build_s=build_s))
+        allocator.observe(TrialOutcome(configuration=point, state=state, score=score, build_s=build_s))
 
 
 def test_backends_without_a_trial_go_first_in_the_order_named() -> None:

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from autotune.records.configuration import Configuration
 from autotune.records.search_space import Constraint, Parameter, SearchSpace
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 from autotune.search.search import Search
 
 TRIALS = 30
@@ -38,7 +38,7 @@ class Table:
     """What every configuration of every space would measure."""
 
     spaces: tuple[SearchSpace, ...]
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, TrialOutcome]
 
     @property
     def best_ms(self) -> float:
@@ -63,7 +63,7 @@ def table(seed: int) -> Table:
             terms += [(pair, point[pair[0]], point[pair[1]]) for pair in pairs]
             log = base + sum(effects.setdefault(term, draw.gauss(0, 0.15)) for term in terms) + draw.gauss(0, 0.03)
             failed = point["precision"] == wrong or draw.random() < 0.05
-            outcomes[point.digest] = Outcome(
+            outcomes[point.digest] = TrialOutcome(
                 configuration=point,
                 state="failed" if failed else "complete",
                 score=None if failed else math.exp(log),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.search_space import Constraint, Parameter, SearchSpace
-from autotune.search.history import Outcome, OutcomeState
+from autotune.search.history import OutcomeState, TrialOutcome
 from autotune.search.sampler import BackendSampler
 
 
@@ -39,18 +39,18 @@ def score(point: Configuration) -> float:
     return math.exp(cost + (0.4 if point["layout"] == "nchw" else 0.0) + (0.0 if point["fuse"] else 0.2))
 
 
-def outcome(point: Configuration, state: OutcomeState = "complete") -> Outcome:
-    return Outcome(configuration=point, state=state, score=score(point) if state == "complete" else None)
+def outcome(point: Configuration, state: OutcomeState = "complete") -> TrialOutcome:
+    return TrialOutcome(configuration=point, state=state, score=score(point) if state == "complete" else None)
 
 
-def history(count: int, seed: int = 0) -> list[Outcome]:
+def history(count: int, seed: int = 0) -> list[TrialOutcome]:
     """Outcomes of every state, of distinct configurations."""
     draw = random.Random(seed)
     states: list[OutcomeState] = ["complete", "complete", "complete", "pruned", "failed", "infeasible"]
     return [outcome(point, draw.choice(states)) for point in draw.sample(LEGAL, count)]
 
 
-def sampler_after(outcomes: list[Outcome], seed: int = 0) -> BackendSampler:
+def sampler_after(outcomes: list[TrialOutcome], seed: int = 0) -> BackendSampler:
     sampler = BackendSampler(SPACE, seed)
     for each in outcomes:
         sampler.observe(each)
@@ -137,7 +137,7 @@ def test_choices_that_python_calls_equal_are_told_apart() -> None:
     kinds = []
     while (point := sampler.propose()) is not None:
         kinds.append(type(point["level"]))
-        sampler.observe(Outcome(configuration=point, state="complete", score=1.0))
+        sampler.observe(TrialOutcome(configuration=point, state="complete", score=1.0))
     assert sorted(kind.__name__ for kind in kinds) == ["bool", "float", "int", "str"]
 
 
@@ -153,7 +153,7 @@ def test_a_space_of_no_or_one_configuration(count: int) -> None:
 def test_a_configuration_of_another_space_is_refused() -> None:
     stranger = Configuration.of("onnxruntime", {"precision": "fp8"})
     with pytest.raises(ValueError, match="not in the space of onnxruntime"):
-        BackendSampler(SPACE, 0).observe(Outcome(configuration=stranger, state="failed"))
+        BackendSampler(SPACE, 0).observe(TrialOutcome(configuration=stranger, state="failed"))
 
 
 def test_optuna_stays_quiet_and_as_loud_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:

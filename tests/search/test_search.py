@@ -5,7 +5,7 @@ import pytest
 from autotune.errors import SpaceError
 from autotune.records.configuration import Configuration
 from autotune.records.search_space import Parameter, SearchSpace
-from autotune.search.history import Outcome
+from autotune.search.history import TrialOutcome
 from autotune.search.search import Search
 
 
@@ -26,9 +26,9 @@ SPACES = (
 TOTAL = 3 + 12 + 4
 
 
-def complete(point: Configuration) -> Outcome:
+def complete(point: Configuration) -> TrialOutcome:
     score = 1 + int(point.digest[:4], 16) / 2**16
-    return Outcome(configuration=point, state="complete", score=score, build_s=float(len(point.backend)))
+    return TrialOutcome(configuration=point, state="complete", score=score, build_s=float(len(point.backend)))
 
 
 def drawn(search: Search, count: int) -> list[Configuration]:
@@ -95,7 +95,7 @@ def test_outcomes_of_other_spaces_and_second_outcomes_change_nothing() -> None:
     points = drawn(plain, 8)
     for point in points:
         search.observe(complete(point))
-        search.observe(Outcome(configuration=point, state="failed"))
+        search.observe(TrialOutcome(configuration=point, state="failed"))
     search.observe(complete(Configuration.of("tensorrt", {"p0": "a"})))
     search.observe(complete(Configuration.of("eager", {"p0": "z"})))
     assert search.propose() == plain.propose()

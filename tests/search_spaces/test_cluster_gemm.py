@@ -21,10 +21,10 @@ PROBLEMS = st.builds(
 
 
 @settings(max_examples=10, deadline=None)
-@given(problem=PROBLEMS, multiprocessors=st.sampled_from([40, 132]))
-def test_any_problem_has_kernels_and_first_ones_among_them(problem: GemmProblem, multiprocessors: int) -> None:
+@given(problem=PROBLEMS, sm_count=st.sampled_from([40, 132]))
+def test_any_problem_has_kernels_and_first_ones_among_them(problem: GemmProblem, sm_count: int) -> None:
     legal = set(space(gpu(9), problem))
-    first = GEMM.first_candidates(gpu(9), problem, multiprocessors=multiprocessors, count=4)
+    first = GEMM.first_candidates(gpu(9), problem, sm_count=sm_count, count=4)
     assert 0 < len(first) <= 4 and set(first) <= legal
     assert len({(tile["tile_m"], tile["tile_n"]) for tile in first}) == len(first)
     for tile in first:

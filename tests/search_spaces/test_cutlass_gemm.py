@@ -177,17 +177,17 @@ def test_one_build_serves_every_shape_and_no_other_epilogue() -> None:
 
 
 def test_the_first_candidates_take_the_fewest_waves_and_then_the_largest_tile() -> None:
-    first = first_candidates(HOPPER, PROBLEM, multiprocessors=132, count=8)
-    assert first == first_candidates(HOPPER, PROBLEM, multiprocessors=132, count=8)
+    first = first_candidates(HOPPER, PROBLEM, sm_count=132, count=8)
+    assert first == first_candidates(HOPPER, PROBLEM, sm_count=132, count=8)
     sizes = [(int(c.build.tile["tile_m"]), int(c.build.tile["tile_n"])) for c in first]
     assert len(set(sizes)) == 8
     # 16 × 16 blocks of 256×192 are 256 on 132 multiprocessors: two waves.
     assert sizes[0] == (256, 192)
     waves = [-(-(-(-4096 // m) * -(-3072 // n)) // 132) for m, n in sizes]
     assert waves == sorted(waves)
-    assert len(first_candidates(HOPPER, GemmProblem(m=1, n=8, k=8), multiprocessors=132, count=3)) == 3
+    assert len(first_candidates(HOPPER, GemmProblem(m=1, n=8, k=8), sm_count=132, count=3)) == 3
     with pytest.raises(ValueError, match="at least 1"):
-        first_candidates(HOPPER, PROBLEM, multiprocessors=0, count=8)
+        first_candidates(HOPPER, PROBLEM, sm_count=0, count=8)
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9)])

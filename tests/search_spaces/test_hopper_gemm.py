@@ -23,10 +23,10 @@ PROBLEMS = st.builds(
 
 
 @settings(max_examples=10, deadline=None)
-@given(problem=PROBLEMS, multiprocessors=st.sampled_from([40, 132]))
-def test_any_problem_has_kernels_and_first_ones_among_them(problem: GemmProblem, multiprocessors: int) -> None:
+@given(problem=PROBLEMS, sm_count=st.sampled_from([40, 132]))
+def test_any_problem_has_kernels_and_first_ones_among_them(problem: GemmProblem, sm_count: int) -> None:
     legal = space(HOPPER, problem)
-    first = GEMM.first_candidates(HOPPER, problem, multiprocessors=multiprocessors, count=4)
+    first = GEMM.first_candidates(HOPPER, problem, sm_count=sm_count, count=4)
     assert 0 < len(first) <= 4 and not any(map(legal.refusal, first))
     for tile in first:
         for way in GEMM.launches(HOPPER, problem, tile):
@@ -37,13 +37,13 @@ def test_any_problem_has_kernels_and_first_ones_among_them(problem: GemmProblem,
 @given(problem=PROBLEMS, start=st.integers(0, 400))
 def test_what_is_legal_fits_a_multiprocessor(problem: GemmProblem, start: int) -> None:
     for tile in islice(space(HOPPER, problem), start, start + 20):
-        residents, groups = int(tile["residents"]), int(tile["groups"])
+        ctas_per_sm, groups = int(tile["residents"]), int(tile["groups"])
         rows, columns = int(tile["tile_m"]), int(tile["tile_n"])
         stage = (rows + columns) * int(tile["tile_k"]) * 2
         assert stages(tile) >= 2
-        assert residents * (stages(tile) * (stage + 16) + 1024 + 1024) <= 228 * 1024
+        assert ctas_per_sm * (stages(tile) * (stage + 16) + 1024 + 1024) <= 228 * 1024
         sums = rows * columns // (128 * groups)
-        assert residents * (128 * groups + 32) * (sums + 32) <= 65536
+        assert ctas_per_sm * (128 * groups + 32) * (sums + 32) <= 65536
         assert not (columns if tile["swapped"] else rows) % (64 * groups)
 
 

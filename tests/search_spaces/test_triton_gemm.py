@@ -20,12 +20,12 @@ PROBLEMS = st.builds(
 
 
 @settings(max_examples=25, deadline=None)
-@given(problem=PROBLEMS, multiprocessors=st.sampled_from([40, 132]))
-def test_any_problem_has_kernels_and_first_ones_among_them(problem: GemmProblem, multiprocessors: int) -> None:
+@given(problem=PROBLEMS, sm_count=st.sampled_from([40, 132]))
+def test_any_problem_has_kernels_and_first_ones_among_them(problem: GemmProblem, sm_count: int) -> None:
     legal = set(space(gpu(9), problem))
-    first = first_candidates(gpu(9), problem, multiprocessors=multiprocessors, count=8)
+    first = first_candidates(gpu(9), problem, sm_count=sm_count, count=8)
     assert 0 < len(first) <= 8 and set(first) <= legal and len(set(first)) == len(first)
-    assert first == first_candidates(gpu(9), problem, multiprocessors=multiprocessors, count=8)
+    assert first == first_candidates(gpu(9), problem, sm_count=sm_count, count=8)
     forms = {candidate["form"] for candidate in legal}
     assert ("gemv" in forms) <= (problem.m <= 4)
 
@@ -91,7 +91,7 @@ def test_what_is_not_served_is_told() -> None:
     with pytest.raises(SpaceError, match="no GPU"):
         space(Device(kind="cpu", name="CPU", uuid="cpu"), GemmProblem(m=1, n=64, k=64))
     with pytest.raises(ValueError, match="found 0 and 4"):
-        first_candidates(gpu(9), GemmProblem(m=1, n=64, k=64), multiprocessors=0, count=4)
+        first_candidates(gpu(9), GemmProblem(m=1, n=64, k=64), sm_count=0, count=4)
 
 
 @pytest.mark.parametrize("capability", list(SHARED_MEMORY_BYTES))

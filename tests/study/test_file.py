@@ -29,6 +29,14 @@ def test_only_name_model_and_inputs_are_required():
     assert study.input_specs() == (InputSpec(name="x", shape=("batch", 3), dtype="float32"),)
 
 
+def test_callables_may_have_long_paths():
+    folder = "/home/someone/" + "a-long-folder/" * 20
+    study = parse_study(
+        LEAST + f"constraints: {{metrics: [{{function: '{folder}metrics.py:top1', at_least: 0.7}}]}}\n", SOURCE
+    )
+    assert study.objective_record().metrics[0].function == f"{folder}metrics.py:top1"
+
+
 def test_a_whole_file():
     study = parse_study(
         """
@@ -84,7 +92,7 @@ search: {trials: 12, budget: 1h30m, seed: 7}
         ("device: gpu", ["line 4: device", "found: 'gpu'", "auto, cpu, cuda or cuda:N"]),
         ("objective: latency_p90", ["objective", "one of latency_p50", "did you mean latency_p99?"]),
         ("batch: auto", ["batch", "auto for latency_p50", "objective: throughput"]),
-        ("serve_as: onxx", ["serve_as", "any, torchscript, onnx, aoti", "did you mean onnx?"]),
+        ("serve_as: onxx", ["serve_as", "any, torchscript, aoti, onnx", "did you mean onnx?"]),
         ("batch: [1, 1]", ["batch", "each once"]),
         ("batch: []", ["batch", "at least one"]),
         ("batch: 0", ["batch", "found: 0"]),

@@ -56,11 +56,6 @@ class Recorder:
             self.said.append(data["text"])
 
 
-@pytest.fixture(autouse=True)
-def short_finals(monkeypatch):
-    monkeypatch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 2.0})
-
-
 def weights(folder, seed):
     torch.manual_seed(seed)
     net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.GELU(), torch.nn.Linear(16, 3))
@@ -113,7 +108,7 @@ def test_cached_is_said_only_if_weights_inputs_and_metrics_are_the_same(request_
         (tmp_path / "metric.py").write_text(METRIC.replace("max(float", "0.5 * max(float"))
         stricter, did = ran(request_, store)
         assert not stricter.cached and did.kinds["trial_started"], "judged by another metric"
-        codes = {study.objective.metrics[0].code for study in store.studies("net")}
+        codes = {study.objective.metrics[0].code for study in store.studies.list("net")}
         assert len(codes) == 2 and all(codes)
 
 
@@ -135,11 +130,11 @@ def test_a_module_that_fails_as_the_baseline_does_not_cost_the_study(tmp_path):
     )  # fmt: skip
     with Store.open(str(tmp_path / "autotune.db")) as store:
         outcome, did = ran(request, store)
-        failed = store.trials(outcome.plan.evidence["study"], failed=True)
+        failed = store.trials.of_study(outcome.plan.evidence.study, failed=True)
     assert failed and all(re.search("only once", str(trial.failure)) for trial in failed)
     assert any("captured graph takes that place" in text for text in did.said)
-    base = next(one for one in outcome.finalists if one["is_baseline"])
-    assert base["configuration"]["form"] == "graph" and outcome.plan.speedup >= 1.0
+    base = next(one for one in outcome.finalists if one.is_baseline)
+    assert base.configuration["form"] == "graph" and outcome.plan.speedup >= 1.0
 
 
 @pytest.mark.parametrize(

@@ -1,112 +1,192 @@
+"""The kernels of a study: tuned for real before its builds, by a toy backend whose graphs have one problem or two."""
+
 import threading
-from types import SimpleNamespace
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from autotune.errors import RequestError, SpaceError, StudyInterruptedError, StudyTakenOverError, WorkError
+from autotune import registry
+from autotune.database.store import Store
+from autotune.errors import StudyInterruptedError, StudyTakenOverError
+from autotune.execute.executor import Executor
+from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
-from autotune.kernel import wants_kernels
+from autotune.kernel import toolchain_of
+from autotune.kernels.executor import STEPS
+from autotune.model.inputs import InputSpec
 from autotune.records.configuration import Configuration
-from autotune.records.kernel_problem import GemmProblem
-from autotune.study.study import kernel_tuning as study_kernels
+from autotune.runtime import toolchain as versions
+from autotune.study import kernel_tuning
+from autotune.study.context import StudyContext
+from autotune.study.kernel_supply import KernelSupply
+from autotune.study.kernel_tuning import SHARE, StudyKernels
+from autotune.study.request import StudyRequest
+from tests.database.records import begin
+from tests.toy_kernels import LIBRARY
+from tests.toy_tuned import PROBLEM, UNFUSED
 
-ONE, TWO = GemmProblem(m=8, n=16, k=32), GemmProblem(m=8, n=32, k=16)
+TOY = f"{Path(__file__).parents[1]}/toy.py:make"
+INPUTS = (InputSpec(name="input", shape=("batch", 16)),)
 
 
-def asked(fused, **values):
-    return Configuration.of("native", {"kernels": "tuned", "norm": fused, **values})
+def wanting(fused=True, **values):
+    return Configuration.of("toytuned", {"kernels": "tuned", "fused": fused, **values})
 
 
-class FakeSupply:
-    """Knows of each graph how many problems were tuned when it was asked."""
+PLAIN = Configuration.of("toytuned", {"kernels": "torch", "fused": True})
 
-    def __init__(self, tuned):
-        self.tuned, self.asked = tuned, []
+
+class LookingExecutor(Executor):
+    """Notes of which graphs it finds the kernel problems."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        self.graphs = []
 
     def problems(self, configuration):
-        self.asked.append(configuration)
-        return {ONE: 3.0} if configuration["norm"] else {ONE: 1.0, TWO: 5.0}
+        self.graphs.append(configuration["fused"])
+        return super().problems(configuration)
 
-    def of(self, configuration):
-        return len(self.tuned) if wants_kernels(configuration) else None
+
+class Events:
+    def __init__(self):
+        self.tried, self.messages = [], []
+
+    def event(self, kind, **data):
+        if kind == "kernel_tried":
+            self.tried.append(data["trial"])
+        elif kind == "message":
+            self.messages.append(data["text"])
+
+
+@pytest.fixture(scope="module")
+def executor(toytuned, cpu, tmp_path_factory):
+    """Workers that have captured the toy model, for all tests of this file."""
+    folder = tmp_path_factory.mktemp("executor")
+    with WorkerServer(folder, steps=STEPS) as server:
+        executor = LookingExecutor(server, folder, cpu, TimeSplit())
+        executor.prepare("toy", 2, TOY, INPUTS, 0)
+        yield executor
 
 
 @pytest.fixture
-def study(monkeypatch):
-    """A study whose graphs have one problem fused and two otherwise; it notes what is tuned."""
-    tuned = []
-
-    def tune(counts, *_, budget_s, **values):
-        tuned.append((dict(counts), budget_s))
-        return SimpleNamespace(spans=())
-
-    monkeypatch.setattr(study_kernels, "tune_kernels", tune)
-    executor = SimpleNamespace(server=None, split=TimeSplit())
-    request = SimpleNamespace(device=SimpleNamespace(cores=4), seed=0, tune_kernels=True)
-    on = SimpleNamespace(
-        executor=executor, supply=FakeSupply(tuned), request=request, store=None, progress=None, stop=threading.Event()
-    )
-    return study_kernels.StudyKernels(on), tuned, on
+def study(executor, tmp_path, cpu, monkeypatch):
+    """The context of a study that has tuned nothing yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    executor.graphs.clear()
+    stop, toolchain, events = threading.Event(), versions.current(cpu), Events()
+    with Store.open(str(tmp_path / "autotune.db")) as store:
+        workload = executor.workload()
+        yield StudyContext(
+            request=StudyRequest(name="toy", batch=2, device=cpu, factory=TOY, inputs=INPUTS, backends=("toytuned",)),
+            store=store, progress=events, executor=executor, stop=stop, toolchain=toolchain,
+            supply=KernelSupply(store, executor, cpu.device_class, toolchain, events.messages.append, stop),
+            row=begin(store, "toy", workload=workload, device=cpu), workload=workload, spaces=(),
+        )  # fmt: skip
 
 
-def test_a_problem_is_tuned_once_for_all_before_builds_are_handed_their_kernels(study):
-    kernels, tuned, _ = study
-    wanting = [asked(True), asked(True, cuda_graph=False), asked(False)]
-    assert kernels.prepare(wanting, 100.0) == dict.fromkeys(wanting, 1)
-    ((counts, budget_s),) = tuned
-    assert counts == {ONE: 3.0, TWO: 5.0} and 0 < budget_s <= study_kernels.SHARE * 100.0
-    assert kernels.prepare([asked(True, threads=2)], 90.0) == {asked(True, threads=2): 1}
-    assert len(tuned) == 1
+@pytest.fixture
+def budgets(monkeypatch):
+    """The budget of each tuning, in seconds."""
+    seconds, tune = [], kernel_tuning.tune_kernels
+
+    def noted(*given, budget_s, **values):
+        seconds.append(budget_s)
+        return tune(*given, budget_s=budget_s, **values)
+
+    monkeypatch.setattr(kernel_tuning, "tune_kernels", noted)
+    return seconds
+
+
+def stored(study, problem):
+    """The kernel trials of a problem in the study's database."""
+    toolchain = toolchain_of(registry.kernels("toytuned"), study.toolchain).digest
+    return study.store.kernels.of(problem, study.request.device.device_class, toolchain)
+
+
+def test_a_problem_is_tuned_once_for_all_before_builds_are_handed_their_kernels(study, budgets):
+    kernels, first = StudyKernels(study), [wanting(), wanting(cuda_graph=False), wanting(fused=False)]
+    handed = kernels.prepare(first, 100.0)
+    assert {trial.problem for trial in study.progress.tried} == {PROBLEM, UNFUSED}
+    assert [set(handed[one].best) for one in first] == [{PROBLEM.digest}] * 2 + [{PROBLEM.digest, UNFUSED.digest}]
+    assert handed[first[0]].best[PROBLEM.digest].configuration == LIBRARY
+    assert len(stored(study, UNFUSED)) > 1 and all(trial.median_us for trial in stored(study, UNFUSED))
+    (budget_s,) = budgets
+    assert 0 < budget_s <= SHARE * 100.0
+
+    study.progress.tried.clear()
+    again = kernels.prepare([wanting(threads=2)], 90.0)
+    assert again[wanting(threads=2)].digest == handed[first[0]].digest
+    assert len(budgets) == 1 and not study.progress.tried
+
+
+def test_once_the_share_of_kernels_is_spent_nothing_is_compiled(study, budgets):
+    StudyKernels(study).prepare([wanting(fused=False)], 0.0)
+    assert budgets == [0.0]
+    assert [trial.configuration for trial in stored(study, UNFUSED)] == [LIBRARY]
 
 
 def test_each_graph_that_wants_kernels_is_looked_at_once(study):
-    kernels, _, on = study
-    plain = Configuration.of("native", {"kernels": "torch", "norm": True})
-    kernels.look([plain])
-    assert on.supply.asked == []
-    kernels.look([asked(True), plain, asked(True, cuda_graph=False), asked(False)])
-    assert sorted(one["norm"] for one in on.supply.asked) == [False, True]
+    kernels = StudyKernels(study)
+    kernels.look([PLAIN])
+    assert study.executor.graphs == []
+    kernels.look([wanting(), PLAIN, wanting(cuda_graph=False), wanting(fused=False)])
+    assert sorted(study.executor.graphs) == [False, True]
 
 
 def test_a_study_that_is_to_tune_none_hands_on_what_is_known(study):
-    kernels, tuned, on = study
-    on.request.tune_kernels = False
-    assert kernels.prepare([asked(True)], 100.0) == {asked(True): 0} and not tuned
+    StudyKernels(study).prepare([wanting()], 100.0)
+    study.progress.tried.clear()
+    untuned = replace(study, request=replace(study.request, tune_kernels=False))
+    handed = StudyKernels(untuned).prepare([wanting(), wanting(fused=False)], 100.0)
+    assert not study.progress.tried and not stored(study, UNFUSED)
+    assert [set(known.best) for known in handed.values()] == [{PROBLEM.digest}] * 2
 
 
-def test_nothing_is_tuned_for_who_asks_for_nothing_or_is_stopped(study):
-    kernels, tuned, on = study
-    plain = Configuration.of("native", {"kernels": "torch", "norm": True})
-    assert kernels.prepare([plain], 100.0) == {plain: None} and not tuned
-    on.stop.set()
-    kernels.prepare([asked(True)], 100.0)
-    assert not tuned
+def test_nothing_is_tuned_if_no_configuration_asks_for_it_or_the_study_is_stopped(study):
+    assert StudyKernels(study).prepare([PLAIN], 100.0) == {PLAIN: None}
+    study.stop.set()
+    handed = StudyKernels(study).prepare([wanting()], 100.0)
+    assert not handed[wanting()].best and not study.progress.tried and not stored(study, PROBLEM)
 
 
-@pytest.mark.parametrize("kind", [SpaceError, RequestError, WorkError])
-def test_what_cannot_be_tuned_costs_tuned_kernels_and_is_told_once(study, monkeypatch, kind):
-    kernels, tuned, on = study
-    told, tried = [], []
+def no_cache(study, tmp_path):
+    (tmp_path / "cache").write_text("a file, not a folder")
+    return study, wanting()
 
-    def refuse(counts, *_, **__):
-        tried.append(dict(counts))
-        raise kind("tuning", found="no rates of this GPU")
 
-    on.progress = SimpleNamespace(event=lambda what, **data: told.append((what, data["text"])))
-    monkeypatch.setattr(study_kernels, "tune_kernels", refuse)
-    wanting = [asked(True), asked(False)]
-    assert kernels.prepare(wanting, 100.0) == dict.fromkeys(wanting, 0) and not tuned
-    ((what, text),) = told
-    assert what == "message" and text.startswith("native: ") and "no rates of this GPU" in text
-    assert kernels.prepare([asked(True, threads=2)], 90.0) == {asked(True, threads=2): 0}
-    assert len(tried) == len(told) == 1
+def no_memory(study, tmp_path):
+    device = replace(study.request.device, memory_bytes=1)
+    return replace(study, request=replace(study.request, device=device)), wanting()
+
+
+def no_candidate(study, tmp_path):
+    return study, wanting(fused="relu")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [(no_cache, "compiled kernels are kept in"), (no_memory, "GiB to check them"), (no_candidate, "no activation")],
+)
+def test_what_cannot_be_tuned_costs_tuned_kernels_and_is_said_once(study, tmp_path, budgets, trouble, says):
+    study, configuration = trouble(study, tmp_path)
+    kernels = StudyKernels(study)
+    handed = kernels.prepare([configuration], 100.0)
+    assert handed[configuration] is not None and not handed[configuration].best
+    (message,) = (text for text in study.progress.messages if "kernels could not be tuned" in text)
+    assert message.startswith("toytuned: ") and says in message
+    study.progress.messages.clear()
+    kernels.prepare([wanting(configuration["fused"], threads=2)], 90.0)
+    assert len(budgets) == 1 and not study.progress.messages
 
 
 @pytest.mark.parametrize("kind", [StudyInterruptedError, StudyTakenOverError])
-def test_a_study_that_is_stopped_or_taken_over_in_tuning_ends(study, monkeypatch, kind):
-    def end(*_, **__):
-        raise kind("the study ends")
+def test_a_study_that_is_stopped_or_taken_over_in_tuning_ends(study, kind):
+    class Ending:
+        def event(self, what, **data):
+            if what == "kernel_tried":
+                raise kind("the study ends")
 
-    monkeypatch.setattr(study_kernels, "tune_kernels", end)
-    with pytest.raises(kind):
-        study[0].prepare([asked(True)], 100.0)
+    with pytest.raises(kind, match="the study ends"):
+        StudyKernels(replace(study, progress=Ending())).prepare([wanting()], 100.0)

@@ -11,13 +11,14 @@ import pytest
 
 from autotune.database import leases
 from autotune.database.leases import Owner
-from autotune.database.store import Store, utc_now
+from autotune.database.store import Store
+from autotune.database.transactions import utc_now
 from autotune.errors import DatabaseError, StudyHeldError, StudyInterruptedError, StudyTakenOverError
 from autotune.programs.reliability import simulated
 from autotune.programs.reliability.kills import start
 from autotune.programs.reliability.simulated import Journal, Part
 from autotune.study.lease import coordinating
-from tests.database.records import begin
+from tests.database.records import begin, by_clock
 
 ELSEWHERE = Owner(host="elsewhere", place="another boot", pid=4711, started=1, token="theirs")
 
@@ -34,25 +35,25 @@ def take_part(store, study, lost=lambda: None, tell=lambda text: None, pause=lam
 
 def late(store):
     """The same store by a clock that is an hour ahead."""
-    return Store(store._engine, store._location, lambda: utc_now() + timedelta(hours=1))
+    return by_clock(store, lambda: utc_now() + timedelta(hours=1))
 
 
 def test_a_lease_is_held_until_the_end_however_the_study_ends(store):
     study = begin(store)
     with take_part(store, study) as mine:
-        assert store.holder(study.uid).owner.pid == os.getpid()
-        mine.add_active_time(study.uid, 1.0)
+        assert store.leases.holder(study.uid).owner.pid == os.getpid()
+        mine.studies.add_active_time(study.uid, 1.0)
         with pytest.raises(StudyHeldError), take_part(store, study):
             pass
-    assert store.holder(study.uid) is None
+    assert store.leases.holder(study.uid) is None
     with pytest.raises(StudyInterruptedError, match="stopped"), take_part(store, study):
         raise StudyInterruptedError("stopped")
-    assert store.holder(study.uid) is None
+    assert store.leases.holder(study.uid) is None
     with pytest.raises(ZeroDivisionError), take_part(store, study):
         _ = 1 / 0
-    assert store.holder(study.uid) is None
+    assert store.leases.holder(study.uid) is None
     with pytest.raises(StudyTakenOverError):
-        mine.add_active_time(study.uid, 1.0)
+        mine.studies.add_active_time(study.uid, 1.0)
 
 
 def test_a_lease_is_renewed_while_the_coordinator_waits_for_a_build(store, monkeypatch):
@@ -60,27 +61,27 @@ def test_a_lease_is_renewed_while_the_coordinator_waits_for_a_build(store, monke
     study = begin(store)
     with take_part(store, study):
         deadline = time.monotonic() + 20
-        while store.holder(study.uid).beats < 3:
+        while store.leases.holder(study.uid).beats < 3:
             assert time.monotonic() < deadline
 
 
 def test_a_silent_owner_elsewhere_is_watched_and_then_replaced(store):
     study = begin(store)
-    theirs = store.take_lease(study.uid, ELSEWHERE)
+    theirs = store.leases.take(study.uid, ELSEWHERE)
     told, waited = [], []
     with take_part(late(store), study, tell=told.append, pause=waited.append) as mine:
-        mine.add_active_time(study.uid, 1.0)
+        mine.studies.add_active_time(study.uid, 1.0)
     assert waited == [leases.WATCH_S] and "process 4711 on elsewhere" in told[0]
     with pytest.raises(StudyTakenOverError):
-        store.renew_lease(theirs)
+        store.leases.renew(theirs)
 
 
 def test_an_owner_that_renews_while_it_is_watched_keeps_its_study(store):
     study = begin(store)
-    theirs = store.take_lease(study.uid, ELSEWHERE)
-    with pytest.raises(StudyHeldError), take_part(late(store), study, pause=lambda s: store.renew_lease(theirs)):
+    theirs = store.leases.take(study.uid, ELSEWHERE)
+    with pytest.raises(StudyHeldError), take_part(late(store), study, pause=lambda s: store.leases.renew(theirs)):
         pass
-    store.renew_lease(theirs)
+    store.leases.renew(theirs)
 
 
 def test_a_coordinator_that_is_taken_over_is_stopped_and_says_so(store, monkeypatch):
@@ -93,18 +94,18 @@ def test_a_coordinator_that_is_taken_over_is_stopped_and_says_so(store, monkeypa
             while not stop.is_set() and time.monotonic() < deadline:
                 ahead = late(store)
                 try:
-                    ahead.take_lease(study.uid, ELSEWHERE, ahead.holder(study.uid))
+                    ahead.leases.take(study.uid, ELSEWHERE, ahead.leases.holder(study.uid))
                 except StudyHeldError:
                     continue
                 assert stop.wait(20)
             raise StudyInterruptedError("stopped, for whatever reason")
-    assert store.holder(study.uid).owner == ELSEWHERE, "what is another's is not given back"
+    assert store.leases.holder(study.uid).owner == ELSEWHERE, "what is another's is not given back"
 
 
 def test_a_database_that_is_away_for_a_moment_ends_no_study(store, monkeypatch):
     monkeypatch.setattr(leases, "RENEW_S", 0.01)
     study, renewals = begin(store), []
-    renew = store.renew_lease
+    renew = store.leases.renew
 
     def sometimes(lease):
         renewals.append(lease)
@@ -112,10 +113,10 @@ def test_a_database_that_is_away_for_a_moment_ends_no_study(store, monkeypatch):
             raise DatabaseError("the server is away")
         renew(lease)
 
-    monkeypatch.setattr(store, "renew_lease", sometimes)
+    monkeypatch.setattr(store.leases, "renew", sometimes)
     with take_part(store, study):
         deadline = time.monotonic() + 20
-        while store.holder(study.uid).beats < 1:
+        while store.leases.holder(study.uid).beats < 1:
             assert time.monotonic() < deadline
     assert len(renewals) >= 3
 
@@ -123,7 +124,7 @@ def test_a_database_that_is_away_for_a_moment_ends_no_study(store, monkeypatch):
 @pytest.fixture
 def part(tmp_path):
     return Part(
-        database=str(tmp_path / "played.db"), study="played", trials=400, journal=str(tmp_path / "journal"),
+        database=str(tmp_path / "simulated.db"), study="simulated", trials=400, journal=str(tmp_path / "journal"),
         site=str(simulated.install(tmp_path)),
     )  # fmt: skip
 
@@ -142,25 +143,25 @@ def test_a_coordinator_that_wakes_up_after_it_was_replaced_writes_nothing(part):
     try:
         wait_for(lambda: len(journal.lines("finished")) >= 3, process)
         with Store.open(part.database) as store:
-            (study,) = store.studies("played")
+            (study,) = store.studies.list("simulated")
             deadline = time.monotonic() + 60
             while True:  # not in the middle of a transaction, or nobody could take over
                 os.kill(process.pid, signal.SIGSTOP)
                 ahead = late(store)
                 try:
-                    lease = ahead.take_lease(study.uid, Owner.this_process(), ahead.holder(study.uid))
+                    lease = ahead.leases.take(study.uid, Owner.this_process(), ahead.leases.holder(study.uid))
                     break
                 except DatabaseError:
                     assert time.monotonic() < deadline
                     os.kill(process.pid, signal.SIGCONT)
             mine = store.under(lease)
-            before = (store.trials(study.uid), store.study(study.uid))
+            before = (store.trials.of_study(study.uid), store.studies.get(study.uid))
             os.kill(process.pid, signal.SIGCONT)
             process.join(60)
             assert process.exitcode == 1
-            assert (store.trials(study.uid), store.study(study.uid)) == before
-            assert store.holder(study.uid).fence == lease.fence
-            mine.add_active_time(study.uid, 1.0)
+            assert (store.trials.of_study(study.uid), store.studies.get(study.uid)) == before
+            assert store.leases.holder(study.uid).fence == lease.fence
+            mine.studies.add_active_time(study.uid, 1.0)
     finally:
         process.kill()
     (error,) = journal.lines("error")
@@ -189,7 +190,7 @@ def test_a_second_coordinator_process_is_refused_and_takes_over_at_once_after_a_
         first.kill()
         second.kill()
     with Store.open(part.database) as store:
-        (study,) = store.studies("played")
-        assert store.holder(study.uid) is None, "given back on interruption"
-        fence = store.take_lease(study.uid, Owner.this_process()).fence
+        (study,) = store.studies.list("simulated")
+        assert store.leases.holder(study.uid) is None, "given back on interruption"
+        fence = store.leases.take(study.uid, Owner.this_process()).fence
     assert fence == 3

@@ -1,8 +1,8 @@
 """Studies that minimise something else than the median latency, and plans that are timed again."""
 
 import json
+import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,67 +12,72 @@ from autotune.database.store import Store
 from autotune.errors import ArtifactError, DeviceError, OutOfMemoryError, RequestError, WorkError
 from autotune.execute.executor import Executor
 from autotune.measure.percentiles import samples_needed
-from autotune.model.inputs import InputSpec
+from autotune.measure.statistics import median
 from autotune.records.device import Device
+from autotune.records.evidence import FinalistRecord, PlanEvidence
 from autotune.records.objective import Objective
 from autotune.records.trial import Measurement
 from autotune.report.results import results_document, verify_results
-from autotune.runtime import discovery
 from autotune.study.bench import bench_plan, machine_change
+from autotune.study.rebuild import best_concurrency
 from autotune.study.request import StudyOutcome, StudyRequest
 from autotune.study.study import run_study
 from autotune.study.sweep import GAIN, saturated, sweep
-
-TOY = f"{Path(__file__).parents[1]}/toy.py:make"
+from tests.finished import DATABASE, REQUEST
+from tests.short_finals import PROCESSES
 
 
 def request(objective: str, **changes) -> StudyRequest:
-    asked = StudyRequest(
-        name=f"toy-{objective.replace('_', '-')}", batch=2, device=discovery.cpu(), factory=TOY,
-        objective=Objective(name=objective), inputs=(InputSpec(name="input", shape=("batch", 16)),),
-        backends=("eager",), trials=2, budget_s=60.0,
-    )  # fmt: skip
-    return replace(asked, **changes)
+    values = {
+        "name": f"toy-{objective.replace('_', '-')}", "objective": Objective(name=objective), "backends": ("eager",),
+        "trials": 2,
+    }  # fmt: skip
+    return replace(REQUEST, **{**values, **changes})
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory):
-    path = tmp_path_factory.mktemp("objectives") / "autotune.db"
+def studies(tmp_path_factory, finished_folder):
+    """A study of each objective, that of the latency made before, with their store and its path."""
+    path = shutil.copytree(finished_folder, tmp_path_factory.mktemp("objectives") / "finished") / DATABASE
     with pytest.MonkeyPatch.context() as patch, Store.open(str(path)) as store:
-        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 6.0})
-        patch.setattr("autotune.execute.finals.PROCESSES", {"cpu": 3})
         patch.setattr("autotune.execute.meters.THROUGHPUT_WINDOWS", 3)
         patch.setattr("autotune.execute.meters.THROUGHPUT_WINDOW_S", 0.05)
         patch.setattr("autotune.execute.meters.THROUGHPUT_WARM_UP_S", 0.05)
-        names = ("latency_p50", "latency_p99", "throughput", "memory")
-        yield {name: run_study(request(name), store) for name in names}, store, path
+        names = ("latency_p99", "throughput", "memory")
+        outcomes = {
+            "latency_p50": run_study(REQUEST, store),
+            **{name: run_study(request(name), store) for name in names},
+        }
+        yield outcomes, store, path
 
 
-def finalists(outcome: StudyOutcome) -> list[dict]:
-    return outcome.plan.evidence["finalists"]
+def finalists(outcome: StudyOutcome) -> tuple[FinalistRecord, ...]:
+    return outcome.plan.evidence.finalists
 
 
 def test_the_tail_is_compared_on_equal_blocks_that_back_it(studies):
     outcome = studies[0]["latency_p99"]
     for finalist in finalists(outcome):
-        assert len({len(block) for block in finalist["samples_ms"] if block is not None}) == 1
-        total = sum(len(block) for block in finalist["samples_ms"] if block)
-        assert (finalist["percentiles"]["p99"] is not None) == (total >= samples_needed(0.99))
-    found = outcome.plan.evidence["objective"]
-    assert (found["name"], found["unit"]) == ("latency_p99", "ms") and found["value"] >= outcome.plan.latency_ms
+        assert len({len(block) for block in finalist.samples_ms if block is not None}) == 1
+        total = sum(len(block) for block in finalist.samples_ms if block)
+        assert (finalist.percentiles["p99"] is not None) == (total >= samples_needed(0.99))
+    found = outcome.plan.evidence.objective
+    assert (found.name, found.unit) == ("latency_p99", "ms") and found.value >= outcome.plan.latency_ms
 
 
 def test_throughput_says_with_how_many_requests_in_flight(studies):
-    found = studies[0]["throughput"].plan.evidence["objective"]
-    assert found["concurrency"] >= 1 and found["items_per_s"] == pytest.approx(1e3 / found["value"])
-    assert all(len(block) == 1 for one in finalists(studies[0]["throughput"]) for block in one["figures"] if block)
+    plan, store = studies[0]["throughput"].plan, studies[1]
+    objective = plan.evidence.objective
+    assert objective.concurrency == best_concurrency(store, plan.evidence.trial)
+    assert objective.items_per_s == pytest.approx(1e3 / objective.value)
+    assert all(len(block) == 1 for one in finalists(studies[0]["throughput"]) for block in one.figures if block)
 
 
 def test_memory_is_the_peak_of_a_fresh_process_each_round(studies):
     outcome, store, _ = studies[0]["memory"], *studies[1:]
     for finalist in finalists(outcome):
-        assert len(finalist["figures"]) == 7 and all(block[0] > 0 for block in finalist["figures"])
-    trials = store.trials(outcome.plan.evidence["study"])
+        assert len(finalist.figures) == 7 and all(block[0] > 0 for block in finalist.figures)
+    trials = store.trials.of_study(outcome.plan.evidence.study)
     assert all(trial.score is not None and trial.score > trial.latency_ms for trial in trials)
 
 
@@ -80,9 +85,8 @@ def test_what_is_minimised_is_what_plans_are_kept_for(studies):
     outcomes, store, _ = studies
     for name, outcome in outcomes.items():
         plan = outcome.plan
-        found = store.find_plan(replace(plan.key, objective=Objective(name=name)), plan.weights)
+        found = store.plans.find(replace(plan.key, objective=Objective(name=name)), plan.weights)
         assert found is not None and found.uid == plan.uid
-        assert outcome.plan.speedup >= 1.0
 
 
 def test_results_of_every_objective_follow_from_their_samples(studies):
@@ -97,25 +101,26 @@ def test_results_of_every_objective_follow_from_their_samples(studies):
 def test_a_plan_timed_again_is_compared_with_how_it_was_timed_alone(studies):
     outcomes, store, _ = studies
     plan = outcomes["latency_p50"].plan
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 6.0})
-        again = bench_plan(plan, store, plan.device)
-    (stored,) = store.measurements(plan.evidence["trial"], "alone")
+    again = bench_plan(plan, store, plan.device)
+    (stored,) = store.trials.measurements(plan.evidence.trial, "alone")
     assert stored.protocol == {**again.fresh.protocol, "grouped": stored.protocol["grouped"]}
-    assert again.drift.status in ("holds", "drifted", "cannot_tell") and again.drift.fresh_ms > 0
+    assert again.drift.fresh_ms == median([median(block) for block in again.fresh.samples_ms])
+    assert 0.1 < again.drift.ratio < 10
     assert again.as_dict()["status"] == again.drift.status
-    assert len(set(again.fresh.conditions["processes"])) >= 3
+    assert len(set(again.fresh.conditions["processes"])) == PROCESSES
 
 
 def beside(*canary_ms: float) -> Measurement:
-    readings = [{"canary": {"before_ms": ms, "after_ms": ms}} for ms in canary_ms] or [{"canary": {"available": False}}]
+    readings = [{"canary": {"available": True, "before_ms": ms, "after_ms": ms}} for ms in canary_ms] or [
+        {"canary": {"available": False}}
+    ]
     return Measurement(samples_ms=((1.0,),), conditions={"readings": readings})
 
 
 def test_a_machine_that_runs_at_another_speed_is_not_a_plan_that_drifted(studies):
     assert machine_change(beside(1.0, 1.0, 1.1), beside(1.2, 1.2)) == pytest.approx(0.2)
     assert machine_change(beside(), beside(1.2)) == machine_change(beside(1.2), beside()) == 0.0
-    (stored,) = studies[1].measurements(studies[0]["latency_p50"].plan.evidence["trial"], "alone")
+    (stored,) = studies[1].trials.measurements(studies[0]["latency_p50"].plan.evidence.trial, "alone")
     assert all(reading["canary"]["available"] for reading in stored.conditions["readings"])
 
 
@@ -127,15 +132,18 @@ def test_a_plan_that_cannot_be_timed_here_says_why(studies):
     with pytest.raises(ArtifactError, match="not in this store"):
         bench_plan(replace(plan, artifact="0" * 64), store, plan.device)
     with pytest.raises(RequestError, match="not stored"):
-        bench_plan(replace(plan, evidence={**plan.evidence, "inputs": []}), store, plan.device)
+        bench_plan(
+            replace(plan, evidence=replace(PlanEvidence.from_dict(plan.evidence.as_dict()), inputs=())),
+            store,
+            plan.device,
+        )
 
 
 def test_the_command_prints_one_document(studies, capfd):
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as done:
-        patch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 6.0})
-        app(["bench", "toy-latency-p50", "--on", "cpu", "--db", str(studies[2]), "--json"])
+    with pytest.raises(SystemExit) as done:
+        app(["bench", "toy", "--on", "cpu", "--db", str(studies[2]), "--json"])
     document = json.loads(capfd.readouterr().out)
-    assert done.value.code == 0 and document["name"] == "toy-latency-p50" and document["status"]
+    assert done.value.code == 0 and document["name"] == "toy" and document["status"]
 
 
 def test_energy_on_a_cpu_is_refused_before_anything_is_begun():
@@ -144,7 +152,11 @@ def test_energy_on_a_cpu_is_refused_before_anything_is_begun():
 
 
 def served(outcome: StudyOutcome, batch: int, items_per_s: float) -> StudyOutcome:
-    evidence = {"objective": {"items_per_s": items_per_s, "concurrency": 1}}
+    objective = {
+        "name": "throughput", "unit": "ms/item", "value": 1e3 / items_per_s, "interval": [1.0, 2.0], "baseline": 3.0,
+        "items_per_s": items_per_s, "concurrency": 1,
+    }  # fmt: skip
+    evidence = PlanEvidence.from_dict({"objective": objective})
     return replace(outcome, batch=batch, plan=replace(outcome.plan, batch=batch, evidence=evidence))
 
 

@@ -47,7 +47,7 @@ def part(tmp_path, monkeypatch):
     monkeypatch.setattr(simulated, "KNOBS", {"a": 3, "b": 2, "c": 2})  # small enough to be tried whole
     monkeypatch.syspath_prepend(str(simulated.install(tmp_path)))
     registry.refresh()
-    yield Part(database=str(tmp_path / "a.db"), study="played", trials=4, journal=str(tmp_path / "journal"), site="")
+    yield Part(database=str(tmp_path / "a.db"), study="simulated", trials=4, journal=str(tmp_path / "journal"), site="")
     sys.path.remove(str(tmp_path / "site"))
     registry.refresh()
 
@@ -75,7 +75,8 @@ def a_candidate(finished):
     return next(
         trial.configuration.digest
         for trial in finished
-        if trial.configuration.backend == "played" and not SIMULATED.is_baseline(trial.configuration, has_factory=True)
+        if trial.configuration.backend == "simulated"
+        and not SIMULATED.is_baseline(trial.configuration, has_factory=True)
     )
 
 
@@ -90,7 +91,7 @@ def test_what_crashed_is_not_built_again_in_another_study_unless_the_toolchain_c
         assert victim not in built
         (told,) = [trial for trial in finished if trial.configuration.digest == victim]
         assert (told.state, told.failure.kind, told.reused) == ("failed", "crash", True)
-        assert f"trial {crashed.number} of played at batch 1: {crashed.failure.detail}" in told.failure.detail
+        assert f"trial {crashed.number} of simulated at batch 1: {crashed.failure.detail}" in told.failure.detail
         assert told.failure.detail.startswith("quarantined, not built again under this toolchain")
         monkeypatch.setattr(SIMULATED, "toolchain", ("torch",))
         built, finished = run(replace(other, seed=2, trials=40), second)

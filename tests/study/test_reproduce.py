@@ -40,13 +40,13 @@ def studied(misbehaving, tmp_path_factory):
         row = begin(store, "toy", workload=workload, device=device, settings=settings)
         for fault, (stage, kind) in ENDS.items():
             configuration = Configuration.of(misbehaving, {"fault": fault, "precision": "fp32"})
-            claimed = store.claim_trial(row.uid, configuration, toolchain)
+            claimed = store.trials.claim(row.uid, configuration, toolchain)
             failure = Failure(stage=stage, kind=kind, detail="as it was told then") if kind else None
             trials[fault] = replace(
                 claimed, state="failed" if failure else "complete", failure=failure, latency_ms=None if failure else 1.0
             )
-            store.finish_trial(trials[fault])
-        return store.study(row.uid), trials, path
+            store.trials.finish(trials[fault])
+        return store.studies.get(row.uid), trials, path
 
 
 @pytest.mark.parametrize("fault", ENDS)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import textwrap
 from dataclasses import replace
 
@@ -20,6 +21,8 @@ from autotune.records.kernel_trial import KernelTrial
 from autotune.runtime import toolchain as versions
 from autotune.runtime.artifact import read_record
 from autotune.study.bench import bench_plan
+from autotune.study.finals import StudyFinals
+from autotune.study.rebuild import StudyRebuild
 from autotune.study.reproduce import reproduce
 from autotune.study.request import StudyRequest
 from autotune.study.study import run_study
@@ -35,7 +38,7 @@ MODEL = """
             self.layer = torch.nn.Linear(12, 6)
 
         def forward(self, input):
-            time.sleep(0.02)  # in no graph, so that a graph is always faster
+            time.sleep(0.05)  # in no graph, so that a graph is faster even on a busy host
             return SCALE * self.layer(input)
 
     def make():
@@ -61,23 +64,21 @@ class Events:
 
 
 class Place:
-    """A model file, a database, and the builds of the toy backend."""
+    """A model file, a database, and the builds of the toy backend; the model may lie in a folder of its own."""
 
-    def __init__(self, folder, device, monkeypatch):
-        self.folder, self.device = folder, device
+    def __init__(self, folder, device, monkeypatch, model=None):
+        self.folder, self.device, self.model = folder, device, model or folder / "model.py"
         self._log = folder / "builds"
         monkeypatch.setenv(BUILDS, str(self._log))
         monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        monkeypatch.setattr("autotune.execute.finals.LIMIT_S", {"cpu": 5.0})
-        monkeypatch.setattr("autotune.execute.finals.PROCESSES", {"cpu": 3})
         self.weights(0)
 
     def weights(self, seed):
-        (self.folder / "model.py").write_text(textwrap.dedent(MODEL).replace("{seed}", str(seed)))
+        self.model.write_text(textwrap.dedent(MODEL).replace("{seed}", str(seed)))
 
     def request(self, **changes):
         values = {
-            "name": "tuned", "batch": 2, "device": self.device, "factory": f"{self.folder / 'model.py'}:make",
+            "name": "tuned", "batch": 2, "device": self.device, "factory": f"{self.model}:make",
             "inputs": (InputSpec(name="input", shape=("batch", 12)),), "backends": ("toytuned",), "trials": 2,
             "budget_s": 120.0,
         }  # fmt: skip
@@ -104,28 +105,37 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path, cpu, monkeypatch):
-    info = tmp_path / "site" / "toytuned-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toytuned\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[autotune.backends]\ntoytuned = tests.toy_tuned:BACKEND\n")
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    registry.refresh()
-    yield Place(tmp_path, cpu, monkeypatch)
-    monkeypatch.undo()
-    registry.refresh()
+def place(tmp_path, cpu, monkeypatch, toytuned):
+    return Place(tmp_path, cpu, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def tuned_once(tmp_path_factory, cpu, toytuned):
+    """The folder of a place whose study is finished."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = Place(tmp_path_factory.mktemp("tuned"), cpu, patch)
+        with place.store() as store:
+            run_study(place.request(), store, Events())
+    return place.folder
+
+
+@pytest.fixture
+def tuned(tuned_once, tmp_path, cpu, monkeypatch):
+    """A copy of that place; the study names its model, so that stays where it was."""
+    shutil.copytree(tuned_once, tmp_path, dirs_exist_ok=True)
+    return Place(tmp_path, cpu, monkeypatch, model=tuned_once / "model.py")
 
 
 @pytest.fixture
 def not_alone(monkeypatch):
     """Plans are not timed without their rivals, which only ``autotune bench`` needs."""
-    for kind in ("study_finals.StudyFinals", "study_rebuild.StudyRebuild"):
-        monkeypatch.setattr(f"autotune.{kind}._time_alone", lambda study, plan: None)
+    for kind in (StudyFinals, StudyRebuild):
+        monkeypatch.setattr(kind, "_time_alone", lambda study, plan: None)
 
 
 def toy_trial(store, plan):
     """The trial of the toy backend's default in the study that found a plan."""
-    (trial,) = (t for t in store.trials(plan.evidence["study"]) if not t.configuration.get("slow_build", True))
+    (trial,) = (t for t in store.trials.of_study(plan.evidence.study) if not t.configuration.get("slow_build", True))
     return trial
 
 
@@ -154,7 +164,7 @@ def test_search_finals_rebuild_reproduction_and_a_merged_database_hand_builds_th
         changed = ("uid", "weights", "artifact", "signal_error")
         assert as_kept(rebuilt.plan) == as_kept(plan) | {key: getattr(rebuilt.plan, key) for key in changed}
 
-        row = store.study(plan.evidence["study"])
+        row = store.studies.get(plan.evidence.study)
         found = reproduce(row, toy_trial(store, plan), store, place.device, io.StringIO())
         assert found.same and found.notes == ("the model has other weights than it had then",)
         assert place.builds() == [handed] * 4
@@ -171,59 +181,59 @@ def test_search_finals_rebuild_reproduction_and_a_merged_database_hand_builds_th
     assert place.builds() == [handed] * 5 and len(set(place.builds("weights"))) == 3
 
 
-def test_a_plan_that_is_rebuilt_with_better_kernels_is_timed_again_and_its_figures_are_of_what_runs(place):
-    with place.store() as store:
-        plan = run_study(place.request(), store, Events()).plan
-        place.learn(store, FAST)
-        place.weights(1)
+def test_a_plan_that_is_rebuilt_with_better_kernels_is_timed_again_and_its_figures_are_of_what_runs(tuned):
+    with tuned.store() as store:
+        (plan,) = store.plans.list()
+        tuned.learn(store, FAST)
+        tuned.weights(1)
         events = Events()
-        rebuilt = run_study(place.request(), store, events)
+        rebuilt = run_study(tuned.request(), store, events)
         assert "finals_started" in events.kinds and "trial_started" not in events.kinds
         now = rebuilt.plan
-        assert plan.kernels != now.kernels == place.builds()[-1]
+        assert plan.kernels != now.kernels == tuned.builds()[-1]
         assert now.latency_ms < 0.6 * plan.latency_ms and now.speedup > plan.speedup
-        assert now.status == "promoted" and now.evidence["study"] == plan.evidence["study"]
-        entries = {entry["uid"]: entry for entry in now.evidence["finalists"]}
-        assert len(entries) == 2 and entries[now.evidence["trial"]]["latency_ms"] == now.latency_ms
-        (baseline,) = (entry for entry in entries.values() if entry["is_baseline"])
-        assert baseline["latency_ms"] == now.baseline_latency_ms and baseline["backend"] == "eager"
-        assert as_kept(store.plan(plan.uid)) == as_kept(plan), "the plan for the first weights is what it was"
+        assert now.status == "promoted" and now.evidence.study == plan.evidence.study
+        entries = {entry.uid: entry for entry in now.evidence.finalists}
+        assert len(entries) == 2 and entries[now.evidence.trial].latency_ms == now.latency_ms
+        (baseline,) = (entry for entry in entries.values() if entry.is_baseline)
+        assert baseline.latency_ms == now.baseline_latency_ms and baseline.backend == "eager"
+        assert as_kept(store.plans.get(plan.uid)) == as_kept(plan), "the plan for the first weights is what it was"
         for each in (plan, now):  # each is held against what was timed with its own kernels
-            assert 0.4 < bench_plan(each, store, place.device).drift.ratio < 2.5
+            assert 0.4 < bench_plan(each, store, tuned.device).drift.ratio < 2.5
 
         trial = toy_trial(store, plan)
-        found = reproduce(store.study(plan.evidence["study"]), trial, store, place.device, io.StringIO())
+        found = reproduce(store.studies.get(plan.evidence.study), trial, store, tuned.device, io.StringIO())
         assert found.notes[-1].startswith("the tuned kernels are others than they were then")
         assert found.latency_ms < trial.latency_ms
 
 
 @pytest.mark.usefixtures("not_alone")
-def test_a_plan_that_is_loaded_for_other_weights_after_better_kernels_became_known_is_timed_again(place):
-    with place.store() as store:
-        plan = run_study(place.request(), store, Events()).plan
-        place.learn(store, FAST)
-        row = store.study(plan.evidence["study"])
-    place.weights(1)
+def test_a_plan_that_is_loaded_for_other_weights_after_better_kernels_became_known_is_timed_again(tuned):
+    with tuned.store() as store:
+        (plan,) = store.plans.list()
+        tuned.learn(store, FAST)
+        row = store.studies.get(plan.evidence.study)
+    tuned.weights(1)
     model, example = make_module(row.settings["factory"], row.seed), torch.linspace(-1.0, 1.0, 24).reshape(2, 12)
-    loaded = load(model, (example,), db=str(place.folder / "autotune.db"), device="cpu")
+    loaded = load(model, (example,), db=str(tuned.folder / "autotune.db"), device="cpu")
     assert torch.allclose(loaded(example), model(example), atol=1e-5)
-    with place.store() as store:
-        old, new = sorted(store.plans("tuned"), key=lambda each: each.weights != plan.weights)
+    with tuned.store() as store:
+        old, new = sorted(store.plans.list("tuned"), key=lambda each: each.weights != plan.weights)
         assert as_kept(old) == as_kept(plan)
-        assert new.kernels == place.builds()[-1] != old.kernels and new.latency_ms < 0.6 * old.latency_ms
+        assert new.kernels == tuned.builds()[-1] != old.kernels and new.latency_ms < 0.6 * old.latency_ms
 
 
 @pytest.mark.usefixtures("not_alone")
-def test_a_plan_that_does_not_beat_the_baseline_with_the_kernels_of_now_does_not_hold(place):
-    with place.store() as store:
-        plan = run_study(place.request(), store, Events()).plan
-        place.learn(store, SLOW)
-        place.weights(1)
+def test_a_plan_that_does_not_beat_the_baseline_with_the_kernels_of_now_does_not_hold(tuned):
+    with tuned.store() as store:
+        (plan,) = store.plans.list()
+        tuned.learn(store, SLOW)
+        tuned.weights(1)
         events = Events()
-        searched = run_study(place.request(), store, events)
+        searched = run_study(tuned.request(), store, events)
         assert any("does not beat the baseline" in text for text in events.messages)
         assert "trial_started" in events.kinds and searched.plan.status == "baseline"
-        assert as_kept(store.plan(plan.uid)) == as_kept(plan)
+        assert as_kept(store.plans.get(plan.uid)) == as_kept(plan)
 
 
 @pytest.mark.usefixtures("not_alone")
@@ -248,7 +258,7 @@ def test_a_baseline_that_fails_when_it_is_built_again_ends_the_study_without_bla
     def spoil(trial):
         drop_artifact(store, trial.uid)
         if trial.configuration.backend == "eager":
-            place.folder.joinpath("model.py").write_text("raise RuntimeError('gone')")
+            place.model.write_text("raise RuntimeError('gone')")
 
     with place.store() as store:
         with pytest.raises(WorkError) as raised:
@@ -258,13 +268,13 @@ def test_a_baseline_that_fails_when_it_is_built_again_ends_the_study_without_bla
 
 
 @pytest.mark.usefixtures("not_alone")
-def test_a_trial_of_another_study_is_taken_over_only_if_its_kernels_are_those_of_now(place):
-    with place.store() as store:
-        first = run_study(place.request(), store, Events()).plan
-        taken = run_study(place.request(name="again"), store, Events()).plan
+def test_a_trial_of_another_study_is_taken_over_only_if_its_kernels_are_those_of_now(tuned):
+    with tuned.store() as store:
+        (first,) = store.plans.list()
+        taken = run_study(tuned.request(name="again"), store, Events()).plan
         assert toy_trial(store, taken).reused and toy_trial(store, taken).kernels == first.kernels
-        place.learn(store, FAST)
-        fresh = run_study(place.request(name="third"), store, Events()).plan
+        tuned.learn(store, FAST)
+        fresh = run_study(tuned.request(name="third"), store, Events()).plan
         assert not toy_trial(store, fresh).reused and fresh.kernels not in ("", first.kernels)
 
 
@@ -277,8 +287,8 @@ def test_what_was_left_out_for_want_of_time_is_tried_when_the_study_is_given_mor
         return build(self, configurations, workers, 1.0 if slow else timeout_s, **values)
 
     def slow_trials():
-        (row,) = store.studies("tuned")
-        return [trial for trial in store.trials(row.uid) if trial.configuration.get("slow_build", False)]
+        (row,) = store.studies.list("tuned")
+        return [trial for trial in store.trials.of_study(row.uid) if trial.configuration.get("slow_build", False)]
 
     request = place.request(trials=50, tune_kernels=False)
     with place.store() as store:
@@ -289,12 +299,12 @@ def test_what_was_left_out_for_want_of_time_is_tried_when_the_study_is_given_mor
         (left_out,) = (text for text in events.messages if "left out" in text)
         assert "slow_build=True" in left_out and "given more" in left_out
         assert slow_trials() == [] and True not in place.builds("slow_build")
-        (row,) = store.studies("tuned")
+        (row,) = store.studies.list("tuned")
         assert row.timings["asked"]["exhausted"] is False and not first.trials["pruned"] and not first.trials["failed"]
         more = run_study(replace(request, budget_s=request.budget_s + 60.0), store, Events())
         (slow,) = slow_trials()
         assert not more.cached and slow.state == "complete" and place.builds("slow_build").count(True) == 1
-        (row,) = store.studies("tuned")
+        (row,) = store.studies.list("tuned")
         assert row.timings["asked"]["exhausted"] is True
 
 
@@ -310,7 +320,7 @@ def test_what_would_build_longer_than_the_budget_lasts_is_left_for_more_budget(p
     request = place.request(trials=50, tune_kernels=False)
     with place.store() as store:
         run_study(request, store, Events())
-        (row,) = store.studies("tuned")
+        (row,) = store.studies.list("tuned")
         assert row.timings["asked"]["exhausted"] is False and True not in place.builds("slow_build")
         run_study(replace(request, budget_s=request.budget_s + 1e9), store, Events())
         assert place.builds("slow_build").count(True) == 1

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -11,34 +11,39 @@ import torch
 class Pair(NamedTuple):
     """A named tuple of two parts."""
 
-    logits: Any
-    hidden: Any
+    logits: object
+    hidden: object
 
 
 class OtherPair(NamedTuple):
     """The same parts under another class."""
 
-    logits: Any
-    hidden: Any
+    logits: object
+    hidden: object
 
 
 @dataclass
 class Output:
     """A dataclass of two parts."""
 
-    logits: Any
-    hidden: Any
+    logits: object
+    hidden: object
 
 
 @dataclass
 class OtherOutput:
     """The same parts under another class."""
 
-    logits: Any
-    hidden: Any
+    logits: object
+    hidden: object
 
 
-CLASSES: Mapping[str, Any] = {"Pair": Pair, "OtherPair": OtherPair, "Output": Output, "OtherOutput": OtherOutput}
+CLASSES: Mapping[str, Callable[[object, object], object]] = {
+    "Pair": Pair,
+    "OtherPair": OtherPair,
+    "Output": Output,
+    "OtherOutput": OtherOutput,
+}
 FORMS = ("tensor", "tuple", "list", "dict", *CLASSES)
 KEYS: Sequence[str | int] = ("logits", "hidden", "score", "state", 0, 1)
 
@@ -51,7 +56,7 @@ def _first(inputs: Inputs) -> torch.Tensor:
 
 
 def _place_of_largest(x: torch.Tensor, inputs: Inputs) -> torch.Tensor:
-    """With a slope, so that equal values are no tie."""
+    # With a slope, so that equal values are no tie.
     return (x + 0.01 * torch.arange(x.shape[-1], dtype=x.dtype)).argmax(-1)
 
 
@@ -73,7 +78,7 @@ MORE: Mapping[str, Callable[[torch.Tensor, Inputs], torch.Tensor]] = {
 }
 """Further tensors of an answer by name: of no dimension, of whole numbers, views, inputs and constants."""
 BY_VALUES: Mapping[str, Callable[[torch.Tensor, Inputs], torch.Tensor]] = {"chosen": lambda x, inputs: x[x > 0.1]}
-"""Those whose shape depends on values."""
+"""Further tensors whose shape depends on values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,32 +96,30 @@ class Answer:
     nested: bool = False
     more: tuple[str, ...] = ()
 
-    def of(self, values: Sequence[torch.Tensor], inputs: Mapping[str, torch.Tensor]) -> Any:
-        """Make an answer of the values, the last of them first, and of the inputs."""
-        made = self._of(values)
-        return (
-            (made, {name: {**MORE, **BY_VALUES}[name](values[0], inputs) for name in self.more}) if self.more else made
-        )
+    def of(self, values: Sequence[torch.Tensor], inputs: Inputs) -> object:
+        """Return an answer of the values, the last of them first, and of the inputs."""
+        answer = self._of(values)
+        if not self.more:
+            return answer
+        return answer, {name: {**MORE, **BY_VALUES}[name](values[0], inputs) for name in self.more}
 
-    def _of(self, values: Sequence[torch.Tensor]) -> Any:
+    def _of(self, values: Sequence[torch.Tensor]) -> object:
         if self.form == "tensor":
             return values[0]
-        parts = [*values[: self.parts], *self.extra]
-        made: Any
+        parts: list[object] = [*values[: self.parts], *self.extra]
+        whole: object
         if self.form in CLASSES:
-            made = CLASSES[self.form](parts[0], parts[1] if len(parts) > 1 else None)
+            whole = CLASSES[self.form](parts[0], parts[1] if len(parts) > 1 else None)
         elif self.form == "dict":
-            made = {
-                **dict(zip(self.keys, parts, strict=False)),
-                **({"nothing": None} if len(parts) > len(self.keys) else {}),
-            }
+            nothing: dict[str | int, object] = {"nothing": None} if len(parts) > len(self.keys) else {}
+            whole = {**dict(zip(self.keys, parts, strict=False)), **nothing}
         else:
-            made = tuple(parts) if self.form == "tuple" else parts
-        return (made, values[0] * 1.0) if self.nested else made
+            whole = tuple(parts) if self.form == "tuple" else parts
+        return (whole, values[0] * 1.0) if self.nested else whole
 
 
 def draw(rng: random.Random, steps: int) -> Answer:
-    """Draw a form for a model of so many steps."""
+    """Draw a form for a model of that number of steps."""
     form = rng.choice(("tensor", *FORMS))
     keys = tuple(rng.sample(KEYS, 2))
     extra: tuple[float | str | None, ...] = (None,) if form != "tensor" and rng.random() < 0.2 else ()

@@ -1,12 +1,13 @@
 """Layers of drawn models that the operators of one operand do not cover: joins, constants, inner graphs, writes."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import nn
+from torch._higher_order_ops.scan import scan as torch_scan
+from torch._higher_order_ops.while_loop import while_loop
 
-from autotune.programs.drawn.operators import Attributes, Call, Shape
+from autotune.programs.drawn.operators import Call, Shape
 
 JOINS = ("add", "subtract", "multiply", "append", "weigh")
 INNER = ("autocast", "no_grad", "cond", "while_loop", "scan")
@@ -28,17 +29,20 @@ def joined(kind: str, x: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return x - other if kind == "subtract" else x * other
 
 
-def _inner(attributes: Attributes, shapes: list[Shape]) -> nn.Module:
-    how, number, operator = attributes["how"], attributes["number"], attributes["operator"]
-
-    narrow = attributes.get("narrow", "")
-
+def _inner(
+    shapes: list[Shape],
+    how: str,
+    number: float,
+    operator: str,
+    narrow: str = "",
+    literal: list[float] | None = None,
+) -> nn.Module:
     def block(x: torch.Tensor) -> torch.Tensor:
-        if narrow:  # whatever autocast runs in a narrower type
+        if narrow:  # a product, which autocast runs in a narrower type
             product: torch.Tensor = torch.matmul(x, x.new_ones(x.shape[-1], x.shape[-1])).to(x.dtype) * number
             return product
         value: torch.Tensor = getattr(x, operator)() * number
-        return value * torch.tensor(attributes["literal"]) if "literal" in attributes else value
+        return value if literal is None else value * torch.tensor(literal)
 
     def within(x: torch.Tensor) -> torch.Tensor:
         if how == "autocast":
@@ -57,32 +61,22 @@ def _inner(attributes: Attributes, shapes: list[Shape]) -> nn.Module:
         def body(count: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return count + 1, block(value)
 
-        return _while_loop()(again, body, (torch.zeros((), dtype=torch.int64), x))[1]  # type: ignore[no-any-return]
+        start = (torch.zeros((), dtype=torch.int64), x)
+        result: tuple[torch.Tensor, torch.Tensor] = while_loop(again, body, start)  # type: ignore[no-untyped-call]
+        return result[1]
 
     def scan(x: torch.Tensor) -> torch.Tensor:
         def combine(carry: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             value = block(carry) + part
             return value, value.clone()
 
-        return _scan()(combine, torch.zeros_like(x[0]), x)[1]  # type: ignore[no-any-return]
+        result: tuple[torch.Tensor, torch.Tensor] = torch_scan(combine, torch.zeros_like(x[0]), x)
+        return result[1]
 
     return Call({"cond": cond, "while_loop": loop, "scan": scan}.get(how, within))
 
 
-def _while_loop() -> Any:
-    from torch._higher_order_ops.while_loop import while_loop
-
-    return while_loop
-
-
-def _scan() -> Any:
-    from torch._higher_order_ops.scan import scan
-
-    return scan
-
-
-def _number(attributes: Attributes, shapes: list[Shape]) -> nn.Module:
-    value = attributes["value"]
+def _number(shapes: list[Shape], how: str, value: float) -> nn.Module:
     ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "times": lambda x: x * value,
         "plus": lambda x: x + value,
@@ -93,14 +87,13 @@ def _number(attributes: Attributes, shapes: list[Shape]) -> nn.Module:
         "where": lambda x: torch.where(x > value, x, x * 0.5),
         "add_alpha": lambda x: torch.add(x, x.sin(), alpha=value),
     }
-    return Call(ways[attributes["how"]])
+    return Call(ways[how])
 
 
 NUMBERS = ("times", "plus", "clamp", "full", "power", "addcmul", "where", "add_alpha")
 
 
-def _literal(attributes: Attributes, shapes: list[Shape]) -> nn.Module:
-    values = list(attributes["values"])
+def _literal(shapes: list[Shape], values: list[float]) -> nn.Module:
     return Call(lambda x: x * torch.tensor(values[0]) + torch.tensor(values).sum())
 
 
@@ -113,18 +106,20 @@ class Weighted(nn.Module):
 
     def forward(self, x: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
         """Multiply."""
-        own = self.weight
-        return x @ (weight if own is None else own)  # type: ignore[operator]
+        own = weight if self.weight is None else self.weight
+        if own is None:
+            raise TypeError("neither a weight nor a second operand")
+        return x @ own
 
 
 class Tied(nn.Module):
     """Two products, by one weight or by two."""
 
-    def __init__(self, attributes: Attributes, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, shared: bool) -> None:
         super().__init__()
         self.first = nn.Linear(shape[-1], shape[-1], bias=False)
         self.second = nn.Linear(shape[-1], shape[-1], bias=False)
-        if attributes["shared"]:
+        if shared:
             self.second.weight = self.first.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -133,11 +128,11 @@ class Tied(nn.Module):
 
 
 class Writer(nn.Module):
-    """Reads a buffer, and writes into it if it is told to."""
+    """Reads a buffer, and writes into it if ``writes`` says so."""
 
-    def __init__(self, attributes: Attributes, shape: Shape) -> None:
+    def __init__(self, shape: Shape, *, how: str, writes: bool) -> None:
         super().__init__()
-        self.how, self.writes = attributes["how"], attributes["writes"]
+        self.how, self.writes = how, writes
         self.register_buffer("level", torch.rand(shape[-1]))
         self.level: torch.Tensor
 
@@ -158,14 +153,14 @@ class Writer(nn.Module):
         return answer
 
 
-LAYERS: Mapping[str, Callable[[Attributes, list[Shape]], nn.Module]] = {
-    "join": lambda a, s: Call(lambda x, other: joined(a["kind"], x, other)),
-    "embedding": lambda a, s: nn.Embedding(a.get("rows", 12), a["size"]),
+LAYERS: Mapping[str, Callable[..., nn.Module]] = {
+    "join": lambda shapes, kind: Call(lambda x, other: joined(kind, x, other)),
+    "embedding": lambda shapes, size, rows=12: nn.Embedding(rows, size),
     "inner": _inner,
     "number": _number,
     "literal": _literal,
-    "weighted": lambda a, s: Weighted(s),
-    "tied": lambda a, s: Tied(a, s[0]),
-    "writer": lambda a, s: Writer(a, s[0]),
+    "weighted": lambda shapes, size: Weighted(shapes),
+    "tied": lambda shapes, shared: Tied(shapes[0], shared=shared),
+    "writer": lambda shapes, how, writes: Writer(shapes[0], how=how, writes=writes),
 }
-"""By the name that a step gives; each is made of its attributes for operands of these shapes."""
+"""By the operator of a step; each takes the shapes of its operands, and its attributes as keywords."""

@@ -2,9 +2,8 @@
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from inspect import Parameter, Signature
-from typing import Any
 
 import torch
 from torch import nn
@@ -52,7 +51,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
+class ModelSpec:
     """A model as plain data: inputs, steps one after the other, and the form of its answer."""
 
     inputs: tuple[Input, ...]
@@ -62,76 +61,87 @@ class Drawn:
     def example(self, seed: int) -> dict[str, torch.Tensor]:
         """Draw one set of inputs by name."""
         generator = torch.Generator().manual_seed(seed)
-        return {each.name: each.draw(generator) for each in self.inputs}
+        return {drawn_input.name: drawn_input.draw(generator) for drawn_input in self.inputs}
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for JSON."""
         return asdict(self)
 
 
 class DrawnModule(nn.Module):
-    """What a :class:`Drawn` describes; made by :func:`build`, which gives its forward the names of the inputs."""
+    """The module of a :class:`ModelSpec`; :func:`build` makes it and gives its forward the names of the inputs."""
 
-    def __init__(self, drawn: Drawn) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.drawn = drawn
+        self.spec = spec
         self.layers = nn.ModuleList()
-        values: dict[str, torch.Tensor] = drawn.example(0)
-        before = drawn.inputs[0].name
-        for number, step in enumerate(drawn.steps):
+        values: dict[str, torch.Tensor] = spec.example(0)
+        before = spec.inputs[0].name
+        for number, step in enumerate(spec.steps):
             operands = [values[name or before] for name in step.takes]
             torch.manual_seed(step.seed)
-            layer = _made(step, [tuple(each.shape) for each in operands])
+            layer = _layer(step, [tuple(operand.shape) for operand in operands])
             self.layers.append(layer)
             before = f"v{number}"
             with torch.no_grad():
                 values[before] = layer.eval()(*operands)
         self.eval()
 
-    def run(self, values: Mapping[str, torch.Tensor]) -> Any:
+    def run(self, inputs: Mapping[str, torch.Tensor]) -> object:
         """Compute the answer to named inputs."""
-        known = dict(values)
-        before = self.drawn.inputs[0].name
-        for number, (step, layer) in enumerate(zip(self.drawn.steps, self.layers, strict=True)):
-            operands = [known[name or before] for name in step.takes]
+        values = dict(inputs)
+        before = self.spec.inputs[0].name
+        for number, (step, layer) in enumerate(zip(self.spec.steps, self.layers, strict=True)):
+            operands = [values[name or before] for name in step.takes]
             before = f"v{number}"
-            known[before] = layer(*operands)
-        last = [known[f"v{number}"] for number in range(len(self.drawn.steps))][::-1]
-        return self.drawn.answer.of(last, values)
+            values[before] = layer(*operands)
+        last_first = [values[f"v{number}"] for number in range(len(self.spec.steps))][::-1]
+        return self.spec.answer.of(last_first, inputs)
 
 
-def _made(step: Step, shapes: list[Shape]) -> nn.Module:
+def _layer(step: Step, shapes: list[Shape]) -> nn.Module:
     if step.operator in OPERATORS:
-        return OPERATORS[step.operator].make(step.attributes, shapes[0])
-    return {**drawn_joins.LAYERS, **odd_layers.LAYERS}[step.operator](step.attributes, shapes)
+        return OPERATORS[step.operator].make(shapes[0], **step.attributes)
+    return {**drawn_joins.LAYERS, **odd_layers.LAYERS}[step.operator](shapes, **step.attributes)
 
 
-def build(drawn: Drawn, *, positional_only: int = 0, keyword_only: int = 0) -> DrawnModule:
+def build(spec: ModelSpec, *, positional_only: int = 0, keyword_only: int = 0) -> DrawnModule:
     """Make the module, in eval mode; its forward takes the first and the last inputs only by position or by keyword.
 
     Leaves the random state as it was. Raises RuntimeError or ValueError if the steps do not fit one another.
     """
-    names = [each.name for each in drawn.inputs]
+    names = [drawn_input.name for drawn_input in spec.inputs]
     kinds = [
-        Parameter.POSITIONAL_ONLY if at < positional_only
-        else Parameter.KEYWORD_ONLY if at >= len(names) - keyword_only
+        Parameter.POSITIONAL_ONLY if place < positional_only
+        else Parameter.KEYWORD_ONLY if place >= len(names) - keyword_only
         else Parameter.POSITIONAL_OR_KEYWORD
-        for at in range(len(names))
+        for place in range(len(names))
     ]  # fmt: skip
 
-    def forward(self: DrawnModule, *args: torch.Tensor, **kwargs: torch.Tensor) -> Any:
+    def forward(self: DrawnModule, *args: torch.Tensor, **kwargs: torch.Tensor) -> object:
         return self.run({**dict(zip(names, args, strict=False)), **kwargs})
 
     own = [Parameter("self", Parameter.POSITIONAL_ONLY if positional_only else Parameter.POSITIONAL_OR_KEYWORD)]
     forward.__signature__ = Signature(own + list(map(Parameter, names, kinds)))  # type: ignore[attr-defined]
-    kind = type("DrawnModule", (DrawnModule,), {"forward": forward})
+    kind: type[DrawnModule] = type("DrawnModule", (DrawnModule,), {"forward": forward})
     with torch.random.fork_rng(devices=[]):
-        return kind(drawn)  # type: ignore[no-any-return]
+        return kind(spec)
+
+
+def with_step(spec: ModelSpec, place: int, step: Step) -> ModelSpec:
+    """Insert a step at a place; names of values before it stay right, and names of later values are raised by one."""
+    later = (replace(old, takes=_raised(old.takes, place)) for old in spec.steps[place:])
+    return replace(spec, steps=(*spec.steps[:place], step, *later))
+
+
+def _raised(names: Sequence[str], place: int) -> tuple[str, ...]:
+    """Add one to the number of each value ``vN`` from a place on; other names stay."""
+    return tuple(f"v{int(name[1:]) + 1}" if name[:1] == "v" and int(name[1:]) >= place else name for name in names)
 
 
 def draw_step(rng: random.Random, shape: Shape, operator: str = "") -> Step:
     """Draw a step that takes an operand of a shape; any operator, unless one is named."""
-    fitting = {name: one.choices(shape) for name, one in OPERATORS.items()}
+    fitting = {name: candidate.choices(shape) for name, candidate in OPERATORS.items()}
     name = operator or rng.choice([name for name, choices in fitting.items() if choices is not None])
     choices = fitting[name]
     if choices is None:
@@ -158,8 +168,10 @@ def first_steps(rng: random.Random, inputs: Sequence[Input]) -> list[Step]:
     steps = []
     if inputs[0].dtype != "float32":
         steps.append(Step(operator="embedding", attributes={"size": rng.choice((4, 8))}, seed=rng.randrange(2**31)))
-    for each in inputs[1:]:
-        steps.append(Step(operator="join", attributes={"kind": rng.choice(drawn_joins.JOINS)}, takes=("", each.name)))
+    for further in inputs[1:]:
+        steps.append(
+            Step(operator="join", attributes={"kind": rng.choice(drawn_joins.JOINS)}, takes=("", further.name))
+        )
     return steps
 
 
@@ -167,13 +179,16 @@ def shape_after(inputs: Sequence[Input], steps: Sequence[Step]) -> Shape:
     """Return the shape of the value after the steps; raises as :func:`build` does."""
     if not steps:
         return inputs[0].shape
-    made = build(Drawn(inputs=tuple(inputs), steps=tuple(steps)))
+    module = build(ModelSpec(inputs=tuple(inputs), steps=tuple(steps)))
     with torch.no_grad():
-        return tuple(made.run(made.drawn.example(0)).shape)
+        value = module.run(module.spec.example(0))
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"an answer of one tensor was expected, found a {type(value).__name__}")
+    return tuple(value.shape)
 
 
 def draw_steps(rng: random.Random, inputs: Sequence[Input], count: int) -> tuple[Step, ...]:
-    """Draw the first steps and as many more as asked for; a quarter of them add or append an earlier value."""
+    """Draw the first steps and ``count`` more; a quarter of these are followed by a join with an earlier value."""
     steps = first_steps(rng, inputs)
     while count > 0:
         before = len(steps)
@@ -191,8 +206,8 @@ def draw_steps(rng: random.Random, inputs: Sequence[Input], count: int) -> tuple
     return tuple(steps)
 
 
-def draw(rng: random.Random, *, inputs: int = 0) -> Drawn:
+def draw(rng: random.Random, *, inputs: int = 0) -> ModelSpec:
     """Draw a model of two to six steps beside those that join its inputs."""
-    taken = draw_inputs(rng, inputs)
-    steps = draw_steps(rng, taken, rng.randint(2, 6))
-    return Drawn(inputs=taken, steps=steps, answer=drawn_answers.draw(rng, len(steps)))
+    drawn_inputs = draw_inputs(rng, inputs)
+    steps = draw_steps(rng, drawn_inputs, rng.randint(2, 6))
+    return ModelSpec(inputs=drawn_inputs, steps=steps, answer=drawn_answers.draw(rng, len(steps)))

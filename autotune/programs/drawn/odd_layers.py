@@ -1,4 +1,4 @@
-"""What 15 of 100 programs have: state, random numbers, parts in train mode, writes into inputs, shapes from values."""
+"""Oddities of 15 in 100 programs: state, random numbers, train mode, writes into inputs, branches on values."""
 
 from collections.abc import Callable, Mapping
 
@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from autotune.programs.drawn.operators import Attributes, Call, Shape
+from autotune.programs.drawn.operators import Call
 
 
 class Trained(nn.Module):
@@ -50,20 +50,22 @@ def _filled(x: torch.Tensor) -> torch.Tensor:
     return x * 1.5
 
 
-LAYERS: Mapping[str, Callable[[Attributes, list[Shape]], nn.Module]] = {
-    "noise": lambda a, s: Call(lambda x: x + 0.1 * torch.randn_like(x)),
-    "dropout": lambda a, s: Call(lambda x: functional.dropout(x, 0.3, training=True)),
-    "trained dropout": lambda a, s: Trained(nn.Dropout(0.3)),
-    "trained norm": lambda a, s: Trained(nn.BatchNorm1d(s[0][1]) if len(s[0]) < 4 else nn.BatchNorm2d(s[0][1])),
-    "trained activation": lambda a, s: Trained(nn.ReLU()),
-    "counter": lambda a, s: Counter(matters=False),
-    "counted answer": lambda a, s: Counter(matters=True),
-    "doubled input": lambda a, s: Call(_doubled),
-    "filled input": lambda a, s: Call(_filled),
-    "in place": lambda a, s: Call(lambda x: x.clone().relu_().add_(0.5)),
-    "branch on values": lambda a, s: Call(lambda x: x * 2 if float(x.mean()) > 0.02 else x - 1),
+LAYERS: Mapping[str, Callable[..., nn.Module]] = {
+    "noise": lambda shapes: Call(lambda x: x + 0.1 * torch.randn_like(x)),
+    "dropout": lambda shapes: Call(lambda x: functional.dropout(x, 0.3, training=True)),
+    "trained dropout": lambda shapes: Trained(nn.Dropout(0.3)),
+    "trained norm": lambda shapes: Trained(
+        nn.BatchNorm1d(shapes[0][1]) if len(shapes[0]) < 4 else nn.BatchNorm2d(shapes[0][1])
+    ),
+    "trained activation": lambda shapes: Trained(nn.ReLU()),
+    "counter": lambda shapes: Counter(matters=False),
+    "counted answer": lambda shapes: Counter(matters=True),
+    "doubled input": lambda shapes: Call(_doubled),
+    "filled input": lambda shapes: Call(_filled),
+    "in place": lambda shapes: Call(lambda x: x.clone().relu_().add_(0.5)),
+    "branch on values": lambda shapes: Call(lambda x: x * 2 if float(x.mean()) > 0.02 else x - 1),
 }
-"""By the name that a step gives."""
+"""By the operator of a step."""
 
 STATE = ("writer", "trained norm", "counter", "counted answer")
 RANDOM = ("noise", "dropout", "trained dropout")

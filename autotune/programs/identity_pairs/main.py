@@ -2,127 +2,89 @@
 
 Draws pairs of small models that differ in one thing (a constant, an inner graph, an output key, a buffer write, an
 attribute of an operator, an input's role, weights, inputs, the gate, the rest of the request) and holds their keys
-against each other, and those of each first model against the same model built once more. Prints a row a kind;
-``--json`` writes them to a file with the environment. Exit code 0 if no pair shares a key that it must not share and
-equal models share all, 1 if one does not, 2 if the request was wrong.
+against each other, and those of each first model against the same model built once more. Prints a row for each kind.
+Exit code 0 if no pair shares a key that it must not share and equal models share all.
 """
 
 import argparse
-import contextlib
-import logging
 import multiprocessing
-import shlex
-import sys
-import time
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
-from rich.console import Console
-
-from autotune.programs.frame import document_of, positive, tell
-from autotune.programs.identity_pairs.pair_keys import Compared, compare
-from autotune.programs.identity_pairs.twins import KINDS
-from autotune.programs.outcome import Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.document import rows_of
+from autotune.programs.drawn.quiet import quiet, start_worker
+from autotune.programs.frame import Run, add_seed, add_workers, parser_of, positive, run_program, say
+from autotune.programs.identity_pairs.compared_pair import ComparedPair, compare
+from autotune.programs.identity_pairs.kinds import KINDS
 from autotune.programs.surroundings import environment
 
-COMMAND = "python -m autotune.programs.identity_pairs"
+NAME = "identity_pairs"
 PAIRS = 10_000
 SHOWN = 5
-"""So many wrong pairs of a kind are kept whole."""
+"""The number of wrong pairs of a kind that are kept whole."""
 REPORT_EVERY = 500
 PAIRS_A_WORKER = 500
-"""A worker ends after so many: torch.export keeps something of every graph that it has seen."""
+CHUNK = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    progress = Console(stderr=True)
-    around, started = environment("cpu"), time.monotonic()
-    pairs: list[Compared] = []
-    for pair in _compared(options.pairs, options.seed, options.workers):
-        pairs.append(pair)
-        if len(pairs) % REPORT_EVERY == 0:
-            wrong = sum(bool(one.wrong) for one in pairs)
-            progress.print(f"{len(pairs)} of {options.pairs} pairs, {wrong} wrong", markup=False, highlight=False)
-    seconds = time.monotonic() - started
-    document = document_of(
-        [*shlex.split(COMMAND), *given], _rows(pairs), around, quick=options.pairs < PAIRS, seed=options.seed,
-        seconds=seconds, pairs=len(pairs),
-    )  # fmt: skip
-    return tell(document, options.json)
-
-
-def _compared(pairs: int, seed: int, workers: int) -> Iterator[Compared]:
-    """Compare so many pairs, the kinds in turn; the same ones with any number of workers."""
-    tasks = [(list(KINDS)[at % len(KINDS)], f"{seed}/{at}") for at in range(pairs)]
-    if workers == 1:
-        with _quiet():
-            yield from map(_compare, tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_start_worker, maxtasksperchild=PAIRS_A_WORKER // 10) as pool:
-        yield from pool.imap_unordered(_compare, tasks, chunksize=10)
-
-
-def _compare(task: tuple[str, str]) -> Compared:
-    return compare(*task)
-
-
-def _start_worker() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.disable(logging.ERROR)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what torch says of single graphs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.ERROR)
-        try:
-            yield
-        finally:
-            logging.disable(logging.NOTSET)
-
-
-def _rows(pairs: Sequence[Compared]) -> list[dict[str, Any]]:
-    rows = []
-    for kind in KINDS:
-        own = [pair for pair in pairs if pair.kind == kind]
-        wrong = [pair for pair in own if pair.wrong]
-        reasons = Counter(reason for pair in wrong for reason in (f"{pair.what}: {each}" for each in pair.wrong))
-        redrawn = [reason for pair in own for reason in pair.redrawn]
-        said = "; ".join(f"{count} of {reason}" for reason, count in reasons.most_common(SHOWN))
-        outcome = Outcome(
-            check=kind,
-            figure=f"{len(own)} pairs, {len(wrong)} wrong{f': {said}' if said else ''}",
-            limit="none shares a key that it must not share; equal models share all",
-            passed=not wrong,
-            raw={
-                "pairs": len(own), "wrong": len(wrong),
-                "what": dict(sorted(Counter(pair.what for pair in own).items())),
-                "reasons": dict(reasons), "redrawn": dict(Counter(redrawn).most_common(SHOWN)),
-                "examples": [pair.as_dict() for pair in wrong[:SHOWN]],
-            },
-        )  # fmt: skip
-        rows.append({"group": kind, **outcome.as_dict(), "seconds": None})
-    return rows
+    """Run the program, and return its exit code."""
+    return run_program(NAME, _parser(), _compare_all, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Do models that differ in one thing share a key?")
+    parser = parser_of(NAME, "write the environment, the counts and the pairs that are wrong")
     parser.add_argument("--pairs", type=positive, default=PAIRS, metavar="N", help=f"pairs in all ({PAIRS})")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice")
-    parser.add_argument("--workers", type=positive, default=1, metavar="N", help="processes side by side (1)")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the environment, the counts and what was wrong"
-    )
+    add_seed(parser)
+    add_workers(parser)
     return parser
+
+
+def _compare_all(run: Run) -> int:
+    options, around = run.options, environment("cpu")
+    pairs: list[ComparedPair] = []
+    for pair in _compared(options.pairs, options.seed, options.workers):
+        pairs.append(pair)
+        if len(pairs) % REPORT_EVERY == 0:
+            say(f"{len(pairs)} of {options.pairs} pairs, {sum(bool(compared.wrong) for compared in pairs)} wrong")
+    rows = rows_of(_result_of(kind, [pair for pair in pairs if pair.kind == kind]) for kind in KINDS)
+    return run.report(rows, around, quick=options.pairs < PAIRS, seed=options.seed, more={"pairs": len(pairs)})
+
+
+def _compared(pairs: int, seed: int, workers: int) -> Iterator[ComparedPair]:
+    """Compare pairs, the kinds in turn; the pairs are the same with any number of workers."""
+    tasks = [(list(KINDS)[number % len(KINDS)], f"{seed}/{number}") for number in range(pairs)]
+    if workers == 1:
+        with quiet():
+            yield from map(_compare, tasks)
+        return
+    context = multiprocessing.get_context("spawn")
+    # A worker ends after PAIRS_A_WORKER pairs: torch.export keeps something of every graph that it has seen.
+    with context.Pool(workers, initializer=start_worker, maxtasksperchild=PAIRS_A_WORKER // CHUNK) as pool:
+        yield from pool.imap_unordered(_compare, tasks, chunksize=CHUNK)
+
+
+def _compare(task: tuple[str, str]) -> ComparedPair:
+    return compare(*task)
+
+
+def _result_of(kind: str, pairs: Sequence[ComparedPair]) -> CheckResult:
+    wrong = [pair for pair in pairs if pair.wrong]
+    reasons = Counter(f"{pair.difference}: {reason}" for pair in wrong for reason in pair.wrong)
+    redrawn = [reason for pair in pairs for reason in pair.redrawn]
+    shown = "; ".join(f"{count} of {reason}" for reason, count in reasons.most_common(SHOWN))
+    return CheckResult(
+        check=kind,
+        figure=f"{len(pairs)} pairs, {len(wrong)} wrong{f': {shown}' if shown else ''}",
+        limit="none shares a key that it must not share; equal models share all",
+        passed=not wrong,
+        raw={
+            "pairs": len(pairs),
+            "wrong": len(wrong),
+            "what": dict(sorted(Counter(pair.difference for pair in pairs).items())),
+            "reasons": dict(reasons),
+            "redrawn": dict(Counter(redrawn).most_common(SHOWN)),
+            "examples": [pair.as_dict() for pair in wrong[:SHOWN]],
+        },
+    )

@@ -1,8 +1,8 @@
-"""Kernels against libraries' calls, timed against each other in fresh processes: what is run, and what follows from it.
+"""Kernels and libraries' calls, timed against each other in fresh processes: the races and their results.
 
-Each process runs every problem, and in it rounds in which each finalist has a block of calls, in random order. What is
-compared is the ratio of two finalists' medians in a round. Rounds of one process share what that process happens to be:
-so the interval of a ratio is the wider of that of all rounds' median and Student's of the processes' medians.
+Each process runs every problem in rounds, in which each finalist has a block of calls, in random order. The ratio of
+two finalists' medians in a round is compared. Rounds of one process share its accidental conditions, so the interval of
+a ratio is the wider of that of all rounds' median and Student's of the processes' medians.
 """
 
 import logging
@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from autotune.database.kernel_trials import LIBRARY_KINDS
+from autotune import registry
 from autotune.errors import WorkError
 from autotune.execute.channel import ChannelClosed
 from autotune.kernels.executor import CANDIDATE_S, START_S, KernelExecutor
 from autotune.kernels.report import TunedProblem
+from autotune.kernels.requests import ProblemFinalists, RoundsRequest
 from autotune.measure.statistics import holm, median, median_interval, middle, paired_test
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
@@ -28,16 +29,16 @@ PROCESSES, ROUNDS, SAMPLES = 5, 12, 5
 """Fresh processes, rounds of each, and calls of a finalist in a round."""
 
 OURS, LIBRARIES = 2, 3
-"""Finalists of each side: the best of hundreds is a lucky one. The best of each library takes part in any case."""
+"""The finalists of each side: the best of hundreds may be so by chance. The best of each library always takes part."""
 
 ALPHA = 0.05
 
 
 @dataclass(slots=True, kw_only=True)
 class Race:
-    """One problem's finalists and what processes told of them.
+    """One problem's finalists and their results by process.
 
-    ``chosen`` is what the tuning found fastest of all, which a model would run. ``runs`` has for each process the
+    ``chosen`` is the fastest configuration of the tuning, which a model would run. ``runs`` has for each process the
     blocks of each finalist, by its configuration's digest, and its conditions.
     """
 
@@ -49,36 +50,37 @@ class Race:
 
     @classmethod
     def of(cls, tuned: TunedProblem) -> "Race | None":
-        """Choose the finalists of a tuned problem; ``None`` where it has none of ours, or no library's call."""
+        """Choose the finalists of a tuned problem; ``None`` if it has none of ours, or no library's call."""
         complete = [trial.configuration for trial in tuned.complete]
-        ours = [each for each in complete if each.backend not in LIBRARY_KINDS]
-        theirs = [each for each in complete if each.backend in LIBRARY_KINDS]
+        library_kinds = registry.library_kinds()
+        ours = [configuration for configuration in complete if configuration.backend not in library_kinds]
+        theirs = [configuration for configuration in complete if configuration.backend in library_kinds]
         if not ours or not theirs:
             return None
-        best = {each.backend: each for each in reversed(theirs)}
+        best = {configuration.backend: configuration for configuration in reversed(theirs)}
         finalists = dict.fromkeys([*ours[:OURS], *theirs[:LIBRARIES], *best.values()])
         return cls(problem=tuned.problem, finalists=tuple(finalists), chosen=complete[0])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
-            "problem": self.problem.as_dict(), "finalists": [each.as_dict() for each in self.finalists],
+            "problem": self.problem.as_dict(), "finalists": [finalist.as_dict() for finalist in self.finalists],
             "chosen": self.chosen.as_dict(), "runs": self.runs, "failures": self.failures,
         }  # fmt: skip
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Race":
-        """Read what :meth:`as_dict` wrote."""
+        """Read the output of :meth:`as_dict`."""
         return cls(
             problem=GemmProblem.from_dict(data["problem"]), chosen=Configuration.from_dict(data["chosen"]),
-            finalists=tuple(Configuration.from_dict(each) for each in data["finalists"]), runs=list(data["runs"]),
-            failures=list(data["failures"]),
+            finalists=tuple(Configuration.from_dict(finalist) for finalist in data["finalists"]),
+            runs=list(data["runs"]), failures=list(data["failures"]),
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:
-    """How many times as long the one takes as the other, with a 95% interval; above 1 the other is faster."""
+    """The ratio of two finalists' times, with a 95% interval; above 1 the second one is faster."""
 
     ratio: float
     interval: tuple[float, float]
@@ -86,10 +88,10 @@ class Ratio:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class RaceResult:
     """One problem: the best of ours and the best library's call by their finals, and the library over each.
 
-    ``of_ours`` is the library's time over that of our best kernel, ``of_chosen`` over that of what the tuning chose.
+    ``of_ours`` is the library's time over that of our best kernel, ``of_chosen`` over that of the tuning's choice.
     """
 
     problem: GemmProblem
@@ -106,7 +108,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overall:
-    """The geometric means over the problems, and the problems on which what was chosen is significantly slower."""
+    """The geometric means over the problems, and the problems on which the tuning's choice is significantly slower."""
 
     ours: Ratio
     chosen: Ratio
@@ -123,9 +125,9 @@ def run_races(
     rounds: int = ROUNDS,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Run what is missing of every race, process after process, until the time is up; ``save`` after each.
+    """Run the missing processes of every race until the time is up; ``save`` is called after each.
 
-    A problem whose finalists fail is left out from then on, and why stands in its race.
+    A problem whose finalists fail is left out afterwards, and its race has the reason.
     """
     for number in range(processes):
         missing = [race for race in races if len(race.runs) <= number and not race.failures]
@@ -137,21 +139,17 @@ def _run(
     races: Sequence[Race], executor: KernelExecutor, number: int, rounds: int, until: float, save: Callable[[], object],
     clock: Callable[[], float],
 ) -> list[Race]:  # fmt: skip
-    """Run a process; gives what is left for another one, where it crashed."""
-    known = {race.problem.digest: race for race in races}
-    waiting = dict(known)
-    request = {
-        "backend": executor.backend, "device": executor.device.as_dict(), "folder": str(executor.folder),
-        "rounds": rounds,
-        "seed": executor.seed + number, "samples": SAMPLES,
-        "work": [
-            {"problem": race.problem.as_dict(), "finalists": [each.as_dict() for each in race.finalists]}
-            for race in races
-        ],
-    }  # fmt: skip
-    session = executor.server.start("kernel_rounds", request, stage="load")
-    heard: dict[str, dict[str, Any]] = {}
-    expected, left_s = set(known), max(1.0, until - clock())
+    """Run a process; if it crashed, returns the races for another one."""
+    by_digest = {race.problem.digest: race for race in races}
+    waiting = dict(by_digest)
+    request = RoundsRequest(
+        backend=executor.backend, device=executor.device, folder=executor.folder, rounds=rounds, samples=SAMPLES,
+        seed=executor.seed + number,
+        work=tuple(ProblemFinalists(problem=race.problem, finalists=race.finalists) for race in races),
+    )  # fmt: skip
+    session = executor.server.start("kernel_rounds", request.as_dict(), stage="load")
+    results: dict[str, dict[str, Any]] = {}
+    expected, left_s = set(by_digest), max(1.0, until - clock())
     try:
         while "result" not in (message := session.receive(START_S + CANDIDATE_S, left_s)):
             if "turn" in message:
@@ -160,16 +158,16 @@ def _run(
                     expected.remove(session.turn)
                     session.begin_part()
             elif "kernel" in message:
-                told = message["kernel"]
-                digest, _, finalist = told["candidate"].partition("/")
-                race = known[digest]
-                if "failure" in told:
-                    race.failures.append(f"{finalist[:12]} {told['failure']['detail']}".strip())
+                result = message["kernel"]
+                digest, _, finalist = result["candidate"].partition("/")
+                race = by_digest[digest]
+                if "failure" in result:
+                    race.failures.append(f"{finalist[:12]} {result['failure']['detail']}".strip())
                     waiting.pop(digest, None)
                     continue
-                heard.setdefault(digest, {})[finalist] = told
-                if len(heard[digest]) == len(race.finalists):
-                    race.runs.append(_taken(heard[digest], number))
+                results.setdefault(digest, {})[finalist] = result
+                if len(results[digest]) == len(race.finalists):
+                    race.runs.append(_run_of(results[digest], number))
                     waiting.pop(digest)
             elif "error" in message:
                 break
@@ -191,29 +189,31 @@ def _run(
     return list(waiting.values())
 
 
-def _taken(told: Mapping[str, Mapping[str, Any]], number: int) -> dict[str, Any]:
-    """One process's part: blocks of each finalist, and the conditions, which they share."""
+def _run_of(results: Mapping[str, Mapping[str, Any]], number: int) -> dict[str, Any]:
+    """Return one process's run: blocks of each finalist, and the conditions, which they share."""
     blocks = {
         name: [
-            list(each["samples_us"][first : first + SAMPLES]) for first in range(0, len(each["samples_us"]), SAMPLES)
+            list(result["samples_us"][first : first + SAMPLES])
+            for first in range(0, len(result["samples_us"]), SAMPLES)
         ]
-        for name, each in told.items()
+        for name, result in results.items()
     }
-    conditions = next(iter(told.values()))["conditions"]
+    conditions = next(iter(results.values()))["conditions"]
     return {"number": number, "samples_us": blocks, "conditions": conditions}
 
 
-def result_of(race: Race) -> Result | None:
-    """What a race came to; ``None`` where nothing was run."""
+def result_of(race: Race) -> RaceResult | None:
+    """Return the result of a race; ``None`` if nothing was run."""
     if not race.runs or race.failures:
         return None
 
-    def figure_us(each: Configuration) -> float:
-        return median([median(block) for run in race.runs for block in run["samples_us"][each.digest]])
+    def figure_us(finalist: Configuration) -> float:
+        return median([median(block) for run in race.runs for block in run["samples_us"][finalist.digest]])
 
-    ours = min((each for each in race.finalists if each.backend not in LIBRARY_KINDS), key=figure_us)
-    library = min((each for each in race.finalists if each.backend in LIBRARY_KINDS), key=figure_us)
-    return Result(
+    library_kinds = registry.library_kinds()
+    ours = min((finalist for finalist in race.finalists if finalist.backend not in library_kinds), key=figure_us)
+    library = min((finalist for finalist in race.finalists if finalist.backend in library_kinds), key=figure_us)
+    return RaceResult(
         problem=race.problem, ours=ours, library=library, chosen=race.chosen, ours_us=figure_us(ours),
         library_us=figure_us(library), chosen_us=figure_us(race.chosen), of_ours=ratio_of(race, library, ours),
         of_chosen=ratio_of(race, library, race.chosen),
@@ -221,16 +221,18 @@ def result_of(race: Race) -> Result | None:
     )  # fmt: skip
 
 
-def ratio_of(race: Race, one: Configuration, other: Configuration) -> Ratio:
-    """How many times as long the one takes as the other, paired within the rounds."""
+def ratio_of(race: Race, numerator: Configuration, denominator: Configuration) -> Ratio:
+    """Return the ratio of two finalists' times, paired within the rounds."""
     processes = [
         [
             math.log(median(mine) / median(theirs))
-            for mine, theirs in zip(run["samples_us"][one.digest], run["samples_us"][other.digest], strict=True)
+            for mine, theirs in zip(
+                run["samples_us"][numerator.digest], run["samples_us"][denominator.digest], strict=True
+            )
         ]
         for run in race.runs
     ]
-    logs = [each for process in processes for each in process]
+    logs = [log_ratio for process in processes for log_ratio in process]
     low, high = (math.log(end) for end in median_interval(map(math.exp, logs)))
     if len(processes) > 1:
         from scipy.stats import t  # type: ignore[import-untyped, unused-ignore]
@@ -243,10 +245,10 @@ def ratio_of(race: Race, one: Configuration, other: Configuration) -> Ratio:
     )
 
 
-def overall(results: Sequence[Result]) -> Overall:
-    """Join the problems, of which there is one at least.
+def overall(results: Sequence[RaceResult]) -> Overall:
+    """Combine the results of at least one problem.
 
-    Slower is what the test says, adjusted for that many problems, where the whole interval says so too.
+    A problem is slower if the test, adjusted for the number of problems, and the whole interval say so.
     """
     adjusted = holm([result.of_chosen.p_value for result in results])
     slower = tuple(
@@ -261,11 +263,11 @@ def overall(results: Sequence[Result]) -> Overall:
 
 
 def _mean(ratios: Sequence[Ratio]) -> Ratio:
-    """The geometric mean; the problems' intervals, which are independent, add up as the root of their squares."""
-    logs = [math.log(each.ratio) for each in ratios]
+    """Return the geometric mean; the problems' intervals, which are independent, are added as root of squares."""
+    logs = [math.log(ratio.ratio) for ratio in ratios]
     centre = fmean(logs)
     down, up = (
-        math.hypot(*(abs(math.log(each.interval[side] / each.ratio)) for each in ratios)) / len(ratios)
+        math.hypot(*(abs(math.log(ratio.interval[side] / ratio.ratio)) for ratio in ratios)) / len(ratios)
         for side in (0, 1)
     )
     return Ratio(

@@ -2,15 +2,14 @@
 
 The products are those of :data:`~autotune.programs.kernel_comparison.shapes.SHAPES`. Each is tuned into a
 database, and then the best of ours and the best of the libraries' calls are timed against each other in fresh
-processes. ``--compile-only`` fills the cache of kernels where there is no GPU.
-Goes on where it was stopped, and ends within ``--limit`` seconds.
-Exit code 0 when every product was compared, 1 where something is left or went wrong, 2 if the request was wrong.
+processes. ``--compile-only`` fills the cache of kernels without a GPU.
+The program resumes if it was stopped, and ends within ``--limit`` seconds.
+The exit code is 0 when every product was compared, 1 if one is left or failed, 2 if the request was wrong.
 """
 
 import argparse
 import json
 import os
-import shlex
 import sys
 import threading
 import time
@@ -22,22 +21,31 @@ from typing import Any
 
 from autotune import environment, registry
 from autotune.database.store import Store
-from autotune.errors import AutotuneError, RequestError
+from autotune.errors import RequestError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import toolchain_of
 from autotune.kernels.cost import FIXED_S
 from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.rates import DeviceRates
+from autotune.kernels.report import KernelReport
 from autotune.kernels.schedule import MOST_BUILDS
 from autotune.kernels.search import KernelSearch
 from autotune.kernels.tuning import kernels_folder, tune_kernels
-from autotune.programs.frame import positive
-from autotune.programs.kernel_comparison.finals import PROCESSES, ROUNDS, Race, Result, overall, result_of, run_races
-from autotune.programs.kernel_comparison.shapes import SHAPES, Shape
+from autotune.programs.frame import Run, add_seed, parser_of, positive, run_program, say
+from autotune.programs.kernel_comparison.finals import (
+    PROCESSES,
+    ROUNDS,
+    Race,
+    RaceResult,
+    overall,
+    result_of,
+    run_races,
+)
+from autotune.programs.kernel_comparison.shapes import SHAPES, ComparedShape
 from autotune.programs.kernel_comparison.table import comparison_table, ratio_document
 from autotune.programs.kernel_recording.builds import RATES, ChosenBuild, Recording, read_rates
 from autotune.programs.kernel_recording.compile import compile_recording, jobs_that_fit, pack, refusals, size_of, unpack
-from autotune.programs.kernel_recording.main import device_like, say
+from autotune.programs.kernel_recording.main import device_like
 from autotune.programs.surroundings import environment as surroundings
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -46,47 +54,40 @@ from autotune.runtime import discovery
 from autotune.runtime import toolchain as versions
 from autotune.scratch import ScratchFolder
 
+NAME = "kernel_comparison"
 SCHEMA = 1
 FILE = "comparison.json"
-"""What was compiled, in the folder of the kernels."""
+"""The record of compiled builds, in the folder of the kernels."""
 
 STEPS = "autotune.programs.kernel_comparison.steps"
 
 FINALS_SHARE = 0.35
-"""Of the limit, kept for the finals."""
+"""The share of the limit for the finals."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run as a program; the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    try:
-        with _cache(options.cache):
-            if options.archive is not None and not options.compile_only:
-                unpack(options.archive, kernels_folder())
-            if options.compile_only:
-                return _compile(options)
-            return _compare(options, ["python", "-m", "autotune.programs.kernel_comparison", *given])
-    except AutotuneError as error:
-        say(str(error))
-        return error.exit_code
+    """Run the program, and return its exit code."""
+    return run_program(NAME, _parser(), _run, arguments)
+
+
+def _run(run: Run) -> int:
+    options = run.options
+    with _cache(options.cache):
+        if options.archive is not None and not options.compile_only:
+            unpack(options.archive, kernels_folder())
+        return _compile(options) if options.compile_only else _compare(options, run.command)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m autotune.programs.kernel_comparison", description="Our kernels beside the libraries' calls."
-    )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
-    where.add_argument(
+    parser = parser_of(NAME, "results and raw samples; an unfinished one is resumed")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
+    target.add_argument(
         "--device-like", type=device_like, metavar="SKU/CAPABILITY", help="one that is not here, to compile for"
     )
     parser.add_argument("--only", metavar="PART,...", help="products whose name has one of the parts, as bert_base-1-")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="results and raw samples; an unfinished one is resumed"
-    )
     parser.add_argument("--db", metavar="DATABASE", help="the tuning database (default: AUTOTUNE_DB, else the user's)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="where kernels lie (default: the user's cache)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="the folder of kernels (default: the user's cache)")
     parser.add_argument(
         "--archive", type=Path, metavar="FILE", help="a compressed tar of kernels to write, or to fill from"
     )
@@ -97,12 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--processes", type=positive, default=PROCESSES, help=f"of the finals (default: {PROCESSES})")
     parser.add_argument("--rounds", type=positive, default=ROUNDS, help=f"of a process (default: {ROUNDS})")
-    parser.add_argument("--compile-only", action="store_true", help="compile what the search would begin with, no more")
+    parser.add_argument(
+        "--compile-only", action="store_true", help="only compile the builds that the search would begin with"
+    )
     parser.add_argument("--first", type=positive, default=8, help="builds of a product to compile only (default: 8)")
     parser.add_argument("--rates", type=Path, metavar="FILE", help="JSON of a device's rates, or a recorded space")
     parser.add_argument("--jobs", type=positive, metavar="N", help="compilers at once (default: what fits)")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
-    parser.add_argument("--backend", default="native", help="whose kernels (default: native)")
+    add_seed(parser)
+    parser.add_argument("--backend", default=registry.tuning_kernels()[0], help="whose kernels (default: %(default)s)")
     return parser
 
 
@@ -118,11 +121,11 @@ def _compile(options: argparse.Namespace) -> int:
         troubles = compile_recording(
             recording, executor, jobs=options.jobs or jobs_that_fit(), limit_s=options.limit, tell=say
         )
-    left = len(_wanted(recording)) - len(recording.made)
+    left = len(_wanted(recording)) - len(recording.results)
     size, refused = size_of(folder), refusals(recording)
     lines = [*(f"- no kernels of kind {kind}: {error}" for kind, error in troubles.items()), *refused]
     lines.append(
-        f"{len(recording.made)} builds of a product compiled, {len(refused)} refused, {left} left; "
+        f"{len(recording.results)} builds of a product compiled, {len(refused)} refused, {left} left; "
         f"{size.files} kernels in {size.bytes / 2**20:.1f} MiB"
     )
     if options.archive is not None:
@@ -133,23 +136,23 @@ def _compile(options: argparse.Namespace) -> int:
 
 
 def _begun(
-    options: argparse.Namespace, device: Device, shapes: Sequence[Shape], rates: DeviceRates | None
+    options: argparse.Namespace, device: Device, shapes: Sequence[ComparedShape], rates: DeviceRates | None
 ) -> Recording:
-    """The builds that the search proposes for each product before it has measured anything."""
+    """Return the builds that the search proposes for each product before it has measured anything."""
     if rates is None and device.kind == "cuda":
         raise RequestError(
-            f"choosing builds for {device.sku}", found="a device whose rates nobody knows",
+            f"choosing builds for {device.sku}", found="a device with unknown rates",
             expected=f"one of {', '.join(RATES)}, or rates in a file", run="--rates FILE",
         )  # fmt: skip
-    maker, places = registry.kernels(options.backend), dict[Configuration, list[int]]()
+    provider, places = registry.kernels(options.backend), dict[Configuration, list[int]]()
     for place, shape in enumerate(shapes):
-        space = maker.space(device, shape.problem)
-        asked = (
+        space = provider.space(device, shape.problem)
+        proposed = (
             KernelSearch(space, shape.problem, rates=rates, seed=options.seed).ask(options.first)
             if space.builds
             else ()
         )
-        for build in asked:
+        for build in proposed:
             places.setdefault(build, []).append(place)
     return Recording(
         backend=options.backend, sku=device.sku, capability=device.capability, seed=options.seed, rates=rates,
@@ -159,42 +162,42 @@ def _begun(
 
 
 def _remember(recording: Recording, earlier: Recording) -> None:
-    """Take over what an earlier run, perhaps for other products, found compiled."""
-    known = {(build, earlier.problems[place]): made for (build, place), made in earlier.made.items()}
+    """Copy the results of an earlier run, which may be for other products."""
+    results = {(build, earlier.problems[place]): result for (build, place), result in earlier.results.items()}
     for build, place in _wanted(recording):
-        if (made := known.get((build, recording.problems[place]))) is not None:
-            recording.made[build, place] = made
+        if (result := results.get((build, recording.problems[place]))) is not None:
+            recording.results[build, place] = result
 
 
 def _wanted(recording: Recording) -> set[tuple[Configuration, int]]:
     return {(chosen.build, place) for chosen in recording.builds for place in chosen.places}
 
 
-def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
+def _compare(options: argparse.Namespace, command: str) -> int:
     begin = time.monotonic()
     device, shapes = discovery.find(options.device), _shapes(options.only)
     folder = kernels_folder()
     folder.mkdir(parents=True, exist_ok=True)
-    around = surroundings(device.torch_name)
+    conditions = surroundings(device.torch_name)
     with _executor(device, options, folder) as executor, Store.open(options.db) as store:
-        document: dict[str, Any] = {
-            "schema": SCHEMA, "command": shlex.join(command), "device_class": device.device_class,
-            "toolchain": versions.current(device).as_dict(), "kernels": executor.toolchain, "environment": around,
+        document: dict[str, object] = {
+            "schema": SCHEMA, "command": command, "device_class": device.device_class,
+            "toolchain": versions.current(device).as_dict(), "kernels": executor.toolchain, "environment": conditions,
         }  # fmt: skip
         budget_s = options.budget if options.budget is not None else (1 - FINALS_SHARE) * options.limit
         report = _tuned(options, shapes, device, store, executor.server, min(budget_s, options.limit), executor.rates())
         document["rates"] = report.rates.as_dict() if report.rates else None
-        known = _known(options.json, document)
+        earlier = _known(options.json, document)
         by_problem = {tuned.problem: tuned for tuned in report.problems}
-        races: dict[Shape, Race] = {}
-        missing: list[tuple[Shape, str]] = []
+        races: dict[ComparedShape, Race] = {}
+        missing: list[tuple[ComparedShape, str]] = []
         for shape in shapes:
             tuned = by_problem[shape.problem]
             race = Race.of(tuned)
             if race is None:
-                missing.append((shape, str(tuned.trouble or "nothing of ours or of a library was timed")))
+                missing.append((shape, str(tuned.trouble or "no kernel of ours or no library's call was timed")))
                 continue
-            before = known.get(shape.problem)
+            before = earlier.get(shape.problem)
             races[shape] = before if before and before.finalists == race.finalists else race
         save: Callable[[], object] = partial(_write, options.json, document, races, missing)
         run_races(
@@ -212,10 +215,10 @@ def _compare(options: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def _tuned(
-    options: argparse.Namespace, shapes: Sequence[Shape], device: Device, store: Store, server: WorkerServer,
+    options: argparse.Namespace, shapes: Sequence[ComparedShape], device: Device, store: Store, server: WorkerServer,
     budget_s: float, rates: DeviceRates | None,
-) -> Any:  # fmt: skip
-    """Tune the products, each as important as any other; a batch that is under way at the end is finished."""
+) -> KernelReport:  # fmt: skip
+    """Tune the products with equal weights; a batch that is running at the end is finished."""
     stop = threading.Event()
     timer = threading.Timer(budget_s, stop.set)
     timer.daemon = True
@@ -224,17 +227,17 @@ def _tuned(
         return tune_kernels(
             {shape.problem: _weight(shape.problem, rates) for shape in shapes}, device, store, server,
             backend=options.backend, budget_s=budget_s, builds=options.builds, seed=options.seed, stop=stop,
-            progress=_Told(),
+            progress=_PrintedProgress(),
         )  # fmt: skip
     finally:
         timer.cancel()
 
 
-class _Told:
-    """Says what is timed."""
+class _PrintedProgress:
+    """Prints the kernels that are timed."""
 
     def event(self, kind: str, **data: Any) -> None:
-        """Show one event; a kind that is not known here is left out."""
+        """Print an event of a known kind."""
         if kind == "message":
             say(data["text"])
         elif kind == "kernels_timed":
@@ -243,34 +246,37 @@ class _Told:
 
 
 def _weight(problem: GemmProblem, rates: DeviceRates | None) -> float:
-    """One over the least time of a problem: the schedule weighs microseconds, and all problems count alike."""
+    """Return one over the least time of a problem: the schedule weighs microseconds, and all problems count equally."""
     if rates is None:
         return 1.0
     least_s = max(problem.flops / rates.flops_per_s, problem.bytes / rates.memory_bytes_per_s)
     return 1e-6 / (FIXED_S + least_s)
 
 
-def _known(path: Path | None, document: Mapping[str, Any]) -> dict[GemmProblem, Race]:
-    """What an earlier run of the same device class and toolchain left in the file."""
+def _known(path: Path | None, document: Mapping[str, object]) -> dict[GemmProblem, Race]:
+    """Return the races of an earlier run of the same device class and toolchain from the file."""
     if path is None or not path.exists():
         return {}
     try:
         data = json.loads(path.read_text())
         if any(data[name] != document[name] for name in ("schema", "device_class", "kernels")):
             raise ValueError(f"{data['device_class']}, kernels {data['kernels']}")
-        races = [Race.from_dict(each["race"]) for each in data["products"]]
+        races = [Race.from_dict(product["race"]) for product in data["products"]]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise RequestError(
-            f"going on with {path}", found=f"{type(error).__name__}: {error}",
+            f"resuming {path}", found=f"{type(error).__name__}: {error}",
             expected=f"a comparison on {document['device_class']}, kernels {document['kernels']}", run="--json FILE",
         ) from error  # fmt: skip
     return {race.problem: race for race in races}
 
 
 def _write(
-    path: Path | None, document: Mapping[str, Any], races: Mapping[Shape, Race], missing: Sequence[tuple[Shape, str]]
-) -> dict[Shape, Result]:
-    """Work out what is known, and write it with the raw samples, whole or not at all."""
+    path: Path | None,
+    document: Mapping[str, object],
+    races: Mapping[ComparedShape, Race],
+    missing: Sequence[tuple[ComparedShape, str]],
+) -> dict[ComparedShape, RaceResult]:
+    """Compute the results so far, and write them with the raw samples, atomically."""
     results = {shape: result for shape, race in races.items() if (result := result_of(race)) is not None}
     if path is None:
         return results
@@ -304,14 +310,14 @@ def _write(
     return results
 
 
-def _shapes(only: str | None) -> list[Shape]:
-    """The products whose names have one of the parts; RequestError where none has."""
+def _shapes(only: str | None) -> list[ComparedShape]:
+    """Return the products whose names have one of the parts; raises RequestError if none has."""
     parts = [part.strip() for part in (only or "").split(",")]
-    found = [shape for shape in SHAPES if any(part in shape.name for part in parts)]
-    if not found:
+    shapes = [shape for shape in SHAPES if any(part in shape.name for part in parts)]
+    if not shapes:
         names = ", ".join(shape.name for shape in SHAPES)
         raise RequestError(f"--only {only}", found="no product of such a name", expected=f"parts of {names}")
-    return found
+    return shapes
 
 
 @contextmanager
@@ -328,6 +334,6 @@ def _executor(device: Device, options: argparse.Namespace, folder: Path) -> Iter
 
 @contextmanager
 def _cache(folder: Path | None) -> Iterator[None]:
-    """Let kernels lie in a folder of the caller's choice, here and in every worker."""
+    """Set the folder of kernels, here and in every worker."""
     with environment.variables({} if folder is None else {"XDG_CACHE_HOME": str(folder.resolve())}):
         yield

@@ -1,10 +1,10 @@
 """The products on which our kernels are compared with the libraries' calls: those of real models, with their epilogues.
 
-Those of the studies' models are what the native backend asks kernels for
+Those of the studies' models are the kernel problems of the native backend
 (:meth:`~autotune.backends.native.backend.NativeBackend.problems`, fp16, every fusion but back_to_back_gemm): a test
-finds them again in the captured graphs. A batch makes more rows and changes nothing else. Those of a Llama with
+reads them from the captured graphs. A larger batch only adds rows. Those of a Llama with
 7 billion parameters (4096 features, 11008 in the MLP) follow from its architecture; it has no biases, so a gate's SiLU
-is given one that the form of a problem asks for.
+has a bias only because a problem's epilogue needs one.
 """
 
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ EPILOGUES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """One product: of which model, for how many inputs (or tokens) at once, what it computes there."""
+class ComparedShape:
+    """One product: its model, the number of inputs (or tokens) at once, and its role in the model."""
 
     model: str
     batch: int
@@ -35,7 +35,7 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """How ``--only`` and the tables name it."""
+        """Its name in ``--only`` and in tables."""
         return f"{self.model}-{self.batch}-{self.problem.m}x{self.problem.n}x{self.problem.k}"
 
 
@@ -82,8 +82,8 @@ _ROWS: tuple[tuple[str, int, str, str, int, int, int], ...] = (
     ("llama_7b", 512, "attention's output", "residual", 512, 4096, 4096),
 )
 
-SHAPES: tuple[Shape, ...] = tuple(
-    Shape(
+SHAPES: tuple[ComparedShape, ...] = tuple(
+    ComparedShape(
         model=model,
         batch=batch,
         what=what,

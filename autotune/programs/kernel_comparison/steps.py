@@ -2,56 +2,61 @@
 
 from collections.abc import Mapping
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 from autotune import registry
 from autotune.execute.channel import Channel
 from autotune.execute.stages import enter, holding
 from autotune.kernels import steps
-from autotune.records.configuration import Configuration
-from autotune.records.device import Device
-from autotune.records.kernel_problem import GemmProblem
+from autotune.kernels.requests import ProblemFinalists, RoundsRequest
 
 
-def kernel_rounds(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
-    """Check and time the finalists of problem after problem, alone on the device, telling of each as it is done.
+def kernel_rounds(request: Mapping[str, object], channel: Channel) -> dict[str, object]:
+    """Check and time finalists, problem by problem, alone on the device; sends each result at once.
 
-    All samples of a finalist are told in one list, round after round. A finalist that fails takes its problem with it:
-    when it was tuned, it passed.
+    A finalist's samples of all rounds are sent as one list, round by round. If a finalist fails, its problem fails: it
+    passed when it was tuned.
     """
     from autotune.execute.child import explain
-    from autotune.kernels.timing import KernelBed, Limits
 
-    device, folder = Device.from_dict(request["device"]), Path(request["folder"])
-    maker = registry.kernels(request["backend"])
-    with holding(channel, device, "load", exclusive=True):
-        for work in request["work"]:
-            problem = GemmProblem.from_dict(work["problem"])
-            finalists = [Configuration.from_dict(each) for each in work["finalists"]]
-            channel.send({"turn": problem.digest})
+    order = RoundsRequest.from_dict(request)
+    with holding(channel, order.device, "load", exclusive=True):
+        for work in order.work:
+            channel.send({"turn": work.problem.digest})
             enter(channel, "load")
             try:
-                bed = KernelBed(device, problem, maker.compute, seed=request["seed"], limits=Limits())
-                kernels = {each.digest: maker.load(device, problem, each, folder) for each in finalists}
-                enter(channel, "check")
-                judged = {name: bed.judge(kernel) for name, kernel in kernels.items()}
-                failed = {name: failure.as_dict() for name, (_, failure) in judged.items() if failure is not None}
-                if not failed:
-                    enter(channel, "measure")
-                    found, around = bed.rounds(kernels, rounds=request["rounds"], samples=request["samples"])
-                    for name, blocks in found.items():
-                        told = {"samples_us": list(chain(*blocks)), "conditions": around, "error": judged[name][0]}
-                        channel.send({"kernel": {"candidate": f"{problem.digest}/{name}", **told}})
-            except Exception as error:  # the worker's border: it is told, and the next problem begins
+                failed = _run(order, work, channel)
+            except Exception as error:  # the worker's border: it is sent, and the next problem begins
                 explained = explain(error)
                 if explained["kind"] == steps.CRASH:
                     raise
-                failure = {"stage": "load", "kind": explained["kind"], "detail": explained["detail"]}
-                failed = {"": failure}
+                failed = {"": {"stage": "load", "kind": explained["kind"], "detail": explained["detail"]}}
             for name, failure in failed.items():
-                channel.send({"kernel": {"candidate": f"{problem.digest}/{name}", "failure": failure}})
-    return {"compared": len(request["work"])}
+                channel.send({"kernel": {"candidate": f"{work.problem.digest}/{name}", "failure": failure}})
+    return {"compared": len(order.work)}
+
+
+def _run(order: RoundsRequest, work: ProblemFinalists, channel: Channel) -> dict[str, object]:
+    """Check the finalists of a problem and, unless one fails, time them; returns the failures by finalist."""
+    from autotune.kernels.timing import KernelTimer, TimingLimits
+
+    problem, provider = work.problem, registry.kernels(order.backend)
+    timer = KernelTimer(order.device, problem, provider.compute, seed=order.seed, limits=TimingLimits())
+    kernels = {
+        finalist.digest: provider.load(order.device, problem, finalist, order.folder) for finalist in work.finalists
+    }
+    enter(channel, "check")
+    judged = {name: timer.judge(kernel) for name, kernel in kernels.items()}
+    failed: dict[str, object] = {
+        name: failure.as_dict() for name, (_, failure) in judged.items() if failure is not None
+    }
+    if failed:
+        return failed
+    enter(channel, "measure")
+    blocks_us, conditions = timer.rounds(kernels, rounds=order.rounds, samples=order.samples)
+    for name, blocks in blocks_us.items():
+        result = {"samples_us": list(chain(*blocks)), "conditions": conditions, "error": judged[name][0]}
+        channel.send({"kernel": {"candidate": f"{problem.digest}/{name}", **result}})
+    return {}
 
 
 STEPS = {**steps.STEPS, "kernel_rounds": kernel_rounds}

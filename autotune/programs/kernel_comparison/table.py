@@ -1,44 +1,43 @@
 """Our kernels beside the libraries' calls, as a Markdown table."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from autotune.programs.kernel_comparison.finals import Overall, Ratio, Result
-from autotune.programs.kernel_comparison.shapes import Shape
+from autotune.programs.kernel_comparison.finals import Overall, RaceResult, Ratio
+from autotune.programs.kernel_comparison.shapes import ComparedShape
 from autotune.records.configuration import Configuration
 from autotune.report import words
 
 
 def comparison_table(
-    results: Mapping[Shape, Result], joined: Overall | None, missing: Sequence[tuple[Shape, str]]
+    results: Mapping[ComparedShape, RaceResult], joined: Overall | None, missing: Sequence[tuple[ComparedShape, str]]
 ) -> str:
-    """Write a line for each product, then the means, then what was not compared and why."""
+    """Return a line for each product, then the means, then the products that were not compared, with the reason."""
     lines = [
         "| product | m×n×k | epilogue | library, µs | ours, µs | library ÷ ours | library ÷ chosen | library's call "
         "| our kernel |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: | --- | --- |",
     ]
     for shape, result in results.items():
-        one = result.problem
+        problem = result.problem
         lines.append(
-            f"| {shape.model} {shape.batch}, {shape.what} | {one.m}×{one.n}×{one.k} | {shape.epilogue} "
+            f"| {shape.model} {shape.batch}, {shape.what} | {problem.m}×{problem.n}×{problem.k} | {shape.epilogue} "
             f"| {result.library_us:.2f} | {result.ours_us:.2f} | {_ratio(result.of_ours)} | {_ratio(result.of_chosen)} "
             f"| {_kernel(result.library)} | {_kernel(result.ours)} |"
         )
     if joined is not None:
-        slower = ", ".join(f"{one.m}×{one.n}×{one.k}" for one in joined.slower) or "none"
+        slower = ", ".join(f"{problem.m}×{problem.n}×{problem.k}" for problem in joined.slower) or "none"
         lines += [
             "",
             f"Geometric mean over {len(results)} products, library ÷ ours: {_ratio(joined.ours)}",
             f"Geometric mean, library ÷ chosen (a library's call may be chosen): {_ratio(joined.chosen)}",
-            f"Products on which what was chosen is significantly slower: {slower}",
+            f"Products on which the choice is significantly slower: {slower}",
         ]
     lines += [f"- not compared: {shape.name}: {why}" for shape, why in missing]
     return "\n".join(lines)
 
 
-def ratio_document(ratio: Ratio) -> dict[str, Any]:
-    """Plain data for JSON."""
+def ratio_document(ratio: Ratio) -> dict[str, object]:
+    """Return plain data for JSON."""
     return {"ratio": ratio.ratio, "interval": list(ratio.interval), "p_value": ratio.p_value}
 
 

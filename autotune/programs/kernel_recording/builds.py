@@ -1,8 +1,8 @@
-"""Which kernels a recorded space holds, chosen without a device, and what compiling them came to: Recording.
+"""The builds of a recorded space, chosen without a device, and the results of compiling them: Recording.
 
-Half of a kind's builds are those that a search proposes before it has measured anything, problem after problem in
-turns, so that what the record calls best is not merely the best of what no search would try. The other half is drawn
-evenly: the legal builds, in the order of their parameters, are cut into as many equal parts, and one is drawn of each.
+Half of a kind's builds are those that a search proposes before it has measured anything, in turn for each problem, so
+that the best of a record is not only the best of builds that no search would try. The other half is drawn evenly: the
+legal builds, in the order of their parameters, are divided into equal parts, and one is drawn of each part.
 """
 
 import json
@@ -10,12 +10,12 @@ import math
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from autotune.errors import RequestError
-from autotune.kernel import KernelMaker, KernelSpace, MadeKernel
+from autotune.kernel import CompileResult, KernelProvider, KernelSpace
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.search import KernelSearch
 from autotune.records.configuration import Configuration
@@ -39,10 +39,10 @@ SHAPES: tuple[tuple[int, int, int, str], ...] = (
     (8, 11008, 4096, "Llama-7B, 8 tokens: the gate of the MLP"),
     (32, 4096, 11008, "Llama-7B, 32 tokens: the last product of the MLP"),
 )
-"""m, n, k and where they come from. Problems of a record differ in nothing else: one binary serves them all."""
+"""m, n, k and their origin. Problems of a record differ in nothing else, so they share one binary."""
 
 PROPOSED = 16
-"""What a search may propose for one problem; it promises to be done with so many builds."""
+"""The builds that a search may propose for one problem; it promises to need no more."""
 
 PROPOSED_SHARE = 0.5
 
@@ -50,37 +50,37 @@ Origin = Literal["proposed", "spread"]
 
 RATES: Mapping[str, DeviceRates] = {
     "nvidia-h200": DeviceRates(
-        multiprocessors=132, clock_hz=1.98e9, flops_per_clock=4096, flops_per_s=790e12, memory_bytes_per_s=4.3e12,
+        sm_count=132, clock_hz=1.98e9, flops_per_clock=4096, flops_per_s=790e12, memory_bytes_per_s=4.3e12,
         shared_bytes=233472, cache_bytes=52428800,
     )
 }  # fmt: skip
-"""By SKU, to choose builds where the device is not at hand: its data sheet, with the sustained rates that were measured
-on one (:data:`~autotune.kernels.rates.SUSTAINED_FLOPS`). A record holds what the device itself says."""
+"""By SKU, to choose builds without the device: from its data sheet, with the sustained rates that were measured on one
+(:data:`~autotune.kernels.rates.SUSTAINED_FLOPS`). A record has the rates that were read from the device."""
 
 
 def recorded_problems() -> tuple[GemmProblem, ...]:
-    """Give the problems of a record: half precision, with a bias."""
+    """Return the problems of a record: half precision, with a bias."""
     return tuple(GemmProblem(m=m, n=n, k=k, bias=True) for m, n, k, _ in SHAPES)
 
 
 def read_rates(path: Path) -> DeviceRates:
     """Read a device's rates from a JSON file that has nothing else, or that has them under ``rates``.
 
-    Raises RequestError where there are none.
+    Raises RequestError if there are none.
     """
     try:
         data = json.loads(path.read_text())
         return DeviceRates.from_dict(data.get("rates", data))
-    except (OSError, ValueError, TypeError, AttributeError) as problem:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise RequestError(
-            f"reading the rates of a device in {path}", found=f"{type(problem).__name__}: {problem}",
-            expected=f"JSON with {', '.join(each.name for each in fields(DeviceRates))}",
-        ) from problem  # fmt: skip
+            f"reading the rates of a device in {path}", found=f"{type(error).__name__}: {error}",
+            expected=f"JSON with {', '.join(DeviceRates.names())}",
+        ) from error  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChosenBuild:
-    """A build, why it was chosen, and the places of the problems whose spaces have it."""
+    """A build, the origin of its choice, and the places of the problems whose spaces have it."""
 
     build: Configuration
     origin: Origin
@@ -93,9 +93,9 @@ class ChosenBuild:
 
 @dataclass(slots=True, kw_only=True)
 class Recording:
-    """Problems and chosen builds, and in ``made`` what compiling each for each of its problems came to so far.
+    """Problems and chosen builds, with the ``results`` so far of compiling each build for each of its problems.
 
-    It lies as ``file`` in the folder of the compiled kernels, with which it travels.
+    It is the ``file`` in the folder of the compiled kernels, and is copied with that folder.
     """
 
     backend: str
@@ -105,39 +105,49 @@ class Recording:
     rates: DeviceRates | None
     problems: tuple[GemmProblem, ...]
     builds: tuple[ChosenBuild, ...]
-    made: dict[tuple[Configuration, int], MadeKernel] = field(default_factory=dict)
+    results: dict[tuple[Configuration, int], CompileResult] = field(default_factory=dict)
     file: str = FILE
 
     def missing(self, place: int) -> list[Configuration]:
-        """The builds of a problem that are not compiled yet."""
-        return [one.build for one in self.builds if place in one.places and (one.build, place) not in self.made]
+        """Return the builds of a problem that are not compiled yet."""
+        return [
+            chosen.build
+            for chosen in self.builds
+            if place in chosen.places and (chosen.build, place) not in self.results
+        ]
 
     def compiled(self, place: int) -> list[Configuration]:
-        """The builds that can be loaded for a problem."""
-        made = ((one.build, self.made.get((one.build, place))) for one in self.builds)
-        return [build for build, outcome in made if outcome is not None and outcome.refusal is None]
+        """Return the builds that can be loaded for a problem."""
+        results = ((chosen.build, self.results.get((chosen.build, place))) for chosen in self.builds)
+        return [build for build, outcome in results if outcome is not None and outcome.refusal is None]
 
     def refused(self) -> dict[Configuration, dict[int, str]]:
-        """What the compiler had against a build, by the problem's place."""
-        found: dict[Configuration, dict[int, str]] = {}
-        for (build, place), outcome in self.made.items():
+        """Return the compiler's errors by build and the problem's place."""
+        refusals: dict[Configuration, dict[int, str]] = {}
+        for (build, place), outcome in self.results.items():
             if outcome.refusal is not None:
-                found.setdefault(build, {})[place] = outcome.refusal
-        return found
+                refusals.setdefault(build, {})[place] = outcome.refusal
+        return refusals
 
     def compile_s(self, build: Configuration) -> float:
-        """Seconds that a build took: for all problems once, or the longest of them."""
-        return max((made.compile_s for (one, _), made in self.made.items() if one == build), default=0.0)
+        """Return the seconds of compiling a build; if it was compiled for several problems, the longest."""
+        return max(
+            (result.compile_s for (compiled, _), result in self.results.items() if compiled == build), default=0.0
+        )
 
     def write(self, folder: Path) -> None:
-        """Write it into a folder, whole or not at all."""
+        """Write the recording into a folder, atomically."""
         builds = []
-        for one in self.builds:
-            known = {place: self.made[one.build, place] for place in one.places if (one.build, place) in self.made}
+        for chosen in self.builds:
+            results = {
+                place: self.results[chosen.build, place]
+                for place in chosen.places
+                if (chosen.build, place) in self.results
+            }
             builds.append(
                 {
-                    "build": one.build.as_dict(), "origin": one.origin, "places": list(one.places),
-                    "made": {str(place): asdict(outcome) for place, outcome in known.items()},
+                    "build": chosen.build.as_dict(), "origin": chosen.origin, "places": list(chosen.places),
+                    "made": {str(place): asdict(outcome) for place, outcome in results.items()},
                 }
             )  # fmt: skip
         data = {
@@ -151,39 +161,39 @@ class Recording:
 
     @classmethod
     def read(cls, folder: Path, file: str = FILE) -> "Recording":
-        """Read what :meth:`write` wrote; RequestError where there is none, or of another schema."""
+        """Read the output of :meth:`write`; raises RequestError if there is none, or of another schema."""
         path = folder / file
         try:
             data = json.loads(path.read_text())
             if data["schema"] != SCHEMA:
                 raise ValueError(f"schema {data['schema']!r}")
             return cls._of(data, file)
-        except (OSError, ValueError, TypeError, KeyError) as problem:
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise RequestError(
-                f"reading the chosen builds in {folder}", found=f"{type(problem).__name__}: {problem}",
+                f"reading the chosen builds in {folder}", found=f"{type(error).__name__}: {error}",
                 expected=f"a file {file} of schema {SCHEMA}",
                 run="python -m autotune.programs.kernel_recording compile",
-            ) from problem  # fmt: skip
+            ) from error  # fmt: skip
 
     @classmethod
     def _of(cls, data: Mapping[str, Any], file: str) -> "Recording":
         chosen: list[ChosenBuild] = []
-        made: dict[tuple[Configuration, int], MadeKernel] = {}
-        for one in data["builds"]:
-            build = Configuration.from_dict(one["build"])
-            chosen.append(ChosenBuild(build=build, origin=one["origin"], places=tuple(one["places"])))
-            made |= {(build, int(place)): MadeKernel(**outcome) for place, outcome in one["made"].items()}
+        results: dict[tuple[Configuration, int], CompileResult] = {}
+        for entry in data["builds"]:
+            build = Configuration.from_dict(entry["build"])
+            chosen.append(ChosenBuild(build=build, origin=entry["origin"], places=tuple(entry["places"])))
+            results |= {(build, int(place)): CompileResult(**outcome) for place, outcome in entry["made"].items()}
         return cls(
             backend=data["backend"], sku=data["sku"], seed=data["seed"],
             capability=tuple(data["capability"]) if data["capability"] else None,
             rates=DeviceRates.from_dict(data["rates"]) if data["rates"] else None,
             problems=tuple(GemmProblem.from_dict(problem) for problem in data["problems"]),
-            builds=tuple(chosen), made=made, file=file,
+            builds=tuple(chosen), results=results, file=file,
         )  # fmt: skip
 
 
 def choose(
-    maker: KernelMaker,
+    provider: KernelProvider,
     device: Device,
     problems: Sequence[GemmProblem],
     *,
@@ -192,12 +202,12 @@ def choose(
     builds: int,
     seed: int,
 ) -> Recording:
-    """Choose builds: so many of the kind that has most of them, and of every other kind the same share of its own.
+    """Choose builds: ``builds`` of the kind that has most, and the same share of every other kind.
 
-    So a problem's kinds are mixed as in its space, and what serves few problems takes no place from what serves all.
-    Raises SpaceError where a problem has no kernel at all.
+    So a problem's kinds are mixed as in its space, and a kind for few problems does not reduce a kind for all.
+    Raises SpaceError if a problem has no kernel at all.
     """
-    spaces = [maker.space(device, problem) for problem in problems]
+    spaces = [provider.space(device, problem) for problem in problems]
     places: dict[Configuration, list[int]] = {}
     for place, space in enumerate(spaces):
         for build in space.builds:
@@ -212,10 +222,10 @@ def choose(
     for kind, legal in kinds.items():
         quota = min(len(legal), math.ceil(builds * len(legal) / most))
         first = [build for build in proposed if build.backend == kind][: round(PROPOSED_SHARE * quota)]
-        known = set(first)
-        rest = _spread([build for build in legal if build not in known], quota - len(first), draw)
-        chosen += [ChosenBuild(build=one, origin="proposed", places=tuple(places[one])) for one in first]
-        chosen += [ChosenBuild(build=one, origin="spread", places=tuple(places[one])) for one in rest]
+        already = set(first)
+        rest = _spread([build for build in legal if build not in already], quota - len(first), draw)
+        chosen += [ChosenBuild(build=build, origin="proposed", places=tuple(places[build])) for build in first]
+        chosen += [ChosenBuild(build=build, origin="spread", places=tuple(places[build])) for build in rest]
     return Recording(
         backend=backend, sku=device.sku, capability=device.capability, seed=seed, rates=rates, problems=tuple(problems),
         builds=tuple(chosen),
@@ -225,12 +235,12 @@ def choose(
 def _proposed(
     spaces: Sequence[KernelSpace], problems: Sequence[GemmProblem], rates: DeviceRates | None, seed: int
 ) -> list[Configuration]:
-    """What a search proposes that has measured nothing: the first ones of all problems, then the second ones."""
-    asked = [
+    """Return the proposals of searches without measurements: the first of each problem, then the second of each."""
+    proposals = [
         KernelSearch(space, problem, rates=rates, seed=seed).ask(PROPOSED) if space.builds else ()
         for space, problem in zip(spaces, problems, strict=True)
     ]
-    turns = (one[turn] for turn in range(PROPOSED) for one in asked if turn < len(one))
+    turns = (proposal[turn] for turn in range(PROPOSED) for proposal in proposals if turn < len(proposal))
     return list(dict.fromkeys(turns))
 
 

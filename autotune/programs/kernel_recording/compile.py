@@ -1,4 +1,4 @@
-"""Compiling the builds of a recording, side by side and within a time, into a folder that may travel."""
+"""Compiling the builds of a recording, in parallel and within a time limit, into a folder that can be copied."""
 
 import io
 import os
@@ -10,23 +10,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune.errors import AutotuneError, RequestError
-from autotune.kernel import MadeKernel
-from autotune.kernels.executor import KernelExecutor, Made
+from autotune.kernel import CompileResult
+from autotune.kernels.executor import BuildResult, KernelExecutor
 from autotune.programs.kernel_recording.builds import Recording
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.runtime.host_memory import HostMemory
 
 AT_ONCE = 4
-"""Builds that one compiler is given: together they read their headers once, and a fault costs the others little."""
+"""The builds of one compilation: they parse their headers once, and an error costs the others little."""
 
 KNOWN_AT_ONCE = 64
-"""Builds that are asked for on a further problem: most of them serve every problem, and are there."""
+"""The builds of one compilation for another problem: most of them are in the cache already."""
 
 BYTES_A_JOB = 6e9
-"""Memory of a compiler at its peak, with four kernels in a unit."""
+"""The peak memory of a compiler, with four kernels in a unit."""
 
-Compiled = tuple[dict[Configuration, Made], dict[str, AutotuneError]]
+Compiled = tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,14 +37,14 @@ class _Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How many kernels a folder holds, and the bytes of their files, one that has several names counted once."""
+    """The number of kernels in a folder, and the bytes of their files; a file with several names counts once."""
 
     files: int
     bytes: int
 
 
 def jobs_that_fit() -> int:
-    """As many compilers as there are cores, and memory for them."""
+    """Return the number of compilers that cores and memory allow."""
     fit = int(HostMemory.read().available_bytes // BYTES_A_JOB)
     return max(1, min(len(os.sched_getaffinity(0)), fit))
 
@@ -58,10 +58,10 @@ def compile_recording(
     tell: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[str, AutotuneError]:
-    """Compile what is missing and write it down group by group; gives the kinds that cannot be compiled here, and why.
+    """Compile the missing builds and record them by group; returns the kinds that cannot be compiled.
 
-    Every build is compiled for one of its problems first and then for the others, for which most are there already.
-    Begins nothing that, going by the longest so far, would end after ``limit_s``.
+    Every build is compiled for one of its problems first and then for the others, for which most are in the cache.
+    No group begins that would end after ``limit_s`` if it took the longest time so far.
     """
     until, longest_s = clock() + limit_s, 0.0
     troubles: dict[str, AutotuneError] = {}
@@ -84,13 +84,15 @@ def compile_recording(
                     break
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    group, (made, missing), seconds = future.result()
+                    group, (results, missing), seconds = future.result()
                     longest_s = max(longest_s, seconds)
                     troubles |= missing
-                    _take(recording, group, made)
+                    _record(recording, group, results)
                     recording.write(executor.folder)
-                    done_now = sum(outcome is not None for outcome in made.values())
-                    tell(f"{len(recording.made)} of {_wanted(recording)} done, the last {done_now} in {seconds:.0f} s")
+                    done_now = sum(outcome is not None for outcome in results.values())
+                    tell(
+                        f"{len(recording.results)} of {_wanted(recording)} done, the last {done_now} in {seconds:.0f} s"
+                    )
     return troubles
 
 
@@ -105,7 +107,7 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Read what :func:`pack` wrote into a folder that has nothing yet; RequestError where it is no such tar."""
+    """Extract the output of :func:`pack` into a folder, unless it has files; raises RequestError for another file."""
     if folder.exists() and any(folder.iterdir()):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,40 +123,40 @@ def unpack(archive: Path, folder: Path) -> None:
 
 def size_of(folder: Path) -> Size:
     """Measure a folder of compiled kernels."""
-    found = {path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    return Size(files=sum(path.suffix in (".so", ".cubin") for path in folder.rglob("*")), bytes=sum(found.values()))
+    sizes = {path.stat().st_ino: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return Size(files=sum(path.suffix in (".so", ".cubin") for path in folder.rglob("*")), bytes=sum(sizes.values()))
 
 
 def _groups(recording: Recording, *, further: bool) -> list[_Group]:
-    """Builds to compile together: of one kind and for one problem, first of all once for each epilogue."""
-    known = {(build, _epilogue(recording.problems[place])) for build, place in recording.made}
-    found: dict[tuple[str, int], list[Configuration]] = {}
+    """Return the builds to compile together: of one kind and for one problem, at first once for each epilogue."""
+    covered = {(build, _epilogue(recording.problems[place])) for build, place in recording.results}
+    groups: dict[tuple[str, int], list[Configuration]] = {}
     for chosen in recording.builds:
         for place in chosen.places:
             code = (chosen.build, _epilogue(recording.problems[place]))
-            if (chosen.build, place) not in recording.made and (further or code not in known):
-                known.add(code)
-                found.setdefault((chosen.build.backend, place), []).append(chosen.build)
+            if (chosen.build, place) not in recording.results and (further or code not in covered):
+                covered.add(code)
+                groups.setdefault((chosen.build.backend, place), []).append(chosen.build)
     size = KNOWN_AT_ONCE if further else AT_ONCE
     return [
         _Group(place=place, builds=tuple(builds[first : first + size]))
-        for (_, place), builds in found.items()
+        for (_, place), builds in groups.items()
         for first in range(0, len(builds), size)
     ]
 
 
 def _epilogue(problem: GemmProblem) -> GemmProblem:
-    """What decides the code of a kernel that serves every shape."""
+    """Return the part of a problem that decides the code of a kernel for every shape."""
     return replace(problem, m=1, n=1, k=1)
 
 
-def _take(recording: Recording, group: _Group, made: dict[Configuration, Made]) -> None:
-    """Take in what became of builds; one that was not finished is left for the next time."""
-    for build, became in made.items():
-        if isinstance(became, MadeKernel):
-            recording.made[build, group.place] = became
-        elif became is not None:
-            recording.made[build, group.place] = MadeKernel(refusal=str(became))
+def _record(recording: Recording, group: _Group, results: dict[Configuration, BuildResult]) -> None:
+    """Record the results of builds; one that was not finished is left for the next time."""
+    for build, result in results.items():
+        if isinstance(result, CompileResult):
+            recording.results[build, group.place] = result
+        elif result is not None:
+            recording.results[build, group.place] = CompileResult(refusal=str(result))
 
 
 def _wanted(recording: Recording) -> int:
@@ -162,7 +164,7 @@ def _wanted(recording: Recording) -> int:
 
 
 def refusals(recording: Recording) -> Sequence[str]:
-    """Say of each build that was refused, in a line, for which problems and why."""
+    """Return a line for each refused build, with the reason and the number of its problems."""
     return [
         f"{build}: {next(iter(reasons.values())).strip().splitlines()[0]} ({len(reasons)} problems)"
         for build, reasons in recording.refused().items()

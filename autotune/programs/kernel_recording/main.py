@@ -1,10 +1,10 @@
 """Records a space of kernels: ``python -m autotune.programs.kernel_recording compile | time``.
 
 ``compile`` chooses builds for the problems of :data:`~autotune.programs.kernel_recording.builds.SHAPES` and compiles
-them into a folder, which needs no GPU; ``time`` times them on one and writes a recorded space, on which
-``python -m autotune.programs.kernel_search`` tries the search over tiles. Both go on where they were stopped, and end
-within ``--limit`` seconds. Exit code 0 when all is done, 1 where something is left for the same command, 2 if the
-request was wrong.
+them into a folder, which needs no GPU; ``time`` times them on one and writes a recorded space, on which ``python -m
+autotune.programs.kernel_search`` tries the search over tiles. Both resume if they were stopped, and end within
+``--limit`` seconds. The exit code is 0 when all is done, 1 if work is left for the same command, 2 if the request was
+wrong.
 """
 
 import argparse
@@ -15,12 +15,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from autotune import registry
-from autotune.database.kernel_trials import LIBRARY_KINDS
-from autotune.errors import AutotuneError, RequestError
+from autotune.errors import RequestError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import toolchain_of
 from autotune.kernels.executor import STEPS, KernelExecutor
-from autotune.programs.frame import positive
+from autotune.programs.frame import parser_of, positive, run_program, say
 from autotune.programs.kernel_recording.builds import FILE, RATES, Recording, choose, read_rates, recorded_problems
 from autotune.programs.kernel_recording.compile import compile_recording, jobs_that_fit, pack, refusals, size_of, unpack
 from autotune.programs.kernel_recording.times import LAUNCHES, Recorder, Trials
@@ -29,30 +28,26 @@ from autotune.runtime import discovery
 from autotune.runtime import toolchain as versions
 from autotune.scratch import ScratchFolder
 
+NAME = "kernel_recording"
 BUILDS = 220
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run as a program; the exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        return int(options.run(options))
-    except AutotuneError as error:
-        say(str(error))
-        return error.exit_code
+    """Run the program, and return its exit code."""
+    return run_program(NAME, _parser(), lambda run: int(run.options.run(run.options)), arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m autotune.programs.kernel_recording",
-        description="Record a space of kernels: compile it, and time it.",
-    )
+    parser = parser_of(NAME, json_help="")
     steps = parser.add_subparsers(required=True)
     compiling = steps.add_parser("compile", help="choose builds and compile them; needs no GPU")
-    where = compiling.add_mutually_exclusive_group()
-    where.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
-    where.add_argument(
-        "--device-like", type=device_like, metavar="SKU/CAPABILITY", help="one that is not here, as nvidia-h200/9.0"
+    target = compiling.add_mutually_exclusive_group()
+    target.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
+    target.add_argument(
+        "--device-like",
+        type=device_like,
+        metavar="SKU/CAPABILITY",
+        help="a device that is not here, such as nvidia-h200/9.0",
     )
     compiling.add_argument("--rates", type=Path, metavar="FILE", help="JSON of the rates of a device that is not here")
     compiling.add_argument(
@@ -61,16 +56,18 @@ def _parser() -> argparse.ArgumentParser:
     compiling.add_argument("--jobs", type=positive, metavar="N", help="compilers at once (default: what fits)")
     compiling.add_argument("--archive", type=Path, metavar="FILE", help="write the folder as a compressed tar too")
     compiling.add_argument("--seed", type=int, default=0, help="of the choice (default: 0)")
-    compiling.add_argument("--backend", default="native", help="whose kernels (default: native)")
+    compiling.add_argument(
+        "--backend", default=registry.tuning_kernels()[0], help="whose kernels (default: %(default)s)"
+    )
     compiling.set_defaults(run=_compile)
     timing = steps.add_parser("time", help="time what is compiled, and write the record")
     timing.add_argument("record", type=Path, metavar="FILE", help="the record to write; compressed if named *.gz")
     timing.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
     timing.add_argument(
-        "--archive", type=Path, metavar="FILE", help="fill the folder from what compile --archive wrote"
+        "--archive", type=Path, metavar="FILE", help="fill the folder from the output of compile --archive"
     )
     timing.add_argument(
-        "--trials", type=Path, required=True, metavar="FILE", help="every trial, a line each as it is done"
+        "--trials", type=Path, required=True, metavar="FILE", help="every trial, one line each, written at once"
     )
     timing.add_argument(
         "--launches", type=positive, default=LAUNCHES, help=f"of a build on a problem (default: {LAUNCHES})"
@@ -124,7 +121,7 @@ def _time(options: argparse.Namespace) -> int:
         rates = executor.rates() or recording.rates
         if rates is None:
             raise RequestError(
-                f"a record of {device.name}", found="a device whose rates nobody knows",
+                f"a record of {device.name}", found="a device with unknown rates",
                 expected="rates in a file", run="python -m autotune.programs.kernel_recording compile --rates FILE",
             )  # fmt: skip
         recorder = Recorder(recording, executor, Trials(options.trials), launches=options.launches, tell=say)
@@ -137,28 +134,29 @@ def _time(options: argparse.Namespace) -> int:
 
 
 def _chosen(options: argparse.Namespace, device: Device, executor: KernelExecutor) -> Recording:
-    """What was chosen before, else choose now."""
-    asked = (options.backend, device.sku, options.seed, recorded_problems())
+    """Return the choice of an earlier run, else choose now."""
+    requested = (options.backend, device.sku, options.seed, recorded_problems())
     if (options.cache / FILE).exists():
-        known = Recording.read(options.cache)
-        if asked != (known.backend, known.sku, known.seed, known.problems):
+        earlier = Recording.read(options.cache)
+        if requested != (earlier.backend, earlier.sku, earlier.seed, earlier.problems):
             raise RequestError(
                 f"choosing builds for {device.sku}, seed {options.seed}, in {options.cache}",
-                found=f"builds of {known.backend} for {known.sku}, seed {known.seed}, {len(known.problems)} problems",
-                expected="the same request to go on with it, or another folder", run="--cache DIR",
+                found=f"builds of {earlier.backend} for {earlier.sku}, seed {earlier.seed}, "
+                f"{len(earlier.problems)} problems",
+                expected="the same request to resume it, or another folder", run="--cache DIR",
             )  # fmt: skip
-        return known
+        return earlier
     rates = read_rates(options.rates) if options.rates else None
     if rates is None:
         rates = RATES.get(device.sku) if options.device_like else executor.rates()
     if rates is None and device.kind == "cuda":
         raise RequestError(
-            f"choosing builds for {device.sku}", found="a device whose rates nobody knows",
+            f"choosing builds for {device.sku}", found="a device with unknown rates",
             expected=f"one of {', '.join(RATES)}, or rates in a file", run="--rates FILE",
         )  # fmt: skip
-    maker = registry.kernels(options.backend)
+    provider = registry.kernels(options.backend)
     recording = choose(
-        maker, device, recorded_problems(), backend=options.backend, rates=rates, builds=options.builds,
+        provider, device, recorded_problems(), backend=options.backend, rates=rates, builds=options.builds,
         seed=options.seed,
     )  # fmt: skip
     recording.write(options.cache)
@@ -183,13 +181,13 @@ def _counted(recording: Recording) -> str:
 
 
 def _table(recorder: Recorder) -> str:
-    """Say, as Markdown, what was found for each problem."""
+    """Return the results of each problem as Markdown."""
     lines = ["| m×n×k | timed | failed | best of ours, µs | best library, µs |", "| --- | ---: | ---: | ---: | ---: |"]
     for place, problem in enumerate(recorder.recording.problems):
         trials = recorder.trials.of(problem)
         complete = [trial for trial in trials if trial.state == "complete"]
-        ours = [trial for trial in complete if trial.configuration.backend not in LIBRARY_KINDS]
-        theirs = [trial for trial in complete if trial.configuration.backend in LIBRARY_KINDS]
+        ours = [trial for trial in complete if trial.configuration.backend not in registry.library_kinds()]
+        theirs = [trial for trial in complete if trial.configuration.backend in registry.library_kinds()]
         best = " | ".join(f"{some[0].median_us:.2f}" if some else "none" for some in (ours, theirs))
         trouble = f" ({recorder.troubles[place]})" if place in recorder.troubles else ""
         shape = f"{problem.m}×{problem.n}×{problem.k}{trouble}"
@@ -198,15 +196,9 @@ def _table(recorder: Recorder) -> str:
 
 
 def device_like(text: str) -> Device:
-    """Read a device that is not here, as ``nvidia-h200/9.0``."""
+    """Read a device that is not here, such as ``nvidia-h200/9.0``."""
     sku, _, capability = text.partition("/")
     numbers = capability.split(".")
     if not sku or len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise argparse.ArgumentTypeError(f"a SKU and a compute capability expected, as nvidia-h200/9.0, found {text!r}")
     return Device(kind="cuda", name=sku, uuid="not-here", capability=(int(numbers[0]), int(numbers[1])))
-
-
-def say(text: str) -> None:
-    """Tell whoever waits, on standard error."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()

@@ -1,7 +1,7 @@
-"""The times of a recorded space: every build plainly launched, then other launches, then the best once more: Recorder.
+"""Timing a recorded space: every build's plainest launch, then other launches, then the best once more: Recorder.
 
-A median of few short samples is enough to tell builds apart by more than the 3% that a search may miss. But the least
-of thousands of such medians is a lucky one, so the best of each problem are timed once more, with many samples.
+A median of few short samples is enough to distinguish builds by more than the 3% that a search may miss. But the least
+of thousands of such medians is low by chance, so the best of each problem are timed once more, with many samples.
 """
 
 import json
@@ -17,7 +17,7 @@ from autotune.errors import AutotuneError, WorkError
 from autotune.kernel import KernelSpace
 from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.rates import DeviceRates
-from autotune.kernels.timing import Limits
+from autotune.kernels.timing import TimingLimits
 from autotune.programs.kernel_recording.builds import Recording
 from autotune.programs.kernel_search.space_file import RecordedSpace
 from autotune.records.configuration import Configuration
@@ -28,27 +28,27 @@ from autotune.records.trial import Failure
 log = logging.getLogger(__name__)
 
 SCREENING = {
-    "cpu": Limits(sampling_s=0.05, least_samples=7),
-    "cuda": Limits(sampling_s=0.005, least_samples=7),
+    "cpu": TimingLimits(sampling_s=0.05, least_samples=7),
+    "cuda": TimingLimits(sampling_s=0.005, least_samples=7),
 }
-"""A candidate's first times: on a GPU about 15 samples, for one takes a third of a millisecond, flush and spin
-included; seven at least are what an interval of the median takes."""
+"""Limits of a candidate's first times: on a GPU about 15 samples, since one takes a third of a millisecond, flush and
+spin included; an interval of the median needs at least seven."""
 
-AGAIN = {"cpu": Limits(sampling_s=0.4, least_samples=20), "cuda": Limits(sampling_s=0.1, least_samples=100)}
+AGAIN = {"cpu": TimingLimits(sampling_s=0.4, least_samples=20), "cuda": TimingLimits(sampling_s=0.1, least_samples=100)}
 BEST = 20
-"""Candidates of each problem that are timed once more."""
+"""The candidates of each problem that are timed once more."""
 
 AGAIN_SHARE = 0.2
-"""Of the time, for that."""
+"""The share of the time for that."""
 
 LAUNCHES = 12
-"""Launches of a build by default: with them, whatever differs from the plainest in one thing is there."""
+"""The launches of a build by default: they include all that differ from the plainest in one parameter."""
 
 IN_A_PROCESS = 200
-"""Candidates that are timed in one process at most; starting one takes about as long as timing a hundred."""
+"""The most candidates of one process; starting a process takes about as long as timing a hundred candidates."""
 
 SAMPLE = 16
-"""Candidates whose timing tells how long the rest takes."""
+"""The candidates from whose timing the time of the rest is estimated."""
 
 _TOGETHER = ("decomposition", "splits")
 
@@ -56,11 +56,11 @@ Stage = Literal["screening", "again"]
 
 
 class Trials:
-    """The trials of a recording in a file, a line each as soon as it is done; a later one of a candidate counts."""
+    """The trials of a recording in a file, one line each, written at once; of a candidate the latest one counts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[tuple[GemmProblem, Configuration], tuple[Stage, KernelTrial]] = {}
+        self.latest: dict[tuple[GemmProblem, Configuration], tuple[Stage, KernelTrial]] = {}
         for line in path.read_text().splitlines() if path.exists() else ():
             try:
                 data = json.loads(line)
@@ -76,27 +76,27 @@ class Trials:
         self._keep(stage, trial)
 
     def has(self, problem: GemmProblem, candidate: Configuration, stage: Stage) -> bool:
-        """Whether a candidate was timed at a stage or a later one, or failed at any."""
-        known = self.found.get((problem, candidate))
-        return known is not None and (known[1].failure is not None or stage in ("screening", known[0]))
+        """Return true if a candidate was timed at a stage or a later one, or failed at any."""
+        latest = self.latest.get((problem, candidate))
+        return latest is not None and (latest[1].failure is not None or stage in ("screening", latest[0]))
 
     def of(self, problem: GemmProblem) -> list[KernelTrial]:
-        """The trials of a problem, complete ones first, the fastest first."""
-        found = (trial for (one, _), (_, trial) in self.found.items() if one == problem)
-        return sorted(found, key=lambda trial: (trial.state != "complete", trial.median_us or 0.0))
+        """Return the trials of a problem, complete ones first, the fastest first."""
+        trials = (trial for (timed, _), (_, trial) in self.latest.items() if timed == problem)
+        return sorted(trials, key=lambda trial: (trial.state != "complete", trial.median_us or 0.0))
 
     def best_us(self, problem: GemmProblem) -> float | None:
-        """The least median of a problem."""
+        """Return the least median of a problem."""
         return next((trial.median_us for trial in self.of(problem)), None)
 
     def _keep(self, stage: Stage, trial: KernelTrial) -> None:
-        self.found[trial.problem, trial.configuration] = (stage, trial)
+        self.latest[trial.problem, trial.configuration] = (stage, trial)
 
 
 class Recorder:
-    """Times the compiled builds of a recording on a device, within a time; what is in ``trials`` is not timed again.
+    """Times the compiled builds of a recording on a device, within a time limit; those in ``trials`` are not repeated.
 
-    ``launches`` is how many of a build's launches are timed on each problem; ``tell`` is given lines for whoever waits.
+    ``launches`` is the number of a build's launches that are timed on each problem; ``tell`` gets lines of progress.
     """
 
     def __init__(
@@ -113,13 +113,13 @@ class Recorder:
         self.troubles: dict[int, AutotuneError] = {}
         self._tell, self._clock = tell, clock
         self._kind = executor.device.kind
-        maker = registry.kernels(recording.backend)
-        self._spaces: list[KernelSpace] = [maker.space(executor.device, problem) for problem in recording.problems]
+        provider = registry.kernels(recording.backend)
+        self._spaces: list[KernelSpace] = [provider.space(executor.device, problem) for problem in recording.problems]
         self._start_s = self._candidate_s = 0.0
         self._note_refused()
 
     def run(self, limit_s: float) -> bool:
-        """Time what is missing; whether all of it was timed before the time was up."""
+        """Time the missing candidates; returns true if all were timed before the time was up."""
         begin = self._clock()
         screened = begin + (1 - AGAIN_SHARE) * limit_s
         places = range(len(self.recording.problems))
@@ -135,35 +135,35 @@ class Recorder:
         return not any(self._left(place) for place in places)
 
     def launches_of(self, place: int, build: Configuration) -> list[Configuration]:
-        """The launches of a build that are timed on a problem, the plainest first."""
+        """Return the launches of a build that are timed on a problem, the plainest first."""
         return spread_launches(self._spaces[place].launches(build), self.launches)
 
     def record(self, rates: DeviceRates) -> RecordedSpace:
-        """Put the trials so far together; raises WorkError where there is none."""
+        """Return the trials so far as a recorded space; raises WorkError if there is none."""
         recording = self.recording
         everywhere = {
             build: next(iter(reasons.values()))
             for build, reasons in recording.refused().items()
             if len(reasons) == len(recording.problems)
         }
-        told: list[KernelTrial] = []
+        trials: list[KernelTrial] = []
         launches: dict[Configuration, dict[Configuration, None]] = {}
         for place, problem in enumerate(recording.problems):
             for chosen in recording.builds:
                 if place not in chosen.places or chosen.build in everywhere:
                     continue
                 for launch in self.launches_of(place, chosen.build):
-                    found = self.trials.found.get((problem, launch))
-                    if found is not None:
-                        told.append(found[1])
+                    latest = self.trials.latest.get((problem, launch))
+                    if latest is not None:
+                        trials.append(latest[1])
                         launches.setdefault(chosen.build, {})[launch] = None
-        if not told:
+        if not trials:
             raise WorkError("a recorded space", found="no build that was timed", expected="one at least")
         builds = {build: (recording.compile_s(build), tuple(some)) for build, some in launches.items()}
-        return RecordedSpace.of(told, builds, rates=rates, refusals=everywhere)
+        return RecordedSpace.of(trials, builds, rates=rates, refusals=everywhere)
 
     def _note_refused(self) -> None:
-        """What the compiler refused for some problems only is a failed trial of each of them."""
+        """Add a failed trial of each problem for which the compiler refused a build that it compiled for others."""
         for build, reasons in self.recording.refused().items():
             if len(reasons) == len(self.recording.problems):
                 continue
@@ -177,25 +177,25 @@ class Recorder:
         return bool(self._plain(place) or self._others(place) or self._best(place))
 
     def _plain(self, place: int) -> list[Configuration]:
-        """What is timed first: the libraries' calls, and every build plainly launched."""
+        """Return the first candidates: the libraries' calls, and the plainest launch of every build."""
         space = self._spaces[place]
         plain = [space.launches(build)[0] for build in self.recording.compiled(place)]
         return self._untimed(place, [*space.ready, *plain], "screening")
 
     def _others(self, place: int) -> list[Configuration]:
-        """The other launches, those of the builds that were fastest so far first: what is cut off matters least."""
+        """Return the other launches, those of the fastest builds first, since the last ones may be left out."""
         problem = self.recording.problems[place]
         plain_us: dict[Configuration, float] = {}
         for build in self.recording.compiled(place):
-            found = self.trials.found.get((problem, self._spaces[place].launches(build)[0]))
-            if found is not None and found[1].median_us is not None:
-                plain_us[build] = found[1].median_us
+            latest = self.trials.latest.get((problem, self._spaces[place].launches(build)[0]))
+            if latest is not None and latest[1].median_us is not None:
+                plain_us[build] = latest[1].median_us
         ranked = sorted(plain_us, key=lambda build: plain_us[build])
         others = [launch for build in ranked for launch in self.launches_of(place, build)[1:]]
         return self._untimed(place, others, "screening")
 
     def _best(self, place: int) -> list[Configuration]:
-        """The best so far, in random order: what changes meanwhile favours none."""
+        """Return the best so far, in random order, so that changes over time favour none."""
         complete = [trial for trial in self.trials.of(self.recording.problems[place]) if trial.state == "complete"]
         best = self._untimed(place, [trial.configuration for trial in complete[:BEST]], "again")
         random.Random(self.recording.seed).shuffle(best)
@@ -205,10 +205,10 @@ class Recorder:
         if place in self.troubles:
             return []
         problem = self.recording.problems[place]
-        return [each for each in candidates if not self.trials.has(problem, each, stage)]
+        return [candidate for candidate in candidates if not self.trials.has(problem, candidate, stage)]
 
     def _estimate(self, limit_s: float) -> None:
-        """Time a few candidates, and say how long the rest takes."""
+        """Time a few candidates, and print the estimated time of the rest."""
         waiting = {place: candidates for place in range(len(self._spaces)) if (candidates := self._plain(place))}
         if not waiting:
             return
@@ -231,7 +231,7 @@ class Recorder:
             yield from self.launches_of(place, build)
 
     def _time(self, place: int, candidates: Sequence[Configuration], stage: Stage, until: float) -> None:
-        """Time candidates, process after process, and begin none that would not end in time."""
+        """Time candidates, process by process; no process begins that would not end in time."""
         problem, rest, done = self.recording.problems[place], list(candidates), 0
         limits = (SCREENING if stage == "screening" else AGAIN)[self._kind]
         while rest and not self.executor.server.closed:
@@ -264,9 +264,9 @@ class Recorder:
 
 
 def spread_launches(launches: Sequence[Configuration], count: int) -> list[Configuration]:
-    """Take so many launches: the plainest, then those that differ from it in one thing, in two, in more.
+    """Return ``count`` launches: the plainest, then those that differ from it in one parameter, in two, in more.
 
-    Of those that differ in as many things, each combination of things has its turn.
+    Of those that differ in the same number of parameters, the combinations of parameters take turns.
     """
     plainest = launches[0]
     groups: dict[frozenset[str], list[Configuration]] = {}

@@ -1,8 +1,8 @@
-"""Replays the search over tiles on recorded spaces: how far from the best it ends after so many builds.
+"""Replays of the search over tiles on recorded spaces: its distance from the best for numbers of builds.
 
 Its score is that of Willemsen et al., "A methodology for comparing optimization algorithms for auto-tuning" (2024):
 (random's expected time - the search's) / (random's - the best), 0 for random search and 1 for the optimum, averaged
-over the numbers of builds. Random search draws builds, and is given the best launch of each for nothing.
+over the numbers of builds. Random search draws builds, and gets the best launch of each for free.
 """
 
 import math
@@ -21,7 +21,7 @@ from autotune.records.trial import Failure
 BATCH = 4
 CHECKPOINTS = (4, 8, 12, 16)
 LAUNCHES = 32
-"""Launches asked for at a time."""
+"""The launches of one request."""
 
 Half = Literal["settle", "report", "all"]
 
@@ -39,7 +39,7 @@ class ReplayedProblem:
 
     @property
     def score(self) -> float | None:
-        """Where between random search (0) and the optimum (1) it stands; ``None`` where random finds the optimum."""
+        """The score between random search (0) and the optimum (1); ``None`` if random finds the optimum."""
         pairs = zip(self.regrets, self.random_regrets, strict=True)
         shares = [1 - regret / chance for regret, chance in pairs if 0 < chance < math.inf]
         return fmean(shares) if shares else None
@@ -74,7 +74,7 @@ class ReplaySpace:
         return self.builds[:count]
 
     def suggested(self, count: int) -> tuple[Configuration, ...]:
-        """None: nobody was asked."""
+        """Return none: a recording has no adviser."""
         return ()
 
     def launches(self, build: Configuration) -> tuple[Configuration, ...]:
@@ -82,12 +82,12 @@ class ReplaySpace:
         return self._launches[build]
 
     def best_us(self, build: Configuration) -> float:
-        """The best time of a build over its launches, infinite where none worked."""
+        """Return the best time of a build over its launches, infinite if none worked."""
         outcomes = (self._outcomes.get(each) for each in self._launches[build])
         return min((each for each in outcomes if isinstance(each, float | int)), default=math.inf)
 
     def trial(self, candidate: Configuration) -> KernelTrial:
-        """What was recorded of a candidate."""
+        """Return the recorded trial of a candidate."""
         outcome = self._outcomes.get(candidate)
         if outcome is None:  # the launch that stands for a build that was refused
             why = self._recorded[candidate].refusal or "not recorded"
@@ -109,7 +109,7 @@ def replay(
 ) -> ReplayedProblem:
     """Search one recorded problem anew for each number of builds, as a search with that budget would end.
 
-    Raises ``ValueError`` where nothing recorded works on the problem.
+    Raises ``ValueError`` if nothing recorded works on the problem.
     """
     space = ReplaySpace(recorded, problem)
     ranked_us = sorted((space.best_us(build) for build in space.builds), reverse=True)
@@ -118,8 +118,8 @@ def replay(
     best_us = ranked_us[-1]
     regrets, launches = [], 0
     for builds in checkpoints:
-        found_us, launches = _searched(KernelSearch(space, problem, rates=recorded.rates, seed=seed), space, builds)
-        regrets.append(found_us / best_us - 1)
+        reached_us, launches = _searched(KernelSearch(space, problem, rates=recorded.rates, seed=seed), space, builds)
+        regrets.append(reached_us / best_us - 1)
     return ReplayedProblem(
         problem=problem,
         seed=seed,
@@ -144,11 +144,11 @@ def half_of(recorded: RecordedSpace, half: Half) -> tuple[GemmProblem, ...]:
 
 
 def _searched(search: KernelSearch, space: ReplaySpace, builds: int) -> tuple[float, int]:
-    """Return the best time after so many builds and a sweep of launches, and how many launches were timed."""
+    """Return the best time after ``builds`` builds and a sweep of launches, and the number of timed launches."""
     timed = 0
-    while search.spent < builds and (asked := search.ask(min(BATCH, builds - search.spent))):
-        search.tell(space.trial(search.plainest(build)) for build in asked)
-        timed += len(asked)
+    while search.spent < builds and (proposed := search.ask(min(BATCH, builds - search.spent))):
+        search.tell(space.trial(search.plainest(build)) for build in proposed)
+        timed += len(proposed)
     while launches := search.ask_launches(LAUNCHES):
         search.tell(space.trial(candidate) for candidate in launches)
         timed += len(launches)

@@ -1,7 +1,7 @@
-"""A recorded space: every build of it timed on many problems, so that searches can be tried without a device.
+"""A recorded space: every build of it timed on many problems, so that searches can be tested without a device.
 
-A binary serves every shape, so one file holds problems that differ in m, n and k alone, and each build with the times
-of each of its launches on each of them. A launch that is not offered on a problem has neither a time nor a failure.
+A binary computes every shape, so one file has problems that differ in m, n and k only, and for each build the times of
+each of its launches on each problem. A launch that is not in a problem's space has neither a time nor a failure.
 """
 
 import gzip
@@ -9,7 +9,7 @@ import json
 import math
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,7 +26,7 @@ Source = Literal["measured", "synthetic"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedLaunch:
-    """One candidate: by the problem's place its median in microseconds, or its failure."""
+    """One candidate: its median in microseconds, or its failure, by the problem's place."""
 
     candidate: Configuration
     times_us: Mapping[int, float] = field(default_factory=dict)
@@ -39,8 +39,8 @@ class RecordedLaunch:
         if both := sorted(set(self.times_us) & set(self.failures)):
             raise ValueError(f"{self.candidate} has a time and a failure on problems {both}")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for JSON."""
         return {
             "candidate": self.candidate.as_dict(),
             "times_us": {str(place): us for place, us in sorted(self.times_us.items())},
@@ -49,7 +49,7 @@ class RecordedLaunch:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RecordedLaunch":
-        """Read what :meth:`as_dict` wrote."""
+        """Read the output of :meth:`as_dict`."""
         return cls(
             candidate=Configuration.from_dict(data["candidate"]),
             times_us={int(place): us for place, us in data["times_us"].items()},
@@ -59,7 +59,7 @@ class RecordedLaunch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedBuild:
-    """One build with its launches, the plainest first; none where the compiler refused it."""
+    """One build with its launches, the plainest first; none if the compiler refused it."""
 
     build: Configuration
     refusal: str | None = None
@@ -76,8 +76,8 @@ class RecordedBuild:
             if launch.candidate.backend != self.build.backend or not values <= set(launch.candidate.values):
                 raise ValueError(f"{launch.candidate} is not a launch of {self.build}")
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for JSON."""
         return {
             "build": self.build.as_dict(),
             "refusal": self.refusal,
@@ -87,7 +87,7 @@ class RecordedBuild:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RecordedBuild":
-        """Read what :meth:`as_dict` wrote."""
+        """Read the output of :meth:`as_dict`."""
         build = Configuration.from_dict(data["build"])
         launches = tuple(RecordedLaunch.from_dict(launch) for launch in data["launches"])
         return cls(build=build, refusal=data["refusal"], compile_s=data["compile_s"], launches=launches)
@@ -95,9 +95,9 @@ class RecordedBuild:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedSpace:
-    """Problems, builds, and what was measured of every pair, on one device class under one toolchain.
+    """Problems, builds, and the measurements of every pair, on one device class with one toolchain.
 
-    ``source`` tells times that a device took from those of a simulator, which prove nothing about a device.
+    ``source`` distinguishes times of a device from those of a simulator, which prove nothing about a device.
     """
 
     source: Source
@@ -117,13 +117,13 @@ class RecordedSpace:
             raise ValueError(f"a recorded space has {len(self.problems)} problems and {len(self.builds)} builds")
         if len({replace(problem, m=1, n=1, k=1) for problem in self.problems}) > 1:
             raise ValueError("problems of a recorded space differ in m, n and k alone")
-        for what, found in (("problem", self.problems), ("build", [each.build for each in self.builds])):
-            if len(set(found)) != len(found):
-                raise ValueError(f"a {what} stands twice in a recorded space")
-        known = range(len(self.problems))
+        for name, members in (("problem", self.problems), ("build", [each.build for each in self.builds])):
+            if len(set(members)) != len(members):
+                raise ValueError(f"a {name} stands twice in a recorded space")
+        places = range(len(self.problems))
         for launch in (launch for build in self.builds for launch in build.launches):
-            if wrong := [place for place in (*launch.times_us, *launch.failures) if place not in known]:
-                raise ValueError(f"{launch.candidate} has problems {wrong}, of {len(known)}")
+            if wrong := [place for place in (*launch.times_us, *launch.failures) if place not in places]:
+                raise ValueError(f"{launch.candidate} has problems {wrong}, of {len(places)}")
 
     @classmethod
     def of(
@@ -134,30 +134,32 @@ class RecordedSpace:
         rates: DeviceRates,
         refusals: Mapping[Configuration, str] | None = None,
     ) -> "RecordedSpace":
-        """Put measured trials together; ``builds`` gives each build's compile time and launches, the plainest first.
+        """Combine measured trials; ``builds`` has each build's compile time and launches, the plainest first.
 
-        Raises ``ValueError`` where trials are of several device classes or toolchains, or there is none.
+        Raises ``ValueError`` if trials are of several device classes or toolchains, or there is none.
         """
-        told = list(trials)
-        origins = {(trial.device_class, trial.toolchain) for trial in told}
+        measured = list(trials)
+        origins = {(trial.device_class, trial.toolchain) for trial in measured}
         if len(origins) != 1:
             raise ValueError(f"trials of one device class and toolchain make a recorded space, found {len(origins)}")
         ((device_class, toolchain),) = origins
-        place = {problem: number for number, problem in enumerate(dict.fromkeys(trial.problem for trial in told))}
+        place = {problem: number for number, problem in enumerate(dict.fromkeys(trial.problem for trial in measured))}
         times_us: dict[Configuration, dict[int, float]] = {}
         failures: dict[Configuration, dict[int, Failure]] = {}
-        for trial in told:
+        for trial in measured:
             if trial.failure is not None:
                 failures.setdefault(trial.configuration, {})[place[trial.problem]] = trial.failure
             elif trial.median_us is not None:
                 times_us.setdefault(trial.configuration, {})[place[trial.problem]] = trial.median_us
-        made = [
+        compiled = [
             RecordedBuild(
                 build=build,
                 compile_s=compile_s,
                 launches=tuple(
-                    RecordedLaunch(candidate=each, times_us=times_us.get(each, {}), failures=failures.get(each, {}))
-                    for each in launches
+                    RecordedLaunch(
+                        candidate=candidate, times_us=times_us.get(candidate, {}), failures=failures.get(candidate, {})
+                    )
+                    for candidate in launches
                 ),
             )
             for build, (compile_s, launches) in builds.items()
@@ -169,24 +171,24 @@ class RecordedSpace:
             toolchain=toolchain,
             rates=rates,
             problems=tuple(place),
-            builds=(*made, *refused),
+            builds=(*compiled, *refused),
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for JSON."""
         return {
             "schema": self.schema,
             "source": self.source,
             "device_class": self.device_class,
             "toolchain": self.toolchain,
-            "rates": asdict(self.rates),
+            "rates": self.rates.as_dict(),
             "problems": [problem.as_dict() for problem in self.problems],
             "builds": [build.as_dict() for build in self.builds],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "RecordedSpace":
-        """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
+        """Read the output of :meth:`as_dict`, also after a trip through JSON."""
         return cls(
             **{
                 **data,
@@ -197,13 +199,13 @@ class RecordedSpace:
         )
 
     def write(self, path: Path) -> None:
-        """Write it as JSON, compressed where the name ends in ``.gz``: the same bytes for the same record."""
+        """Write it as JSON, compressed if the name ends in ``.gz``; equal records have equal bytes."""
         data = (json.dumps(self.as_dict(), allow_nan=False) + "\n").encode()
         path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
 
 
 def read_recorded_space(path: Path) -> RecordedSpace:
-    """Read a file that :meth:`RecordedSpace.write` wrote; RequestError where it is none."""
+    """Read the output of :meth:`RecordedSpace.write`; raises RequestError for another file."""
     try:
         data = path.read_bytes()
         return RecordedSpace.from_dict(json.loads(gzip.decompress(data) if path.suffix == ".gz" else data))

@@ -1,13 +1,12 @@
-"""Random programs as users write them: a drawn model, and in some of them something that a plan must not get wrong."""
+"""Random programs as users write them: a drawn model, in some of them with an oddity that a plan must not get wrong."""
 
 import random
 from dataclasses import dataclass, replace
-from typing import Any
 
 from autotune.programs.drawn import answers as drawn_answers
 from autotune.programs.drawn import joins as drawn_joins
 from autotune.programs.drawn import odd_layers
-from autotune.programs.drawn.models import Drawn, DrawnModule, Step, build, draw
+from autotune.programs.drawn.models import DrawnModule, ModelSpec, Step, build, draw, with_step
 
 ODD = 0.15
 """The share of each kind of oddity below among all models; a model may have several."""
@@ -20,7 +19,7 @@ class Program:
     ``may_be_refused`` says that it has state, random numbers, or steps or shapes that depend on values.
     """
 
-    drawn: Drawn
+    spec: ModelSpec
     odd: tuple[str, ...] = ()
     positional_only: int = 0
     keyword_only: int = 0
@@ -28,7 +27,7 @@ class Program:
 
     def module(self) -> DrawnModule:
         """Make the module."""
-        return build(self.drawn, positional_only=self.positional_only, keyword_only=self.keyword_only)
+        return build(self.spec, positional_only=self.positional_only, keyword_only=self.keyword_only)
 
 
 def draw_program(rng: random.Random, attempts: int = 50) -> Program:
@@ -40,11 +39,11 @@ def draw_program(rng: random.Random, attempts: int = 50) -> Program:
         except (RuntimeError, ValueError, IndexError):
             continue  # an oddity does not fit the values at its place
         return program
-    raise RuntimeError(f"no program was found in {attempts} attempts")
+    raise RuntimeError(f"no program could be built in {attempts} attempts")
 
 
 def _drawn(rng: random.Random) -> Program:
-    program = Program(drawn=draw(rng))
+    program = Program(spec=draw(rng))
     if rng.random() < ODD:
         program = _with_layer(
             rng, program, rng.choice((*odd_layers.STATE, *odd_layers.RANDOM, *odd_layers.VALUES)), refused=True
@@ -53,14 +52,14 @@ def _drawn(rng: random.Random) -> Program:
         program = _with_layer(rng, program, rng.choice((*odd_layers.HARMLESS, "tied", "literal")), refused=False)
     if rng.random() < ODD:
         program = _with_layer(rng, program, "inner", refused=False)
-    if rng.random() < ODD and program.drawn.inputs[0].dtype == "float32":
+    if rng.random() < ODD and program.spec.inputs[0].dtype == "float32":
         program = _with_write(program, rng.choice(odd_layers.WRITING))
     if rng.random() < 2 * ODD:
         more = tuple(rng.sample(list(drawn_answers.MORE), rng.choice((1, 2))))
         program = _with_outputs(program, more, refused=False)
     if rng.random() < ODD / 3:
         program = _with_outputs(program, tuple(drawn_answers.BY_VALUES), refused=True)
-    count = len(program.drawn.inputs)
+    count = len(program.spec.inputs)
     if rng.random() < ODD:
         program = replace(program, positional_only=rng.randint(1, count), odd=(*program.odd, "positional-only"))
     elif rng.random() < ODD:
@@ -69,7 +68,7 @@ def _drawn(rng: random.Random) -> Program:
 
 
 def _with_layer(rng: random.Random, program: Program, name: str, *, refused: bool) -> Program:
-    known: dict[str, dict[str, Any]] = {
+    attributes_of: dict[str, dict[str, object]] = {
         "writer": {"how": rng.choice(drawn_joins.WRITES), "writes": True},
         "tied": {"shared": True},
         "literal": {"values": [0.5, 0.25]},
@@ -79,27 +78,22 @@ def _with_layer(rng: random.Random, program: Program, name: str, *, refused: boo
             "operator": "sin",
         },
     }
-    attributes = known.get(name, {})
+    attributes = attributes_of.get(name, {})
     step = Step(operator=name, attributes=attributes, seed=rng.randrange(2**31))
-    said = f"inner graph: {attributes['how']}" if name == "inner" else name
-    # Last, so that no rectifier behind it hides what it does.
-    drawn = replace(program.drawn, steps=(*program.drawn.steps, step))
-    return replace(program, drawn=drawn, odd=(*program.odd, said), may_be_refused=program.may_be_refused or refused)
+    oddity = f"inner graph: {attributes['how']}" if name == "inner" else name
+    # Last, so that no rectifier behind it hides its effect.
+    spec = replace(program.spec, steps=(*program.spec.steps, step))
+    return replace(program, spec=spec, odd=(*program.odd, oddity), may_be_refused=program.may_be_refused or refused)
 
 
 def _with_write(program: Program, name: str) -> Program:
     """Let the first of all steps write into the first input, which the others then read as it is."""
-
-    def moved(taken: str) -> str:
-        return f"v{int(taken[1:]) + 1}" if taken[:1] == "v" else taken
-
-    later = [replace(one, takes=tuple(map(moved, one.takes))) for one in program.drawn.steps]
-    steps = (Step(operator=name, attributes={}, takes=("x",)), *later)
-    return replace(program, drawn=replace(program.drawn, steps=steps), odd=(*program.odd, name))
+    spec = with_step(program.spec, 0, Step(operator=name, attributes={}, takes=("x",)))
+    return replace(program, spec=spec, odd=(*program.odd, name))
 
 
 def _with_outputs(program: Program, names: tuple[str, ...], *, refused: bool) -> Program:
-    answer = replace(program.drawn.answer, more=(*program.drawn.answer.more, *names))
+    answer = replace(program.spec.answer, more=(*program.spec.answer.more, *names))
     odd = (*program.odd, *(f"output: {name}" for name in names))
-    drawn = replace(program.drawn, answer=answer)
-    return replace(program, drawn=drawn, odd=odd, may_be_refused=program.may_be_refused or refused)
+    spec = replace(program.spec, answer=answer)
+    return replace(program, spec=spec, odd=odd, may_be_refused=program.may_be_refused or refused)

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
-from autotune.programs.random_models.deployed import Verdict, judge
+from autotune.programs.random_models.judge import ProgramResult, judge
 
 Task = tuple[str, tuple[str, ...], int]
 """The seed, the backends and the number of calls."""
@@ -14,47 +14,47 @@ Task = tuple[str, tuple[str, ...], int]
 DIED = "the process died"
 
 
-def side_by_side(tasks: Sequence[Task], workers: int, start: Callable[[], None]) -> Iterator[Verdict]:
-    """Judge tasks in so many processes, in any order; ``start`` runs first in each of them."""
+def side_by_side(tasks: Sequence[Task], workers: int, start: Callable[[], None]) -> Iterator[ProgramResult]:
+    """Judge tasks in a number of processes, in any order; ``start`` runs first in each of them."""
     left = dict(enumerate(tasks))
     while left:
         with _pool(workers, start) as pool:
-            futures = {pool.submit(judge, *task): at for at, task in left.items()}
+            futures = {pool.submit(judge, *task): number for number, task in left.items()}
             for future in as_completed(futures):
                 try:
-                    verdict = future.result()
+                    result = future.result()
                 except BrokenProcessPool:
                     continue
                 del left[futures[future]]
-                yield verdict
+                yield result
         # Tasks begin in their order, so the one that killed its process is among the first of those that are left.
-        for at in list(left)[: workers + 1]:
-            yield _apart(left.pop(at), start)
+        for number in list(left)[: workers + 1]:
+            yield _apart(left.pop(number), start)
 
 
-def _apart(task: Task, start: Callable[[], None]) -> Verdict:
+def _apart(task: Task, start: Callable[[], None]) -> ProgramResult:
     """Judge one task backend by backend, each in a process of its own."""
     seed, backends, calls = task
-    verdict = _alone((seed, (), calls), start)
-    if verdict is None:
+    result = _alone((seed, (), calls), start)
+    if result is None:
         raise RuntimeError(f"program {seed} kills its process as it is captured")
-    for backend in () if verdict.refusal else backends:
-        found = _alone((seed, (backend,), calls), start)
-        if found is None:
-            verdict.failed[backend] = DIED
+    for backend in () if result.refusal else backends:
+        of_backend = _alone((seed, (backend,), calls), start)
+        if of_backend is None:
+            result.failed[backend] = DIED
             continue
-        verdict = replace(
-            verdict,
-            failed={**verdict.failed, **found.failed},
-            rejected={**verdict.rejected, **found.rejected},
-            wrong={**verdict.wrong, **found.wrong},
-            calls={**verdict.calls, **found.calls},
-            noise={**verdict.noise, **found.noise},
+        result = replace(
+            result,
+            failed={**result.failed, **of_backend.failed},
+            rejected={**result.rejected, **of_backend.rejected},
+            wrong={**result.wrong, **of_backend.wrong},
+            calls={**result.calls, **of_backend.calls},
+            noise={**result.noise, **of_backend.noise},
         )
-    return verdict
+    return result
 
 
-def _alone(task: Task, start: Callable[[], None]) -> Verdict | None:
+def _alone(task: Task, start: Callable[[], None]) -> ProgramResult | None:
     with _pool(1, start) as pool:
         try:
             return pool.submit(judge, *task).result()

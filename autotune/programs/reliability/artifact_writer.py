@@ -1,7 +1,7 @@
 """A process that adds artifacts until it is killed.
 
-``python -m autotune.programs.reliability.artifact_writer STORE FOLDER SEED`` prints the digest of each artifact
-once the store has given it back, so that the one who kills it knows what must be there afterwards.
+``python -m autotune.programs.reliability.artifact_writer STORE FOLDER SEED`` prints the digest of each artifact as soon
+as the store has returned it, so that the process that kills it knows which artifacts must exist afterwards.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Promises about artifacts: none that is damaged is loaded, and none is ever there in part."""
+"""Promises about artifacts: no damaged one is loaded, and none ever exists in part."""
 
 import random
 import shutil
@@ -13,14 +13,15 @@ from autotune.database.check import check, collect_garbage
 from autotune.database.store import Store
 from autotune.database.sweep import GRACE_S
 from autotune.errors import ArtifactError
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.reliability.campaign import Campaign
 
 DAMAGES = ("flipped", "truncated")
 LONGEST_WAIT_S = 0.15
-"""A writer is killed after zero to so many seconds, in which it adds several artifacts of about a megabyte."""
+"""The longest time to a kill, in which a writer adds several artifacts of about a megabyte."""
 
 
-def damaged_artifacts(campaign: Campaign) -> list[Outcome]:
+def damaged_artifacts(campaign: Campaign) -> list[CheckResult]:
     """Flip a bit in, or cut off, a file of an artifact, or the list of its files; then try to load it."""
     total, chance = campaign.pick(1000, 20), random.Random(campaign.seed)
     store = ArtifactStore(campaign.folder / "damaged-artifacts")
@@ -33,14 +34,14 @@ def damaged_artifacts(campaign: Campaign) -> list[Outcome]:
         target = chance.choice([store.manifest(digest), *(store.blob(f.sha256) for f in store.files(digest))])
         _damage(target, DAMAGES[number % 2], chance)
         try:
-            with store.taken(digest):
+            with store.verified(digest):
                 counts["loaded"] += 1
         except ArtifactError:
             counts["refused"] += 1
         counts["healed"] += _heals(store, built, digest)
         store.remove(digest)
     return [
-        Outcome(
+        CheckResult(
             check="artifacts flipped or truncated",
             figure=f"{counts['refused']:,} of {total:,} refused before load, {counts['healed']:,} whole when rebuilt",
             limit=f"{total:,} refused",
@@ -71,7 +72,7 @@ def _damage(path: Path, kind: str, chance: random.Random) -> None:
 def _heals(store: ArtifactStore, built: Path, digest: str) -> bool:
     """Whether the artifact is whole again once it is built again, as the same command does."""
     store.add(built)
-    with store.taken(digest) as folder:
+    with store.verified(digest) as folder:
         return all(
             (folder / path.relative_to(built)).read_bytes() == path.read_bytes()
             for path in built.rglob("*")
@@ -79,8 +80,8 @@ def _heals(store: ArtifactStore, built: Path, digest: str) -> bool:
         )
 
 
-def killed_writes(campaign: Campaign) -> list[Outcome]:
-    """Kill processes that add artifacts; afterwards everything visible verifies, and what was finished is there."""
+def killed_writes(campaign: Campaign) -> list[CheckResult]:
+    """Kill processes that add artifacts; then every visible artifact must verify, and every finished one be there."""
     total, chance = campaign.pick(200, 5), random.Random(campaign.seed)
     counts: Counter[str] = Counter()
     others: list[dict[str, str]] = []
@@ -90,14 +91,14 @@ def killed_writes(campaign: Campaign) -> list[Outcome]:
             counts["kills inside a write"] += cut_off
             counts["artifacts"] += len(finished)
             counts["lost"] += sum(digest not in store.artifacts.digests() for digest in finished)
-            found = check(store, time.time())
-            counts["leftovers"] += sum(finding.kind == "leftover" for finding in found)
-            others += [finding.as_dict() for finding in found if finding.kind != "leftover"]
+            findings = check(store, time.time())
+            counts["leftovers"] += sum(finding.kind == "leftover" for finding in findings)
+            others += [finding.as_dict() for finding in findings if finding.kind != "leftover"]
             collect_garbage(store, time.time() + 2 * GRACE_S)
             others += [finding.as_dict() for finding in check(store, time.time())]
     figure = f"{len(others)} partial objects, {counts['lost']} lost of {counts['artifacts']:,} artifacts"
     return [
-        Outcome(
+        CheckResult(
             check=f"SIGKILL in {total} artifact writers",
             figure=f"{figure}; {counts['kills inside a write']} died inside a write",
             limit="0 partial, 0 lost, some inside a write",
@@ -108,7 +109,7 @@ def killed_writes(campaign: Campaign) -> list[Outcome]:
 
 
 def _kill_one(store: ArtifactStore, built: Path, number: int, chance: random.Random) -> tuple[list[str], bool]:
-    """Give the artifacts that a writer had finished, and whether it was at work on another."""
+    """Return the artifacts that a writer had finished, and whether it was at work on another."""
     module = "autotune.programs.reliability.artifact_writer"
     command = [sys.executable, "-m", module, str(store.root), str(built), str(chance.random())]
     writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -117,6 +118,6 @@ def _kill_one(store: ArtifactStore, built: Path, number: int, chance: random.Ran
         raise RuntimeError(f"writer {number} did not begin")
     time.sleep(chance.uniform(0, LONGEST_WAIT_S))
     writer.kill()
-    said = [first.strip(), *writer.communicate()[0].split()]
+    lines = [first.strip(), *writer.communicate()[0].split()]
     shutil.rmtree(built, ignore_errors=True)
-    return [digest for digest in said if digest != "begin"], said[-1] == "begin"
+    return [digest for digest in lines if digest != "begin"], lines[-1] == "begin"

@@ -1,4 +1,4 @@
-"""One attempt to make autotune take in what it must refuse: Attempt, Case."""
+"""One attempt to make autotune accept something that it must refuse: Attempt, Case."""
 
 import pickle
 from collections.abc import Callable
@@ -8,18 +8,18 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A folder of its own, a file outside that is nobody's business, and where it shows that a payload ran."""
+    """A folder of its own, a file outside of it that must stay as it is, and a file that exists if a payload ran."""
 
     folder: Path
     outside: Path
     tripwire: Path
 
     def bomb(self) -> object:
-        """Give an object that writes the tripwire when it is unpickled."""
+        """Return an object that writes the tripwire when it is unpickled."""
         return Bomb(self.tripwire)
 
     def pickled(self) -> bytes:
-        """Give the pickle of a bomb."""
+        """Return the pickle of a bomb."""
         return pickle.dumps(self.bomb())
 
 
@@ -35,7 +35,7 @@ class Bomb:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A case of the security page, and code that presents it; the code returns only where it was taken in."""
+    """A case of the security page, and code that presents it; the code returns only if the case was accepted."""
 
     name: str
     present: Callable[[Attempt], object]

@@ -1,22 +1,19 @@
-"""What a reliability campaign works with: Campaign."""
+"""The settings of a reliability campaign: Campaign."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autotune.programs.outcome import Outcome
 from autotune.records.device import Device
 from autotune.runtime.discovery import cpu
-
-__all__ = ["Campaign", "Outcome"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Campaign:
-    """One run of the promises: where it may write, the databases it is run on, and how thoroughly.
+    """One run of the promises: a folder to write to, and the databases to use.
 
     ``databases`` are URLs of empty databases by the name of their kind (``sqlite``, ``postgresql``); ``quick`` asks for
-    a short form; ``seed`` fixes every random choice; ``device`` is where candidates misbehave.
+    a short form; ``seed`` fixes every random choice; ``device`` is the place of candidates that misbehave.
     """
 
     folder: Path
@@ -26,5 +23,5 @@ class Campaign:
     device: Device = field(default_factory=cpu)
 
     def pick(self, whole: int, quick: int) -> int:
-        """Choose how many of something to do."""
+        """Return the number for the whole form or for the quick one."""
         return quick if self.quick else whole

@@ -1,4 +1,4 @@
-"""Whether a GPU outlives what its candidates do: faults on a real device, and the work of the next candidate.
+"""Whether a GPU survives its candidates: faults on a real device, and the work of the next candidate.
 
 A candidate that has lost its context, that holds all memory, or that dies while its kernel runs may cost the others
 neither memory nor a right result.
@@ -9,13 +9,14 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from autotune.execute.channel import Channel
 from autotune.execute.device_memory import LEFT_OVER_BYTES
 from autotune.execute.server import WorkerServer
 from autotune.measure.nvml import open_nvml
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.reliability.campaign import Campaign
 from autotune.records.device import Device
 
 TIMES, TIMES_QUICK = 5, 1
@@ -23,7 +24,7 @@ TIMEOUT_S = 15.0
 """Of the candidate that hangs: it has to begin with CUDA first, which takes some seconds."""
 PATIENCE_S = 120.0
 GRACE_S = 1.0
-"""So long after its end the driver may take to give back what a candidate had."""
+"""The time that the driver may take after a candidate's end to free its memory."""
 SPIN_CYCLES = 2**40
 """About ten minutes of any GPU."""
 SIZE = 512
@@ -34,7 +35,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "hang": ("timeout", "no answer"),
     "death": ("crash", "SIGSEGV"),
 }
-"""The kind of failure that each fault has to be told as, and words of its detail."""
+"""The kind of failure as which each fault has to be reported, and words of its detail."""
 
 
 def assertion(device: str) -> None:
@@ -49,9 +50,9 @@ def full(device: str) -> None:
     import torch
 
     piece = torch.cuda.get_device_properties(device).total_memory // 8
-    taken = []
+    pieces = []
     while True:
-        taken.append(torch.ones(piece, dtype=torch.uint8, device=device))
+        pieces.append(torch.ones(piece, dtype=torch.uint8, device=device))
 
 
 def hang(device: str) -> None:
@@ -74,7 +75,14 @@ def death(device: str) -> None:
 WAYS: Mapping[str, Callable[[str], None]] = {"assertion": assertion, "full": full, "hang": hang, "death": death}
 
 
-def _misbehave(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+class FaultRequest(TypedDict):
+    """The torch name of the device, and the fault (of no meaning to the step that works)."""
+
+    device: str
+    fault: str
+
+
+def _misbehave(request: FaultRequest, channel: Channel) -> dict[str, object]:
     import torch
 
     torch.cuda.set_device(request["device"])
@@ -82,7 +90,7 @@ def _misbehave(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     return {"ended": "well"}
 
 
-def _work(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
+def _work(request: FaultRequest, channel: Channel) -> dict[str, object]:
     """Multiply two matrices of small whole numbers, of which a GPU makes no other product than a CPU."""
     import torch
 
@@ -91,15 +99,18 @@ def _work(request: Mapping[str, Any], channel: Channel) -> dict[str, Any]:
     return {"right": bool(torch.equal(product, left @ right))}
 
 
-STEPS: Mapping[str, Callable[[Mapping[str, Any], Channel], dict[str, Any]]] = {"misbehave": _misbehave, "work": _work}
+STEPS: Mapping[str, Callable[[FaultRequest, Channel], dict[str, object]]] = {
+    "misbehave": _misbehave,
+    "work": _work,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFault:
-    """One fault: what it was told as, memory that it left taken, and whether the next candidate computed right."""
+    """One fault: the kind it was reported as, the memory it left taken, and if the next candidate computed right."""
 
     name: str
-    told: str | None
+    reported: str | None
     detail: str
     seconds: float
     left_bytes: int
@@ -107,12 +118,12 @@ class DeviceFault:
 
     @property
     def right(self) -> bool:
-        """Whether it was named as it has to be."""
+        """Whether it was reported as it has to be."""
         kind, words = KINDS[self.name]
-        return self.told == kind and words in self.detail
+        return self.reported == kind and words in self.detail
 
 
-def check(campaign: Campaign) -> list[Outcome]:
+def check(campaign: Campaign) -> list[CheckResult]:
     """Every fault costs its candidate alone."""
     folder = campaign.folder / "device-faults"
     folder.mkdir()
@@ -133,29 +144,29 @@ def let_loose(server: WorkerServer, device: Device, name: str) -> DeviceFault:
     while (left := nvml.memory_used_bytes() - before) > LEFT_OVER_BYTES and time.monotonic() < deadline:
         time.sleep(0.01)
     worked = server.run("work", {"device": device.torch_name}, timeout_s=PATIENCE_S)
-    told, detail = (result.failure.kind, result.failure.detail) if result.failure else (None, "")
+    reported, detail = (result.failure.kind, result.failure.detail) if result.failure else (None, "")
     return DeviceFault(
-        name=name, told=told, detail=detail, seconds=seconds, left_bytes=left,
+        name=name, reported=reported, detail=detail, seconds=seconds, left_bytes=left,
         next_right=worked.value == {"right": True},
     )  # fmt: skip
 
 
-def outcomes(loose: list[DeviceFault]) -> list[Outcome]:
-    """The rows of the table that follow from what was let loose."""
+def outcomes(loose: list[DeviceFault]) -> list[CheckResult]:
+    """Return the rows of the table that follow from the faults."""
     named, working = sum(fault.right for fault in loose), sum(fault.next_right for fault in loose)
     most = max(fault.left_bytes for fault in loose)
-    wrong = [f"{fault.name} told as {fault.told}: {fault.detail}" for fault in loose if not fault.right]
-    slowest = {name: round(max(one.seconds for one in loose if one.name == name), 2) for name in KINDS}
+    wrong = [f"{fault.name} reported as {fault.reported}: {fault.detail}" for fault in loose if not fault.right]
+    slowest = {name: round(max(fault.seconds for fault in loose if fault.name == name), 2) for name in KINDS}
     return [
-        Outcome(
+        CheckResult(
             check="faults on the GPU named right", figure=f"{named} of {len(loose)}", limit="all",
             passed=named == len(loose), raw={"wrong": wrong, "slowest_s": slowest},
         ),
-        Outcome(
+        CheckResult(
             check="right results of the candidate after it", figure=f"{working} of {len(loose)}", limit="all",
             passed=working == len(loose),
         ),
-        Outcome(
+        CheckResult(
             check="device memory taken 1 s after a fault", figure=f"{most / 2**20:.0f} MiB more than before at most",
             limit=f"<= {LEFT_OVER_BYTES // 2**20} MiB", passed=most <= LEFT_OVER_BYTES,
         ),

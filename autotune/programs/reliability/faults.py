@@ -1,4 +1,4 @@
-"""Whether a study outlives what its candidates do: fourteen kinds of faults, many times each, in real workers."""
+"""Whether a study survives its candidates: fourteen kinds of faults, many times each, in real workers."""
 
 import signal
 import subprocess
@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 
 from autotune.execute.limits import most_processes
-from autotune.execute.server import StepResult, WorkerServer
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.execute.server import WorkerServer
+from autotune.programs.check_result import CheckResult
+from autotune.programs.reliability.campaign import Campaign
 from autotune.testing import misbehaviour
 
 TIMES, TIMES_QUICK = 20, 1
@@ -21,7 +22,7 @@ TIMEOUT_S = 0.5
 """Of the candidates that hang; others have time enough."""
 PATIENCE_S = 60.0
 GRACE_S = 1.0
-"""So long after its end a candidate may have left something running; what is there later is an orphan."""
+"""The time after its end in which processes of a candidate may still run; any later one is an orphan."""
 MEMORY_BYTES = most_processes() * 2**21
 """A step of no libraries takes some 25 MiB; as many forks of it as there may be take less than 1 MiB each."""
 
@@ -41,7 +42,7 @@ KINDS: Mapping[str, tuple[str | None, str]] = {
     "garbage": ("protocol", "no message of ours"),
     "forged": ("protocol", "another step"),
 }
-"""The kind of failure that each fault has to be told as, and words of its detail; ``None``: it ended well."""
+"""The kind of failure as which each fault has to be reported, and words of its detail; ``None``: it ended well."""
 
 _COORDINATOR = """
 import sys, time
@@ -58,15 +59,15 @@ while len(misbehaviour.started(folder)) < 4:
 print("ready", flush=True)
 time.sleep(600)
 """
-"""A coordinator of two candidates that are deaf to SIGTERM, as is a child of each."""
+"""A coordinator of two candidates that ignore SIGTERM, as does a child of each."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One fault that was let loose: what it was told as, how many processes it was, and how many it left behind."""
+    """One fault: the kind it was reported as, the number of its processes, and the number of those it left behind."""
 
     name: str
-    told: str | None
+    reported: str | None
     detail: str
     seconds: float
     clean_s: float
@@ -75,13 +76,13 @@ class Fault:
 
     @property
     def right(self) -> bool:
-        """Whether it was named as it has to be."""
+        """Whether it was reported as it has to be."""
         kind, words = KINDS[self.name]
-        return self.told == kind and words in self.detail
+        return self.reported == kind and words in self.detail
 
 
-def faults(campaign: Campaign) -> list[Outcome]:
-    """Let every fault loose, one after the other in one server, and see what it costs."""
+def faults(campaign: Campaign) -> list[CheckResult]:
+    """Run every fault, one after the other in one server."""
     times = campaign.pick(TIMES, TIMES_QUICK)
     folder = campaign.folder / "faults"
     folder.mkdir()
@@ -96,19 +97,19 @@ def let_loose(server: WorkerServer, folder: Path, name: str) -> Fault:
     folder.mkdir()
     timeout_s = TIMEOUT_S if KINDS[name][0] == "timeout" else PATIENCE_S
     begin = time.monotonic()
-    result: StepResult = server.run("misbehave", _request(folder, name), timeout_s=timeout_s)
+    result = server.run("misbehave", _request(folder, name), timeout_s=timeout_s)
     end = time.monotonic()
     processes = misbehaviour.started(folder)
     orphans = left_after(processes, GRACE_S)
-    told, detail = (result.failure.kind, result.failure.detail) if result.failure else (None, "")
+    reported, detail = (result.failure.kind, result.failure.detail) if result.failure else (None, "")
     return Fault(
-        name=name, told=told, detail=detail, seconds=end - begin, clean_s=time.monotonic() - end,
+        name=name, reported=reported, detail=detail, seconds=end - begin, clean_s=time.monotonic() - end,
         processes=len(processes), orphans=orphans,
     )  # fmt: skip
 
 
 def left_after(processes: Iterable[int], grace_s: float) -> int:
-    """How many of some processes still run after a while; returns at once when none does."""
+    """Return how many of some processes still run after a while; at once if none does."""
     deadline = time.monotonic() + grace_s
     while left := sum(_runs(pid) for pid in processes):
         if time.monotonic() > deadline:
@@ -117,9 +118,9 @@ def left_after(processes: Iterable[int], grace_s: float) -> int:
     return left
 
 
-def outcomes(loose: list[Fault], survived: bool) -> list[Outcome]:
-    """The rows of the table that follow from what was let loose."""
-    wrong = Counter(f"{fault.name} told as {fault.told}: {fault.detail}" for fault in loose if not fault.right)
+def outcomes(loose: list[Fault], survived: bool) -> list[CheckResult]:
+    """Return the rows of the table that follow from the faults."""
+    wrong = Counter(f"{fault.name} reported as {fault.reported}: {fault.detail}" for fault in loose if not fault.right)
     orphans, counted = sum(fault.orphans for fault in loose), len(loose)
     stubborn = [fault.seconds + fault.clean_s - TIMEOUT_S for fault in loose if fault.name == "stubborn"]
     slowest = max(stubborn, default=float("inf"))
@@ -136,27 +137,27 @@ def outcomes(loose: list[Fault], survived: bool) -> list[Outcome]:
     }
     worst_clean_s = max((fault.clean_s for fault in loose), default=0.0)
     return [
-        Outcome(
+        CheckResult(
             check="faults survived", figure=f"{counted if survived else 0} of {counted}", limit="all",
             passed=survived and counted >= len(KINDS), raw=raw,
         ),
-        Outcome(
+        CheckResult(
             check="faults named right", figure=f"{sum(fault.right for fault in loose)} of {counted}", limit="all",
             passed=not wrong, raw=dict(wrong),
         ),
-        Outcome(
+        CheckResult(
             check="processes left 1 s after a fault", figure=f"{orphans}, the last gone after {worst_clean_s:.3f} s",
             limit="0", passed=orphans == 0 and all(fault.processes for fault in loose),
         ),
-        Outcome(
+        CheckResult(
             check="a child that ignores SIGTERM", figure=f"gone {slowest:.2f} s after its timeout", limit="1 s",
             passed=slowest <= 1.0,
         ),
     ]  # fmt: skip
 
 
-def coordinators(campaign: Campaign) -> list[Outcome]:
-    """Kill coordinators whose candidates run, and count what runs on."""
+def coordinators(campaign: Campaign) -> list[CheckResult]:
+    """Kill coordinators whose candidates run, and count the processes that still run afterwards."""
     times = campaign.pick(TIMES, TIMES_QUICK)
     left, worst_s = 0, 0.0
     for turn in range(times):
@@ -166,7 +167,7 @@ def coordinators(campaign: Campaign) -> list[Outcome]:
         left += left_after(processes, GRACE_S)
         worst_s = max(worst_s, time.monotonic() - begin)
     return [
-        Outcome(
+        CheckResult(
             check="processes left 1 s after a coordinator was killed",
             figure=f"{left} of {times} coordinators, the last gone after {worst_s:.3f} s", limit="0", passed=left == 0,
             raw={"times": times, "left": left, "worst_s": worst_s},
@@ -175,13 +176,13 @@ def coordinators(campaign: Campaign) -> list[Outcome]:
 
 
 def killed_coordinator(folder: Path) -> tuple[list[int], float]:
-    """Start a coordinator with two candidates, kill it, and return all that it had started, and when it was killed."""
+    """Start a coordinator with two candidates, kill it, and return its processes and the time of the kill."""
     command = [sys.executable, "-c", _COORDINATOR, str(folder)]
     coordinator = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert coordinator.stdout is not None
         coordinator.stdout.readline()
-        below = [one.pid for one in psutil.Process(coordinator.pid).children(recursive=True)]
+        below = [child.pid for child in psutil.Process(coordinator.pid).children(recursive=True)]
     finally:
         coordinator.send_signal(signal.SIGKILL)
         begin = time.monotonic()

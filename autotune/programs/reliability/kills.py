@@ -15,17 +15,18 @@ import psutil
 
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
+from autotune.programs.check_result import CheckResult
 from autotune.programs.reliability import simulated
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.places import own_database
 from autotune.records.trial import Trial
 
 POLL_S = 0.002
 VICTIMS = ("coordinator", "worker")
 LONGEST_DELAY_S = 10 * simulated.WORK_S
-"""A kill comes so much later than the trial that it is due after, or sooner: anywhere within a trial or two."""
+"""The longest time from the trial after which a kill is due to the kill: anywhere within a trial or two."""
 PATIENCE_S = 600.0
-"""No coordinator of a campaign takes so long, killed or not."""
+"""More than any coordinator of a campaign takes, killed or not."""
 
 _FORKS = multiprocessing.get_context("forkserver")  # starts real processes that need not import everything again
 _FORKS.set_forkserver_preload(
@@ -33,22 +34,22 @@ _FORKS.set_forkserver_preload(
 )
 
 
-def check(campaign: Campaign) -> list[Outcome]:
+def check(campaign: Campaign) -> list[CheckResult]:
     """Run every campaign on every database."""
-    found = []
+    results = []
     for kind in sorted(campaign.databases):
         with _place(campaign, kind, "kills") as part:
-            found.append(_survives(campaign, kind, part))
+            results.append(_survives(campaign, kind, part))
         with _place(campaign, kind, "stopped") as part:
-            found.append(_goes_on(campaign, kind, part))
+            results.append(_continues(campaign, kind, part))
         with _place(campaign, kind, "eight") as part:
-            found.append(_eight_at_once(campaign, kind, part))
-    return found
+            results.append(_eight_at_once(campaign, kind, part))
+    return results
 
 
 @contextmanager
 def _place(campaign: Campaign, kind: str, name: str) -> Iterator[simulated.Part]:
-    """Give what coordinators of a campaign are told: a database of its own, and a journal beside it."""
+    """Yield the task of the coordinators of a campaign: a database of its own, and a journal beside it."""
     folder = campaign.folder / f"{name}-{kind}"
     folder.mkdir()
     with own_database(campaign, kind, name) as url:
@@ -70,7 +71,7 @@ def start(part: simulated.Part) -> BaseProcess:
 
 
 def kill(process: BaseProcess, victim: str) -> bool:
-    """Kill the coordinator, or the worker that it waits for; whether there was one to kill."""
+    """Kill the coordinator, or the worker that it waits for; returns whether there was a process to kill."""
     if victim == "coordinator":
         process.kill()
         process.join()
@@ -84,7 +85,7 @@ def kill(process: BaseProcess, victim: str) -> bool:
     return bool(workers)
 
 
-def _survives(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
+def _survives(campaign: Campaign, kind: str, part: simulated.Part) -> CheckResult:
     trials, kills = campaign.pick(400, 12), campaign.pick(200, 6)
     rng = random.Random(campaign.seed)
     part = replace(part, trials=trials)
@@ -107,11 +108,11 @@ def _survives(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
         time.sleep(POLL_S)
     ended = process.exitcode == 0
     process.kill()
-    study, found, samples = _told(part)
-    wrong = _audit(journal, study, found, samples, trials)
-    given_up = sum("given up" in str(trial.failure) for trial in found)
+    study, stored, screenings = _stored(part)
+    wrong = _audit(journal, study, stored, screenings, trials)
+    given_up = sum("given up" in str(trial.failure) for trial in stored)
     passed = ended and killed.total() == kills and broke == 0 and not any(wrong.values())
-    return Outcome(
+    return CheckResult(
         check=f"{kills} kills over {trials} trials, {kind}",
         figure=f"{wrong['lost']} lost, {wrong['doubled']} doubled, {'ended by itself' if ended else 'did not end'}",
         limit="0 lost, 0 doubled, ends by itself",
@@ -123,52 +124,52 @@ def _survives(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
             "ended_by_an_error": broke,
             "errors": journal.lines("error"),
             "given_up": given_up,
-            "states": dict(Counter(trial.state for trial in found)),
-            "most_attempts": max((trial.attempt for trial in found), default=0),
+            "states": dict(Counter(trial.state for trial in stored)),
+            "most_attempts": max((trial.attempt for trial in stored), default=0),
         },
     )
 
 
-def _told(part: simulated.Part) -> tuple[StudyRow, list[Trial], list[int]]:
-    """Give what the database says: the study, its trials, and how many screenings each has."""
+def _stored(part: simulated.Part) -> tuple[StudyRow, list[Trial], list[int]]:
+    """Return the content of the database: the study, its trials, and the number of screenings of each trial."""
     with Store.open(part.database, create=False) as store:
-        (study,) = store.studies(part.study)
-        found = store.trials(study.uid)
-        return study, found, [len(store.measurements(trial.uid, "screening")) for trial in found]
+        (study,) = store.studies.list(part.study)
+        trials = store.trials.of_study(study.uid)
+        return study, trials, [len(store.trials.measurements(trial.uid, "screening")) for trial in trials]
 
 
 def _audit(
-    journal: simulated.Journal, study: StudyRow, found: list[Trial], screenings: list[int], trials: int
+    journal: simulated.Journal, study: StudyRow, stored: list[Trial], screenings: list[int], trials: int
 ) -> dict[str, int]:
-    """Hold the database against the journal: what was told as finished must be there, once and as it was told."""
-    rows = {trial.uid: trial for trial in found}
-    told = [line for line in journal.lines("finished") if line["study"] == study.name]
-    times = Counter(line["configuration"] for line in told)
+    """Compare the database with the journal: each finished trial must be stored, once and as it was reported."""
+    rows = {trial.uid: trial for trial in stored}
+    finished = [line for line in journal.lines("finished") if line["study"] == study.name]
+    times = Counter(line["configuration"] for line in finished)
     lost = sum(
         line["uid"] not in rows
         or (rows[line["uid"]].state, rows[line["uid"]].latency_ms) != (line["state"], line["latency_ms"])
-        for line in told
+        for line in finished
     )
     mixed_up = sum(
-        trial.state == "complete" and trial.latency_ms != simulated.latency_ms(trial.configuration) for trial in found
+        trial.state == "complete" and trial.latency_ms != simulated.latency_ms(trial.configuration) for trial in stored
     )
-    numbers = [trial.number for trial in found]
-    configurations = Counter(trial.configuration.digest for trial in found)
+    numbers = [trial.number for trial in stored]
+    configurations = Counter(trial.configuration.digest for trial in stored)
     return {
-        "lost": lost + abs(trials - len(found)) + sum(trial.state == "running" for trial in found),
+        "lost": lost + abs(trials - len(stored)) + sum(trial.state == "running" for trial in stored),
         "doubled": sum(count - 1 for count in times.values())
         + sum(count - 1 for count in configurations.values())
         + sum(count > 1 for count in screenings),
         "without_samples": sum(
-            trial.state == "complete" and count != 1 for trial, count in zip(found, screenings, strict=True)
+            trial.state == "complete" and count != 1 for trial, count in zip(stored, screenings, strict=True)
         ),
         "mixed_up": mixed_up,
-        "numbers_missing": len(set(range(len(found))) ^ set(numbers)),
+        "numbers_missing": len(set(range(len(stored))) ^ set(numbers)),
         "not_finished": int(study.state != "finished"),
     }
 
 
-def _goes_on(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
+def _continues(campaign: Campaign, kind: str, part: simulated.Part) -> CheckResult:
     trials = campaign.pick(100, 10)
     part = replace(part, trials=trials)
     journal = simulated.Journal(Path(part.journal))
@@ -181,13 +182,13 @@ def _goes_on(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
     before, stopped = len(journal.lines("finished")), process.exitcode
     again = start(part)
     again.join(PATIENCE_S)
-    study, found, samples = _told(part)
+    study, stored, screenings = _stored(part)
     times = Counter(line["configuration"] for line in journal.lines("measured"))
     finalists = _finalists(part, study)
     twice = [digest for digest, count in times.items() if count > 1 + (digest in finalists)]
-    wrong = _audit(journal, study, found, samples, trials)
+    wrong = _audit(journal, study, stored, screenings, trials)
     ended = (stopped, again.exitcode) == (1, 0)
-    return Outcome(
+    return CheckResult(
         check=f"stopped at 50%, started again, {kind}",
         figure=f"{len(twice)} configurations measured twice",
         limit="0 configurations measured twice",
@@ -197,23 +198,25 @@ def _goes_on(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
 
 
 def _finalists(part: simulated.Part, study: StudyRow) -> set[str]:
-    """Give the configurations that the finals measured once more."""
+    """Return the configurations that the finals measured once more."""
     with Store.open(part.database, create=False) as store:
         return {
-            trial.configuration.digest for trial in store.trials(study.uid) if store.measurements(trial.uid, "finals")
+            trial.configuration.digest
+            for trial in store.trials.of_study(study.uid)
+            if store.trials.measurements(trial.uid, "finals")
         }
 
 
-def _eight_at_once(campaign: Campaign, kind: str, part: simulated.Part) -> Outcome:
-    """Run eight studies, and to each a rival that wants to coordinate it too."""
+def _eight_at_once(campaign: Campaign, kind: str, part: simulated.Part) -> CheckResult:
+    """Run eight studies, and for each of them a rival that tries to coordinate it too."""
     trials, journal = campaign.pick(50, 4), simulated.Journal(Path(part.journal))
     parts = [replace(part, study=f"study-{number}", trials=trials) for number in range(8)]
-    processes = [start(one) for one in parts]
+    processes = [start(of_study) for of_study in parts]
     rivals: dict[str, BaseProcess] = {}
     deadline = time.monotonic() + PATIENCE_S
     while any(process.is_alive() for process in processes) and time.monotonic() < deadline:
         for name in {line["study"] for line in journal.lines("started")} - set(rivals):
-            rivals[name] = start(next(one for one in parts if one.study == name))
+            rivals[name] = start(next(of_study for of_study in parts if of_study.study == name))
         time.sleep(POLL_S)
     for process in (*processes, *rivals.values()):
         process.join(PATIENCE_S)
@@ -224,10 +227,10 @@ def _eight_at_once(campaign: Campaign, kind: str, part: simulated.Part) -> Outco
     claims = Counter((line["study"], line["number"]) for line in journal.lines("started"))
     double = sum(count - 1 for count in claims.values())
     wrong: Counter[str] = Counter()
-    for one in parts:
-        wrong.update(_audit(journal, *_told(one), trials))
+    for of_study in parts:
+        wrong.update(_audit(journal, *_stored(of_study), trials))
     ended = sum(process.exitcode == 0 for process in processes)
-    return Outcome(
+    return CheckResult(
         check=f"8 studies at once, {kind}",
         figure=f'{locked} "locked" errors, {double} double claims',
         limit='0 "locked" errors, 0 double claims',

@@ -8,20 +8,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
-from typing import Any
 
 from sqlalchemy import insert, text
 
-from autotune.database.engine import locate
+from autotune.database.location import locate
 from autotune.database.rows import plan_values
 from autotune.database.schema import PlanTable
 from autotune.database.store import Store
 from autotune.measure.percentiles import summary
-from autotune.programs.outcome import rounded
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult, rounded
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.places import own_database
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
+from autotune.records.evidence import PlanEvidence
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 
@@ -49,40 +49,40 @@ PLAN = Plan(
     baseline_latency_ms=2.0,
     speedup=2.0,
     signal_error=1e-3,
-    evidence={"finalists": []},
+    evidence=PlanEvidence.from_dict({"finalists": []}),
     created="2026-01-01T00:00:00+00:00",
 )
 
 
-def check(campaign: Campaign) -> list[Outcome]:
-    """Both the next look-up of a process and its first are quick."""
+def check(campaign: Campaign) -> list[CheckResult]:
+    """Both the first look-up of a process and every further one are quick."""
     return [outcome for kind in campaign.databases for outcome in _times(campaign, kind)]
 
 
-def _times(campaign: Campaign, kind: str) -> Iterator[Outcome]:
+def _times(campaign: Campaign, kind: str) -> Iterator[CheckResult]:
     count, random_numbers = campaign.pick(1_000_000, 20_000), random.Random(campaign.seed)
     with own_database(campaign, kind, "plans") as url:
         with Store.open(url) as store:
             _fill(store, count)
-            asked = [random_numbers.randrange(count) for _ in range(campaign.pick(20_000, 1_500))]
-            warm_up = len(asked) // 10
-            warm = [_look_up_ms(store, number) for number in asked][warm_up:]
+            numbers = [random_numbers.randrange(count) for _ in range(campaign.pick(20_000, 1_500))]
+            warm_up = len(numbers) // 10
+            warm = [_look_up_ms(store, number) for number in numbers][warm_up:]
         cold = [_in_a_process(url, random_numbers.randrange(count)) for _ in range(campaign.pick(40, 3))]
     p99 = summary(warm).p99
     assert p99 is not None, "the short form too looks up often enough to back a p99"
-    yield Outcome(
+    yield CheckResult(
         check=f"look-up among {count:,} plans, {kind}",
         figure=f"p99 {p99:.2f} ms of {len(warm):,}",
         limit=f"p99 <= {WARM_MS:g} ms",
         passed=p99 <= WARM_MS,
         raw={"plans": count, **summary(warm).as_dict()},
     )
-    yield Outcome(
+    yield CheckResult(
         check=f"first look-up of a process, {kind}",
         figure=f"{max(cold):.1f} ms at most in {len(cold)} processes (open, query and close; imports are done)",
         limit=f"<= {COLD_MS:g} ms",
         passed=max(cold) <= COLD_MS,
-        raw={"first_ms": [rounded(each) for each in cold]},
+        raw={"first_ms": [rounded(duration_ms) for duration_ms in cold]},
     )
 
 
@@ -97,28 +97,28 @@ def _structure(number: int) -> str:
 def _fill(store: Store, count: int) -> None:
     values = plan_values(PLAN)
     for start in range(0, count, AT_ONCE):
-        rows: list[dict[str, Any]] = []
+        rows: list[dict[str, object]] = []
         for number in range(start, min(start + AT_ONCE, count)):
             own = {"uid": _uid(number), "name": f"model{number % 1000}", "structure": _structure(number)}
             rows.append({**values, **own, "record": {**values["record"], **own}})
-        with store.writing() as session:
+        with store.transactions.writing() as session:
             session.connection().execute(insert(PlanTable), rows)
-    with store.writing() as session:
+    with store.transactions.writing() as session:
         session.execute(text("ANALYZE plan"))
 
 
 def _look_up_ms(store: Store, number: int) -> float:
     structure = _structure(number)
     started = time.perf_counter_ns()
-    found = store.find_plan(replace(PLAN.key, structure=structure, objective=OBJECTIVE))
+    plan = store.plans.find(replace(PLAN.key, structure=structure, objective=OBJECTIVE))
     elapsed = time.perf_counter_ns() - started
-    if found is None or found.uid != _uid(number):
-        raise RuntimeError(f"plan {number} was asked for, and {found} was found")
+    if plan is None or plan.uid != _uid(number):
+        raise RuntimeError(f"plan {number} was asked for, and the answer is {plan}")
     return elapsed / 1e6
 
 
 def first_query_ms() -> None:
-    """Run one look-up as this process's first; the URL and the number of the plan come on the standard input."""
+    """Run one look-up as this process's first; the standard input holds the URL and the number of the plan."""
     url, number = json.load(sys.stdin)
     locate(url).url.get_dialect().import_dbapi()  # as the other imports, before the clock starts
     started = time.perf_counter_ns()
@@ -129,7 +129,7 @@ def first_query_ms() -> None:
 
 def _in_a_process(url: str, number: int) -> float:
     program = "from autotune.programs.reliability import look_up; look_up.first_query_ms()"
-    ran = subprocess.run(  # the URL has a password, and everybody may see the arguments of a process
+    ran = subprocess.run(  # not as arguments, which every user of the host can see: the URL has a password
         [sys.executable, "-c", program], input=json.dumps([url, number]), capture_output=True, text=True, check=False
     )
     if ran.returncode:

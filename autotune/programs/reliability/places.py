@@ -10,7 +10,7 @@ from autotune.programs.reliability.campaign import Campaign
 
 @contextmanager
 def own_database(campaign: Campaign, kind: str, name: str) -> Iterator[str]:
-    """Give the URL of an empty database: on SQLite a file, on PostgreSQL a schema, which is dropped at the end."""
+    """Yield the URL of an empty database: on SQLite a file, on PostgreSQL a schema, which is dropped at the end."""
     if kind == "sqlite":
         yield f"sqlite:///{campaign.folder}/{name}.db"
         return

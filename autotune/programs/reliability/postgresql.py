@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from sqlalchemy import URL, create_engine, text
 
@@ -24,11 +24,11 @@ __all__ = ["Server", "programs", "serving"]
 
 INSTALL = "apt-get install -y postgresql"
 PACKAGED = Path("/usr/lib/postgresql")
-"""Where Debian keeps one folder for each major version; its programs are not on PATH."""
+"""The place of Debian's folder for each major version; its programs are not on PATH."""
 OTHER_USERS = ("postgres", "nobody")
-"""Whom root becomes: PostgreSQL refuses to run as root."""
+"""The accounts that root may change to: PostgreSQL refuses to run as root."""
 ODD = "@:/?#%41&='\" é"
-"""Part of every password, so that whatever handles one wrongly fails."""
+"""Part of every password, so that code that handles passwords wrongly fails."""
 START_S = 60.0
 STOP_S = 30.0
 ATTEMPTS = 5
@@ -37,7 +37,7 @@ ATTEMPTS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """A running server: where it listens, and as whom to connect."""
+    """A running server: its address, and the account to connect with."""
 
     host: str
     port: int
@@ -45,16 +45,16 @@ class Server:
     password: str = field(repr=False)
 
     def url(self, database: str) -> str:
-        """Give the URL of a database, with the password."""
+        """Return the URL of a database, with the password."""
         return self._url(database).render_as_string(hide_password=False)
 
     def create(self, database: str, template: str = "template0") -> str:
-        """Make a database, empty or as a copy of another that nobody is connected to; gives its URL."""
+        """Create a database, empty or as a copy of another to which nothing is connected; returns its URL."""
         self._execute(f'CREATE DATABASE "{database}" TEMPLATE "{template}"')
         return self.url(database)
 
     def create_in(self, folder: Path, database: str) -> str:
-        """Make an empty database whose tables lie in an empty folder; gives its URL."""
+        """Create an empty database whose tables lie in an empty folder; returns its URL."""
         account = _account()
         if account is not None:
             os.chown(folder, account.pw_uid, account.pw_gid)
@@ -79,8 +79,8 @@ class Server:
 
 
 def programs() -> Path:
-    """Give the folder of PostgreSQL's newest programs; raises RequestError where it is not installed."""
-    packaged = [found.parent for found in PACKAGED.glob("*/bin/initdb") if (found.parent / "postgres").exists()]
+    """Return the folder of PostgreSQL's newest programs; raises RequestError if it is not installed."""
+    packaged = [path.parent for path in PACKAGED.glob("*/bin/initdb") if (path.parent / "postgres").exists()]
     if packaged:
         return max(packaged, key=lambda folder: float(folder.parent.name))
     on_path = shutil.which("initdb")
@@ -93,9 +93,9 @@ def programs() -> Path:
 def serving(*, durable: bool = True) -> Iterator[Server]:
     """Run a server on a free port of 127.0.0.1, and stop and delete it at the end.
 
-    It asks for a password, and root runs it as another user. ``durable=False`` does not wait for the disk, which tests
-    of anything but speed and kills do not need. It ends with the process that started it, however that ends. Raises
-    RequestError where PostgreSQL is not installed, and DatabaseError where it does not start.
+    It asks for a password, and root runs it as another user. ``durable=False`` does not wait for the disk, which only
+    tests of speed and kills need. The server ends with the process that started it, however that ends. Raises
+    RequestError if PostgreSQL is not installed, and DatabaseError if it does not start.
     """
     binaries, account = programs(), _account()
     with ScratchFolder("postgresql") as above:
@@ -108,7 +108,7 @@ def serving(*, durable: bool = True) -> Iterator[Server]:
         if account is not None:
             for path in (folder, secret):
                 os.chown(path, account.pw_uid, account.pw_gid)
-        made = subprocess.run(
+        initialised = subprocess.run(
             [
                 *(binaries / "initdb", "--pgdata", folder / "data", "--username", "autotune", "--pwfile", secret),
                 *("--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
@@ -119,8 +119,8 @@ def serving(*, durable: bool = True) -> Iterator[Server]:
             text=True,
             check=False,
         )
-        if made.returncode:
-            raise DatabaseError("No PostgreSQL can be started", found=made.stderr.strip()[-2000:])
+        if initialised.returncode:
+            raise DatabaseError("No PostgreSQL can be started", found=initialised.stderr.strip()[-2000:])
         for attempt in range(ATTEMPTS):
             port = _free_port()
             process = _start(binaries, folder, port, account, durable=durable)
@@ -144,14 +144,20 @@ def _account() -> pwd.struct_passwd | None:
     raise RequestError("No PostgreSQL can be started", found=f"root, and no user {' or '.join(OTHER_USERS)}")
 
 
-def _become(account: pwd.struct_passwd | None) -> dict[str, Any]:
+class _Identity(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: tuple[int, ...]
+
+
+def _become(account: pwd.struct_passwd | None) -> _Identity:
     return {} if account is None else {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": ()}
 
 
 def _start(
     binaries: Path, folder: Path, port: int, account: pwd.struct_passwd | None, *, durable: bool
 ) -> subprocess.Popen[bytes]:
-    settings: dict[str, Any] = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": ""}
+    settings: dict[str, object] = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": ""}
     if not durable:
         settings |= {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
     end_with_parent = ("setpriv", "--pdeathsig", "INT", "--") if shutil.which("setpriv") else ()
@@ -171,10 +177,10 @@ def _start(
 
 
 def _is_ready(binaries: Path, process: subprocess.Popen[bytes], port: int) -> bool:
-    asking = [str(binaries / "pg_isready"), "--quiet", "--host", "127.0.0.1", "--port", str(port)]
+    command = [str(binaries / "pg_isready"), "--quiet", "--host", "127.0.0.1", "--port", str(port)]
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
-        if subprocess.run(asking, check=False).returncode == 0:
+        if subprocess.run(command, check=False).returncode == 0:
             return process.poll() is None  # else another server answered, and ours found the port taken
         time.sleep(0.05)
     return False

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from sqlalchemy import make_url
 
 from autotune.database.store import Store
 from autotune.errors import DatabaseError, RequestError
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.places import own_database
 from autotune.programs.reliability.postgresql import serving
 from autotune.records.configuration import Configuration
@@ -40,9 +41,16 @@ MOST_TRIALS = 100_000
 DIGEST = "0" * 64
 
 
+class Restrictions(TypedDict, total=False):
+    """Restrictions of the process that writes: a limit on the size of its files, or an account without privileges."""
+
+    limit_bytes: int
+    unprivileged: bool
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """How a process that wrote trials was refused, and how many trials it had been told were kept."""
+    """The error that refused a process that wrote trials, and the number of trials whose write had succeeded before."""
 
     error: str
     message: str
@@ -54,8 +62,8 @@ class Refusal:
         return self.error == DatabaseError.__name__ and "found: " in self.message and "expected: " in self.message
 
 
-def check(campaign: Campaign) -> list[Outcome]:
-    """Each way in which a database cannot be written ends in one clear error and leaves it whole."""
+def check(campaign: Campaign) -> list[CheckResult]:
+    """Each reason why a database cannot be written ends in one clear error and leaves it whole."""
     outcomes = []
     for kind in campaign.databases:
         if kind == "sqlite":
@@ -66,15 +74,15 @@ def check(campaign: Campaign) -> list[Outcome]:
 
 
 @contextmanager
-def _full_disk(folder: Path) -> Iterator[dict[str, Any]]:
-    """A file system of a few MiB where root may mount one, else a limit on the size of files."""
+def _full_disk(folder: Path) -> Iterator[Restrictions]:
+    """Mount a file system of a few MiB if root may do that, else limit the size of files."""
     with _mounted(folder, ROOM_BYTES) as reason:
         yield {"limit_bytes": ROOM_BYTES} if reason else {}
 
 
 @contextmanager
 def _mounted(folder: Path, size_bytes: int) -> Iterator[str]:
-    """Mount a small file system for a while, where that may be; gives the reason why not, else nothing."""
+    """Mount a small file system for a while if that is possible; yields the reason if it is not, else nothing."""
     command = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)]
     if os.geteuid() != 0:
         yield "only root may mount a small file system"
@@ -90,13 +98,13 @@ def _mounted(folder: Path, size_bytes: int) -> Iterator[str]:
 
 
 @contextmanager
-def _size_limit(folder: Path) -> Iterator[dict[str, Any]]:
+def _size_limit(folder: Path) -> Iterator[Restrictions]:
     yield {"limit_bytes": ROOM_BYTES}
 
 
-def _modes(file: int, folder: int) -> Callable[[Path], "contextlib.AbstractContextManager[dict[str, Any]]"]:
+def _modes(file: int, folder: int) -> Callable[[Path], "contextlib.AbstractContextManager[Restrictions]"]:
     @contextmanager
-    def case(place: Path) -> Iterator[dict[str, Any]]:
+    def case(place: Path) -> Iterator[Restrictions]:
         Store.open(str(place / "a.db")).close()
         (place / "a.db").chmod(file)
         place.chmod(folder)
@@ -109,7 +117,7 @@ def _modes(file: int, folder: int) -> Callable[[Path], "contextlib.AbstractConte
     return case
 
 
-CASES: Mapping[str, Callable[[Path], "contextlib.AbstractContextManager[dict[str, Any]]"]] = {
+CASES: Mapping[str, Callable[[Path], "contextlib.AbstractContextManager[Restrictions]"]] = {
     "disk full": _full_disk,
     "file size limit": _size_limit,
     "read-only file": _modes(0o444, 0o777),
@@ -119,36 +127,33 @@ CASES: Mapping[str, Callable[[Path], "contextlib.AbstractContextManager[dict[str
 }
 
 
-def _sqlite(name: str, case: Callable[[Path], "contextlib.AbstractContextManager[dict[str, Any]]"]) -> Outcome:
+def _sqlite(name: str, case: Callable[[Path], "contextlib.AbstractContextManager[Restrictions]"]) -> CheckResult:
     with ScratchFolder("refusals") as above:
         above.chmod(0o755)  # another user must reach what is below
         (above / "place").mkdir()
         url = str(above / "place" / "a.db")
-        with case(above / "place") as how:
-            refusal = _refused(url, **how)
-            if "unprivileged" not in how:
+        with case(above / "place") as restrictions:
+            refusal = _refused(url, **restrictions)
+            if "unprivileged" not in restrictions:
                 intact, there = _examined(url)
-        if "unprivileged" in how:
+        if "unprivileged" in restrictions:
             intact, there = _examined(url)
     return _outcome(f"{name}, sqlite", refusal, there, intact)
 
 
-def _read_only_server(campaign: Campaign, kind: str) -> Outcome:
+def _read_only_server(campaign: Campaign, kind: str) -> CheckResult:
     with own_database(campaign, kind, "refusals") as url:
         Store.open(url).close()
         options = make_url(url).query["options"]
         read_only = make_url(url).update_query_dict({"options": f"{options} -cdefault_transaction_read_only=on"})
         refusal = _refused(read_only.render_as_string(hide_password=False))
         with Store.open(url, create=False) as store:
-            there = sum(len(store.trials(study.uid)) for study in store.studies())
+            there = sum(len(store.trials.of_study(study.uid)) for study in store.studies.list())
     return _outcome(f"read-only, {kind}", refusal, there, "ok")
 
 
-def _full_server(kind: str) -> list[Outcome]:
-    """Fill the file system of a server's tables; that needs a server here, whatever the campaign's is.
-
-    The server's log of changes lies elsewhere: where that is full too, PostgreSQL itself ends until there is room.
-    """
+def _full_server(kind: str) -> list[CheckResult]:
+    """Fill the file system of the tables of a server that is started here, whatever the campaign's server is."""
     with contextlib.ExitStack() as stack:
         above = stack.enter_context(ScratchFolder("refusals"))
         above.chmod(0o755)
@@ -160,6 +165,7 @@ def _full_server(kind: str) -> list[Outcome]:
         except RequestError as error:
             log.warning("disk full on %s was not tried: %s", kind, error.found)
             return []
+        # The server's log of changes lies elsewhere: if its disk is full too, PostgreSQL ends until there is room.
         (above / "place" / "tables").mkdir()
         url = server.create_in(above / "place" / "tables", "full")
         Store.open(url).close()
@@ -168,15 +174,15 @@ def _full_server(kind: str) -> list[Outcome]:
         refusal = _refused(url)
         filler.unlink()
         with Store.open(url, create=False) as store:
-            (study,) = store.studies()
-            there = len(store.trials(study.uid))
-            store.claim_trial(study.uid, Configuration.of("eager", {"level": -1}), DIGEST)
-            intact = "ok" if len(store.trials(study.uid)) == there + 1 else "a trial after it is not there"
+            (study,) = store.studies.list()
+            there = len(store.trials.of_study(study.uid))
+            store.trials.claim(study.uid, Configuration.of("eager", {"level": -1}), DIGEST)
+            intact = "ok" if len(store.trials.of_study(study.uid)) == there + 1 else "a trial after it is not there"
     return [_outcome(f"disk full, {kind}", refusal, there, intact)]
 
 
-def _outcome(name: str, refusal: Refusal, there: int, intact: str) -> Outcome:
-    return Outcome(
+def _outcome(name: str, refusal: Refusal, there: int, intact: str) -> CheckResult:
+    return CheckResult(
         check=name,
         figure=f"{refusal.error}; integrity check: {intact}; {there} of {refusal.kept} trials there",
         limit="one clear error, database intact, no trial lost",
@@ -186,7 +192,7 @@ def _outcome(name: str, refusal: Refusal, there: int, intact: str) -> Outcome:
 
 
 def _examined(file: str) -> tuple[str, int]:
-    """What SQLite's integrity check says, and how many trials are there."""
+    """Return the result of SQLite's integrity check, and the number of trials."""
     with contextlib.closing(sqlite3.connect(file)) as connection:
         intact = "; ".join(row[0] for row in connection.execute("PRAGMA integrity_check"))
         return intact, connection.execute("SELECT count(*) FROM trial").fetchone()[0]
@@ -194,15 +200,15 @@ def _examined(file: str) -> tuple[str, int]:
 
 def _refused(url: str, *, limit_bytes: int = 0, unprivileged: bool = False) -> Refusal:
     program = "from autotune.programs.reliability import refusals; refusals.write_until_refused()"
-    asked = json.dumps([url, limit_bytes, unprivileged])
-    ran = subprocess.run([sys.executable, "-c", program], input=asked, capture_output=True, text=True, check=False)
+    request = json.dumps([url, limit_bytes, unprivileged])
+    ran = subprocess.run([sys.executable, "-c", program], input=request, capture_output=True, text=True, check=False)
     if ran.returncode:
         return Refusal(error=f"exit code {ran.returncode}", message=ran.stderr[-2000:], kept=0)
     return Refusal(**json.loads(ran.stdout))
 
 
 def write_until_refused() -> None:
-    """Write trials until one is refused; what to write to comes on the standard input, a Refusal goes out."""
+    """Write trials until one is refused: the request comes from standard input, the Refusal goes to standard output."""
     url, limit_bytes, unprivileged = json.load(sys.stdin)
     if limit_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
@@ -213,12 +219,12 @@ def write_until_refused() -> None:
     kept = 0
     try:
         with Store.open(url) as store:
-            study = store.begin_study("study", _WORKLOAD, _DEVICE, Objective(), "any", DIGEST, 0, {})
+            study = store.studies.begin("study", _WORKLOAD, _DEVICE, Objective(), "any", DIGEST, 0, {})
             for number in range(MOST_TRIALS):
-                store.claim_trial(study.uid, Configuration.of("eager", {"level": number}), DIGEST)
+                store.trials.claim(study.uid, Configuration.of("eager", {"level": number}), DIGEST)
                 kept += 1
         refusal = Refusal(error="no error", message="", kept=kept)
-    except Exception as error:  # the border of the process: the kind of the error is what is asked
+    except Exception as error:  # the border of the process, which returns the kind of the error
         refusal = Refusal(error=type(error).__name__, message=str(error), kept=kept)
     sys.stdout.write(json.dumps({"error": refusal.error, "message": refusal.message, "kept": refusal.kept}))
 

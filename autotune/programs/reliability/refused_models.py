@@ -1,4 +1,4 @@
-"""Models that must be refused before anything in them runs: pickles, ONNX files and safetensors that lie."""
+"""Models that must be refused before anything in them runs: pickles, and false ONNX files and safetensors."""
 
 import itertools
 import json
@@ -7,7 +7,6 @@ import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from autotune.database.artifacts import ArtifactStore
 from autotune.model.inputs import InputSpec, generate
@@ -80,7 +79,7 @@ def _load_artifact(on: Attempt, backend: str, files: Mapping[str, bytes]) -> Non
         (built / name).write_bytes(content)
     describe_toy(built, Configuration.of(backend, {"precision": "fp32"}))
     store = ArtifactStore(on.folder / "store")
-    with store.taken(store.add(built)) as folder:
+    with store.verified(store.add(built)) as folder:
         load_runner(folder, CPU)
 
 
@@ -117,7 +116,7 @@ def _onnx_hard_link(on: Attempt) -> None:
     ArtifactStore(on.folder / "store").add(on.folder / "built")
 
 
-def _safetensors(on: Attempt, tensors: Mapping[str, Any] | None, header_bytes: int | None = None) -> None:
+def _safetensors(on: Attempt, tensors: Mapping[str, object] | None, header_bytes: int | None = None) -> None:
     header = json.dumps(tensors or {}).encode()
     size = len(header) if header_bytes is None else header_bytes
     (on.folder / "rows.safetensors").write_bytes(struct.pack("<Q", size) + header + bytes(64))
@@ -128,7 +127,7 @@ def _rows(path: Path) -> None:
     generate([InputSpec(name="x", shape=("batch", 1), file=str(path))], 1, 0, 1, "timing")
 
 
-def _tensor(start: int, end: int, rows: int = 8) -> dict[str, Any]:
+def _tensor(start: int, end: int, rows: int = 8) -> dict[str, object]:
     return {"dtype": "F32", "shape": [rows, 1], "data_offsets": [start, end]}
 
 

@@ -31,7 +31,7 @@ STUDY = "name: toy\nmodel: {factory: models.py:toy}\ninputs: [{name: x, shape: [
 
 
 def _built(on: Attempt, configuration: Configuration = CONFIGURATION) -> Path:
-    """Make a folder with an artifact whose code is the bomb's pickle."""
+    """Write a folder with an artifact whose code is the bomb's pickle."""
     folder = on.folder / f"built-{configuration.digest[:8]}"
     folder.mkdir()
     (folder / "program.pt2").write_bytes(on.pickled())
@@ -57,12 +57,12 @@ def _damaged(on: Attempt, damage: Callable[[bytes], bytes]) -> None:
     blob = store.blob(store.files(digest)[-1].sha256)
     blob.chmod(0o600)
     blob.write_bytes(damage(blob.read_bytes()))
-    with store.taken(digest) as folder:
+    with store.verified(digest) as folder:
         _run(folder)
 
 
 def _run(folder: Path) -> None:
-    """Do what a load of code would do: run it."""
+    """Run the code, as a load of it would do."""
     import pickle
 
     pickle.loads((folder / "program.pt2").read_bytes())
@@ -74,7 +74,7 @@ def _swapped(on: Attempt, *, in_place: bool) -> None:
     (built / "program.pt2").write_bytes(b"harmless")
     digest = store.add(built)
     blob = store.blob(next(file.sha256 for file in store.files(digest) if file.name == "program.pt2"))
-    with store.taken(digest) as folder:
+    with store.verified(digest) as folder:
         if in_place:
             blob.chmod(0o600)
             blob.write_bytes(b"HARMLESS")
@@ -83,7 +83,7 @@ def _swapped(on: Attempt, *, in_place: bool) -> None:
             os.replace(blob.with_suffix(".new"), blob)
             if (folder / "program.pt2").read_bytes() != b"harmless":
                 _run(folder)
-    with store.taken(digest) as folder:  # the next load finds the other file
+    with store.verified(digest) as folder:  # the next load finds the other file
         _run(folder)
 
 
@@ -105,8 +105,8 @@ def _another_class(on: Attempt) -> None:
 
 def _plan_of_another(on: Attempt) -> None:
     with Store.open(str(on.folder / "a.db")) as store:
-        store.promote(_plan(store.artifacts.add(_built(on, Configuration.of("eager", {"precision": "bf16"})))))
-        open_plan(store.plans()[0], store)
+        store.plans.promote(_plan(store.artifacts.add(_built(on, Configuration.of("eager", {"precision": "bf16"})))))
+        open_plan(store.plans.list()[0], store)
 
 
 # Files of records
@@ -120,13 +120,13 @@ def _merged(
     compression: int = zipfile.ZIP_STORED,
     link: bool = False,
 ) -> None:
-    """Merge a file of one study after a change; what is there afterwards, if anything, is an error of its own."""
+    """Merge a file of one study after a change; if it is refused in part only, that is an error of its own."""
     with Store.open(str(on.folder / "there.db")) as there:
-        study = there.begin_study("toy", WORKLOAD, CPU, Objective(), "any", DIGEST, 0, {})
-        claimed = there.claim_trial(study.uid, CONFIGURATION, TOOLCHAIN.digest)
+        study = there.studies.begin("toy", WORKLOAD, CPU, Objective(), "any", DIGEST, 0, {})
+        claimed = there.trials.claim(study.uid, CONFIGURATION, TOOLCHAIN.digest)
         done = dataclasses.replace(claimed, state="complete", latency_ms=1.0, signal_error=0.0, build_s=1.0)
-        there.finish_trial(done, {"screening": Measurement(samples_ms=((1.0, 1.1),))})
-        there.promote(_plan(there.artifacts.add(_built(on))))
+        there.trials.finish(done, {"screening": Measurement(samples_ms=((1.0, 1.1),))})
+        there.plans.promote(_plan(there.artifacts.add(_built(on))))
         export_studies(there, ["toy"], on.folder / "sound.zip")
     with zipfile.ZipFile(on.folder / "sound.zip") as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
@@ -143,7 +143,7 @@ def _merged(
         try:
             merge_file(here, on.folder / "bad.zip")
         except AutotuneError:
-            if here.studies() or here.plans() or here.artifacts.digests():
+            if here.studies.list() or here.plans.list() or here.artifacts.digests():
                 raise RuntimeError("a part of the file was taken in") from None
             raise
 

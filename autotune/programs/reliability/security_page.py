@@ -1,14 +1,15 @@
-"""The promise that every case of the security page is refused: a table of cases, each with a tripwire."""
+"""The promise that every case of the security page is refused; each case has a tripwire."""
 
 import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from autotune.errors import AutotuneError
+from autotune.programs.check_result import CheckResult
 from autotune.programs.reliability.attempt import Attempt, Case
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.refused_models import CASES as MODELS
 from autotune.programs.reliability.refused_records import CASES as RECORDS
 
@@ -16,16 +17,24 @@ LONGEST_MESSAGE = 2000
 """A clear message fits a screen."""
 
 
-def refused(campaign: Campaign) -> list[Outcome]:
+class CaseRow(TypedDict):
+    """The message that refused a case, and everything that is wrong with its refusal."""
+
+    case: str
+    message: str
+    wrong: str
+
+
+def refused(campaign: Campaign) -> list[CheckResult]:
     """Present every case on models, artifacts, plans and configuration (in the short form every fifth)."""
     return [present((*MODELS, *RECORDS)[:: campaign.pick(1, 5)], campaign.folder / "security-page")]
 
 
-def present(cases: Sequence[Case], root: Path) -> Outcome:
-    """Present each case in a folder of its own; whatever changes outside of it is seen."""
+def present(cases: Sequence[Case], root: Path) -> CheckResult:
+    """Present each case in a folder of its own; every change outside of it is detected."""
     rows = [_present(case, root / f"{number}") for number, case in enumerate(cases)]
     wrong = [row for row in rows if row["wrong"]]
-    return Outcome(
+    return CheckResult(
         check="cases of the security page",
         figure=f"{len(rows) - len(wrong)} of {len(rows)} refused with a clear message, nothing run or written outside"
         + "".join(f"; {row['case']}: {row['wrong']}" for row in wrong),
@@ -35,7 +44,7 @@ def present(cases: Sequence[Case], root: Path) -> Outcome:
     )
 
 
-def _present(case: Case, around: Path) -> dict[str, Any]:
+def _present(case: Case, around: Path) -> CaseRow:
     folder, tripwire, outside = around / "folder", around / "tripwire", around / "outside"
     folder.mkdir(parents=True)
     outside.write_text("nobody's business")
@@ -58,10 +67,10 @@ def _present(case: Case, around: Path) -> dict[str, Any]:
 
 
 def _content(around: Path) -> dict[str, str]:
-    """Give what lies around a case's own folder."""
-    found = {}
+    """Return digests and modes of everything around a case's own folder."""
+    content = {}
     for path in sorted(around.iterdir()):
         if path.name != "folder":
             kind = "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
-            found[path.name] = f"{kind} {os.lstat(path).st_mode:o}"
-    return found
+            content[path.name] = f"{kind} {os.lstat(path).st_mode:o}"
+    return content

@@ -13,11 +13,12 @@ from typing import Any
 
 from sqlalchemy import create_engine
 
-from autotune.database.engine import BUSY_TIMEOUT_S, locate
+from autotune.database.engine import BUSY_TIMEOUT_S
 from autotune.database.leases import Owner
+from autotune.database.location import locate
 from autotune.database.store import Store
-from autotune.programs.outcome import rounded
-from autotune.programs.reliability.campaign import Campaign, Outcome
+from autotune.programs.check_result import CheckResult, rounded
+from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.places import own_database
 from autotune.records.canonical import canonical
 from autotune.records.configuration import Configuration
@@ -40,30 +41,30 @@ Write = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """What one writer did in one turn; the clock is one for all processes."""
+    """One turn of one writer; all processes read the same clock."""
 
     started_s: float
     ended_s: float
     errors: tuple[str, ...] = ()
 
 
-def check(campaign: Campaign) -> list[Outcome]:
+def check(campaign: Campaign) -> list[CheckResult]:
     """Trial writes reach half of what plain inserts reach, with eight writers, and none fails."""
     return [_compare(campaign, kind) for kind in campaign.databases]
 
 
-def _compare(campaign: Campaign, kind: str) -> Outcome:
-    each, rounds = campaign.pick(100, 10), campaign.pick(9, 3)
+def _compare(campaign: Campaign, kind: str) -> CheckResult:
+    writes, rounds = campaign.pick(100, 10), campaign.pick(9, 3)
     with own_database(campaign, kind, "writers") as url:
         Store.open(url).close()
         with _plain(url, create=True):
-            writers = _together(url, each, rounds)
+            writers = _together(url, writes, rounds)
     turns = [[writer[turn] for writer in writers] for turn in range(2 * rounds)]
-    rates = [each * WRITERS / (max(w.ended_s for w in turn) - min(w.started_s for w in turn)) for turn in turns]
+    rates = [writes * WRITERS / (max(w.ended_s for w in turn) - min(w.started_s for w in turn)) for turn in turns]
     plain, trial = rates[0::2], rates[1::2]
     ratio = statistics.median(ours / theirs for ours, theirs in zip(trial, plain, strict=True))
     errors = [error for turn in turns for writer in turn for error in writer.errors]
-    return Outcome(
+    return CheckResult(
         check=f"trial writes with {WRITERS} writers, {kind}",
         figure=f"{ratio:.2f} of plain inserts ({statistics.median(trial):.0f} of {statistics.median(plain):.0f} "
         f"transactions/s), {len(errors)} errors",
@@ -72,17 +73,17 @@ def _compare(campaign: Campaign, kind: str) -> Outcome:
         raw={
             "plain_per_s": [rounded(rate) for rate in plain],
             "trial_per_s": [rounded(rate) for rate in trial],
-            "transactions": each * WRITERS,
+            "transactions": writes * WRITERS,
             "errors": errors[:20],
         },
     )
 
 
-def _together(url: str, each: int, rounds: int) -> list[list[Turn]]:
+def _together(url: str, writes: int, rounds: int) -> list[list[Turn]]:
     spawn = multiprocessing.get_context("spawn")
     barrier, answers = spawn.Barrier(WRITERS), spawn.Queue()
     processes = [
-        spawn.Process(target=_writer, args=(url, number, each, rounds, barrier, answers)) for number in range(WRITERS)
+        spawn.Process(target=_writer, args=(url, number, writes, rounds, barrier, answers)) for number in range(WRITERS)
     ]
     for process in processes:
         process.start()
@@ -94,12 +95,12 @@ def _together(url: str, each: int, rounds: int) -> list[list[Turn]]:
             process.kill()
 
 
-def _writer(url: str, number: int, each: int, rounds: int, barrier: Barrier, answers: Any) -> None:
+def _writer(url: str, number: int, writes: int, rounds: int, barrier: Barrier, answers: Any) -> None:
     with Store.open(url) as store, _plain(url) as plain, _trials(store, number) as trial:
         turns = []
         for turn in range(2 * rounds):
             barrier.wait(PATIENCE_S)
-            turns.append(_turn(trial if turn % 2 else plain, range(turn * each, (turn + 1) * each), number))
+            turns.append(_turn(trial if turn % 2 else plain, range(turn * writes, (turn + 1) * writes), number))
         answers.put(turns)
 
 
@@ -116,23 +117,23 @@ def _turn(write: Write, numbers: Sequence[int], writer: int) -> Turn:
 
 @contextmanager
 def _trials(store: Store, number: int) -> Iterator[Write]:
-    """Claim and finish trials under a lease, by turns: each is one transaction."""
+    """Claim a trial or finish it, by turns, under a lease: each is one transaction."""
     spec = TensorSpec(name="x", shape=(1, 8), dtype="float32")
     digest = hashlib.sha256(str(number).encode()).hexdigest()
     workload = Workload(
         name=f"writer{number}", batch=1, structure=digest, weights=digest, inputs=(spec,), outputs=(spec,)
     )
-    study = store.begin_study(workload.name, workload, DEVICE, Objective(), "any", digest, 0, {})
-    held = store.under(store.take_lease(study.uid, Owner.this_process()))
+    study = store.studies.begin(workload.name, workload, DEVICE, Objective(), "any", digest, 0, {})
+    held = store.under(store.leases.take(study.uid, Owner.this_process()))
     claimed: list[Trial] = []
 
     def write(number: int) -> None:
         if not claimed:
             configuration = Configuration.of("eager", {"level": number})
-            claimed.append(held.claim_trial(study.uid, configuration, TOOLCHAIN))
+            claimed.append(held.trials.claim(study.uid, configuration, TOOLCHAIN))
         else:
             trial = replace(claimed.pop(), state="complete", latency_ms=1.25, signal_error=1e-3, build_s=2.0)
-            held.finish_trial(trial, {"screening": SAMPLES})
+            held.trials.finish(trial, {"screening": SAMPLES})
 
     yield write
 

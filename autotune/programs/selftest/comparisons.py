@@ -1,24 +1,23 @@
-"""How often the paired comparison finds a difference: where there is none (A/A), and where there is one (power).
+"""How often the paired comparison finds a difference: if there is none (A/A), and if there is one (power).
 
 Each of the 400 comparisons is a race of its own, as in the finals: 20 rounds of one callable under two names, in random
 order within each round, a block each, and Wilcoxon's test on the log-ratios of the blocks' medians. The order is drawn
-anew in every round, and the two names stand for the same callable, so that under the null each log-ratio is as likely
-positive as negative, whatever the machine does meanwhile: what makes more rejections is a flaw of the measurement, such
-as a grouping that differs between the two. Drift and a clock with two speeds are laid over the recorded blocks in the
-order in which they ran.
+anew in every round, and the two names stand for the same callable. Under the null hypothesis each log-ratio is then as
+likely positive as negative, whatever the machine does meanwhile. More rejections come from a flaw of the measurement,
+such as a grouping that differs between the two. Drift and a clock with two speeds are laid over the recorded blocks in
+the order in which they ran.
 """
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 from autotune.measure.block import Block
 from autotune.measure.rounds import run_rounds
 from autotune.measure.statistics import detectable_effect, median, middle, paired_test
 from autotune.measure.verdict import verdict_from_samples
-from autotune.programs.outcome import Outcome, rounded
+from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.selftest.rig import Rig
 
 ALPHA = 0.05
@@ -28,7 +27,7 @@ TWO_SPEEDS, SWITCH_CHANCE = 0.08, 0.1
 INJECTED = 0.01
 LOWEST_POWER = 0.80
 AIMED_AT = 1.96 + 1.04
-"""Standard errors for a power of 85% at 5%: rounds predicted for exactly 80% would miss 80% every other time."""
+"""Standard errors for a power of 85% at 5%: rounds predicted for exactly 80% would miss 80% every second time."""
 MOST_BY_CHANCE = 0.0068
 """31 of 400 rejections are exceeded with this probability when each has 5%; other counts get their limit by it."""
 
@@ -38,7 +37,7 @@ Comparison = list[tuple[float, float, bool]]
 
 @lru_cache(maxsize=2)
 def recorded(rig: Rig) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
-    """Race a callable against itself; on the wall clock, and on the device's own where it has one. Done once."""
+    """Race a callable against itself, once; on the wall clock, and on the device's own if it has one."""
     product, input_sets = rig.product()
     rng = random.Random(rig.seed)
     wall: list[Comparison] = []
@@ -57,7 +56,7 @@ def _pair(blocks: dict[str, Block], samples: Callable[[Block], Sequence[float]])
     return rounded(median(samples(first))), rounded(median(samples(second))), first.position < second.position
 
 
-def check_aa(rig: Rig) -> list[Outcome]:
+def check_aa(rig: Rig) -> list[CheckResult]:
     """Count the rejections: as recorded, under drift, under two clock speeds."""
     wall, device = recorded(rig)
     outcomes = [_aa("aa/as recorded", wall, raw={"pairs_ms": [list(map(list, pairs)) for pairs in wall]})]
@@ -71,11 +70,11 @@ def check_aa(rig: Rig) -> list[Outcome]:
     return outcomes
 
 
-def _aa(check: str, comparisons: Sequence[Comparison], raw: dict[str, Any] | None = None) -> Outcome:
+def _aa(check: str, comparisons: Sequence[Comparison], raw: Mapping[str, object] | None = None) -> CheckResult:
     p_values = [paired_test(log_ratios(pairs)) for pairs in comparisons]
     rejected = sum(p_value <= ALPHA for p_value in p_values)
     limit = most_rejections(len(p_values))
-    return Outcome(
+    return CheckResult(
         check=check,
         figure=f"{rejected} of {len(p_values)} rejected",
         limit=f"at most {limit}",
@@ -85,14 +84,14 @@ def _aa(check: str, comparisons: Sequence[Comparison], raw: dict[str, Any] | Non
 
 
 def most_rejections(comparisons: int) -> int:
-    """Give the count that chance exceeds as rarely as 31 of 400: 31 for 400."""
+    """Return the count that chance exceeds as rarely as 31 of 400: 31 for 400."""
     from scipy.stats import binom
 
     return int(binom.isf(MOST_BY_CHANCE, comparisons, ALPHA))
 
 
 def log_ratios(pairs: Comparison) -> list[float]:
-    """Give log(second / first) of each round."""
+    """Return log(second / first) of each round."""
     return [math.log(second / first) for first, second, _ in pairs]
 
 
@@ -119,14 +118,14 @@ def _scaled(pair: tuple[float, float, bool], earlier: float, later: float) -> tu
     return (first * earlier, second * later, True) if in_order else (first * later, second * earlier, False)
 
 
-def check_power(rig: Rig) -> list[Outcome]:
-    """Slow the second down by 1% in the recorded blocks and count in how many repeats it is found.
+def check_power(rig: Rig) -> list[CheckResult]:
+    """Slow the second down by 1% in the recorded blocks, and count the repeats in which this is detected.
 
-    The number of rounds is what Noether's formula predicts for the recorded noise, which assumes no distribution of it,
-    and up to the next look of the finals: a multiple of 20. A repeat draws as many rounds at random, since the formula
-    speaks of noise that is the same throughout. Beside it is told what repeats of consecutive rounds find, and how many
-    rounds 2.8 * s_d / sqrt(n) asks for (times pi/3, for the rank test's sake): too few where noise has heavy tails. On
-    a loaded 2-core machine that formula's 60 rounds found 61%.
+    Noether's formula predicts the number of rounds from the recorded noise without assuming its distribution; it is
+    raised to the next look of the finals, a multiple of 20. A repeat draws as many rounds at random, since the formula
+    speaks of noise that is the same throughout. Not judged are repeats of consecutive rounds, and the number of rounds
+    by 2.8 * s_d / sqrt(n) (times pi/3, because of the rank test), which is too small for noise with heavy tails: on a
+    loaded 2-core machine its 60 rounds detected 61%.
     """
     wall, _ = recorded(rig)
     ratios = [ratio for pairs in wall for ratio in log_ratios(pairs)]
@@ -136,40 +135,40 @@ def check_power(rig: Rig) -> list[Outcome]:
     rounds = to_the_next_look(predicted)
     consecutive = [ratios[start : start + rounds] for start in range(0, len(ratios) - rounds + 1, rounds)]
     repeats = [rng.sample(ratios, rounds) for _ in range(rig.pick(400, 50))] if consecutive else []
-    found = _times_found(repeats, shift)
-    share = found / len(repeats) if repeats else 0.0
+    detected = _times_detected(repeats, shift)
+    share = detected / len(repeats) if repeats else 0.0
     return [
-        Outcome(
+        CheckResult(
             check="power",
-            figure=f"{found} of {len(repeats)} found ({share:.0%}) in {rounds} rounds",
+            figure=f"{detected} of {len(repeats)} found ({share:.0%}) in {rounds} rounds",
             limit=f"at least {LOWEST_POWER:.0%} of +{INJECTED:.0%}",
             passed=share >= LOWEST_POWER,
             raw={
                 "rounds": rounds,
                 "predicted": predicted,
                 "repeats": len(repeats),
-                "found": found,
+                "found": detected,
                 "noise_share": rounded(_noise(ratios)),
                 "predicted_by_detectable_effect": _needed(ratios),
-                "consecutive_not_judged": [_times_found(consecutive, shift), len(consecutive)],
+                "consecutive_not_judged": [_times_detected(consecutive, shift), len(consecutive)],
                 "promoted_by_verdict": _promoted(wall, rounds),
             },
         )
     ]
 
 
-def _times_found(repeats: Sequence[Sequence[float]], shift: float) -> int:
-    return sum(_found([ratio + shift for ratio in repeat]) for repeat in repeats)
+def _times_detected(repeats: Sequence[Sequence[float]], shift: float) -> int:
+    return sum(_is_detected([ratio + shift for ratio in repeat]) for repeat in repeats)
 
 
-def _found(ratios: Sequence[float]) -> bool:
+def _is_detected(ratios: Sequence[float]) -> bool:
     return paired_test(ratios) <= ALPHA and middle(sorted(ratios)) > 0
 
 
 def needed_by_noether(ratios: Sequence[float], shift: float, rng: random.Random) -> int | None:
     """Predict the pairs that the signed-rank test needs, whatever the noise: Noether, JASA 82 (1987), 645-647.
 
-    ``None`` where the shift does not show in the noise at all.
+    ``None`` if the shift does not show in the noise at all.
     """
     draws = 20_000
     above = sum(rng.choice(ratios) + rng.choice(ratios) + 2 * shift > 0 for _ in range(draws))
@@ -179,7 +178,7 @@ def needed_by_noether(ratios: Sequence[float], shift: float, rng: random.Random)
 
 
 def _noise(ratios: Sequence[float]) -> float:
-    """s_d of a log-ratio, as the minimum detectable effect takes it."""
+    """Return s_d of a log-ratio, as the minimum detectable effect estimates it."""
     return detectable_effect(ratios) * math.sqrt(len(ratios)) / 2.8
 
 
@@ -197,10 +196,10 @@ def _promoted(comparisons: Sequence[Comparison], rounds: int) -> int:
     flat = [pair for pairs in comparisons for pair in pairs]
     promoted = 0
     for start in range(0, len(flat) - rounds + 1, rounds):
-        taken = flat[start : start + rounds]
+        pairs = flat[start : start + rounds]
         samples = {
-            "baseline": [[second * (1 + INJECTED)] for _, second, _ in taken],
-            "faster": [[first] for first, _, _ in taken],
+            "baseline": [[second * (1 + INJECTED)] for _, second, _ in pairs],
+            "faster": [[first] for first, _, _ in pairs],
         }
         promoted += verdict_from_samples(samples, baselines=["baseline"]).status == "promoted"
     return promoted

@@ -1,9 +1,8 @@
-"""What a measurement costs: host time a sample, time that is not timed, seconds of a screening and of the finals."""
+"""Costs of a measurement: host time a sample, time that is not timed, seconds of a screening and of the finals."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
 
 from autotune.measure.block import BlockRecorder
 from autotune.measure.device_clock import DeviceTime
@@ -13,7 +12,7 @@ from autotune.measure.screening import Screening, screen
 from autotune.measure.statistics import middle
 from autotune.measure.timer import Function, Sample, Timer
 from autotune.measure.verdict import Verdict
-from autotune.programs.outcome import Outcome, rounded
+from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.selftest.rig import BusyWait, Rig
 
 MOST_HOST_US = 10.0
@@ -22,12 +21,12 @@ LONGEST_SCREENING_S, LONGEST_FINALS_S = 4.0, 90.0
 FINALISTS = 8
 
 
-def _nothing(*inputs: Any) -> None:
+def _nothing(*inputs: object) -> None:
     return None
 
 
-def check_overhead(rig: Rig) -> list[Outcome]:
-    """Measure what a sample costs the host beyond the call itself, and how much of a screening is not timed."""
+def check_overhead(rig: Rig) -> list[CheckResult]:
+    """Measure the host time of a sample beyond the call itself, and the share of a screening that is not timed."""
     return [_host_time(rig), *(_not_timed(rig, name, ms) for name, ms in _screened(rig))]
 
 
@@ -35,13 +34,11 @@ def _screened(rig: Rig) -> tuple[tuple[str, float], ...]:
     return ("0.1 ms", 0.1), ("typical", rig.typical_ms)
 
 
-def _host_time(rig: Rig) -> Outcome:
-    """Alternate bare calls and recorded ones; a GPU gets 50 µs of work, which both wait for in the same way.
-
-    Calls timed on the device's own clock are calls of their own, not part of this.
-    """
+def _host_time(rig: Rig) -> CheckResult:
+    """Alternate bare calls and recorded ones; a GPU gets 50 µs of work, for which both wait in the same way."""
     function: Function = _nothing if rig.kind == "cpu" else rig.spin_for(0.05)
     wait = _waiting(rig)
+    # Calls timed on the device's own clock are calls of their own, and no part of this.
     recorder = BlockRecorder(rig.timer, rig.clock, [()])
     now_ns = rig.clock.now_ns
     bare, recorded = [], []
@@ -55,7 +52,7 @@ def _host_time(rig: Rig) -> Outcome:
         bare.append(between_ns - started_ns)
     bare_us, recorded_us = (middle(sorted(times)) / 1e3 for times in (bare, recorded))
     cost_us = recorded_us - bare_us
-    return Outcome(
+    return CheckResult(
         check="overhead/host a sample",
         figure=f"{cost_us:.2f} µs",
         limit=f"{MOST_HOST_US:.0f} µs",
@@ -64,7 +61,7 @@ def _host_time(rig: Rig) -> Outcome:
     )
 
 
-def _waiting(rig: Rig) -> Any:
+def _waiting(rig: Rig) -> Callable[[], object]:
     if rig.kind == "cpu":
         return _nothing
     import torch
@@ -73,7 +70,7 @@ def _waiting(rig: Rig) -> Any:
 
 
 class _Watched:
-    """A timer that keeps account of the milliseconds that its times stand for."""
+    """A timer that adds up the milliseconds that its samples stand for."""
 
     def __init__(self, timer: Timer) -> None:
         self._timer, self.kind, self.l2, self.timed_ms = timer, timer.kind, timer.l2, 0.0
@@ -86,23 +83,23 @@ class _Watched:
         """Choose as the other does."""
         return self._timer.grouping(typical_ms)
 
-    def time_call(self, function: Function, inputs: Sequence[Any], grouped: int = 1) -> Sample:
+    def time_call(self, function: Function, inputs: Sequence[object], grouped: int = 1) -> Sample:
         """Time as the other does."""
         sample = self._timer.time_call(function, inputs, grouped)
         self.timed_ms += sample.wall_ms * grouped
         return sample
 
     def time_on_device(
-        self, function: Function, inputs: Sequence[Any], sample: Sample, like: DeviceTime | None = None
+        self, function: Function, inputs: Sequence[object], sample: Sample, like: DeviceTime | None = None
     ) -> DeviceTime | None:
         """Time as the other does; the spin ahead of the calls is not counted."""
-        told = self._timer.time_on_device(function, inputs, sample, like)
-        self.timed_ms += told.ms * told.unrolled if told is not None else 0.0
-        return told
+        timed = self._timer.time_on_device(function, inputs, sample, like)
+        self.timed_ms += timed.ms * timed.unrolled if timed is not None else 0.0
+        return timed
 
 
 def _screening(rig: Rig, duration_ms: float, function: Function | None = None) -> tuple[Screening, float, float]:
-    """Screen a spin; give also its seconds, and the share of them in which no call was timed, warm-up included."""
+    """Screen a spin; return its seconds too, and the share of them in which no call was timed (warm-up included)."""
     spin = function or rig.spin_for(duration_ms)
     watched = _Watched(rig.timer)
     started_ns = rig.clock.now_ns()
@@ -111,9 +108,9 @@ def _screening(rig: Rig, duration_ms: float, function: Function | None = None) -
     return screening, elapsed_ms / 1e3, 1 - watched.timed_ms / elapsed_ms
 
 
-def _not_timed(rig: Rig, name: str, duration_ms: float) -> Outcome:
+def _not_timed(rig: Rig, name: str, duration_ms: float) -> CheckResult:
     screening, seconds, share = _screening(rig, duration_ms)
-    return Outcome(
+    return CheckResult(
         check=f"overhead/not timed, {name}",
         figure=f"{share:.1%} of {seconds:.2f} s",
         limit=f"{MOST_NOT_TIMED:.0%} of a screening",
@@ -122,16 +119,16 @@ def _not_timed(rig: Rig, name: str, duration_ms: float) -> Outcome:
     )
 
 
-def check_duration(rig: Rig) -> list[Outcome]:
+def check_duration(rig: Rig) -> list[CheckResult]:
     """Time screenings of a quick and of a slow call, and finals of eight candidates."""
-    outcomes = []
+    results = []
     screened = (("quick", 0.05), ("typical", rig.typical_ms), ("slow", 300.0))
     for name, duration_ms in screened[: rig.pick(3, 1)]:
-        # A slow call waits on the clock where it can: a busy host must not make it another call than the one asked for.
+        # A slow call waits on the clock if it can: a busy host must not change its duration.
         waits = name == "slow" and rig.kind == "cpu"
         screening, seconds, _ = _screening(rig, duration_ms, BusyWait(rig.clock, duration_ms) if waits else None)
-        outcomes.append(
-            Outcome(
+        results.append(
+            CheckResult(
                 check=f"duration/screening, {name}",
                 figure=f"{seconds:.2f} s for calls of {duration_ms:g} ms",
                 limit=f"{LONGEST_SCREENING_S:.0f} s",
@@ -141,8 +138,8 @@ def check_duration(rig: Rig) -> list[Outcome]:
         )
     _, verdict, seconds = eight_finalists(rig)
     return [
-        *outcomes,
-        Outcome(
+        *results,
+        CheckResult(
             check="duration/finals of eight",
             figure=f"{seconds:.1f} s, {verdict.rounds} rounds",
             limit=f"{LONGEST_FINALS_S:.0f} s",
@@ -154,9 +151,9 @@ def check_duration(rig: Rig) -> list[Outcome]:
 
 @lru_cache(maxsize=2)
 def eight_finalists(rig: Rig) -> tuple[Finals, Verdict, float]:
-    """Run finals of eight, each 0.2% longer than the one before; give them, their verdict and the seconds. Done once.
+    """Run finals of eight, each 0.2% longer than the one before, once; return them, their verdict and the seconds.
 
-    So close a race goes on to the last look; all rounds run in this process.
+    Such a close race lasts until the last look; all rounds run in this process.
     """
     shortest = rig.amount(2.0 if not rig.quick else rig.typical_ms)
     spins = {f"candidate {place}": rig.spin(round(shortest * 1.002**place)) for place in range(FINALISTS)}

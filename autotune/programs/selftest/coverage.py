@@ -8,26 +8,26 @@ from statistics import NormalDist
 
 from autotune.measure.block import BlockRecorder
 from autotune.measure.statistics import median, median_interval
-from autotune.programs.outcome import Outcome, rounded
+from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.selftest.rig import Rig
 
 REPEATS = 1_000
-"""More than the 200 that are asked for: over 200, chance alone takes one honest interval in thirty below 93%."""
+"""More than the required 200: over 200, chance alone takes one honest interval in thirty below 93%."""
 
 SIZES = (30, 101)
 LOWEST = 0.93
 
 
-def check(rig: Rig) -> list[Outcome]:
+def check(rig: Rig) -> list[CheckResult]:
     """Count how often the interval holds the truth: in skewed and bimodal noise, and in a long recording.
 
-    From the recording each repeat draws its samples at random; what consecutive samples give, whose noise is not
-    independent, is told beside it but not judged: no interval of one block holds what the machine does in others.
+    Each repeat draws its samples from the recording at random. The share of consecutive samples, whose noise is not
+    independent, is reported beside it and not judged: an interval of one block cannot describe the other blocks.
     """
     rng = random.Random(rig.seed + 2)
     repeats = rig.pick(REPEATS, 200)
-    outcomes = [
-        _outcome(f"coverage/{name}", [_share(draw, truth, size, repeats, rng) for size in SIZES], repeats)
+    results = [
+        _result(f"coverage/{name}", [_share(draw, truth, size, repeats, rng) for size in SIZES], repeats)
         for name, draw, truth in (("skewed noise", skewed, 1.0), ("bimodal noise", bimodal, _BIMODAL_MEDIAN))
     ]
     samples = _recording(rig)
@@ -35,7 +35,7 @@ def check(rig: Rig) -> list[Outcome]:
     drawn = [_share_of(partial(rng.sample, samples, size), truth, repeats) for size in SIZES]
     consecutive = [_consecutive(samples, truth, size) for size in SIZES]
     raw = {"recorded": len(samples), "median_ms": rounded(truth), "consecutive_not_judged": consecutive}
-    return [*outcomes, _outcome("coverage/recorded", drawn, repeats, raw)]
+    return [*results, _result("coverage/recorded", drawn, repeats, raw)]
 
 
 def skewed(rng: random.Random) -> float:
@@ -82,8 +82,8 @@ def _recording(rig: Rig) -> list[float]:
     return list(recorder.block().samples_ms)
 
 
-def _outcome(check: str, shares: Sequence[float], repeats: int, raw: dict[str, object] | None = None) -> Outcome:
-    return Outcome(
+def _result(check: str, shares: Sequence[float], repeats: int, raw: dict[str, object] | None = None) -> CheckResult:
+    return CheckResult(
         check=check,
         figure=", ".join(f"{share:.1%} of {size}" for share, size in zip(shares, SIZES, strict=True)) + " samples",
         limit=f"at least {LOWEST:.0%}",

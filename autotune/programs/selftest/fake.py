@@ -1,8 +1,7 @@
-"""Time that passes on command, for checks whose outcome must not depend on the machine: StepClock."""
+"""A clock for checks whose result must not depend on the machine: StepClock."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle
-from typing import Any
 
 
 class StepClock:
@@ -12,26 +11,26 @@ class StepClock:
         self._now_ns = 0
 
     def now_ns(self) -> int:
-        """Give the nanoseconds so far."""
+        """Return the nanoseconds so far."""
         return self._now_ns
 
     def cpu_ns(self) -> int:
-        """Give the same: every nanosecond is worked."""
+        """Return the same: the core works in every nanosecond."""
         return self._now_ns
 
     def switches(self) -> int:
-        """Nobody takes the core away."""
+        """Return zero: the core is never taken away."""
         return 0
 
     def advance(self, duration_ms: float) -> None:
         """Let time pass; a negative duration turns the clock back."""
         self._now_ns += round(duration_ms * 1e6)
 
-    def call(self, *durations_ms: float, endless: Iterable[float] | None = None) -> Callable[..., Any]:
-        """Make a callable that takes these durations in turn, over and over."""
+    def call(self, *durations_ms: float, endless: Iterable[float] | None = None) -> Callable[..., None]:
+        """Return a callable that takes these durations in turn, over and over."""
         durations: Iterator[float] = iter(endless) if endless is not None else cycle(durations_ms)
 
-        def called(*inputs: Any) -> None:
+        def called(*inputs: object) -> None:
             self.advance(next(durations))
 
         return called

@@ -1,10 +1,9 @@
-"""What goes wrong is refused or told, never averaged in; all of it happens on a fake clock."""
+"""Faults of a measurement are refused or reported, never averaged in; all of them happen on a fake clock."""
 
 import math
 import random
 from collections.abc import Callable
 from itertools import chain, repeat
-from typing import Any
 
 from autotune.measure.block import Block, BlockRecorder
 from autotune.measure.observers import Observers
@@ -13,29 +12,30 @@ from autotune.measure.screening import screen
 from autotune.measure.statistics import median
 from autotune.measure.timer import CpuTimer, Sample
 from autotune.measure.verdict import verdict_from_samples
-from autotune.programs.outcome import Outcome
+from autotune.programs.check_result import CheckResult
 from autotune.programs.selftest.fake import StepClock
 from autotune.programs.selftest.rig import Rig
 
 CAPTURE_MESSAGE = "operation not permitted when stream is capturing"
 
 
-def check(rig: Rig) -> list[Outcome]:
-    """Provoke each fault and see how it is answered."""
-    told = {name: fault() for name, fault in FAULTS.items()}
-    missed = sorted(name for name, was_told in told.items() if not was_told)
+def check(rig: Rig) -> list[CheckResult]:
+    """Cause each fault, and look whether it is refused or reported."""
+    reported = {name: fault() for name, fault in FAULTS.items()}
+    missed = sorted(name for name, is_reported in reported.items() if not is_reported)
+    names = f", not: {', '.join(missed)}" if missed else ""
     return [
-        Outcome(
+        CheckResult(
             check="faults",
-            figure=f"{len(told) - len(missed)} of {len(told)} told" + (f", not: {', '.join(missed)}" if missed else ""),
-            limit="all refused or told",
+            figure=f"{len(reported) - len(missed)} of {len(reported)} reported{names}",
+            limit="all refused or reported",
             passed=not missed,
-            raw={"told": told},
+            raw={"told": reported},
         )
     ]
 
 
-def _refused(function: Callable[[], Any], message: str = "", kind: type[Exception] = ValueError) -> bool:
+def _refused(function: Callable[[], object], message: str = "", kind: type[Exception] = ValueError) -> bool:
     try:
         function()
     except kind as error:
@@ -44,7 +44,7 @@ def _refused(function: Callable[[], Any], message: str = "", kind: type[Exceptio
 
 
 def _bad_time(value: float) -> Callable[[], bool]:
-    places: tuple[Callable[[], Any], ...] = (
+    places: tuple[Callable[[], object], ...] = (
         lambda: Sample(wall_ms=value),
         lambda: Sample(wall_ms=1.0, queue_ms=value),
         lambda: Block(samples_ms=(1.0, value)),
@@ -79,7 +79,7 @@ class _Failing:
     def prepare(self) -> None:
         """Need no switch."""
 
-    def __call__(self, *inputs: Any) -> None:
+    def __call__(self, *inputs: object) -> None:
         """Take a millisecond, or raise."""
         self._calls += 1
         if self._calls == self._number:
@@ -88,12 +88,12 @@ class _Failing:
 
 
 def _raises_in_screening(number: int) -> Callable[[], bool]:
-    def told() -> bool:
+    def is_refused() -> bool:
         clock = StepClock()
         call = _Failing(clock, number, RuntimeError(f"call {number}"))
         return _refused(lambda: screen(call, [()], CpuTimer(clock), clock=clock), f"call {number}", RuntimeError)
 
-    return told
+    return is_refused
 
 
 def _raises_in_finals() -> bool:
@@ -138,51 +138,51 @@ def _never_settles() -> bool:
     return screening.reason in ("time limit", "noise settled") and clock.now_ns() <= 3.3e9
 
 
-class _Seen:
-    """An observer that reads what it is told, one reading a block, the last for ever."""
+class _GivenReadings:
+    """An observer with given readings, one a block, the last for ever."""
 
     name = "gpu"
 
-    def __init__(self, *readings: dict[str, Any]) -> None:
+    def __init__(self, *readings: dict[str, object]) -> None:
         self._readings = list(readings)
 
     def before(self) -> None:
         """Begin nothing."""
 
     def during(self) -> None:
-        """Look at nothing."""
+        """Read nothing."""
 
-    def after(self) -> dict[str, Any]:
-        """Give the next reading."""
+    def after(self) -> dict[str, object]:
+        """Return the next reading."""
         reading = self._readings.pop(0) if len(self._readings) > 1 else self._readings[0]
         return {"available": True, **reading}
 
 
-QUIET: dict[str, Any] = {}
-FOREIGN: dict[str, Any] = {"other_processes": [{"pid": 4321, "sm_percent": 60}]}
+QUIET: dict[str, object] = {}
+FOREIGN: dict[str, object] = {"other_processes": [{"pid": 4321, "sm_percent": 60}]}
 
 
 def _throttled_is_flagged() -> bool:
     clock = StepClock()
-    observers = Observers([_Seen({"throttle_reasons": ["hw_thermal_slowdown"]})], clock)
+    observers = Observers([_GivenReadings({"throttle_reasons": ["hw_thermal_slowdown"]})], clock)
     screening = screen(clock.call(endless=repeat(1.0)), [()], CpuTimer(clock), clock=clock, observers=observers)
     conditions = screening.measurement.conditions
     return bool(conditions["flags"] == ["throttled"] and conditions["retaken"] == 0)
 
 
 def _foreign_process_is_waited_for() -> bool:
-    """Busy at the first three looks: the measurement waits, and takes nothing while it does."""
+    """Busy at the first three looks: the measurement waits, and takes no sample while it does."""
     clock = StepClock()
     call = clock.call(endless=repeat(1.0))
     slept: list[float] = []
-    observers = Observers([_Seen(FOREIGN, FOREIGN, FOREIGN, QUIET)], clock)
+    observers = Observers([_GivenReadings(FOREIGN, FOREIGN, FOREIGN, QUIET)], clock)
     screening = screen(call, [()], CpuTimer(clock), clock=clock, observers=observers, sleep=slept.append)
     return len(slept) == 3 and screening.measurement.conditions["flags"] == []
 
 
 def _foreign_process_that_stays_is_flagged() -> bool:
     clock = StepClock()
-    observers = Observers([_Seen(FOREIGN)], clock)
+    observers = Observers([_GivenReadings(FOREIGN)], clock)
     screening = screen(
         clock.call(endless=repeat(1.0)), [()], CpuTimer(clock), clock=clock, observers=observers,
         sleep=lambda seconds: clock.advance(1e3 * seconds),
@@ -194,8 +194,8 @@ def _foreign_process_that_stays_is_flagged() -> bool:
 def _disturbed_round_is_taken_again() -> bool:
     """A foreign process in the second round of three: that round is taken again, whole, and the rest is clean."""
     clock = StepClock()
-    finalists = {name: _Failing(clock, -1, RuntimeError()) for name in ("one", "other")}
-    observers = Observers([_Seen(QUIET, FOREIGN, QUIET)], clock)
+    finalists = {name: _Failing(clock, -1, RuntimeError()) for name in ("first", "second")}
+    observers = Observers([_GivenReadings(QUIET, FOREIGN, QUIET)], clock)
     rounds = run_rounds(
         finalists, [()], CpuTimer(clock), random.Random(0), 3, clock=clock, observers=observers, sleep=lambda _: None
     )

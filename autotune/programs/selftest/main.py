@@ -1,28 +1,20 @@
 """The acceptance tests of the timing layer on a real device: ``python -m autotune.programs.selftest``.
 
-Prints each check with its figure, its limit and its verdict; ``--json`` writes them to a file with the environment, the
-raw figures and the exact command. Exit code 0 if all pass, 1 if one fails, 2 if the request was wrong. Nothing else
-should run on the device meanwhile. About four minutes.
+Prints each check with its figure, its limit and its verdict. Nothing else should run on the device meanwhile. Takes
+about four minutes.
 """
 
 import argparse
-import shlex
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
 
-from autotune.errors import DeviceError
-from autotune.programs.frame import add_options, document_of, run_checks, tell
-from autotune.programs.outcome import Outcome
+from autotune.programs.check_result import CheckResult
+from autotune.programs.checks import add_checks, run_checks
+from autotune.programs.frame import Run, parser_of, run_program
 from autotune.programs.selftest import comparisons, costs, coverage, faults, known_duration, ranking, summaries
-from autotune.programs.selftest.rig import COMMAND, Rig, chosen_device
+from autotune.programs.selftest.rig import NAME, Rig, chosen_device
 from autotune.programs.surroundings import environment, load_average
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-CHECKS: Mapping[str, Callable[[Rig], list[Outcome]]] = {
+CHECKS: Mapping[str, Callable[[Rig], list[CheckResult]]] = {
     "known": known_duration.check,
     "faults": faults.check,
     "overhead": costs.check_overhead,
@@ -37,41 +29,21 @@ CHECKS: Mapping[str, Callable[[Rig], list[Outcome]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the program; returns its exit code."""
-    from rich.console import Console
-
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
-    progress = Console(stderr=True)
-    try:
-        device = chosen_device(options.device)
-    except DeviceError as error:
-        progress.print(str(error), markup=False)
-        return error.exit_code
-    command = [*shlex.split(COMMAND), *given]
-    document = examine(device, options.only, quick=options.quick, seed=options.seed, command=command, progress=progress)
-    return tell(document, options.json)
+    """Run the program, and return its exit code."""
+    return run_program(NAME, _parser(), _examine, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=COMMAND, description="Acceptance tests of the timing layer on a device.")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add_options(parser, CHECKS, "check")
+    parser = parser_of(NAME)
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add_checks(parser, CHECKS, "check")
     return parser
 
 
-def examine(
-    device: str,
-    names: Iterable[str],
-    *,
-    quick: bool,
-    seed: int,
-    command: Sequence[str],
-    progress: "Console | None" = None,
-) -> dict[str, Any]:
-    """Run checks by name on ``cpu`` or ``cuda:N`` and return everything that the JSON file holds."""
+def _examine(run: Run) -> int:
+    options = run.options
+    device = chosen_device(options.device)
     around = environment(device)
-    started = time.monotonic()
-    rows = run_checks(CHECKS, names, Rig(device, quick=quick, seed=seed), progress)
+    rows = run_checks(CHECKS, options.only, Rig(device, quick=options.quick, seed=options.seed))
     around = {**around, "load_after": load_average()}
-    return document_of(command, rows, around, quick=quick, seed=seed, seconds=time.monotonic() - started)
+    return run.report(rows, around, quick=options.quick, seed=options.seed)

@@ -1,13 +1,13 @@
-"""How well fresh processes agree on who is faster, and how much slower than the fastest the winner is.
+"""How well fresh processes agree on the order of candidates, and how much slower than the fastest the winner is.
 
 Eight spins, each 4% longer than the one before, are raced in three fresh processes. Each of these is a live rerun; the
 other reruns are replayed from their samples: each draws rounds at random, none twice, each with all its blocks, and
 decides by the finals' rule. Two ladders are replayed, the recorded one and one with steps of 0.4% (each recorded sample
-scaled), in which a wrong winner is easy; ties go to the slower one, so that the tie rule does its worst. How much
-longer a spin truly takes is known from its amount of work.
+scaled), in which a wrong winner is easy. Ties go to the slower one, which is the worst case of the tie rule. The true
+ratio of two spins is known from their amounts of work.
 
-The order that is judged is the one by which the finals decide, of the paired log-ratios; the order of the latencies,
-whose rounds a host with two speeds tears apart, is told beside it.
+The order by the paired log-ratios, by which the finals decide, is judged. The order by the latencies is reported
+beside it and not judged, because a host with two speeds separates the rounds of its candidates.
 """
 
 import math
@@ -23,7 +23,7 @@ from autotune.measure.paired import RoundFigures
 from autotune.measure.rounds import run_rounds
 from autotune.measure.statistics import detectable_effect, middle
 from autotune.measure.verdict import verdict_from_samples
-from autotune.programs.outcome import Outcome, rounded
+from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.selftest.rig import Rig
 
 CANDIDATES, PROCESSES = 8, 3
@@ -47,18 +47,18 @@ def race(device: str, amounts: Sequence[int], rounds: int, seed: int) -> Samples
 
 @lru_cache(maxsize=2)
 def recorded(rig: Rig) -> tuple[Samples, ...]:
-    """Race the ladder in fresh processes, one after the other. Done once."""
+    """Race the ladder, once, in fresh processes that follow one another."""
     shortest = rig.amount(rig.typical_ms)
     amounts = [round(shortest * (1 + STEP) ** place) for place in range(CANDIDATES)]
-    found = []
+    samples = []
     for process in range(PROCESSES):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
             seed = rig.seed + 100 * (process + 1)
-            found.append(fresh.submit(race, rig.device, amounts, rig.pick(LOOKS[-1], LOOKS[0]), seed).result())
-    return tuple(found)
+            samples.append(fresh.submit(race, rig.device, amounts, rig.pick(LOOKS[-1], LOOKS[0]), seed).result())
+    return tuple(samples)
 
 
-def check(rig: Rig) -> list[Outcome]:
+def check(rig: Rig) -> list[CheckResult]:
     """Compare the processes' orders, then replay winners."""
     processes = recorded(rig)
     rng = random.Random(rig.seed + 3)
@@ -77,17 +77,19 @@ def scaled(samples: Samples, factor: float) -> Samples:
     }
 
 
-def _agreement(processes: Sequence[Samples]) -> Outcome:
+def _agreement(processes: Sequence[Samples]) -> CheckResult:
     medians = [RoundFigures(samples) for samples in processes]
-    latencies = [[each.figure(str(place)) for place in range(CANDIDATES)] for each in medians]
-    ratios = [[middle(sorted(each.log_ratios(str(place), "0"))) for place in range(CANDIDATES)] for each in medians]
+    latencies = [[process.figure(str(place)) for place in range(CANDIDATES)] for process in medians]
+    ratios = [
+        [middle(sorted(process.log_ratios(str(place), "0"))) for place in range(CANDIDATES)] for process in medians
+    ]
     taus = [tau_b(first, second) for first, second in combinations(ratios, 2)]
     detectable = max(
-        detectable_effect(each.log_ratios(str(slow), str(fast)))
-        for each in medians
+        detectable_effect(process.log_ratios(str(slow), str(fast)))
+        for process in medians
         for fast, slow in pairwise(range(CANDIDATES))
     )
-    return Outcome(
+    return CheckResult(
         check="rank agreement",
         figure=f"tau-b {min(taus):.3f} at steps of {STEP:.0%}, {math.expm1(detectable):.2%} detectable",
         limit=f"at least {LOWEST_TAU}",
@@ -106,32 +108,32 @@ def _agreement(processes: Sequence[Samples]) -> Outcome:
 
 
 def tau_b(first: Sequence[float], second: Sequence[float]) -> float:
-    """Give Kendall's tau-b of two rankings of the same candidates."""
+    """Return Kendall's tau-b of two rankings of the same candidates."""
     from scipy.stats import kendalltau
 
     return float(kendalltau(first, second, variant="b").statistic)
 
 
-def _regret(step: float, processes: Sequence[Samples], rng: random.Random) -> Outcome:
-    together = {name: [block for each in processes for block in each[name]] for name in processes[0]}
+def _regret(step: float, processes: Sequence[Samples], rng: random.Random) -> CheckResult:
+    together = {name: [block for process in processes for block in process[name]] for name in processes[0]}
     rounds = len(processes[0]["0"])
-    live = [winner_regret(each, step) for each in processes]
+    live = [winner_regret(process, step) for process in processes]
     replayed = []
     for _ in range(RERUNS - len(live)):
         drawn = rng.sample(range(len(together["0"])), k=rounds)
         replayed.append(winner_regret({name: [blocks[i] for i in drawn] for name, blocks in together.items()}, step))
     good = sum(regret <= LARGEST_REGRET for regret in (*live, *replayed))
-    return Outcome(
+    return CheckResult(
         check=f"regret/steps of {step:.1%}",
         figure=f"{good} of {RERUNS} reruns within {LARGEST_REGRET:.0%}, worst {max(*live, *replayed):.2%}",
         limit=f"at least {FEWEST_GOOD_RERUNS}",
         passed=good >= FEWEST_GOOD_RERUNS,
-        raw={"live": [rounded(each) for each in live], "replayed": [rounded(each) for each in replayed]},
+        raw={"live": list(map(rounded, live)), "replayed": list(map(rounded, replayed))},
     )
 
 
 def winner_regret(samples: Samples, step: float) -> float:
-    """Decide a race at the finals' looks and give how much longer its winner works than the first, the fastest.
+    """Decide a race at the finals' looks, and return how much longer its winner works than the first, the fastest.
 
     Each candidate works longer than the one before by the share ``step``; the last is the baseline, and a tie goes to
     the slower one.

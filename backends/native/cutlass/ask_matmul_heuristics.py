@@ -1,11 +1,12 @@
-"""Asks nvMatmulHeuristics one question, in a process of its own: ``python -m`` this module, JSON in and JSON out.
+"""Queries nvMatmulHeuristics once, in a process of its own: ``python -m`` this module, JSON in and JSON out.
 
-It is somebody else's native code, which has been seen to bring its process down.
+It is third-party native code, which has crashed its process before.
 """
 
 import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 FIELDS = (
@@ -14,8 +15,8 @@ FIELDS = (
 )  # fmt: skip
 
 
-def answers(question: dict[str, Any]) -> list[dict[str, int]]:
-    """Ask for ``count`` kernels for ``m``, ``n``, ``k``, A row-major and B column-major; the most recommended first."""
+def answers(question: Mapping[str, Any]) -> list[dict[str, int]]:
+    """Return ``count`` kernels for ``m``, ``n``, ``k``, A row-major and B column-major; the most recommended first."""
     from nvMatmulHeuristics import nvMatmulHeuristics as library
 
     interface = library.NvMatmulHeuristicsInterfaceEx(
@@ -23,12 +24,12 @@ def answers(question: dict[str, Any]) -> list[dict[str, int]]:
         gpu=library.NvMatmulHeuristicsNvidiaGpu[question["gpu"]],
     )
     layout = library.NvMatmulHeuristicsMatmulLayout.NT_ROW_MAJOR
-    asked = interface.makeNvMatmulHeuristicsProblem(question["m"], question["n"], question["k"], layout)
-    found = interface.get(asked, question["count"], precision=question["precision"])
-    return [{name: int(getattr(answer["kernel"], name)) for name in FIELDS} for answer in found]
+    problem = interface.makeNvMatmulHeuristicsProblem(question["m"], question["n"], question["k"], layout)
+    results = interface.get(problem, question["count"], precision=question["precision"])
+    return [{name: int(getattr(answer["kernel"], name)) for name in FIELDS} for answer in results]
 
 
 if __name__ == "__main__":
     sys.stdout.write(json.dumps(answers(json.load(sys.stdin))) + "\n")
     sys.stdout.flush()
-    os._exit(0)  # its objects cannot be let go of while an interpreter ends
+    os._exit(0)  # its objects cannot be destroyed while an interpreter ends

@@ -1,7 +1,7 @@
-"""What NVIDIA's nvMatmulHeuristics recommends for a GEMM, as CUTLASS tiles; nothing where it is not installed.
+"""The CUTLASS tiles that NVIDIA's nvMatmulHeuristics recommends for a GEMM; none if it is not installed.
 
-It is proprietary and optional (``pip install 'autotune-inference[heuristics]'``), needs no GPU, and is asked in a
-process of its own. It knows GPUs by name, and says nothing of the schedule: each is taken that a tile is legal for.
+It is proprietary and optional (``pip install 'autotune-inference[heuristics]'``), needs no GPU, and runs in a
+process of its own. It has GPUs by name, and does not recommend a schedule: all legal schedules of a tile are listed.
 """
 
 import importlib.util
@@ -25,19 +25,19 @@ GPUS = {
     "a100-80gb-pcie": "A100_PCIE_80GB", "a100-pcie": "A100_PCIE_80GB", "a100": "A100_SXM_80GB", "a30": "A30_PCIE",
     "a10": "A10_PCIE", "a40": "A40_PCIE", "l40s": "L40S", "l40": "L40", "l4": "L4", "l20": "L20",
 }  # fmt: skip
-"""Its names by parts of ours; the first that fits counts."""
+"""Its names of GPUs by parts of ours; the first part that matches decides."""
 
 PRECISIONS = {("fp16", "fp16"): "HSH", ("fp16", "fp32"): "HSS", ("bf16", "bf16"): "TST", ("bf16", "fp32"): "TSS"}
 """Types of operands and results; sums are in fp32."""
 
-ASKED = 4
-"""So many times as many are asked for as are wanted: what differs in a warp's share alone is one tile here."""
+OVERSAMPLING = 4
+"""Factor between requested and wanted answers: answers that differ in a warp's share only are the same tile here."""
 
-ASKING, TIMEOUT_S = "autotune.backends.native.cutlass.ask_matmul_heuristics", 10.0
+QUERY_MODULE, TIMEOUT_S = "autotune.backends.native.cutlass.ask_matmul_heuristics", 10.0
 
 
 def suggested(device: Device, problem: GemmProblem, count: int) -> tuple[Configuration, ...]:
-    """Give up to ``count`` legal tiles, the most recommended first, each once."""
+    """Return up to ``count`` legal tiles, the most recommended first, each once."""
     gpu, precision = gpu_name(device.sku), PRECISIONS.get((problem.dtype, problem.output))
     if count < 1 or gpu is None or precision is None or problem.window is not None:
         return ()
@@ -45,7 +45,7 @@ def suggested(device: Device, problem: GemmProblem, count: int) -> tuple[Configu
     try:
         legal = cutlass_gemm.space(device, problem)
         sides = problem.m, problem.n, problem.k
-        answers = _asked("CUTLASS3" if newest else "CUTLASS", gpu, precision, sides, ASKED * count)
+        answers = _recommended("CUTLASS3" if newest else "CUTLASS", gpu, precision, sides, OVERSAMPLING * count)
     except SpaceError:
         return ()
     tiles = dict.fromkeys(tile for answer in answers for tile in _tiles(answer, newest=newest))
@@ -53,13 +53,13 @@ def suggested(device: Device, problem: GemmProblem, count: int) -> tuple[Configu
 
 
 def gpu_name(sku: str) -> str | None:
-    """The name that it has for a SKU such as ``nvidia-h200``, ``None`` where it has none."""
+    """Return its name for a SKU such as ``nvidia-h200``, ``None`` if it has none."""
     parts = f"-{sku}-"
     return next((name for part, name in GPUS.items() if f"-{part}-" in parts), None)
 
 
 def _tiles(answer: Mapping[str, int], *, newest: bool) -> Iterator[Configuration]:
-    """An answer as tiles of the space: for sm_90a under the schedules that it leaves open."""
+    """Yield the tiles of an answer: for sm_90a one for each schedule, which it does not recommend."""
     tile: dict[str, Scalar] = {f"tile_{side}": answer[f"cta_tile_{side}"] for side in "mnk"}
     if not newest:
         warps = {f"warp_{side}": answer[f"warp_tile_{side}"] for side in "mn"}
@@ -74,19 +74,21 @@ def _tiles(answer: Mapping[str, int], *, newest: bool) -> Iterator[Configuration
 
 
 @cache
-def _asked(target: str, gpu: str, precision: str, sides: tuple[int, int, int], count: int) -> list[dict[str, int]]:
-    """Its answers, the first the best; none where it is not installed or does not answer."""
+def _recommended(
+    target: str, gpu: str, precision: str, sides: tuple[int, int, int], count: int
+) -> list[dict[str, int]]:
+    """Return its answers, the best first; none if it is not installed or does not answer."""
     if importlib.util.find_spec("nvMatmulHeuristics") is None:
         return []
     question = {"target": target, "gpu": gpu, "precision": precision, **dict(zip("mnk", sides, strict=True))}
     try:
-        told = subprocess.run(
-            [sys.executable, "-m", ASKING], input=json.dumps({**question, "count": count}), text=True,
+        process = subprocess.run(
+            [sys.executable, "-m", QUERY_MODULE], input=json.dumps({**question, "count": count}), text=True,
             capture_output=True, timeout=TIMEOUT_S, check=True,
         )  # fmt: skip
-        found: list[dict[str, int]] = json.loads(told.stdout)
+        answers: list[dict[str, int]] = json.loads(process.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:  # it only gives advice
         tail = getattr(error, "stderr", None) or error
-        log.warning("nvMatmulHeuristics says nothing of %s: %s", question, str(tail).strip()[-300:])
+        log.warning("nvMatmulHeuristics has no recommendation for %s: %s", question, str(tail).strip()[-300:])
         return []
-    return found
+    return answers

@@ -1,8 +1,8 @@
-"""From a build of the space of CUTLASS kernels to the source that nvcc compiles."""
+"""The source that nvcc compiles for a build of the space of CUTLASS kernels."""
 
 from pathlib import Path
 
-from autotune.backends.native.cutlass.compiler import KernelSource
+from autotune.backends.native.cutlass.nvcc_compiler import CudaSource
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import BYTES
 from autotune.search_spaces.cutlass_gemm import CutlassBuild
@@ -17,7 +17,7 @@ ELEMENTS = {"fp16": "cutlass::half_t", "bf16": "cutlass::bfloat16_t", "fp32": "f
 EXACT = {"none": "Identity", "relu": "ReLu", "gelu": "GELU", "gelu_tanh": "GELU_taylor", "silu": "SiLu"}
 """CUTLASS's own."""
 FAST = {"gelu": "FastGelu", "gelu_tanh": "FastGeluTanh", "silu": "FastSilu"}
-"""Ours, as exact as results in half precision can show."""
+"""Ours; their error is not visible in half precision."""
 SCHEDULES = {
     "cooperative": ("KernelTmaWarpSpecializedCooperative", "TmaWarpSpecializedCooperative"),
     "pingpong": ("KernelTmaWarpSpecializedPingpong", "TmaWarpSpecialized"),
@@ -26,19 +26,19 @@ SCHEDULES = {
 SCHEDULERS = {"persistent": "PersistentScheduler", "stream_k": "StreamKScheduler"}
 
 
-def source_of(build: CutlassBuild) -> KernelSource:
-    """Give the source of a build; builds that differ in nothing that the code follows from have the same.
+def source_of(build: CutlassBuild) -> CudaSource:
+    """Return the source of a build; builds whose code is the same have the same source.
 
     A bias is a pointer that may be null, and so is the residual of the older architectures.
     """
     if build.architecture == "sm_90a":
         header = SM90_STREAM_K if build.tile["scheduler"] == "stream_k" else SM90
-        return KernelSource(header=header, code=_line(_sm90(build)))
-    return KernelSource(header=MULTISTAGE, code=_line(_multistage(build)))
+        return CudaSource(header=header, code=_line(_sm90(build)))
+    return CudaSource(header=MULTISTAGE, code=_line(_multistage(build)))
 
 
 def _sm90(build: CutlassBuild) -> list[str]:
-    """The arguments of ``GemmSm90``; the space offers it operands that are aligned for TMA only."""
+    """Return the arguments of ``GemmSm90``; all operands in the space are aligned for TMA."""
     tile = build.tile
     schedule, epilogue = SCHEDULES[str(tile["schedule"])]
     cluster = f"cute::Shape<cute::Int<{tile['cluster_m']}>, cute::Int<{tile['cluster_n']}>, cute::Int<1>>"
@@ -51,7 +51,7 @@ def _sm90(build: CutlassBuild) -> list[str]:
 
 
 def _multistage(build: CutlassBuild) -> list[str]:
-    """The arguments of ``GemmMultistage``; sm_86 and sm_89 have the instructions of sm_80."""
+    """Return the arguments of ``GemmMultistage``; sm_86 and sm_89 have the instructions of sm_80."""
     turing = build.architecture == "sm_75"
     tile = build.tile
     return [

@@ -1,4 +1,4 @@
-"""Fusions: operators that follow one another become one, in a graph that is simplified before and after each."""
+"""Fusions: consecutive operators become one, in a graph that is simplified before and after each fusion."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """A simplified and fused graph: flat tensors in, a tuple of flat tensors out, and where each fusion matched.
+    """A simplified and fused graph: flat tensors in, a tuple of flat tensors out, and the places of the matches.
 
-    ``places`` has each fusion that was asked for, and nothing else: for each match the path of the module that it is
-    in, such as ``encoder.layer.0.attention``, empty where it is the model's own code.
+    ``places`` has exactly the requested fusions: for each match the path of its module, such as
+    ``encoder.layer.0.attention``, empty for the model's own code.
     """
 
     module: GraphModule
@@ -42,23 +42,23 @@ class Fused:
 
     @property
     def matches(self) -> Mapping[str, int]:
-        """How often each fusion matched."""
+        """The number of matches of each fusion."""
         return MappingProxyType({name: len(places) for name, places in self.places.items()})
 
 
 FUSIONS: Mapping[str, Fusion] = MappingProxyType(
-    {one.name: one for one in (
+    {fusion.name: fusion for fusion in (
         CONV_BN, SPACE_TO_DEPTH, QKV, ATTENTION, ATTENTION_KERNEL, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM,
         POOLING, POINTWISE,
     )}
 )  # fmt: skip
-"""Every fusion by its name, in the order in which they run."""
+"""Every fusion by its name, in the order of execution."""
 
 
 def fuse(program: ExportedProgram, names: Iterable[str]) -> Fused:
     """Simplify a captured graph and run the fusions of these names; ``program`` and its tensors stay as they are.
 
-    Values are kept within rounding. Raises WorkError for a name that is none, and where the graph cannot be simplified.
+    Values are kept within rounding. Raises WorkError for an unknown name, and if the graph cannot be simplified.
     """
     wanted = set(names)
     unknown = sorted(wanted - set(FUSIONS))
@@ -68,18 +68,18 @@ def fuse(program: ExportedProgram, names: Iterable[str]) -> Fused:
             found=f"no fusion named {', '.join(unknown)}",
             expected=f"names out of {', '.join(FUSIONS)}",
         )
-    done = simplify(program, EXACT)
-    module, found = done.module, {}
+    simplified = simplify(program, EXACT)
+    module, places = simplified.module, {}
     with torch.no_grad():
         for name, fusion in FUSIONS.items():
             if name in wanted:
-                found[name] = tuple(fusion.fuse(module))
-                for one in EXACT:
-                    one.apply(module)
+                places[name] = tuple(fusion.fuse(module))
+                for graph_pass in EXACT:
+                    graph_pass.apply(module)
     module.graph.lint()
     module.recompile()
     fused = Fused(
-        module=module, places=MappingProxyType(found), nodes_before=done.nodes_before,
+        module=module, places=MappingProxyType(places), nodes_before=simplified.nodes_before,
         nodes_after=len(module.graph.nodes),
     )  # fmt: skip
     log.info("fused the graph to %d nodes: %s", fused.nodes_after, dict(fused.matches))
@@ -87,5 +87,5 @@ def fuse(program: ExportedProgram, names: Iterable[str]) -> Fused:
 
 
 def matches(program: ExportedProgram) -> Mapping[str, int]:
-    """How often each fusion would match in a captured graph, with all of them on."""
+    """Return the number of matches of each fusion in a captured graph, with all of them on."""
     return fuse(program, FUSIONS).matches

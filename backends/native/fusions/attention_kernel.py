@@ -1,9 +1,8 @@
-"""Fused attention that a kernel of ours computes, where there is one for it: torch chooses among its own by itself."""
-
-from typing import Any
+"""Fused attention becomes our operator, for which we may have a kernel; else torch chooses among its own."""
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 from autotune.backends.native import operators
 from autotune.backends.native.fusions.attention import SDPA
@@ -15,7 +14,7 @@ _ATTENTION = getattr(torch.ops, operators.NAMESPACE).attention.default
 
 
 def attention_kernel(module: GraphModule) -> list[str]:
-    """Rewrite torch's fused attention of batches and heads as our operator; gives the attentions' places."""
+    """Rewrite torch's fused attention of batches and heads as our operator; returns the attentions' places."""
     return [place(node) for node in list(module.graph.nodes) if node.target is SDPA and _rewrite(module, node)]
 
 
@@ -30,8 +29,8 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
     if query.dtype not in FLOATS or query.shape[:2] != key.shape[:2] or key.shape != values.shape:
         return False
     mask = _shortest(module, given["attn_mask"])
-    like = value(mask)
-    if mask is not None and (like is None or like.dtype not in (torch.bool, query.dtype)):
+    meta = value(mask)
+    if mask is not None and (meta is None or meta.dtype not in (torch.bool, query.dtype)):
         return False
     args = (*operands, mask, bool(given["is_causal"]), given["scale"])
     new = call(node, _ATTENTION, args)
@@ -48,14 +47,14 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
     return True
 
 
-def _shortest(module: GraphModule, mask: Any) -> Any:
-    """A mask without what only repeats it, which the kernel does by itself, and without what hides nothing."""
+def _shortest(module: GraphModule, mask: Argument) -> Argument:
+    """Return a mask without expansions, which the kernel does itself, and without parts that hide nothing."""
     while isinstance(mask, Node) and value(mask) is not None:
         if mask.target is aten.expand.default:
             mask = mask.args[0]
             continue
-        like = value(mask)
-        if mask.target not in _BOTH or like is None or like.dtype is not torch.bool:
+        meta = value(mask)
+        if mask.target not in _BOTH or meta is None or meta.dtype is not torch.bool:
             break
         left, right = mask.args
         if not (_hides_nothing(module, left) or _hides_nothing(module, right)):
@@ -65,8 +64,8 @@ def _shortest(module: GraphModule, mask: Any) -> Any:
 
 
 def _hides_nothing(module: GraphModule, mask: object) -> bool:
-    known = constant(module, mask)
-    return known is not None and known.dtype is torch.bool and bool(known.all())
+    tensor = constant(module, mask)
+    return tensor is not None and tensor.dtype is torch.bool and bool(tensor.all())
 
 
 ATTENTION_KERNEL = Fusion(name="attention_kernel", fuse=attention_kernel)

@@ -1,4 +1,4 @@
-"""The way from attention's weights back to the product of queries and keys, through softmax, masks and scales."""
+"""Matching from attention's weights back to the product of queries and keys, through softmax, masks and scales."""
 
 import math
 import operator
@@ -16,10 +16,10 @@ _VIEWS = {aten.view.default, aten._unsafe_view.default}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
+class BatchedProduct:
     """A product of matrices: ``left`` [..., i, k] and ``right`` [..., k, j], each in this order of its dimensions.
 
-    ``answer_order`` says which of the dimensions [..., i, j] stand where in the answer.
+    ``answer_order`` has the positions of the answer's dimensions in [..., i, j].
     """
 
     left: Node
@@ -31,19 +31,19 @@ class Product:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """What is put through the softmax: a product, scaled, with masks from the product outwards.
+    """The operand of the softmax: a scaled product, with masks in order from the product outwards.
 
-    ``shapes`` are all that the scores have on their way, of three dimensions or four.
+    ``shapes`` are all shapes of the scores in between, of three dimensions or four.
     """
 
-    product: Product
+    product: BatchedProduct
     scale: float
     terms: tuple[Term, ...]
     shapes: tuple[torch.Size, ...]
 
 
-def product(node: Node) -> Product | None:
-    """Read a product of two batches of matrices; ``None`` where a node is something else."""
+def product(node: Node) -> BatchedProduct | None:
+    """Read a product of two batches of matrices; ``None`` if a node is something else."""
     if node.target is aten.einsum.default:
         return _einsum(node)
     operands = node.args[1:3] if node.target is aten.baddbmm.default else node.args[:2]
@@ -57,49 +57,49 @@ def product(node: Node) -> Product | None:
         return None
     assert isinstance(left, Node) and isinstance(right, Node)
     order = list(range(first.dim()))
-    return Product(left=left, right=right, left_order=order, right_order=order, answer_order=order)
+    return BatchedProduct(left=left, right=right, left_order=order, right_order=order, answer_order=order)
 
 
-def _einsum(node: Node) -> Product | None:
+def _einsum(node: Node) -> BatchedProduct | None:
     equation, operands = str(node.args[0]).replace(" ", ""), node.args[1]
     inputs, arrow, out = equation.partition("->")
     left, comma, right = inputs.partition(",")
     if not arrow or not comma or not isinstance(operands, list | tuple) or len(operands) != 2:
         return None
-    if not (left + right + out).isalpha() or any(len(set(one)) != len(one) for one in (left, right, out)):
+    if not (left + right + out).isalpha() or any(len(set(labels)) != len(labels) for labels in (left, right, out)):
         return None
-    batch = "".join(one for one in out if one in left and one in right)
-    rows, columns = ("".join(one for one in out if one in side and one not in batch) for side in (left, right))
-    summed = "".join(one for one in left if one in right and one not in out)
-    if any(len(one) != 1 for one in (rows, columns, summed)) or len(batch) not in (1, 2):
+    batch = "".join(label for label in out if label in left and label in right)
+    rows, columns = ("".join(label for label in out if label in side and label not in batch) for side in (left, right))
+    summed = "".join(label for label in left if label in right and label not in out)
+    if any(len(labels) != 1 for labels in (rows, columns, summed)) or len(batch) not in (1, 2):
         return None
-    if any(len(one) != len(batch) + 2 for one in (left, right, out)):
+    if any(len(labels) != len(batch) + 2 for labels in (left, right, out)):
         return None
-    return Product(
+    return BatchedProduct(
         left=operands[0],  # type: ignore[arg-type]
         right=operands[1],  # type: ignore[arg-type]
-        left_order=[left.index(one) for one in batch + rows + summed],
-        right_order=[right.index(one) for one in batch + summed + columns],
-        answer_order=[(batch + rows + columns).index(one) for one in out],
+        left_order=[left.index(label) for label in batch + rows + summed],
+        right_order=[right.index(label) for label in batch + summed + columns],
+        answer_order=[(batch + rows + columns).index(label) for label in out],
     )
 
 
 def followed(module: GraphModule, weights: Node, reader: Node) -> Scores | None:
     """Follow attention's weights, which only ``reader`` may read, back to the product of queries and keys."""
     shapes = []
-    while (like := value(weights)) is not None and set(weights.users) == {reader}:
-        shapes.append(like.shape)
+    while (meta := value(weights)) is not None and set(weights.users) == {reader}:
+        shapes.append(meta.shape)
         source = _behind(weights)
         if source is None:
-            found = _softmax(weights)
-            scores = _scores(module, *found, 1.0) if found is not None else None
+            exponents = _softmax(weights)
+            scores = _scores(module, *exponents, 1.0) if exponents is not None else None
             return None if scores is None else replace(scores, shapes=(*scores.shapes, *shapes))
         weights, reader = source, weights
     return None
 
 
 def _behind(node: Node) -> Node | None:
-    """What lies behind a cast, or behind a view that only splits or joins the batch."""
+    """Return the source of a cast, or of a view that only splits or joins the batch."""
     source = node.args[0] if node.target in _VIEWS else cast_source(node)
     before, after = value(source), value(node)
     if not isinstance(source, Node) or before is None or after is None or before.dim() not in (3, 4):
@@ -108,7 +108,7 @@ def _behind(node: Node) -> Node | None:
 
 
 def _softmax(node: Node) -> tuple[Node, set[Node]] | None:
-    """What a softmax over the last dimension is taken of, and the nodes that read it."""
+    """Return the operand of a softmax over the last dimension, and the nodes that read it."""
     if node.target in (aten.softmax.int, aten._softmax.default):
         return (node.all_input_nodes[0], {node}) if _is_last(node.args[1], node) else None
     if node.target is not aten.div.Tensor:
@@ -141,31 +141,31 @@ def _keeps_last(node: Node) -> bool:
 
 
 def _is_last(dim: object, node: Node) -> bool:
-    like = value(node)
+    meta = value(node)
     dims = list(dim) if isinstance(dim, list | tuple) else [dim]
-    return like is not None and dims in ([-1], [like.dim() - 1])
+    return meta is not None and dims in ([-1], [meta.dim() - 1])
 
 
 def _scores(module: GraphModule, node: Node, readers: set[Node], scale: float) -> Scores | None:
     """Read scores that only ``readers`` read and that are multiplied by ``scale`` after this."""
-    like = value(node)
-    if like is None or set(node.users) != readers or like.dtype not in FLOATS or like.dim() not in (3, 4):
+    meta = value(node)
+    if meta is None or set(node.users) != readers or meta.dtype not in FLOATS or meta.dim() not in (3, 4):
         return None
-    found = product(node)
-    if found is not None:
-        return _at_product(node, found, scale, like.shape)
-    for source, factor, term in _steps(module, node, like.dim(), scale):
+    matched_product = product(node)
+    if matched_product is not None:
+        return _at_product(node, matched_product, scale, meta.shape)
+    for source, factor, term in _steps(module, node, meta.dim(), scale):
         before = value(source)
-        if before is None or (before.shape != like.shape and node.target not in _VIEWS):
+        if before is None or (before.shape != meta.shape and node.target not in _VIEWS):
             continue
         scores = _scores(module, source, {node}, scale * factor)
         if scores is not None:
             terms = scores.terms if term is None else (*scores.terms, term)
-            return replace(scores, terms=terms, shapes=(*scores.shapes, like.shape))
+            return replace(scores, terms=terms, shapes=(*scores.shapes, meta.shape))
     return None
 
 
-def _at_product(node: Node, found: Product, scale: float, shape: torch.Size) -> Scores | None:
+def _at_product(node: Node, matched_product: BatchedProduct, scale: float, shape: torch.Size) -> Scores | None:
     terms: tuple[Term, ...] = ()
     if node.target is aten.baddbmm.default:
         given = arguments(node)
@@ -174,11 +174,11 @@ def _at_product(node: Node, found: Product, scale: float, shape: torch.Size) -> 
         if given["beta"]:
             terms = (Term(node=given["self"], dims=3, factor=scale * given["beta"]),)
         scale *= given["alpha"]
-    return Scores(product=found, scale=scale, terms=terms, shapes=(shape,))
+    return Scores(product=matched_product, scale=scale, terms=terms, shapes=(shape,))
 
 
 def _steps(module: GraphModule, node: Node, dims: int, scale: float) -> Iterator[tuple[Node, float, Term | None]]:
-    """The ways to read a node as scores, times a factor, with a term added; what is added may look like scores."""
+    """Yield each reading of a node as scores times a factor plus a term; in a sum either operand may be the scores."""
     source = _behind(node)
     if source is not None:
         yield source, 1.0, None
@@ -188,8 +188,8 @@ def _steps(module: GraphModule, node: Node, dims: int, scale: float) -> Iterator
             yield *factored, None
     elif node.target is aten.add.Tensor and arguments(node)["alpha"] == 1:
         for scores, mask in (node.args, node.args[::-1]):
-            like = value(mask)
-            if isinstance(scores, Node) and isinstance(mask, Node) and like is not None and like.dtype in FLOATS:
+            meta = value(mask)
+            if isinstance(scores, Node) and isinstance(mask, Node) and meta is not None and meta.dtype in FLOATS:
                 yield scores, 1.0, Term(node=mask, dims=dims, factor=scale)
     else:
         filled = _filled(module, node)
@@ -199,7 +199,7 @@ def _steps(module: GraphModule, node: Node, dims: int, scale: float) -> Iterator
 
 
 def factor_of(module: GraphModule, node: Node) -> tuple[Node, float] | None:
-    """What a node multiplies by a positive number, and that number."""
+    """Return the operand that a node multiplies by a positive number, and that number."""
     if node.target is aten.div.Tensor:
         divisor = number(module, node.args[1])
         if divisor is not None and divisor > 0 and isinstance(node.args[0], Node):
@@ -213,22 +213,22 @@ def factor_of(module: GraphModule, node: Node) -> tuple[Node, float] | None:
 
 
 def _filled(module: GraphModule, node: Node) -> tuple[Node, Node, float, bool] | None:
-    """Scores, condition and number of a masked fill; last, whether it fills where the condition does not hold."""
+    """Return scores, condition and number of a masked fill; last, true if it fills where the condition is false."""
     if node.target in (aten.masked_fill.Scalar, aten.masked_fill.Tensor):
         scores, condition, fill = node.args
         choices = [(scores, fill, False)]
     elif str(node.target) in ("aten.where.self", "aten.where.ScalarOther", "aten.where.ScalarSelf"):
-        condition, one, other = node.args
-        choices = [(one, other, True), (other, one, False)]
+        condition, on_true, on_false = node.args
+        choices = [(on_true, on_false, True), (on_false, on_true, False)]
     else:
         return None
-    like = value(condition)
-    if not isinstance(condition, Node) or like is None or like.dtype is not torch.bool:
+    meta = value(condition)
+    if not isinstance(condition, Node) or meta is None or meta.dtype is not torch.bool:
         return None
     for scores, fill, inverted in choices:
-        known = constant(module, fill)
-        if known is not None and known.numel() == 1:
-            fill = float(known)
+        tensor = constant(module, fill)
+        if tensor is not None and tensor.numel() == 1:
+            fill = float(tensor)
         if isinstance(scores, Node) and isinstance(fill, int | float) and not math.isnan(fill):
             return scores, condition, float(fill), inverted
     return None

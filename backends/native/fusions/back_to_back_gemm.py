@@ -1,6 +1,6 @@
-"""Two products in a row, of which the second alone reads the first, become one operator.
+"""Two products in a row become one operator, if only the second reads the first.
 
-Pairs of 1×1 convolutions stay: as products they would be of another memory format than the graph's, and their answers'
+Pairs of 1×1 convolutions stay: as products they would have another memory format than the graph's, and their answers'
 strides would change.
 """
 
@@ -14,7 +14,7 @@ _FUSED = torch.ops.autotune_native
 
 
 def back_to_back_gemm(module: GraphModule) -> list[str]:
-    """Rewrite pairs of products that :mod:`gemm_epilogue` made; gives the modules that both of a pair are in."""
+    """Rewrite pairs of products that :mod:`gemm_epilogue` made; returns the places of the pairs."""
     products = [node for node in module.graph.nodes if node.target is _FUSED.gemm.default]
     return [place(pair) for product in products if (pair := _fuse(product)) is not None]
 

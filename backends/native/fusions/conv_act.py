@@ -1,28 +1,30 @@
-"""A convolution of images becomes one operator together with residual and activation."""
+"""A convolution of images becomes one operator with its residual and activation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 from autotune.backends.native.fusions.patterns import epilogue, of_one_dtype, put
 from autotune.backends.native.fusions.reading import call
 from autotune.backends.native.graph import Fusion, aten, constant, place, put_in_place, value
 
 _CONV2D = torch.ops.autotune_native.conv2d.default
+_Operands = tuple[Argument, Argument, Argument, Sequence[int], str | Sequence[int], Sequence[int], int]
 _DEFAULTS = (None, [1, 1], [0, 0], [1, 1], 1)
 
 
 def conv_act(module: GraphModule) -> list[str]:
-    """Rewrite convolutions with constant weights, alone or with what follows them; gives the convolutions' places."""
+    """Rewrite convolutions with constant weights, alone or with their epilogues; returns the convolutions' places."""
     return [place(node) for node in list(module.graph.nodes) if _fuse(module, node)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convolution:
-    """What a convolution of images with constant weights is told; pairs are of height and width."""
+    """The arguments of a convolution of images with constant weights; pairs are of height and width."""
 
     x: Node
     weight: Node
@@ -34,13 +36,13 @@ class Convolution:
 
 
 def convolution(module: GraphModule, node: Node) -> Convolution | None:
-    """Read a node; ``None`` where it is no such convolution, or its padding is not the same on both sides."""
+    """Read a node as a convolution; ``None`` if it is none, or its padding is not the same on both sides."""
     if node.target not in (aten.conv2d.default, aten.conv2d.padding) or node.kwargs:
         return None
-    operands: tuple[Any, ...] = (*node.args, *_DEFAULTS[len(node.args) - 2 :])
-    x, weight, bias, stride, padding, dilation, groups = operands
-    like, kernel = value(x), constant(module, weight)
-    if not isinstance(x, Node) or not isinstance(weight, Node) or like is None or like.dim() != 4 or kernel is None:
+    operands = (*node.args, *_DEFAULTS[len(node.args) - 2 :])
+    x, weight, bias, stride, padding, dilation, groups = cast("_Operands", operands)
+    meta, kernel = value(x), constant(module, weight)
+    if not isinstance(x, Node) or not isinstance(weight, Node) or meta is None or meta.dim() != 4 or kernel is None:
         return None
     if not (bias is None or (isinstance(bias, Node) and constant(module, bias) is not None)):
         return None
@@ -53,25 +55,25 @@ def convolution(module: GraphModule, node: Node) -> Convolution | None:
 
 
 def _fuse(module: GraphModule, node: Node) -> bool:
-    given = convolution(module, node)
-    if given is None:
+    convolved = convolution(module, node)
+    if convolved is None:
         return False
-    found = epilogue(module, node, given.bias, None, rows=False)
-    settings = (given.stride, given.padding, given.dilation, given.groups)
-    args = (given.x, given.weight, given.bias, found.residual, *settings, found.activation)
-    new = call(found.end, _CONV2D, args)
+    following = epilogue(module, node, convolved.bias, None, rows=False)
+    settings = (convolved.stride, convolved.padding, convolved.dilation, convolved.groups)
+    args = (convolved.x, convolved.weight, convolved.bias, following.residual, *settings, following.activation)
+    new = call(following.end, _CONV2D, args)
     put_in_place(new, node)
-    return put(found, new)
+    return put(following, new)
 
 
 def pair(sizes: int | Sequence[int]) -> list[int]:
-    """Height and width, of which torch takes one for both."""
-    given = [sizes] if isinstance(sizes, int) else list(sizes)
-    return given * 2 if len(given) == 1 else given
+    """Return height and width; torch accepts one number for both."""
+    sides = [sizes] if isinstance(sizes, int) else list(sizes)
+    return sides * 2 if len(sides) == 1 else sides
 
 
 def _padding(padding: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]) -> list[int] | None:
-    """Padding in numbers; ``None`` where it is not the same on both sides."""
+    """Return the padding in numbers; ``None`` if it is not the same on both sides."""
     if not isinstance(padding, str):
         return pair(padding)
     if padding == "valid":

@@ -14,7 +14,7 @@ _CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 
 
 def conv_bn(module: GraphModule) -> list[str]:
-    """Fold batch norms into the weights before them, computed in float64 and rounded once; gives the norms' places."""
+    """Fold batch norms into the weights before them, in float64 and rounded once; returns the norms' places."""
     norms = [node for node in module.graph.nodes if node.target is _NORM]
     return [place(node) for node in norms if _fold(module, node)]
 
@@ -31,8 +31,8 @@ def _fold(module: GraphModule, norm: Node) -> bool:
     if any(tensor is None and source is not None for tensor, source in zip(tensors, read, strict=True)):
         return False
     weight, bias, gain, shift, mean, variance = tensors
-    like, eps = value(layer.args[1]), norm.args[6]
-    if weight is None or mean is None or variance is None or like is None or not isinstance(eps, float):
+    meta, eps = value(layer.args[1]), norm.args[6]
+    if weight is None or mean is None or variance is None or meta is None or not isinstance(eps, float):
         return False
     if any(value(answer) is None or value(answer).dtype != weight.dtype for answer in answers):  # type: ignore[union-attr]
         return False
@@ -44,8 +44,8 @@ def _fold(module: GraphModule, norm: Node) -> bool:
     if not _fits(scaled, offset, weight.dtype):
         return False
     folded = scaled.to(weight.dtype).contiguous(memory_format=_memory_format(weight))
-    new = add_constant(module, "normed_weight", folded, like, before=layer)
-    moved = add_constant(module, "normed_bias", offset.to(weight.dtype), like.new_empty(len(offset)), before=layer)
+    new = add_constant(module, "normed_weight", folded, meta, before=layer)
+    moved = add_constant(module, "normed_bias", offset.to(weight.dtype), meta.new_empty(len(offset)), before=layer)
     layer.args = (layer.args[0], new, moved, *layer.args[3:])
     for answer in answers:
         replace(answer, layer)
@@ -54,8 +54,8 @@ def _fold(module: GraphModule, norm: Node) -> bool:
 
 
 def _can_take(layer: Node) -> bool:
-    """Whether the norm's channels, dimension 1, are the first dimension of the layer's weight."""
-    if "bias" in layer.kwargs:  # capture gives operands by position
+    """Return true if the norm's channels, dimension 1, are the first dimension of the layer's weight."""
+    if "bias" in layer.kwargs:  # capture passes operands by position
         return False
     if layer.target in _CONVOLUTIONS:
         return True
@@ -64,9 +64,9 @@ def _can_take(layer: Node) -> bool:
 
 
 def _fits(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
-    """Whether rounding to ``dtype`` costs half a unit in the last place of a channel's largest value at most.
+    """Return true if rounding changes values by at most half a unit in the last place of a channel's largest.
 
-    Else a value has left the range of the type, or was none to begin with.
+    Else a value is outside the range of the type, or was not a number before.
     """
     channels = torch.cat([weight.flatten(1), bias.reshape(-1, 1)], dim=1)
     error = (channels.to(dtype).double() - channels).abs()

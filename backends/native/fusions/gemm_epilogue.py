@@ -1,4 +1,4 @@
-"""A product with a constant matrix becomes one operator together with bias, residual and activation."""
+"""A product with a constant matrix becomes one operator with its bias, residual and activation."""
 
 import torch
 from torch.fx import GraphModule, Node
@@ -12,7 +12,7 @@ _GEMM = torch.ops.autotune_native.gemm.default
 
 
 def gemm_epilogue(module: GraphModule) -> list[str]:
-    """Rewrite products with constant matrices, alone or with what follows them; gives the products' places."""
+    """Rewrite products with constant matrices, alone or with their epilogues; returns the products' places."""
     return [place(node) for node in list(module.graph.nodes) if _fuse(module, node)]
 
 
@@ -20,8 +20,8 @@ def _fuse(module: GraphModule, node: Node) -> bool:
     product = product_of(module, node)
     if product is None:
         return False
-    found = epilogue(module, node, product.bias, product.residual, rows=True)
-    size, end, residual = value(node), value(found.end), found.residual
+    following = epilogue(module, node, product.bias, product.residual, rows=True)
+    size, end, residual = value(node), value(following.end), following.residual
     assert size is not None and end is not None
     if not end.is_contiguous():
         return False
@@ -29,13 +29,13 @@ def _fuse(module: GraphModule, node: Node) -> bool:
     if added is not None and added.shape != size.shape:  # a view between the product and the sum
         if not added.is_contiguous():
             return False
-        residual = call(found.end, aten.view.default, (residual, list(size.shape)))
-    weight = weight_of(module, product, before=found.end)
-    new = call(found.end, _GEMM, (product.a, weight, found.bias, residual, found.activation))
+        residual = call(following.end, aten.view.default, (residual, list(size.shape)))
+    weight = weight_of(module, product, before=following.end)
+    new = call(following.end, _GEMM, (product.a, weight, following.bias, residual, following.activation))
     put_in_place(new, node)
     if end.shape != size.shape:
-        new = call(found.end, aten.view.default, (new, list(end.shape)))
-    return put(found, new)
+        new = call(following.end, aten.view.default, (new, list(end.shape)))
+    return put(following, new)
 
 
 GEMM_EPILOGUE = Fusion(name="gemm_epilogue", fuse=gemm_epilogue)

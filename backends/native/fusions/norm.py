@@ -1,6 +1,6 @@
-"""A residual sum with the norm that follows becomes one operator, and so does an RMS norm that is spelled out.
+"""A residual sum and its norm become one operator, and so does a spelled-out RMS norm.
 
-The fused operators answer contiguous tensors, so that only contiguous ones match.
+The fused operators return contiguous tensors, so only contiguous tensors match.
 """
 
 import operator
@@ -16,7 +16,7 @@ _FUSED = torch.ops.autotune_native
 
 
 def norm(module: GraphModule) -> list[str]:
-    """Fuse residual sums with their norms, and the operators of an RMS norm; gives the norms' places."""
+    """Fuse residual sums with their norms, and the operators of an RMS norm; returns the norms' places."""
     return [place(node) for node in list(module.graph.nodes) if node.users and _fuse(module, node)]
 
 
@@ -26,7 +26,9 @@ def _fuse(module: GraphModule, node: Node) -> bool:
     if node.target not in (aten.layer_norm.default, aten.rms_norm.default):
         return False
     given = arguments(node)
-    if len(given["normalized_shape"]) != 1 or given["eps"] is None:  # rms_norm's own eps is the backend's to say
+    if (
+        len(given["normalized_shape"]) != 1 or given["eps"] is None
+    ):  # the default eps of rms_norm depends on its backend
         return False
     if node.target is aten.rms_norm.default:
         return _rms(node, given["input"], given["weight"], given["eps"])
@@ -35,7 +37,7 @@ def _fuse(module: GraphModule, node: Node) -> bool:
 
 
 def _alone(node: Node, x: Node, weight: Node | None, bias: Node | None, eps: float, kind: str) -> bool:
-    """Put a norm without a sum before it in a node's place."""
+    """Replace a node by a norm without a sum before it."""
     if not _alike(node, x):
         return False
     replace(node, call(node, _FUSED.norm.default, (x, weight, bias, eps, kind)))
@@ -43,12 +45,12 @@ def _alone(node: Node, x: Node, weight: Node | None, bias: Node | None, eps: flo
 
 
 def _rms(node: Node, x: Node, weight: Node | None, eps: float) -> bool:
-    """Put an RMS norm, with the residual sum before it where there is one, in a node's place."""
+    """Replace a node by an RMS norm, with the residual sum before it if there is one."""
     return _with_residual(node, x, weight, None, eps, "rms") or _alone(node, x, weight, None, eps, "rms")
 
 
 def _with_residual(node: Node, total: Node, weight: Node | None, bias: Node | None, eps: float, kind: str) -> bool:
-    """Fuse a norm with the sum that it normalises; what else reads the sum reads the operator's first answer."""
+    """Fuse a norm with the sum that it normalises; other readers of the sum read the operator's first answer."""
     if total.target is not aten.add.Tensor or arguments(total)["alpha"] != 1:
         return False
     x, residual = total.args
@@ -84,25 +86,25 @@ def _spelled_out(module: GraphModule, product: Node) -> bool:
 
 
 def _readings(product: Node) -> list[tuple[Node, Node]]:
-    """The ways to read a node as x over a root: x, and what the root is taken of."""
+    """Return each reading of a node as x over a root: x, and the operand of the root."""
     first, second = product.args[:2]
     if not isinstance(first, Node) or not isinstance(second, Node):
         return []
     if product.target is aten.div.Tensor:
         return [(first, inside)] if (inside := _inside(second, aten.sqrt.default, product)) else []
-    found = []
+    readings = []
     for x, scale in ((first, second), (second, first)):
         inside = _inside(scale, aten.rsqrt.default, product)
         if inside is None and scale.target is aten.reciprocal.default and sole_user(scale) is product:
             root = scale.args[0]
             inside = _inside(root, aten.sqrt.default, scale)
         if inside is not None:
-            found.append((x, inside))
-    return found
+            readings.append((x, inside))
+    return readings
 
 
 def _inside(root: object, target: torch._ops.OpOverload, user: Node) -> Node | None:
-    """What a root is taken of, where ``user`` alone reads the root."""
+    """Return the operand of a root, if only ``user`` reads the root."""
     if not isinstance(root, Node) or root.target is not target or sole_user(root) is not user:
         return None
     inside = root.args[0]
@@ -110,25 +112,25 @@ def _inside(root: object, target: torch._ops.OpOverload, user: Node) -> Node | N
 
 
 def _eps(module: GraphModule, shifted: Node, wide: Node) -> float | None:
-    """The eps of mean(x²) + eps over the last dimension; ``None`` where this is something else."""
+    """Return the eps of mean(x²) + eps over the last dimension; ``None`` if this is something else."""
     if shifted.target not in (aten.add.Tensor, aten.add.Scalar) or arguments(shifted)["alpha"] != 1:
         return None
     for mean, eps in ((shifted.args[0], shifted.args[1]), (shifted.args[1], shifted.args[0])):
         added = number(module, eps)
         if added is None or added < 0 or not isinstance(mean, Node) or mean.target is not aten.mean.dim:
             continue
-        given, like = arguments(mean), value(wide)
-        if like is None or not like.dim() or sole_user(mean) is not shifted or not given["keepdim"]:
+        given, meta = arguments(mean), value(wide)
+        if meta is None or not meta.dim() or sole_user(mean) is not shifted or not given["keepdim"]:
             return None
-        square, last = given["self"], [dim % like.dim() for dim in given["dim"] or ()]
-        if last != [like.dim() - 1] or sole_user(square) is not mean or not _is_square(square, wide):
+        square, last = given["self"], [dim % meta.dim() for dim in given["dim"] or ()]
+        if last != [meta.dim() - 1] or sole_user(square) is not mean or not _is_square(square, wide):
             return None
         return float(added)
     return None
 
 
 def _is_square(square: Node, wide: Node) -> bool:
-    """Whether a node is x², where x may be read through casts that lose nothing."""
+    """Return true if a node is x²; casts that lose nothing may be before x."""
     if square.target in (aten.mul.Tensor, aten.square.default):
         factors = square.all_input_nodes if all(isinstance(one, Node) for one in square.args) else []
     elif square.target is aten.pow.Tensor_Scalar and square.args[1] == 2:
@@ -139,25 +141,25 @@ def _is_square(square: Node, wide: Node) -> bool:
 
 
 def _weighted(product: Node, wide: Node) -> tuple[Node, Node | None]:
-    """The last node of a norm that has its input's dtype, and the weight; casts may stand before and after it."""
-    end, weight, like = product, None, value(wide)
-    assert like is not None
-    found: tuple[Node, Node | None] = (product, None)
+    """Return the last node of a norm with its input's dtype, and the weight; casts may be before and after it."""
+    end, weight, meta = product, None, value(wide)
+    assert meta is not None
+    last: tuple[Node, Node | None] = (product, None)
     while (user := sole_user(end)) is not None:
         if cast_source(user) is not end:
             others = [one for one in user.all_input_nodes if one is not end] if user.target is aten.mul.Tensor else []
             column = value(others[0]) if len(others) == 1 else None
-            if weight is not None or column is None or column.shape != like.shape[-1:] or column.dtype not in FLOATS:
+            if weight is not None or column is None or column.shape != meta.shape[-1:] or column.dtype not in FLOATS:
                 break
             weight = others[0]
         end = user
         if any(_alike(one, end) for one in (wide, _exact(wide))):
-            found = (end, weight)
-    return found
+            last = (end, weight)
+    return last
 
 
 def _exact(node: Node) -> Node:
-    """What lies behind casts that lose nothing."""
+    """Return the source of casts that lose nothing."""
     while (source := cast_source(node)) is not None:
         before, after = value(source), value(node)
         if before is None or after is None or not lossless(before.dtype, after.dtype):
@@ -166,9 +168,9 @@ def _exact(node: Node) -> Node:
     return node
 
 
-def _alike(one: object, other: object) -> bool:
-    """Whether two nodes give contiguous floating tensors of one shape and dtype."""
-    first, second = value(one), value(other)
+def _alike(left: object, right: object) -> bool:
+    """Return true if two nodes are contiguous floating tensors of one shape and dtype."""
+    first, second = value(left), value(right)
     if first is None or second is None or first.dtype not in FLOATS or first.dtype is not second.dtype:
         return False
     same = first.shape == second.shape and first.device == second.device

@@ -1,4 +1,4 @@
-"""What fusions look for around a product or a convolution: sums, views and activations, however they are spelled."""
+"""The operators after a product or a convolution that fusions match: sums, views and activations in any spelling."""
 
 import heapq
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from autotune.backends.native.operators import ACTIVATIONS
 from autotune.backends.native.passes.casts_and_views import lossless
 
 LIMIT = 16
-"""Operators in one activation at most; the longest known spelling, GELU's polynomial, has ten."""
+"""The most operators of one activation; the longest known spelling, GELU's polynomial, has ten."""
 
 _VIEWS = {aten.view.default, aten._unsafe_view.default, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims}
 _ELEMENTWISE = {aten.relu.default, aten.gelu.default, aten.silu.default, aten.sigmoid.default, aten.tanh.default}
@@ -33,45 +33,45 @@ _EXPECTED: Mapping[str, Tensor] = {name: f(_POINTS) for name, f in ACTIVATIONS.i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epilogue:
-    """What follows a product and can be computed with it; ``end`` has the answer, ``taken`` is all that goes."""
+    """The operators that can be computed with a product; ``end`` has the answer, ``replaced`` are all nodes."""
 
     end: Node
-    taken: tuple[Node, ...]
+    replaced: tuple[Node, ...]
     bias: Node | None
     residual: Node | None
     activation: str
 
 
 def epilogue(module: GraphModule, product: Node, bias: Node | None, residual: Node | None, *, rows: bool) -> Epilogue:
-    """Follow a product as far as bias, residual and activation go, in this order; each but the last has no other user.
+    """Match bias, residual and activation after a product, in this order; each but the last has no other user.
 
     With ``rows`` the last dimension has the features: a vector of constants that is added there is a bias, and views
-    that leave this dimension as it is are looked through.
+    that keep this dimension are skipped.
     """
-    end, taken = product, [product]
+    end, replaced = product, [product]
     while residual is None:
-        seen, views = _behind_views(end) if rows else (end, [])
-        user, other = added(seen)
+        viewed, views = _behind_views(end) if rows else (end, [])
+        user, other = added(viewed)
         if user is None:
             break
-        if rows and bias is None and _is_vector(module, other, seen):
+        if rows and bias is None and _is_vector(module, other, viewed):
             bias = other
-        elif _same_size(other, seen) and (rows or value(other).stride() == value(seen).stride()):  # type: ignore[union-attr]
+        elif _same_size(other, viewed) and (rows or value(other).stride() == value(viewed).stride()):  # type: ignore[union-attr]
             residual = other
         else:
             break
         end = user
-        taken += [*views, user]
-    seen, views = _behind_views(end) if rows else (end, [])
-    name, parts = activation_of(module, seen)
+        replaced += [*views, user]
+    viewed, views = _behind_views(end) if rows else (end, [])
+    name, parts = activation_of(module, viewed)
     if parts:
         end = parts[-1]
-        taken += [*views, *parts]
-    return Epilogue(end=end, taken=tuple(taken), bias=bias, residual=residual, activation=name)
+        replaced += [*views, *parts]
+    return Epilogue(end=end, replaced=tuple(replaced), bias=bias, residual=residual, activation=name)
 
 
 def added(node: Node) -> tuple[Node | None, Node | None]:
-    """The sum that is a node's only user, and what is added to it there."""
+    """Return the sum that is a node's only user, and the other operand."""
     user = sole_user(node)
     if user is None or user.target is not aten.add.Tensor or user.kwargs.get("alpha", 1) != 1:
         return None, None
@@ -80,61 +80,61 @@ def added(node: Node) -> tuple[Node | None, Node | None]:
 
 
 def activation_of(module: GraphModule, node: Node) -> tuple[str, list[Node]]:
-    """The activation that is all the use of a node, and the operators that spell it; ``none`` without any.
+    """Return the activation that is a node's only use, and the operators that spell it; ``none`` without any.
 
-    It is known by what it computes: operators on each element by itself that agree in float64 with an activation.
+    It is recognised by its values: elementwise operators that agree with an activation in float64.
     """
-    name, parts, around = "none", 0, _elementwise_after(module, node)
+    name, parts, following = "none", 0, _elementwise_after(module, node)
     computed: dict[Node, Tensor] = {node: _POINTS}
-    like = value(node)
-    assert like is not None
-    for count, one in enumerate(around, 1):
-        computed[one] = _compute(module, one, computed)
-        inside = set(around[:count])
-        closed = all(set(earlier.users) <= inside for earlier in [node, *around[: count - 1]])
-        same_dtype = value(one).dtype == like.dtype  # type: ignore[union-attr]
-        found = _named(computed[one], like.dtype) if closed and same_dtype else None
-        if found is not None:
-            name, parts = found, count
-    return name, around[:parts]
+    meta = value(node)
+    assert meta is not None
+    for count, operator in enumerate(following, 1):
+        computed[operator] = _compute(module, operator, computed)
+        inside = set(following[:count])
+        closed = all(set(earlier.users) <= inside for earlier in [node, *following[: count - 1]])
+        same_dtype = value(operator).dtype == meta.dtype  # type: ignore[union-attr]
+        matching = _named(computed[operator], meta.dtype) if closed and same_dtype else None
+        if matching is not None:
+            name, parts = matching, count
+    return name, following[:parts]
 
 
-def put(found: Epilogue, new: Node) -> bool:
-    """Let a fused operator's answer stand for all that an epilogue took, if its layout is the same."""
-    if not same_layout(value(new), value(found.end)):
+def put(fused: Epilogue, new: Node) -> bool:
+    """Replace all nodes of an epilogue by a fused operator, if its layout is the same."""
+    if not same_layout(value(new), value(fused.end)):
         new.graph.erase_node(new)
         return False
-    found.end.replace_all_uses_with(new)
-    for node in reversed(found.taken):
+    fused.end.replace_all_uses_with(new)
+    for node in reversed(fused.replaced):
         node.graph.erase_node(node)
     return True
 
 
 def of_one_dtype(*nodes: Node | None) -> bool:
-    """Whether all tensors are dense, of the same floating dtype and on the same device."""
-    found = [value(node) for node in nodes if node is not None]
-    if any(one is None or one.layout is not torch.strided or one.dtype not in FLOATS for one in found):
+    """Return true if all tensors are dense, of the same floating dtype and on the same device."""
+    tensors = [value(node) for node in nodes if node is not None]
+    if any(one is None or one.layout is not torch.strided or one.dtype not in FLOATS for one in tensors):
         return False
-    return len({(one.dtype, one.device) for one in found if one is not None}) == 1
+    return len({(one.dtype, one.device) for one in tensors if one is not None}) == 1
 
 
 def _same_size(other: Node | None, node: Node) -> bool:
-    one, like = value(other), value(node)
-    return one is not None and like is not None and one.shape == like.shape and of_one_dtype(other, node)
+    tensor, meta = value(other), value(node)
+    return tensor is not None and meta is not None and tensor.shape == meta.shape and of_one_dtype(other, node)
 
 
 def _is_vector(module: GraphModule, other: Node | None, node: Node) -> bool:
-    one, like = constant(module, other), value(node)
-    return one is not None and like is not None and one.shape == like.shape[-1:] and of_one_dtype(other, node)
+    tensor, meta = constant(module, other), value(node)
+    return tensor is not None and meta is not None and tensor.shape == meta.shape[-1:] and of_one_dtype(other, node)
 
 
 def _behind_views(node: Node) -> tuple[Node, list[Node]]:
-    """The last of a chain of views in which each is all the use of the one before, and the chain."""
+    """Return the last of a chain of views, each the only user of the one before, and the chain."""
     views: list[Node] = []
-    like = value(node)
-    while like is not None and (user := sole_user(node)) is not None:
-        seen = value(user)
-        if user.target not in _VIEWS or seen is None or not seen.dim() or seen.shape[-1] != like.shape[-1]:
+    meta = value(node)
+    while meta is not None and (user := sole_user(node)) is not None:
+        viewed = value(user)
+        if user.target not in _VIEWS or viewed is None or not viewed.dim() or viewed.shape[-1] != meta.shape[-1]:
             break
         views.append(user)
         node = user
@@ -142,31 +142,31 @@ def _behind_views(node: Node) -> tuple[Node, list[Node]]:
 
 
 def _elementwise_after(module: GraphModule, start: Node) -> list[Node]:
-    """Operators in the graph's order that follow from one value and plain numbers, element by element."""
-    found: list[Node] = []
-    like = value(start)
-    known = {start}
+    """Return the operators, in the graph's order, that compute from one value and plain numbers, element by element."""
+    operators: list[Node] = []
+    meta = value(start)
+    computed = {start}
     waiting = list(start.users)
     heapq.heapify(waiting)
-    while like is not None and waiting and len(found) < LIMIT:
+    while meta is not None and waiting and len(operators) < LIMIT:
         node = heapq.heappop(waiting)
         answer = value(node)
-        if node in known or node.target not in _ELEMENTWISE or answer is None or answer.shape != like.shape:
+        if node in computed or node.target not in _ELEMENTWISE or answer is None or answer.shape != meta.shape:
             continue
-        if not lossless(like.dtype, answer.dtype) or answer.dtype not in FLOATS or answer.device != like.device:
+        if not lossless(meta.dtype, answer.dtype) or answer.dtype not in FLOATS or answer.device != meta.device:
             continue
-        if all(source in known or number(module, source) is not None for source in node.all_input_nodes):
-            known.add(node)
-            found.append(node)
+        if all(source in computed or number(module, source) is not None for source in node.all_input_nodes):
+            computed.add(node)
+            operators.append(node)
             for user in node.users:
                 heapq.heappush(waiting, user)
-    return found
+    return operators
 
 
 def _compute(module: GraphModule, node: Node, computed: Mapping[Node, Tensor]) -> Tensor:
-    """What an operator makes of the points, in float64; casts between floats are rounding, and leave them."""
-    known = {one: computed[one] if one in computed else number(module, one) for one in node.all_input_nodes}
-    args, kwargs = map_arg(node.args, known.get), map_arg(node.kwargs, known.get)
+    """Compute an operator at the points, in float64; casts between floats only round, and are skipped."""
+    operands = {one: computed[one] if one in computed else number(module, one) for one in node.all_input_nodes}
+    args, kwargs = map_arg(node.args, operands.get), map_arg(node.kwargs, operands.get)
     if node.target is aten._to_copy.default:
         assert isinstance(args[0], Tensor)
         return args[0]
@@ -177,9 +177,10 @@ def _compute(module: GraphModule, node: Node, computed: Mapping[Node, Tensor]) -
 
 
 def _named(answer: Tensor, dtype: torch.dtype) -> str | None:
-    """The activation that an answer is, up to roundings of its dtype; numbers are often written in single precision.
+    """Return the activation that equals an answer, up to roundings of its dtype; numbers are often in single precision.
 
-    Narrow dtypes are held to float32: in them GELU, its polynomial and its approximation by a sigmoid are hard to tell.
+    Narrow dtypes are compared as float32: in them GELU, its polynomial and its approximation by a sigmoid hardly
+    differ.
     """
     near = 16 * torch.finfo(dtype).eps if dtype is torch.float64 else 4 * torch.finfo(torch.float32).eps
     for name, expected in _EXPECTED.items():

@@ -1,24 +1,26 @@
 """Trees of elementwise operators become one operator, which reads and writes memory once.
 
-A tree has one answer that leaves it; an operator of a smaller shape stays outside, where it is computed once instead of
-for each element that it is broadcast to. The operator's answer is contiguous: a tree whose answer is dense in another
-order of dimensions (channels last, transposed heads) is computed on permuted views of its inputs, so that its strides
-stay; an answer with holes is left alone.
+Only the last operator of a tree is read outside of it. An operator of a smaller shape is not part of a tree: outside it
+is computed once instead of for each element that it is broadcast to. The operator's answer is contiguous: a tree whose
+answer is dense in another order of dimensions (channels last, transposed heads) is computed on permuted views of its
+inputs, so that its strides stay; an answer with gaps is not fused.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, number
 from autotune.backends.native.graph import Fusion, aten, place, replace, value
-from autotune.backends.native.pointwise import DTYPES, Operand, Program, Reference, Step
+from autotune.backends.native.pointwise import DTYPES, Operand, PointwiseProgram, PointwiseStep, Reference
+
+_StepOperand = Node | float | str | None
 
 INPUTS = 8
-"""How many tensors one operator reads at most."""
+"""The most tensors that one operator reads."""
 
 _UNARY = {
     aten.neg.default: "neg", aten.exp.default: "exp", aten.log.default: "log", aten.sqrt.default: "sqrt",
@@ -40,27 +42,27 @@ _CLAMPS: Mapping[object, tuple[str, str]] = {
 
 
 def pointwise(module: GraphModule) -> list[str]:
-    """Fuse trees of two or more elementwise operators; gives the places of their answers."""
-    # from the back, so that a tree is found at its answer, with all that it can take
+    """Fuse trees of two or more elementwise operators; returns the places of their answers."""
+    # from the back, so that a tree is matched at its answer, as large as possible
     return [place(root) for root in reversed(list(module.graph.nodes)) if root.users and _fuse(module, root)]
 
 
 def _fuse(module: GraphModule, root: Node) -> bool:
-    like = value(root)
-    if like is None or _step(module, root) is None:
+    meta = value(root)
+    if meta is None or _step(module, root) is None:
         return False
-    order = sorted(range(like.dim()), key=lambda dim: (-like.stride()[dim], dim))
-    back = [order.index(dim) for dim in range(like.dim())]
-    dense = like.new_empty([like.shape[dim] for dim in order]).permute(back)
+    order = sorted(range(meta.dim()), key=lambda dim: (-meta.stride()[dim], dim))
+    back = [order.index(dim) for dim in range(meta.dim())]
+    dense = meta.new_empty([meta.shape[dim] for dim in order]).permute(back)
     tree = _grow(module, root)
-    if dense.stride() != like.stride() or len(tree) < 2:
+    if dense.stride() != meta.stride() or len(tree) < 2:
         return False
     inputs = _inputs(module, tree)
     program = _program(module, tree, inputs)
     if program is None:
         return False
     straight = order == sorted(order)
-    views = inputs if straight else [_permuted(root, one, order) for one in inputs]
+    views = inputs if straight else [_permuted(root, source, order) for source in inputs]
     answer = call(root, torch.ops.autotune_native.pointwise.default, (views, program.text()))
     replace(root, answer if straight else call(root, aten.permute.default, (answer, back)))
     for node in sorted(tree - {root}, reverse=True):
@@ -69,14 +71,14 @@ def _fuse(module: GraphModule, root: Node) -> bool:
 
 
 def _grow(module: GraphModule, root: Node) -> set[Node]:
-    """The operators that lead to ``root`` and nowhere else, as many as the number of inputs allows."""
-    tree, like, grown = {root}, value(root), True
-    assert like is not None
+    """Return the operators that only ``root`` depends on, as many as the limit of inputs allows."""
+    tree, meta, grown = {root}, value(root), True
+    assert meta is not None
     while grown:
         grown = False
         for node in sorted(_inputs(module, tree), reverse=True):
             given = value(node)
-            if given is None or given.shape != like.shape or not set(node.users) <= tree:
+            if given is None or given.shape != meta.shape or not set(node.users) <= tree:
                 continue
             if _step(module, node) is not None and len(_inputs(module, tree | {node})) <= INPUTS:
                 tree.add(node)
@@ -85,83 +87,96 @@ def _grow(module: GraphModule, root: Node) -> set[Node]:
 
 
 def _inputs(module: GraphModule, tree: set[Node]) -> list[Node]:
-    """The tensors that a tree reads, each once; a stored number is none."""
-    steps = [_step(module, node) or () for node in sorted(tree)]
-    return list(dict.fromkeys(one for step in steps for one in step if isinstance(one, Node) and one not in tree))
+    """Return the tensors that a tree reads, each once, without stored numbers."""
+    steps = [step for node in sorted(tree) if (step := _step(module, node)) is not None]
+    return list(
+        dict.fromkeys(
+            operand
+            for _, operands in steps
+            for operand in operands
+            if isinstance(operand, Node) and operand not in tree
+        )
+    )
 
 
-def _program(module: GraphModule, tree: set[Node], inputs: list[Node]) -> Program | None:
-    """The tree as a program; casts that lose nothing where steps compute, and the last one, are no steps."""
-    tensors = [value(one) for one in inputs]
-    wide = torch.float64 if any(one is not None and one.dtype is torch.float64 for one in tensors) else torch.float32
-    where: dict[Node, Operand] = {one: Reference(kind="in", index=index) for index, one in enumerate(inputs)}
-    steps: list[Step] = []
+def _program(module: GraphModule, tree: set[Node], inputs: list[Node]) -> PointwiseProgram | None:
+    """Return the tree as a program; a final cast and casts that lose nothing in the dtype of the steps are left out."""
+    tensors = [value(source) for source in inputs]
+    is_wide = any(tensor is not None and tensor.dtype is torch.float64 for tensor in tensors)
+    wide = torch.float64 if is_wide else torch.float32
+    references: dict[Node, Operand] = {source: Reference(kind="in", index=index) for index, source in enumerate(inputs)}
+    steps: list[PointwiseStep] = []
     last = max(tree)
     for node in sorted(tree):
-        name, *operands = _step(module, node) or ()
-        known = tuple(where[one] if isinstance(one, Node) else one for one in operands)
-        if name == "cast" and (node is last or DTYPES[str(known[1])] in (wide, torch.float64)):
-            where[node] = known[0]
+        step = _step(module, node)
+        assert step is not None  # a tree has no other nodes
+        name = step[0]
+        operands = tuple(references[operand] if isinstance(operand, Node) else operand for operand in step[1])
+        if name == "cast" and (node is last or DTYPES[str(operands[1])] in (wide, torch.float64)):
+            references[node] = operands[0]
             continue
-        where[node] = Reference(kind="step", index=len(steps))
-        steps.append(Step(name=name, operands=known))
-    like = value(last)
-    if not steps or like is None:
+        references[node] = Reference(kind="step", index=len(steps))
+        steps.append(PointwiseStep(name=name, operands=operands))
+    meta = value(last)
+    if not steps or meta is None:
         return None
-    return Program(dtype=_name(like), steps=tuple(steps))
+    return PointwiseProgram(dtype=_name(meta), steps=tuple(steps))
 
 
-def _step(module: GraphModule, node: Node) -> tuple[Any, ...] | None:
-    """A step's name and its operands, nodes and numbers, or ``None`` where programs have no word for a node."""
-    like = value(node)
-    if node.op != "call_function" or like is None or like.dtype not in FLOATS or like.layout is not torch.strided:
+def _step(module: GraphModule, node: Node) -> tuple[str, list[_StepOperand]] | None:
+    """Return a step's name and its operands, nodes and numbers, or ``None`` if programs have no such step."""
+    meta = value(node)
+    if node.op != "call_function" or meta is None or meta.dtype not in FLOATS or meta.layout is not torch.strided:
         return None
     if (source := cast_source(node)) is not None:
-        return ("cast", source, _name(like))
+        return "cast", [source, _name(meta)]
     spelled = _spelled(node)
     if spelled is None:
         return None
-    name, *given = spelled
-    operands = []
-    for one in given:
-        # a stored number without dimensions never decides the dtype of an answer, so that a plain one may stand for it
-        found = number(module, one)
-        if found is None and not isinstance(one, Node) and not (one is None and name == "clamp"):
+    name, spelled_operands = spelled
+    operands: list[_StepOperand] = []
+    for operand in spelled_operands:
+        # a stored number without dimensions never decides the dtype of an answer, so a plain number can replace it
+        stored = number(module, operand)
+        if stored is not None or (operand is None and name == "clamp"):
+            operands.append(stored)
+        elif isinstance(operand, Node):
+            operands.append(operand)
+        else:
             return None
-        operands.append(one if found is None else found)
-    tensors = [value(one) for one in operands if isinstance(one, Node)]
+    tensors = [value(operand) for operand in operands if isinstance(operand, Node)]
     if not tensors:
         return None
     for tensor in tensors:
-        if tensor is None or tensor.dtype not in FLOATS or tensor.device != like.device:
+        if tensor is None or tensor.dtype not in FLOATS or tensor.device != meta.device:
             return None
-        if tensor.dtype is torch.float64 and like.dtype is not torch.float64:
-            return None  # it has no dimensions, and would have all the others computed in float64
-    return (name, *operands)
+        if tensor.dtype is torch.float64 and meta.dtype is not torch.float64:
+            return None  # it has no dimensions, and all others would be computed in float64
+    return name, operands
 
 
-def _spelled(node: Node) -> tuple[Any, ...] | None:
+def _spelled(node: Node) -> tuple[str, Sequence[Argument]] | None:
     if node.target in _UNARY:
-        return (_UNARY[node.target], node.args[0])
+        return _UNARY[node.target], node.args[:1]
     if node.target in _BINARY:
-        given = arguments(node)
-        return (_BINARY[node.target], given["self"], given["other"]) if given.get("alpha", 1) == 1 else None
+        named = arguments(node)
+        return (_BINARY[node.target], (named["self"], named["other"])) if named.get("alpha", 1) == 1 else None
     if node.target in _CLAMPS:
-        given, (low, high) = arguments(node), _CLAMPS[node.target]
-        return ("clamp", given["self"], given.get(low), given.get(high))
+        named, (low, high) = arguments(node), _CLAMPS[node.target]
+        return "clamp", (named["self"], named.get(low), named.get(high))
     if node.target is aten.gelu.default:
-        return ({"none": "gelu", "tanh": "gelu_tanh"}[arguments(node)["approximate"]], node.args[0])
+        return {"none": "gelu", "tanh": "gelu_tanh"}[arguments(node)["approximate"]], node.args[:1]
     if node.target is aten.pow.Tensor_Scalar:
-        return ("pow", *node.args)
+        return "pow", node.args
     if node.target is aten.square.default:
-        return ("pow", node.args[0], 2)
+        return "pow", (node.args[0], 2)
     if node.target is aten.rsub.Scalar and arguments(node)["alpha"] == 1:
-        return ("sub", node.args[1], node.args[0])
+        return "sub", node.args[1::-1]
     return None
 
 
 def _permuted(before: Node, source: Node, order: list[int]) -> Node:
-    """A view of an input, of all dimensions, in the order in which the answer lies in memory."""
+    """Return a view of an input, of all dimensions, in the order of the answer's memory."""
     tensor = value(source)
     assert tensor is not None
     if tensor.dim() < len(order):

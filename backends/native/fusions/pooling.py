@@ -1,9 +1,8 @@
-"""Pooling that kernels of ours compute in channels-last memory: torch's own take several times as long there."""
-
-from typing import Any
+"""Pooling becomes our operators, whose kernels take a fraction of torch's time in channels-last memory."""
 
 import torch
 from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
 
 from autotune.backends.native import operators
 from autotune.backends.native.fusions.conv_act import pair
@@ -14,7 +13,7 @@ _FUSED = getattr(torch.ops, operators.NAMESPACE)
 
 
 def pooling(module: GraphModule) -> list[str]:
-    """Rewrite the largest of windows, and means of whole images, as our operators; gives their places."""
+    """Rewrite maximum pooling and means of whole images as our operators; returns their places."""
     return [place(node) for node in list(module.graph.nodes) if node.users and _rewrite(node)]
 
 
@@ -28,19 +27,19 @@ def _rewrite(node: Node) -> bool:
         return _put(node, _FUSED.mean_pool2d.default, (node.args[0],))
     if node.target is aten.mean.dim:
         given = arguments(node)
-        like = value(given["self"])
-        over = sorted(dim % 4 for dim in given["dim"] or ()) if like is not None and like.dim() == 4 else []
-        if over == [2, 3] and given["keepdim"] and given["dtype"] in (None, like.dtype):  # type: ignore[union-attr]
+        meta = value(given["self"])
+        over = sorted(dim % 4 for dim in given["dim"] or ()) if meta is not None and meta.dim() == 4 else []
+        if over == [2, 3] and given["keepdim"] and given["dtype"] in (None, meta.dtype):  # type: ignore[union-attr]
             return _put(node, _FUSED.mean_pool2d.default, (given["self"],))
     return False
 
 
-def _put(node: Node, target: Any, args: tuple[Any, ...]) -> bool:
-    x, like = value(args[0]), value(node)
-    if x is None or like is None or x.dim() != 4 or not x.numel() or x.dtype not in FLOATS:
+def _put(node: Node, target: "torch._ops.OpOverload", args: tuple[Argument, ...]) -> bool:
+    x, meta = value(args[0]), value(node)
+    if x is None or meta is None or x.dim() != 4 or not x.numel() or x.dtype not in FLOATS:
         return False
     new = call(node, target, args)
-    if not same_layout(value(new), like):
+    if not same_layout(value(new), meta):
         node.graph.erase_node(new)
         return False
     put_in_place(new, node)

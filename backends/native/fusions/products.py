@@ -12,10 +12,10 @@ _TURNS = {aten.t.default, aten.transpose.int, aten.permute.default}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Product:
-    """``a`` [..., k] times the transpose of ``matrix`` [n, k], plus what is added; ``weight`` is the node that has it.
+class LinearProduct:
+    """``a`` [..., k] times the transpose of ``matrix`` [n, k], plus an addend; ``weight`` is the matrix's node.
 
-    At most one of ``bias`` [n], a constant, and ``residual``, of the answer's shape, is there.
+    At most one of ``bias`` [n], a constant, and ``residual``, of the answer's shape, is present.
     """
 
     a: Node
@@ -25,8 +25,8 @@ class Product:
     residual: Node | None = None
 
 
-def product_of(module: GraphModule, node: Node) -> Product | None:
-    """Read a node as a product with a constant matrix in one dtype throughout; ``None`` where it is none."""
+def product_of(module: GraphModule, node: Node) -> LinearProduct | None:
+    """Read a node as a product with a constant matrix in one dtype throughout; ``None`` if it is none."""
     added: object = None
     if node.target is aten.linear.default:
         a, weight, added = (*node.args, None)[:3]
@@ -48,29 +48,29 @@ def product_of(module: GraphModule, node: Node) -> Product | None:
         return None
     bias = residual = None
     if added is not None:
-        tensor, like = constant(module, added), value(added)
+        tensor, meta = constant(module, added), value(added)
         if tensor is not None and tensor.shape == matrix.shape[:1]:
             bias = added
-        elif like is not None and like.shape == answer.shape:
+        elif meta is not None and meta.shape == answer.shape:
             residual = added
         else:
             return None
-    return Product(a=a, weight=weight, matrix=matrix, bias=bias, residual=residual)
+    return LinearProduct(a=a, weight=weight, matrix=matrix, bias=bias, residual=residual)
 
 
-def weight_of(module: GraphModule, product: Product, *, before: Node) -> Node:
-    """The node that reads a product's matrix as [n, k] in rows; a new constant where none does yet."""
+def weight_of(module: GraphModule, product: LinearProduct, *, before: Node) -> Node:
+    """Return a node that reads a product's matrix as [n, k] in rows; a new constant if there is none."""
     read = constant(module, product.weight)
     if read is not None and same_layout(read, product.matrix) and read.is_contiguous():
         return product.weight
-    like = value(product.weight)
-    assert like is not None
+    meta = value(product.weight)
+    assert meta is not None
     rows = product.matrix.contiguous()
-    return add_constant(module, "rows", rows, like.new_empty(rows.shape), before=before)
+    return add_constant(module, "rows", rows, meta.new_empty(rows.shape), before=before)
 
 
 def _constant_matrix(module: GraphModule, node: Node) -> Tensor | None:
-    """The matrix that a node reads or shows turned around."""
+    """Return the matrix that a node reads, or a transposition of it."""
     turns = []
     while node.target in _TURNS and isinstance(node.args[0], Node):
         turns.append(node)

@@ -1,4 +1,4 @@
-"""How fusion passes read nodes: arguments by name, numbers that are stored as tensors, casts, and who else reads."""
+"""Reading nodes in fusion passes: arguments by name, numbers that are stored as tensors, casts, and users."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def arguments(node: Node) -> dict[str, Any]:
-    """The arguments of an operator by the names of its schema, defaults included."""
+    """Return the arguments of an operator by the names of its schema, defaults included."""
     assert isinstance(node.target, torch._ops.OpOverload)
     schema = node.target._schema.arguments
     given = {argument.name: one for argument, one in zip(schema, node.args, strict=False)}
@@ -21,7 +21,7 @@ def arguments(node: Node) -> dict[str, Any]:
 
 
 def number(module: GraphModule, operand: object) -> float | None:
-    """The finite number that an operand is, written in the graph or stored as a tensor without dimensions."""
+    """Return an operand's finite number, in the graph or stored as a tensor without dimensions; else ``None``."""
     if isinstance(operand, bool) or not isinstance(operand, int | float | Node):
         return None
     if isinstance(operand, Node):
@@ -33,7 +33,7 @@ def number(module: GraphModule, operand: object) -> float | None:
 
 
 def cast_source(node: object) -> Node | None:
-    """What a cast from one floating dtype to another reads, where the cast changes nothing else."""
+    """Return the operand of a cast from one floating dtype to another that changes nothing else; else ``None``."""
     if not isinstance(node, Node) or node.target is not aten._to_copy.default:
         return None
     source, before, after = node.args[0], value(node.args[0]), value(node)
@@ -45,16 +45,16 @@ def cast_source(node: object) -> Node | None:
 
 
 def sole_user(node: Node) -> Node | None:
-    """The one node that reads another, or ``None`` where there are more or fewer."""
+    """Return the only user of a node, or ``None`` if it has more or fewer."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def call(
     before: Node, operator: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
 ) -> Node:
-    """Write an operator into the graph, with what it gives worked out from its arguments' shapes and strides.
+    """Add an operator to the graph; its shape and strides are computed from its arguments'.
 
-    It is in the place of the node that it comes before.
+    Its module is that of the node that it is inserted before.
     """
     named = dict(kwargs or {})
     with before.graph.inserting_before(before):
@@ -69,7 +69,7 @@ def _values(given: Any) -> Any:
 
 
 def prune(*nodes: object) -> None:
-    """Erase operators that nothing reads any more, and those before them that only they read."""
+    """Erase operators without users, and operators before them that only they read."""
     waiting = [node for node in nodes if isinstance(node, Node)]
     while waiting:
         node = waiting.pop()

@@ -1,6 +1,6 @@
-"""A first convolution over few channels becomes one over the pixels of blocks, of which the tensor cores have use.
+"""A first convolution over few channels becomes one over the pixels of blocks, which suits the tensor cores.
 
-Over three channels they would be idle for most of each instruction. A convolution with stride s sees the same pixels if
+With three channels they would be idle for most of each instruction. A convolution with stride s sees the same pixels if
 blocks of s×s of them become channels, and its stride 1 and its padding part of the blocks (as in MLPerf's ResNet-50).
 """
 
@@ -17,13 +17,13 @@ from autotune.backends.native.graph import Fusion, add_constant, aten, constant,
 from autotune.search_spaces.hopper_gemm import BOX_COLUMNS
 
 FEW, VECTOR = 4, 8
-"""Channels at most, and channels that kernels read at once."""
+"""The most channels of such a convolution, and the channels that kernels read at once."""
 
 _SPACE_TO_DEPTH = torch.ops.autotune_native.space_to_depth.default
 
 
 def space_to_depth(module: GraphModule) -> list[str]:
-    """Rewrite convolutions with constant weights over few channels; gives their places."""
+    """Rewrite convolutions with constant weights over few channels; returns their places."""
     return [place(node) for node in list(module.graph.nodes) if _rewrite(module, node)]
 
 
@@ -32,19 +32,19 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
     weight = None if given is None else constant(module, given.weight)
     if given is None or weight is None or not _is_wanted(given, weight):
         return False
-    like, answer, typical = value(given.x), value(node), value(given.weight)
-    if like is None or answer is None or typical is None or not like.numel():
+    meta, answer, typical = value(given.x), value(node), value(given.weight)
+    if meta is None or answer is None or typical is None or not meta.numel():
         return False
     block, sides = given.stride, weight.shape[2:]
     steps = [math.ceil(pad / side) for pad, side in zip(given.padding, block, strict=True)]
     before = [count * side for count, side in zip(steps, block, strict=True)]
-    # Blocks begin so many pixels before the first window that zeros stand before its weights.
+    # Blocks begin this many pixels before the first window, so zeros are before its weights.
     shift = [first - pad for first, pad in zip(before, given.padding, strict=True)]
     kernel = [math.ceil((off + size) / side) for off, size, side in zip(shift, sides, block, strict=True)]
     size = [places + reach - 1 for places, reach in zip(answer.shape[2:], kernel, strict=True)]
-    channels = _channels(like.shape[1] * math.prod(block), kernel[1])
+    channels = _channels(meta.shape[1] * math.prod(block), kernel[1])
     source = cast_source(given.x) if sole_user(given.x) is node else None
-    args = (source or given.x, block, before, size, channels, like.dtype)
+    args = (source or given.x, block, before, size, channels, meta.dtype)
     images = call(node, _SPACE_TO_DEPTH, args)
     folded = operators.space_to_depth(weight, block, shift, kernel, channels, weight.dtype).contiguous()
     filters = add_constant(module, "folded_weight", folded, typical.new_empty(folded.shape), before=node)
@@ -57,14 +57,14 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
 
 
 def _is_wanted(given: Convolution, weight: Tensor) -> bool:
-    """Whether channels are few and blocks have several pixels, but are not what places take an image apart into."""
+    """Return true if channels are few and blocks have several pixels, but windows do not divide the image already."""
     apart = list(weight.shape[2:]) == given.stride and not any(given.padding)
     few = given.groups == 1 and weight.shape[1] <= FEW
     return few and min(given.stride) > 1 and given.dilation == [1, 1] and not apart
 
 
 def _channels(least: int, right: int) -> int:
-    """As many vectors of channels as make the rows of a kernel of ``right`` places whole boxes of a copy."""
+    """Return the least number of channels for which rows of a kernel of ``right`` places are whole boxes of a copy."""
     counts = range(math.ceil(least / VECTOR) * VECTOR, least + BOX_COLUMNS, VECTOR)
     return next(count for count in counts if count * right % BOX_COLUMNS == 0)
 

@@ -7,4 +7,4 @@ from autotune.backends.native.passes.fold_constants import FOLD_CONSTANTS
 from autotune.backends.native.passes.identities import IDENTITIES
 
 EXACT = (FOLD_CONSTANTS, IDENTITIES, CASTS_AND_VIEWS, COMMON_SUBEXPRESSIONS, DEAD_CODE)
-"""Passes that leave every bit of every answer as it is; a NaN stays one, of whatever sign and payload."""
+"""Passes that keep every bit of every result, except that a NaN may have another sign and payload."""

@@ -1,4 +1,4 @@
-"""Casts that lose nothing on their way, and chains of views that one view can stand for."""
+"""A pass that removes casts without effect, and replaces chains of views by one view."""
 
 from collections.abc import Callable, Mapping
 
@@ -16,7 +16,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def casts_and_views(module: GraphModule) -> int:
-    """Take out casts to the same dtype and back from a wider one, and shorten chains; returns how many."""
+    """Remove casts to the same dtype and back from a wider one, and shorten chains; returns the number of matches."""
     rewritten = 0
     for node in list(module.graph.nodes):
         if node.target is aten._to_copy.default:
@@ -27,7 +27,7 @@ def casts_and_views(module: GraphModule) -> int:
 
 
 def lossless(narrow: torch.dtype, wide: torch.dtype) -> bool:
-    """Whether every value of ``narrow`` has its own in ``wide``, exactly."""
+    """Return true if ``wide`` represents every value of ``narrow`` exactly."""
     if narrow is torch.bool:
         return wide in _FLOATS + _INTEGERS + (torch.bool,)
     if narrow in _INTEGERS and wide in _INTEGERS:
@@ -41,24 +41,24 @@ def lossless(narrow: torch.dtype, wide: torch.dtype) -> bool:
 
 
 def _drop_cast(node: Node) -> bool:
-    """Take a cast to the same dtype out, or one that comes back to it after a wider one."""
+    """Remove a cast to the same dtype, or one back to it from a wider one."""
     source = node.args[0]
     while isinstance(source, Node):
-        like = value(source)
-        if same_layout(value(node), like) and may_replace(node, source):
+        meta = value(source)
+        if same_layout(value(node), meta) and may_replace(node, source):
             replace(node, source)
             return True
         behind = value(source.args[0]) if source.target is aten._to_copy.default else None
-        if like is None or behind is None or not lossless(behind.dtype, like.dtype):
+        if meta is None or behind is None or not lossless(behind.dtype, meta.dtype):
             return False
         source = source.args[0]
     return False
 
 
 def _skip_cast(node: Node) -> bool:
-    """Cast from what lies before a cast that lost nothing.
+    """Skip an earlier cast that loses nothing.
 
-    A float outside an integer's range has no defined value there, so that another way may lead to another number.
+    The cast of a float outside an integer's range is undefined, so other casts may lead to another number.
     """
     middle = node.args[0]
     if not isinstance(middle, Node) or middle.target is not aten._to_copy.default:
@@ -86,36 +86,36 @@ def _skip_view(
     operator: torch._ops.OpOverload,
     argument: Callable[[Node, torch.Size], object],
 ) -> bool:
-    """Look through a view of the same family, where one view of what lies before it gives the same tensor."""
-    middle, like = node.args[0] if node.args else None, value(node)
-    if node.target not in family or not isinstance(middle, Node) or middle.target not in family or like is None:
+    """Skip an earlier view of the same family, if one view of its source is the same tensor."""
+    middle, meta = node.args[0] if node.args else None, value(node)
+    if node.target not in family or not isinstance(middle, Node) or middle.target not in family or meta is None:
         return False
-    return _use_instead(node, operator, (middle.args[0], argument(node, like.shape)), {})
+    return _use_instead(node, operator, (middle.args[0], argument(node, meta.shape)), {})
 
 
 def _order(node: Node) -> list[int]:
-    """The order of dimensions that two permutations in a row amount to, read off a tensor that counts its own."""
+    """Return the product of two permutations in a row, read from a tensor whose sizes number its dimensions."""
     middle = node.args[0]
     assert isinstance(middle, Node)
-    like = value(node)
-    assert like is not None
-    counting = torch.empty(tuple(range(2, 2 + like.dim())), device="meta")
-    for one in (middle, node):
-        assert isinstance(one.target, torch._ops.OpOverload)
-        counting = one.target(counting, *one.args[1:], **one.kwargs)
+    meta = value(node)
+    assert meta is not None
+    counting = torch.empty(tuple(range(2, 2 + meta.dim())), device="meta")
+    for view in (middle, node):
+        assert isinstance(view.target, torch._ops.OpOverload)
+        counting = view.target(counting, *view.args[1:], **view.kwargs)
     return [size - 2 for size in counting.shape]
 
 
 def _use_instead(
     node: Node, operator: torch._ops.OpOverload, args: tuple[object, ...], kwargs: Mapping[str, object]
 ) -> bool:
-    """Put another operator in a node's place if it gives a tensor of the very same layout."""
+    """Replace a node by another operator if that returns a tensor of the same layout."""
     source = value(args[0])
     if source is None:
         return False
     try:
         answer = operator(source, *args[1:], **kwargs)
-    except RuntimeError:  # no view of such a shape; which shapes have one is torch's to say
+    except RuntimeError:  # torch refuses a view of this shape
         return False
     if not isinstance(answer, Tensor) or not same_layout(answer, value(node)):
         return False

@@ -1,12 +1,11 @@
-"""What is computed twice from the same values is computed once.
+"""A pass that computes equal expressions once.
 
-torch's own passes for this (``fx_graph_cse``, ``CSEPass``) look arguments up as Python compares them, so that 0.0 and
--0.0 are one, and know nothing of outputs that must not share memory.
+torch's own passes for this (``fx_graph_cse``, ``CSEPass``) compare arguments as Python does, so that 0.0 equals -0.0,
+and do not consider outputs that must not share memory.
 """
 
 import operator
 from collections.abc import Hashable
-from typing import Any
 
 from torch.fx import GraphModule, Node
 
@@ -14,7 +13,7 @@ from autotune.backends.native.graph import Pass, constant, is_pure, may_replace,
 
 
 def common_subexpressions(module: GraphModule) -> int:
-    """Merge nodes that apply the same operator to the same arguments; returns how many went."""
+    """Merge nodes that apply the same operator to the same arguments; returns the number of removed nodes."""
     merged = 0
     first: dict[Hashable, Node] = {}
     for node in list(module.graph.nodes):
@@ -30,15 +29,15 @@ def common_subexpressions(module: GraphModule) -> int:
 
 def _key(module: GraphModule, node: Node) -> Hashable:
     tensor = constant(module, node)
-    if tensor is not None:  # weights that are tied have several names, and one memory
-        where = (tensor.data_ptr(), tensor.storage_offset(), tensor.device, tensor.dtype)
-        return ("constant", *where, tensor.shape, tensor.stride()) if tensor.numel() else None
+    if tensor is not None:  # tied weights have several names for the same memory
+        address = (tensor.data_ptr(), tensor.storage_offset(), tensor.device, tensor.dtype)
+        return ("constant", *address, tensor.shape, tensor.stride()) if tensor.numel() else None
     if is_pure(node) or node.target is operator.getitem:
         return (node.target, _canonical(node.args), _canonical(node.kwargs))
     return None
 
 
-def _canonical(argument: Any) -> Hashable:
+def _canonical(argument: object) -> Hashable:
     if isinstance(argument, tuple | list):
         return tuple(map(_canonical, argument))
     if isinstance(argument, dict):

@@ -1,4 +1,4 @@
-"""Operators that give back what they were given, bit by bit."""
+"""A pass that removes operators whose result equals an argument, bit by bit."""
 
 import torch
 from torch import Tensor
@@ -18,38 +18,38 @@ from autotune.backends.native.graph import (
 _VIEWS = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.slice.Tensor, aten.select.int}
 _VIEWS |= {aten.transpose.int, aten.permute.default, aten.t.default, aten.alias.default, aten.detach.default}
 _VIEWS |= {aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
-"""Operators that show the memory of their first argument, bit by bit, and never copy or convert it."""
+"""Operators that return the memory of their first argument, bit by bit, and never copy or convert it."""
 
 
 def identities(module: GraphModule) -> int:
-    """Take out multiplications by one, neutral sums, copies and views that change nothing; returns how many.
+    """Remove multiplications by one, neutral sums, copies and views without effect; returns their number.
 
-    A dropout in evaluation is a copy in a functional graph.
+    A dropout in evaluation mode is a copy in a functional graph.
     """
-    taken = 0
+    removed = 0
     for node in list(module.graph.nodes):
         if _gathered(module, node):
-            taken += 1
+            removed += 1
             continue
-        source = _arithmetic(module, node) or _copied(node) or _seen_again(node)
+        source = _arithmetic(module, node) or _copied(node) or _same_view(node)
         if source is not None and same_layout(value(node), value(source)) and may_replace(node, source):
             replace(node, source)
-            taken += 1
-    return taken
+            removed += 1
+    return removed
 
 
 def _gathered(module: GraphModule, node: Node) -> bool:
-    """Look at a tensor in another shape where constant indices would gather each of its elements in their order."""
+    """Replace a gather by a view if its constant indices select each element once, in order."""
     if node.target is not aten.index.Tensor:
         return False
-    source, given = node.args
-    like, answer = value(source), value(node)
-    places = [constant(module, one) for one in given]  # type: ignore[union-attr]
-    if like is None or answer is None or not like.is_contiguous() or not answer.is_contiguous() or reaches_output(node):
+    source, indices = node.args
+    meta, answer = value(source), value(node)
+    places = [constant(module, one) for one in indices]  # type: ignore[union-attr]
+    if meta is None or answer is None or not meta.is_contiguous() or not answer.is_contiguous() or reaches_output(node):
         return False
-    if like.numel() != answer.numel() or any(one is None or one.is_floating_point() for one in places):
+    if meta.numel() != answer.numel() or any(one is None or one.is_floating_point() for one in places):
         return False
-    numbers = torch.arange(like.numel()).reshape(like.shape)
+    numbers = torch.arange(meta.numel()).reshape(meta.shape)
     if not torch.equal(numbers[tuple(one.cpu() for one in places if one is not None)].flatten(), numbers.flatten()):
         return False
     with node.graph.inserting_before(node):
@@ -60,7 +60,7 @@ def _gathered(module: GraphModule, node: Node) -> bool:
 
 
 def _arithmetic(module: GraphModule, node: Node) -> Node | None:
-    """The operand that a sum, product or quotient leaves as it is; its dtype and shape are yet to be compared."""
+    """Return the operand whose values a sum, product or quotient keeps; its dtype and shape are not compared yet."""
     positions: tuple[int, ...]
     if node.target in (aten.mul.Tensor, aten.mul.Scalar):
         positions, holds = (0, 1), _is_one
@@ -74,8 +74,8 @@ def _arithmetic(module: GraphModule, node: Node) -> Node | None:
         return None
     for position in positions:
         left, operand = node.args[1 - position], _operand(module, node.args[position])
-        like = value(left)
-        if isinstance(left, Node) and like is not None and operand is not None and holds(operand, like):
+        meta = value(left)
+        if isinstance(left, Node) and meta is not None and operand is not None and holds(operand, meta):
             return left
     return None
 
@@ -87,24 +87,24 @@ def _unscaled(node: Node) -> bool:
 
 def _operand(module: GraphModule, argument: object) -> Tensor | None:
     if isinstance(argument, float):
-        return torch.tensor(argument, dtype=torch.float64)  # as float32 a number close to one would be one
+        return torch.tensor(argument, dtype=torch.float64)  # in float32 a number close to 1 would be 1
     return torch.tensor(argument) if isinstance(argument, bool | int) else constant(module, argument)
 
 
-def _is_one(operand: Tensor, like: Tensor) -> bool:
+def _is_one(operand: Tensor, meta: Tensor) -> bool:
     return bool((operand == 1).all())
 
 
-def _adds_nothing(operand: Tensor, like: Tensor) -> bool:
-    """Whether x plus the operand is x; among floats only with -0.0, because -0.0 + 0.0 is 0.0."""
+def _adds_nothing(operand: Tensor, meta: Tensor) -> bool:
+    """Return true if x plus the operand is x; for floats only with -0.0, because -0.0 + 0.0 is 0.0."""
     zero = operand == 0
-    return bool((zero & operand.signbit() if like.is_floating_point() else zero).all())
+    return bool((zero & operand.signbit() if meta.is_floating_point() else zero).all())
 
 
-def _takes_nothing(operand: Tensor, like: Tensor) -> bool:
-    """Whether x minus the operand is x; among floats not with -0.0, because -0.0 - -0.0 is 0.0."""
+def _takes_nothing(operand: Tensor, meta: Tensor) -> bool:
+    """Return true if x minus the operand is x; for floats not with -0.0, because -0.0 - -0.0 is 0.0."""
     zero = operand == 0
-    return bool((zero & ~operand.signbit() if like.is_floating_point() else zero).all())
+    return bool((zero & ~operand.signbit() if meta.is_floating_point() else zero).all())
 
 
 def _copied(node: Node) -> Node | None:
@@ -112,13 +112,13 @@ def _copied(node: Node) -> Node | None:
     return source if isinstance(source, Node) else None
 
 
-def _seen_again(node: Node) -> Node | None:
-    """The nearest tensor behind a chain of views at which the last of them looks in the very same way."""
-    behind: object = node
-    while isinstance(behind, Node) and behind.target in _VIEWS:
-        behind = behind.args[0]
-        if isinstance(behind, Node) and same_layout(value(node), value(behind)):
-            return behind
+def _same_view(node: Node) -> Node | None:
+    """Return the nearest source of a chain of views that has the same layout as the last of them."""
+    source: object = node
+    while isinstance(source, Node) and source.target in _VIEWS:
+        source = source.args[0]
+        if isinstance(source, Node) and same_layout(value(node), value(source)):
+            return source
     return None
 
 

@@ -1,22 +1,25 @@
-"""The few calls of CUDA's driver that load a cubin and launch it, through ctypes: no Triton, no compiler, no torch."""
+"""The calls of CUDA's driver that load and launch a cubin, through ctypes, without Triton, a compiler or torch."""
 
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import DriverError, WorkError
+
+if TYPE_CHECKING:
+    from _ctypes import _CData as CData
 
 LIBRARY = "libcuda.so.1"
 
 LOCAL_SIZE_BYTES, NUM_REGS, MAX_DYNAMIC_SHARED_SIZE_BYTES = 3, 4, 8  # cuda.h, CUfunction_attribute
 PREFER_SHARED = 1  # cuda.h, CUfunc_cache
 STATIC_LIMIT_BYTES = 48 * 1024
-"""Shared memory that a block may have without having asked for it (CUDA C++ Programming Guide)."""
+"""Shared memory that a block may have without having action for it (CUDA C++ Programming Guide)."""
 
 _P, _I, _U = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint
-_SIGNATURES: dict[str, tuple[Any, ...]] = {
+_SIGNATURES: "dict[str, tuple[type[CData], ...]]" = {
     "cuInit": (_U,),
     "cuGetErrorName": (_I, ctypes.POINTER(ctypes.c_char_p)),
     "cuGetErrorString": (_I, ctypes.POINTER(ctypes.c_char_p)),
@@ -42,7 +45,7 @@ class _Attribute(ctypes.Structure):
     _fields_ = (("id", _I), ("pad", _I), ("value", _I), ("rest", ctypes.c_char * 60))
 
 
-class _Launch(ctypes.Structure):
+class _LaunchConfig(ctypes.Structure):
     """``CUlaunchConfig``."""
 
     _fields_ = (
@@ -51,12 +54,12 @@ class _Launch(ctypes.Structure):
     )  # fmt: skip
 
 
-class Driver:
-    """CUDA's driver; :func:`driver` gives the one of this process."""
+class CudaDriver:
+    """CUDA's driver; :func:`driver` returns the one of this process."""
 
     def __init__(self, library: str = LIBRARY) -> None:
-        """Open the driver's library; raises WorkError where it is missing, or finds no GPU."""
-        asked = "loading a compiled Triton kernel"
+        """Open the driver's library; raises WorkError if it is missing, or finds no GPU."""
+        action = "loading a compiled Triton kernel"
         try:
             loaded = ctypes.CDLL(library)
             self._calls: dict[str, Callable[..., int]] = {}
@@ -66,16 +69,16 @@ class Driver:
                 self._calls[name] = call
         except (OSError, AttributeError) as error:
             raise WorkError(
-                asked, found=str(error), expected=f"NVIDIA's driver, which brings {library}", run="nvidia-smi"
+                action, found=str(error), expected=f"NVIDIA's driver, which brings {library}", run="nvidia-smi"
             ) from error
-        self.call(asked, "cuInit", 0)
+        self.call(action, "cuInit", 0)
 
-    def call(self, asked: str, name: str, *arguments: Any) -> None:
-        """Make one call; raises DriverError with the driver's own words if it fails."""
+    def call(self, action: str, name: str, *arguments: object) -> None:
+        """Make one call; raises DriverError with the driver's own message if it fails."""
         status = self._calls[name](*arguments)
         if status != 0:
             raise DriverError(
-                asked, found=f"{name} gave error {status}: {self._words(status)}",
+                action, found=f"{name} returned error {status}: {self._words(status)}",
                 expected="a GPU of the architecture that the kernel was compiled for, in working order", code=status,
             )  # fmt: skip
 
@@ -89,75 +92,78 @@ class Driver:
 
 
 @cache
-def driver() -> Driver:
-    """Give this process's driver."""
-    return Driver()
+def driver() -> CudaDriver:
+    """Return this process's driver."""
+    return CudaDriver()
 
 
-class Module:
-    """A cubin that is loaded into a device's primary context, which is the one that torch works in.
+class CudaModule:
+    """A cubin that is loaded into a device's primary context, the one that torch uses.
 
-    Every call makes that context current for its own time, so that it works in any thread and beside other devices.
+    Every call makes that context current while it runs, so that it works in any thread and with several devices.
     """
 
-    def __init__(self, on: Driver, device: int, cubin: bytes, function: str, shared_bytes: int, asked: str) -> None:
-        self._driver, self._device, self._asked = on, _I(), asked
+    def __init__(
+        self, on: CudaDriver, device: int, cubin: bytes, function: str, shared_bytes: int, action: str
+    ) -> None:
+        self._driver, self._device, self._action = on, _I(), action
         self._context, self._module, self._function = _P(), _P(), _P()
-        on.call(asked, "cuDeviceGet", ctypes.byref(self._device), device)
-        on.call(asked, "cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
+        on.call(action, "cuDeviceGet", ctypes.byref(self._device), device)
+        on.call(action, "cuDevicePrimaryCtxRetain", ctypes.byref(self._context), self._device)
         try:
             with self._current():
-                on.call(asked, "cuModuleLoadData", ctypes.byref(self._module), cubin)
+                on.call(action, "cuModuleLoadData", ctypes.byref(self._module), cubin)
                 name = function.encode()
-                on.call(asked, "cuModuleGetFunction", ctypes.byref(self._function), self._module, name)
+                on.call(action, "cuModuleGetFunction", ctypes.byref(self._function), self._module, name)
                 if shared_bytes > STATIC_LIMIT_BYTES:
-                    on.call(asked, "cuFuncSetCacheConfig", self._function, PREFER_SHARED)
+                    on.call(action, "cuFuncSetCacheConfig", self._function, PREFER_SHARED)
                     limit = MAX_DYNAMIC_SHARED_SIZE_BYTES
-                    on.call(asked, "cuFuncSetAttribute", self._function, limit, shared_bytes)
+                    on.call(action, "cuFuncSetAttribute", self._function, limit, shared_bytes)
         except WorkError:
             self.close()
             raise
 
     def attribute(self, number: int) -> int:
-        """Ask the driver for an attribute of the kernel (CUfunction_attribute)."""
+        """Read an attribute of the kernel (CUfunction_attribute)."""
         value = _I()
         with self._current():
-            self._driver.call(self._asked, "cuFuncGetAttribute", ctypes.byref(value), number, self._function)
+            self._driver.call(self._action, "cuFuncGetAttribute", ctypes.byref(value), number, self._function)
         return value.value
 
     def launch(
-        self, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream: int, values: Sequence[Any], *,
-        early: bool = False,
+        self, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream: int, values: "Sequence[CData]", *,
+        programmatic_launch: bool = False,
     ) -> None:  # fmt: skip
-        """Put one launch into a stream; ``values`` are ctypes numbers, one for each of the kernel's parameters.
+        """Enqueue one launch in a stream; ``values`` are ctypes numbers, one for each of the kernel's parameters.
 
-        An ``early`` one may begin while the launch before it still works.
+        With ``programmatic_launch`` it may begin while the launch before it still runs.
         """
         addresses = (_P * len(values))(*(ctypes.addressof(value) for value in values))
         overlap = _Attribute(id=PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
-        how = _Launch(
+        config = _LaunchConfig(
             grid=grid, threads=(threads, 1, 1), shared_bytes=shared_bytes, stream=stream or None,
-            attributes=ctypes.pointer(overlap) if early else None, attribute_count=int(early),
+            attributes=ctypes.pointer(overlap) if programmatic_launch else None,
+            attribute_count=int(programmatic_launch),
         )  # fmt: skip
         with self._current():
-            self._driver.call(self._asked, "cuLaunchKernelEx", ctypes.byref(how), self._function, addresses, None)
+            self._driver.call(self._action, "cuLaunchKernelEx", ctypes.byref(config), self._function, addresses, None)
 
     def close(self) -> None:
-        """Unload it; no launch may be under way, and no graph that holds one may be replayed any more."""
+        """Unload the cubin; no launch may be running, and no graph that contains one may be replayed afterwards."""
         if not self._context:
             return
         if self._module:
             with self._current():
-                self._driver.call(self._asked, "cuModuleUnload", self._module)
-        self._driver.call(self._asked, "cuDevicePrimaryCtxRelease_v2", self._device)
+                self._driver.call(self._action, "cuModuleUnload", self._module)
+        self._driver.call(self._action, "cuDevicePrimaryCtxRelease_v2", self._device)
         self._context, self._module, self._function = _P(), _P(), _P()
 
     @contextmanager
     def _current(self) -> Iterator[None]:
         if not self._context:
-            raise WorkError(self._asked, found="a kernel that is closed", expected="a call before close()")
-        self._driver.call(self._asked, "cuCtxPushCurrent_v2", self._context)
+            raise WorkError(self._action, found="a closed kernel", expected="a call before close()")
+        self._driver.call(self._action, "cuCtxPushCurrent_v2", self._context)
         try:
             yield
         finally:
-            self._driver.call(self._asked, "cuCtxPopCurrent_v2", ctypes.byref(_P()))
+            self._driver.call(self._action, "cuCtxPopCurrent_v2", ctypes.byref(_P()))

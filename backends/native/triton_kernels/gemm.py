@@ -1,15 +1,16 @@
 """The plan of a GEMM with few rows: by tensor cores, or for up to 4 rows by plain multiplications.
 
-With ``split_k`` the partial sums go to a workspace in fp32, and a second kernel adds them and does the epilogue. Blocks
-that count their arrivals, so that the last one adds, would need counters that are zero before each launch: one that is
-cut short would spoil the next, and streams would share them. In a CUDA graph a second launch is cheap.
+With ``split_k`` the partial sums are written to a workspace in fp32, and a second kernel adds them and does the
+epilogue. If instead the last block to arrive added them, it would need counters that are zero before each launch: an
+interrupted launch would spoil the next one, and streams would share the counters. In a CUDA graph a second launch is
+cheap.
 """
 
 from pathlib import Path
 
-from autotune.backends.native.triton_kernels.plan import (
+from autotune.backends.native.triton_kernels.launch_plan import (
     Launch,
-    Plan,
+    LaunchPlan,
     TritonSource,
     at_names,
     blocks,
@@ -27,12 +28,12 @@ ADD_BLOCK, ADD_WARPS = 512, 4
 PARTIAL_BYTES = 4
 
 
-def plan(problem: GemmProblem, candidate: Configuration) -> Plan:
-    """The plan of a point of :func:`autotune.search_spaces.triton_gemm.space`.
+def plan(problem: GemmProblem, candidate: Configuration) -> LaunchPlan:
+    """Return the plan of a point of :func:`autotune.search_spaces.triton_gemm.space`.
 
-    The buffers are a, b, out, and bias and residual where the problem has them. Its kernels do not depend on m, n and k
-    but for what divides them, so that most are compiled once for many problems. Raises SpaceError where the problem is
-    not served.
+    The buffers are a, b, out, and bias and residual if the problem has them. Its kernels depend on the
+    divisors of m, n and k only, so that most are compiled once for many problems. Raises SpaceError if the problem is
+    not supported.
     """
     check_problem(problem)
     form, splits = str(candidate["form"]), int(candidate["split_k"])
@@ -59,12 +60,12 @@ def plan(problem: GemmProblem, candidate: Configuration) -> Plan:
         constants=(*absent, *constants.items()), aligned=multiples_of_16({"n": problem.n}),
         warps=int(candidate["warps"]), stages=int(candidate["stages"]),
     )  # fmt: skip
-    given = tuple(name for name, _ in present(epilogue)[0])
-    buffers = ("a", "b", *given, "out")
+    epilogue_buffers = tuple(name for name, _ in present(epilogue)[0])
+    buffers = ("a", "b", *epilogue_buffers, "out")
     grid = (blocks(problem.n, block_n), splits, 1)
     if splits == 1:
         launch = Launch(kernel=0, grid=grid, arguments=(*at_names(buffers), *sizes.items()))
-        return Plan(sources=(main,), launches=(launch,), buffers=buffers)
+        return LaunchPlan(sources=(main,), launches=(launch,), buffers=buffers)
     product = Launch(kernel=0, grid=grid, arguments=(*at_names("ab"), ("out", "workspace"), *sizes.items()))
     passed, absent = present({"partial": "fp32", **epilogue, "out": problem.output})
     last = {"SPLITS": splits, "BLOCK": ADD_BLOCK, "ACTIVATION": problem.activation}
@@ -74,9 +75,9 @@ def plan(problem: GemmProblem, candidate: Configuration) -> Plan:
     )  # fmt: skip
     addition = Launch(
         kernel=1, grid=(blocks(problem.m * problem.n, ADD_BLOCK), 1, 1),
-        arguments=(("partial", "workspace"), *at_names((*given, "out")), ("m", problem.m), ("n", problem.n)),
+        arguments=(("partial", "workspace"), *at_names((*epilogue_buffers, "out")), ("m", problem.m), ("n", problem.n)),
     )  # fmt: skip
-    return Plan(
+    return LaunchPlan(
         sources=(main, adding), launches=(product, addition), buffers=buffers,
         workspace_bytes=splits * problem.m * problem.n * PARTIAL_BYTES,
     )  # fmt: skip

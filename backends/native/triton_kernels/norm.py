@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from autotune.backends.native.triton_kernels.plan import (
+from autotune.backends.native.triton_kernels.launch_plan import (
     Launch,
-    Plan,
+    LaunchPlan,
     TritonSource,
     at_names,
     blocks,
@@ -18,7 +18,7 @@ from autotune.records.kernel_problem import OperandType
 NormKind = Literal["layer", "rms"]
 
 LARGEST_COLUMNS = 16384
-"""A row of fp32 that 16 warps hold in 32 registers a thread."""
+"""The columns of a row of fp32 that 16 warps hold in 32 registers per thread."""
 
 ELEMENTS_A_PROGRAM = 1024
 """Short rows share a program, so that each of 4 warps' threads has 8 elements: one vectorised access of fp16."""
@@ -29,10 +29,10 @@ CODE = Path(__file__).with_name("norm_kernels.py")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormShape:
-    """``norm`` of :mod:`autotune.backends.native.operators`, or ``add_norm`` where there is a residual.
+    """``norm`` of :mod:`autotune.backends.native.operators`, or ``add_norm`` if there is a residual.
 
     ``x``, residual, sum and answer are contiguous, ``rows`` × ``columns``, of ``dtype``; ``weight`` and ``bias`` are
-    the dtypes of vectors of length ``columns``, or ``None``: not there. Statistics are fp32.
+    the dtypes of vectors of length ``columns``, or ``None`` if absent. Statistics are fp32.
     """
 
     rows: int
@@ -44,9 +44,9 @@ class NormShape:
     kind: NormKind
     residual: bool = False
     total: bool = False
-    """Whether the sum with the residual is wanted too; it is what is normalised then, as rounded as it is written."""
-    early: bool = False
-    """Whether its launch may begin before the one before it has ended, from sm_90 on."""
+    """True if the sum with the residual is an output too; then the norm reads the sum after it was rounded."""
+    programmatic_launch: bool = False
+    """True if its launch may begin before the launch before it has ended, from sm_90 on."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.columns <= LARGEST_COLUMNS or not 1 <= self.rows < 2**31:
@@ -62,10 +62,10 @@ class NormShape:
                 raise ValueError(f"a dtype must be one of {', '.join(get_args(OperandType))}, found {dtype!r}")
 
 
-def plan(shape: NormShape) -> Plan:
-    """The buffers are x, out, and where they are there weight, bias, residual and total."""
+def plan(shape: NormShape) -> LaunchPlan:
+    """Return the plan; its buffers are x, out, and if they are there weight, bias, residual and total."""
     block_columns = power_of_two(shape.columns)
-    # A program per row until rows are so short that it would have less to do than a few warps.
+    # A program per row, unless rows are so short that a few warps would not have enough work.
     block_rows = min(max(1, ELEMENTS_A_PROGRAM // block_columns), power_of_two(shape.rows))
     warps = min(16, max(1, power_of_two(block_rows * block_columns // (32 * ELEMENTS_A_THREAD))))
     optional = {
@@ -75,7 +75,7 @@ def plan(shape: NormShape) -> Plan:
     passed, absent = present({"x": shape.dtype, **optional, "out": shape.dtype})
     constants = {
         "COLUMNS": shape.columns, "BLOCK_ROWS": block_rows, "BLOCK_COLUMNS": block_columns,
-        "LAYER": shape.kind == "layer", "EARLY": shape.early,
+        "LAYER": shape.kind == "layer", "EARLY": shape.programmatic_launch,
     }  # fmt: skip
     source = TritonSource(
         code=CODE.read_text(),
@@ -90,4 +90,4 @@ def plan(shape: NormShape) -> Plan:
         grid=(blocks(shape.rows, block_rows), 1, 1),
         arguments=(*at_names(buffers), ("rows", shape.rows), ("eps", shape.eps)),
     )
-    return Plan(sources=(source,), launches=(launch,), buffers=buffers)
+    return LaunchPlan(sources=(source,), launches=(launch,), buffers=buffers)

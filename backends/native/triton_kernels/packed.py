@@ -1,4 +1,4 @@
-"""A plan with its compiled kernels as files of a folder, from which it loads without Triton."""
+"""A plan and its compiled kernels as files of a folder, from which they load without Triton."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,17 +6,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from autotune.backends.native.triton_kernels.ahead import CompiledKernel
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
-from autotune.backends.native.triton_kernels.plan import Launch, Plan
+from autotune.backends.native.triton_kernels.launch_plan import Launch, LaunchPlan
+from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin
 from autotune.errors import WorkError
 from autotune.records.canonical import canonical, digest
 
 
-def pack_plan(plan: Plan, kernels: Sequence[CompiledKernel], folder: Path, name: str | None = None) -> dict[str, str]:
-    """Copy kernels and write the plan beside them, last in what is given: file names with digests of their sources.
+def pack_plan(
+    plan: LaunchPlan, kernels: Sequence[CompiledCubin], folder: Path, name: str | None = None
+) -> dict[str, str]:
+    """Copy kernels and write the plan beside them; returns file names with digests of their sources, the plan's last.
 
-    The plan's file has a name of its own, else one from its content.
+    Without a ``name`` the plan's file is named after its content.
     """
     folder.mkdir(parents=True, exist_ok=True)
     copied: dict[str, str] = {}
@@ -33,10 +35,10 @@ def pack_plan(plan: Plan, kernels: Sequence[CompiledKernel], folder: Path, name:
 
 
 def load_plan(path: Path, device: int) -> LoadedPlan:
-    """Load what :func:`pack_plan` wrote on a device; raises WorkError where it is damaged or for another GPU."""
+    """Load the output of :func:`pack_plan` on a device; raises WorkError if it is damaged or for another GPU."""
     try:
         record: Mapping[str, Any] = json.loads(path.read_text())
-        kernels = [CompiledKernel(key=key, folder=path.parent) for key in record["kernels"]]
+        kernels = [CompiledCubin(key=key, folder=path.parent) for key in record["kernels"]]
         launches = [Launch.from_dict(launch) for launch in record["launches"]]
         workspace_bytes = int(record["workspace_bytes"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from autotune.backends.native.triton_kernels.plan import Launch, Plan, TritonSource, at_names, blocks
+from autotune.backends.native.triton_kernels.launch_plan import Launch, LaunchPlan, TritonSource, at_names, blocks
 from autotune.records.kernel_problem import OperandType, Window
 
 BLOCK, WARPS = 1024, 4
 MOST_TAPS = 64
-"""Elements of a window, over which the code is unrolled."""
+"""The most elements of a window; the code is unrolled over them."""
 
 BLOCK_PIXELS, BLOCK_CHANNELS = 16, 64
 CODE = Path(__file__).with_name("pooling_kernels.py")
@@ -18,12 +18,12 @@ MOST_ELEMENTS = 2**31 - BLOCK
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolShape:
-    """Pooling of ``images`` images as ``window`` sees them, of ``dtype``; an ``early`` launch as for a norm."""
+    """Pooling of ``images`` images of ``dtype`` by ``window``; ``programmatic_launch`` as for a norm."""
 
     images: int
     window: Window
     dtype: OperandType
-    early: bool = False
+    programmatic_launch: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(OperandType) or not 1 <= self.images <= 65535:
@@ -34,14 +34,14 @@ class PoolShape:
             raise ValueError(f"images have at most {MOST_ELEMENTS} elements, found {self}")
 
 
-def max_pool(shape: PoolShape) -> Plan:
-    """The buffers are x and out, both channels last."""
+def max_pool(shape: PoolShape) -> LaunchPlan:
+    """Return the plan of the largest of each window; its buffers are x and out, both channels-last."""
     window = shape.window
     down, right = window.places
     size = shape.images * down * right * window.channels
     constants: dict[str, int | bool] = {
         "SIZE": size, "HEIGHT": window.height, "WIDTH": window.width, "CHANNELS": window.channels, "PLACES_H": down,
-        "PLACES_W": right, "BLOCK": BLOCK, "EARLY": shape.early,
+        "PLACES_W": right, "BLOCK": BLOCK, "EARLY": shape.programmatic_launch,
     }  # fmt: skip
     for name, pair in (
         ("KERNEL", window.kernel), ("STRIDE", window.stride), ("PADDING", window.padding), ("DILATION", window.dilation)
@@ -50,21 +50,24 @@ def max_pool(shape: PoolShape) -> Plan:
     return _plan("max_pool", shape, constants, (blocks(size, BLOCK), 1, 1))
 
 
-def mean_pool(shape: PoolShape) -> Plan:
-    """The buffers are x, channels last, and out: a row of channels for each image. The window's kernel is of no use."""
+def mean_pool(shape: PoolShape) -> LaunchPlan:
+    """Return the plan of the mean of each image; the window's kernel is not used.
+
+    Its buffers are x, channels-last, and out, a row of channels for each image.
+    """
     window = shape.window
     constants: dict[str, int | bool] = {
         "PIXELS": window.height * window.width, "CHANNELS": window.channels, "BLOCK_PIXELS": BLOCK_PIXELS,
-        "BLOCK_CHANNELS": BLOCK_CHANNELS, "EARLY": shape.early,
+        "BLOCK_CHANNELS": BLOCK_CHANNELS, "EARLY": shape.programmatic_launch,
     }  # fmt: skip
     return _plan("mean_pool", shape, constants, (blocks(window.channels, BLOCK_CHANNELS), shape.images, 1))
 
 
-def _plan(function: str, shape: PoolShape, constants: dict[str, int | bool], grid: tuple[int, int, int]) -> Plan:
+def _plan(function: str, shape: PoolShape, constants: dict[str, int | bool], grid: tuple[int, int, int]) -> LaunchPlan:
     source = TritonSource(
         code=CODE.read_text(), function=function,
         parameters=(("x", f"*{shape.dtype}"), ("out", f"*{shape.dtype}")), constants=tuple(constants.items()),
         warps=WARPS,
     )  # fmt: skip
     launch = Launch(kernel=0, grid=grid, arguments=at_names(("x", "out")))
-    return Plan(sources=(source,), launches=(launch,), buffers=("x", "out"))
+    return LaunchPlan(sources=(source,), launches=(launch,), buffers=("x", "out"))

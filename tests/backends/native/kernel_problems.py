@@ -8,8 +8,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from autotune.backends.native.kind import TORCH_NAMES
-from autotune.kernel import Kernel
+from autotune.backends.native.kernel_kind import TORCH_NAMES
+from autotune.kernel import LoadedKernel
 from autotune.records.kernel_problem import Activation, GemmProblem, Window
 
 Operands = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
@@ -101,7 +101,7 @@ def bound(problem: GemmProblem) -> float:
     return 1.13 * (4 * unit + (problem.k + 2) * 2.0**-24 + 2.0**-11 * (problem.activation != "none"))
 
 
-def check(kernel: Kernel, problem: GemmProblem, seed: int, device: str = "cpu") -> None:
+def check(kernel: LoadedKernel, problem: GemmProblem, seed: int, device: str = "cpu") -> None:
     """Call a kernel twice, on fresh operands each time, and hold it against the definition."""
     for turn in (0, 1):
         given = operands(problem, seed + turn, device)

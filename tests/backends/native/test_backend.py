@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from autotune.backends.native.backend import BACKEND
-from autotune.backends.native.binding import ConvSite, GemmSite, bind, site_bias
+from autotune.backends.native.binding import ConvSite, GemmSite, bind_kernels, site_bias
 from autotune.backends.native.fusions import fuse
-from autotune.backends.native.kernels import KERNELS
+from autotune.backends.native.native_kernels import KERNELS
 from autotune.backends.native.packing import conv_by_torch
-from autotune.backends.native.sites import fused_nodes, is_split, sites, taken_as_given
+from autotune.backends.native.sites import fused_nodes, is_split, reads_any_layout, sites
 from autotune.errors import ArtifactError
 from autotune.kernel import KnownKernel, KnownKernels
 from autotune.model import capture, source
 from autotune.runtime import discovery
 from autotune.search_spaces.native import native_space
-from tests.backends.conformance import build_artifact
+from autotune.testing.toy_models import build_artifact
 
 CPU = discovery.find("cpu")
 IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -44,7 +44,7 @@ def captured(tmp_path_factory):
 
 def space(captured):
     model = source.CapturedModel(captured)
-    found = BACKEND.features(model, CPU)
+    found = BACKEND.graph_features(model, CPU)
     assert found["conv_bn"] == 1 and found["conv_act"] == 2 and found["gemm_epilogue"] == 1 and found["attention"] == 0
     features = (*model.workload.features, *(f"native.{name}:{count}" for name, count in found.items()))
     return native_space(CPU, dataclasses.replace(model.workload, features=features))
@@ -60,7 +60,7 @@ def test_every_default_and_hint_answers_like_the_model(captured, tmp_path):
         runner = BACKEND.load(folder, CPU)
         error = (runner(IMAGE)[0] - network()(IMAGE)).abs().max()
         assert error < (1e-5 if configuration["precision"] == "fp32" else 5e-2)
-        assert BACKEND.explain(folder)["fusions"] == {"conv_bn": 1}
+        assert BACKEND.explain_artifact(folder)["fusions"] == {"conv_bn": 1}
         runner.close()
 
 
@@ -72,7 +72,7 @@ def test_a_fusion_that_matches_nowhere_is_not_searched(captured):
 def test_a_damaged_record_is_refused(captured, tmp_path):
     build_artifact(BACKEND, source.CapturedModel(captured), space(captured).defaults[0], CPU, tmp_path)
     (tmp_path / "native.json").write_text(json.dumps({"schema": 99}))
-    with pytest.raises(ArtifactError, match="does not say what it is made of"):
+    with pytest.raises(ArtifactError, match="no readable record"):
         BACKEND.load(tmp_path, CPU)
 
 
@@ -114,7 +114,7 @@ def test_kernels_in_their_places_answer_like_the_operators():
             else ConvSite(kernel, parts["3"].bias.float(), problems[index])
             for index, kernel in kernels.items()
         }
-        bind(module, places)
+        bind_kernels(module, places)
         after = module(IMAGE)
     assert all(kernel.calls == 1 for kernel in kernels.values())
     torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-6)
@@ -154,7 +154,7 @@ def test_kernels_of_convolutions_in_their_places_answer_like_the_operators():
                 bias = None if biased is None else biased.bias
                 wanted = site_bias(bias, wanted=site.problem.bias, length=site.problem.n, device=images.device)
                 places[site.index] = ConvSite(kernel, wanted, site.problem)
-            bind(bound, places)
+            bind_kernels(bound, places)
             after = bound(images.to(memory_format=memory))
             assert after.is_contiguous(memory_format=torch.channels_last)
             torch.testing.assert_close(before, after, rtol=2e-2, atol=2e-2)
@@ -183,7 +183,7 @@ def test_a_convolution_that_takes_images_apart_is_a_product_of_their_parts(memor
         problem = site.problem
         assert (problem.m, problem.n, problem.k, problem.window, problem.activation) == (24, 16, 24, None, "relu")
         (node,) = fused_nodes(module)
-        bind(module, {site.index: conv_by_torch({"problem": problem.as_dict()}, module, node, CPU)})
+        bind_kernels(module, {site.index: conv_by_torch({"problem": problem.as_dict()}, module, node, CPU)})
         after = module(images.to(memory_format=memory))
     assert after.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(before, after, rtol=1e-5, atol=1e-5)
@@ -192,7 +192,7 @@ def test_a_convolution_that_takes_images_apart_is_a_product_of_their_parts(memor
 def test_images_of_which_blocks_are_taken_come_as_they_lie():
     def taken(model):
         program = torch.export.export(model.eval(), (IMAGE,))
-        return taken_as_given(fuse(program, ["space_to_depth", "conv_act"]).module)
+        return reads_any_layout(fuse(program, ["space_to_depth", "conv_act"]).module)
 
     assert taken(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.ReLU()))
     assert not taken(nn.Conv2d(3, 8, 3))

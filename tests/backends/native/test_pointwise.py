@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autotune.backends.native.pointwise import DTYPES, OPERATORS, Program, Reference, Step, parse
+from autotune.backends.native.pointwise import DTYPES, OPERATORS, PointwiseProgram, PointwiseStep, Reference, parse
 from autotune.errors import WorkError
 
 IN0, IN1 = Reference(kind="in", index=0), Reference(kind="in", index=1)
@@ -25,7 +25,7 @@ EXPECTED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def run(program: Program | str, *inputs: Tensor) -> Tensor:
+def run(program: PointwiseProgram | str, *inputs: Tensor) -> Tensor:
     text = program if isinstance(program, str) else program.text()
     answer: Tensor = torch.ops.autotune_native.pointwise(list(inputs), text)
     return answer
@@ -38,40 +38,43 @@ def test_every_operator_computes_what_it_is_called(name: str) -> None:
     form = OPERATORS[name].form
     operands: list[Any] = [IN0, *([IN1] if form == "xx" else [given[one][i] for i, one in enumerate(form[1:])])]
     values = [{IN0: x, IN1: y}.get(one, one) if isinstance(one, Reference) else one for one in operands]
-    program = Program(dtype="float32", steps=(Step(name=name, operands=tuple(operands)),))
+    program = PointwiseProgram(dtype="float32", steps=(PointwiseStep(name=name, operands=tuple(operands)),))
     expected = EXPECTED[name](*(one.double() if isinstance(one, Tensor) else one for one in values))
     torch.testing.assert_close(run(program, x, y).double(), expected.double().expand(2, 3, 4), rtol=1e-5, atol=1e-6)
 
 
 def test_steps_are_computed_wide_and_the_answer_is_rounded_once() -> None:
     steps = (
-        Step(name="add", operands=(IN0, 2.0**-12)),
-        Step(name="sub", operands=(Reference(kind="step", index=0), IN0)),
+        PointwiseStep(name="add", operands=(IN0, 2.0**-12)),
+        PointwiseStep(name="sub", operands=(Reference(kind="step", index=0), IN0)),
     )
     one = torch.ones(3, dtype=torch.float16)
-    assert run(Program(dtype="float16", steps=steps), one).tolist() == [2.0**-12] * 3
-    cast = Step(name="cast", operands=(Reference(kind="step", index=0), "float16"))
-    last = Step(name="sub", operands=(Reference(kind="step", index=1), IN0))
-    assert run(Program(dtype="float16", steps=(steps[0], cast, last)), one).tolist() == [0.0] * 3
-    tiny = Step(name="add", operands=(IN0, 1e-12))
-    wide = Program(dtype="float64", steps=(tiny, steps[1]))
+    assert run(PointwiseProgram(dtype="float16", steps=steps), one).tolist() == [2.0**-12] * 3
+    cast = PointwiseStep(name="cast", operands=(Reference(kind="step", index=0), "float16"))
+    last = PointwiseStep(name="sub", operands=(Reference(kind="step", index=1), IN0))
+    assert run(PointwiseProgram(dtype="float16", steps=(steps[0], cast, last)), one).tolist() == [0.0] * 3
+    tiny = PointwiseStep(name="add", operands=(IN0, 1e-12))
+    wide = PointwiseProgram(dtype="float64", steps=(tiny, steps[1]))
     assert run(wide, torch.ones(1, dtype=torch.float64)).item() > 0 == run(wide, torch.ones(1)).item()
 
 
 def test_the_answer_is_contiguous_and_new() -> None:
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
-    program = Program(dtype="float32", steps=(Step(name="maximum", operands=(IN0, IN0)),))
+    program = PointwiseProgram(dtype="float32", steps=(PointwiseStep(name="maximum", operands=(IN0, IN0)),))
     answer = run(program, x)
     assert answer.is_contiguous() and answer.data_ptr() != x.data_ptr() and torch.equal(answer, x)
-    inputs = ([x, torch.randn(5)], Program(dtype="float16", steps=(Step(name="mul", operands=(IN0, IN1)),)).text())
+    inputs = (
+        [x, torch.randn(5)],
+        PointwiseProgram(dtype="float16", steps=(PointwiseStep(name="mul", operands=(IN0, IN1)),)).text(),
+    )
     torch.library.opcheck(
         torch.ops.autotune_native.pointwise.default, inputs, test_utils=("test_schema", "test_faketensor")
     )
 
 
 def test_a_program_is_canonical_text_and_back() -> None:
-    steps = (Step(name="clamp", operands=(IN0, None, 1.5)), Step(name="sub", operands=(1, IN1)))
-    program = Program(dtype="bfloat16", steps=steps)
+    steps = (PointwiseStep(name="clamp", operands=(IN0, None, 1.5)), PointwiseStep(name="sub", operands=(1, IN1)))
+    program = PointwiseProgram(dtype="bfloat16", steps=steps)
     assert parse(program.text()) == program and program.inputs == 2
     assert program.text() == '{"dtype":"bfloat16","steps":[["clamp",{"in":0},null,1.5],["sub",1,{"in":1}]]}'
 
@@ -93,15 +96,15 @@ def test_what_is_no_program_is_refused(text: str) -> None:
 
 
 def test_inputs_that_are_no_floats_are_refused() -> None:
-    program = Program(dtype="float32", steps=(Step(name="neg", operands=(IN0,)),))
+    program = PointwiseProgram(dtype="float32", steps=(PointwiseStep(name="neg", operands=(IN0,)),))
     with pytest.raises(WorkError, match=r"int64\[2\]"):
         run(program, torch.ones(2, dtype=torch.int64))
 
 
 @pytest.mark.gpu
 def test_numbers_are_captured_in_a_cuda_graph() -> None:
-    step = Step(name="mul", operands=(IN0, 0.3))
-    program, x = Program(dtype="float32", steps=(step,)), torch.randn(8, device="cuda")
+    step = PointwiseStep(name="mul", operands=(IN0, 0.3))
+    program, x = PointwiseProgram(dtype="float32", steps=(step,)), torch.randn(8, device="cuda")
     run(program, x)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

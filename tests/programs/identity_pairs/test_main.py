@@ -7,8 +7,8 @@ import pytest
 
 from autotune.model import form
 from autotune.programs.identity_pairs import main as identity_pairs
-from autotune.programs.identity_pairs.pair_keys import compare
-from autotune.programs.identity_pairs.twins import KINDS, draw_twins
+from autotune.programs.identity_pairs.compared_pair import compare
+from autotune.programs.identity_pairs.kinds import KINDS, draw_pair
 
 
 @pytest.mark.timeout(900)  # half a minute on two free cores
@@ -23,10 +23,10 @@ def test_no_pair_of_two_hundred_shares_a_key_that_it_must_not_share(tmp_path, ca
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_twins_are_the_same_for_the_same_seed_and_differ_in_one_thing(kind):
-    one, same, other = (draw_twins(kind, random.Random(seed)) for seed in ("a", "a", "b"))
+def test_pairs_are_the_same_for_the_same_seed_and_differ_in_one_thing(kind):
+    one, same, other = (draw_pair(kind, random.Random(seed)) for seed in ("a", "a", "b"))
     assert one == same and one != other
-    assert one.first != one.second or one.asked[0] != one.asked[1]
+    assert one.first != one.second or one.requests[0] != one.requests[1]
 
 
 def test_a_structure_that_leaves_numbers_out_is_found(monkeypatch, capsys):

@@ -13,7 +13,7 @@ from autotune.model import source
 from autotune.model.capture import capture
 from autotune.programs.kernel_comparison import main as kernel_comparison
 from autotune.programs.kernel_comparison.finals import Race, overall, ratio_of, result_of
-from autotune.programs.kernel_comparison.shapes import SHAPES, Shape
+from autotune.programs.kernel_comparison.shapes import SHAPES, ComparedShape
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -44,7 +44,7 @@ def test_those_of_a_study_come_out_of_its_captured_graph(tmp_path):
     configuration = Configuration.of(
         "native", {"precision": "fp16", **switches, "channels_last": True, "kernels": "tuned", "cuda_graph": True}
     )
-    found = registry.backend("native").problems(source.CapturedModel(tmp_path), configuration, HOPPER)
+    found = registry.backend("native").kernel_problems(source.CapturedModel(tmp_path), configuration, HOPPER)
     for shape in SHAPES:
         if shape.model == "resnet50":
             # A batch makes more rows, and nothing else.
@@ -94,7 +94,8 @@ def test_a_race_is_read_as_it_was_written():
 def program(toykernels, tmp_path, monkeypatch):
     """The program on toy kernels, and two products that are small enough for a CPU."""
     shapes = tuple(
-        Shape(model="toy", batch=m, what="a product", epilogue="none", problem=replace(SMALL, m=m)) for m in (8, 1)
+        ComparedShape(model="toy", batch=m, what="a product", epilogue="none", problem=replace(SMALL, m=m))
+        for m in (8, 1)
     )
     monkeypatch.setattr(kernel_comparison, "SHAPES", shapes)
     monkeypatch.setattr("autotune.kernels.executor.CANDIDATE_S", 3.0)

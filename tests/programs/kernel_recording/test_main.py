@@ -12,8 +12,8 @@ import pytest
 
 from autotune import registry
 from autotune.errors import RequestError
-from autotune.kernel import MadeKernel
-from autotune.kernels.timing import Limits
+from autotune.kernel import CompileResult
+from autotune.kernels.timing import TimingLimits
 from autotune.programs.kernel_recording import builds as kernel_recording_builds
 from autotune.programs.kernel_recording import main as kernel_recording
 from autotune.programs.kernel_recording.builds import RATES, Recording, choose, recorded_problems
@@ -36,7 +36,7 @@ def toys(toykernels, tmp_path, monkeypatch):
     monkeypatch.setattr("autotune.kernels.executor.CANDIDATE_S", 3.0)
     for stage in ("SCREENING", "AGAIN"):
         monkeypatch.setattr(
-            f"autotune.programs.kernel_recording.times.{stage}", {"cpu": Limits(sampling_s=0.02, least_samples=7)}
+            f"autotune.programs.kernel_recording.times.{stage}", {"cpu": TimingLimits(sampling_s=0.02, least_samples=7)}
         )
     (tmp_path / "rates.json").write_text(json.dumps(RULES.as_dict()))
 
@@ -61,21 +61,21 @@ def test_problems_differ_in_their_shape_alone_and_serve_every_kind():
 
 def test_builds_are_proposed_and_spread_and_kinds_have_the_share_that_they_serve():
     problems = [GemmProblem(m=m, n=2048, k=512, bias=True) for m in (16, 256, 512, 4096)]
-    maker = registry.kernels("native")
+    provider = registry.kernels("native")
 
     def chosen(seed):
-        return choose(maker, HOPPER, problems, backend="native", rates=RULES, builds=40, seed=seed)
+        return choose(provider, HOPPER, problems, backend="native", rates=RULES, builds=40, seed=seed)
 
     recording = chosen(0)
     counts = Counter(one.build.backend for one in recording.builds)
-    legal = Counter(build.backend for build in {one for p in problems for one in maker.space(HOPPER, p).builds})
+    legal = Counter(build.backend for build in {one for p in problems for one in provider.space(HOPPER, p).builds})
     assert counts == {kind: math.ceil(40 * count / max(legal.values())) for kind, count in legal.items()}
     assert counts["cutlass"] == 40 and counts["triton_gemm"] > 1
     assert len({one.build for one in recording.builds}) == len(recording.builds)
     assert sum(one.origin == "proposed" for one in recording.builds if one.build.backend == "cutlass") == 20
     spread = [one.build for one in recording.builds if one.build.backend == "cutlass" and one.origin == "spread"]
     assert len({build["tile_m"] for build in spread}) == 4 and len({build["scheduler"] for build in spread}) == 2
-    spaces = [set(maker.space(HOPPER, problem).builds) for problem in problems]
+    spaces = [set(provider.space(HOPPER, problem).builds) for problem in problems]
     assert all((one.build in spaces[place]) == (place in one.places) for one in recording.builds for place in range(4))
     assert chosen(0) == recording and chosen(1) != recording
 
@@ -83,8 +83,8 @@ def test_builds_are_proposed_and_spread_and_kinds_have_the_share_that_they_serve
 def test_a_recording_is_read_as_it_was_written(tmp_path):
     problems = [GemmProblem(m=256, n=2048, k=512, bias=True)]
     recording = choose(registry.kernels("native"), HOPPER, problems, backend="native", rates=RULES, builds=3, seed=0)
-    recording.made[recording.builds[0].build, 0] = MadeKernel(compile_s=2.0)
-    recording.made[recording.builds[1].build, 0] = MadeKernel(refusal="no such tile")
+    recording.results[recording.builds[0].build, 0] = CompileResult(compile_s=2.0)
+    recording.results[recording.builds[1].build, 0] = CompileResult(refusal="no such tile")
     recording.write(tmp_path)
     read = Recording.read(tmp_path)
     assert read == recording

@@ -54,7 +54,7 @@ def test_the_halves_are_told_apart(files: list[Path], tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["nothing.json"], "reading the recorded space nothing.json"),
-        (["nothing.json", "--seeds", "0"], "--seeds is at least 1, found 0"),
+        (["nothing.json", "--seeds", "0"], "0 is not a positive number"),
         (["nothing.json", "--half", "third"], "invalid choice"),
         ([], "required: FILE"),
     ],
@@ -62,7 +62,9 @@ def test_the_halves_are_told_apart(files: list[Path], tmp_path: Path) -> None:
 def test_a_wrong_request_is_an_exit_code_of_two(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        kernel_search.main(arguments)
-    assert ended.value.code == 2
+    try:
+        code = kernel_search.main(arguments)
+    except SystemExit as ended:  # what argparse itself refuses
+        code = ended.code
+    assert code == 2
     assert message in capsys.readouterr().err

@@ -9,8 +9,8 @@ import torch
 from autotune.errors import ModelError
 from autotune.programs.drawn import odd_layers
 from autotune.programs.drawn.answers import MORE, Answer
-from autotune.programs.drawn.models import Drawn, Input, Step
-from autotune.programs.random_models import deployed, odd_models, same_answer
+from autotune.programs.drawn.models import Input, ModelSpec, Step
+from autotune.programs.random_models import judge, odd_models, same_answer
 from autotune.programs.random_models import main as random_models
 
 
@@ -54,7 +54,7 @@ def test_a_wrong_runner_is_found(monkeypatch, capsys, cheat, said, is_promoted):
 
     monkeypatch.setattr("autotune.deploy.model.OptimizedModel", Wrong)
     if is_promoted:
-        monkeypatch.setattr(deployed, "_far_off", lambda *given: "")
+        monkeypatch.setattr(judge, "_far_off", lambda *given: "")
     assert random_models.main(["--models", "2", "--calls", "2", "--workers", "1", "--backends", "eager"]) == 1
     shown = capsys.readouterr()
     assert (said in shown.err) == is_promoted and "FAIL" in shown.out
@@ -71,21 +71,21 @@ def test_too_many_refusals_break_the_promise(monkeypatch, capsys):
 
 def of_steps(*operators, answer=None):
     steps = tuple(Step(operator=name, attributes={}) for name in operators)
-    return Drawn(inputs=(Input(name="x", shape=(2, 6)),), steps=steps, answer=answer or Answer())
+    return ModelSpec(inputs=(Input(name="x", shape=(2, 6)),), steps=steps, answer=answer or Answer())
 
 
 @pytest.mark.parametrize("name", [*odd_layers.RANDOM, *odd_layers.VALUES, "trained norm", "counter", "counted answer"])
 def test_each_oddity_that_no_plan_can_have_is_refused(monkeypatch, name):
-    program = odd_models.Program(drawn=of_steps(name), may_be_refused=True)
-    monkeypatch.setattr(deployed, "draw_program", lambda rng: program)
-    assert deployed.judge("0", ("eager",), 2).refusal
+    program = odd_models.Program(spec=of_steps(name), may_be_refused=True)
+    monkeypatch.setattr(judge, "draw_program", lambda rng: program)
+    assert judge.judge("0", ("eager",), 2).refusal
 
 
 @pytest.mark.parametrize("name", [*odd_layers.WRITING, *odd_layers.HARMLESS])
 def test_each_harmless_oddity_is_accepted_and_answered(monkeypatch, name):
-    program = odd_models.Program(drawn=of_steps(name))
-    monkeypatch.setattr(deployed, "draw_program", lambda rng: program)
-    verdict = deployed.judge("0", ("eager", "torchscript"), 4)
+    program = odd_models.Program(spec=of_steps(name))
+    monkeypatch.setattr(judge, "draw_program", lambda rng: program)
+    verdict = judge.judge("0", ("eager", "torchscript"), 4)
     assert (verdict.refusal, verdict.wrong, verdict.failed) == ("", {}, {})
     assert verdict.calls == {"eager": 4, "torchscript": 4}
 
@@ -93,9 +93,9 @@ def test_each_harmless_oddity_is_accepted_and_answered(monkeypatch, name):
 @pytest.mark.parametrize("name", MORE)
 def test_each_further_output_is_given_as_the_model_gives_it(monkeypatch, name):
     step = Step(operator="linear", attributes={"out_features": 6, "bias": True})
-    drawn = Drawn(inputs=(Input(name="x", shape=(2, 6)),), steps=(step,), answer=Answer(form="dict", more=(name,)))
-    monkeypatch.setattr(deployed, "draw_program", lambda rng: odd_models.Program(drawn=drawn))
-    verdict = deployed.judge("0", ("eager", "torchscript"), 4)
+    drawn = ModelSpec(inputs=(Input(name="x", shape=(2, 6)),), steps=(step,), answer=Answer(form="dict", more=(name,)))
+    monkeypatch.setattr(judge, "draw_program", lambda rng: odd_models.Program(spec=drawn))
+    verdict = judge.judge("0", ("eager", "torchscript"), 4)
     assert (verdict.refusal, verdict.wrong, verdict.failed) == ("", {}, {})
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from autotune.database.plan_store import PlanStore
 from autotune.errors import DatabaseError
 from autotune.programs.reliability import look_up, refusals, writers
 from autotune.programs.reliability.campaign import Campaign
@@ -50,7 +51,7 @@ def test_plans_are_looked_up_right_and_in_time(campaign, monkeypatch):
 
 
 def test_a_wrong_plan_is_no_answer(monkeypatch, tmp_path):
-    monkeypatch.setattr(look_up.Store, "find_plan", lambda *_: replace(look_up.PLAN, uid="another"))
+    monkeypatch.setattr(PlanStore, "find", lambda *_: replace(look_up.PLAN, uid="another"))
     with pytest.raises(RuntimeError, match="was asked for"):
         look_up.check(Campaign(folder=tmp_path, databases={"sqlite": ""}, quick=True))
 

@@ -10,7 +10,7 @@ from autotune.runtime import discovery
 
 def fault(name):
     kind, words = KINDS[name]
-    return DeviceFault(name=name, told=kind, detail=f"it said: {words}", seconds=1.0, left_bytes=0, next_right=True)
+    return DeviceFault(name=name, reported=kind, detail=f"it said: {words}", seconds=1.0, left_bytes=0, next_right=True)
 
 
 def test_faults_that_cost_their_candidate_alone_pass():
@@ -19,7 +19,12 @@ def test_faults_that_cost_their_candidate_alone_pass():
 
 @pytest.mark.parametrize(
     ("change", "failed"),
-    [({"told": None}, 0), ({"detail": "something else"}, 0), ({"next_right": False}, 1), ({"left_bytes": 2**30}, 2)],
+    [
+        ({"reported": None}, 0),
+        ({"detail": "something else"}, 0),
+        ({"next_right": False}, 1),
+        ({"left_bytes": 2**30}, 2),
+    ],
 )
 def test_each_way_to_cost_more_fails_its_own_row(change, failed):
     loose = [fault(name) for name in KINDS]

@@ -30,7 +30,7 @@ def test_nothing_outlives_a_coordinator(campaign):
 
 def good(name):
     kind, words = KINDS[name]
-    return Fault(name=name, told=kind, detail=words, seconds=1.0, clean_s=0.0, processes=1, orphans=0)
+    return Fault(name=name, reported=kind, detail=words, seconds=1.0, clean_s=0.0, processes=1, orphans=0)
 
 
 @pytest.mark.parametrize(
@@ -38,15 +38,15 @@ def good(name):
     [
         ("hang", {}, True, [True, True, True, True]),
         ("hang", {}, False, [False, True, True, True]),
-        ("hang", {"told": "crash"}, True, [True, False, True, True]),
-        ("orphan", {"told": "crash"}, True, [True, False, True, True]),
+        ("hang", {"reported": "crash"}, True, [True, False, True, True]),
+        ("orphan", {"reported": "crash"}, True, [True, False, True, True]),
         ("segfault", {"detail": "SIGABRT"}, True, [True, False, True, True]),
         ("orphan", {"orphans": 1}, True, [True, True, False, True]),
         ("orphan", {"processes": 0}, True, [True, True, False, True]),
         ("stubborn", {"seconds": 1.2, "clean_s": 0.4}, True, [True, True, True, False]),
     ],
 )
-def test_a_promise_that_is_not_kept_is_told(name, wrong, survived, held):
+def test_a_promise_that_is_not_kept_is_reported(name, wrong, survived, held):
     loose = [replace(good(one), **wrong) if one == name else good(one) for one in KINDS]
     assert [row.passed for row in faults.outcomes(loose, survived)] == held
 

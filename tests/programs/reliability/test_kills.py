@@ -26,26 +26,26 @@ def test_no_kill_loses_or_doubles_a_trial(campaign):
 
 
 def test_a_trial_that_is_missing_or_there_twice_is_noticed(campaign, monkeypatch):
-    told = kills._told
+    stored_by = kills._stored
 
     def mislaid(part):
-        study, found, samples = told(part)
-        return study, found[1:], samples[1:]
+        study, trials, samples = stored_by(part)
+        return study, trials[1:], samples[1:]
 
-    monkeypatch.setattr(kills, "_told", mislaid)
+    monkeypatch.setattr(kills, "_stored", mislaid)
     with kills._place(campaign, "sqlite", "kills") as part:
         row = kills._survives(campaign, "sqlite", part)
-    assert not row.passed and row.raw["lost"] == 2  # it was told as finished, and there is one too few
+    assert not row.passed and row.raw["lost"] == 2  # it was reported as finished, and there is one too few
 
 
-def test_the_audit_tells_what_is_wrong(tmp_path):
+def test_the_audit_names_each_error(tmp_path):
     from autotune.database.store import Store
 
     with Store.open(str(tmp_path / "a.db")) as store:
         study = begin(store)
         trials = [
             complete(
-                store.claim_trial(study.uid, configuration(level), "toolchain"),
+                store.trials.claim(study.uid, configuration(level), "toolchain"),
                 latency_ms=latency_ms(configuration(level)),
             )
             for level in range(3)

@@ -2,11 +2,11 @@ import json
 
 import pytest
 
+from autotune.programs.check_result import CheckResult
 from autotune.programs.reliability import main as program
 from autotune.programs.reliability import postgresql
-from autotune.programs.reliability.campaign import Outcome
 
-DONE = Outcome(check="promise", figure="0", limit="0", passed=True)
+DONE = CheckResult(check="promise", figure="0", limit="0", passed=True)
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ with serving(durable=False) as server:
     assert not psutil.wait_procs(servers, timeout=20)[1] or servers[0].status() == psutil.STATUS_ZOMBIE
 
 
-def test_where_it_is_not_installed_the_command_is_told(monkeypatch, tmp_path):
+def test_if_it_is_not_installed_the_command_is_shown(monkeypatch, tmp_path):
     monkeypatch.setattr(postgresql, "PACKAGED", tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(RequestError, match="apt-get install -y postgresql"), postgresql.serving():

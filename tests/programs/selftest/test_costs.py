@@ -58,7 +58,7 @@ def test_what_a_sample_costs_is_what_the_recorder_adds(rig):
     assert not costs.check_overhead(rig)[0].passed
 
 
-def test_the_share_that_is_not_timed_is_told(rig):
+def test_the_share_that_is_not_timed_is_reported(rig):
     rig.clock.look_ms = 0.01
     _, short, typical = costs.check_overhead(rig)
     assert short.passed and short.raw["share"] > typical.raw["share"] == pytest.approx(0.02 / 1.22, abs=1e-3)

@@ -5,7 +5,7 @@ from autotune.programs.selftest.rig import Rig
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)
-def test_each_fault_is_refused_or_told(name):
+def test_each_fault_is_refused_or_reported(name):
     assert faults.FAULTS[name]()
 
 

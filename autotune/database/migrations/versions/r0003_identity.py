@@ -1,11 +1,11 @@
 """One identity: the conditions of studies, the kernels of trials, the form of plans.
 
-What fingerprint 1 recorded keeps its keys: a study without conditions is never taken for another one, and a plan
-without a form is found by everything else. Trials that ended only because the budget did are no results and go.
+Records of fingerprint 1 keep their keys: a study without conditions never equals another one, and a plan without a
+form is found by its other fields. Trials that ended only because the budget did are no results and go.
 """
 
 import json
-from typing import Any
+from collections.abc import Callable
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,7 +15,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-_ADDED: dict[str, Any] = {"form": "", "kernels": "", "fingerprint": 1}
+_ADDED: dict[str, object] = {"form": "", "kernels": "", "fingerprint": 1}
 _KEY = ["structure", "form", "device_class", "weights", "serve_as", "objective_digest"]
 _FORMER_KEY = ["structure", "device_class", "weights", "serve_as", "objective_digest"]
 
@@ -50,7 +50,7 @@ def downgrade() -> None:
 
 
 def _plan_with(key: list[str], added: "sa.Column[str] | None") -> None:
-    """Give the table of plans another unique key, with the column ``form`` added to it or taken out of it."""
+    """Change the unique key of the table of plans, and add the column ``form`` or drop it."""
     if op.get_bind().dialect.name == "postgresql":
         op.drop_constraint("uq_plan_key", "plan")
         if added is not None:
@@ -75,10 +75,10 @@ def _plan_with(key: list[str], added: "sa.Column[str] | None") -> None:
     op.create_index("ix_plan_artifact", "plan", ["artifact"])
 
 
-def _columns() -> "list[sa.Column[Any]]":
+def _columns() -> "list[sa.Column[object]]":
     """List the columns of a plan as revision 0002 has them."""
     digest, instant = sa.String(64), sa.String(32)
-    kinds: dict[str, Any] = {
+    kinds: dict[str, sa.String | sa.Integer | sa.Double[float]] = {
         "uid": digest, "name": sa.Text(), "batch": sa.Integer(), "structure": digest, "weights": digest,
         "device_class": sa.Text(), "objective_name": sa.Text(), "objective": sa.Text(), "objective_digest": digest,
         "serve_as": sa.Text(), "toolchain": digest, "artifact": digest, "latency_ms": sa.Double(), "created": instant,
@@ -87,7 +87,7 @@ def _columns() -> "list[sa.Column[Any]]":
     return [sa.Column(name, kind, nullable=name == "artifact") for name, kind in kinds.items()]
 
 
-def _rewrite_records(change: Any) -> None:
+def _rewrite_records(change: Callable[[dict[str, object]], dict[str, object]]) -> None:
     """Change the JSON record of every plan; canonical JSON, as :mod:`autotune.records.canonical` writes it."""
     connection = op.get_bind()
     for (uid,) in connection.execute(sa.text("SELECT uid FROM plan")).all():

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune.backends.native.cuda_kernels.kind import HERE as HEADERS
-from autotune.backends.native.cuda_kernels.kind import order_of
+from autotune.backends.native.cuda_kernels.cuda_kind import HERE as HEADERS
+from autotune.backends.native.cuda_kernels.cuda_kind import launch_arguments
 from autotune.records.kernel_problem import GemmProblem
 
 HERE = Path(__file__).parent
@@ -19,10 +19,10 @@ class Emulated:
 
     def __init__(self, run: Any, problem: GemmProblem, splits: int) -> None:
         self._run, self._problem, self._splits = run, problem, splits
-        self.made: dict[str, float] = {}
+        self.resource_usage: dict[str, float] = {}
 
     def __call__(self, a: Any, b: Any, bias: Any, residual: Any, out: Any) -> None:
-        order = order_of(self._problem, (a, b, bias, residual, out), early=True)
+        order = launch_arguments(self._problem, (a, b, bias, residual, out), programmatic_launch=True)
         assert self._run(ctypes.byref(order), self._splits, None) == 0
 
 

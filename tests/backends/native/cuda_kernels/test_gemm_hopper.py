@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from autotune.backends.native.cuda_kernels.kind import ELEMENTS
+from autotune.backends.native.cuda_kernels.cuda_kind import ELEMENTS
 from autotune.records.kernel_problem import GemmProblem, Window
 from tests.backends.native.cuda_kernels.emulating import Emulated, emulated
 from tests.backends.native.kernel_problems import check, convolution, epilogues

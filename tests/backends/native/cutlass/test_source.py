@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.backends.native.cutlass.compiler import CompiledKernel, Compiler, KernelCache
-from autotune.backends.native.cutlass.kernel import LoadedKernel, Shape
+from autotune.backends.native.cutlass.loaded_kernel import GemmSize, LoadedCutlassKernel
+from autotune.backends.native.cutlass.nvcc_compiler import CompiledCudaKernel, NvccCache, NvccCompiler
 from autotune.backends.native.cutlass.source import MULTISTAGE, SM90, SM90_STREAM_K, source_of
 from autotune.errors import WorkError
 from autotune.records.configuration import Configuration
@@ -65,7 +65,7 @@ def test_every_legal_build_has_a_line_with_an_argument_for_each_parameter(build:
     assert name == "{name}"
     assert len(given) == len(arguments(HEADS[source.header]))
     sides = [str(build.tile[side]) for side in ("tile_m", "tile_n", "tile_k")]
-    assert next(re.findall(r"\d+", text) for text in given if "Shape<" in text) == sides
+    assert next(re.findall(r"\d+", text) for text in given if "GemmSize<" in text) == sides
 
 
 @settings(max_examples=30, deadline=None)
@@ -83,15 +83,15 @@ def test_what_the_code_follows_from_is_in_the_line(build: CutlassBuild, data: st
     assert source_of(replace(build, bias=not build.bias)) == source_of(build), "a null bias needs no other kernel"
 
 
-def compiled(build: CutlassBuild, folder: Path) -> LoadedKernel:
+def compiled(build: CutlassBuild, folder: Path) -> LoadedCutlassKernel:
     """Compile a build, or say why this machine cannot."""
     try:
-        compiler = Compiler.find(build.architecture.removeprefix("sm_"))
+        compiler = NvccCompiler.find(build.architecture.removeprefix("sm_"))
     except WorkError as error:
         pytest.skip(f"{error.found}: {error.run}")
-    (kernel,) = KernelCache(folder).compile(compiler, [source_of(build)])
-    assert isinstance(kernel, CompiledKernel), kernel
-    return LoadedKernel(kernel)
+    (kernel,) = NvccCache(folder).compile(compiler, [source_of(build)])
+    assert isinstance(kernel, CompiledCudaKernel), kernel
+    return LoadedCutlassKernel(kernel)
 
 
 def test_nvcc_takes_a_pingpong_kernel_with_everything(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_nvcc_takes_a_pingpong_kernel_with_everything(tmp_path: Path) -> None:
     tile = {"tile_m": 64, "tile_n": 32, "tile_k": 64, "cluster_m": 2, "cluster_n": 1}
     point = Configuration.of("cutlass", {**tile, "schedule": "pingpong", "scheduler": "persistent"})
     kernel = compiled(build_of(gpu((9, 0)), problem, point), tmp_path)
-    assert kernel.workspace_bytes(Shape(m=128, n=64, k=64), CutlassLaunch(), multiprocessors=132) == 0
+    assert kernel.workspace_bytes(GemmSize(m=128, n=64, k=64), CutlassLaunch(), sm_count=132) == 0
 
 
 def test_nvcc_takes_a_stream_k_kernel(tmp_path: Path) -> None:
@@ -108,11 +108,11 @@ def test_nvcc_takes_a_stream_k_kernel(tmp_path: Path) -> None:
     point = Configuration.of("cutlass", {**tile, "schedule": "cooperative", "scheduler": "stream_k"})
     kernel = compiled(build_of(gpu((9, 0)), problem, point), tmp_path)
     launch = CutlassLaunch(decomposition="split_k", splits=2)
-    assert kernel.workspace_bytes(Shape(m=256, n=512, k=128), launch, multiprocessors=132) > 0
+    assert kernel.workspace_bytes(GemmSize(m=256, n=512, k=128), launch, sm_count=132) > 0
 
 
 def test_nvcc_takes_a_multistage_kernel_for_rows_of_two_elements(tmp_path: Path) -> None:
     problem = GemmProblem(m=5, n=62, k=34, bias=True, activation="gelu_tanh", residual=True)
     tile = {"tile_m": 64, "tile_n": 64, "tile_k": 32, "warp_m": 32, "warp_n": 32, "stages": 4}
     kernel = compiled(build_of(gpu((8, 0)), problem, Configuration.of("cutlass", tile)), tmp_path)
-    assert kernel.workspace_bytes(Shape(m=5, n=62, k=34), CutlassLaunch(), multiprocessors=108) == 0
+    assert kernel.workspace_bytes(GemmSize(m=5, n=62, k=34), CutlassLaunch(), sm_count=108) == 0

@@ -44,8 +44,8 @@ def test_pairs_stay_within_rounding(data: st.DataObject) -> None:
     sx, s0, s1, t0, t1, sadd = magnitude(x, w0, w1, b0, b1, added)
     inner = functional.linear(sx, s0, t0)  # type: ignore[arg-type]
     size = functional.linear(inner, s1, t1) + sadd  # type: ignore[arg-type,operator]
-    early = functional.linear(bound(k, inner, dtype), s1)  # type: ignore[arg-type]
-    assert within(before[0], after[0], 1.2 * early + bound(between, size, dtype))
+    programmatic_launch = functional.linear(bound(k, inner, dtype), s1)  # type: ignore[arg-type]
+    assert within(before[0], after[0], 1.2 * programmatic_launch + bound(between, size, dtype))
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from autotune.backends.native.triton_kernels.plan import Plan
+from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan
 
 Buffers = dict[str, Any]
 
 
-def interpret(orders: list[tuple[Plan, Buffers]], folder: Path) -> list[Buffers]:
+def interpret(orders: list[tuple[LaunchPlan, Buffers]], folder: Path) -> list[Buffers]:
     """Run plans on the CPU, in a process of its own, and give their buffers afterwards."""
     asked, answers = folder / "orders", folder / "answers"
     asked.write_bytes(pickle.dumps(orders))
@@ -29,7 +29,7 @@ def interpret(orders: list[tuple[Plan, Buffers]], folder: Path) -> list[Buffers]
     return found
 
 
-def _run(plan: Plan, buffers: Buffers, folder: Path) -> None:
+def _run(plan: LaunchPlan, buffers: Buffers, folder: Path) -> None:
     import torch
 
     known = {**buffers, "workspace": torch.full((plan.workspace_bytes // 4,), float("nan"))}

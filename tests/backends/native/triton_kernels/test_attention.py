@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from autotune.backends.native.triton_kernels import attention as module
-from autotune.backends.native.triton_kernels.ahead import CompiledKernel, TritonCache, TritonCompiler
 from autotune.backends.native.triton_kernels.attention import AttentionShape, plan
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
+from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin, TritonCache, TritonCompiler
 from autotune.runtime import discovery
 from tests.backends.native.triton_kernels.interpreted import interpret
 
@@ -32,7 +32,7 @@ class Case(NamedTuple):
     mask: Tensor | None
 
 
-def drawn(seed: int, kind: str, dtype: torch.dtype = torch.float16, *, early: bool = False) -> Case:
+def drawn(seed: int, kind: str, dtype: torch.dtype = torch.float16, *, programmatic_launch: bool = False) -> Case:
     """Queries, keys and values as a joined layer gives them: parts of its rows."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
@@ -54,7 +54,7 @@ def drawn(seed: int, kind: str, dtype: torch.dtype = torch.float16, *, early: bo
     shape = AttentionShape(
         batch=batch, heads=heads, rows=rows, columns=columns, depth=depth, dtype=name,  # type: ignore[arg-type]
         scale=draw.choice([depth**-0.5, 0.3]), q=q.stride()[:3], k=k.stride()[:3], v=v.stride()[:3],
-        mask=None if seen is None else seen.stride(), causal=kind == "causal", early=early,
+        mask=None if seen is None else seen.stride(), causal=kind == "causal", programmatic_launch=programmatic_launch,
         mask_dtype="bool" if kind in ("keys", "all") else name,  # type: ignore[arg-type]
     )  # fmt: skip
     out = torch.full((batch, rows, heads, depth), math.nan, dtype=dtype)
@@ -116,16 +116,18 @@ def test_what_no_kernel_computes_is_refused(change: dict[str, Any], why: str) ->
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("early", [False, True])
-def test_compiled_ones_equal_torchs(dtype: torch.dtype, early: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("programmatic_launch", [False, True])
+def test_compiled_ones_equal_torchs(dtype: torch.dtype, programmatic_launch: bool, tmp_path: Path) -> None:
     device = discovery.find("cuda")
-    cases = [drawn(seed, KINDS[seed % len(KINDS)], dtype, early=early) for seed in range(20)]
+    cases = [
+        drawn(seed, KINDS[seed % len(KINDS)], dtype, programmatic_launch=programmatic_launch) for seed in range(20)
+    ]
     plans = [plan(case.shape) for case in cases]
     sources = [source for one in plans for source in one.sources]
     for case, one, made in zip(
         cases, plans, TritonCache(tmp_path).compile(TritonCompiler.find(device), sources), strict=True
     ):
-        assert isinstance(made, CompiledKernel)
+        assert isinstance(made, CompiledCubin)
         given = {name: _there(tensor, device.torch_name) for name, tensor in case.given.items()}
         loaded = LoadedPlan([made], one.launches, workspace_bytes=0, device=device.index)
         for _ in range(2):

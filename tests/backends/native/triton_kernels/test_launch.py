@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.backends.native.triton_kernels.ahead import SCHEMA, CompiledKernel, TritonCache, TritonCompiler
-from autotune.backends.native.triton_kernels.driver import Driver
-from autotune.backends.native.triton_kernels.launch import LoadedKernel, LoadedPlan
+from autotune.backends.native.triton_kernels.driver import CudaDriver
+from autotune.backends.native.triton_kernels.launch import LoadedCubin, LoadedPlan
+from autotune.backends.native.triton_kernels.launch_plan import Launch, LaunchPlan
 from autotune.backends.native.triton_kernels.norm import NormShape, plan
-from autotune.backends.native.triton_kernels.plan import Launch, Plan
+from autotune.backends.native.triton_kernels.triton_compiler import SCHEMA, CompiledCubin, TritonCache, TritonCompiler
 from autotune.errors import WorkError
 from autotune.records.device import Device
 from tests.backends.native.triton_kernels.test_norm import buffers, check
@@ -32,7 +32,7 @@ LAUNCH = Launch(kernel=0, grid=(3, 2, 1), arguments=(("factor", 0.5), ("x", "inp
 @dataclass
 class Fake:
     library: Path
-    driver: Driver
+    driver: CudaDriver
 
     def reset(self, failing: str = "") -> None:
         ctypes.CDLL(str(self.library)).reset(failing.encode())
@@ -52,13 +52,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fake(library: Path) -> Iterator[Fake]:
-    fake = Fake(library, Driver(str(library)))
+    fake = Fake(library, CudaDriver(str(library)))
     fake.reset()
     yield fake
     fake.reset()
 
 
-def compiled(folder: Path, *, shared_bytes: int = 0, **other: Any) -> CompiledKernel:
+def compiled(folder: Path, *, shared_bytes: int = 0, **other: Any) -> CompiledCubin:
     cubin = b"\x7fELF and the rest"
     record = {
         "schema": SCHEMA, "function": "twice", "target": "sm_90a", "threads": 128, "shared_bytes": shared_bytes,
@@ -68,12 +68,12 @@ def compiled(folder: Path, *, shared_bytes: int = 0, **other: Any) -> CompiledKe
     }  # fmt: skip
     (folder / "k.json").write_text(json.dumps(record))
     (folder / "k.cubin").write_bytes(cubin)
-    return CompiledKernel(key="k", folder=folder)
+    return CompiledCubin(key="k", folder=folder)
 
 
 @needs_gcc
 def test_a_launch_arrives_as_it_was_given(fake: Fake, tmp_path: Path) -> None:
-    kernel = LoadedKernel(compiled(tmp_path, shared_bytes=1024), 1, on=fake.driver)
+    kernel = LoadedCubin(compiled(tmp_path, shared_bytes=1024), 1, on=fake.driver)
     kernel.launch((3, 2, 1), ARGUMENTS, 0x77)
     kernel.close()
     kernel.close()
@@ -85,17 +85,17 @@ def test_a_launch_arrives_as_it_was_given(fake: Fake, tmp_path: Path) -> None:
 
 @needs_gcc
 def test_a_kernel_that_waits_by_itself_is_launched_early(fake: Fake, tmp_path: Path) -> None:
-    LoadedKernel(compiled(tmp_path, early=True), 1, on=fake.driver).launch((3, 2, 1), ARGUMENTS, 0)
+    LoadedCubin(compiled(tmp_path, programmatic_launch=True), 1, on=fake.driver).launch((3, 2, 1), ARGUMENTS, 0)
     assert "stream=(nil) early x=0x1000" in fake.noted
 
 
 @needs_gcc
 def test_more_shared_memory_than_a_block_has_by_itself_is_asked_for(fake: Fake, tmp_path: Path) -> None:
-    LoadedKernel(compiled(tmp_path, shared_bytes=49152), 1, on=fake.driver)
+    LoadedCubin(compiled(tmp_path, shared_bytes=49152), 1, on=fake.driver)
     assert "prefer_shared" not in fake.noted
-    kernel = LoadedKernel(compiled(tmp_path, shared_bytes=200_000), 1, on=fake.driver)
+    kernel = LoadedCubin(compiled(tmp_path, shared_bytes=200_000), 1, on=fake.driver)
     assert "prefer_shared set attribute_8=200000" in fake.noted
-    assert kernel.made == {"registers": 1004, "spilled_bytes": 1003, "shared_bytes": 200_000}
+    assert kernel.resource_usage == {"registers": 1004, "spilled_bytes": 1003, "shared_bytes": 200_000}
 
 
 @needs_gcc
@@ -105,20 +105,20 @@ def test_what_the_driver_refuses_is_told_in_its_words_and_nothing_stays_loaded(
 ) -> None:
     fake.reset(failing)
     with pytest.raises(WorkError, match=r"(?s)twice.*error 209: CUDA_ERROR_NAME, the words"):
-        LoadedKernel(compiled(tmp_path, shared_bytes=200_000), 1, on=fake.driver)
+        LoadedCubin(compiled(tmp_path, shared_bytes=200_000), 1, on=fake.driver)
     assert fake.noted.endswith("release ") and ("unload" in fake.noted) == (failing != "load")
 
 
 @needs_gcc
 def test_a_launch_that_fails_is_told(fake: Fake, tmp_path: Path) -> None:
-    kernel = LoadedKernel(compiled(tmp_path), 1, on=fake.driver)
+    kernel = LoadedCubin(compiled(tmp_path), 1, on=fake.driver)
     with pytest.raises(WorkError, match=r"0x1008.*\n.*multiple of 16"):
         kernel.launch((1, 1, 1), {**ARGUMENTS, "x": 4104}, 0)
     fake.reset("launch")
     with pytest.raises(WorkError, match="cuLaunchKernelEx gave error"):
         kernel.launch((1, 1, 1), ARGUMENTS, 0)
     with pytest.raises(WorkError, match=r"parameters of \['fp8'\]"):
-        LoadedKernel(compiled(tmp_path, parameters=[["x", "fp8"]]), 1, on=fake.driver)
+        LoadedCubin(compiled(tmp_path, parameters=[["x", "fp8"]]), 1, on=fake.driver)
 
 
 @needs_gcc
@@ -138,12 +138,12 @@ def test_a_plan_binds_buffers_by_name(fake: Fake, tmp_path: Path) -> None:
 def test_a_driver_without_a_gpu_is_told(fake: Fake) -> None:
     fake.reset("cuInit")
     with pytest.raises(WorkError, match="cuInit gave error 100: CUDA_ERROR_NAME"):
-        Driver(str(fake.library))
+        CudaDriver(str(fake.library))
 
 
 def test_a_missing_driver_is_told() -> None:
     with pytest.raises(WorkError, match="NVIDIA's driver"):
-        Driver("libcuda-that-is-not-there.so.1")
+        CudaDriver("libcuda-that-is-not-there.so.1")
 
 
 @on_gpu
@@ -153,12 +153,12 @@ class TestOnGpu:
         rows=100, columns=1000, dtype="fp16", weight="fp16", bias="fp32", eps=1e-5, kind="layer", residual=True
     )
 
-    def load(self, folder: Path, capability: tuple[int, int] | None = None) -> tuple[Plan, LoadedPlan]:
+    def load(self, folder: Path, capability: tuple[int, int] | None = None) -> tuple[LaunchPlan, LoadedPlan]:
         made = plan(self.SHAPE)
         capability = capability or torch.cuda.get_device_capability(0)
         device = Device(kind="cuda", name="this GPU", uuid="gpu-0", capability=capability)
         kernels = TritonCache(folder).compile(TritonCompiler.find(device), made.sources)
-        there = [kernel for kernel in kernels if isinstance(kernel, CompiledKernel)]
+        there = [kernel for kernel in kernels if isinstance(kernel, CompiledCubin)]
         return made, LoadedPlan(there, made.launches, workspace_bytes=made.workspace_bytes, device=0)
 
     def test_a_norm_equals_the_operator_also_in_a_graph(self, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ class TestOnGpu:
         given["out"].fill_(float("nan"))
         graph.replay()
         check(self.SHAPE, given)
-        assert loaded.made["registers"] > 0 and loaded.made["spilled_bytes"] == 0
+        assert loaded.resource_usage["registers"] > 0 and loaded.resource_usage["spilled_bytes"] == 0
 
     def test_a_cubin_of_another_architecture_is_told(self, tmp_path: Path) -> None:
         other = (8, 0) if torch.cuda.get_device_capability(0)[0] != 8 else (9, 0)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from autotune.backends.native.pointwise import OPERATORS, compute_dtype, parse, pointwise
-from autotune.backends.native.triton_kernels.ahead import CompiledKernel, TritonCache, TritonCompiler
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
-from autotune.backends.native.triton_kernels.plan import Plan
+from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan
 from autotune.backends.native.triton_kernels.pointwise import InputLayout, plan
+from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin, TritonCache, TritonCompiler
 from autotune.errors import WorkError
 from autotune.records.canonical import canonical
 from autotune.records.device import Device
@@ -28,7 +28,7 @@ def program(*steps: list[Any], dtype: str = "float32") -> str:
     return canonical({"dtype": dtype, "steps": list(steps)})
 
 
-def planned(text: str, inputs: list[Tensor]) -> Plan:
+def planned(text: str, inputs: list[Tensor]) -> LaunchPlan:
     layouts = [
         InputLayout(shape=tuple(one.shape), strides=one.stride(), dtype=str(one.dtype).removeprefix("torch."))
         for one in inputs
@@ -148,7 +148,7 @@ def test_all_of_it_compiles(tmp_path: Path) -> None:
     made = planned(program(*steps, *numbers, *chain, dtype="bfloat16"), [torch.zeros(7, 40), torch.zeros(40)])
     compiler = TritonCompiler(version="3.9.0", capability=(9, 0))
     (found,) = TritonCache(tmp_path).compile(compiler, made.sources)
-    assert isinstance(found, CompiledKernel), found
+    assert isinstance(found, CompiledCubin), found
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_random_programs_on_a_gpu(tmp_path: Path) -> None:
         given = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda").copy_(x) for x in inputs]
         made = planned(text, given)
         kernels = TritonCache(tmp_path).compile(TritonCompiler.find(device), made.sources)
-        there = [kernel for kernel in kernels if isinstance(kernel, CompiledKernel)]
+        there = [kernel for kernel in kernels if isinstance(kernel, CompiledCubin)]
         out = torch.full_like(pointwise(given, text), math.nan)
         tensors = {f"in{index}": one for index, one in enumerate(given)} | {"out": out}
         LoadedPlan(there, made.launches, workspace_bytes=0, device=0)({name: tensors[name] for name in made.buffers})

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from autotune.backends.native.triton_kernels.ahead import CompiledKernel, TritonCache, TritonCompiler
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
-from autotune.backends.native.triton_kernels.plan import Plan
+from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan
 from autotune.backends.native.triton_kernels.pooling import PoolShape, max_pool, mean_pool
+from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin, TritonCache, TritonCompiler
 from autotune.records.kernel_problem import Window
 from autotune.runtime import discovery
 from tests.backends.native.triton_kernels.interpreted import interpret
@@ -21,7 +21,7 @@ from tests.backends.native.triton_kernels.interpreted import interpret
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def drawn(seed: int, *, early: bool = False) -> tuple[PoolShape, Tensor]:
+def drawn(seed: int, *, programmatic_launch: bool = False) -> tuple[PoolShape, Tensor]:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     kernel = draw.choice([(3, 3), (2, 2), (1, 3), (5, 2)])
@@ -34,7 +34,7 @@ def drawn(seed: int, *, early: bool = False) -> tuple[PoolShape, Tensor]:
     dtype = draw.choice(["fp16", "fp32"])
     x = torch.randn(draw.randint(1, 3), window.channels, window.height, window.width).to(TYPES[dtype])
     x[0, 0, 4, 4] = math.nan
-    shape = PoolShape(images=len(x), window=window, dtype=dtype, early=early)  # type: ignore[arg-type]
+    shape = PoolShape(images=len(x), window=window, dtype=dtype, programmatic_launch=programmatic_launch)  # type: ignore[arg-type]
     return shape, x.to(memory_format=torch.channels_last)
 
 
@@ -43,10 +43,10 @@ def largest(shape: PoolShape, x: Tensor) -> Tensor:
     return functional.max_pool2d(x.float(), window.kernel, window.stride, window.padding, window.dilation).to(x.dtype)
 
 
-def orders(shape: PoolShape, x: Tensor) -> list[tuple[Plan, dict[str, Any], Tensor]]:
+def orders(shape: PoolShape, x: Tensor) -> list[tuple[LaunchPlan, dict[str, Any], Tensor]]:
     """Both plans, their buffers and what is right; the mean without the NaN."""
     known = x.nan_to_num(0.5)
-    found: list[tuple[Plan, dict[str, Any], Tensor]] = []
+    found: list[tuple[LaunchPlan, dict[str, Any], Tensor]] = []
     for plan, given, right in (
         (max_pool(shape), x, largest(shape, x)),
         (mean_pool(shape), known, known.double().mean((2, 3), keepdim=True)),
@@ -84,15 +84,15 @@ def test_what_no_kernel_computes_is_refused(change: dict[str, Any], why: str) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("early", [False, True])
-def test_compiled_ones_equal_torchs(early: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("programmatic_launch", [False, True])
+def test_compiled_ones_equal_torchs(programmatic_launch: bool, tmp_path: Path) -> None:
     device = discovery.find("cuda")
-    asked = [one for seed in range(12) for one in orders(*drawn(seed, early=early))]
+    asked = [one for seed in range(12) for one in orders(*drawn(seed, programmatic_launch=programmatic_launch))]
     sources = [source for plan, _, _ in asked for source in plan.sources]
     for (plan, buffers, right), made in zip(
         asked, TritonCache(tmp_path).compile(TritonCompiler.find(device), sources), strict=True
     ):
-        assert isinstance(made, CompiledKernel)
+        assert isinstance(made, CompiledCubin)
         there = {name: tensor.to(device.torch_name) for name, tensor in buffers.items()}
         LoadedPlan([made], plan.launches, workspace_bytes=0, device=device.index)(there)
         check(there["out"].cpu(), right)

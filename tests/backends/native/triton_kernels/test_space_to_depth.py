@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from autotune.backends.native import operators
-from autotune.backends.native.triton_kernels.ahead import CompiledKernel, TritonCache, TritonCompiler
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.space_to_depth import BlockShape, plan
+from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin, TritonCache, TritonCompiler
 from autotune.runtime import discovery
 from tests.backends.native.triton_kernels.interpreted import interpret
 
@@ -23,7 +23,7 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def drawn(seed: int, *, early: bool = False) -> tuple[BlockShape, Tensor]:
+def drawn(seed: int, *, programmatic_launch: bool = False) -> tuple[BlockShape, Tensor]:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     sizes = draw.choice([1, 3]), draw.randint(1, 4), draw.randint(5, 17), draw.randint(5, 17)
@@ -35,7 +35,7 @@ def drawn(seed: int, *, early: bool = False) -> tuple[BlockShape, Tensor]:
     shape = BlockShape(
         shape=sizes, strides=tuple(x.stride()), dtype=dtype, output=output,  # type: ignore[arg-type]
         block=block, before=(draw.randint(0, 4), draw.randint(0, 4)), size=(draw.randint(2, 12), draw.randint(2, 12)),
-        channels=draw.choice([least, least + 3]), early=early,
+        channels=draw.choice([least, least + 3]), programmatic_launch=programmatic_launch,
     )  # fmt: skip
     return shape, x
 
@@ -74,14 +74,14 @@ def test_what_no_kernel_computes_is_refused(change: dict[str, Any], why: str) ->
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("early", [False, True])
-def test_compiled_ones_equal_torchs(early: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("programmatic_launch", [False, True])
+def test_compiled_ones_equal_torchs(programmatic_launch: bool, tmp_path: Path) -> None:
     device = discovery.find("cuda")
-    cases = [drawn(seed, early=early) for seed in range(8)]
+    cases = [drawn(seed, programmatic_launch=programmatic_launch) for seed in range(8)]
     plans = [plan(shape) for shape, _ in cases]
     made = TritonCache(tmp_path).compile(TritonCompiler.find(device), [one.sources[0] for one in plans])
     for (shape, x), one, kernel in zip(cases, plans, made, strict=True):
-        assert isinstance(kernel, CompiledKernel)
+        assert isinstance(kernel, CompiledCubin)
         given, right = buffers(shape, x.to(device.torch_name))
         LoadedPlan([kernel], one.launches, workspace_bytes=0, device=device.index)(given)
         torch.testing.assert_close(given["out"], right, rtol=0, atol=0)

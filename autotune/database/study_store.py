@@ -1,0 +1,152 @@
+"""The studies of the tuning database: StudyStore, the attribute ``studies`` of a store."""
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from autotune.database.rows import StudyRow, study_keys, study_record
+from autotune.database.schema import DeviceTable, StudyTable, WorkloadTable
+from autotune.database.transactions import Transactions
+from autotune.database.trials import study_row
+from autotune.records.device import Device
+from autotune.records.identity import Conditions, Identity, objective_content
+from autotune.records.objective import Objective
+from autotune.records.workload import Workload
+
+
+class StudyStore:
+    """Studies, their workloads and their devices; errors as those of :class:`autotune.database.store.Store`."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    def begin(
+        self,
+        name: str,
+        workload: Workload,
+        device: Device,
+        objective: Objective,
+        serve_as: str,
+        space_digest: str,
+        seed: int,
+        settings: Mapping[str, object],
+        conditions: Conditions | None = None,
+    ) -> StudyRow:
+        """Return the study of this identity (:class:`autotune.records.identity.Identity`), and add it if it is new.
+
+        One that exists stays as it is: see :meth:`describe` and :meth:`reopen`.
+        """
+        identity = Identity(
+            name=name, structure=workload.structure, weights=workload.weights, device_class=device.device_class,
+            objective=objective, serve_as=serve_as, space=space_digest, seed=seed, conditions=conditions,
+        )  # fmt: skip
+        keys = study_keys(identity)
+        with self._transactions.writing() as session:
+            row = session.scalars(select(StudyTable).where(StudyTable.identity == keys["identity"])).first()
+            if row is None:
+                put_workload(session, workload)
+                put_device(session, device)
+                row = StudyTable(
+                    uid=uuid.uuid4().hex,
+                    **keys,
+                    name=name,
+                    batch=workload.batch,
+                    structure=workload.structure,
+                    weights=workload.weights,
+                    device_class=device.device_class,
+                    objective=objective_content(objective),
+                    serve_as=serve_as,
+                    space_digest=space_digest,
+                    seed=seed,
+                    settings=dict(settings),
+                    state="running",
+                    active_s=0.0,
+                    timings={},
+                    created=self._transactions.now(),
+                )
+                session.add(row)
+                session.flush()
+            return study_record(row)
+
+    def get(self, uid: str) -> StudyRow:
+        """Return the study with this uid; raises ``ValueError`` if there is none."""
+        with self._transactions.reading() as session:
+            return study_record(study_row(session, uid))
+
+    def list(self, name: str | None = None, batch: int | None = None) -> Sequence[StudyRow]:
+        """Return the studies of a name and a batch, or all of them, in the order they were begun."""
+        query = select(StudyTable).order_by(StudyTable.created, StudyTable.uid)
+        if name is not None:
+            query = query.where(StudyTable.name == name)
+        if batch is not None:
+            query = query.where(StudyTable.batch == batch)
+        with self._transactions.reading() as session:
+            return [study_record(row) for row in session.scalars(query)]
+
+    def workload(self, uid: str) -> Workload:
+        """Return the workload of a study."""
+        with self._transactions.reading() as session:
+            study = study_row(session, uid)
+            return Workload.from_dict(session.get_one(WorkloadTable, (study.structure, study.weights)).record)
+
+    def device(self, device_class: str) -> Device:
+        """Return the first device of a class that ran a study; raises ``ValueError`` if there was none."""
+        with self._transactions.reading() as session:
+            row = session.get(DeviceTable, device_class)
+            if row is None:
+                raise ValueError(f"the database has no device of class {device_class!r}")
+            return Device.from_dict(row.record)
+
+    def describe(self, uid: str, settings: Mapping[str, object]) -> None:
+        """Store the settings that a study is run with now."""
+        with self._transactions.writing() as session:
+            study_row(session, uid).settings = dict(settings)
+
+    def add_active_time(self, uid: str, seconds: float) -> None:
+        """Add to the search time that a study has spent."""
+        if not (math.isfinite(seconds) and seconds >= 0):
+            raise ValueError(f"search time is a number of seconds that is not negative, found {seconds!r}")
+        with self._transactions.writing(own=True) as session:
+            study_row(session, uid).active_s += seconds
+
+    def finish(self, uid: str, timings: Mapping[str, object]) -> None:
+        """Set a study to finished, with the split of its time."""
+        with self._transactions.writing() as session:
+            row = study_row(session, uid)
+            row.state, row.timings = "finished", dict(timings)
+
+    def reopen(self, uid: str) -> None:
+        """Set a study to running again; its trials, time and timings stay."""
+        with self._transactions.writing() as session:
+            study_row(session, uid).state = "running"
+
+    def note_undecided(self, uid: str, reason: str) -> None:
+        """Store why the finals of a study could not decide; the study stays open until they do."""
+        with self._transactions.writing() as session:
+            row = study_row(session, uid)
+            row.timings = {**row.timings, "undecided": reason}
+
+
+def put_workload(session: Session, workload: Workload) -> None:
+    """Add a workload, unless the database has it."""
+    if session.get(WorkloadTable, (workload.structure, workload.weights)) is None:
+        session.add(
+            WorkloadTable(
+                structure=workload.structure,
+                weights=workload.weights,
+                name=workload.name,
+                batch=workload.batch,
+                record=workload.as_dict(),
+            )
+        )
+        session.flush()
+
+
+def put_device(session: Session, device: Device) -> None:
+    """Add a device, unless the database has one of its class."""
+    if session.get(DeviceTable, device.device_class) is None:
+        session.add(DeviceTable(device_class=device.device_class, record=device.as_dict()))
+        session.flush()

@@ -1,0 +1,106 @@
+"""Steps that make what is measured: prepare a model, compute its reference, build a configuration."""
+
+import json
+import sys
+import time
+
+from autotune.execute import metric_steps
+from autotune.execute.answers import BuildAnswer, Done, PrepareAnswer
+from autotune.execute.candidate import on_device
+from autotune.execute.channel import Channel
+from autotune.execute.input_sets import (
+    HELD_OUT,
+    HELD_OUT_SETS,
+    REFERENCE,
+    TIMING,
+    TIMING_SETS,
+    read_sets,
+    write_sets,
+)
+from autotune.execute.requests import BuildRequest, PrepareRequest, ReferenceRequest
+from autotune.execute.stages import building, enter, holding
+
+
+def prepare(request: PrepareRequest, channel: Channel) -> PrepareAnswer:
+    """Make the module by its factory, draw the study's inputs, capture it, and write all of it into a folder."""
+    from autotune.model import capture, factory, inputs, reading, source
+
+    enter(channel, "build")
+    before = set(sys.modules)
+    folder, seed, batch, specs = request.folder, request.seed, request.batch, request.inputs
+    with reading.watching() as seen, factory.folder_of(request.factory):
+        module = factory.make_module(request.factory, seed)
+        example, other = inputs.generate(specs, batch, seed, 2, "example")
+        captured = capture.capture(request.name, batch, module, example, other)
+        timing = inputs.generate(specs, batch, seed, TIMING_SETS, "timing")
+        held_out = inputs.generate(specs, batch, seed, HELD_OUT_SETS, "heldout")
+    drawn = {spec.name: spec.drawn_from for spec in specs if spec.file is None}
+    constant = {name: values for name, values in drawn.items() if values in ("ones", "zeros")}
+    source.write(
+        folder, captured, example, factory=request.factory, seed=seed, module=module,
+        treatments={name: f"all {values}, as the study says" for name, values in constant.items()},
+    )  # fmt: skip
+    write_sets(folder / TIMING, timing)
+    write_sets(folder / HELD_OUT, held_out)
+    loaded = set(sys.modules) - before
+    return PrepareAnswer(
+        workload=captured.workload,
+        imported=tuple(name for name in sys.modules if name in loaded and reading.is_third_party(name)),
+        read=seen.record(),
+        notes=tuple(captured.notes),
+    )
+
+
+def reference(request: ReferenceRequest, channel: Channel) -> Done:
+    """Answer the held-out inputs by the fp32 eager graph on the device with TF32 off; refuse what cannot judge.
+
+    It computes on the device, so it holds the shared lock: it runs beside builds, never beside a timing.
+    """
+    import torch
+
+    from autotune import accuracy
+    from autotune.model import source
+    from autotune.model.precision import flat_module
+    from autotune.runtime.switches import Switches
+
+    folder, device = request.folder, request.device
+    with holding(channel, device, "check", exclusive=False):
+        Switches(tf32="off", threads=None).apply()
+        model = source.CapturedModel(folder)
+        module = flat_module(model.program("fp32", device))
+        with torch.inference_mode():
+            answers = [module(*on_device(device, inputs)) for inputs in read_sets(folder / HELD_OUT, model)]
+        references = [tuple(tensor.cpu() for tensor in answer) for answer in answers]
+    names = [spec.name for spec in model.workload.outputs]
+    accuracy.check_reference(references, names, model.treatments)
+    accuracy.check_metrics(references, names, metric_steps.functions_of(request.objective))
+    write_sets(folder / REFERENCE, [dict(zip(names, answer, strict=True)) for answer in references])
+    return Done()
+
+
+def build(request: BuildRequest, channel: Channel) -> BuildAnswer:
+    """Build a configuration into a folder, alone on the device if the build times kernels there.
+
+    Otherwise it holds the shared lock if it uses the device, as every build for a CPU does: no build runs beside a
+    timing of another study.
+    """
+    from autotune import registry
+    from autotune.kernel import KnownKernels
+    from autotune.model.source import CapturedModel
+    from autotune.runtime import artifact
+    from autotune.runtime.switches import Switches
+
+    configuration, device, target = request.configuration, request.device, request.target
+    backend = registry.backend(configuration.backend)
+    kernels = None if request.kernels is None else KnownKernels.from_dict(json.loads(request.kernels.read_text()))
+    digest = "" if kernels is None else kernels.digest
+    model = CapturedModel(request.folder, kernels)
+    alone = registry.builds_alone(configuration)
+    with building(channel, device, uses_device=backend.build_uses_device, alone=alone):
+        Switches.of(configuration).apply()
+        begin = time.monotonic()
+        backend.build(model, configuration, device, target)
+        artifact.describe(
+            target, configuration, model.workload, model.output_schema, example=model.example(), kernels=digest
+        )
+        return BuildAnswer(build_s=time.monotonic() - begin, kernels=digest)

@@ -1,0 +1,277 @@
+"""Triton kernels for all operators but GEMMs and convolutions, generated and compiled at build.
+
+Norms, attention and pooling have one plan, pooling only if the model runs in channels-last memory. Programs and blocks
+of pixels have a plan for each memory layout of their inputs: the layout in which the graph was captured, and
+channels-last if the model runs in it. For any other layout torch's own operators stay.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.node import Argument
+
+from autotune import environment
+from autotune.backends.native.graph import value
+from autotune.backends.native.native_record import PlanEntry
+from autotune.backends.native.sites import DTYPES, fused_nodes
+from autotune.backends.native.triton_codegen_sites import (
+    ADD_NORM,
+    ATTENTION,
+    FOLDER,
+    MAX_POOL,
+    MEAN_POOL,
+    NORM,
+    POINTWISE,
+    SPACE_TO_DEPTH,
+    Layout,
+    layout,
+    reads,
+)
+from autotune.backends.native.triton_kernels import attention, norm, pointwise, pooling, space_to_depth
+from autotune.backends.native.triton_kernels.attention import AttentionShape, HalfType
+from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan, TritonSource
+from autotune.backends.native.triton_kernels.norm import NormKind, NormShape
+from autotune.backends.native.triton_kernels.packed import pack_plan
+from autotune.backends.native.triton_kernels.pointwise import InputLayout
+from autotune.backends.native.triton_kernels.pooling import PoolShape
+from autotune.backends.native.triton_kernels.space_to_depth import BlockShape, Pair, Sizes
+from autotune.backends.native.triton_kernels.triton_compiler import (
+    CompiledCubin,
+    TritonCache,
+    TritonCompiler,
+    TritonRefusal,
+)
+from autotune.errors import WorkError
+from autotune.records.device import Device
+from autotune.records.kernel_problem import Window
+
+log = logging.getLogger(__name__)
+
+NHWC = (0, 2, 3, 1)
+GENERATED = (NORM, ADD_NORM, POINTWISE, ATTENTION, MAX_POOL, MEAN_POOL, SPACE_TO_DEPTH)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayoutPlan:
+    """A plan for one node; a program's with the layouts of its inputs. ``channels_last`` describes its answer."""
+
+    plan: LaunchPlan
+    layouts: tuple[Layout, ...] = ()
+    channels_last: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackedPlans:
+    """The plans of one node as an artifact's record has them, with source digests by file; or ``why`` it has none."""
+
+    plans: list[PlanEntry] = field(default_factory=list)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    why: str = ""
+
+
+def compile_triton_sites(
+    module: GraphModule, device: Device, folder: Path, *, channels_last: bool, programmatic_launch: bool = False
+) -> dict[int, PackedPlans]:
+    """Compile kernels for the norms, attentions, poolings and programs of a graph and pack them into ``folder``.
+
+    With ``programmatic_launch``, from sm_90 on, a launch may begin before the launch before it has ended.
+    Returns the plans by the position among the fused nodes; empty on a CPU.
+    """
+    if device.kind != "cuda":
+        return {}
+    plans: dict[int, list[LayoutPlan]] = {}
+    refused: dict[int, PackedPlans] = {}
+    for index, node in enumerate(fused_nodes(module)):
+        if node.target in GENERATED:
+            try:
+                plans[index] = list(
+                    _planned(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+                )
+            except (WorkError, ValueError) as error:
+                refused[index] = PackedPlans(why=str(error))
+    try:
+        compiler = TritonCompiler.find(device)
+    except WorkError as error:
+        return dict.fromkeys([*plans, *refused], PackedPlans(why=str(error)))
+    sources = list(dict.fromkeys(s for node_plans in plans.values() for plan in node_plans for s in plan.plan.sources))
+    try:
+        cache = TritonCache(environment.cache_folder() / "kernels" / "triton" / compiler.version)
+        compiled = dict(zip(sources, cache.compile(compiler, sources), strict=True))
+    except (WorkError, OSError) as error:
+        log.warning("torch computes norms and pointwise operators: %s", error)
+        return dict.fromkeys([*plans, *refused], PackedPlans(why=str(error)))
+    return {**refused, **{index: _packed(node_plans, compiled, folder) for index, node_plans in plans.items()}}
+
+
+def _planned(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:
+    """Plan the kernels of a node; raises WorkError or ValueError if torch has to compute it."""
+    if node.target is POINTWISE:
+        yield from _program_plans(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+        return
+    if node.target is ATTENTION:
+        of_attention, layouts = _attention_shape(node, programmatic_launch=programmatic_launch)
+        yield LayoutPlan(plan=attention.plan(of_attention), layouts=layouts)
+        return
+    if node.target is SPACE_TO_DEPTH:
+        yield from _block_plans(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+        return
+    if node.target in (MAX_POOL, MEAN_POOL):
+        plan = pooling.max_pool if node.target is MAX_POOL else pooling.mean_pool
+        yield LayoutPlan(
+            plan=plan(_pool_shape(node, channels_last=channels_last, programmatic_launch=programmatic_launch))
+        )
+        return
+    x, residual, weight, bias, eps, kind = _norm_arguments(node)
+    given = value(x)
+    vectors = [None if operand is None else value(operand) for operand in (weight, bias)]
+    if given is None or not given.numel() or given.dtype not in DTYPES:
+        raise ValueError("its input is empty, or of a type that kernels do not read")
+    if any(vector is not None and vector.dtype not in DTYPES for vector in vectors):
+        raise ValueError("its weights are of a type that kernels do not read")
+    columns = given.shape[-1]
+    dtypes = [None if vector is None else DTYPES[vector.dtype] for vector in vectors]
+    shape = NormShape(
+        rows=given.numel() // columns, columns=columns, dtype=DTYPES[given.dtype], weight=dtypes[0], bias=dtypes[1],
+        eps=eps, kind=cast(NormKind, kind), residual=residual is not None,
+        total=residual is not None and reads(node, 0), programmatic_launch=programmatic_launch,
+    )  # fmt: skip
+    yield LayoutPlan(plan=norm.plan(shape))
+
+
+def _attention_shape(node: Node, *, programmatic_launch: bool) -> tuple[AttentionShape, tuple[Layout, ...]]:
+    """Return the sizes that the kernel of an attention is compiled for, and the memory layouts of its operands."""
+    *operands, mask, causal, scale = node.args
+    tensors = [value(operand) for operand in (*operands, *([] if mask is None else [mask]))]
+    present = [tensor for tensor in tensors if tensor is not None]
+    if len(present) != len(tensors) or any(operand.stride(-1) != 1 for operand in present[:3]):
+        raise ValueError("its operands are not tensors whose rows lie in one piece")
+    query, key, values, *masks = present
+    if DTYPES.get(query.dtype) not in ("fp16", "bf16"):
+        raise ValueError(f"its kernel computes in fp16 or bf16, and it is in {query.dtype}")
+    batch, heads, rows, depth = query.shape
+    visible = masks[0].expand(batch, heads, rows, key.shape[2]) if masks else None
+    shape = AttentionShape(
+        batch=batch, heads=heads, rows=rows, columns=key.shape[2], depth=depth,
+        dtype=cast(HalfType, DTYPES[query.dtype]),
+        scale=cast("float | None", scale) or depth**-0.5, q=_strides(query), k=_strides(key), v=_strides(values),
+        mask=None if visible is None else tuple(visible.stride()), causal=bool(causal),
+        programmatic_launch=programmatic_launch,
+        mask_dtype="bool" if visible is None or visible.dtype is torch.bool else DTYPES[visible.dtype],
+    )  # fmt: skip
+    return shape, tuple(map(layout, present))
+
+
+def _pool_shape(node: Node, *, channels_last: bool, programmatic_launch: bool) -> PoolShape:
+    x, *sides = node.args
+    given = value(x)
+    if given is None or not channels_last or given.dtype not in DTYPES:
+        raise ValueError("pooling has kernels for images in channels-last memory of types that kernels read")
+    kernel, stride, padding, dilation = cast("list[list[int]]", sides or [[1, 1], [1, 1], [0, 0], [1, 1]])
+    window = Window(
+        height=given.shape[2], width=given.shape[3], channels=given.shape[1], kernel=(kernel[0], kernel[1]),
+        stride=(stride[0], stride[1]), padding=(padding[0], padding[1]), dilation=(dilation[0], dilation[1]),
+    )  # fmt: skip
+    return PoolShape(
+        images=given.shape[0], window=window, dtype=DTYPES[given.dtype], programmatic_launch=programmatic_launch
+    )
+
+
+def _block_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:
+    x, block, before, size, channels, dtype = cast("tuple[Node, Pair, Pair, Pair, int, torch.dtype]", node.args)
+    given = value(x)
+    if given is None or not channels_last or not {given.dtype, dtype} <= set(DTYPES):
+        raise ValueError("blocks have kernels for answers in channels-last memory of types that kernels read")
+    lying = dict.fromkeys((layout(given), layout(_as_channels_last(given))))
+    for shape, strides in lying:
+        shape_of = BlockShape(
+            shape=cast(Sizes, shape), strides=cast(Sizes, strides), dtype=DTYPES[given.dtype], output=DTYPES[dtype],
+            block=_pair(block), before=_pair(before), size=_pair(size), channels=channels,
+            programmatic_launch=programmatic_launch,
+        )  # fmt: skip
+        yield LayoutPlan(plan=space_to_depth.plan(shape_of), layouts=((shape, strides),))
+
+
+def _pair(sides: Sequence[int]) -> Pair:
+    return sides[0], sides[1]
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.stride()[:3])
+
+
+def _norm_arguments(node: Node) -> tuple[Argument, Argument, Argument, Argument, float, str]:
+    """Return x, residual, weight, bias, eps and kind of either norm."""
+    if node.target is NORM:
+        x, weight, bias, eps, kind = node.args
+        return x, None, weight, bias, cast(float, eps), str(kind)
+    x, residual, weight, bias, eps, kind = node.args
+    return x, residual, weight, bias, cast(float, eps), str(kind)
+
+
+def _program_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:
+    inputs, program = cast("tuple[Sequence[Node], str]", node.args)
+    tensors = [value(tensor) for tensor in inputs]
+    answer = value(node)
+    present = [tensor for tensor in tensors if tensor is not None]
+    if answer is None or len(present) != len(tensors):
+        raise ValueError("its inputs are not tensors")
+    yield _program_plan(program, present, answer.shape, programmatic_launch=programmatic_launch)
+    if channels_last and answer.dim() == len(NHWC):
+        lying = [_as_channels_last(tensor) for tensor in present]
+        if any(layout(tensor) != layout(other) for tensor, other in zip(lying, present, strict=True)):
+            yield _program_plan(
+                program, lying, answer.shape, programmatic_launch=programmatic_launch, channels_last=True
+            )
+
+
+def _program_plan(
+    program: str,
+    inputs: Sequence[Tensor],
+    shape: Sequence[int],
+    *,
+    programmatic_launch: bool,
+    channels_last: bool = False,
+) -> LayoutPlan:
+    """Plan a program; in channels-last memory, views of its inputs and its answer are in the order of that memory."""
+    views = inputs
+    if channels_last:
+        views = [tensor.expand([1] * (4 - tensor.dim()) + list(tensor.shape)).permute(NHWC) for tensor in inputs]
+        shape = [shape[dimension] for dimension in NHWC]
+    layouts = [
+        InputLayout(shape=tuple(view.shape), strides=tuple(view.stride()), dtype=str(view.dtype).partition(".")[2])
+        for view in views
+    ]
+    return LayoutPlan(
+        plan=pointwise.plan(program, layouts, shape, programmatic_launch=programmatic_launch),
+        layouts=tuple(map(layout, inputs)),
+        channels_last=channels_last,
+    )  # fmt: skip
+
+
+def _as_channels_last(tensor: Tensor) -> Tensor:
+    """Return an input in the layout that it has if convolutions write channels-last memory."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == len(NHWC) else tensor
+
+
+def _packed(
+    plans: Sequence[LayoutPlan], compiled: Mapping[TritonSource, CompiledCubin | TritonRefusal], folder: Path
+) -> PackedPlans:
+    entries: list[PlanEntry] = []
+    sources: dict[str, str] = {}
+    why = ""
+    for plan in plans:
+        results = [compiled[source] for source in plan.plan.sources]
+        kernels = [kernel for kernel in results if isinstance(kernel, CompiledCubin)]
+        if len(kernels) < len(results):
+            why = next(kernel.detail for kernel in results if isinstance(kernel, TritonRefusal))
+            continue
+        files = pack_plan(plan.plan, kernels, folder / FOLDER)
+        sources |= {f"{FOLDER}/{name}": digest for name, digest in files.items()}
+        entries.append(PlanEntry(file=list(files)[-1], layouts=plan.layouts, channels_last=plan.channels_last))
+    return PackedPlans(plans=entries, sources=sources) if entries else PackedPlans(why=why)

@@ -1,0 +1,173 @@
+"""Modules that run plans of Triton kernels in the place of the operators that they were planned for."""
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from autotune.backends.native.graph import value
+from autotune.backends.native.native_record import PlanEntry
+from autotune.backends.native.triton_kernels.launch import LoadedPlan
+from autotune.backends.native.triton_kernels.launch_plan import POINTER_ALIGNMENT_BYTES
+from autotune.backends.native.triton_kernels.packed import load_plan
+from autotune.records.device import Device
+
+FOLDER = "triton"
+
+_FUSED = torch.ops.autotune_native
+NORM, ADD_NORM, POINTWISE = _FUSED.norm.default, _FUSED.add_norm.default, _FUSED.pointwise.default
+ATTENTION, SPACE_TO_DEPTH = _FUSED.attention.default, _FUSED.space_to_depth.default
+MAX_POOL, MEAN_POOL = _FUSED.max_pool2d.default, _FUSED.mean_pool2d.default
+
+Layout = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and strides of a tensor, strides 0 if a dimension has one element."""
+
+
+def layout(tensor: Tensor) -> Layout:
+    """Return the memory layout of a tensor."""
+    strides = (stride if size > 1 else 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tuple(tensor.shape), tuple(strides)
+
+
+def reads(node: Node, index: int) -> bool:
+    """Return true if a node reads the answer ``index`` of another."""
+    return any(user.target is not operator.getitem or user.args[1] == index for user in node.users)
+
+
+def load_site_module(entries: Sequence[PlanEntry], node: Node, folder: Path, device: Device) -> nn.Module:
+    """Load the plans of a site, as a module for the place of its node."""
+    plans = [load_plan(folder / FOLDER / entry["file"], device.index) for entry in entries]
+    if node.target is NORM:
+        return NormSite(plans[0])
+    if node.target is ADD_NORM:
+        return AddNormSite(plans[0], total=reads(node, 0))
+    layouts = [tuple((tuple(shape), tuple(strides)) for shape, strides in entry["layouts"]) for entry in entries]
+    if node.target is SPACE_TO_DEPTH:
+        return BlockSite(dict(zip((only for (only,) in layouts), plans, strict=True)), value(node))
+    if node.target in (MAX_POOL, MEAN_POOL):
+        return PoolSite(plans[0], cast("Callable[..., Tensor]", node.target), value(node))
+    if node.target is ATTENTION:
+        return AttentionSite(plans[0], layouts[0])
+    channels_last = [bool(entry["channels_last"]) for entry in entries]
+    by_layouts = dict(zip(layouts, zip(plans, channels_last, strict=True), strict=True))
+    return PointwiseSite(by_layouts, value(node))
+
+
+class NormSite(nn.Module):
+    """A kernel in the place of ``norm``."""
+
+    def __init__(self, plan: LoadedPlan) -> None:
+        super().__init__()
+        self._plan = plan
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object) -> Tensor:
+        """Compute into a fresh tensor."""
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        self._plan(_prepared(x=x, weight=weight, bias=bias, out=out))
+        return out
+
+
+class AddNormSite(nn.Module):
+    """A kernel in the place of ``add_norm``."""
+
+    def __init__(self, plan: LoadedPlan, *, total: bool) -> None:
+        super().__init__()
+        self._plan, self._total = plan, total
+
+    def forward(
+        self, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the sum, if another operator reads it, and its norm into fresh tensors."""
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        total = torch.empty_like(out) if self._total else None
+        self._plan(_prepared(x=x, residual=residual, weight=weight, bias=bias, total=total, out=out))
+        return out if total is None else total, out
+
+
+class AttentionSite(nn.Module):
+    """A kernel in the place of ``attention``, for the layouts that it was compiled for; else torch computes."""
+
+    def __init__(self, plan: LoadedPlan, layouts: tuple[Layout, ...]) -> None:
+        super().__init__()
+        self._plan, self._layouts = plan, layouts
+
+    def forward(
+        self, query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+    ) -> Tensor:
+        """Compute into a fresh tensor."""
+        given = {"q": query, "k": key, "v": values, **({} if mask is None else {"mask": mask})}
+        as_planned = tuple(map(layout, given.values())) == self._layouts
+        if not as_planned or any(tensor.data_ptr() % POINTER_ALIGNMENT_BYTES for tensor in given.values()):
+            return cast(Tensor, ATTENTION(query, key, values, mask, causal, scale))
+        batch, heads, rows, _ = query.shape
+        out = query.new_empty((batch, rows, heads, values.shape[-1]))
+        self._plan({**given, "out": out})
+        return out.transpose(1, 2)
+
+
+class PoolSite(nn.Module):
+    """A kernel in the place of ``max_pool2d`` or ``mean_pool2d``, for images in channels-last memory."""
+
+    def __init__(self, plan: LoadedPlan, fallback: Callable[..., Tensor], answer: Tensor | None) -> None:
+        super().__init__()
+        assert answer is not None  # it was planned for
+        self._plan, self._fallback, self._shape = plan, fallback, tuple(answer.shape)
+
+    def forward(self, x: Tensor, *sides: Sequence[int]) -> Tensor:
+        """Compute into a fresh tensor, channels last too."""
+        if not x.is_contiguous(memory_format=torch.channels_last) or x.data_ptr() % POINTER_ALIGNMENT_BYTES:
+            return self._fallback(x, *sides)
+        out = torch.empty(self._shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        self._plan({"x": x, "out": out})
+        return out
+
+
+class BlockSite(nn.Module):
+    """Kernels in the place of ``space_to_depth``, by the layout of its images."""
+
+    def __init__(self, by_layout: Mapping[Layout, LoadedPlan], answer: Tensor | None) -> None:
+        super().__init__()
+        assert answer is not None  # it was planned for
+        self._by_layout, self._shape, self._dtype = dict(by_layout), tuple(answer.shape), answer.dtype
+
+    def forward(self, x: Tensor, *rest: object) -> Tensor:
+        """Compute into a fresh tensor in channels-last memory."""
+        plan = self._by_layout.get(layout(x))
+        if plan is None or x.data_ptr() % POINTER_ALIGNMENT_BYTES:
+            return cast(Tensor, SPACE_TO_DEPTH(x, *rest))
+        out = torch.empty(self._shape, dtype=self._dtype, device=x.device, memory_format=torch.channels_last)
+        plan({"x": x, "out": out})
+        return out
+
+
+class PointwiseSite(nn.Module):
+    """Kernels in the place of ``pointwise``, by the layouts of its inputs; torch computes if there is none for them."""
+
+    def __init__(self, by_layout: Mapping[tuple[Layout, ...], tuple[LoadedPlan, bool]], answer: Tensor | None) -> None:
+        super().__init__()
+        assert answer is not None  # it was planned for
+        self._by_layout, self._shape, self._dtype = dict(by_layout), tuple(answer.shape), answer.dtype
+
+    def forward(self, inputs: Sequence[Tensor], program: str) -> Tensor:
+        """Compute into a fresh tensor, in channels-last memory if the inputs are."""
+        plan, channels_last = self._by_layout.get(tuple(map(layout, inputs)), (None, False))
+        if plan is None or any(tensor.data_ptr() % POINTER_ALIGNMENT_BYTES for tensor in inputs):
+            return cast(Tensor, POINTWISE(inputs, program))
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+        out = torch.empty(self._shape, dtype=self._dtype, device=inputs[0].device, memory_format=memory)
+        plan({**{f"in{index}": tensor for index, tensor in enumerate(inputs)}, "out": out})
+        return out
+
+
+def _prepared(**operands: Tensor | None) -> dict[str, Tensor]:
+    """Return the operands that are not ``None``, contiguous and aligned as kernels read them."""
+    ready = {}
+    for name, tensor in operands.items():
+        if tensor is not None:
+            whole = tensor.contiguous()
+            ready[name] = whole.clone() if whole.data_ptr() % POINTER_ALIGNMENT_BYTES else whole
+    return ready

@@ -1,0 +1,122 @@
+"""Groups of tests, so that a new test falls into the right one by itself.
+
+``make quick`` runs ``pytest --quick``: all tests that take moments and start no worker processes. A test that starts
+them, so every study, is skipped there when it does. A test that takes longer than :data:`QUICK_S` fails there unless it
+is marked ``slow``, by a mark of its own or by :data:`SLOW`. A test that needs a PostgreSQL server is slow.
+
+``make check`` runs every test: side by side those that are not marked ``alone``, by a mark of their own or by
+:data:`ALONE`, then the others one after the other. A test has to run alone if it times something for real or looks for
+other processes that use the device; finals are short in all others (tests/short_finals.py).
+"""
+
+import resource
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+QUICK_S, LONGEST_S = 5.0, 60.0
+"""The most seconds of CPU for a test in the quick group, and of the clock, which a busy machine may need."""
+
+SLOW = (
+    "backends/native/cuda_kernels",
+    "backends/native/cutlass",
+    "backends/native/fusions",
+    "backends/native/test_passes.py",
+    "backends/native/test_random_graphs.py",
+    "backends/native/test_study_graphs.py",
+    "backends/native/test_written.py",
+    "backends/native/triton_kernels",
+    "backends/test_inductor.py",
+    "backends/test_onnxruntime.py",
+    "backends/test_openvino.py",
+    "database/test_check.py",
+    "database/test_exchange.py",
+    "database/test_kernel_trials.py",
+    "database/test_read_only.py",
+    "deploy/test_api.py",
+    "deploy/test_measuring.py",
+    "examples",
+    "model/test_reading.py",
+    "programs",
+    "studies",
+)
+"""Folders and files that take more than a few seconds together: they compile, search, or have many cases."""
+
+FIRST = ("study", "examples", "deploy", "cli", "programs", "studies")
+"""Folders with the longest files, which begin first when files run side by side."""
+
+ALONE = (
+    "cli/test_doctor.py",
+    "execute",
+    "kernels/test_timing.py",
+    "measure",
+    "programs/kernel_comparison",
+    "programs/kernel_recording",
+    "programs/reliability",
+    "programs/selftest",
+)
+"""Folders and files whose tests time something for real or look for other processes that use the device."""
+
+
+def listed(path: Path, paths: tuple[str, ...]) -> bool:
+    """Report whether a file is one of some paths of this folder, or lies in one of them."""
+    return any(path == TESTS / name or TESTS / name in path.parents for name in paths)
+
+
+def mark(items: list[pytest.Item]) -> None:
+    """Mark tests as their paths and fixtures say."""
+    for item in items:
+        if listed(item.path, ALONE):
+            item.add_marker("alone")
+        if listed(item.path, SLOW) or "postgresql" in getattr(item, "fixturenames", ()) or "postgresql" in item.name:
+            item.add_marker("slow")
+
+
+def order(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not listed(item.path, FIRST))
+
+
+def deselect_slow(config: pytest.Config, items: list[pytest.Item]) -> None:
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def skip_what_starts_workers() -> Iterator[None]:
+    """Skip each test, or each fixture with all tests that use it, at the moment it starts worker processes."""
+    from autotune.execute.server import WorkerServer
+
+    def skip(*_: object, **__: object) -> None:
+        pytest.skip("it starts worker processes, so it is no quick test; make check runs it")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WorkerServer, "__init__", skip)
+        yield
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds so far: of all CPUs, by this process and the ended ones that it started, and of the clock."""
+
+    cpu_s: float
+    wall_s: float
+
+    @classmethod
+    def so_far(cls) -> "Spent":
+        usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return cls(sum(usage.ru_utime + usage.ru_stime for usage in usages), time.monotonic())
+
+    def fail_if_too_much_since(self) -> None:
+        now = Spent.so_far()
+        cpu_s, wall_s = now.cpu_s - self.cpu_s, now.wall_s - self.wall_s
+        if cpu_s > QUICK_S or wall_s > LONGEST_S:
+            pytest.fail(
+                f"a quick test took {cpu_s:.1f} s of CPU in {wall_s:.1f} s\n"
+                f"expected: at most {QUICK_S:g} s of CPU; make it shorter, or mark it with pytest.mark.slow",
+                pytrace=False,
+            )
