@@ -1,14 +1,14 @@
-"""The accuracy gate: what a candidate answers, held against the reference on inputs kept apart from everything else.
+"""The accuracy gate: a candidate's answers compared with the reference, on inputs that nothing else uses.
 
-The error of a floating output is relative to how much the reference varies between inputs, not to its size: two inputs
-through an untrained network give nearly the same answer, so an error relative to the size would pass a candidate that
+The error of a floating output is relative to the variation of the reference between inputs, not to its size: an
+untrained network answers two inputs almost equally, so an error relative to the size would pass a candidate that
 ignores its input. Everything is computed in float64 on the CPU.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import ReferenceRefusedError, RequestError
 from autotune.records.objective import Metric, Objective
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     Answers = Sequence[tuple[torch.Tensor, ...]]
+    NamedAnswers = list[dict[str, torch.Tensor]]
+    MetricFunction = Callable[[NamedAnswers, NamedAnswers], object]
 
 LEAST_INPUTS = 8
 """The reference needs at least this many distinct inputs."""
@@ -29,10 +31,10 @@ between correct implementations, so below this line a limit of 2e-2 of the signa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyResult:
-    """Return whether a candidate passes, with every figure that was computed.
+    """The gate's decision on a candidate, with every figure that was computed.
 
     ``figures`` holds (output, signal error) of floating and (output, share of equal elements) of other outputs, in the
-    order of the outputs; ``signal_error`` is the worst of the former, ``metrics`` the user's own. All are empty where
+    order of the outputs; ``signal_error`` is the worst of the former, ``metrics`` the user's own. All are empty if
     the answers could not be compared: wrong number, shape or dtype, or a value that is not finite.
     """
 
@@ -44,7 +46,7 @@ class AccuracyResult:
 
     def __post_init__(self) -> None:
         if self.accepted == (self.failure is not None):
-            raise ValueError("a verdict either accepts or has a failure")
+            raise ValueError("an accuracy result either accepts or has a failure")
 
 
 def signal_errors(outputs: "Answers", references: "Answers") -> tuple[float, ...]:
@@ -63,27 +65,27 @@ def signal_errors(outputs: "Answers", references: "Answers") -> tuple[float, ...
 
 def spreads(references: "Answers") -> tuple[float | None, ...]:
     """Return ‖ref − mean(ref)‖ / ‖ref‖ of every floating output, the least over the inputs; ``None`` for the others."""
-    found: list[float | None] = []
+    spread: list[float | None] = []
     for i, first in enumerate(references[0]):
         if not _is_floating(first):
-            found.append(None)
+            spread.append(None)
             continue
         stack = _stack([reference[i] for reference in references])
         signal, size = (stack - stack.mean(dim=0)).norm(dim=1), stack.norm(dim=1)
-        found.append(float((signal / size.clamp_min(1e-300)).min()))
-    return tuple(found)
+        spread.append(float((signal / size.clamp_min(1e-300)).min()))
+    return tuple(spread)
 
 
 def check_reference(references: "Answers", names: Sequence[str], treatments: Mapping[str, str] | None = None) -> None:
-    """Raise ReferenceRefusedError, naming the output, if the reference cannot tell wrong candidates from right ones.
+    """Raise ReferenceRefusedError, naming the output, if the reference cannot distinguish wrong candidates from right.
 
-    It needs eight inputs or more, finite values, and floating outputs that all vary between inputs: a constant one (a
-    table of positions, say) has no signal that an error could be relative to. Outputs of integers may be constant, as
-    they are compared element by element, but at least one output must vary. ``treatments`` say by input how the
-    held-out inputs were made of tensors that a user gave; the refusal repeats it.
+    It needs eight inputs or more, finite values, and floating outputs that all vary between inputs: the error of a
+    constant output (such as a table of positions) has no signal to be relative to. Outputs of integers may be constant,
+    because they are compared element by element, but at least one output must vary. ``treatments`` describe for each
+    input how the held-out inputs were made from a user's tensors; the refusal repeats it.
     """
-    made = "".join(f"; input {name}: {how}" for name, how in (treatments or {}).items())
-    more = "; in Python, several sets of inputs that differ: autotune.optimize(model, [inputs, …])" if made else ""
+    treated = "".join(f"; input {name}: {how}" for name, how in (treatments or {}).items())
+    more = "; in Python, several sets of inputs that differ: autotune.optimize(model, [inputs, …])" if treated else ""
     if len(references) < LEAST_INPUTS:
         raise ReferenceRefusedError(
             "the reference is judged on held-out inputs",
@@ -103,21 +105,21 @@ def check_reference(references: "Answers", names: Sequence[str], treatments: Map
             raise ReferenceRefusedError(
                 f"output {name} of the reference does not vary between inputs, so no candidate can be judged by it",
                 found=f"‖ref − mean(ref)‖ / ‖ref‖ = {spread:.1e} for at least one of {len(references)} held-out inputs"
-                + made,
+                + treated,
                 expected=f"at least {LEAST_SPREAD:.0e} for each input, so no output that is constant",
                 run=f"the study with a model that leaves this output out, or with inputs that it depends on{more}",
             )
     if not any(_varies([reference[i] for reference in references]) for i in range(len(names))):
         raise ReferenceRefusedError(
             "no output of the reference varies between inputs, so a candidate that ignores its input would pass",
-            found=f"equal values of {', '.join(names)} for all {len(references)} held-out inputs{made}",
+            found=f"equal values of {', '.join(names)} for all {len(references)} held-out inputs{treated}",
             expected="at least one output that depends on the input",
             run=f"the study with inputs that differ{more}",
         )
 
 
 def check_metrics(
-    references: "Answers", names: Sequence[str], metrics: Sequence[tuple[Metric, Callable[[Any, Any], Any]]]
+    references: "Answers", names: Sequence[str], metrics: "Sequence[tuple[Metric, MetricFunction]]"
 ) -> None:
     """Raise RequestError, naming the metric, if one refuses the model's own answers: then no candidate can pass."""
     measured = _measure(metrics, references, references, names)
@@ -125,7 +127,7 @@ def check_metrics(
         if _metric_excesses([(name, value)], [(metric, function)]):
             raise RequestError(
                 f"metric {metric.function} refuses the model's own answers, so no candidate can pass it",
-                found=f"{value:.4g} for the model's fp32 answers held against themselves",
+                found=f"{value:.4g} for the model's fp32 answers compared with themselves",
                 expected=str(metric),
                 run="the study with another bound, or with a metric that accepts the reference",
             )
@@ -136,9 +138,9 @@ def judge(
     references: "Answers",
     names: Sequence[str],
     objective: Objective,
-    metrics: Sequence[tuple[Metric, Callable[[Any, Any], Any]]] = (),
+    metrics: "Sequence[tuple[Metric, MetricFunction]]" = (),
 ) -> AccuracyResult:
-    """Hold a candidate's answers against references that :func:`check_reference` let pass.
+    """Compare a candidate's answers with references that :func:`check_reference` has accepted.
 
     Refused are, in this order: another number, shape or dtype of outputs; NaN or infinity; an output beyond its limit;
     a metric beyond its bound. ``metrics`` pairs each metric of the objective with its resolved function.
@@ -169,26 +171,26 @@ def judge(
 
 
 def far_off(answers: "Answers", references: "Answers", names: Sequence[str], objective: Objective, slack: float) -> str:
-    """Say which outputs are ``slack`` times further from the references than an objective allows; empty if none is.
+    """Name the outputs that are ``slack`` times further from the references than an objective allows; empty if none.
 
     Unlike :func:`judge` it takes any number of inputs. If the references of an output do not vary between them, its
     error is relative to its size.
     """
     if mismatch := _mismatch(answers, references, names):
         return mismatch
-    found = []
+    sentences = []
     for at, name in enumerate(names):
-        here, there = [one[at] for one in answers], [one[at] for one in references]
+        here, there = [answer[at] for answer in answers], [reference[at] for reference in references]
         if not there[0].numel():
             continue
         if not _is_floating(there[0]):
             share = _agreement(here, there)
             if share < 0.5:
-                found.append(f"output {name} agrees in {share:.1%} of its elements")
+                sentences.append(f"output {name} agrees in {share:.1%} of its elements")
             continue
         got, want = _stack(here), _stack(there)
         if not bool((got.isfinite() == want.isfinite()).all()):
-            found.append(f"output {name} is not finite in the same places")
+            sentences.append(f"output {name} is not finite in the same places")
             continue
         got, want = got.nan_to_num(0.0, 0.0, 0.0), want.nan_to_num(0.0, 0.0, 0.0)
         signal, size = float((want - want.mean(dim=0)).norm()), float(want.norm())
@@ -196,8 +198,8 @@ def far_off(answers: "Answers", references: "Answers", names: Sequence[str], obj
         error = float((got - want).norm()) / max(scale, 1e-30)
         if not error <= slack * objective.limit_of(name):
             limit = objective.limit_of(name)
-            found.append(f"output {name} is off by {error:.3g} of its signal, and the plan's limit is {limit:g}")
-    return "; ".join(found)
+            sentences.append(f"output {name} is off by {error:.3g} of its signal, and the plan's limit is {limit:g}")
+    return "; ".join(sentences)
 
 
 def _refused(kind: FailureKind, detail: str) -> AccuracyResult:
@@ -205,37 +207,37 @@ def _refused(kind: FailureKind, detail: str) -> AccuracyResult:
 
 
 def _mismatch(outputs: "Answers", references: "Answers", names: Sequence[str]) -> str:
-    """Say where number, shapes or dtypes of the answers are not the reference's; empty if all are."""
+    """Describe the first difference in number, shape or dtype of the answers from the reference's; empty if none."""
     for number, (answer, reference) in enumerate(zip(outputs, references, strict=True), start=1):
         if len(answer) != len(reference):
             return f"input {number} is answered by {len(answer)} outputs, the reference has {len(reference)}"
-        for name, found, expected in zip(names, answer, reference, strict=True):
-            if found.shape != expected.shape or found.dtype != expected.dtype:
-                return f"output {name} is {_kind_of(found)}, the reference {_kind_of(expected)}, at input {number}"
+        for name, tensor, expected in zip(names, answer, reference, strict=True):
+            if tensor.shape != expected.shape or tensor.dtype != expected.dtype:
+                return f"output {name} is {_kind_of(tensor)}, the reference {_kind_of(expected)}, at input {number}"
     return ""
 
 
 def _excesses(
     figures: Sequence[tuple[str, float]], floating: Sequence[bool], objective: Objective
 ) -> list[tuple[float, float, str]]:
-    """Return (how bad, figure, sentence) for each output beyond its limit; NaN is beyond every limit."""
-    found = []
+    """Return (badness, figure, sentence) for each output beyond its limit; NaN is beyond every limit."""
+    excesses = []
     for (name, figure), is_floating in zip(figures, floating, strict=True):
         if is_floating:
             limit = objective.limit_of(name)
             if not figure <= limit:
                 sentence = f"output {name} has a signal error of {figure:.3g}, the limit is {limit:g}"
-                found.append((_badness(figure / limit), figure, sentence))
+                excesses.append((_badness(figure / limit), figure, sentence))
         elif not figure >= objective.integer_agreement:
             least = objective.integer_agreement
-            found.append(
+            excesses.append(
                 (1.0, figure, f"output {name} agrees in {figure:.4%} of its elements, the least is {least:.4%}")
             )
-    return found
+    return excesses
 
 
 def _measure(
-    metrics: Sequence[tuple[Metric, Callable[[Any, Any], Any]]],
+    metrics: "Sequence[tuple[Metric, MetricFunction]]",
     outputs: "Answers",
     references: "Answers",
     names: Sequence[str],
@@ -249,7 +251,7 @@ def _measure(
     for metric, function in metrics:
         value = function(named, named_references)
         try:
-            measured.append((metric.function, float(value)))
+            measured.append((metric.function, float(value)))  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise RequestError(
                 f"metric {metric.function} was called on outputs and references",
@@ -260,16 +262,16 @@ def _measure(
 
 
 def _metric_excesses(
-    measured: Sequence[tuple[str, float]], metrics: Sequence[tuple[Metric, Any]]
+    measured: Sequence[tuple[str, float]], metrics: "Sequence[tuple[Metric, MetricFunction]]"
 ) -> list[tuple[float, float, str]]:
-    """Return (how bad, figure, sentence) for each metric beyond its bound; NaN is beyond every bound."""
-    found = []
+    """Return (badness, figure, sentence) for each metric beyond its bound; NaN is beyond every bound."""
+    excesses = []
     for (name, value), (metric, _) in zip(measured, metrics, strict=True):
         if metric.at_most is not None and not value <= metric.at_most:
-            found.append((1.0, value, f"metric {name} is {value:.4g}, at most {metric.at_most:g} is allowed"))
+            excesses.append((1.0, value, f"metric {name} is {value:.4g}, at most {metric.at_most:g} is allowed"))
         if metric.at_least is not None and not value >= metric.at_least:
-            found.append((1.0, value, f"metric {name} is {value:.4g}, at least {metric.at_least:g} is asked"))
-    return found
+            excesses.append((1.0, value, f"metric {name} is {value:.4g}, at least {metric.at_least:g} is required"))
+    return excesses
 
 
 def _signal_error(answers: "Sequence[torch.Tensor]", references: "Sequence[torch.Tensor]") -> float:
@@ -287,7 +289,7 @@ def _agreement(answers: "Sequence[torch.Tensor]", references: "Sequence[torch.Te
 
 
 def _stack(tensors: "Sequence[torch.Tensor]") -> "torch.Tensor":
-    """One float64 row an input, complex numbers as two."""
+    """Return one float64 row for each input, a complex number as two."""
     import torch
 
     parts = [torch.view_as_real(t) if t.is_complex() else t for t in (tensor.detach() for tensor in tensors)]

@@ -80,7 +80,7 @@ def space(device: Device, problem: GemmProblem, *, shared_memory_bytes: int | No
     """List the builds that are legal for a problem on a device.
 
     ``shared_memory_bytes`` is the limit of a block, by default the architecture's. Raises
-    :class:`~autotune.errors.SpaceError` where there is none.
+    :class:`~autotune.errors.SpaceError` if there is none.
     """
     target = architecture(device)
     _check_operands(problem, target)

@@ -23,6 +23,7 @@ NAMES_BACKENDS = {
     "runtime/toolchain.py": "names of libraries, by which their versions are read",
     "execute/causes.py": "names of libraries, whose exceptions have their own texts",
     "programs": "programs that try or compare certain backends",
+    "testing": "samples of stored records, and names of libraries that must not be imported early",
 }
 """Files and folders of the core in which names of backends may stand, each with the reason."""
 

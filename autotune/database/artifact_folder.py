@@ -1,4 +1,4 @@
-"""The folder of an artifact store: ArtifactFolder, which names, locks and lists what lies in it.
+"""The folder of an artifact store: ArtifactFolder, which names, locks and lists its files.
 
 ::
 
@@ -30,7 +30,8 @@ REBUILD = "autotune tune STUDY, which builds it again"
 class ArtifactFolder:
     """The files below one root; several processes may use it at once.
 
-    Raises ArtifactError if the root is a link or can be written by everyone.
+    :class:`autotune.database.artifacts.ArtifactStore` adds what stores, verifies and removes artifacts. Raises
+    ArtifactError if the root is a link or can be written by everyone.
     """
 
     def __init__(self, root: Path) -> None:

@@ -3,9 +3,11 @@
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 
 from autotune.errors import DatabaseError, DeviceError
 from autotune.records.device import slug
+from autotune.records.evidence import PlanEvidence
 from autotune.records.plan import Plan
 
 REVISIONS = ("0001", "0002", "0003")
@@ -13,46 +15,48 @@ REVISIONS = ("0001", "0002", "0003")
 
 VERSION_TABLE = "autotune_version"
 
+FIELDS = frozenset(field.name for field in fields(PlanEvidence))
 
-class StoredJson(Mapping[str, object]):
-    """A mapping that is parsed when it is first looked into: a plan's evidence is large, and a look-up skips it."""
 
-    __slots__ = ("_parsed", "_text", "_uid")
+class StoredEvidence(PlanEvidence):
+    """Evidence that is parsed when one of its fields is first read: it is large, and a look-up of a plan skips it.
+
+    Reading a field raises DatabaseError if the stored text is no evidence.
+    """
+
+    __slots__ = ("_text", "_uid")
+    _text: str
+    _uid: str
 
     def __init__(self, text: str, uid: str) -> None:
-        self._text = text
-        self._uid = uid
-        self._parsed: dict[str, object] | None = None
+        object.__setattr__(self, "_text", text)
+        object.__setattr__(self, "_uid", uid)
 
-    def _content(self) -> dict[str, object]:
-        if self._parsed is None:
-            with readable(self._uid):
-                self._parsed = dict(json.loads(self._text))
-        return self._parsed
-
-    def __getitem__(self, key: str) -> object:
-        return self._content()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._content())
-
-    def __len__(self) -> int:
-        return len(self._content())
+    def __getattr__(self, name: str) -> object:
+        """Parse the text; Python calls this for a field that has no value yet."""
+        if name not in FIELDS:
+            raise AttributeError(f"evidence has no field {name!r}")
+        with readable(self._uid):
+            parsed = PlanEvidence.from_dict(dict(json.loads(self._text)))
+        for field in FIELDS:
+            object.__setattr__(self, field, getattr(parsed, field))
+        value: object = getattr(parsed, name)
+        return value
 
     def __repr__(self) -> str:
-        return repr(self._content())
+        return repr(self.as_dict())
 
 
 def plan_record(uid: str, record: Mapping[str, object] | str, evidence: str) -> Plan:
     """Return the plan of a row's two JSON columns; raises DatabaseError if they hold none."""
     with readable(uid):
         data = json.loads(record) if isinstance(record, str) else record
-        return Plan.from_dict({**data, "evidence": StoredJson(evidence, uid)})
+        return Plan.from_dict({**data, "evidence": StoredEvidence(evidence, uid)})
 
 
 @contextmanager
 def readable(uid: str) -> Iterator[None]:
-    """Tell a plan's row that no plan can be read from as what it is, by a DatabaseError."""
+    """Turn the error of a row that holds no plan into DatabaseError."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

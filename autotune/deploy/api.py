@@ -265,7 +265,7 @@ def _factory_of(store: "Store", plan: "Plan") -> tuple[str | None, int | None]:
     if plan.configuration.get("form", "") != "module" and not wants_kernels(plan.configuration):
         return None, None
     try:
-        row = store.studies.get(str(plan.evidence.get("study", "")))
+        row = store.studies.get(plan.evidence.study or "")
     except ValueError:
         return None, None
     factory = row.settings.get("factory")

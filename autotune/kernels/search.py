@@ -168,7 +168,7 @@ class KernelSearch:
         return expected_gain(mean, deviation, min(reached, default=float(mean.min())))
 
     def _odds(self) -> Floats:
-        """How likely each build works: by Laplace's rule of its kind, of which those under way are yet to prove it.
+        """Return the odds that each build works: Laplace's rule for its kind, without unfinished builds' success.
 
         So a kind that fails throughout costs few builds, and the first batch is not all of one kind.
         """
@@ -177,7 +177,7 @@ class KernelSearch:
         return np.array([(worked[each.backend] + 1) / (proposed[each.backend] + 1) for each in self._prior.builds])
 
     def _expected(self, plain_us: dict[Configuration, float]) -> dict[Configuration, float]:
-        """The log time that each timed build may come to: its best launch's, or what that is estimated to save."""
+        """Return the log time that each timed build may reach: of its best launch, measured or estimated."""
         found = {}
         for build, us in self._times_us().items():
             saved = self._prior.saved_of(build) if len(us) == 1 else 0.0

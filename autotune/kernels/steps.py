@@ -49,7 +49,7 @@ def compile_kernels(request: Mapping[str, object], channel: Channel) -> dict[str
 def time_kernels(request: Mapping[str, object], channel: Channel) -> dict[str, object]:
     """Load, check and time candidates (:class:`TimeRequest`), alone on the device; sends each result at once.
 
-    Then it waits for the next request, until it is told to end: importing, and waking a device, take longer than most
+    Then it waits for the next request or the order to end: importing, and waking a device, take longer than most
     problems. An exception of a candidate is its own failure, and the next candidate begins, unless the context on the
     device is lost.
     """

@@ -218,7 +218,7 @@ def work_traced(
     trace: Callable[..., kernel_trace.KernelTrace] = kernel_trace.trace,
     mark: Callable[[str], None] = _mark,
 ) -> bool | None:
-    """Return whether a kernel trace shows any work of the calls on the device; None if the trace shows no kernels at all.
+    """Return whether a kernel trace shows work of the calls on the device; None if it shows no kernels at all.
 
     A profiler can lose the first kernels of a session (pytorch#192021). So each call stands between two marks, which
     are kernels too, and "no work" counts only if both marks of the last call were seen.

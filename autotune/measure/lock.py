@@ -40,8 +40,8 @@ def device_lock(
 ) -> Iterator[float]:
     """Hold the device: exclusively for a timing, shared for a build that uses it; yields the seconds of waiting.
 
-    It waits without a limit, calls ``on_wait`` with the holders when the wait begins and when they change, and logs them
-    every 10 s. ``purpose`` is reported to processes that wait for this holder. The first to wait is next: no later
+    It waits without a limit, calls ``on_wait`` with the holders when the wait begins and when they change, and logs
+    them every 10 s. ``purpose`` is reported to processes that wait for this holder. The first to wait is next: no later
     process overtakes it, not even for a shared lock. Two locks in one process exclude each other too. A forked child
     keeps its parent's lock alive; a spawned one does not. ``folders`` are those of
     :data:`autotune.measure.lock_files.FOLDERS` if not given. Raises ``WorkError`` if none of them can hold the lock.

@@ -61,7 +61,7 @@ def open_place(uuid: str, folder: Path) -> Place:
 
 
 def safe_name(uuid: str) -> str:
-    """Return the name of a device's files without their endings; ``ValueError`` for a UUID without letters or digits."""
+    """Return the name of a device's files without endings; ``ValueError`` for a UUID without letters or digits."""
     name = re.sub(r"[^A-Za-z0-9_-]+", "_", uuid)
     if not name.strip("_"):
         raise ValueError(f"a device's uuid has letters or digits, found {uuid!r}")

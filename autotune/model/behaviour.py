@@ -1,7 +1,7 @@
-"""What a model does when it is called: its answer, and whatever would make a plan of it answer otherwise.
+"""The behaviour of a model in calls: its answer, and every property that a plan of it cannot reproduce.
 
-A plan answers by a graph, which has no state of its own, draws nothing and does not look at values. So a model is
-called three times before anything is captured: on its example, on another set of inputs, and on the example again.
+A plan answers by a graph, which has no state of its own, draws no random numbers and does not branch on values. So a
+model is called three times before the capture: on its example, on another set of inputs, and on the example again.
 """
 
 import logging
@@ -9,7 +9,7 @@ import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import AutotuneError, ModelError
 from autotune.model.form import Form, flatten
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ROUNDING = 1e-5
-"""Two answers to one input may differ by so much of their size if sums are made by several threads in any order."""
+"""The largest relative difference of two answers to one input: threads may add up a sum in any order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
-    """What a model answered to its example, flat, and in which form; ``other`` is its answer to the other inputs.
+    """A model's answer to its example, flat, with its form; ``other`` is its answer to the other inputs.
 
-    ``written`` are the inputs that it writes into, ``set_at_first`` what its first call has set in it, and ``notes``
-    what its user ought to know.
+    ``written`` are the inputs that it writes into, ``set_at_first`` the parts of it that its first call has set, and
+    ``notes`` are for its user.
     """
 
     answer: "tuple[torch.Tensor, ...]"
@@ -45,12 +45,12 @@ class Behaviour:
 
 
 def observe(
-    name: str, module: "torch.nn.Module", call: "Callable[[Inputs], Any]", example: "Inputs", other: "Inputs"
+    name: str, module: "torch.nn.Module", call: "Callable[[Inputs], object]", example: "Inputs", other: "Inputs"
 ) -> Behaviour:
     """Call a model on both sets of inputs, and on the first once more; ``call`` calls it.
 
-    The caller puts the module back as it was. Raises ModelError if an answer cannot be put together again or holds what
-    no backend gives, if its form or shapes differ between the inputs, if the model draws random numbers, or if it keeps
+    The caller restores the module. Raises ModelError if an answer cannot be put together again or has a part that no
+    backend returns, if its form or shapes differ between the inputs, if the model draws random numbers, or if it keeps
     state: writes into a buffer or a parameter, counts or averages in an attribute, or answers one input differently a
     second time.
     """
@@ -80,18 +80,18 @@ def observe(
     )  # fmt: skip
 
 
-def refuse_first_values(name: str, call: "Callable[[Inputs], Any]", other: "Inputs", behaviour: Behaviour) -> None:
-    """Refuse a module that answers otherwise by what came first; its module has not been called since it was put back.
+def refuse_first_values(name: str, call: "Callable[[Inputs], object]", other: "Inputs", behaviour: Behaviour) -> None:
+    """Refuse a module whose answers depend on its first inputs; it has not been called since it was restored.
 
-    What a first call sets is a cache if the answer to the other inputs is the same whether they come first or second.
-    Raises ModelError.
+    A value that the first call sets is a cache if the answer to the other inputs is the same in the first call and in
+    the second. Raises ModelError.
     """
     first, _ = _answered(call, _copies(other), "another set of inputs of these shapes")
     if differing := _differing(behaviour.form, behaviour.other, first):
         raise ModelError(
             f"the first call of {name} sets {', '.join(behaviour.set_at_first[:6])} from the values of its inputs",
             found=f"other answers by which inputs come first, in {', '.join(differing)}",
-            expected="a model that was called before, so that it keeps what it has learnt",
+            expected="a model that was called before, so that these values are set",
             run="the model once on representative inputs, then this request",
         )
 
@@ -103,7 +103,7 @@ def refuse_random_operators(name: str, operators: Sequence[str], module: "torch.
 
 
 def in_train_mode(module: "torch.nn.Module") -> list[str]:
-    """Name the parts that are in train mode though the whole is not, with their classes; containers left out."""
+    """Return the parts that are in train mode though the whole is not, with their classes, without containers."""
     if module.training:
         return []
     return [
@@ -113,7 +113,9 @@ def in_train_mode(module: "torch.nn.Module") -> list[str]:
     ]
 
 
-def _answered(call: "Callable[[Inputs], Any]", inputs: "Inputs", what: str) -> "tuple[tuple[torch.Tensor, ...], Form]":
+def _answered(
+    call: "Callable[[Inputs], object]", inputs: "Inputs", what: str
+) -> "tuple[tuple[torch.Tensor, ...], Form]":
     try:
         value = call(inputs)
     except AutotuneError:
@@ -156,14 +158,14 @@ def _refuse_other_form(
             found=f"outputs {', '.join(form.names)}, then {', '.join(other_form.names)}",
             expected="one form for all inputs of these shapes",
         )
-    for output, one, another in zip(form.names, answer, other, strict=True):
-        if one.shape != another.shape or one.dtype != another.dtype:
-            raise depends_on_values(name, output, f"{list(one.shape)}, then {list(another.shape)} for other values")
+    for output, tensor, another in zip(form.names, answer, other, strict=True):
+        if tensor.shape != another.shape or tensor.dtype != another.dtype:
+            raise depends_on_values(name, output, f"{list(tensor.shape)}, then {list(another.shape)} for other values")
     if form.node != other_form.node:
         raise ModelError(
             f"{name} answers with a constant that depends on the values of its inputs",
             found="parts beside the tensors that differ from call to call",
-            expected="tensors for whatever depends on the inputs",
+            expected="tensors for all parts that depend on the inputs",
             run="the model with an answer that holds the number as a tensor",
         )
 
@@ -178,19 +180,19 @@ def depends_on_values(name: str, output: str, found: str) -> ModelError:
     )
 
 
-def _differing(form: Form, one: "Sequence[torch.Tensor]", other: "Sequence[torch.Tensor]") -> list[str]:
-    """Name the outputs that differ by more than the order of a sum explains, with how far apart they are."""
-    found = []
-    for name, here, there in zip(form.names, one, other, strict=True):
+def _differing(form: Form, answer: "Sequence[torch.Tensor]", other: "Sequence[torch.Tensor]") -> list[str]:
+    """Return the outputs that differ by more than the order of a sum explains, with their distance."""
+    differing = []
+    for name, here, there in zip(form.names, answer, other, strict=True):
         if same_values(here, there):
             continue
         if here.shape != there.shape or not (here.is_floating_point() or here.is_complex()):
-            found.append(name)
+            differing.append(name)
             continue
         apart = float((_wide(here) - _wide(there)).abs().max())
         if not apart <= ROUNDING * float(_wide(here).abs().max()):
-            found.append(f"{name} by up to {apart:.2g}")
-    return found
+            differing.append(f"{name} by up to {apart:.2g}")
+    return differing
 
 
 def _wide(tensor: "torch.Tensor") -> "torch.Tensor":
@@ -200,15 +202,15 @@ def _wide(tensor: "torch.Tensor") -> "torch.Tensor":
 
 
 def _different(name: str, differing: list[str], watch: StateWatch, *, drew: bool) -> ModelError:
-    found = f"two calls on one input differ in {', '.join(differing)}"
+    finding = f"two calls on one input differ in {', '.join(differing)}"
     if drew:
-        return _draws(name, found, watch.module)
+        return _draws(name, finding, watch.module)
     trained = in_train_mode(watch.module)
     parts = f"; in train mode: {', '.join(trained[:6])}" if trained else ""
     changed = watch.changed()
     return ModelError(
         f"{name} answers one input differently from call to call: it draws random numbers of its own, or keeps state",
-        found=found + (f"; what changed: {', '.join(changed[:6])}" if changed else "") + parts,
+        found=finding + (f"; changed parts: {', '.join(changed[:6])}" if changed else "") + parts,
         expected="the same answer to the same input",
         run="the model with its state as an input and an output",
     )
@@ -218,7 +220,7 @@ def _draws(name: str, found: str, module: "torch.nn.Module") -> ModelError:
     trained = in_train_mode(module)
     parts = f"; in train mode: {', '.join(trained[:6])}" if trained else ""
     return ModelError(
-        f"{name} draws random numbers in its forward, so nobody can judge a candidate by its answer",
+        f"{name} draws random numbers in its forward, so no candidate can be judged by its answer",
         found=found + parts,
         expected="the same answer to the same input",
         run="the model with its random numbers as an input, or without them"
@@ -237,20 +239,20 @@ def _training_note(trained: list[str]) -> str:
     return f"in train mode and kept so, as the model is used: {', '.join(trained)}"
 
 
-def _random_numbers() -> Any:
-    """Return what changes whenever somebody draws from torch's, Python's or NumPy's own generator."""
+def _random_numbers() -> tuple[object, ...]:
+    """Return values that change with every draw from torch's, Python's or NumPy's own generator."""
     import torch
 
-    numpy: Any = sys.modules.get("numpy")
+    numpy = sys.modules.get("numpy")
     drawn = numpy.random.get_state()[1:3] if numpy is not None else ()
-    return torch.get_rng_state().numpy().tobytes(), random.getstate(), tuple(str(one) for one in drawn)
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), tuple(str(state) for state in drawn)
 
 
-def dtype_name(tensor: Any) -> str:
-    """The dtype as torch writes it, without its prefix."""
+def dtype_name(tensor: "torch.Tensor") -> str:
+    """Return the dtype as torch writes it, without its prefix."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message that says something."""
+    """Return the first line of an exception's message that is not empty."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import AutotuneError, ModelError
 from autotune.model import fingerprint, schema
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 GRAPH_TOLERANCE = 1e-3
-"""How far the graph may be from the module, relative to the largest value of an output: both run the same operators."""
+"""The largest distance of the graph from the module, relative to the largest value of an output."""
 HALF_TOLERANCE = 3e-2
 """The same for outputs in bf16 and fp16."""
 
@@ -45,12 +45,11 @@ _DATA_DEPENDENT = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
-    """A captured model: its graph on the CPU, its workload, and how its own answer is put together.
+    """A captured model: its graph on the CPU, its workload, and the form of its own answer.
 
-    ``inputs`` says how a call's arguments become its flat inputs.
-    ``answers`` are the module's own, flat, to the example and to the other set of inputs. ``written`` are the inputs
-    that it writes into (its graph works on copies of them), and ``notes`` what its user ought to know of the capture.
-    ``weights_s`` is how long the fingerprint of the weights took.
+    ``inputs`` maps a call's arguments to its flat inputs. ``answers`` are the module's own, flat, to the example and to
+    the other set of inputs. ``written`` are the inputs that it writes into (its graph works on copies of them),
+    ``notes`` are for its user, and ``weights_s`` is the time of the fingerprint of the weights.
     """
 
     program: "ExportedProgram"
@@ -68,10 +67,10 @@ class Captured:
         return self.form.node
 
 
-def caller(module: "torch.nn.Module", names: Sequence[str]) -> "Callable[[Mapping[str, torch.Tensor]], Any]":
-    """Return a function that calls a module on named inputs as its users do: by position, until one was left out.
+def caller(module: "torch.nn.Module", names: Sequence[str]) -> "Callable[[Mapping[str, torch.Tensor]], object]":
+    """Return a function that calls a module on named inputs as its users do: by position, until one is left out.
 
-    Hooks and wrappers see arguments by position; a module that was captured before takes all of them so.
+    Hooks and wrappers see arguments by position; a module that was captured before takes all of them by position.
     """
     import torch
 
@@ -80,7 +79,7 @@ def caller(module: "torch.nn.Module", names: Sequence[str]) -> "Callable[[Mappin
         first = list(takewhile(lambda name: name in names, schema.by_position(module.forward)))
     rest = [name for name in names if name not in first]
 
-    def call(inputs: "Mapping[str, torch.Tensor]") -> Any:
+    def call(inputs: "Mapping[str, torch.Tensor]") -> object:
         return module(*(inputs[name] for name in first), **{name: inputs[name] for name in rest})
 
     return call
@@ -103,7 +102,7 @@ def flat(module: "torch.nn.Module", names: tuple[str, ...], written: Sequence[st
             self.training = False
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            given = [one.clone() if copy else one for one, copy in zip(tensors, copied, strict=True)]
+            given = [tensor.clone() if copy else tensor for tensor, copy in zip(tensors, copied, strict=True)]
             return tuple(flatten(call(dict(zip(names, given, strict=True))))[0])
 
     return Flat()
@@ -118,10 +117,10 @@ def capture(
 ) -> Captured:
     """Capture ``module`` as it answers the named ``inputs`` (tensors on the CPU), and leave it as it was.
 
-    ``other`` is another set of inputs of the same shapes, on which the graph is held against the module, too. A root in
-    train mode is captured in eval mode; parts that are in train mode under a root that is not stay so. Lazy layers are
-    initialised by a first call. Raises ModelError if the module refuses the inputs, cannot be captured, or cannot be
-    answered for by a graph (see :mod:`autotune.model.behaviour`).
+    ``other`` is another set of inputs of the same shapes, on which the graph is compared with the module, too. A root
+    in train mode is captured in eval mode; parts in train mode under a root in eval mode stay so. Lazy layers are
+    initialised by a first call. Raises ModelError if the module refuses the inputs, cannot be captured, or behaves as
+    no graph can (see :mod:`autotune.model.behaviour`).
     """
     import torch
 
@@ -136,7 +135,7 @@ def capture(
         behaviour = observe(name, module, caller(module, names), example, varied)
         program = _exported(name, flat(module, names, behaviour.written), example)
         _keep_buffers(program)
-        # Whatever a hook or an object of the user's own has kept of the export, it now keeps of a real call.
+        # A hook or an object of the user's own that has kept values of the export now keeps those of a real call.
         caller(module, names)({key: value.clone() for key, value in example.items()})
     if behaviour.set_at_first:
         with untouched(module), torch.no_grad():
@@ -170,11 +169,11 @@ def capture(
 
 
 def _initialise(module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]") -> list[str]:
-    """Call a module once that has lazy layers, as its user would: they learn their shapes by it and stay so."""
+    """Call a module with lazy layers once, as its user would: the layers get their shapes and keep them."""
     import torch
 
     named = (*module.named_parameters(), *module.named_buffers())
-    lazy = sorted({name.rpartition(".")[0] for name, one in named if is_lazy(one)})
+    lazy = sorted({name.rpartition(".")[0] for name, tensor in named if is_lazy(tensor)})
     if not lazy:
         return []
     flags = {part: part.training for part in module.modules()}
@@ -195,7 +194,7 @@ def _initialise(module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]")
 
 
 def _evaluate(module: "torch.nn.Module") -> None:
-    """Put a module into eval mode, as far as it has one: a captured graph refuses."""
+    """Put a module into eval mode; a captured graph refuses, so only its flag is set."""
     try:
         module.eval()
     except NotImplementedError:
@@ -212,10 +211,10 @@ def _exported(name: str, module: "torch.nn.Module", inputs: "Mapping[str, torch.
         raise
     except Exception as error:
         text = str(error)
-        looks = _is_torchs(error) and bool(_DATA_DEPENDENT.search(f"{type(error).__name__} {text}"))
+        data_dependent = _is_torchs(error) and bool(_DATA_DEPENDENT.search(f"{type(error).__name__} {text}"))
         raise ModelError(
             f"{name} cannot be captured by torch.export"
-            + (": what it computes depends on the values of its inputs" if looks else ""),
+            + (": its computation depends on the values of its inputs" if data_dependent else ""),
             found=f"{type(error).__name__}: {first_line(error)}{_place(text)}",
             expected="a forward without control flow, and without shapes, that depend on the values of its inputs",
             run=f"torch.export.export(module, (), kwargs) with the inputs {', '.join(inputs)}, which shows the place",
@@ -223,29 +222,29 @@ def _exported(name: str, module: "torch.nn.Module", inputs: "Mapping[str, torch.
 
 
 def _is_torchs(error: BaseException) -> bool:
-    """Return whether torch has raised an exception, by its class or by the place: the words of a user's own say nothing."""
+    """Return whether torch has raised an exception, by its class or its place; a user's own text proves nothing."""
     places = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(name.partition(".")[0] == "torch" for name in (type(error).__module__, *places[-1:]))
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the graphs that torch prints of a capture that fails: the refusal says what it found."""
+    """Silence the graphs that torch prints of a failed capture: the refusal reports the error."""
     noisy = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
-    levels = [one.level for one in noisy]
-    for one in noisy:
-        one.setLevel(logging.CRITICAL)
+    levels = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for one, level in zip(noisy, levels, strict=True):
-            one.setLevel(level)
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _refuse_unsavable(name: str, program: "ExportedProgram") -> None:
-    """Refuse a graph with graphs in it that torch cannot write down and read again: workers get it as a file."""
+    """Refuse a graph with nested graphs that torch cannot save and load again: workers get it as a file."""
     import torch
 
     if sum(1 for _ in fingerprint.graphs(program.graph_module)) == 1:
@@ -257,15 +256,15 @@ def _refuse_unsavable(name: str, program: "ExportedProgram") -> None:
         torch.export.load(written)
     except Exception as error:
         raise ModelError(
-            f"torch.export captures {name}, and cannot write its graph down and read it again",
+            f"torch.export captures {name}, but cannot save its graph and load it again",
             found=f"{type(error).__name__}: {first_line(error)}",
-            expected="blocks under autocast or no_grad, and branches, that do not stand in one another",
+            expected="blocks under autocast or no_grad, and branches, that are not nested in one another",
             run="the model without the inner block (a model that is tuned computes no gradients anyway)",
         ) from error
 
 
 def _keep_buffers(program: "ExportedProgram") -> None:
-    """Return a graph copies of the buffers and constants that it shares with the module, which gets its own back."""
+    """Replace the buffers and constants that a graph shares with the module by copies; the module gets its own back."""
     import torch
 
     buffers = set(program.graph_signature.inputs_to_buffers.values())
@@ -276,14 +275,14 @@ def _keep_buffers(program: "ExportedProgram") -> None:
 
 
 def _place(text: str) -> str:
-    """The user's own line that an error of torch.export points at, if it does."""
+    """Return the user's own line that an error of torch.export names; empty if it names none."""
     lines = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
-    own = [each for each in lines if "site-packages" not in each[0] and "/autotune/" not in each[0]]
+    own = [(file, line, name) for file, line, name in lines if "site-packages" not in file and "/autotune/" not in file]
     return f" (in {own[-1][2]}, line {own[-1][1]})" if own else ""
 
 
 def _refuse_values(name: str, program: "ExportedProgram", form: Form) -> None:
-    """Refuse outputs of a size that is only known once the values are."""
+    """Refuse outputs whose size depends on values."""
     import torch
 
     outputs = next(node for node in program.graph.nodes if node.op == "output").args[0]
@@ -298,7 +297,7 @@ def _refuse_values(name: str, program: "ExportedProgram", form: Form) -> None:
 def _refuse_other_answers(
     name: str, program: "ExportedProgram", behaviour: Behaviour, sets: "Sequence[Mapping[str, torch.Tensor]]"
 ) -> None:
-    """Hold the graph against the module on both sets of inputs: a branch that Python took in the capture stays."""
+    """Compare the graph with the module on both sets of inputs: the graph keeps the branch that Python took."""
     from autotune.model.precision import flat_module
 
     module = flat_module(program)
@@ -307,24 +306,24 @@ def _refuse_other_answers(
             answer = module(*(tensor.clone() for tensor in inputs.values()))
         except Exception as error:
             raise _unlike(name, f"{type(error).__name__}: {first_line(error)}") from error
-        for output, one, right in zip(behaviour.form.names, answer, expected, strict=True):
-            if one.shape != right.shape or one.dtype != right.dtype:
-                raise _unlike(name, f"output {output} is {dtype_name(one)}{list(one.shape)}, not "
+        for output, tensor, right in zip(behaviour.form.names, answer, expected, strict=True):
+            if tensor.shape != right.shape or tensor.dtype != right.dtype:
+                raise _unlike(name, f"output {output} is {dtype_name(tensor)}{list(tensor.shape)}, not "
                                     f"{dtype_name(right)}{list(right.shape)}")  # fmt: skip
-            apart = _apart(one, right)
+            apart = _apart(tensor, right)
             if not apart <= (HALF_TOLERANCE if right.dtype.itemsize == 2 else GRAPH_TOLERANCE):
                 raise _unlike(name, f"output {output} differs by {apart:.2g} of its largest value")
 
 
-def _apart(one: "torch.Tensor", right: "torch.Tensor") -> float:
-    """The largest difference of two outputs, relative to the largest value; of integers the share that differs."""
+def _apart(tensor: "torch.Tensor", right: "torch.Tensor") -> float:
+    """Return the largest difference of two outputs, relative to the largest value; of integers the differing share."""
     import torch
 
     if not right.numel():
         return 0.0
     if not (right.is_floating_point() or right.is_complex()):
-        return float((one != right).double().mean())
-    here, there = one.detach().to(torch.complex128), right.detach().to(torch.complex128)
+        return float((tensor != right).double().mean())
+    here, there = tensor.detach().to(torch.complex128), right.detach().to(torch.complex128)
     finite = there.isfinite()
     if not bool((finite == here.isfinite()).all()):
         return float("inf")
@@ -342,5 +341,5 @@ def _unlike(name: str, found: str) -> ModelError:
     )
 
 
-def _spec(name: str, tensor: Any) -> TensorSpec:
+def _spec(name: str, tensor: "torch.Tensor") -> TensorSpec:
     return TensorSpec(name=name, shape=tuple(tensor.shape), dtype=dtype_name(tensor))

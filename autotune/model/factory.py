@@ -23,7 +23,7 @@ RELATIVE_IMPORTS = (
     "attempted relative import with no known parent package",
     "attempted relative import beyond top-level package",
 )
-"""What Python's import itself says of a file that is not in a package, or not in one so deep."""
+"""The messages of Python's import for a file that is in no package, or not in one deep enough."""
 
 NO_COMMAND_LINE = "the parsing of a command line under if __name__ == '__main__'"
 
@@ -31,7 +31,7 @@ NO_COMMAND_LINE = "the parsing of a command line under if __name__ == '__main__'
 def resolve(spec: str, base: Path | None = None) -> Callable[..., Any]:
     """Find ``path.py:callable`` (relative to ``base``) or ``package.module:callable``.
 
-    A file may import what lies beside it, whatever the current folder is (see :mod:`autotune.model.own_folder`).
+    A file may import modules beside it, whatever the current folder is (see :mod:`autotune.model.own_folder`).
     Raises ModelError if the file, the module or the name is missing, or importing it fails.
     """
     place, name = _parts(spec)
@@ -53,7 +53,7 @@ def resolve(spec: str, base: Path | None = None) -> Callable[..., Any]:
 
 
 def absolute(spec: str, base: Path) -> str:
-    """The same callable with a path that does not depend on the current folder."""
+    """Return the same callable with a path that does not depend on the current folder."""
     place, separator, name = spec.rpartition(":")
     if separator and place.endswith(".py"):
         return f"{(base / place).resolve()}:{name}"
@@ -62,9 +62,9 @@ def absolute(spec: str, base: Path) -> str:
 
 @contextlib.contextmanager
 def folder_of(spec: str, base: Path | None = None) -> Iterator[OwnPlace | None]:
-    """Let the file that a callable comes from import what lies beside it while it, or what it made, is called.
+    """Let the file of a callable import modules beside it while the callable, or its module, is called.
 
-    A callable of a package needs nothing of the kind. Raises ModelError if the file is missing.
+    A callable of a package does not need this. Raises ModelError if the file is missing.
     """
     place, _ = _parts(spec)
     if not place.endswith(".py"):
@@ -83,7 +83,7 @@ _stored_weights: ContextVar[bool] = ContextVar("stored_weights", default=False)
 def weights_follow() -> bool:
     """Return whether the module that is being made gets stored weights right afterwards.
 
-    A factory may ask, to spare itself whatever it does to its weights; names and shapes must not depend on it.
+    A factory may call this to skip the initialisation of its weights; names and shapes must not depend on it.
     """
     return _stored_weights.get()
 
@@ -92,10 +92,10 @@ def make_module(spec: str, seed: int, base: Path | None = None, *, stored_weight
     """Call a factory under the seed and return its module, ready for inference.
 
     The generators of torch, NumPy and Python are seeded and stay as the factory leaves them; its other changes of the
-    process are put back (:func:`autotune.model.process_settings.settings_kept`). A module in train mode is put into
-    eval mode; if its root is in eval mode already, parts that were left in train mode stay so. With ``stored_weights``
-    the caller overwrites every weight; see :func:`weights_follow`. Raises ModelError if the factory raises, ends the
-    program or returns something else.
+    process are undone (:func:`autotune.model.process_settings.settings_kept`). A module in train mode is put into eval
+    mode; if its root is in eval mode already, parts in train mode stay so. With ``stored_weights`` the caller
+    overwrites every weight; see :func:`weights_follow`. Raises ModelError if the factory raises, ends the program or
+    returns something else.
     """
     import numpy
     import torch
@@ -123,10 +123,10 @@ def make_module(spec: str, seed: int, base: Path | None = None, *, stored_weight
     return module
 
 
-def usable(module: Any, what: str) -> "torch.nn.Module":
-    """Return the eager module that a user has handed over, without the wrappers of compilation and data parallelism.
+def usable(module: object, what: str) -> "torch.nn.Module":
+    """Return the eager module that a user has passed, without the wrappers of compilation and data parallelism.
 
-    ``what`` begins the message, such as "optimize was given". Raises ModelError for whatever is no eager module.
+    ``what`` begins the message, such as "optimize was given". Raises ModelError if it is no eager module.
     """
     import torch
 
@@ -151,8 +151,8 @@ def usable(module: Any, what: str) -> "torch.nn.Module":
     return module
 
 
-def _wrapped(module: Any) -> Any:
-    """The module inside a wrapper of ``torch.compile`` or of data parallelism, or ``None``."""
+def _wrapped(module: object) -> object:
+    """Return the module inside a wrapper of ``torch.compile`` or of data parallelism, or ``None``."""
     import torch
 
     dynamo = sys.modules.get("torch._dynamo.eval_frame")  # loaded by torch.compile; its import takes a second
@@ -183,11 +183,11 @@ def _imported(place: str, file: OwnPlace | None) -> ModuleType:
 
 
 def _failed(what: str, verb: str, error: BaseException, file: OwnPlace | None, expected: str) -> ModelError:
-    """The reason why an import or a call failed, for the user to act on."""
+    """Make the error for a failed import or call, with the reason and a remedy."""
     reason = described(error)
     if isinstance(error, SystemExit):
-        where = what if file is None or str(file.path) in what else f"{what} ({file.path})"
-        return ModelError(f"{where} ended the program", found=reason, expected=NO_COMMAND_LINE)
+        place = what if file is None or str(file.path) in what else f"{what} ({file.path})"
+        return ModelError(f"{place} ended the program", found=reason, expected=NO_COMMAND_LINE)
     if isinstance(error, ModuleNotFoundError) and error.name:
         own = [str(file.path.parent), str(file.root)] if file is not None else []
         name = plain_module(error.name)
@@ -203,7 +203,7 @@ def _failed(what: str, verb: str, error: BaseException, file: OwnPlace | None, e
 
 
 def _path() -> list[str]:
-    """The entries of Python's path that a user may have put there."""
+    """Return the entries of Python's path that a user may have added."""
     entries = [os.path.abspath(entry) for entry in sys.path]
     return [entry for entry in entries if os.path.isdir(entry) and not _is_library(entry + os.sep)]
 

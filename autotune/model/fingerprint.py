@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import torch
     from torch.export import ExportedProgram
@@ -28,9 +28,9 @@ _FEATURES = {
 def structure(program: "ExportedProgram") -> str:
     """SHA-256 of the graph with all node arguments except devices, and of every shape and dtype.
 
-    Graphs within the graph (blocks under autocast or no_grad, branches, loops) and constants that stand in it enter,
-    too. Names, devices and values of parameters do not, so that it is the same on every device. Raises ModelError if
-    the graph holds something that nobody can describe.
+    Graphs within the graph (blocks under autocast or no_grad, branches, loops) and its constants are included. Names,
+    devices and values of parameters are not, so that it is the same on every device. Raises ModelError if the graph
+    holds something that cannot be described.
     """
     described = _Described(program.graph_module)
     entries = described.entries()
@@ -38,7 +38,7 @@ def structure(program: "ExportedProgram") -> str:
 
 
 def former(program: "ExportedProgram") -> str:
-    """The structure as fingerprint 1 gave it, which left graphs within the graph out; empty if it is no other one."""
+    """Return the structure by fingerprint 1, which left out graphs within the graph; empty if it is the same."""
     described = _Described(program.graph_module)
     entries = described.entries()
     if not described.is_nested:
@@ -79,25 +79,25 @@ def weights(program: "ExportedProgram") -> str:
 
 
 def features(program: "ExportedProgram") -> tuple[str, ...]:
-    """Which of convolution, attention, gemm and norm the graph contains, graphs within it included."""
+    """Return which of convolution, attention, gemm and norm the graph contains, graphs within it included."""
     nodes = [node for module in graphs(program.graph_module) for node in module.graph.nodes]
     names = {packet.removeprefix("aten.") for packet in map(_overload_packet, nodes)}
     return tuple(feature for feature, operators in _FEATURES.items() if names & set(operators))
 
 
 def random_operators(program: "ExportedProgram") -> list[str]:
-    """Name the operators that draw random numbers and that an output depends on, graphs within the graph included."""
+    """Return the operators that draw random numbers and that an output depends on, graphs within the graph included."""
     import torch
 
-    found = []
+    operators = []
     for module in graphs(program.graph_module):
         nodes = list(module.graph.nodes)
         alive = _alive(nodes)
         for node in nodes:
             tags = getattr(node.target, "tags", ())
             if node in alive and torch.Tag.nondeterministic_seeded in tags and not _draws_nothing(node):
-                found.append(_overload_packet(node))
-    return list(dict.fromkeys(found))
+                operators.append(_overload_packet(node))
+    return list(dict.fromkeys(operators))
 
 
 def _draws_nothing(node: "Node") -> bool:
@@ -110,11 +110,11 @@ def _draws_nothing(node: "Node") -> bool:
     return any(flag is False for flag in flags) or (bool(rates) and all(rate == 0 for rate in rates))
 
 
-def _digest(content: Any) -> str:
+def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
-def _add_values(digest: Any, tensor: "torch.Tensor") -> None:
+def _add_values(digest: "hashlib._Hash", tensor: "torch.Tensor") -> None:
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
@@ -124,7 +124,7 @@ def _add_values(digest: Any, tensor: "torch.Tensor") -> None:
 
 def _undescribed(what: str) -> ModelError:
     return ModelError(
-        "the captured graph holds something that cannot be described, so that no plan could be told from another's",
+        "the captured graph holds something that cannot be described, so its plan could not be identified",
         found=what,
         expected="operators on tensors and plain numbers",
         run="the model with torch's own operators in its place",
@@ -139,11 +139,11 @@ class _Described:
         self.is_nested = False
         self.listed: list[Node] = []
 
-    def entries(self) -> list[Any]:
+    def entries(self) -> list[list[object]]:
         nodes = list(self.module.graph.nodes)
-        position: dict[Any, int] = {}
+        position: dict[Node, int] = {}
         alive = _alive(nodes)
-        entries: list[Any] = []
+        entries: list[list[object]] = []
         for node in nodes:
             if node not in alive:
                 continue
@@ -155,7 +155,7 @@ class _Described:
             position[node] = len(entries) - 1
         return entries
 
-    def _entry(self, node: "Node", position: dict[Any, int]) -> list[Any]:
+    def _entry(self, node: "Node", position: dict["Node", int]) -> list[object]:
         if node.op == "placeholder":
             return ["input", _meta(node)]
         if node.op == "output":
@@ -168,12 +168,12 @@ class _Described:
         operands = [_canonical(node.args, position), _canonical(_without_device(node.kwargs), position)]
         return [target, *operands, _meta(node)]
 
-    def _attribute(self, path: str) -> list[Any]:
-        """Describe what a node takes from the graph's own module: a graph by its content, a tensor by its values."""
+    def _attribute(self, path: str) -> list[object]:
+        """Describe a value that a node takes from the graph's own module: a graph by content, a tensor by values."""
         import torch
 
         self.is_nested = True
-        value: Any = self.module
+        value: object = self.module
         for part in path.split("."):
             value = getattr(value, part)
         if isinstance(value, torch.fx.GraphModule):
@@ -190,7 +190,7 @@ def _overload_packet(node: "Node") -> str:
 
 
 def _alive(nodes: list["Node"]) -> set["Node"]:
-    """Nodes that an output depends on, plus every input of the user."""
+    """Return the nodes that an output depends on, plus every input of the user."""
     alive: set[Node] = set()
     for node in reversed(nodes):
         silent = _overload_packet(node) in _SILENT
@@ -205,13 +205,13 @@ def _mutates(node: "Node") -> bool:
     return bool(schema is not None and schema.is_mutable)
 
 
-def _without_device(kwargs: dict[str, Any]) -> dict[str, Any]:
+def _without_device(kwargs: "Mapping[str, object]") -> dict[str, object]:
     return {
         key: kwargs[key] for key in sorted(kwargs) if key not in ("device", "pin_memory") and kwargs[key] is not None
     }
 
 
-def _canonical(value: Any, position: dict[Any, int]) -> Any:
+def _canonical(value: object, position: "dict[Node, int]") -> object:
     import torch
     from torch.fx import Node
     from torch.utils._pytree import TreeSpec as _TREE
@@ -239,14 +239,14 @@ def _canonical(value: Any, position: dict[Any, int]) -> Any:
     raise _undescribed(f"an argument of {type(value).__name__}: {str(value)[:80]}")
 
 
-def _meta(node: "Node") -> Any:
+def _meta(node: "Node") -> object:
     import torch
 
-    def one(value: Any) -> Any:
+    def described(value: object) -> object:
         if isinstance(value, torch.Tensor):
             return [str(value.dtype), [str(size) for size in value.shape]]
         if isinstance(value, tuple | list):
-            return [one(item) for item in value]
+            return [described(item) for item in value]
         return None
 
-    return one(node.meta.get("val"))
+    return described(node.meta.get("val"))

@@ -4,27 +4,33 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from autotune.errors import ModelError
 from autotune.records.canonical import digest
 
-Node = dict[str, Any]
+if TYPE_CHECKING:
+    import torch
+
+Node = dict[str, object]
 """Plain data: ``kind`` is tensor, constant, number, dtype, size, tuple, list, dict or object.
 
-A dict and an object keep their parts as pairs, in the model's order. An object names its class and says ``how`` one is
-made of its parts (see :data:`_MAKERS`).
+A dict and an object keep their parts as pairs, in the model's order. An object names its class, and ``how`` names the
+way to make one of its parts (see :data:`_MAKERS`).
 """
+
+Pairs = Sequence[tuple[object, object]]
+"""The named parts of an object."""
 
 Classes = Mapping[str, type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """How one answer is put together: ``node`` is plain data, ``classes`` are those that it names, as far as known.
+    """The structure of one answer: ``node`` is plain data, ``classes`` are the loaded ones among those that it names.
 
-    ``classes`` come from a model at hand; a form that was read from a file has none of them. ``inputs`` are the names
-    of the model's inputs in the order in which its graph takes them: a caller names them, and the graph does not.
+    ``classes`` come from a loaded model; a form that was read from a file has none. ``inputs`` are the names of the
+    model's inputs in the order in which its graph takes them: a caller names them, and the graph does not.
     """
 
     node: Node
@@ -33,28 +39,28 @@ class Form:
 
     @property
     def digest(self) -> str:
-        """The digest of everything that a caller can tell apart, except where a class is defined.
+        """The digest of everything that a caller can distinguish, except the module of a class.
 
-        A study imports the file of a model under another module name than its user does, so of a class its own name
-        counts, with its parts.
+        A study imports the file of a model under another module name than its user does, so only the own name of a
+        class counts, with its parts.
         """
         return digest([_identity(self.node), list(self.inputs)] if self.inputs else _identity(self.node))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """One name a flat tensor: the path to it, such as ``logits`` or ``hidden.0``; ``output`` for a lone tensor."""
-        found = dict(_paths(self.node, ()))
+        """The name of each flat tensor: its path, such as ``logits`` or ``hidden.0``; ``output`` for a lone tensor."""
+        paths = dict(_paths(self.node, ()))
         names: list[str] = []
-        for index in range(len(found)):
-            name = ".".join(found[index]) or "output"
+        for index in range(len(paths)):
+            name = ".".join(paths[index]) or "output"
             while name in names:  # the parts "a.b" and "b" of "a" have one path
                 name = f"{name}_"
             names.append(name)
         return tuple(names)
 
-    def unflatten(self, tensors: Sequence[Any]) -> Any:
+    def unflatten(self, tensors: Sequence[object]) -> Any:
         """Put an answer together; an object whose class is not loaded becomes an :class:`Output`."""
-        return _made(self.node, tensors, self.classes)
+        return _put_together(self.node, tensors, self.classes)
 
 
 class Output(dict[Any, Any]):
@@ -66,17 +72,17 @@ class Output(dict[Any, Any]):
         except KeyError:
             raise AttributeError(f"the output has no {name!r}; it has {', '.join(map(str, self))}") from None
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: object) -> Any:
         if isinstance(key, int | slice) and key not in self.keys():
             return tuple(self.values())[key]
         return super().__getitem__(key)
 
-    def to_tuple(self) -> tuple[Any, ...]:
+    def to_tuple(self) -> tuple[object, ...]:
         """The parts in order."""
         return tuple(self.values())
 
 
-def flatten(answer: Any) -> tuple[list[Any], Form]:
+def flatten(answer: object) -> "tuple[list[torch.Tensor], Form]":
     """Split an answer into its tensors and the form that puts them together again.
 
     Accepts a tensor, tuples, lists, dicts, named tuples, torch's named return types, dataclasses and dict-like output
@@ -86,8 +92,8 @@ def flatten(answer: Any) -> tuple[list[Any], Form]:
     return _flattened(answer, check=True)
 
 
-def _flattened(answer: Any, *, check: bool) -> tuple[list[Any], Form]:
-    tensors: list[Any] = []
+def _flattened(answer: object, *, check: bool) -> "tuple[list[torch.Tensor], Form]":
+    tensors: list[torch.Tensor] = []
     classes: dict[str, type] = {}
     try:
         node = _describe(answer, "", tensors, classes, check)
@@ -96,7 +102,7 @@ def _flattened(answer: Any, *, check: bool) -> tuple[list[Any], Form]:
     return tensors, Form(node=node, classes=classes)
 
 
-def _describe(value: Any, path: str, tensors: list[Any], classes: dict[str, type], check: bool) -> Node:
+def _describe(value: object, path: str, tensors: "list[torch.Tensor]", classes: dict[str, type], check: bool) -> Node:
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -111,31 +117,31 @@ def _describe(value: Any, path: str, tensors: list[Any], classes: dict[str, type
     if type(value) is torch.Size:
         return {"kind": "size", "value": list(value)}
 
-    def part(name: Any, item: Any) -> Node:
+    def part(name: object, item: object) -> Node:
         return _describe(item, f"{path}.{name}" if path else str(name), tensors, classes, check)
 
-    if type(value) in (tuple, list):
+    if isinstance(value, tuple | list) and type(value) in (tuple, list):
         kind = "tuple" if type(value) is tuple else "list"
         return {"kind": kind, "items": [part(index, item) for index, item in enumerate(value)]}
     if type(value) is dict:
         return {"kind": "dict", "items": [[_key(key, path), part(key, item)] for key, item in value.items()]}
-    found = _parts(value)
-    if found is None:
+    parts = _parts(value)
+    if parts is None:
         raise ModelError(
             f"the model's answer has a part that is not made of tensors: {path or 'the whole answer'}",
             found=f"{type(value).__module__}.{type(value).__qualname__}",
             expected="tensors in tuples, lists, dicts, named tuples, dataclasses or dict-like objects",
         )
-    pairs, ways = found
+    pairs, ways = parts
     name = f"{type(value).__module__}:{type(value).__qualname__}"
     classes[name] = type(value)
     items = [[_key(key, path), part(key, item)] for key, item in pairs]
-    node = {"kind": "object", "class": name, "how": ways[0], "items": items}
-    return {**node, "how": _way(value, pairs, ways, path)} if check else node
+    how = _way(value, pairs, ways, path) if check else ways[0]
+    return {"kind": "object", "class": name, "how": how, "items": items}
 
 
-def _parts(value: Any) -> "tuple[list[tuple[Any, Any]], tuple[str, ...]] | None":
-    """Return the named parts of an object and the ways to make such a one, the likeliest first; ``None`` if unknown."""
+def _parts(value: object) -> tuple[Pairs, tuple[str, ...]] | None:
+    """Return the named parts of an object and the ways to make one, the likeliest first; ``None`` if unknown."""
     kind = type(value)
     if isinstance(value, tuple):
         names = getattr(kind, "_fields", None) or getattr(kind, "__match_args__", None)
@@ -145,7 +151,7 @@ def _parts(value: Any) -> "tuple[list[tuple[Any, Any]], tuple[str, ...]] | None"
     if isinstance(value, list):
         return list(enumerate(value)), ("sequence",)
     if dataclasses.is_dataclass(kind):
-        names = [each.name for each in dataclasses.fields(kind) if hasattr(value, each.name)]
+        names = [entry.name for entry in dataclasses.fields(kind) if hasattr(value, entry.name)]
         more = [name for name in getattr(value, "__dict__", {}) if name not in names]
         pairs = [(name, getattr(value, name)) for name in [*names, *more]]
         return pairs, ("keywords",) if isinstance(value, Mapping) else ("state", "keywords")
@@ -154,8 +160,8 @@ def _parts(value: Any) -> "tuple[list[tuple[Any, Any]], tuple[str, ...]] | None"
     return None
 
 
-def _way(value: Any, pairs: list[tuple[Any, Any]], ways: tuple[str, ...], path: str) -> str:
-    """Return the first way that makes the very same object again; raises ModelError if none does."""
+def _way(value: object, pairs: Pairs, ways: tuple[str, ...], path: str) -> str:
+    """Return the first way that makes the same object again; raises ModelError if none does."""
     reasons = []
     for way in ways:
         try:
@@ -165,7 +171,7 @@ def _way(value: Any, pairs: list[tuple[Any, Any]], ways: tuple[str, ...], path: 
             continue
         if type(again) is type(value) and _is_same(_parts(again), pairs):
             return way
-        reasons.append("it comes out with other parts")
+        reasons.append("the new object has other parts")
     raise ModelError(
         f"the model's answer cannot be put together again: {path or 'the whole answer'}",
         found=f"{type(value).__module__}.{type(value).__qualname__}: {'; '.join(dict.fromkeys(reasons))}",
@@ -174,47 +180,48 @@ def _way(value: Any, pairs: list[tuple[Any, Any]], ways: tuple[str, ...], path: 
     )
 
 
-def _is_same(found: "tuple[list[tuple[Any, Any]], tuple[str, ...]] | None", pairs: list[tuple[Any, Any]]) -> bool:
-    if found is None or [key for key, _ in found[0]] != [key for key, _ in pairs]:
+def _is_same(parts: tuple[Pairs, tuple[str, ...]] | None, pairs: Pairs) -> bool:
+    if parts is None or [key for key, _ in parts[0]] != [key for key, _ in pairs]:
         return False
-    return all(one is other or _alike(one, other) for (_, one), (_, other) in zip(found[0], pairs, strict=True))
+    return all(part is other or _alike(part, other) for (_, part), (_, other) in zip(parts[0], pairs, strict=True))
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Return whether two parts hold the very same tensors in the same form, if they are not one object."""
+def _alike(part: object, other: object) -> bool:
+    """Return whether two parts hold the same tensor objects in the same form."""
     try:
-        (here, here_form), (there, there_form) = (_flattened(value, check=False) for value in (one, other))
+        (here, here_form), (there, there_form) = (_flattened(value, check=False) for value in (part, other))
     except ModelError:
         return False
     return here_form.node == there_form.node and all(a is b for a, b in zip(here, there, strict=True))
 
 
-def _by_fields(kind: Any, pairs: Sequence[tuple[Any, Any]]) -> Any:
+def _by_fields(kind: Callable[..., object], pairs: Pairs) -> object:
+    items = [item for _, item in pairs]
     if kind.__module__ == "torch.return_types":
-        return kind([item for _, item in pairs])
-    return tuple.__new__(kind, [item for _, item in pairs])
+        return kind(items)
+    return tuple.__new__(cast("type[tuple[object, ...]]", kind), items)
 
 
-def _by_state(kind: Any, pairs: Sequence[tuple[Any, Any]]) -> Any:
-    """As copying and unpickling do: no constructor runs, so fields that it does not take are set too."""
-    made: Any = object.__new__(kind)
+def _by_state(kind: Callable[..., object], pairs: Pairs) -> object:
+    """Make an object as copying and unpickling do: no constructor runs, so fields that it does not take are set too."""
+    copy: object = object.__new__(cast("type", kind))
     for name, item in pairs:
-        object.__setattr__(made, name, item)
-    return made
+        object.__setattr__(copy, str(name), item)
+    return copy
 
 
-_MAKERS: Mapping[str, Callable[[Any, Sequence[tuple[Any, Any]]], Any]] = {
+_MAKERS: Mapping[str, Callable[[Callable[..., object], Pairs], object]] = {
     "fields": _by_fields,
     "sequence": lambda kind, pairs: kind([item for _, item in pairs]),
     "state": _by_state,
-    "keywords": lambda kind, pairs: kind(**dict(pairs)),
+    "keywords": lambda kind, pairs: kind(**cast("dict[str, object]", dict(pairs))),
     "pairs": lambda kind, pairs: kind(pairs),
     "mapping": lambda kind, pairs: kind(dict(pairs)),
 }
-"""How an object is made of its class and its named parts."""
+"""The ways to make an object of its class and its named parts."""
 
 
-def _key(key: Any, path: str) -> Any:
+def _key(key: object, path: str) -> object:
     if key is None or type(key) in (str, int, bool):
         return key
     raise ModelError(
@@ -224,59 +231,70 @@ def _key(key: Any, path: str) -> Any:
     )
 
 
-def _made(node: Node, tensors: Sequence[Any], classes: Classes) -> Any:
+def _items(node: Node) -> list[Node]:
+    """Return the parts of a tuple's or a list's node."""
+    return cast("list[Node]", node["items"])
+
+
+def _named_items(node: Node) -> list[tuple[object, Node]]:
+    """Return the named parts of a dict's or an object's node."""
+    return cast("list[tuple[object, Node]]", node["items"])
+
+
+def _put_together(node: Node, tensors: Sequence[object], classes: Classes) -> object:
     import torch
 
     kind = node["kind"]
     if kind == "tensor":
-        return tensors[node["index"]]
+        return tensors[cast("int", node["index"])]
     if kind == "constant":
         return node["value"]
     if kind == "number":
-        return float(node["value"])
+        return float(str(node["value"]))
     if kind == "dtype":
-        return getattr(torch, node["value"])
+        return getattr(torch, str(node["value"]))
     if kind == "size":
-        return torch.Size(node["value"])
+        return torch.Size(cast("list[int]", node["value"]))
     if kind in ("tuple", "list"):
-        items = [_made(item, tensors, classes) for item in node["items"]]
+        items = [_put_together(item, tensors, classes) for item in _items(node)]
         return tuple(items) if kind == "tuple" else items
-    pairs = [(key, _made(item, tensors, classes)) for key, item in node["items"]]
+    pairs = [(key, _put_together(item, tensors, classes)) for key, item in _named_items(node)]
     if kind == "dict":
         return dict(pairs)
-    found = classes.get(node["class"]) or _loaded_class(node["class"])
-    return Output(pairs) if found is None else _MAKERS[node["how"]](found, pairs)
+    name = str(node["class"])
+    own = classes.get(name) or _loaded_class(name)
+    return Output(pairs) if own is None else _MAKERS[str(node["how"])](own, pairs)
 
 
 def _loaded_class(path: str) -> "type | None":
     """Return the class if its module is already imported; a stored name never causes an import."""
     module, _, name = path.partition(":")
-    found: Any = sys.modules.get(module)
+    value: object = sys.modules.get(module)
     for part in name.split("."):
-        found = getattr(found, part, None)
-    plain = isinstance(found, type) and (
-        dataclasses.is_dataclass(found) or issubclass(found, dict | tuple | list | Mapping)
-    )
-    return found if plain else None
+        value = getattr(value, part, None)
+    if not isinstance(value, type):
+        return None
+    plain = dataclasses.is_dataclass(value) or issubclass(value, dict | tuple | list | Mapping)
+    return value if plain else None
 
 
-def _identity(node: Node) -> Any:
+def _identity(node: Node) -> object:
     kind = node["kind"]
     if kind in ("tuple", "list"):
-        return [kind, [_identity(item) for item in node["items"]]]
+        return [kind, [_identity(item) for item in _items(node)]]
     if kind in ("dict", "object"):
-        named = node["class"].rpartition(":")[2].rpartition(".")[2] if kind == "object" else ""
-        return [kind, named, [[type(key).__name__, key, _identity(item)] for key, item in node["items"]]]
+        named = str(node["class"]).rpartition(":")[2].rpartition(".")[2] if kind == "object" else ""
+        return [kind, named, [[type(key).__name__, key, _identity(item)] for key, item in _named_items(node)]]
     value = node.get("value")
     return [kind, type(value).__name__, value]
 
 
 def _paths(node: Node, path: tuple[str, ...]) -> Iterator[tuple[int, tuple[str, ...]]]:
     if node["kind"] == "tensor":
-        yield node["index"], path
+        yield cast("int", node["index"]), path
     elif node["kind"] in ("tuple", "list"):
-        for position, item in enumerate(node["items"]):
+        for position, item in enumerate(_items(node)):
             yield from _paths(item, (*path, str(position)))
     elif node["kind"] in ("dict", "object"):
-        for name, item in node["items"]:
+        for name, item in _named_items(node):
             yield from _paths(item, (*path, str(name)))

@@ -1,4 +1,4 @@
-"""Inputs of a study: made from a seed, read from a file, or varied from tensors that a user handed over."""
+"""Inputs of a study: made from a seed, read from a file, or varied from a user's tensors."""
 
 import hashlib
 import math
@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from autotune.errors import ModelError
 from autotune.model import npz_file
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     import torch
 
 Role = Literal["example", "timing", "heldout"]
-"""What inputs are for; each role draws from a stream of its own."""
+"""The purpose of inputs; each role draws from a stream of its own."""
 
 DTYPES = (
     "float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool",
 )  # fmt: skip
 DISTRIBUTIONS = ("normal", "uniform", "photograph", "integers", "mask", "ones", "zeros")
 LEAST_HELD_OUT = 8
-"""The gate needs at least so many distinct inputs, so a file keeps at least so many rows apart for it."""
+"""The number of distinct inputs that the gate needs at least; a file reserves at least as many rows for it."""
 
 _DAMAGED = (OSError, ValueError, TypeError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-"""What libraries raise of a file that is not whole, is encrypted, or has its bytes in another order."""
+"""The errors of libraries for a file that is not whole, is encrypted, or has its bytes in another order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputSpec:
-    """One input of a model: its shape with ``"batch"`` where the batch size goes, and if its values come from.
+    """One input of a model: its shape, with ``"batch"`` for the batch size, and the source of its values.
 
     ``distribution`` is one of
 
@@ -90,7 +90,7 @@ class InputSpec:
         if (self.distribution, self.low, self.high) != (None, None, None):
             raise ValueError(f"input {self.name}: distribution, low and high do not apply to a file")
         if "batch" in self.shape[1:]:
-            raise ValueError(f"input {self.name}: 'batch' must come first where rows are read from a file")
+            raise ValueError(f"input {self.name}: 'batch' must come first if rows are read from a file")
 
     def _check_distribution(self) -> None:
         kind, where = self.drawn_from, f"input {self.name}"
@@ -125,7 +125,7 @@ class InputSpec:
 def generate(
     specs: Sequence[InputSpec], batch: int, seed: int, count: int, role: Role
 ) -> "list[dict[str, torch.Tensor]]":
-    """``count`` sets of inputs on the CPU, as a function of seed and role alone; the first ones do not depend on count.
+    """Make ``count`` sets of inputs on the CPU, from seed and role alone; the first sets do not depend on count.
 
     Inputs of files with the same number of rows take the same rows, and the rows of one set are distinct. The second
     half of a seeded order of the rows is for the role ``heldout`` alone, provided that half holds a batch and at least
@@ -159,14 +159,14 @@ def generate(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Treatment:
-    """What :func:`perturbed` does to one input, in words, and whether its variants differ from it."""
+    """The treatment of one input by :func:`perturbed`, in words, and whether its variants differ from it."""
 
     text: str
     is_varied: bool
 
 
 def treatments(inputs: "Mapping[str, torch.Tensor]") -> dict[str, Treatment]:
-    """Say for each input what :func:`perturbed` does to it, so that a refusal or a report can name it."""
+    """Return the treatment of each input by :func:`perturbed`, for a refusal or a report."""
     return {name: _treatment(given) for name, given in inputs.items()}
 
 
@@ -178,7 +178,7 @@ def _treatment(given: "torch.Tensor") -> Treatment:
 
     if not given.numel():
         return kept("it is empty")
-    if not (given.is_floating_point() or given.dtype in _integers(torch)):
+    if not (given.is_floating_point() or given.dtype in _integer_dtypes()):
         return kept(f"it is of type {str(given.dtype).removeprefix('torch.')}")
     if given.is_floating_point() and not bool(torch.isfinite(given).all()):
         return kept("it holds values that are not finite, as a mask does")
@@ -193,18 +193,20 @@ def _treatment(given: "torch.Tensor") -> Treatment:
     return Treatment(text=f"drawn anew between {low} and {high}", is_varied=True)
 
 
-def _integers(torch: Any) -> tuple[Any, ...]:
+def _integer_dtypes() -> "tuple[torch.dtype, ...]":
+    import torch
+
     return (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def perturbed(inputs: "Mapping[str, torch.Tensor]", count: int, seed: int) -> "list[dict[str, torch.Tensor]]":
-    """``count`` variants of one set of tensors, with their shapes, dtypes, devices and ranges of values.
+    """Make ``count`` variants of one set of tensors, with their shapes, dtypes, devices and ranges of values.
 
     - floating: rows exchanged along the first dimension, contrast scaled by 0.5 to 1.5 about the mean, brightness moved
       by a normal step of half a standard deviation for each entry of the second dimension, and noise of half a standard
       deviation added; then clamped to the range of the given tensor;
-    - integers: drawn anew within the range that each position shows along the first dimension where that has at least
-      eight entries, otherwise within the range of the whole tensor;
+    - integers: drawn anew within the range of each position along the first dimension if that has at least eight
+      entries, otherwise within the range of the whole tensor;
     - kept as they are: bool, other dtypes, and numbers that look like a mask (only 0 and 1, one value throughout, or
       anything that is not finite).
     """
@@ -219,7 +221,7 @@ def perturbed(inputs: "Mapping[str, torch.Tensor]", count: int, seed: int) -> "l
 
 
 def photographs(count: int, channels: int, height: int, width: int, generator: "torch.Generator") -> "torch.Tensor":
-    """Smooth float32 images [count, channels, height, width] that differ as photographs do.
+    """Make smooth float32 images [count, channels, height, width] that differ as photographs do.
 
     Each sums random fields from coarse to fine with amplitude falling as in natural images (about 1/frequency), shares
     most of them between the channels, and has a contrast, a brightness and a colour cast of its own; values are
@@ -289,25 +291,25 @@ def _draw(spec: InputSpec, batch: int, generator: "torch.Generator") -> "torch.T
 
 
 def _read(spec: InputSpec) -> "torch.Tensor":
-    """Read the whole table of a file input and check it against the spec; ModelError says what is wrong with it."""
+    """Read the whole table of a file input and check it against the spec; ModelError names the problem."""
     path, key = Path(str(spec.file)), spec.key or spec.name
     if not path.is_file():
         raise ModelError(f"input {spec.name} is read from {path}", found="no such file", expected="a file of rows")
     try:
-        names, found, read = _entry(path, key)
+        names, entry, read = _entry(path, key)
     except (*_DAMAGED, KeyError) as error:  # or an array of Python objects
         raise ModelError(f"input {spec.name} is read from {path}", found=str(error), expected="plain arrays") from error
-    if found is None:
+    if entry is None:
         raise ModelError(
             f"input {spec.name} is the entry {key!r} of {path}",
             found=f"entries {', '.join(names)}",
             expected=f"one of them as 'key: {names[0] if names else '...'}' of the input",
         )
     row = spec.shape[1:] if spec.shape[:1] == ("batch",) else spec.shape
-    if found.dtype != spec.dtype or found.shape[1:] != tuple(row) or len(found.shape) != len(row) + 1:
+    if entry.dtype != spec.dtype or entry.shape[1:] != tuple(row) or len(entry.shape) != len(row) + 1:
         raise ModelError(
             f"input {spec.name} asks for {spec.dtype} rows of shape {list(row)}",
-            found=f"{key!r} in {path}: {found.dtype} of shape {list(found.shape)}",
+            found=f"{key!r} in {path}: {entry.dtype} of shape {list(entry.shape)}",
             expected=f"{spec.dtype} of shape {['rows', *row]}",
         )
     try:
@@ -317,7 +319,7 @@ def _read(spec: InputSpec) -> "torch.Tensor":
 
 
 def _entry(path: Path, key: str) -> "tuple[list[str], Declared | None, Callable[[], torch.Tensor]]":
-    """Return the names in a file, what the entry under a key declares, and how to read it; never unpickles."""
+    """Return the names in a file, the declaration of the entry under a key, and its reader; never unpickles."""
     import torch
 
     if path.suffix == ".safetensors":
@@ -329,8 +331,8 @@ def _entry(path: Path, key: str) -> "tuple[list[str], Declared | None, Callable[
                 tensor = file.get_tensor(key) if key in names else torch.empty(0)
         except SafetensorError as error:
             raise ValueError(str(error)) from error
-        found = Declared(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
-        return names, found if key in names else None, lambda: tensor
+        entry = Declared(shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+        return names, entry if key in names else None, lambda: tensor
     names, declared = npz_file.declared(path, key)
     return names, declared, lambda: torch.from_numpy(npz_file.read(path, key))
 

@@ -7,7 +7,7 @@ instead of 3.8.
 """
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ MASK_POSITION, MASK = 3, "attn_mask"
 def drop_neutral_masks(program: "ExportedProgram") -> int:
     """Take every mask that does not depend on inputs or weights and masks nothing out of ``program``, in place.
 
-    Returns how many calls of scaled dot product attention lost theirs. The answers stay the same within rounding.
+    Returns the number of calls of scaled dot product attention that lost a mask. Answers stay the same within rounding.
     """
     from autotune.model.fingerprint import graphs
 
@@ -67,9 +67,10 @@ class _Constants:
     """Values of nodes of one graph that follow from that graph alone."""
 
     def __init__(self, program: "ExportedProgram", module: "torch.fx.GraphModule") -> None:
+        import torch
         from torch.export.graph_signature import InputKind
 
-        self._known: dict[Node, Any] = {}
+        self._values: dict[Node, torch.Tensor | None] = {}
         literals = {
             spec.arg.name: program.constants[spec.target]
             for spec in program.graph_signature.input_specs
@@ -78,15 +79,16 @@ class _Constants:
         own = module is program.graph_module
         for node in module.graph.nodes:
             if node.op == "placeholder":
-                self._known[node] = literals.get(node.name) if own else None
+                literal = literals.get(node.name) if own else None
+                self._values[node] = literal if isinstance(literal, torch.Tensor) else None
 
     def value(self, node: "Node") -> "torch.Tensor | None":
-        """The tensor that a node always gives, or ``None`` if it depends on anything or cannot be computed."""
-        if node not in self._known:
-            self._known[node] = self._compute(node)
-        return self._known[node]  # type: ignore[no-any-return]
+        """Return the tensor that a node always yields; ``None`` if it depends on an input or cannot be computed."""
+        if node not in self._values:
+            self._values[node] = self._compute(node)
+        return self._values[node]
 
-    def _compute(self, node: "Node") -> Any:
+    def _compute(self, node: "Node") -> "torch.Tensor | None":
         import torch
         from torch.fx.node import map_arg
 
@@ -97,8 +99,8 @@ class _Constants:
             return None
         if any(self.value(argument) is None for argument in node.all_input_nodes):
             return None
-        args: Any = map_arg(node.args, lambda one: self._known[one])
-        kwargs: Any = map_arg(node.kwargs, lambda one: self._known[one])
+        args = map_arg(node.args, lambda argument: self._values[argument])
+        kwargs = map_arg(node.kwargs, lambda argument: self._values[argument])
         with torch.no_grad():
             answer = operator(*args, **kwargs)
         return answer if isinstance(answer, torch.Tensor) else None

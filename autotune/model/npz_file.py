@@ -1,34 +1,35 @@
-"""What an entry of an ``.npz`` file declares to be, seen before anything of it but its header is decompressed."""
+"""The shape and dtype that an entry of an ``.npz`` file declares, read before more than its header is decompressed."""
 
 import io
 import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy
+    import numpy.typing
 
 HEADER_BYTES = 16384
-"""numpy reads no header longer than 10,000 characters; its writer needs some hundred."""
+"""numpy reads no header longer than 10,000 characters; its writer needs a few hundred."""
 
 MOST_INFLATED, LEAST_BYTES = 200, 64 * 2**20
-"""Deflate makes zeros a thousand times smaller and measured numbers hardly; what is below the least does no harm."""
+"""Deflate makes zeros a thousand times smaller and measured numbers hardly; a size below the least does no harm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Declared:
-    """Shape and dtype (by numpy's name) that an entry's header tells."""
+    """Shape and dtype (by numpy's name) in an entry's header."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 def declared(path: Path, key: str) -> tuple[list[str], Declared | None]:
-    """Return the names in a file, and what the entry under a key declares; ``None`` if there is none.
+    """Return the names in a file, and the declaration of the entry under a key; ``None`` if there is none.
 
-    Raises ValueError if the entry's size is not what its shape needs, if it was compressed further than rows of
+    Raises ValueError if the entry's size does not fit its shape, if it was compressed further than rows of
     numbers ever are, or if it holds Python objects.
     """
     with zipfile.ZipFile(path) as archive:
@@ -47,13 +48,13 @@ def declared(path: Path, key: str) -> tuple[list[str], Declared | None]:
     if entry.file_size > max(LEAST_BYTES, MOST_INFLATED * entry.compress_size):
         raise ValueError(
             f"{entry.filename} grows from {entry.compress_size} to {entry.file_size} bytes, more than {MOST_INFLATED} "
-            "times: a bomb, or rows that numpy.savez would store as they are"
+            "times: a decompression bomb, or rows that numpy.savez would store uncompressed"
         )
     return names, Declared(shape=shape, dtype=dtype.name)
 
 
-def read(path: Path, key: str) -> "numpy.ndarray[Any, Any]":
-    """Read the entry that :func:`declared` told of."""
+def read(path: Path, key: str) -> "numpy.typing.NDArray[numpy.generic]":
+    """Read the entry that :func:`declared` has checked."""
     from numpy.lib import format as npy
 
     with zipfile.ZipFile(path) as archive:
@@ -65,7 +66,7 @@ def read(path: Path, key: str) -> "numpy.ndarray[Any, Any]":
 
 
 def _entry(archive: zipfile.ZipFile, key: str) -> zipfile.ZipInfo | None:
-    """The entry under a key, which ``numpy.savez`` gives an ending."""
+    """Return the entry under a key, to which ``numpy.savez`` adds an ending."""
     return archive.NameToInfo.get(f"{key}.npy") or archive.NameToInfo.get(key)
 
 

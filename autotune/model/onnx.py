@@ -5,27 +5,28 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.model.source import CapturedModel
 from autotune.records.device import Device
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
 
 FILE = "model.onnx"
-Rewrite = Callable[["ExportedProgram", tuple[Any, ...]], "ExportedProgram"]
+Rewrite = Callable[["ExportedProgram", "tuple[torch.Tensor, ...]"], "ExportedProgram"]
 
 # The exporter warns of optional packages that are absent. Its constant folding calls ONNX's reference operators and
-# warns where one refuses, such as Expand written as a reshape; it then leaves the node in the graph, which is harmless.
+# warns if one refuses, such as Expand written as a reshape; it then leaves the node in the graph, which is harmless.
 _NOISY = ("torch.onnx", "onnxscript.optimizer._constant_folding")
 
 
 def exported(model: CapturedModel, precision: str, *, variant: str = "", rewrite: Rewrite | None = None) -> Path:
-    """Folder with ``model.onnx`` (weights beside it as external data), inputs and outputs named as the workload's.
+    """Return a folder with ``model.onnx`` and its weights as external data; names are those of the workload.
 
-    The graph computes in ``precision``; tf32 is a matter of the provider and exports as fp32. ``rewrite`` changes the
-    captured graph before the export (it gets example inputs as well); ``variant`` names what it makes.
+    The graph computes in ``precision``; tf32 is set at the provider and exports as fp32. ``rewrite`` changes the
+    captured graph before the export (it gets example inputs as well); ``variant`` names its result.
     """
     import torch
 
@@ -33,7 +34,7 @@ def exported(model: CapturedModel, precision: str, *, variant: str = "", rewrite
     if model.shared(name).is_dir():
         return model.shared(name)
     cpu = Device(kind="cpu", name="host", uuid="cpu-host")
-    made = model.scratch()
+    folder = model.scratch()
     with _quiet(), torch.no_grad():
         program = model.program(precision, cpu)
         if rewrite is not None:
@@ -41,19 +42,19 @@ def exported(model: CapturedModel, precision: str, *, variant: str = "", rewrite
         torch.onnx.export(
             program,
             (),
-            str(made / FILE),
+            str(folder / FILE),
             input_names=[spec.name for spec in model.workload.inputs],
             output_names=[spec.name for spec in model.workload.outputs],
             dynamo=True,
             external_data=True,
             verbose=False,
         )
-    return model.publish(name, made)
+    return model.publish(name, folder)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporter says of its own affairs, and put the levels of its loggers back."""
+    """Silence the exporter's messages, and restore the levels of its loggers."""
     levels = {name: logging.getLogger(name).level for name in _NOISY}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""What an ONNX file refers to, seen before any library reads it: operators, and files with its weights.
+"""The references of an ONNX file, checked before any library reads it: operators, and files with its weights.
 
 Reads the few fields of the protobuf that matter (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto); the package
-``onnx`` is not there where a model is served.
+``onnx`` is not installed on a machine that serves a model.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from autotune.errors import ArtifactError
 from autotune.model.floors import require_safe
 
-# Domains that ONNX and ONNX Runtime define; an operator of any other comes from a library of somebody else.
+# Domains that ONNX and ONNX Runtime define; an operator of another domain comes from another library.
 DOMAINS = (
     "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft",
     "com.microsoft.nchwc", "com.microsoft.experimental", "com.ms.internal.nhwc", "org.pytorch.aten",
@@ -35,7 +35,7 @@ _DOMAIN = {("node", 7), ("function", 10)}
 
 @dataclass(slots=True)
 class _References:
-    """What was found so far: domains of nodes and of functions that the file itself defines, and external weights."""
+    """The references so far: domains of nodes and of functions that the file itself defines, and external weights."""
 
     domains: set[str]
     own: set[str]
@@ -43,9 +43,9 @@ class _References:
 
 
 def check_onnx(path: Path) -> None:
-    """Raise ArtifactError unless the file is whole, and refers to known operators and to weights beside it alone.
+    """Raise ArtifactError unless the file is whole, and refers only to known operators and to weights beside it.
 
-    Raises WorkError if onnx is there, but too old to be handed the file.
+    Raises WorkError if onnx is installed, but too old to read the file safely.
     """
     require_safe("onnx")
     try:
@@ -103,7 +103,7 @@ def _read(data: memoryview, message: str, seen: _References, depth: int) -> None
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Return number and content of every field that has bytes; raises ``ValueError`` if the data ends too soon."""
+    """Yield number and content of every field that has bytes; raises ``ValueError`` if the data ends too soon."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)

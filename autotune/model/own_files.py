@@ -1,4 +1,4 @@
-"""Which files are the user's own: neither Python's, nor an installed package's, nor autotune's; and whose code runs."""
+"""The user's own files: neither Python's, nor an installed package's, nor autotune's; and the owner of running code."""
 
 import functools
 import importlib.util
@@ -58,7 +58,7 @@ def is_of_autotune(file: str) -> bool:
 
 @functools.cache
 def is_own(file: str) -> bool:
-    """Return whether a file is the user's own, by the name that a module or a frame gives; ``<string>`` and such are not."""
+    """Return whether a file is the user's own, by its name in a module or a frame; ``<string>`` and such are not."""
     if not file or file.startswith("<"):
         return False
     path = os.path.abspath(file)
@@ -76,10 +76,10 @@ class Asker(Enum):
 
 
 def asker(watchers: tuple[str, ...], near: int | None = None) -> Asker:
-    """Say on whose behalf the caller runs: the innermost frame that decides, of the ``near`` innermost ones or of all.
+    """Return the party for which the caller runs, by the innermost deciding frame of the ``near`` innermost or of all.
 
-    Frames of the files ``watchers`` are passed over. What an installed package does at its import is covered by its
-    version, and the import system's own look-ups by the digests of the sources.
+    Frames of the files ``watchers`` are skipped. The version of an installed package covers its actions at import, and
+    the digests of the sources cover the import system's own look-ups.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename in watchers:
@@ -106,13 +106,13 @@ def own_place(trace: TracebackType | None) -> str:
 
 
 def described(error: BaseException) -> str:
-    """Return type, first line and place in the user's own files of whatever was raised."""
+    """Return type, first line and place in the user's own files of an error."""
     lines = [line.strip() for line in _text(error).splitlines() if line.strip()]
-    said = f"{type(error).__name__}: {lines[0][:LINE_LENGTH]}" if lines else type(error).__name__
+    text = f"{type(error).__name__}: {lines[0][:LINE_LENGTH]}" if lines else type(error).__name__
     place = own_place(error.__traceback__)
     if isinstance(error, SyntaxError) and error.filename:
         place = f"{error.filename}, line {error.lineno}"
-    return f"{said} ({place})" if place else said
+    return f"{text} ({place})" if place else text
 
 
 def _text(error: BaseException) -> str:
@@ -125,7 +125,7 @@ def _text(error: BaseException) -> str:
 
 
 def _of_argparse(error: SystemExit) -> str:
-    """The message that a parser of a command line printed before it ended the program."""
+    """Return the message that a parser of a command line printed before it ended the program."""
     for frame in _frames(error.__traceback__):
         code = frame.tb_frame.f_code
         if code.co_name == "error" and os.path.basename(code.co_filename) == "argparse.py":
@@ -140,5 +140,5 @@ def _frames(trace: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def _as_prefixes(folders: Iterable[str]) -> tuple[str, ...]:
-    known = {place for folder in folders if folder for place in (os.path.abspath(folder), os.path.realpath(folder))}
-    return tuple(sorted(folder + os.sep for folder in known))
+    places = {place for folder in folders if folder for place in (os.path.abspath(folder), os.path.realpath(folder))}
+    return tuple(sorted(folder + os.sep for folder in places))

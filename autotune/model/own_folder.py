@@ -1,4 +1,4 @@
-"""A model file imports what lies beside it, by any of the names that Python knows for it, and leaves no trace.
+"""A model file imports modules beside it, by any name that Python accepts for them, and leaves no trace.
 
 The folder that imports start from, the *root*, is the one that holds the model file's top-most package, or the file
 itself if it is in no package. It becomes a package under a name of its own, ``autotune_factory_<digest of the root>``,
@@ -33,7 +33,7 @@ _SYNTHETIC = re.compile(rf"{PREFIX}[0-9a-f]{{16}}\.?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnPlace:
-    """Where a model file stands: its root, and the names under which its folder and itself are loaded."""
+    """The place of a model file: its root, and the names under which its folder and itself are loaded."""
 
     path: Path
     root: Path
@@ -66,7 +66,7 @@ def plain_module(name: str) -> str:
 
 @contextlib.contextmanager
 def own_folder(path: Path) -> Iterator[OwnPlace]:
-    """Let a model file and what it calls import what lies beside it; the path and the plain names end with the block.
+    """Let a model file and its callees import modules beside it; the path and the plain names end with the block.
 
     One thread at a time; blocks may be nested. A module that the caller has already imported from the same file is
     used. One of the same name from elsewhere is out of sight until the end.
@@ -138,7 +138,7 @@ class _OwnNames:
         self._aliases: set[str] = set()
 
     def enter(self) -> None:
-        """Make the root a package, take up what the caller has imported from it, and hide what only looks like it."""
+        """Make the root a package, add the caller's imports from it, and hide other modules of the same names."""
         if self._root_name not in sys.modules:
             spec = ModuleSpec(self._root_name, None, origin=self._root, is_package=True)
             spec.submodule_search_locations = [self._root]
@@ -159,7 +159,7 @@ class _OwnNames:
                 self._hidden.update({part: sys.modules.pop(part) for part in names})
 
     def leave(self) -> None:
-        """Take the plain names away, and put back what was hidden."""
+        """Remove the plain names, and restore the hidden modules."""
         for name in self._aliases:
             module = sys.modules.get(name)
             if module is not None and module.__name__ != name:
@@ -197,10 +197,10 @@ class _OwnNames:
         return _again(name, importlib.import_module(own))
 
     def _own(self, name: str) -> "_Own | None":
-        """What a plain name means for this model, or ``None`` if it means nothing of its own.
+        """Return the model's own module of a plain name, or ``None`` if it has none.
 
-        Python's library comes first. In a folder that is no package a name then means what lies beside the file, as for
-        a script; in a package, an installed package of that name comes before what only lies beside the file.
+        Python's library comes first. In a folder that is no package a name then means a module beside the file, as for
+        a script; in a package, an installed package of that name comes before a module beside the file.
         """
         if name in sys.stdlib_module_names or name in ("__main__", "autotune"):
             return None
@@ -215,7 +215,7 @@ class _OwnNames:
         return _Own(f"{self._root_name}.{name}", at_root) if at_root is not None else None
 
     def _as_the_caller_does(self, name: str, above: str, last: str) -> ModuleSpec | None:
-        """Find a package of the root, or a part of one, as what the caller's own path leads to, if it does."""
+        """Find a package of the root, or a part of one, by the caller's own path, if that leads to it."""
         parent = sys.modules.get(above)
         plain = None
         if above == self._root_name:
@@ -230,7 +230,7 @@ class _OwnNames:
     def _is_usual(self, name: str, spec: ModuleSpec) -> bool:
         """Return whether it is a package to which the caller's own path leads, too.
 
-        What is no package can import relatively only as a part of the root's.
+        A module in no package can import relatively only as a part of the root's package.
         """
         if spec.origin is None or spec.submodule_search_locations is None:
             return False
@@ -258,7 +258,7 @@ class _Own(NamedTuple):
 
 
 class _Again(Loader):
-    """Loads a module that is there under one more name."""
+    """Loads a module that is already loaded, under one more name."""
 
     def __init__(self, module: ModuleType) -> None:
         self._module, self._spec = module, module.__spec__
@@ -277,14 +277,14 @@ def _again(name: str, module: ModuleType) -> ModuleSpec:
 
 
 def _is_same(module: ModuleType, spec: ModuleSpec) -> bool:
-    """Return whether a loaded module is what a specification leads to."""
+    """Return whether a loaded module is the one that a specification leads to."""
     file = getattr(module, "__file__", None)
     places = [file] if file is not None else getattr(module, "__path__", ())
     return {os.path.realpath(place) for place in places} == _leads_to(spec)
 
 
 def _leads_to(spec: ModuleSpec) -> set[str]:
-    """The file of a specification, or the bare folders."""
+    """Return the file of a specification, or the bare folders."""
     places = [spec.origin] if spec.origin is not None else spec.submodule_search_locations or ()
     return {os.path.realpath(place) for place in places}
 
@@ -301,7 +301,7 @@ def _asked_from(root: str) -> bool:
 
 
 def _is_installed_name(name: str) -> bool:
-    """Return whether a top-level name is found in a folder of installed packages or of Python, as more than a bare folder."""
+    """Return whether a top-level name is an installed package or Python's, and more than a bare folder."""
     places = [entry for entry in sys.path if is_installed(entry + os.sep) or is_of_python(entry + os.sep)]
     spec = PathFinder.find_spec(name, places)
     return spec is not None and spec.origin is not None

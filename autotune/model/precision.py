@@ -2,24 +2,28 @@
 
 import copy
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     import torch
     from torch.export import ExportedProgram
+    from torch.fx.node import Argument
+
+    Narrow = Callable[[object], object]
 
 REDUCED = {"bf16": "bfloat16", "fp16": "float16"}
 
 
-def flat_module(program: "ExportedProgram") -> "torch.nn.Module":
-    """The captured graph as a module: flat tensors in, a tuple of flat tensors out."""
+def flat_module(program: "ExportedProgram") -> "torch.fx.GraphModule":
+    """Return the captured graph as a module: flat tensors in, a tuple of flat tensors out."""
     options = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
-    module: torch.nn.Module = program.module(**options)
-    return module
+    return program.module(**options)
 
 
-def in_precision(program: "ExportedProgram", inputs: tuple[Any, ...], precision: str) -> "ExportedProgram":
-    """The graph with weights and arithmetic in ``precision``; fp32, tf32 and default leave the graph as it is.
+def in_precision(program: "ExportedProgram", inputs: tuple[object, ...], precision: str) -> "ExportedProgram":
+    """Return the graph with weights and arithmetic in ``precision``; fp32, tf32 and default leave it as it is.
 
     Floating inputs and outputs are cast at the border. Constants that the narrower type cannot hold, such as the most
     negative float32 in an attention mask, become its own largest or smallest value.
@@ -38,7 +42,7 @@ def in_precision(program: "ExportedProgram", inputs: tuple[Any, ...], precision:
 
 
 def on_device(program: "ExportedProgram", device: str) -> "ExportedProgram":
-    """The graph with its weights, and every node that names a device, on ``device``."""
+    """Return the graph with its weights, and every node that names a device, on ``device``."""
     if device == "cpu":
         return program
     from torch.export.passes import move_to_device_pass
@@ -64,23 +68,24 @@ def border(module: "torch.nn.Module", dtype: "torch.dtype", outputs: "tuple[torc
     return wrapped
 
 
-def _cast_at_border(module: Any, dtype: "torch.dtype", outputs: "tuple[torch.dtype, ...]") -> None:
-    """Do in a captured graph what :func:`border` does around a module: so its nodes still say where they are from."""
+def _cast_at_border(module: "torch.fx.GraphModule", dtype: "torch.dtype", outputs: "tuple[torch.dtype, ...]") -> None:
+    """Cast in a captured graph as :func:`border` does around a module: its nodes then keep their origin."""
     import torch
 
-    def cast(node: Any, to: "torch.dtype") -> Any:
-        made = module.graph.call_function(torch.ops.aten.to.dtype, (node, to))
-        made.meta["val"] = node.meta["val"].to(to)
-        return made
+    def converted(node: "torch.fx.Node", to: "torch.dtype") -> "torch.fx.Node":
+        conversion = module.graph.call_function(torch.ops.aten.to.dtype, (node, to))
+        conversion.meta["val"] = node.meta["val"].to(to)
+        return conversion
 
     for node in [node for node in module.graph.nodes if node.op == "placeholder"]:
         if node.users and node.meta["val"].is_floating_point():
             with module.graph.inserting_after(node):
-                narrowed = cast(node, dtype)
+                narrowed = converted(node, dtype)
             node.replace_all_uses_with(narrowed, delete_user_cb=lambda user, narrowed=narrowed: user is not narrowed)
     answer = next(node for node in module.graph.nodes if node.op == "output")
     with module.graph.inserting_before(answer):
-        answer.args = (tuple(cast(one, to) for one, to in zip(answer.args[0], outputs, strict=True)),)
+        values = cast("Sequence[torch.fx.Node]", answer.args[0])
+        answer.args = (tuple(converted(value, to) for value, to in zip(values, outputs, strict=True)),)
     module.recompile()
 
 
@@ -89,14 +94,14 @@ def _output_dtypes(program: "ExportedProgram") -> "tuple[torch.dtype, ...]":
     return tuple(value.meta["val"].dtype for value in values)
 
 
-def _narrow_graph(module: Any, dtype: "torch.dtype") -> None:
+def _narrow_graph(module: "torch.fx.GraphModule", dtype: "torch.dtype") -> None:
     import torch
 
     from autotune.model.fingerprint import graphs
 
     limits = torch.finfo(dtype)
 
-    def narrow(value: Any) -> Any:
+    def narrow(value: object) -> object:
         if value in (torch.float32, torch.float64) and isinstance(value, torch.dtype):
             return dtype
         if isinstance(value, float) and value == value and abs(value) != float("inf"):
@@ -107,38 +112,40 @@ def _narrow_graph(module: Any, dtype: "torch.dtype") -> None:
         _narrow_nodes(part, dtype, narrow)
 
 
-def _narrow_nodes(module: Any, dtype: "torch.dtype", narrow: Any) -> None:
-    """Narrow the nodes of one graph; graphs within it are the caller's."""
+def _narrow_nodes(module: "torch.fx.GraphModule", dtype: "torch.dtype", narrow: "Narrow") -> None:
+    """Narrow the nodes of one graph; the caller narrows graphs within it."""
     import torch
 
     for node in list(module.graph.nodes):
         if "_assert_tensor_metadata" in str(node.target):
             module.graph.erase_node(node)  # it asserts the dtypes of the wider graph
         elif node.op == "get_attr":
-            _narrow_attribute(module, node.target, dtype)
+            _narrow_attribute(module, str(node.target), dtype)
         elif node.op == "call_function":
-            node.args = _map(node.args, narrow)
-            node.kwargs = _map(node.kwargs, narrow)
+            node.args = cast("tuple[Argument, ...]", _map(node.args, narrow))
+            node.kwargs = cast("dict[str, Argument]", _map(node.kwargs, narrow))
             if _makes_floats(node):
                 with module.graph.inserting_after(node):
-                    cast = module.graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
-                cast.meta["val"] = node.meta["val"]
-                node.replace_all_uses_with(cast, delete_user_cb=lambda user, cast=cast: user is not cast)
+                    narrowed = module.graph.call_function(torch.ops.aten.to.dtype, (node, dtype))
+                narrowed.meta["val"] = node.meta["val"]
+                node.replace_all_uses_with(
+                    narrowed, delete_user_cb=lambda user, narrowed=narrowed: user is not narrowed
+                )
     module.recompile()
 
 
-def _makes_floats(node: Any) -> bool:
-    """Return whether a node makes floating values out of none, in the framework's default dtype: a mask, a table of zeros."""
+def _makes_floats(node: "torch.fx.Node") -> bool:
+    """Return whether a node makes floating values, such as a table of zeros, without floating inputs."""
     import torch
 
-    def floating(value: Any) -> bool:
+    def floating(value: object) -> bool:
         return isinstance(value, torch.Tensor) and value.is_floating_point()
 
     sources = (source.meta.get("val") for source in node.all_input_nodes)
     return floating(node.meta.get("val")) and not any(map(floating, sources))
 
 
-def _map(value: Any, function: Any) -> Any:
+def _map(value: object, function: "Narrow") -> object:
     if isinstance(value, tuple | list):
         mapped = [_map(item, function) for item in value]
         return tuple(mapped) if isinstance(value, tuple) else mapped
@@ -147,8 +154,8 @@ def _map(value: Any, function: Any) -> Any:
     return function(value)
 
 
-def _narrow_attribute(module: Any, path: str, dtype: "torch.dtype") -> None:
-    """Cast a tensor that is a plain attribute; parameters and buffers are cast with the module."""
+def _narrow_attribute(module: "torch.fx.GraphModule", path: str, dtype: "torch.dtype") -> None:
+    """Cast a tensor that a node takes from its module, clamped to the range of the narrower dtype."""
     import torch
 
     owner, _, name = path.rpartition(".")

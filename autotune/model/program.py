@@ -1,7 +1,7 @@
 """Captured graphs in ``.pt2`` files, read without unpickling anything.
 
-``torch.export.load`` unpickles whatever such a file asks it to: tensors of classes of their own, opaque constants, and
-example inputs that ``weights_only`` refuses (torch 2.13, ``torch/export/pt2_archive/_package.py`` and
+``torch.export.load`` unpickles several parts of such a file: tensors of other classes, opaque constants, and example
+inputs that ``weights_only`` refuses (torch 2.13, ``torch/export/pt2_archive/_package.py`` and
 ``deserialize_torch_artifact``). No graph that autotune captures has any of these.
 """
 
@@ -11,7 +11,8 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from autotune.errors import ArtifactError
 from autotune.model.floors import require_safe
@@ -28,7 +29,7 @@ _PICKLED = "opaque_obj_"
 def load_program(path: Path) -> "ExportedProgram":
     """Read a captured graph; raises ArtifactError if that would run a pickle, or the file is no such graph.
 
-    Raises WorkError if torch is too old to be handed one.
+    Raises WorkError if torch is too old to read one safely.
     """
     require_safe("torch")
     import torch
@@ -55,7 +56,8 @@ def _reasons(path: Path) -> Iterator[str]:
             yield "a compressed entry"
         if sum(entry.file_size for entry in entries) > os.path.getsize(path):
             yield "entries that overlap"
-    reader: Any = torch._C.PyTorchFileReader(str(path))  # the very reader that torch.export.load uses
+    bindings: ModuleType = torch._C
+    reader = bindings.PyTorchFileReader(str(path))  # the same reader that torch.export.load uses
     if not reader.has_record("archive_format") or reader.get_record("archive_format") != b"pt2":
         yield "no archive of the format pt2"
     for name in reader.get_all_records():
@@ -67,5 +69,5 @@ def _reasons(path: Path) -> Iterator[str]:
         elif name.endswith(".pt") and (content := reader.get_record(name)):
             try:
                 torch.load(io.BytesIO(content), weights_only=True)
-            except Exception as error:  # torch raises errors of several kinds for what it refuses
+            except Exception as error:  # torch refuses content by errors of several kinds
                 yield f"{name} holds more than tensors ({type(error).__name__})"

@@ -1,9 +1,9 @@
-"""What a factory or a metric reads, so that an unchanged answer is known without asking for it again.
+"""A record of the files and settings that a factory or a metric reads: if all are unchanged, its answer is reused.
 
-:func:`watching` notes whatever a block reads in this process; :meth:`Reading.record` is plain JSON with digests, and
-:func:`unchanged` holds it against the present without torch. What a block reads by other means than these is not seen:
-a native library that opens a file by itself and neither maps it nor keeps it open, and what another process reads
-(which is noted as unknown if a user's own code has started it).
+:func:`watching` notes the reads of a block in this process; :meth:`Reading.record` is plain JSON with digests, and
+:func:`unchanged` compares it with the present without torch. Two kinds of reads are not seen: those of a native library
+that opens a file by itself and neither maps it nor keeps it open, and those of another process (noted as unknown if a
+user's own code has started it).
 """
 
 import contextlib
@@ -31,9 +31,9 @@ from autotune.model.own_files import (
 )
 
 SET_FOR_WORKERS = ("AUTOTUNE_DB", "PGPASSWORD", "PYTORCH_NVML_BASED_CUDA_CHECK")
-"""Environment variables that a worker sees otherwise than the process that started it; so is all of PYTHON*."""
+"""Environment variables with another value in a worker than in the process that started it; so have all PYTHON*."""
 NEAR = 6
-"""A look-up of an environment variable is a user's if one of so many frames of its stack is."""
+"""A look-up of an environment variable is a user's if one of this number of frames of its stack is a user's."""
 WATCHERS = (__file__, native_reads.__file__)
 CHUNK_BYTES = 1 << 20
 _OF_SYSTEM = ("/proc/", "/sys/", "/dev/")
@@ -43,26 +43,27 @@ _PASSING = ("-wal", "-shm", "-journal")
 """Ends of the names of files that SQLite keeps beside an open database."""
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
+_Path = int | str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _stat, _environment_item = os.stat, type(os.environ).__getitem__
 
 
 class Reading:
-    """What was read while it was watched; made by :func:`watching`."""
+    """The reads of a watched block; made by :func:`watching`."""
 
     def __init__(self) -> None:
         self._modules, self._open = set(sys.modules), _held_open()
         self._environment = dict(os.environ)
         self._read, self._written, self._read_first = set[str](), set[str](), set[str]()
         self._folders, self._absent, self._present = set[str](), set[str](), dict[str, str]()
-        self._looked_up, self._unknown, self._new_folders = set[str](), set[str](), set[str]()
-        self._imported: set[str] = set()
+        self._looked_up, self._unknown = set[str](), set[str]()
+        self._new_folders, self._imported = set[str](), set[str]()
 
     def record(self) -> dict[str, Any]:
-        """Return as plain JSON what was read, with digests of what is there now.
+        """Return the reads as plain JSON, with digests of the present contents.
 
-        ``files``: contents; ``folders``: names in folders that were listed; ``present``: kind, size and time of what
-        was only looked for; ``absent``: what was looked for in vain; ``environment``: variables; ``packages``: names of
-        installed top-level modules; ``unknown``: why something cannot be known, so that nothing counts as unchanged.
+        ``files``: contents; ``folders``: names in listed folders; ``present``: kind, size and time of paths that were
+        only looked up; ``absent``: paths that did not exist; ``environment``: variables; ``packages``: installed
+        top-level modules; ``unknown``: reasons why something cannot be known, so that nothing counts as unchanged.
         """
         sources = own_sources(self._imported)
         unknown = self._unknown | {f"{path} is read and written" for path in self._read_first & self._written}
@@ -70,16 +71,15 @@ class Reading:
         read = self._read | {path for path in appeared if os.path.isfile(path)}
         files = dict[str, str]()
         for path in sorted(self._others(read) - set(sources)):
-            digest = _file_digest(path)
-            if digest is None:
-                unknown.add(f"{path} was read and cannot be read any more")
-            else:
+            if digest := _file_digest(path):
                 files[path] = digest
-        known = {*files, *sources}
+            else:
+                unknown.add(f"{path} was read and cannot be read any more")
+        digested = {*files, *sources}
         return {
             "files": {**files, **sources},
             "folders": {path: _folder_digest(path) for path in sorted(self._others(self._folders))},
-            "present": {path: self._present[path] for path in sorted(self._others(self._present) - known)},
+            "present": {path: self._present[path] for path in sorted(self._others(self._present) - digested)},
             "absent": sorted(self._others(self._absent) - appeared),
             "environment": {key: _text_digest(self._environment.get(key)) for key in sorted(self._looked_up)},
             "packages": sorted(self._packages()),
@@ -87,16 +87,17 @@ class Reading:
         }
 
     def end(self) -> None:
-        """Take up what the block has left: modules, and files that are mapped or open."""
+        """Add the modules that the block has loaded, and the files that it has left mapped or open."""
         self._imported |= set(sys.modules) - self._modules
         for path in _held_open() - self._open:
             if _counts(path) and ".so" not in os.path.basename(path):
                 self._read.add(path)
 
-    def opened(self, path: object, flags: int) -> None:
-        """Note that a file is about to be opened."""
+    def opened(self, path: object, flags: object) -> None:
+        """Note that a file is about to be opened; ``flags`` are those of ``os.open``."""
         if isinstance(path, str) and path.endswith(".pyc"):
-            return  # most of what is opened, and quickly so
+            return  # most opened files, which are skipped quickly
+        flags = flags if isinstance(flags, int) else 0
         name = _absolute(path)
         if name is None or not _counts(name) or (asker(WATCHERS) is Asker.IMPORT and not is_installed(name)):
             return
@@ -123,31 +124,28 @@ class Reading:
         if name is not None and not _is_of_library(name + os.sep) and _asked_by_user():
             (self._folders if os.path.isdir(name) else self._absent).add(name)
 
-    def looked_for(self, path: object, found: os.stat_result | None) -> None:
-        """Note that a path was asked about, and what was there."""
+    def looked_for(self, path: object, status: os.stat_result | None) -> None:
+        """Note that a path was looked up, with its status if it exists."""
         name = _absolute(path)
         if name is None or not _counts(name) or _is_of_library(name + os.sep) or not _asked_by_user():
             return
-        if found is None:
+        if status is None:
             self._absent.add(name)
         else:
-            self._present.setdefault(name, _kind(found))
+            self._present.setdefault(name, _kind(status))
 
     def makes_folder(self, path: object) -> None:
-        """Note that a folder is about to be made; what lies in it is the block's own."""
+        """Note that a folder is about to be made; its content is the block's own."""
         name = _absolute(path)
         if name is not None and not os.path.lexists(name):
             self._new_folders.add(name)
 
     def looked_up(self, key: object) -> None:
-        """Note that an environment variable was asked for."""
+        """Note that an environment variable was looked up."""
         name = os.fsdecode(key) if isinstance(key, str | bytes) else None
-        if (
-            name is not None
-            and name not in SET_FOR_WORKERS
-            and not name.startswith("PYTHON")
-            and asker(WATCHERS, NEAR) is Asker.USER
-        ):
+        if name is None or name in SET_FOR_WORKERS or name.startswith("PYTHON"):
+            return
+        if asker(WATCHERS, NEAR) is Asker.USER:
             self._looked_up.add(name)
 
     def cannot_know(self, reason: str) -> None:
@@ -156,12 +154,12 @@ class Reading:
             self._unknown.add(reason)
 
     def _others(self, paths: Iterable[str]) -> set[str]:
-        """Those paths that the block has not written itself."""
+        """Return the paths that the block has not written itself."""
         below = tuple(folder + os.sep for folder in self._new_folders)
         return {path for path in paths if path not in self._written | self._new_folders and not path.startswith(below)}
 
     def _packages(self) -> set[str]:
-        """Top-level installed modules that were imported, or that the imported files name, loaded before or not."""
+        """Return the top-level installed modules that were imported, or that the imported files name."""
         own = [sys.modules[name] for name in self._imported if name in sys.modules and is_own(_file_of(name))]
         named = {_module_of(value) for module in own for value in list(vars(module).values())}
         return {name.partition(".")[0] for name in {*self._imported, *named} if is_third_party(name)}
@@ -169,7 +167,7 @@ class Reading:
 
 @contextlib.contextmanager
 def watching() -> Iterator[Reading]:
-    """Note what the block reads; blocks may be nested, and each notes its own."""
+    """Note the reads of a block; blocks may be nested, and each notes its own."""
     _install()
     reading = Reading()
     with native_reads.noting(lambda path: reading.opened(path, os.O_RDONLY)):
@@ -186,7 +184,7 @@ def watching() -> Iterator[Reading]:
 
 
 def unchanged(record: Mapping[str, Any]) -> bool:
-    """Return whether all that a record names is as it was; never if something about it is unknown."""
+    """Return whether everything in a record is unchanged; False if the record has an unknown."""
     if record["unknown"]:
         return False
     return (
@@ -199,7 +197,7 @@ def unchanged(record: Mapping[str, Any]) -> bool:
 
 
 def own_sources(names: set[str]) -> dict[str, str]:
-    """Digests of the files of loaded modules that belong to no installed package, extension modules included."""
+    """Return digests of the files of loaded modules of no installed package, extension modules included."""
     files = {_file_of(name) for name in names}
     own = {str(Path(file).resolve()) for file in files if file.endswith((".py", ".so")) and is_own(file)}
     digests = {file: _file_digest(file) for file in sorted(own) if is_own(file)}
@@ -211,22 +209,22 @@ def is_third_party(name: str) -> bool:
     return "__main__" not in name and is_installed(_file_of(name))
 
 
-# The hook cannot be removed, so there is one a process; it does nothing while nobody watches.
+# The hook cannot be removed, so there is one a process; it does nothing while no block is watched.
 _LOCK = threading.Lock()
 _active: list[Reading] = []
-_installed: list[Callable[[str, tuple[Any, ...]], None]] = []
+_installed: list[Callable[[str, tuple[object, ...]], None]] = []
 
 
 def _install() -> None:
     for find in (python_folders, installed_folders, package_folders):
-        find()  # now, not within an event
+        find()  # now, because an event must not import
     with _LOCK:
         if not _installed:
             _installed.append(_hook)
             sys.addaudithook(_hook)
 
 
-def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+def _hook(event: str, arguments: tuple[object, ...]) -> None:
     note = _NOTES.get(event)
     if note is None or not _active:
         return
@@ -238,30 +236,29 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _patch() -> None:
-    """Have look-ups that raise no event noted while somebody watches, and leave none of it otherwise."""
+    """Replace look-ups that raise no event by noting ones while a block is watched, and restore them afterwards."""
     watched = bool(_active)
-    environment: Any = type(os.environ)
-    environment.__getitem__ = _noted_item if watched else _environment_item
+    type(os.environ).__getitem__ = _noted_item if watched else _environment_item  # type: ignore[method-assign]
     replaced = os.stat
     os.stat = _noted_stat if watched else _stat
     for supported in (os.supports_dir_fd, os.supports_fd, os.supports_follow_symlinks):
         if replaced in supported:  # shutil looks for the function itself
             supported.discard(replaced)
             supported.add(os.stat)
-    accessor: Any = getattr(sys.modules.get("pathlib"), "_NormalAccessor", None)
+    accessor = getattr(sys.modules.get("pathlib"), "_NormalAccessor", None)
     if accessor is not None:  # Python 3.10
         accessor.stat = staticmethod(os.stat)
 
 
-def _noted_item(environment: Any, key: Any) -> Any:
+def _noted_item(environment: "os._Environ[str]", key: str) -> str:
     for reading in list(_active):
         reading.looked_up(key)
     return _environment_item(environment, key)
 
 
-def _noted_stat(path: Any, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+def _noted_stat(path: _Path, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
     try:
-        found = _stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
+        status = _stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
     except (FileNotFoundError, NotADirectoryError):
         if dir_fd is None:
             for reading in list(_active):
@@ -269,29 +266,32 @@ def _noted_stat(path: Any, *, dir_fd: int | None = None, follow_symlinks: bool =
         raise
     if dir_fd is None:
         for reading in list(_active):
-            reading.looked_for(path, found)
-    return found
+            reading.looked_for(path, status)
+    return status
 
 
-def _dlopen(reading: Reading, arguments: tuple[Any, ...]) -> None:
-    name = _absolute(arguments[0]) if arguments[0] and os.sep in os.fspath(arguments[0]) else None
+def _dlopen(reading: Reading, arguments: tuple[object, ...]) -> None:
+    path = arguments[0]
+    name = _absolute(path) if isinstance(path, str | bytes | os.PathLike) and os.sep in os.fsdecode(path) else None
     if name is not None and not _is_of_library(name) and not name.startswith(_LIBRARIES):
         reading.cannot_know(f"loads the native library {name}")
 
 
-def _connects(reading: Reading, arguments: tuple[Any, ...]) -> None:
+def _connects(reading: Reading, arguments: tuple[object, ...]) -> None:
     if arguments[0] not in (":memory:", b":memory:"):
         reading.cannot_know(f"opens the SQLite database {arguments[0]}")
 
 
-def _starts(reading: Reading, arguments: tuple[Any, ...]) -> None:
+def _starts(reading: Reading, arguments: tuple[object, ...]) -> None:
     command = arguments[1] if len(arguments) > 1 else arguments[0]
-    first = command if isinstance(command, str | bytes) or not command else command[0]
+    first = command[0] if isinstance(command, list | tuple) and command else command
     reading.cannot_know(f"starts the program {_shown(first)}")
 
 
-_NOTES: dict[str, Callable[[Reading, tuple[Any, ...]], None]] = {
-    "open": lambda reading, arguments: reading.opened(arguments[0], arguments[2] or 0),
+_NOTES: dict[str, Callable[[Reading, tuple[object, ...]], None]] = {
+    "open": lambda reading, arguments: reading.opened(
+        arguments[0], arguments[2] if isinstance(arguments[2], int) else 0
+    ),
     "os.listdir": lambda reading, arguments: reading.listed(arguments[0]),
     "os.mkdir": lambda reading, arguments: reading.makes_folder(arguments[0]),
     "os.scandir": lambda reading, arguments: reading.listed(arguments[0]),
@@ -309,31 +309,30 @@ _NOTES: dict[str, Callable[[Reading, tuple[Any, ...]], None]] = {
 
 
 def _asked_by_user() -> bool:
-    """Return whether a user's own code asks, or a thread that it may have begun through a library."""
+    """Return whether a user's own code runs, or a thread that it may have begun through a library."""
     return asker(WATCHERS) in (Asker.USER, Asker.THREAD)
 
 
 def _counts(path: str) -> bool:
-    """Return whether the content of a file may decide an answer beyond what versions of packages say."""
+    """Return whether the content of a file may decide an answer that the versions of packages do not."""
     if path.startswith(_OF_SYSTEM) or is_of_autotune(path) or is_of_python(path):
         return False
     return not (is_installed(path) and (path.endswith(_CODE) or ".dist-info/" in path or ".egg-info" in path))
 
 
 def _is_of_library(path: str) -> bool:
-    system = path.startswith(_OF_SYSTEM)
-    return system or is_of_autotune(path) or is_of_python(path) or is_installed(path)
+    return path.startswith(_OF_SYSTEM) or is_of_autotune(path) or is_of_python(path) or is_installed(path)
 
 
 def _absolute(path: object) -> str | None:
-    """The absolute path that a call names; a link stays one, for it may lead elsewhere later."""
+    """Return the absolute path that a call names; a link stays a link, because its target may change later."""
     if isinstance(path, int) or not isinstance(path, str | bytes | os.PathLike):
         return None
     return os.path.abspath(os.fsdecode(path))
 
 
 def _held_open() -> set[str]:
-    """Regular files that this process has mapped or holds open, those aside that it shares its writes to."""
+    """Return the regular files that this process has mapped or holds open, except those that it writes to."""
     held = set[str]()
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
@@ -349,8 +348,8 @@ def _held_open() -> set[str]:
     return {path for path in held if not path.startswith(_LIBRARIES) and os.path.isfile(path)}
 
 
-def _kind(found: os.stat_result) -> str:
-    return f"file {found.st_size} {found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else "folder or other"
+def _kind(status: os.stat_result) -> str:
+    return f"file {status.st_size} {status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else "folder or other"
 
 
 def _what_is_at(path: str) -> str | None:
@@ -372,7 +371,7 @@ def _file_digest(path: str) -> str | None:
 
 
 def _folder_digest(path: str) -> str | None:
-    """A digest of the names in a folder, without those that come and go by themselves."""
+    """Return a digest of the names in a folder, without temporary ones of Python and SQLite."""
     try:
         names = [name for name in os.listdir(path) if name != "__pycache__" and not name.endswith(_PASSING)]
     except OSError:
@@ -389,7 +388,7 @@ def _file_of(name: str) -> str:
 
 
 def _module_of(value: object) -> str:
-    """The module that a global name of a file leads to."""
+    """Return the module that a global name of a file leads to."""
     if isinstance(value, ModuleType):
         return str(vars(value).get("__name__", ""))
     return str(value.__module__ or "") if isinstance(value, type | FunctionType) else ""

@@ -1,12 +1,15 @@
-"""How a model's own arguments map to flat tensors with names."""
+"""The mapping of a model's own arguments to flat tensors with names."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ModelError
 from autotune.model.tensors import why_not
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,20 +22,20 @@ class InputSchema:
 
     names: tuple[str, ...]
     positions: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, bool | int | float | str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, forward: Callable[..., Any], names: Sequence[str]) -> "InputSchema":
-        """Read it from a forward's signature, for the inputs that a plan is made with."""
+    def of(cls, forward: Callable[..., object], names: Sequence[str]) -> "InputSchema":
+        """Read the schema from a forward's signature, for the inputs of a plan."""
         parameters = signature_of(forward).parameters.values()
         defaults = {
-            each.name: each.default
-            for each in parameters
-            if each.name not in names and isinstance(each.default, bool | int | float | str)
+            parameter.name: parameter.default
+            for parameter in parameters
+            if parameter.name not in names and isinstance(parameter.default, bool | int | float | str)
         }
         return cls(names=tuple(names), positions=by_position(forward), defaults=defaults)
 
-    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
+    def flatten(self, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[Any, ...]:
         """Order a call's arguments as flat tensors; ``None``, and a default that is given, count as not given.
 
         Positional arguments take the forward's parameters in order. Raises ModelError if an argument is unknown,
@@ -57,18 +60,18 @@ class InputSchema:
             )
         return tuple(given[name] for name in self.names)
 
-    def _is_default(self, name: str, value: Any) -> bool:
+    def _is_default(self, name: str, value: object) -> bool:
         if value is None:
             return True
         default = self.defaults.get(name)
         return default is not None and type(value) is type(default) and value == default
 
 
-def bind(forward: Callable[..., Any], inputs: Any) -> dict[str, Any]:
+def bind(forward: Callable[..., object], inputs: object) -> "dict[str, torch.Tensor]":
     """Name the inputs that a caller gave as a tensor, a tuple or a dict by the parameters of ``forward``, in its order.
 
-    Whatever else ``forward`` takes by keyword comes last, by name. Raises ModelError if they do not fit the signature,
-    or an input is no dense tensor.
+    Further keyword arguments come last, by name. Raises ModelError if they do not fit the signature, or an input is no
+    dense tensor.
     """
     args, kwargs = _arguments(forward, inputs)
     signature = signature_of(forward)
@@ -78,7 +81,7 @@ def bind(forward: Callable[..., Any], inputs: Any) -> dict[str, Any]:
         raise ModelError(
             "the inputs do not fit the model", found=str(error), expected=f"arguments of forward{signature}"
         ) from error
-    named: dict[str, Any] = {}
+    named: dict[str, torch.Tensor] = {}
     for name, value in bound.arguments.items():
         kind = signature.parameters[name].kind
         if kind is inspect.Parameter.VAR_KEYWORD:
@@ -99,19 +102,20 @@ def bind(forward: Callable[..., Any], inputs: Any) -> dict[str, Any]:
     return named
 
 
-def by_position(forward: Callable[..., Any]) -> tuple[str, ...]:
+def by_position(forward: Callable[..., object]) -> tuple[str, ...]:
     """Return the names of the parameters that ``forward`` takes by position, in order."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return tuple(each.name for each in signature_of(forward).parameters.values() if each.kind in kinds)
+    parameters = signature_of(forward).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
 
 
-def positional_only(forward: Callable[..., Any]) -> tuple[str, ...]:
+def positional_only(forward: Callable[..., object]) -> tuple[str, ...]:
     """Return the names of the parameters that ``forward`` takes by position alone."""
     parameters = signature_of(forward).parameters.values()
-    return tuple(each.name for each in parameters if each.kind is inspect.Parameter.POSITIONAL_ONLY)
+    return tuple(parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_ONLY)
 
 
-def signature_of(forward: Callable[..., Any]) -> inspect.Signature:
+def signature_of(forward: Callable[..., object]) -> inspect.Signature:
     """Return the signature of a forward; raises ModelError if Python cannot read it."""
     try:
         return inspect.signature(forward)
@@ -122,7 +126,7 @@ def signature_of(forward: Callable[..., Any]) -> inspect.Signature:
         ) from error  # fmt: skip
 
 
-def _arguments(forward: Callable[..., Any], inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _arguments(forward: Callable[..., object], inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
     """Return the arguments of a call; a dict may also name parameters that are taken by position alone."""
     if not isinstance(inputs, Mapping):
         return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.kernel import KnownKernels
 from autotune.model import precision as precisions
@@ -26,10 +26,10 @@ ANSWERS, BUFFERS = "answers.safetensors", "buffers.safetensors"
 
 
 class CapturedModel:
-    """What :func:`write` left in a folder; satisfies :class:`autotune.backend.SourceModel`.
+    """The content of a folder that :func:`write` wrote; satisfies :class:`autotune.backend.SourceModel`.
 
     Intermediate results that several builds share, such as an ONNX export, lie in the same folder. ``known_kernels``
-    belong to one build: the measured kernels that it may choose from, ``None`` if it was handed none.
+    belong to one build: the measured kernels that it may choose from, ``None`` if it got none.
     """
 
     def __init__(self, folder: Path, known_kernels: KnownKernels | None = None) -> None:
@@ -37,7 +37,7 @@ class CapturedModel:
         self.folder = folder
         self.known_kernels = known_kernels
         self.workload = Workload.from_dict(record["workload"])
-        self.output_schema: dict[str, Any] = record["output_schema"]
+        self.output_schema: dict[str, object] = record["output_schema"]
         self.written: tuple[str, ...] = tuple(record.get("written", ()))
         self._module_refused: str = record.get("module_refused", "")
         self.treatments: dict[str, str] = record.get("treatments", {})
@@ -45,16 +45,16 @@ class CapturedModel:
         self.seed: int = record["seed"]
 
     def program(self, precision: str, device: Device) -> "ExportedProgram":
-        """The captured graph computing in ``precision`` with its weights on ``device``."""
+        """Return the captured graph that computes in ``precision``, with its weights on ``device``."""
         program = precisions.in_precision(load_program(self.folder / PROGRAM), self._example(), precision)
         return precisions.on_device(program, device.torch_name)
 
     def example_inputs(self, device: Device) -> "tuple[torch.Tensor, ...]":
-        """One set of flat inputs on ``device``."""
+        """Return one set of flat inputs on ``device``."""
         return tuple(tensor.to(device.torch_name) for tensor in self._example())
 
     def example(self) -> "dict[str, torch.Tensor]":
-        """The study's own example inputs by name, on the CPU."""
+        """Return the study's own example inputs by name, on the CPU."""
         return dict(zip((spec.name for spec in self.workload.inputs), self._example(), strict=True))
 
     def save_module(self, folder: Path) -> None:
@@ -75,11 +75,11 @@ class CapturedModel:
             shutil.copyfile(self.folder / name, folder / name)
 
     def shared(self, name: str) -> Path:
-        """A folder for an intermediate result that several builds share; see :meth:`publish`."""
+        """Return the folder for an intermediate result that several builds share; see :meth:`publish`."""
         return self.folder / "shared" / name
 
     def publish(self, name: str, made: Path) -> Path:
-        """Move a finished intermediate result into place; where another build was faster, its result stands."""
+        """Move a finished intermediate result into place; if another build was faster, its result stays."""
         target = self.shared(name)
         target.parent.mkdir(exist_ok=True)
         try:
@@ -89,7 +89,7 @@ class CapturedModel:
         return target
 
     def scratch(self) -> Path:
-        """A fresh folder on the same file system as the shared results."""
+        """Make a fresh folder on the same file system as the shared results."""
         return Path(tempfile.mkdtemp(dir=self.folder, prefix="scratch-"))
 
     def _example(self) -> "tuple[torch.Tensor, ...]":
@@ -108,15 +108,15 @@ def write(
 ) -> None:
     """Put a captured model into a folder; ``module`` is the user's own, if a factory can make it again.
 
-    ``treatments`` say by input what was done to the tensors that a user gave to make the other sets.
+    ``treatments`` describe for each input how the other sets were made from a user's tensors.
     """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     torch.export.save(captured.program, str(folder / PROGRAM))
     save_tensors(folder / EXAMPLE, example)
-    named = [dict(zip(captured.form.names, each, strict=True)) for each in captured.answers]
-    answers = {f"{at}/{name}": one for at, each in enumerate(named) for name, one in each.items()}
+    named = [dict(zip(captured.form.names, answer, strict=True)) for answer in captured.answers]
+    answers = {f"{at}/{name}": tensor for at, answer in enumerate(named) for name, tensor in answer.items()}
     save_tensors(folder / ANSWERS, answers)
     reason = ""
     if factory is not None and module is not None:
@@ -135,7 +135,7 @@ def write(
 
 
 def rebuild_module(folder: Path, precision: str, device: Device) -> "torch.nn.Module":
-    """The user's own module with the stored weights, flat tensors in and out, computing in ``precision``."""
+    """Make the user's own module with the stored weights, flat tensors in and out, in ``precision``."""
     import torch
 
     record = json.loads((folder / "module.json").read_text())
@@ -150,20 +150,20 @@ def rebuild_module(folder: Path, precision: str, device: Device) -> "torch.nn.Mo
 
 
 def _save_weights(module: "torch.nn.Module", folder: Path) -> str:
-    """Write a module's state, and the buffers that no state_dict holds; returns why that cannot be done, or nothing."""
+    """Write a module's state, and the buffers that no state_dict holds; returns the reason of a failure, or nothing."""
     from safetensors.torch import save_model
 
     kept = set(module.state_dict())
     try:
         save_model(module, str(folder / WEIGHTS))
-        save_tensors(folder / BUFFERS, {name: one for name, one in module.named_buffers() if name not in kept})
-    except Exception as error:  # safetensors refuses overlapping views, and whatever else a state_dict may hold
+        save_tensors(folder / BUFFERS, {name: buffer for name, buffer in module.named_buffers() if name not in kept})
+    except Exception as error:  # safetensors refuses overlapping views, and objects that are no tensors
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return ""
 
 
 def _load_weights(module: "torch.nn.Module", folder: Path) -> None:
-    """Return a module its stored weights and buffers; lazy layers take their shapes from them."""
+    """Load the stored weights and buffers into a module; lazy layers take their shapes from them."""
     import torch
     from safetensors.torch import load_file, load_model
 

@@ -1,8 +1,8 @@
-"""What the calls of a module change in it: StateWatch."""
+"""The changes that calls of a module make in it: StateWatch."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import ModelError
 from autotune.model.untouched import OWN, copies, is_plain_object, same_values
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     import torch
 
 DEPTH = 3
-"""So deep are containers and plain objects of a module looked into."""
+"""The depth to which containers and plain objects of a module are compared."""
 MOST_ENTRIES = 1000
-"""So many entries of one container are compared."""
+"""The number of entries of one container that are compared."""
 
-State = dict[str, Any]
+State = dict[str, object]
 
 
 class StateWatch:
@@ -32,7 +32,7 @@ class StateWatch:
 
     @property
     def set_at_first(self) -> list[str]:
-        """What the first call has set or changed, each with its kind before its name."""
+        """The parts that the first call has set or changed, each with its kind before its name."""
         return list(_changed(self._before, self._first))
 
     def refuse_writes(self, name: str) -> None:
@@ -48,8 +48,8 @@ class StateWatch:
     def refuse_accumulation(self, name: str) -> None:
         """Raise ModelError if an attribute has another value than after the first call, which had the same inputs.
 
-        What a forward keeps of its last inputs is the same again, and no answer has depended on it; what counts or
-        averages is not, and some answer may.
+        A value that a forward keeps of its last inputs is the same again, and no answer has depended on it. A counter
+        or an average is not the same, and an answer may depend on it.
         """
         for key in _changed(self._first, self._state()):
             raise ModelError(
@@ -60,7 +60,7 @@ class StateWatch:
             )
 
     def changed(self) -> list[str]:
-        """What is not as it was before the first call."""
+        """Return the parts that differ from those before the first call."""
         return list(_changed(self._before, self._state()))
 
     def _writes(self, name: str, key: str, path: str) -> ModelError:
@@ -75,14 +75,14 @@ class StateWatch:
         )
 
     def _state(self) -> State:
-        found: State = {f"buffer {name}": _content(one) for name, one in self.module.named_buffers()}
-        for name, one in self.module.named_parameters():
-            found[f"parameter {name}"] = None if one.is_inference() else one._version
+        state: State = {f"buffer {name}": _content(buffer) for name, buffer in self.module.named_buffers()}
+        for name, parameter in self.module.named_parameters():
+            state[f"parameter {name}"] = None if parameter.is_inference() else parameter._version
         for path, part in self.module.named_modules():
             for name, value in vars(part).items():
                 if name not in (*OWN, "_modules") and not (name.startswith("_") and name.endswith("hooks")):
-                    found[f"attribute {path}.{name}" if path else f"attribute {name}"] = _content(value)
-        return found
+                    state[f"attribute {path}.{name}" if path else f"attribute {name}"] = _content(value)
+        return state
 
 
 def _changed(before: State, now: State) -> Iterator[str]:
@@ -91,8 +91,8 @@ def _changed(before: State, now: State) -> Iterator[str]:
             yield key
 
 
-def _content(value: Any, depth: int = 0) -> Any:
-    """A value as it can be compared later: tensors by a copy, containers and plain objects by what they hold."""
+def _content(value: object, depth: int = 0) -> object:
+    """Return a value in a form for a later comparison: a copy of a tensor, the content of containers and objects."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -110,11 +110,11 @@ def _content(value: Any, depth: int = 0) -> Any:
     return type(value).__name__
 
 
-def _differ(one: Any, other: Any) -> bool:
+def _differ(value: object, other: object) -> bool:
     import torch
 
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return not same_values(one, other)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) != len(other) or any(map(_differ, one, other))
-    return type(one) is not type(other) or not (one == other or one != one)
+    if isinstance(value, torch.Tensor) and isinstance(other, torch.Tensor):
+        return not same_values(value, other)
+    if isinstance(value, list) and isinstance(other, list):
+        return len(value) != len(other) or any(map(_differ, value, other))
+    return type(value) is not type(other) or not (value == other or value != value)

@@ -1,20 +1,18 @@
-"""Which tensors can be handed from one backend to another: dense ones, with values of their own."""
-
-from typing import Any
+"""The tensors that backends can exchange: dense ones, with values of their own."""
 
 
-def is_lazy(tensor: Any) -> bool:
+def is_lazy(tensor: object) -> bool:
     """Return whether a parameter or buffer of a lazy layer has no shape yet."""
     from torch.nn import parameter
 
     return isinstance(tensor, parameter.UninitializedParameter | parameter.UninitializedBuffer)
 
 
-def why_not(tensor: Any) -> str:
+def why_not(tensor: object) -> str:
     """Return why a tensor cannot be an input, an output or a weight of a tuned model; empty if it can.
 
-    Backends exchange plain dense tensors. A sparse, nested or quantised one, one of a class of its own, one on the
-    ``meta`` device, or a view that conjugates or negates what it shows has no form that each of them takes.
+    Backends exchange plain dense tensors. No form that all of them accept exists for a sparse, nested or quantised
+    tensor, one of a class of its own, one on the ``meta`` device, or a view that conjugates or negates its values.
     """
     import torch
 

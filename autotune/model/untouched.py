@@ -1,11 +1,11 @@
-"""A caller's module, random state and process, put back as they were whatever happens in between."""
+"""A caller's module, random state and process, restored after a block, also after an error."""
 
 import contextlib
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from autotune.model.process_settings import settings_kept
 from autotune.model.tensors import is_lazy
@@ -13,8 +13,10 @@ from autotune.model.tensors import is_lazy
 if TYPE_CHECKING:
     import torch
 
+    Container = list[Any] | dict[Any, Any] | set[Any]
+
 DEPTH, MOST_ENTRIES = 3, 1000
-"""So deep are containers and plain objects of a module put back, and so many entries of one are looked into."""
+"""The depth to which containers and plain objects of a module are restored, and the entries of one that are visited."""
 
 OWN = ("_parameters", "_buffers", "training")
 """Entries of a module's ``__dict__`` that are kept by other means than as attributes."""
@@ -25,7 +27,7 @@ def random_state() -> Iterator[None]:
     """Put the random state of torch (of every GPU that is in use, too), Python and NumPy back at the end."""
     import torch
 
-    numpy: Any = sys.modules.get("numpy")
+    numpy = sys.modules.get("numpy")
     before = random.getstate(), torch.get_rng_state(), numpy.random.get_state() if numpy is not None else None
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     try:
@@ -54,8 +56,8 @@ def untouched(module: "torch.nn.Module") -> Iterator[None]:
         try:
             yield
         finally:
-            for each in kept:
-                each.restore()
+            for part in kept:
+                part.restore()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,8 @@ class _Kept:
     needs_grad: dict[str, bool]
     buffers: "dict[str, torch.Tensor | None]"
     values: "dict[str, torch.Tensor]"
-    attributes: dict[str, Any]
-    containers: list[tuple[Any, Any]]
+    attributes: dict[str, object]
+    containers: "list[tuple[Container, Container]]"
 
     @classmethod
     def of(cls, part: "torch.nn.Module") -> "_Kept":
@@ -82,7 +84,7 @@ class _Kept:
             type(part),
             part.training,
             dict(part._parameters),
-            {name: one.requires_grad for name, one in part._parameters.items() if one is not None},
+            {name: parameter.requires_grad for name, parameter in part._parameters.items() if parameter is not None},
             dict(part._buffers),
             {
                 name: value.detach().clone()
@@ -98,6 +100,8 @@ class _Kept:
         )  # fmt: skip
 
     def restore(self) -> None:
+        import torch
+
         part = self.part
         if type(part) is not self.kind:
             part.__class__ = self.kind
@@ -110,25 +114,27 @@ class _Kept:
         _refill(part._parameters, self.parameters)
         _refill(part._buffers, self.buffers)
         for name, needs_grad in self.needs_grad.items():
-            one = part._parameters[name]
-            if one is not None and one.requires_grad != needs_grad:
-                one.requires_grad_(needs_grad)
+            parameter = part._parameters[name]
+            if parameter is not None and parameter.requires_grad != needs_grad:
+                parameter.requires_grad_(needs_grad)
         for name, value in self.values.items():
-            now: Any = self.buffers[name] if name in self.buffers else self.attributes[name]
-            if not same_values(now, value):
+            now = self.buffers[name] if name in self.buffers else self.attributes[name]
+            if isinstance(now, torch.Tensor) and not same_values(now, value):
                 now.data.copy_(value)
 
 
-def _containers(value: Any, *, registry: bool = False, depth: int = 0) -> Iterator[Any]:
-    """Yield what an attribute holds that may be changed in place: registries, lists, dicts, sets, plain objects."""
+def _containers(value: object, *, registry: bool = False, depth: int = 0) -> "Iterator[Container]":
+    """Yield the parts of an attribute that may be changed in place: registries, lists, dicts, sets, plain objects."""
     if registry:
-        yield value
+        yield cast("Container", value)
         return
     if depth == DEPTH:
         return
+    inside: Iterable[object]
     if type(value) in (list, dict, set):
-        yield value
-        inside: Any = value.values() if isinstance(value, dict) else value
+        container = cast("Container", value)
+        yield container
+        inside = container.values() if isinstance(container, dict) else container
     elif type(value) is tuple:
         inside = value
     elif is_plain_object(value):
@@ -136,12 +142,12 @@ def _containers(value: Any, *, registry: bool = False, depth: int = 0) -> Iterat
         inside = list(vars(value).values())
     else:
         return
-    for one in list(inside)[:MOST_ENTRIES]:
-        yield from _containers(one, depth=depth + 1)
+    for inner in list(inside)[:MOST_ENTRIES]:
+        yield from _containers(inner, depth=depth + 1)
 
 
-def is_plain_object(value: Any) -> bool:
-    """Return whether a value is an object of a user's own class that keeps what it knows in attributes."""
+def is_plain_object(value: object) -> bool:
+    """Return whether a value is an object of a user's own class that keeps its state in attributes."""
     import torch
 
     kind = type(value)
@@ -149,23 +155,28 @@ def is_plain_object(value: Any) -> bool:
     return hasattr(value, "__dict__") and not of_library and not isinstance(value, torch.nn.Module | type)
 
 
-def _refill(container: Any, content: Any) -> None:
-    """Return a container the content that it had, in place, for others may hold it too."""
+def _refill(container: "Container", content: "Container") -> None:
+    """Restore the content of a container in place, because others may hold the container too."""
     if _identical(container, content):
         return
     container.clear()
-    container.extend(content) if isinstance(container, list) else container.update(content)
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
 
 
-def _identical(one: Any, other: Any) -> bool:
-    """Return whether two containers hold the very same objects in the same order, of dicts keys and values."""
-    if len(one) != len(other) or any(a is not b for a, b in zip(one, other, strict=True)):
+def _identical(container: "Container", other: "Container") -> bool:
+    """Return whether two containers hold the same objects in the same order, of dicts keys and values."""
+    if len(container) != len(other) or any(a is not b for a, b in zip(container, other, strict=True)):
         return False
-    return not hasattr(other, "values") or all(one[key] is other[key] for key in other)
+    if not isinstance(container, dict) or not isinstance(other, dict):
+        return True
+    return all(container[key] is other[key] for key in other)
 
 
 def copies(tensor: "torch.Tensor") -> bool:
-    """Return whether the values of a tensor can be copied and compared: it has some, and lies in one piece."""
+    """Return whether the values of a tensor can be copied and compared: it has values, and is not nested."""
     return not is_lazy(tensor) and not tensor.is_nested and tensor.device.type != "meta"
 
 

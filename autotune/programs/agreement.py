@@ -24,8 +24,8 @@ from autotune.programs.frame import Run, parser_of, run_program
 from autotune.programs.results_file import FinalistEntry, ResultsFile
 from autotune.programs.surroundings import environment
 from autotune.records.configuration import Configuration
+from autotune.records.evidence import FinalistRecord
 from autotune.records.objective import Objective
-from autotune.report.outcome import disturbed_of
 from autotune.report.results import verify_results
 
 NAME = "agreement"
@@ -89,7 +89,10 @@ def compare_runs(documents: Sequence[ResultsFile]) -> Comparison:
     common = set.intersection(*(set(run) for run in runs))
     baselines = {_name(entry) for entry in first["finals"] if entry["could_be_baseline"]} & common
     processes = [document["process_of_round"] for document in documents]
-    disturbed = [{_name(entry): disturbed_of(entry) for entry in document["finals"]} for document in documents]
+    disturbed = [
+        {_name(entry): FinalistRecord.from_dict(entry).disturbed for entry in document["finals"]}
+        for document in documents
+    ]
     agreed = agreement(runs, baselines, statistic=statistic, processes=processes, disturbed=disturbed)
     verdicts = [
         verdict_from_samples(run, baselines=baselines, statistic=statistic, processes=process_of_round, disturbed=marks)

@@ -3,26 +3,28 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
+from autotune.records.evidence import PlanEvidence
 from autotune.records.identity import ArtifactKey, PlanKey
 from autotune.records.objective import Objective
+from autotune.records.plain import values_in
 
 PlanStatus = Literal["promoted", "tie", "baseline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Configuration, artifact and evidence, and what the plan is valid for.
+    """Configuration, artifact and evidence, and the conditions that the plan is valid for.
 
     It is found by its ``key``: structure, form of the answer, device class, objective (constraints included) and
     serving format; its artifact serves only models with the same ``weights`` under the same ``toolchain`` entries of
     its backend, and has the tuned ``kernels`` of this digest in it. ``fingerprint`` is the version of the fingerprints
     that it was recorded by; version 1 knew no ``form``.
-    ``speedup`` is baseline over plan from the same finals, exactly 1.0 when the baseline won. ``evidence`` holds the
-    finals: one entry a finalist with its configuration, latency, interval and raw samples.
+    ``speedup`` is baseline over plan from the same finals, exactly 1.0 if the baseline won. ``evidence`` may be handed
+    over as plain data.
     """
 
     uid: str
@@ -42,7 +44,7 @@ class Plan:
     baseline_latency_ms: float
     speedup: float
     signal_error: float
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: PlanEvidence = field(default_factory=lambda: PlanEvidence.from_dict({}))
     created: str = ""
     form: str = ""
     kernels: str = ""
@@ -50,6 +52,8 @@ class Plan:
     schema: int = 1
 
     def __post_init__(self) -> None:
+        if not isinstance(self.evidence, PlanEvidence):
+            object.__setattr__(self, "evidence", PlanEvidence.from_dict(self.evidence))
         if self.status not in get_args(PlanStatus):
             raise ValueError(f"plan status {self.status!r} is not one of {get_args(PlanStatus)}")
         for value in (self.latency_ms, self.baseline_latency_ms, self.speedup, *self.interval_ms):
@@ -60,7 +64,7 @@ class Plan:
 
     @property
     def key(self) -> PlanKey:
-        """What it is found by."""
+        """The key that it is found by."""
         return PlanKey(
             structure=self.structure,
             form=self.form,
@@ -71,18 +75,16 @@ class Plan:
 
     @property
     def artifact_key(self) -> ArtifactKey:
-        """What its artifact was built from."""
+        """Everything that its artifact was built from."""
         return ArtifactKey(weights=self.weights, toolchain=self.toolchain, kernels=self.kernels)
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """What disturbed its rounds in the finals, such as ``throttled`` (see autotune.measure.flags)."""
-        for finalist in self.evidence.get("finalists", ()):
-            if finalist.get("uid", "") == self.evidence.get("trial"):
-                return tuple(finalist.get("flags", ()))
-        return ()
+        """The conditions that disturbed its rounds in the finals, as in :mod:`autotune.measure.flags`."""
+        winner = self.evidence.winner
+        return () if winner is None else winner.flags
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {
             "uid": self.uid,
@@ -105,7 +107,7 @@ class Plan:
             "speedup": self.speedup,
             "signal_error": self.signal_error,
             "flags": list(self.flags),
-            "evidence": dict(self.evidence),
+            "evidence": self.evidence.as_dict(),
             "created": self.created,
             "form": self.form,
             "kernels": self.kernels,
@@ -114,9 +116,11 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
+    def from_dict(cls, data: Mapping[str, object]) -> "Plan":
         """Read what :meth:`as_dict` wrote."""
-        values = {key: value for key, value in data.items() if key not in ("backend", "device_class", "flags")}
+        values = values_in(data)
+        for derived in ("backend", "device_class", "flags"):
+            values.pop(derived, None)
         values["device"] = Device.from_dict(values["device"])
         values["toolchain"] = Toolchain.of(values["toolchain"])
         values["objective"] = Objective.from_dict(values["objective"])

@@ -115,6 +115,9 @@ def _row(plans: Sequence[Plan]) -> dict[str, Any]:
 
 def _compared(plan: Plan) -> dict[str, Any]:
     """What the objective compares, in its unit; the median latency where the evidence names nothing else."""
-    latency = {"value": plan.latency_ms, "interval": list(plan.interval_ms), "baseline": plan.baseline_latency_ms}
-    found = plan.evidence.get("objective") or latency
-    return {"unit": plan.objective.unit, **{name: found[name] for name in ("value", "interval", "baseline")}}
+    figures, unit = plan.evidence.objective, plan.objective.unit
+    if figures is not None:
+        interval = list(figures.interval)
+        return {"unit": unit, "value": figures.value, "interval": interval, "baseline": figures.baseline}
+    interval = list(plan.interval_ms)
+    return {"unit": unit, "value": plan.latency_ms, "interval": interval, "baseline": plan.baseline_latency_ms}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from autotune import registry
 from autotune.database.artifacts import stored
+from autotune.records.evidence import FinalistRecord
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.plan import Plan
 from autotune.report.kernels import problem_words
@@ -28,10 +29,10 @@ def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
     ``not_measured`` then says why (a CPU has no kernels to trace). ``graph`` is ``None`` for a backend that tells
     nothing of its graph.
     """
-    finalists = list(plan.evidence.get("finalists") or ())
-    baseline = next((one for one in finalists if one.get("is_baseline")), None)
-    own = next((one for one in finalists if one["configuration"] == plan.configuration.as_dict()), None)
-    trials = store.trials.of_study(plan.evidence["study"]) if "study" in plan.evidence else ()
+    finalists = plan.evidence.finalists
+    baseline = next((finalist for finalist in finalists if finalist.is_baseline), None)
+    own = plan.evidence.finalist_of(plan.configuration)
+    trials = store.trials.of_study(plan.evidence.study) if plan.evidence.study is not None else ()
     refused = [trial for trial in trials if trial.failure is not None]
     return {
         "name": plan.name,
@@ -49,9 +50,13 @@ def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
         "not_measured": _not_measured(baseline) or _not_measured(own),
         "graph": _graph(plan, store),
         "others": [
-            {name: one[name] for name in ("configuration", "latency_ms", "interval_ms")}
-            for one in sorted(finalists, key=lambda one: float(one["latency_ms"]))
-            if one is not own
+            {
+                "configuration": finalist.configuration.as_dict(),
+                "latency_ms": finalist.latency_ms,
+                "interval_ms": list(finalist.interval_ms),
+            }
+            for finalist in sorted(finalists, key=lambda finalist: finalist.latency_ms)
+            if finalist is not own
         ],
         "trials": dict(Counter(trial.state for trial in trials)),
         "refused": [
@@ -61,13 +66,13 @@ def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
     }
 
 
-def _figures(finalist: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _figures(finalist: FinalistRecord | None) -> dict[str, Any] | None:
     """What the kernel trace and the device's own counters gave of a finalist."""
     known = zip((_TRACED, _COUNTED), _parts(finalist), strict=False)
     return {name: part[name] for names, part in known if part["available"] for name in names} or None
 
 
-def _not_measured(finalist: Mapping[str, Any] | None) -> str | None:
+def _not_measured(finalist: FinalistRecord | None) -> str | None:
     """Why a finalist has no kernel trace; ``None`` where it has one."""
     trace = next(iter(_parts(finalist)), None)
     if trace is None:
@@ -75,12 +80,12 @@ def _not_measured(finalist: Mapping[str, Any] | None) -> str | None:
     return None if trace["available"] else str(trace["reason"])
 
 
-def _parts(finalist: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+def _parts(finalist: FinalistRecord | None) -> list[Mapping[str, Any]]:
     """A finalist's kernel trace, and what its device counted; one part alone says why there is neither."""
-    found = (finalist or {}).get("utilisation")
-    if not found:
+    utilisation = None if finalist is None else finalist.utilisation
+    if not utilisation:
         return []
-    return [found["trace"], found["gpm"]] if found["available"] else [found]
+    return [utilisation["trace"], utilisation["gpm"]] if utilisation["available"] else [utilisation]
 
 
 def _graph(plan: Plan, store: "Store") -> dict[str, Any] | None:

@@ -2,8 +2,7 @@
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -11,7 +10,7 @@ from rich.text import Text
 from autotune.execute.finals import statistic_of
 from autotune.measure.paired import RoundFigures
 from autotune.measure.statistics import median_interval
-from autotune.records.configuration import Configuration
+from autotune.records.evidence import FinalistRecord
 from autotune.records.plan import Plan
 from autotune.report import words
 from autotune.report.distinction import constraints
@@ -29,7 +28,7 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: 
     Then what became of the time and the trials. ``deploy`` is the command that deploys the plan; it is never broken.
     """
     parts: list[RenderableType] = []
-    if any(finalist.get("is_baseline") for finalist in outcome.finalists):
+    if any(finalist.is_baseline for finalist in outcome.finalists):
         parts.append(_finalists_table(outcome))
     lines: list[str | Text]
     if outcome.plan is None or outcome.undecided:
@@ -54,7 +53,8 @@ def sweep_view(outcomes: Sequence[StudyOutcome]) -> RenderableType:
         if plan is None or served is None:
             table.add_row(str(outcome.batch), "–", "undecided", "–")
             continue
-        cells = (str(outcome.batch), str(plan.evidence["objective"]["concurrency"]), f"{served:,.1f}")
+        in_flight = None if plan.evidence.objective is None else plan.evidence.objective.concurrency
+        cells = (str(outcome.batch), str(in_flight), f"{served:,.1f}")
         style = "bold green" if outcome is best else ""
         table.add_row(*cells, words.milliseconds(plan.latency_ms), style=style)
     served = None if best is None else items_per_s(best)
@@ -63,37 +63,33 @@ def sweep_view(outcomes: Sequence[StudyOutcome]) -> RenderableType:
     return Group(table, Text(f"saturated at batch {best.batch}: {served:,.1f} items/s"), Text(""))
 
 
-def compared(finalist: Mapping[str, Any]) -> float:
-    """What a finalist is compared by: the objective's figure, which is its latency unless told otherwise."""
-    return float(finalist.get("objective_value", finalist["latency_ms"]))
+def baseline_of(finalists: Sequence[FinalistRecord]) -> FinalistRecord:
+    """Return the fastest baseline (the same model at several thread counts); ``ValueError`` if there is none."""
+    return min((finalist for finalist in finalists if finalist.is_baseline), key=_compared)
 
 
-def baseline_of(finalists: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The fastest of the baselines (the same model at several thread counts); ``ValueError`` where there is none."""
-    return min(
-        (finalist for finalist in finalists if finalist.get("is_baseline")),
-        key=compared,
-    )
+def _compared(finalist: FinalistRecord) -> float:
+    return finalist.compared
 
 
-def best_of_backends(finalists: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def best_of_backends(finalists: Sequence[FinalistRecord]) -> list[FinalistRecord]:
     """The baseline first, then the best finalist of each backend by what the objective compares.
 
     The baseline's own backend comes again only with something faster.
     """
     baseline = baseline_of(finalists)
-    best: dict[str, Mapping[str, Any]] = {}
-    for finalist in sorted(finalists, key=compared):
-        behind = finalist["backend"] == baseline["backend"] and compared(finalist) >= compared(baseline)
+    best: dict[str, FinalistRecord] = {}
+    for finalist in sorted(finalists, key=_compared):
+        behind = finalist.backend == baseline.backend and finalist.compared >= baseline.compared
         if not behind:
-            best.setdefault(finalist["backend"], finalist)
+            best.setdefault(finalist.backend, finalist)
     return [baseline, *best.values()]
 
 
-def best_fp32(finalists: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+def best_fp32(finalists: Sequence[FinalistRecord]) -> FinalistRecord | None:
     """The fastest finalist that computes in fp32 as the baseline does, the baseline itself included."""
-    exact = [each for each in finalists if not words.is_reduced(Configuration.from_dict(each["configuration"]))]
-    return min(exact, key=compared, default=None)
+    exact = [finalist for finalist in finalists if not words.is_reduced(finalist.configuration)]
+    return min(exact, key=_compared, default=None)
 
 
 def _finalists_table(outcome: StudyOutcome) -> FittingTable:
@@ -107,24 +103,23 @@ def _finalists_table(outcome: StudyOutcome) -> FittingTable:
     own = () if objective.name == "latency_p50" else (objective.name,)
     for column in ("latency ms [95% interval]", *own, "speedup", "signal error", "build s"):
         table.add_column(column, justify="right", no_wrap=True)
-    disturbed = any(finalist.get("flags") for finalist in outcome.finalists)
+    disturbed = any(finalist.flags for finalist in outcome.finalists)
     if disturbed:
         table.add_column("measured under", overflow="fold")
-    baseline = compared(baseline_of(outcome.finalists))
+    baseline = baseline_of(outcome.finalists).compared
     for finalist in best_of_backends(outcome.finalists):
-        configuration = Configuration.from_dict(finalist["configuration"])
+        configuration, build_s = finalist.configuration, finalist.build_s
         is_plan = outcome.plan is not None and configuration == outcome.plan.configuration
-        build_s, base = finalist.get("build_s"), finalist.get("is_baseline")
         table.add_row(
             "plan →" if is_plan else "",
-            f"{configuration.backend} (baseline)" if base else configuration.backend,
+            f"{configuration.backend} (baseline)" if finalist.is_baseline else configuration.backend,
             words.knobs(configuration) + (" (reduced precision)" if words.is_reduced(configuration) else ""),
-            words.latency(finalist["latency_ms"], finalist["interval_ms"]),
-            *((words.figure(compared(finalist), objective.unit),) if own else ()),
-            words.speedup(baseline / compared(finalist)),
-            words.signal_error(finalist.get("signal_error")),
+            words.latency(finalist.latency_ms, finalist.interval_ms),
+            *((words.figure(finalist.compared, objective.unit),) if own else ()),
+            words.speedup(baseline / finalist.compared),
+            words.signal_error(finalist.signal_error),
             "–" if build_s is None else f"{build_s:.1f}",
-            *((", ".join(finalist.get("flags", ())),) if disturbed else ()),
+            *((", ".join(finalist.flags),) if disturbed else ()),
             style="bold green" if is_plan else "",
         )
     return table
@@ -144,12 +139,11 @@ def _undecided(outcome: StudyOutcome) -> list[str | Text]:
 
 def _faster(outcome: StudyOutcome, plan: Plan) -> str:
     found = " (found in the database, nothing was measured)" if outcome.cached else ""
-    aim = plan.evidence.get("objective") or {
-        "unit": "ms",
-        "value": plan.latency_ms,
-        "baseline": plan.baseline_latency_ms,
-    }
-    before, after = (words.figure(aim[key], aim["unit"]) for key in ("baseline", "value"))
+    figures = plan.evidence.objective
+    value, baseline, unit = plan.latency_ms, plan.baseline_latency_ms, "ms"
+    if figures is not None:
+        value, baseline, unit = figures.value, figures.baseline, figures.unit
+    before, after = words.figure(baseline, unit), words.figure(value, unit)
     if plan.status == "baseline":
         return (
             f"how much faster{found}: not at all: the baseline stays, {after}: nothing was significantly better"
@@ -158,7 +152,7 @@ def _faster(outcome: StudyOutcome, plan: Plan) -> str:
     tie = ""
     if plan.status == "tie":
         tie = f"; noise leaves open whether {_tied(plan)} is faster"
-        if any(compared(one) < aim["value"] for one in outcome.finalists):
+        if any(finalist.compared < value for finalist in outcome.finalists):
             tie += ", and it was chosen for being simpler"
     bounds = speedup_interval(plan)
     between = f" (in pairs of rounds {words.speedup(bounds[0])} – {words.speedup(bounds[1])} at 95%)" if bounds else ""
@@ -170,17 +164,16 @@ def _faster(outcome: StudyOutcome, plan: Plan) -> str:
 
 def _tied(plan: Plan) -> str:
     """Name the finalists that could not be told from the plan."""
-    entries = {entry.get("uid"): entry for entry in plan.evidence.get("finalists", ())}
-    tied = [entries[uid] for uid in plan.evidence.get("tied_with", ()) if uid in entries]
-    found = [Configuration.from_dict(entry["configuration"]) for entry in tied]
-    named = [f"{one.backend} ({words.knobs(one)})" for one in found[:2]]
-    more = f" or one of {len(found) - 2} others" if len(found) > 2 else ""
+    finalists = {finalist.uid: finalist for finalist in plan.evidence.finalists}
+    tied = [finalists[uid].configuration for uid in plan.evidence.tied_with if uid in finalists]
+    named = [f"{configuration.backend} ({words.knobs(configuration)})" for configuration in tied[:2]]
+    more = f" or one of {len(tied) - 2} others" if len(tied) > 2 else ""
     return (" or ".join(named) + more) or "another finalist"
 
 
 def _beside_others(outcome: StudyOutcome) -> str:
     """What keeps the figures from being those of a quiet host."""
-    seen = {flag for one in outcome.finalists for flag in one.get("flags", ())}
+    seen = {flag for finalist in outcome.finalists for flag in finalist.flags}
     causes = {"busy_host": "a busy host", "shared_device": "a device that others used"}
     found = [words_ for flag, words_ in causes.items() if flag in seen]
     return f"; measured on {' and '.join(found)}, so a quiet one may give another ratio" if found else ""
@@ -209,26 +202,18 @@ def _whole(text: str) -> Text:
 
 def speedup_interval(plan: Plan) -> tuple[float, float] | None:
     """The 95% interval of the baseline over the plan, paired by the rounds of the finals; None of too few rounds."""
-    finalists = plan.evidence.get("finalists", ())
-    own = plan.configuration.as_dict()
-    plans = [one for one in finalists if one["configuration"] == own]
-    baselines = [one for one in finalists if one.get("is_baseline")]
-    if not plans or not baselines:
+    own = plan.evidence.finalist_of(plan.configuration)
+    baseline = next((finalist for finalist in plan.evidence.finalists if finalist.is_baseline), None)
+    if own is None or baseline is None:
         return None
-    pair = {"base": baselines[0], "fast": plans[0]}
-    blocks = {name: one.get("figures") or one.get("samples_ms") or () for name, one in pair.items()}
+    pair = {"base": baseline, "fast": own}
+    blocks = {name: finalist.figures or finalist.samples_ms for name, finalist in pair.items()}
     if len({len(rounds) for rounds in blocks.values()}) != 1 or not all(map(any, blocks.values())):
         return None
-    disturbed = {name: disturbed_of(one) for name, one in pair.items()}
+    disturbed = {name: finalist.disturbed for name, finalist in pair.items()}
     figures = RoundFigures(blocks, statistic_of(plan.objective), disturbed=disturbed)
     ratios = [math.exp(ratio) for ratio in figures.log_ratios("base", "fast")]
     return median_interval(ratios) if len(ratios) >= FEWEST_ROUNDS else None
-
-
-def disturbed_of(entry: Mapping[str, Any]) -> list[bool]:
-    """Whether the block of a finalist is disturbed, for each round of its finals."""
-    rounds = set(entry.get("disturbed_rounds", ()))
-    return [index in rounds for index in range(len(entry["samples_ms"]))]
 
 
 def _fp32_line(outcome: StudyOutcome) -> list[str]:
@@ -236,11 +221,10 @@ def _fp32_line(outcome: StudyOutcome) -> list[str]:
     best = best_fp32(outcome.finalists)
     if best is None or outcome.plan is None or not words.is_reduced(outcome.plan.configuration):
         return []
-    configuration = Configuration.from_dict(best["configuration"])
     return [
-        f"best in fp32: {configuration.backend} ({words.knobs(configuration)}): "
-        f"{words.figure(compared(best), outcome.objective.unit)}, "
-        f"{words.speedup(compared(baseline_of(outcome.finalists)) / compared(best))} the baseline"
+        f"best in fp32: {best.backend} ({words.knobs(best.configuration)}): "
+        f"{words.figure(best.compared, outcome.objective.unit)}, "
+        f"{words.speedup(baseline_of(outcome.finalists).compared / best.compared)} the baseline"
     ]
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autotune.records.configuration import Configuration
 from autotune.records.plan import Plan
 from autotune.report import distinction, words
 from autotune.report.facts import Facts
@@ -78,38 +77,36 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool | None, parts: S
 
 def _objective(plan: Plan) -> list[tuple[str, str]]:
     """What was minimised where that is not the median latency, and the percentiles of the plan."""
-    found = plan.evidence.get("objective") or {}
+    figures = plan.evidence.objective
     rows = []
-    if found and found["name"] != "latency_p50":
-        text = words.figure_with_interval(found["value"], found["interval"], found["unit"])
-        rows.append((found["name"], f"{text}; baseline {words.figure(found['baseline'], found['unit'])}"))
-    if "concurrency" in found:
-        rows.append(("in flight", f"{found['concurrency']} requests of batch {plan.batch}"))
-    for finalist in plan.evidence.get("finalists") or ():
-        if finalist["configuration"] == plan.configuration.as_dict() and finalist.get("percentiles"):
-            rows.append(("percentiles", words.percentiles(finalist["percentiles"])))
+    if figures is not None and figures.name != "latency_p50":
+        text = words.figure_with_interval(figures.value, figures.interval, figures.unit)
+        rows.append((figures.name, f"{text}; baseline {words.figure(figures.baseline, figures.unit)}"))
+    if figures is not None and figures.concurrency is not None:
+        rows.append(("in flight", f"{figures.concurrency} requests of batch {plan.batch}"))
+    for finalist in plan.evidence.finalists:
+        if finalist.configuration == plan.configuration and finalist.percentiles:
+            rows.append(("percentiles", words.percentiles(finalist.percentiles)))
     return rows
 
 
 def finals_table(plan: Plan) -> RenderableType | None:
     """List the finalists that the evidence holds, in order of latency; ``None`` where it holds none."""
-    finalists = plan.evidence.get("finalists") or ()
+    finalists = plan.evidence.finalists
     if not finalists:
         return None
     table = FittingTable(title="Finals", title_justify="left")
     table.add_column("configuration", overflow="fold")
     for column in ("latency ms [95% interval]", "signal error", "build s", "samples", "measured under"):
         table.add_column(column, justify="right", no_wrap=True)
-    for finalist in sorted(finalists, key=lambda entry: float(entry["latency_ms"])):
-        configuration = Configuration.from_dict(finalist["configuration"])
-        build_s = finalist.get("build_s")
+    for finalist in sorted(finalists, key=lambda finalist: finalist.latency_ms):
         table.add_row(
-            f"{configuration.backend}: {words.knobs(configuration)}",
-            words.latency(finalist["latency_ms"], finalist["interval_ms"]),
-            words.signal_error(finalist.get("signal_error")),
-            "–" if build_s is None else f"{build_s:.1f}",
-            str(sum(len(block) for block in finalist.get("samples_ms", ()) if block)),
-            ", ".join(finalist.get("flags", ())) or "–",
+            f"{finalist.backend}: {words.knobs(finalist.configuration)}",
+            words.latency(finalist.latency_ms, finalist.interval_ms),
+            words.signal_error(finalist.signal_error),
+            "–" if finalist.build_s is None else f"{finalist.build_s:.1f}",
+            str(sum(len(block) for block in finalist.samples_ms if block)),
+            ", ".join(finalist.flags) or "–",
         )
     return table
 

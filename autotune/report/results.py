@@ -20,10 +20,10 @@ from typing import Any
 from autotune import __version__
 from autotune.errors import WorkError
 from autotune.records.canonical import canonical, digest
-from autotune.records.configuration import Configuration
+from autotune.records.evidence import FinalistRecord
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
-from autotune.report.outcome import baseline_of, best_of_backends, disturbed_of
+from autotune.report.outcome import baseline_of, best_of_backends
 from autotune.study.request import StudyOutcome
 
 SCHEMA = 1
@@ -56,8 +56,9 @@ def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
             f"no results can be written for {outcome.name} at batch {outcome.batch}",
             found=f"an undecided study: {outcome.reason}", expected="finals that decided", run=outcome.run,
         )  # fmt: skip
-    finalists = [_finalist(entry) for entry in plan.evidence.get("finalists", ())]
-    if not finalists or not all(entry["samples_ms"] for entry in finalists):
+    entries = [_finalist(finalist) for finalist in plan.evidence.finalists]
+    finalists = [FinalistRecord.from_dict(entry) for entry in entries]
+    if not finalists or not all(finalist.samples_ms for finalist in finalists):
         raise WorkError(
             f"no results can be written for {plan.name} at batch {plan.batch}",
             found="a plan without the raw samples of its finals",
@@ -68,7 +69,7 @@ def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": plan.name,
         "batch": plan.batch,
-        "study": plan.evidence.get("study"),
+        "study": plan.evidence.study,
         "structure": plan.structure,
         "weights": plan.weights,
         "objective": plan.objective.as_dict(),
@@ -89,13 +90,13 @@ def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
             "signal_error": plan.signal_error,
             "status": plan.status,
         },
-        "backends": [_figures(entry, plan.batch) for entry in best_of_backends(finalists)],
+        "backends": [_figures(finalist, plan.batch) for finalist in best_of_backends(finalists)],
         "trials": dict(outcome.trials),
     }
     if not outcome.cached:
         document |= {"seconds": outcome.seconds, "split_s": dict(outcome.split)}
-    rounds = {"rounds": plan.evidence.get("rounds"), "process_of_round": list(plan.evidence.get("processes", ()))}
-    return {**document, **rounds, "finals": finalists}
+    rounds = {"rounds": plan.evidence.rounds, "process_of_round": list(plan.evidence.processes)}
+    return {**document, **rounds, "finals": entries}
 
 
 def write_results(outcome: StudyOutcome, folder: Path, *, command: str) -> WrittenResults:
@@ -175,12 +176,11 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     from autotune.measure.verdict import verdict_from_samples
 
     objective = Objective.from_dict(document["objective"])
-    finals = document["finals"]
-    names = [str(index) for index in range(len(finals))]
-    baselines = [name for name, entry in zip(names, finals, strict=True) if entry["could_be_baseline"]]
-    samples = {name: entry["samples_ms"] for name, entry in zip(names, finals, strict=True)}
-    figures = {name: entry.get("figures", entry["samples_ms"]) for name, entry in zip(names, finals, strict=True)}
-    disturbed = {name: disturbed_of(entry) for name, entry in zip(names, finals, strict=True)}
+    finalists = {str(index): FinalistRecord.from_dict(entry) for index, entry in enumerate(document["finals"])}
+    baselines = [name for name, finalist in finalists.items() if finalist.could_be_baseline]
+    samples = {name: finalist.samples_ms for name, finalist in finalists.items()}
+    figures = {name: finalist.figures or finalist.samples_ms for name, finalist in finalists.items()}
+    disturbed = {name: finalist.disturbed for name, finalist in finalists.items()}
     verdict = verdict_from_samples(
         figures, baselines=baselines, statistic=statistic_of(objective), processes=document["process_of_round"],
         disturbed=disturbed,
@@ -193,16 +193,15 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
         if not _same(stated, computed):
             wrong.append(f"{what}: the file says {stated}, the samples say {computed}")
 
-    for name, entry in zip(names, finals, strict=True):
-        interval_ms = list(median_interval(latencies.of(name)))
-        expect(f"finals {entry['configuration']} latency_ms", entry["latency_ms"], latencies.figure(name))
-        expect(f"finals {entry['configuration']} interval_ms", entry["interval_ms"], interval_ms)
-        if "objective_value" in entry:
-            result = verdict.of(name)
-            expect(f"finals {entry['configuration']} {objective.name}", entry["objective_value"], result.figure)
+    for name, finalist in finalists.items():
+        interval_ms, place = list(median_interval(latencies.of(name))), f"finals {finalist.configuration.as_dict()}"
+        expect(f"{place} latency_ms", finalist.latency_ms, latencies.figure(name))
+        expect(f"{place} interval_ms", list(finalist.interval_ms), interval_ms)
+        if finalist.objective_value is not None:
+            expect(f"{place} {objective.name}", finalist.objective_value, verdict.of(name).figure)
     plan = document["plan"]
     winners = [verdict.winner, *(verdict.tied_with if verdict.status == "tie" else ())]
-    won = [name for name in winners if finals[int(name)]["configuration"] == plan["configuration"]]
+    won = [name for name in winners if finalists[name].configuration.as_dict() == plan["configuration"]]
     if not won:
         wrong.append(f"plan: the file says {plan['configuration']}, the samples say another finalist won")
         return wrong
@@ -212,28 +211,29 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     expect("plan baseline_latency_ms", plan["baseline_latency_ms"], latencies.figure(verdict.baseline))
     expect("plan speedup", plan["speedup"], verdict.of(won[0]).speedup)
     batch = document["batch"]
-    expect("baseline", document["baseline"], _figures(finals[int(verdict.baseline)], batch))
-    expect("backends", document["backends"], [_figures(entry, batch) for entry in best_of_backends(finals)])
+    expect("baseline", document["baseline"], _figures(finalists[verdict.baseline], batch))
+    best = best_of_backends(tuple(finalists.values()))
+    expect("backends", document["backends"], [_figures(finalist, batch) for finalist in best])
     return wrong
 
 
-def _finalist(entry: Mapping[str, Any]) -> dict[str, Any]:
+def _finalist(finalist: FinalistRecord) -> dict[str, Any]:
     """Take what a results file keeps of a finalist; samples to nine digits, ``None`` where it sat a round out.
 
     The baseline is the fastest of those that could be it: on a CPU the same model at several thread counts.
     """
-    blocks: Sequence[Sequence[float] | None] = entry.get("samples_ms") or ()
+    entry = finalist.as_dict()
     return {
-        "backend": entry["backend"],
-        "configuration": dict(entry["configuration"]),
-        "is_baseline": bool(entry.get("is_baseline")),
-        "could_be_baseline": bool(entry.get("could_be_baseline", entry.get("is_baseline"))),
-        "is_default": bool(entry.get("is_default")),
+        "backend": finalist.backend,
+        "configuration": finalist.configuration.as_dict(),
+        "is_baseline": finalist.is_baseline,
+        "could_be_baseline": finalist.could_be_baseline,
+        "is_default": finalist.is_default,
         **{name: entry.get(name) for name in _FIGURES},
         **{name: entry[name] for name in _BESIDE if entry.get(name) is not None},
-        **({"figures": _rounded(entry["figures"])} if entry.get("figures") else {}),
-        **({"disturbed_rounds": list(entry["disturbed_rounds"])} if entry.get("disturbed_rounds") else {}),
-        "samples_ms": _rounded(blocks),
+        **({"figures": _rounded(finalist.figures)} if finalist.figures else {}),
+        **({"disturbed_rounds": list(finalist.disturbed_rounds)} if finalist.disturbed_rounds else {}),
+        "samples_ms": _rounded(finalist.samples_ms),
     }
 
 
@@ -241,15 +241,13 @@ def _rounded(blocks: Sequence[Sequence[float] | None]) -> list[list[float] | Non
     return [None if block is None else [float(f"{value:.9g}") for value in block] for block in blocks]
 
 
-def _figures(entry: Mapping[str, Any], batch: int) -> dict[str, Any]:
-    configuration = Configuration.from_dict(entry["configuration"])
-    figures = {name: entry.get(name) for name in _FIGURES}
+def _figures(finalist: FinalistRecord, batch: int) -> dict[str, Any]:
     return {
-        "backend": configuration.backend,
+        "backend": finalist.backend,
         "batch": batch,
-        "configuration": configuration.as_dict(),
-        **figures,
-        "interval_ms": list(entry["interval_ms"]),
+        "configuration": finalist.configuration.as_dict(),
+        **{name: getattr(finalist, name) for name in _FIGURES},
+        "interval_ms": list(finalist.interval_ms),
     }
 
 
@@ -258,7 +256,7 @@ def _environment(plan: Plan) -> dict[str, Any]:
         "autotune": __version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "toolchain": dict(plan.evidence.get("toolchain", plan.toolchain.as_dict())),
+        "toolchain": dict(plan.evidence.toolchain or plan.toolchain.as_dict()),
     }
 
 

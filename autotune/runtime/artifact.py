@@ -1,4 +1,4 @@
-"""An artifact's own description, and the one way by which it becomes a runner: in a trial and at deployment alike."""
+"""An artifact's own description, and the way by which it becomes a runner: in a trial and at deployment alike."""
 
 import json
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ SCHEMA = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactRecord:
-    """What stands in ``artifact.json``: which backend loads it, and what its runner takes and answers.
+    """The content of ``artifact.json``: the configuration, and the inputs and outputs of its runner.
 
     ``structure`` and ``weights`` are those of the workload it was built for; ``kernels`` is the digest of the tuned
-    kernels that the build was handed, "" if there were none.
+    kernels that the build got, "" if there were none.
     """
 
     structure: str
@@ -32,7 +32,7 @@ class ArtifactRecord:
     configuration: Configuration
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    output_schema: Mapping[str, Any]
+    output_schema: Mapping[str, object]
     kernels: str = ""
 
 
@@ -40,14 +40,14 @@ def describe(
     folder: Path,
     configuration: Configuration,
     workload: Workload,
-    output_schema: Mapping[str, Any],
+    output_schema: Mapping[str, object],
     *,
     example: "Mapping[str, torch.Tensor]",
     kernels: str = "",
 ) -> None:
     """Write the description into a folder that a backend has built, with the study's own example inputs by name.
 
-    A runner settles on the example as it loads: no other values are known to be in the range that the model takes.
+    A runner makes its first calls on the example as it loads: only these values surely lie in the model's range.
     """
     from safetensors.torch import save_file
 
@@ -124,7 +124,7 @@ def load_runner(folder: Path, device: Device) -> Runner:
         ) from error
 
 
-def _of_another_version(schema: Any) -> ArtifactError:
+def _of_another_version(schema: object) -> ArtifactError:
     older = isinstance(schema, int) and schema < SCHEMA
     return ArtifactError(
         f"the artifact was written by {'an earlier' if older else 'another'} version of autotune",

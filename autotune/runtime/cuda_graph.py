@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import ArtifactError
 from autotune.runtime.signature import Signature
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 class CudaGraphRunner:
     """Replays a captured call: copies the inputs in, launches one graph, returns clones of its outputs.
 
-    ``call`` takes flat CUDA tensors and returns a tuple of tensors; it must not synchronise. What it allocates stays in
+    ``call`` takes flat CUDA tensors and returns a tuple of tensors; it must not synchronise. Its allocations stay in
     a memory pool of the graph's own. Inputs may lie on the CPU or the GPU. Safe from several threads and streams: a
-    lock orders the host, and a call on another stream than the last one waits for it on the device.
+    lock orders the host, and a call on another stream than the last call's waits for that call on the device.
 
     ``static_outputs=True`` returns the graph's own output tensors, which the next call overwrites: it saves a copy, and
     only a caller that reads them before its next call may ask for it.
@@ -48,16 +48,16 @@ class CudaGraphRunner:
         self._signature = signature
         self._static_outputs = static_outputs
         self._lock = threading.Lock()
-        # Both are entered under the lock alone, so one of each is enough; making them anew costs microseconds a call.
+        # Both are entered only under the lock, so one of each is enough; making them anew costs microseconds a call.
         self._on_device, self._no_grad = torch.cuda.device(self._device), torch.no_grad()
         self._inputs = [tensor.detach().clone() for tensor in example_inputs]
-        self._call: Any = call  # the graph reads the weights that the call owns
+        self._call: object = call  # the graph reads the weights that the call owns
         with self._on_device, self._no_grad:
             self._graph, self._outputs = _capture(call, self._inputs, self._device)
             self._current_stream, self._empty_like = torch.cuda.current_stream, torch.empty_like
             self._copy_together: Callable[..., None] = torch._foreach_copy_
             self._stream = self._current_stream(self._device)
-            # To ask for a stream's handle costs a tenth of making an object of it, and most calls need no more.
+            # Reading a stream's handle costs a tenth of making a stream object, and most calls need no more.
             self._handle_now: Callable[[int], int] = torch._C._cuda_getCurrentRawStream
             self._handle, self._index = self._stream.cuda_stream, self._stream.device.index
 
@@ -80,7 +80,7 @@ class CudaGraphRunner:
             return tuple(fresh)
 
     def _copy(self, to: "list[torch.Tensor]", given: "Sequence[torch.Tensor]") -> None:
-        """Copy tensors, by one launch where several lie on the device in one type."""
+        """Copy tensors, by one launch if several lie on the device."""
         if len(to) > 1 and all(tensor.is_cuda for tensor in given):
             self._copy_together(to, given)
             return
@@ -111,14 +111,14 @@ def _capture(
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
     try:
-        # thread_local: what other threads allocate meanwhile neither enters the capture nor breaks it.
-        pool: Any = torch.cuda.graph_pool_handle()
+        # thread_local: allocations of other threads neither enter the capture nor break it.
+        pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             outputs = tuple(call(*inputs))
         if any(output.device != device for output in outputs):
             raise RuntimeError(f"an output lies on {', '.join(sorted({str(o.device) for o in outputs}))}, not {device}")
     except RuntimeError as error:
-        # Out of memory is no fault of the graph: the trial must be recorded as what it is.
+        # Out of memory is no fault of the graph: the trial must be recorded as out of memory.
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         raise ArtifactError(

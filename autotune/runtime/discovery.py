@@ -7,10 +7,11 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from autotune import environment
@@ -37,8 +38,8 @@ def devices() -> list[Device]:
 def find(asked: str) -> Device:
     """Find the device for ``auto`` (first GPU, else CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
-    ``auto`` passes over the GPUs where the installed torch is a build for CPUs only. Raises
-    :class:`~autotune.errors.DeviceError`, which says which devices there are, if the one asked for is not there.
+    ``auto`` skips the GPUs if the installed torch is a build for CPUs only. Raises
+    :class:`~autotune.errors.DeviceError`, which lists the devices of this machine, if the requested one does not exist.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", asked)
     if match is None:
@@ -108,7 +109,7 @@ def _quotas(root: Path) -> Iterator[float]:
         base = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # inside a container the path may be the host's, which is not there: the mount's own root then stands for it
+        # Inside a container the path may be the host's, which does not exist here; the mount's own root replaces it.
         for folder in [base / group.strip("/"), *(base / group.strip("/")).parents]:
             if not folder.is_relative_to(base):
                 break
@@ -118,7 +119,7 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _quota_in(folder: Path) -> tuple[int, int]:
-    """Read quota and period in microseconds; a quota of -1 where none is set."""
+    """Read quota and period in microseconds; a quota of -1 if none is set."""
     try:
         if (folder / "cpu.max").exists():
             quota, period = (folder / "cpu.max").read_text().split()
@@ -131,7 +132,7 @@ def _quota_in(folder: Path) -> tuple[int, int]:
 
 
 def _host_id() -> str:
-    """Return a short hash that tells this host from others."""
+    """Return a short hash that identifies this host."""
     for path in ("/etc/machine-id", "/var/lib/dbus/machine-id"):
         try:
             text = Path(path).read_text().strip()
@@ -154,8 +155,8 @@ def _torch_is_for_cpus() -> bool:
 
 
 @contextmanager
-def nvml_session() -> Iterator[Any]:
-    """Yield NVML's bindings, initialised; raises ``OSError`` with the reason where library or driver is missing."""
+def nvml_session() -> Iterator[ModuleType]:
+    """Yield NVML's bindings, initialised; raises ``OSError`` with the reason if library or driver is missing."""
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError as error:
@@ -171,7 +172,7 @@ def nvml_session() -> Iterator[Any]:
 
 
 def _gpus() -> tuple[list[Device], str]:
-    """List the visible GPUs, and say why where they cannot be listed."""
+    """List the visible GPUs, with the reason if they cannot be listed."""
     try:
         with nvml_session() as nvml:
             return read_gpus(nvml, environment.visible_cuda_devices(), cores=usable_cores()), ""
@@ -182,15 +183,15 @@ def _gpus() -> tuple[list[Device], str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Seat:
-    """What CUDA can enumerate: a whole GPU, or one MIG device of it. Handles are NVML's."""
+    """A device that CUDA can enumerate: a whole GPU, or one MIG device of it. Handles are NVML's."""
 
     uuid: str
-    gpu: Any
-    mig: Any = None
+    gpu: object
+    mig: object = None
 
 
-def read_gpus(nvml: Any, visible: str | None, *, cores: int) -> list[Device]:
-    """List the GPUs that CUDA would enumerate, in its order; ``visible`` is what ``CUDA_VISIBLE_DEVICES`` says.
+def read_gpus(nvml: ModuleType, visible: str | None, *, cores: int) -> list[Device]:
+    """List the GPUs that CUDA would enumerate, in its order; ``visible`` is the value of ``CUDA_VISIBLE_DEVICES``.
 
     Numbers in it count in PCI bus order, as CUDA does under ``CUDA_DEVICE_ORDER=PCI_BUS_ID`` and on a host whose GPUs
     are alike. CUDA uses one MIG device at most, the first, and then no whole GPU (NVIDIA MIG User Guide, "Device
@@ -202,8 +203,8 @@ def read_gpus(nvml: Any, visible: str | None, *, cores: int) -> list[Device]:
     return [_device(nvml, seat, index, cores) for index, seat in enumerate(migs[:1] or seats)]
 
 
-def _seats(nvml: Any, gpu: Any) -> list[_Seat]:
-    """Return the GPU itself, or its MIG devices where it is partitioned."""
+def _seats(nvml: ModuleType, gpu: object) -> list[_Seat]:
+    """Return the GPU itself, or its MIG devices if it is partitioned."""
     mode = _optional(nvml, nvml.nvmlDeviceGetMigMode, gpu)
     if not mode or mode[0] != nvml.NVML_DEVICE_MIG_ENABLE:
         return [_Seat(uuid=nvml.nvmlDeviceGetUUID(gpu), gpu=gpu)]
@@ -213,7 +214,7 @@ def _seats(nvml: Any, gpu: Any) -> list[_Seat]:
 
 
 def _selected(by_gpu: Sequence[Sequence[_Seat]], visible: str) -> list[_Seat]:
-    """Pick what ``visible`` names, by number or by (the beginning of) a UUID, up to the first unknown entry."""
+    """Return the devices in ``visible``, by number or by (the beginning of) a UUID, to the first unknown entry."""
     chosen: list[_Seat] = []
     for entry in (part.strip() for part in visible.split(",")):
         if entry.isdecimal():
@@ -228,7 +229,7 @@ def _selected(by_gpu: Sequence[Sequence[_Seat]], visible: str) -> list[_Seat]:
     return chosen
 
 
-def _device(nvml: Any, seat: _Seat, index: int, cores: int) -> Device:
+def _device(nvml: ModuleType, seat: _Seat, index: int, cores: int) -> Device:
     here = seat.mig if seat.mig is not None else seat.gpu
     name, _, profile = nvml.nvmlDeviceGetName(here).partition(" MIG ")
     if seat.mig is not None:
@@ -250,8 +251,8 @@ def _device(nvml: Any, seat: _Seat, index: int, cores: int) -> Device:
     )
 
 
-def _optional(nvml: Any, function: Any, *arguments: Any) -> Any:
-    """Ask NVML; return its answer, or ``None`` if this device or driver does not answer that."""
+def _optional(nvml: ModuleType, function: Callable[..., Any], *arguments: object) -> Any:
+    """Call NVML; return its answer, or ``None`` if this device or driver does not answer."""
     try:
         return function(*arguments)
     except nvml.NVMLError:

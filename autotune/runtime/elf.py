@@ -1,4 +1,4 @@
-"""Which shared libraries a Linux library asks for."""
+"""The shared libraries that a Linux library needs."""
 
 import struct
 from typing import BinaryIO

@@ -14,7 +14,7 @@ _V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostMemory:
-    """What there is for this process at most, and what of it is left now, both in bytes."""
+    """The memory for this process at most, and the part of it that is available now, both in bytes."""
 
     total_bytes: int
     available_bytes: int
@@ -23,9 +23,9 @@ class HostMemory:
     def read(cls, process: Path = Path("/proc/self")) -> "HostMemory":
         """Take the smallest of the host's memory and the limits of this process's control groups and those above them.
 
-        ``process`` is the folder in which Linux describes this process. psutil tells of the host alone, and if a
-        container is past its own limit the kernel kills in it whom it likes, however much the host has left. Pages of
-        files that nobody uses count as left: the kernel gives them up first, and so reckon the container runtimes.
+        ``process`` is the folder in which Linux describes this process. psutil reports only the host, but if a
+        container exceeds its own limit the kernel kills a process in it, however much memory the host has. Pages of
+        unused files count as available: the kernel drops them first, and container runtimes count them so.
         """
         host = psutil.virtual_memory()
         total, available = int(host.total), int(host.available)
@@ -39,7 +39,7 @@ class HostMemory:
 
 
 def _groups(process: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """Every control group that limits the process's memory, from its own up to the highest that is to be seen here."""
+    """Yield every control group that limits the process's memory, from its own up to the highest visible one."""
     mounts = list(_mounts(process / "mountinfo"))
     for line in _lines(process / "cgroup"):  # 4:memory:/a/b for version 1, 0::/a/b for version 2
         number, controllers, path = line.split(":", 2)
@@ -48,13 +48,13 @@ def _groups(process: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
         kind, names = ("cgroup2", _V2) if number == "0" else ("cgroup", _V1)
         for root, top in (mount[1:] for mount in mounts if mount[0] == kind):
             own = PurePosixPath(path)
-            seen = own.is_relative_to(root) and ".." not in own.parts  # else a container may see its own at the top
-            group = top / own.relative_to(root) if seen else top
-            yield from ((one, names) for one in (group, *group.parents) if one.is_relative_to(top))
+            visible = own.is_relative_to(root) and ".." not in own.parts  # else a container may see its own at the top
+            group = top / own.relative_to(root) if visible else top
+            yield from ((folder, names) for folder in (group, *group.parents) if folder.is_relative_to(top))
 
 
 def _mounts(mountinfo: Path) -> Iterator[tuple[str, PurePosixPath, Path]]:
-    """Kind, root and place of what is mounted of control groups with memory in them (proc_pid_mountinfo(5))."""
+    """Yield kind, root and place of the mounts of control groups with memory (proc_pid_mountinfo(5))."""
     for line in _lines(mountinfo):
         mounted, _, system = line.partition(" - ")
         kind, _, options = system.partition(" ")
@@ -76,8 +76,8 @@ def _lines(path: Path) -> list[str]:
 
 def _number(path: Path) -> int | None:
     """Read a file of one number; ``None`` if there is none, or it says ``max``."""
-    said = " ".join(_lines(path))
-    return int(said) if said.isdigit() else None
+    text = " ".join(_lines(path))
+    return int(text) if text.isdigit() else None
 
 
 def _statistic(path: Path, name: str) -> int:

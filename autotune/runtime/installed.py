@@ -1,19 +1,29 @@
-"""Return whether torch is here and fits a device, found without importing it."""
+"""The availability of torch for a device, found without importing it."""
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 from autotune.backend import Availability
 from autotune.records.device import Device
 
+DISTRIBUTION = "autotune-inference"
 OLDEST_TORCH = (2, 11)
 WORKS = Availability(works=True)
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs what an extra of this distribution names."""
-    return f"pip install 'autotune-inference[{extra}]'"
+    """Return the command that installs the packages of an extra; PyPI has these, and not this distribution itself."""
+    from importlib import metadata  # here because it takes longer to import than the rest of this module
+
+    try:
+        lines = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:  # the source tree is on the path and was never installed
+        lines = []
+    wanted = re.compile(rf"extra == ['\"]{re.escape(extra)}['\"]")
+    packages = [line.partition(";")[0].strip() for line in lines if wanted.search(line)]
+    return shlex.join(["pip", "install", *(packages or ["-e", f".[{extra}]"])])
 
 
 def torch_availability(device: Device) -> Availability:
@@ -43,6 +53,6 @@ def torch_availability(device: Device) -> Availability:
 
 
 def _built_with_cuda(package: Path) -> bool:
-    """Read what the build wrote into ``torch/version.py``, such as ``cuda: Optional[str] = '13.0'``."""
+    """Read the build's entry in ``torch/version.py``, such as ``cuda: Optional[str] = '13.0'``."""
     version = package / "version.py"
     return version.is_file() and re.search(r"^cuda\b[^=]*=\s*['\"]\d", version.read_text(), re.MULTILINE) is not None

@@ -1,4 +1,4 @@
-"""What a torch-based artifact says of itself to the code that loads it."""
+"""The settings of a torch-based artifact, for the code that loads it."""
 
 import json
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How an artifact runs: written by a build, read by a load.
+    """The settings under which an artifact runs: written by a build, read by a load.
 
-    ``form`` is the backend's own word for what lies in the folder; ``inputs`` are the flat inputs it was built for.
+    ``form`` is the backend's own name for the kind of artifact; ``inputs`` are the flat inputs it was built for.
     """
 
     precision: str
@@ -33,7 +33,7 @@ class Settings:
 
     @classmethod
     def of(cls, configuration: Configuration, workload: Workload) -> "Settings":
-        """Take from a configuration what its runner has to know; a parameter that it does not have is off."""
+        """Read the settings of a runner from a configuration; a parameter that it does not have is off."""
         return cls(
             precision=str(configuration["precision"]),
             inputs=workload.inputs,
@@ -56,7 +56,7 @@ class Settings:
 
     @classmethod
     def read(cls, folder: Path) -> "Settings":
-        """Read what :meth:`write` wrote; raises ArtifactError if it is not there or not understood."""
+        """Read the file of :meth:`write`; raises ArtifactError if it is missing or damaged."""
         try:
             values: Mapping[str, Any] = json.loads((folder / FILE).read_text())
             if values["schema"] != SCHEMA:

@@ -1,7 +1,7 @@
-"""What a runner takes: number, shapes, dtypes and places of its flat inputs."""
+"""The signature of a runner: number, shapes, dtypes and places of its flat inputs."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import ModelError
 from autotune.records.workload import TensorSpec
@@ -21,10 +21,10 @@ class Signature:
         self._tensor, self._strided = torch.Tensor, torch.strided
         self._expected = tuple((spec, torch.Size(spec.shape), getattr(torch, spec.dtype)) for spec in specs)
 
-    def check(self, inputs: Sequence[Any]) -> "Sequence[torch.Tensor]":
+    def check(self, inputs: "Sequence[torch.Tensor]") -> "Sequence[torch.Tensor]":
         """Return the inputs, views that are conjugated or negated written out; raises ModelError if one does not fit.
 
-        A backend would broadcast, cast or misread in silence what differs in number, shape, dtype or layout. An input
+        A backend would silently broadcast, cast or misread an input of another number, shape, dtype or layout. An input
         lies on the runner's device or on the CPU, from which it may be copied.
         """
         if len(inputs) != len(self._expected):
@@ -32,7 +32,7 @@ class Signature:
         tensor_type, strided, device = self._tensor, self._strided, self._device
         views = False
         for given, (spec, shape, dtype) in zip(inputs, self._expected, strict=True):
-            # Whether it is nested comes before its shape, which such a tensor refuses to name.
+            # is_nested is read before the shape, because a nested tensor refuses to report its shape.
             if (
                 not isinstance(given, tensor_type)
                 or given.is_nested
@@ -45,29 +45,29 @@ class Signature:
             views = views or given.is_neg() or given.is_conj()
         return [given.resolve_conj().resolve_neg() for given in inputs] if views else inputs
 
-    def place(self, inputs: Sequence[Any]) -> "list[torch.Tensor]":
-        """Check inputs and copy those that are elsewhere to the device."""
+    def place(self, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
+        """Check inputs and copy those on another device to the runner's."""
         return [tensor if tensor.device == self._device else tensor.to(self._device) for tensor in self.check(inputs)]
 
-    def _wrong_number(self, inputs: Sequence[Any]) -> ModelError:
+    def _wrong_number(self, inputs: "Sequence[torch.Tensor]") -> ModelError:
         missing = [spec.name for spec in self._specs[len(inputs) :]]
         if missing:
-            asked = f"the call lacks {'input' if len(missing) == 1 else 'inputs'} {', '.join(missing)}"
+            message = f"the call lacks {'input' if len(missing) == 1 else 'inputs'} {', '.join(missing)}"
         else:
-            asked = f"the plan takes no input after {self._specs[-1].name}"
+            message = f"the plan takes no input after {self._specs[-1].name}"
         forms = [f"{spec.name} {_form(spec.dtype, spec.shape)}" for spec in self._specs]
-        return ModelError(asked, found=_listed([self._found(given) for given in inputs]), expected=_listed(forms))
+        return ModelError(message, found=_listed([self._form_of(given) for given in inputs]), expected=_listed(forms))
 
-    def _misfit(self, given: Any, spec: TensorSpec) -> ModelError:
-        found, expected = self._found(given), _form(spec.dtype, spec.shape)
+    def _misfit(self, given: object, spec: TensorSpec) -> ModelError:
+        form, expected = self._form_of(given), _form(spec.dtype, spec.shape)
         if not isinstance(given, self._tensor):
             expected = f"a tensor {expected}"
         elif not (given.is_cpu or given.device == self._device):
-            found = f"{found} on {given.device}"
+            form = f"{form} on {given.device}"
             expected = f"{expected} on {self._device}{'' if self._device.type == 'cpu' else ' or cpu'}"
-        return ModelError(f"input {spec.name} does not fit the plan", found=found, expected=expected)
+        return ModelError(f"input {spec.name} does not fit the plan", found=form, expected=expected)
 
-    def _found(self, given: Any) -> str:
+    def _form_of(self, given: object) -> str:
         if not isinstance(given, self._tensor):
             return f"a value of type {type(given).__name__}"
         dtype = str(given.dtype).removeprefix("torch.")

@@ -1,29 +1,32 @@
 """The global switches of torch that a configuration decides: TF32, cuDNN's algorithm search, threads, autocast.
 
 A worker calls :meth:`Switches.apply` before each candidate, so that nothing leaks from one into the next. In the user's
-process a runner holds an :class:`Overlay` for the length of a call: it sets only what differs and puts it back.
+process a runner holds an :class:`Overlay` for the length of a call: it sets only the switches that differ, and puts
+them back.
 
 TF32 is set through the older interface (``float32_matmul_precision``, ``cudnn.allow_tf32``) on purpose: inductor reads
-that one, and torch refuses to read it after the newer ``fp32_precision`` was set. What a user has set through the newer
-one is read and restored by it.
+that one, and torch refuses to read it after the newer ``fp32_precision`` was set. A user's setting through the newer
+interface is read and restored through the newer one.
 """
 
 import threading
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import ModuleType
+from typing import Literal, Protocol
 
 from autotune.records.configuration import Configuration
 
 TF32 = Literal["default", "on", "off"]
-Shared = tuple[Any, ...]
+Shared = tuple[bool, tuple[object, ...]]
+"""The state that belongs to the process: whether cuDNN searches, and the precision of fp32 (see ``_read_shared``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switches:
-    """What a configuration wants of torch's global state.
+    """The state of torch's global switches that a configuration needs.
 
     ``tf32``: ``default`` is the framework's own choice (on for convolutions, off for matrix products); ``threads`` is
-    ``None`` on a GPU, if it is left alone.
+    ``None`` on a GPU, where the number of threads is left alone.
     """
 
     tf32: TF32 = "default"
@@ -38,7 +41,7 @@ class Switches:
 
     @classmethod
     def of(cls, configuration: Configuration) -> "Switches":
-        """Read them from a configuration of any backend; a backend without a parameter leaves the framework's value."""
+        """Read them from a configuration of any backend; without a parameter the framework's value stays."""
         threads = int(configuration.get("threads", 0))
         return cls(
             tf32=tf32_of(str(configuration.get("precision", "default"))),
@@ -48,11 +51,11 @@ class Switches:
 
     @property
     def device_kind(self) -> str:
-        """``cpu`` where threads are set, else ``cuda``; autocast is a switch of its own for each."""
+        """``cpu`` if threads are set, else ``cuda``; each kind has an autocast switch of its own."""
         return "cuda" if self.threads is None else "cpu"
 
     def apply(self) -> None:
-        """Set every switch, also those that no configuration varies, to what this configuration means."""
+        """Set every switch as this configuration needs it, also those that no configuration varies."""
         import torch
 
         if torch.are_deterministic_algorithms_enabled():  # setting it imports inductor, which takes seconds
@@ -76,12 +79,12 @@ class Switches:
 
     @property
     def shared(self) -> Shared:
-        """The wanted state of what belongs to the process, in the form in which it is read."""
+        """The state that the process needs, in the form in which it is read."""
         return (self.cudnn_benchmark, ("high" if self.tf32 == "on" else "highest", self.tf32 != "off"))
 
 
 def tf32_of(precision: str) -> TF32:
-    """Say what a precision means for TF32: ``default`` is the framework's flags, ``tf32`` is on, all others are off."""
+    """Return the state of TF32 for a precision: ``default`` is the framework's, ``tf32`` is on, others are off."""
     if precision == "default":
         return "default"
     return "on" if precision == "tf32" else "off"
@@ -90,9 +93,9 @@ def tf32_of(precision: str) -> TF32:
 class Overlay:
     """Holds switches for the length of a ``with`` block; can be entered again and from several threads.
 
-    TF32 and cuDNN's search belong to the process, so calls that want the same switches share them, and a call that
-    wants others waits until those have ended. A call inside another one, on the same thread, does not wait. Where
-    nothing differs, entering and leaving cost 2.8 µs (best of 60 runs on a loaded server; ``torch.no_grad()``: 2.1).
+    TF32 and cuDNN's search belong to the process, so calls that need the same switches share them, and a call that
+    needs others waits until those have ended. A call inside another one, on the same thread, does not wait. If nothing
+    differs, entering and leaving cost 2.8 µs (best of 60 runs on a loaded server; ``torch.no_grad()``: 2.1).
     """
 
     __slots__ = ("_device", "_shared", "_switches", "_threads", "_torch")
@@ -136,7 +139,7 @@ class Overlay:
         with _lock:
             _held.calls -= 1
             if not frames and not _held.calls:
-                # The last one out restores what the first one in found, whichever threads they were on.
+                # The last call restores the state from before the first one, whichever threads they were on.
                 before = _held.before
                 _free.notify_all()
             elif not frames:
@@ -146,12 +149,12 @@ class Overlay:
 
 
 class _Held:
-    """Who holds the switches of the process now: how many calls, which switches, and what was there before them."""
+    """The present holders of the process's switches: the number of calls, the switches, and the state before them."""
 
     def __init__(self) -> None:
         self.calls = 0
         self.switches: Switches | None = None
-        self.before: Shared = ()
+        self.before: Shared = (False, ())
 
 
 _held = _Held()
@@ -169,8 +172,8 @@ def _frames() -> list[tuple[tuple[int, bool], Shared]]:
     return frames
 
 
-def _read_shared(torch: Any) -> Shared:
-    """Return whether cuDNN searches, and fp32 as a pair (older interface) or, if that refuses, as four values (newer)."""
+def _read_shared(torch: ModuleType) -> Shared:
+    """Return cuDNN's search, and fp32 as a pair (older interface) or, if that refuses, as four values (newer)."""
     # torch.backends' own properties cost 1 to 2 µs each, these 0.2 µs.
     benchmark = torch._C._get_cudnn_benchmark()
     try:
@@ -184,15 +187,21 @@ def _set_shared(shared: Shared) -> None:
 
     torch.backends.cudnn.benchmark, fp32 = shared
     if len(fp32) == 2:
-        torch.set_float32_matmul_precision(fp32[0])
-        torch.backends.cudnn.allow_tf32 = fp32[1]
+        torch.set_float32_matmul_precision(str(fp32[0]))
+        torch.backends.cudnn.allow_tf32 = bool(fp32[1])
     else:
         for owner, value in zip(_owners(), fp32, strict=True):
             owner.fp32_precision = value
 
 
-def _owners() -> tuple[Any, ...]:
+class _Owner(Protocol):
+    """A part of ``torch.backends`` that has a precision of its own."""
+
+    fp32_precision: object
+
+
+def _owners() -> tuple[_Owner, ...]:
     import torch
 
-    backends: Any = torch.backends
+    backends: ModuleType = torch.backends
     return (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)

@@ -1,4 +1,4 @@
-"""The versions that decide what gets built, read from package metadata: no library is imported."""
+"""The versions that decide the result of a build, read from package metadata: no library is imported."""
 
 import functools
 import importlib.metadata
@@ -29,49 +29,49 @@ ON_GPUS = {
     "cudnn": ("nvidia-cudnn-cu{cuda}",),
     "cuda": ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu{cuda}"),
 }
-"""Entries of a GPU's toolchain alone: a new cuDNN must not outdate what was built for a CPU.
+"""Entries of a GPU's toolchain alone: a new cuDNN must not outdate an artifact for a CPU.
 
-nvcc has no entry: the same code for the same architecture is the same kernel, and a machine without nvcc runs what
-another one compiled.
+nvcc has no entry: the same code for the same architecture is the same kernel, and a machine without nvcc runs
+kernels that another one compiled.
 """
 
 CUDA_MAJORS = ("13", "12")
 
 
 def current(device: Device, only: tuple[str, ...] | None = None) -> Toolchain:
-    """Read the toolchain that a build for this device would use now; what is not installed has no entry.
+    """Read the toolchain that a build for this device would use now; a package that is not installed has no entry.
 
-    ``only`` these entries are read if it is given: each takes about a millisecond, and asking a compiler for its
-    version longer than a whole look-up may take.
+    With ``only``, these entries alone are read: each takes about a millisecond, and the version of a compiler takes
+    longer than a whole look-up may take.
     """
 
     def wanted(name: str) -> bool:
         return only is None or name in only
 
-    found: dict[str, str | None] = {name: _installed(names) for name, names in EVERYWHERE.items() if wanted(name)}
+    versions: dict[str, str | None] = {name: _installed(names) for name, names in EVERYWHERE.items() if wanted(name)}
     if wanted("python"):
-        found["python"] = ".".join(platform.python_version_tuple()[:2])
+        versions["python"] = ".".join(platform.python_version_tuple()[:2])
     if wanted("compiler"):
-        found["compiler"] = _first_line(environment.cxx_compiler())
+        versions["compiler"] = _first_line(environment.cxx_compiler())
     if device.kind == "cuda":
-        found |= _on_gpu(wanted)
-    return Toolchain.of({name: version for name, version in found.items() if version})
+        versions |= _on_gpu(wanted)
+    return Toolchain.of({name: version for name, version in versions.items() if version})
 
 
 def _on_gpu(wanted: Callable[[str], bool]) -> dict[str, str | None]:
-    """The entries of a GPU's toolchain alone."""
+    """Return the entries that only a GPU's toolchain has."""
     cuda = _cuda_of(_installed(EVERYWHERE["torch"]))
     majors = (cuda.split(".")[0],) if cuda else CUDA_MAJORS
-    found = {
+    versions = {
         name: _installed(dict.fromkeys(p.format(cuda=major) for p in patterns for major in majors))
         for name, patterns in ON_GPUS.items()
         if wanted(name)
     }
     if wanted("cuda"):
-        found["cuda"] = found["cuda"] or cuda
+        versions["cuda"] = versions["cuda"] or cuda
     if wanted("driver"):
-        found["driver"] = _driver()
-    return found
+        versions["driver"] = _driver()
+    return versions
 
 
 def _installed(distributions: Iterable[str]) -> str | None:
@@ -98,13 +98,13 @@ def _driver() -> str | None:
 
 
 @functools.cache
-def _first_line(asked: str | None) -> str | None:
-    """Return the first line that the C++ compiler says of itself; without ``CXX`` that of ``g++``, else ``c++``."""
-    for command in [shlex.split(asked)] if asked else [["g++"], ["c++"]]:
+def _first_line(compiler: str | None) -> str | None:
+    """Return the first line of the C++ compiler's version; without ``CXX`` that of ``g++``, else ``c++``."""
+    for command in [shlex.split(compiler)] if compiler else [["g++"], ["c++"]]:
         try:
-            said = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=True)
+            run = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=10, check=True)
         except (OSError, subprocess.SubprocessError):
             continue
-        if said.stdout.strip():
-            return said.stdout.strip().splitlines()[0]
+        if run.stdout.strip():
+            return run.stdout.strip().splitlines()[0]
     return None

@@ -1,7 +1,7 @@
-"""A torch callable as a runner: what eager, torchscript and inductor share."""
+"""A torch callable as a runner: shared by eager, torchscript and inductor."""
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from autotune.backend import Runner
 from autotune.errors import ArtifactError
@@ -18,7 +18,7 @@ SETTLING_CALLS = 3
 
 
 def torch_runner(
-    call: Callable[..., Any], settings: Settings, device: Device, example: "Sequence[torch.Tensor]"
+    call: "Callable[..., Iterable[torch.Tensor]]", settings: Settings, device: Device, example: "Sequence[torch.Tensor]"
 ) -> Runner:
     """Settle a callable on the device by the study's own example, and capture a CUDA graph if the settings ask for it.
 
@@ -42,15 +42,19 @@ class TorchRunner:
     """Calls a torch callable under its configuration's switches; satisfies :class:`autotune.backend.Runner`.
 
     Runs under ``no_grad`` and not ``inference_mode``: the caller gets ordinary tensors, to be changed in place or fed
-    into something that is trained. ``borrowed`` are the outputs that the callable does not make anew.
+    into a module that is trained. ``borrowed`` are the outputs that the callable does not make anew.
     """
 
     def __init__(
-        self, call: Callable[..., Any], settings: Settings, signature: Signature, borrowed: frozenset[int]
+        self,
+        call: "Callable[..., Iterable[torch.Tensor]]",
+        settings: Settings,
+        signature: Signature,
+        borrowed: frozenset[int],
     ) -> None:
         import torch
 
-        self._call: Callable[..., Any] | None = call
+        self._call: Callable[..., Iterable[torch.Tensor]] | None = call
         self._overlay = settings.switches.overlay()
         self._signature = signature
         self._borrowed = borrowed
@@ -76,8 +80,8 @@ class TorchRunner:
         self._call = None
 
 
-def _settle(call: Callable[..., Any], example: "Sequence[torch.Tensor]") -> frozenset[int]:
-    """Call until nothing is left to profile; return which outputs share memory with an input or with each other's call.
+def _settle(call: "Callable[..., Iterable[torch.Tensor]]", example: "Sequence[torch.Tensor]") -> frozenset[int]:
+    """Call until nothing is left to profile; return the outputs that share memory with an input or with other calls.
 
     Such an output is an input passed through, or a constant of the model, which the next caller would change in place.
     """
@@ -92,7 +96,7 @@ def _settle(call: Callable[..., Any], example: "Sequence[torch.Tensor]") -> froz
 
 
 def _memory(tensors: "Sequence[torch.Tensor]") -> set[int]:
-    """Addresses of the storages that hold something; a layout without a storage has none."""
+    """Return the addresses of storages that are not empty; a layout without a storage has none."""
     import torch
 
     storages = [tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided]

@@ -66,7 +66,7 @@ def bench_plan(plan: Plan, store: "Store", device: Device, tell: "Tell | None" =
             expected=f"a device of the class that the plan is for: {plan.device.device_class}",
             run="autotune tune, for a plan on this device",
         )
-    timed = store.trials.measurements(str(plan.evidence.get("trial", "")), "alone")
+    timed = store.trials.measurements(plan.evidence.trial, "alone")
     stored = [alone for alone in timed if alone.conditions.get("kernels", plan.kernels) == plan.kernels]
     if plan.artifact is None or not store.artifacts.has(plan.artifact) or not stored:
         raise ArtifactError(
@@ -119,7 +119,7 @@ def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None"
     ):
         executor = Executor(server, folder, device, TimeSplit())
         _write_model(plan, artifact, executor.model)
-        return time_alone(executor, artifact, int(plan.evidence["seed"]))
+        return time_alone(executor, artifact, _seed(plan))
 
 
 def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
@@ -131,7 +131,7 @@ def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
     from autotune.records.workload import Workload
     from autotune.runtime.artifact import read_record
 
-    if not plan.evidence.get("inputs"):
+    if not plan.evidence.inputs:
         raise RequestError(
             f"{plan.name} at batch {plan.batch} cannot be timed again",
             found="a plan for tensors that were given in Python; they are not stored",
@@ -143,10 +143,16 @@ def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
         name=plan.name, batch=plan.batch, structure=plan.structure, weights=plan.weights, inputs=record.inputs,
         outputs=record.outputs,
     )  # fmt: skip
-    specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in plan.evidence["inputs"]]
+    specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in plan.evidence.inputs]
     folder.mkdir(parents=True)
     (folder / RECORD).write_text(
         json.dumps({"workload": workload.as_dict(), "output_schema": record.output_schema, "factory": None, "seed": 0})
     )
-    sets = generate(specs, plan.batch, int(plan.evidence["seed"]), input_sets.TIMING_SETS, "timing")
+    sets = generate(specs, plan.batch, _seed(plan), input_sets.TIMING_SETS, "timing")
     write_sets(folder / input_sets.TIMING, sets)
+
+
+def _seed(plan: Plan) -> int:
+    if plan.evidence.seed is None:
+        raise ValueError(f"the evidence of plan {plan.uid} has no seed")
+    return plan.evidence.seed

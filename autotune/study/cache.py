@@ -10,6 +10,7 @@ from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.model import reading
 from autotune.records.device import Toolchain
+from autotune.records.evidence import FinalistRecord
 from autotune.records.identity import ArtifactKey
 from autotune.records.plan import Plan
 from autotune.records.trial import Trial
@@ -34,7 +35,7 @@ def known_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
         if plan is None or not _is_of(plan, row, store):
             continue
         if not misfits(plan, row.weights, row.conditions.form, versions.current(request.device), store):
-            return outcome(plan, store.trials.of_study(plan.evidence["study"]), cached=True, seconds=0.0)
+            return outcome(plan, store.trials.of_study(plan.evidence.study or row.uid), cached=True, seconds=0.0)
     return None
 
 
@@ -75,7 +76,7 @@ def outcome(
         trials=Counter(trial.state for trial in trials),
         seconds=seconds,
         split=split or {},
-        finalists=_in_short(plan.evidence.get("finalists", ())),
+        finalists=_in_short(plan.evidence.finalists),
     )
 
 
@@ -85,7 +86,7 @@ def undecided_outcome(
     incumbent: Plan | None,
     *,
     reason: str,
-    finalists: Iterable[Mapping[str, Any]],
+    finalists: Iterable[FinalistRecord],
     trials: Sequence[Trial],
     seconds: float,
     split: Mapping[str, float],
@@ -108,10 +109,9 @@ def undecided_outcome(
     )
 
 
-def _in_short(finalists: Iterable[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    """Finalists without what only a recomputation needs."""
-    left_out = ("samples_ms", "uid", "disturbed_rounds")
-    return tuple({key: value for key, value in one.items() if key not in left_out} for one in finalists)
+def _in_short(finalists: Iterable[FinalistRecord]) -> tuple[FinalistRecord, ...]:
+    """Return finalists without the data that only a recomputation needs."""
+    return tuple(finalist.without("samples_ms", "uid", "disturbed_rounds") for finalist in finalists)
 
 
 def as_outcome(trial: Trial) -> TrialOutcome:
@@ -133,8 +133,8 @@ def package_versions(modules: Iterable[str]) -> dict[str, str]:
 
 def _is_of(plan: Plan, row: StudyRow, store: Store) -> bool:
     """Whether a plan was found by this study, or by the same study for other weights or another toolchain."""
-    found = {study.uid: study.identity.family for study in store.studies.list(row.name, row.batch)}
-    return found.get(plan.evidence.get("study", "")) == row.identity.family
+    families = {study.uid: study.identity.family for study in store.studies.list(row.name, row.batch)}
+    return families.get(plan.evidence.study or "") == row.identity.family
 
 
 def _unchanged(read: Mapping[str, Any]) -> bool:

@@ -1,6 +1,6 @@
-"""What the finals of a study came to, as its plan keeps it: FinalsEvidence."""
+"""The outcome of the finals of a study, as its plan keeps it: FinalsEvidence."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,10 @@ from autotune.execute.finals import FinalsResult
 from autotune.measure.paired import RoundFigures
 from autotune.measure.percentiles import summary
 from autotune.measure.statistics import median_interval
+from autotune.measure.verdict import FinalistResult
 from autotune.records.configuration import Configuration
+from autotune.records.device import Toolchain
+from autotune.records.evidence import Blocks, FinalistRecord, ObjectiveFigures, PlanEvidence
 from autotune.records.objective import Objective
 
 
@@ -26,7 +29,7 @@ class Finalist:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalsEvidence:
-    """Finals with those that took part in them, by the names that the result uses."""
+    """Finals and their finalists, by the names that the result uses."""
 
     result: FinalsResult
     finalists: Mapping[str, Finalist]
@@ -45,18 +48,26 @@ class FinalsEvidence:
             "signal_error": self.finalists[verdict.winner].signal_error or 0.0,
         }
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: what a plan's evidence says of its finals, with every raw sample."""
+    def record(
+        self, *, study: str | None, inputs: tuple[Mapping[str, Any], ...] | None, seed: int | None,
+        toolchain: Toolchain, beside: Mapping[str, object] | None = None,
+    ) -> PlanEvidence:  # fmt: skip
+        """Return the evidence of a plan that these finals promote, with every raw sample."""
         verdict = self.result.verdict
-        return {
-            "trial": verdict.winner,
-            "objective": self._objective(),
-            "finalists": self._finalists(),
-            "tied_with": list(verdict.tied_with),
-            "rounds": verdict.rounds,
-            "processes": list(self.result.process_of_round),
-            "disturbed_processes": list(verdict.disturbed),
-        }
+        return PlanEvidence(
+            study=study,
+            trial=verdict.winner,
+            objective=self._objective(),
+            finalists=self.finalist_records(),
+            tied_with=tuple(verdict.tied_with),
+            rounds=verdict.rounds,
+            processes=tuple(self.result.process_of_round),
+            disturbed_processes=tuple(verdict.disturbed),
+            inputs=inputs,
+            seed=seed,
+            toolchain=toolchain.as_dict(),
+            beside=beside or {},
+        )
 
     def _latencies(self) -> RoundFigures:
         """Latencies a round: what was compared, if latency was, else the samples."""
@@ -64,51 +75,50 @@ class FinalsEvidence:
             return RoundFigures(self.result.figures, disturbed=self.result.disturbed)
         return RoundFigures(self.result.samples_ms)
 
-    def _objective(self) -> dict[str, Any]:
-        """What was minimised, and the values of the plan and of the baseline."""
+    def _objective(self) -> ObjectiveFigures:
+        """Return the objective's values for the plan and for the baseline."""
         verdict, objective = self.result.verdict, self.objective
         winner, baseline = verdict.of(verdict.winner), verdict.of(verdict.baseline)
-        found = {
-            "name": objective.name,
-            "unit": objective.unit,
-            "value": winner.figure,
-            "interval": list(winner.interval),
-            "baseline": baseline.figure,
-        }
-        if objective.name == "throughput":
-            found["concurrency"] = self.finalists[verdict.winner].concurrency
-            found["items_per_s"] = 1e3 / winner.figure
-        return found
+        by_throughput = objective.name == "throughput"
+        return ObjectiveFigures(
+            name=objective.name,
+            unit=objective.unit,
+            value=winner.figure,
+            interval=winner.interval,
+            baseline=baseline.figure,
+            concurrency=self.finalists[verdict.winner].concurrency if by_throughput else None,
+            items_per_s=1e3 / winner.figure if by_throughput else None,
+        )
 
-    def _finalists(self) -> list[dict[str, Any]]:
-        """One entry a finalist in order of latency, with every sample that it is judged by."""
-        result, verdict, latencies = self.result, self.result.verdict, self._latencies()
-        found: list[dict[str, Any]] = [
-            {
-                "uid": one.name,
-                "backend": self.finalists[one.name].configuration.backend,
-                "batch": self.batch,
-                "configuration": self.finalists[one.name].configuration.as_dict(),
-                "latency_ms": latencies.figure(one.name),
-                "interval_ms": list(median_interval(latencies.of(one.name))),
-                "percentiles": summary([ms for block in result.samples_ms[one.name] for ms in block or ()]).as_dict(),
-                "objective_value": one.figure,
-                "objective_interval": list(one.interval),
-                "flags": list(result.flags[one.name]),
-                "signal_error": self.finalists[one.name].signal_error,
-                "build_s": self.finalists[one.name].build_s,
-                "is_baseline": one.name == verdict.baseline,
-                "could_be_baseline": self.finalists[one.name].could_be_baseline,
-                "is_default": self.finalists[one.name].is_default,
-                "utilisation": result.utilisation.get(one.name),
-                "samples_ms": result.samples_ms[one.name],
-            }
-            for one in verdict.finalists
-        ]
-        for entry in found:
-            uid = str(entry["uid"])
-            if result.figures[uid] != result.samples_ms[uid]:
-                entry["figures"] = result.figures[uid]
-            if any(result.disturbed[uid]):
-                entry["disturbed_rounds"] = [index for index, marked in enumerate(result.disturbed[uid]) if marked]
-        return found
+    def finalist_records(self) -> tuple[FinalistRecord, ...]:
+        """Return the finalists in order of latency, with every sample that they are judged by."""
+        return tuple(self._finalist_record(finalist) for finalist in self.result.verdict.finalists)
+
+    def _finalist_record(self, judged: FinalistResult) -> FinalistRecord:
+        result, latencies = self.result, self._latencies()
+        uid, finalist = judged.name, self.finalists[judged.name]
+        samples_ms, figures, disturbed = result.samples_ms[uid], result.figures[uid], result.disturbed[uid]
+        return FinalistRecord(
+            uid=uid,
+            batch=self.batch,
+            configuration=finalist.configuration,
+            latency_ms=latencies.figure(uid),
+            interval_ms=median_interval(latencies.of(uid)),
+            percentiles=summary([ms for block in samples_ms for ms in block or ()]).as_dict(),
+            objective_value=judged.figure,
+            objective_interval=judged.interval,
+            flags=tuple(result.flags[uid]),
+            signal_error=finalist.signal_error,
+            build_s=finalist.build_s,
+            is_baseline=uid == result.verdict.baseline,
+            could_be_baseline=finalist.could_be_baseline,
+            is_default=finalist.is_default,
+            utilisation=result.utilisation.get(uid),
+            samples_ms=_blocks(samples_ms),
+            figures=_blocks(figures) if figures != samples_ms else None,
+            disturbed_rounds=tuple(index for index, marked in enumerate(disturbed) if marked) or None,
+        )
+
+
+def _blocks(rounds: Sequence[Sequence[float] | None]) -> Blocks:
+    return tuple(None if block is None else tuple(block) for block in rounds)

@@ -120,7 +120,7 @@ class StudyFinals:
         artifact = self.on.store.artifacts.open(plan.artifact)
         alone = timed_alone(self.on.executor, artifact, self.on.request.seed, plan.kernels)
         self.on.check_stop()
-        self.on.store.trials.add_measurement(str(plan.evidence["trial"]), "alone", alone)
+        self.on.store.trials.add_measurement(plan.evidence.trial, "alone", alone)
 
     def _baselines_of(self, complete: Sequence[Trial]) -> frozenset[str]:
         """The uids of the baselines: of the user's own module or, if that gave no time, of its captured graph."""
@@ -186,13 +186,12 @@ class StudyFinals:
             form=row.identity.plan.form,
             fingerprint=FINGERPRINT,
             **finals.figures(),
-            evidence={
-                "study": row.uid,
-                **finals.as_dict(),
-                "inputs": [asdict(spec) for spec in self.on.request.inputs],
-                "seed": self.on.request.seed,
-                "toolchain": self.on.toolchain.as_dict(),
-            },
+            evidence=finals.record(
+                study=row.uid,
+                inputs=tuple(asdict(spec) for spec in self.on.request.inputs),
+                seed=self.on.request.seed,
+                toolchain=self.on.toolchain,
+            ),
         )
         self.on.store.plans.promote(plan)
         return plan

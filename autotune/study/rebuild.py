@@ -13,6 +13,7 @@ from autotune.execute.finals import ALONE, FinalsResult, run_finals, time_alone
 from autotune.progress import Progress
 from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
+from autotune.records.evidence import FinalistRecord
 from autotune.records.identity import FINGERPRINT
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
@@ -134,17 +135,16 @@ class StudyRebuild:
     def _timed_again(self, plan: Plan, again: Rebuilt) -> dict[str, Any]:
         """The plan's figures and evidence by finals against its baseline; raises _DoesNotHold."""
         self._say(f"{plan.name}: the plan is built with other kernels than it was timed with; timing it again")
-        entries = {str(entry["uid"]): entry for entry in plan.evidence.get("finalists", ())}
-        uid = str(plan.evidence.get("trial", ""))
-        baseline = next((name for name, entry in entries.items() if entry["is_baseline"]), None)
+        entries = {finalist.uid: finalist for finalist in plan.evidence.finalists}
+        uid = plan.evidence.trial
+        baseline = next((name for name, entry in entries.items() if entry.is_baseline), None)
         if baseline is None or uid not in entries:
             raise _DoesNotHold("its evidence names no baseline to compare it with")
         finalists = {uid: _finalist(entries[uid], again, self._concurrency(uid))}
         artifacts = {uid: self.store.artifacts.open(again.artifact)}
         with contextlib.ExitStack() as held:
             if baseline != uid:
-                configuration = Configuration.from_dict(entries[baseline]["configuration"])
-                other = held.enter_context(self._rebuilder(plan).built(configuration))
+                other = held.enter_context(self._rebuilder(plan).built(entries[baseline].configuration))
                 if other.failure is not None:
                     raise _DoesNotHold(f"its baseline cannot be compared with: {other.failure}")
                 finalists[baseline] = _finalist(entries[baseline], other, self._concurrency(baseline))
@@ -155,7 +155,11 @@ class StudyRebuild:
         if result.verdict.winner != uid:
             raise _DoesNotHold("with the kernels that are known now it does not beat the baseline")
         finals = FinalsEvidence(result=result, finalists=finalists, objective=plan.objective, batch=plan.batch)
-        evidence = {**plan.evidence, **finals.as_dict(), "toolchain": self.toolchain.as_dict()}
+        earlier = plan.evidence
+        evidence = finals.record(
+            study=earlier.study, inputs=earlier.inputs, seed=earlier.seed, toolchain=self.toolchain,
+            beside=earlier.beside,
+        )  # fmt: skip
         return {**finals.figures(), "evidence": evidence}
 
     def _finals(
@@ -178,7 +182,7 @@ class StudyRebuild:
 
     def _time_alone(self, plan: Plan) -> None:
         """Time it without its baseline too, to compare with later, if its trial is in this database."""
-        trial = str(plan.evidence["trial"])
+        trial = plan.evidence.trial
         if plan.artifact is not None and self.store.trials.measurements(trial):
             alone = timed_alone(self.executor, self.store.artifacts.open(plan.artifact), self.seed, plan.kernels)
             self.check_stop()
@@ -203,13 +207,13 @@ def timed_alone(executor: Executor, artifact: Path, seed: int, kernels: str) -> 
     return replace(measurement, conditions={**measurement.conditions, "kernels": kernels})
 
 
-def _finalist(entry: Mapping[str, Any], again: Rebuilt, concurrency: int) -> Finalist:
+def _finalist(entry: FinalistRecord, again: Rebuilt, concurrency: int) -> Finalist:
     """A finalist of earlier finals, as it was built and judged now."""
     return Finalist(
-        configuration=Configuration.from_dict(entry["configuration"]),
+        configuration=entry.configuration,
         signal_error=again.signal_error,
         build_s=again.build_s,
-        could_be_baseline=bool(entry["could_be_baseline"]),
-        is_default=bool(entry["is_default"]),
+        could_be_baseline=entry.could_be_baseline,
+        is_default=entry.is_default,
         concurrency=concurrency,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from autotune import registry
 from autotune.errors import RequestError
 from autotune.records.device import Device
+from autotune.records.evidence import FinalistRecord
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 
@@ -101,7 +102,7 @@ class StudyOutcome:
     trials: Mapping[str, int]
     seconds: float
     split: Mapping[str, float] = field(default_factory=dict)
-    finalists: tuple[Mapping[str, Any], ...] = ()
+    finalists: tuple[FinalistRecord, ...] = ()
 
     def __post_init__(self) -> None:
         if self.status not in get_args(OutcomeStatus):
@@ -143,5 +144,5 @@ class StudyOutcome:
             "trials": {state: self.trials.get(state, 0) for state in ("complete", "pruned", "infeasible", "failed")},
             "seconds": self.seconds,
             "split_s": dict(self.split),
-            "finalists": [dict(finalist) for finalist in self.finalists],
+            "finalists": [finalist.as_dict() for finalist in self.finalists],
         }

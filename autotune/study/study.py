@@ -105,7 +105,7 @@ class Study:
         if plan is not None:
             asked = {"trials": self.request.trials, "budget_s": self.request.budget_s}
             self.store.studies.finish(row.uid, {**row.timings, "asked": {**row.timings.get("asked", {}), **asked}})
-            found = self.store.trials.of_study(plan.evidence.get("study", row.uid))
+            found = self.store.trials.of_study(plan.evidence.study or row.uid)
             return outcome(plan, found, cached=plan == stored, seconds=time.monotonic() - begin)
         if row.state == "finished":
             self.store.studies.reopen(row.uid)
@@ -128,7 +128,7 @@ class Study:
         self.store.studies.note_undecided(row.uid, found.reason)
         incumbent = self.store.plans.find(row.identity.plan, row.weights)
         return undecided_outcome(
-            row, self.request, incumbent, reason=found.reason, finalists=found.finals.as_dict()["finalists"],
+            row, self.request, incumbent, reason=found.reason, finalists=found.finals.finalist_records(),
             trials=self.store.trials.of_study(row.uid), seconds=seconds, split=split,
         )  # fmt: skip
 
@@ -204,7 +204,7 @@ class Study:
             and other.identity.family == row.identity.family
         }  # fmt: skip
         plan = self.store.plans.find(row.identity.plan, row.weights)
-        return plan if plan is not None and plan.evidence.get("study") in finished else None
+        return plan if plan is not None and plan.evidence.study in finished else None
 
     def usable(self, plan: Plan, workload: Workload) -> Plan | None:
         """Return a stored plan with an artifact that serves the prepared model, built again if it must be.

@@ -37,9 +37,9 @@ def sweep(requests: Iterable[StudyRequest], run: Callable[[StudyRequest], StudyO
 
 def items_per_s(outcome: StudyOutcome) -> float | None:
     """What the plan of a study serves, from its finals; None if they could not decide."""
-    if outcome.plan is None or outcome.undecided:
+    if outcome.plan is None or outcome.undecided or outcome.plan.evidence.objective is None:
         return None
-    return float(outcome.plan.evidence["objective"]["items_per_s"])
+    return outcome.plan.evidence.objective.items_per_s
 
 
 def saturated(outcomes: Iterable[StudyOutcome]) -> StudyOutcome | None:

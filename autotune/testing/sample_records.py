@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
+from autotune.records.evidence import PlanEvidence
 from autotune.records.identity import Conditions, PlanKey
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
@@ -73,7 +74,7 @@ PLAN = Plan(
     baseline_latency_ms=2.0,
     speedup=2.0,
     signal_error=1e-3,
-    evidence={"finals": [{"samples_ms": [1.0, 1.1]}]},
+    evidence=PlanEvidence.from_dict({"finals": [{"samples_ms": [1.0, 1.1]}]}),
     created="2026-01-01T00:00:00+00:00",
 )
 KEY = PlanKey(structure=PLAN.structure, form="", device_class=DEVICE.device_class, objective=OBJECTIVE, serve_as="any")

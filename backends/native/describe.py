@@ -3,14 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from autotune.backends.native import cublaslt, library
-from autotune.backends.native.artifact_record import ArtifactRecord, SiteEntry
+from autotune.backends.native.native_record import NativeRecord, SiteEntry
 from autotune.records.configuration import Configuration, Scalar
 from autotune.search_spaces import cluster_gemm, cutlass_gemm, hopper_gemm, triton_gemm
 
 Values = Mapping[str, Scalar]
 
 
-def describe(record: ArtifactRecord) -> dict[str, object]:
+def describe(record: NativeRecord) -> dict[str, object]:
     """Return a record with ``words`` beside the configuration of each GEMM's kernel and of its best library call."""
     return {**record, "sites": [_described(site) if site.get("problem") else site for site in record["sites"]]}
 

@@ -2,24 +2,24 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from autotune.backends.native.artifact_record import (
-    SCHEMA,
-    ArtifactRecord,
-    KernelEntry,
-    SiteEntry,
-    read_record,
-    write_record,
-)
 from autotune.backends.native.binding import ConvSite, FusedConvSite, GemmSite, bind_kernels, lies_as_read, site_bias
 from autotune.backends.native.graph import constant
 from autotune.backends.native.library import TORCH
 from autotune.backends.native.native_kernels import KERNELS
+from autotune.backends.native.native_record import (
+    SCHEMA,
+    KernelEntry,
+    NativeRecord,
+    SiteEntry,
+    read_record,
+    write_record,
+)
 from autotune.backends.native.sites import CONV2D, GEMM, Site, fused_nodes, sites
 from autotune.backends.native.triton_codegen import compile_triton_sites
 from autotune.backends.native.triton_codegen_sites import load_site_module
@@ -45,7 +45,7 @@ def pack(
     """Choose a kernel for each site, copy the compiled kernels into ``folder``, and write the artifact's record."""
     channels_last = bool(configuration.get("channels_last", False))
     programmatic_launch = bool(configuration.get("programmatic_launch", False))
-    module = cast(GraphModule, flat_module(program))
+    module = flat_module(program)
     target = folder / FOLDER
     target.mkdir()
     triton_sites = compile_triton_sites(
@@ -62,7 +62,7 @@ def pack(
             sources |= plans.sources
             entry.update({"plans": plans.plans} if plans.plans else {"why": plans.why})
         entries.append(entry)
-    record = ArtifactRecord(
+    record = NativeRecord(
         schema=SCHEMA, early=programmatic_launch, nodes_before=fused.nodes_before, nodes_after=fused.nodes_after,
         fusions=dict(fused.matches), places=dict(fused.places), sites=entries, sources=sources,
     )  # fmt: skip

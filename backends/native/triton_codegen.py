@@ -17,8 +17,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
 from autotune import environment
-from autotune.backends.native.artifact_record import PlanEntry
 from autotune.backends.native.graph import value
+from autotune.backends.native.native_record import PlanEntry
 from autotune.backends.native.sites import DTYPES, fused_nodes
 from autotune.backends.native.triton_codegen_sites import (
     ADD_NORM,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from autotune.backends.native.artifact_record import PlanEntry
+from autotune.backends.native import operators, pointwise  # noqa: F401 (they register the operators below)
 from autotune.backends.native.graph import value
+from autotune.backends.native.native_record import PlanEntry
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.launch_plan import POINTER_ALIGNMENT_BYTES
 from autotune.backends.native.triton_kernels.packed import load_plan

@@ -190,6 +190,7 @@ def worst(outputs, references):
 """
 
 
+@pytest.mark.slow
 def test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan(study, tmp_path):
     (tmp_path / "toy.py").write_text(MODEL + WORST)
     study.write_text(STUDY + OTHERS.replace("METRIC", METRIC))
@@ -212,7 +213,7 @@ def test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan
     snippet = again.stdout[again.stdout.index("python - <<'END'") : again.stdout.index("END\n", heads[2] + 80) + 4]
     with Store.open(str(tmp_path / "here" / "a.db"), create=False) as store:
         (plan,) = store.plans.list(name="toy")
-        trials = len(store.trials.of_study(plan.evidence["study"]))
+        trials = len(store.trials.of_study(plan.evidence.study))
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     loaded = bash(f"cd {elsewhere}\n{snippet}")
@@ -220,9 +221,7 @@ def test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan
     assert loaded.stdout.startswith(f"<OptimizedModel toy: {plan.configuration}, {plan.latency_ms:.3f} ms")
     with Store.open(str(tmp_path / "here" / "a.db"), create=False) as store:
         (after,) = store.plans.list(name="toy")
-        assert (
-            after.uid == plan.uid and len(store.trials.of_study(plan.evidence["study"])) == trials
-        )  # exactly this plan
+        assert after.uid == plan.uid and len(store.trials.of_study(plan.evidence.study)) == trials  # exactly this plan
 
 
 def test_undecided_finals_end_with_1_after_all_batches_were_run_and_printed(autotune, study, tmp_path, monkeypatch):

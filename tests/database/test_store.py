@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from autotune.database.plan_rows import StoredJson
+from autotune.database.plan_rows import StoredEvidence
 from autotune.database.store import Store
 from autotune.errors import DatabaseError
+from autotune.records.evidence import PlanEvidence
 from autotune.records.identity import objective_content
 from autotune.records.objective import Metric, Objective
 from autotune.testing.store_conformance import StoreConformance
@@ -46,9 +47,16 @@ def test_equal_demands_are_one_objective() -> None:
     assert objective_content(left) != objective_content(replace(right, integer_agreement=0.99))
 
 
-def test_evidence_is_a_mapping_like_any_other() -> None:
-    stored = StoredJson('{"a":[1,2]}', "p1")
-    assert stored == {"a": [1, 2]} and len(stored) == 1 and stored["a"] == [1, 2] and repr(stored) == "{'a': [1, 2]}"
+def test_stored_evidence_is_parsed_when_a_field_is_read() -> None:
+    stored = StoredEvidence('{"a":[1,2],"study":"s1","rounds":3}', "p1")
+    with pytest.raises(AttributeError):
+        _ = stored.rounds_of_nobody
+    assert (stored.study, stored.rounds, stored.finalists, stored.beside) == ("s1", 3, (), {"a": [1, 2]})
+    assert stored == PlanEvidence.from_dict({"a": [1, 2], "study": "s1", "rounds": 3})
+    assert repr(StoredEvidence('{"a":[1,2]}', "p1")) == "{'a': [1, 2]}"
+    broken = StoredEvidence("{", "p7")
+    with pytest.raises(DatabaseError, match=r"Plan p7 .*cannot be read"):
+        _ = broken.trial
 
 
 def test_an_error_of_the_database_is_told_without_a_traceback(store: Store, tmp_path: Path) -> None:
@@ -68,8 +76,8 @@ def test_a_plan_whose_column_is_no_json_is_told(store: Store, column: str, conte
     with store.transactions.writing() as session:
         session.execute(text(f"UPDATE plan SET {column} = :content"), {"content": content})
     reads = {
-        "record": (store.plans.list, lambda: store.plans.get("p7"), lambda: store.plans.find(key())),
-        "evidence": (lambda: dict(store.plans.list()[0].evidence),),
+        "record": (store.plans, lambda: store.plans.get("p7"), lambda: store.plans.find(key())),
+        "evidence": (lambda: store.plans.list()[0].evidence.study, lambda: store.plans.list()[0].as_dict()),
         "objective": (lambda: store.plans.find(key()),),
     }
     for read in reads[column]:

@@ -53,3 +53,12 @@ def test_a_rate_is_a_positive_number(wrong: Any) -> None:
 @pytest.mark.gpu
 def test_the_rates_of_this_gpu_can_be_read() -> None:
     assert DeviceRates.read("cuda:0").sm_count > 0
+
+
+def test_stored_records_keep_their_key_for_the_number_of_sms():
+    rates = DeviceRates.of(properties())
+    data = rates.as_dict()
+    assert next(iter(data)) == "multiprocessors" and data["multiprocessors"] == rates.sm_count
+    assert set(data) == set(DeviceRates.names())
+    with pytest.raises(TypeError, match="sm_count"):
+        DeviceRates.from_dict({name: value for name, value in data.items() if name != "multiprocessors"})

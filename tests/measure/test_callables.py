@@ -93,7 +93,7 @@ def test_different_structures_are_told_apart_and_values_do_not_matter():
 def test_an_answer_that_holds_itself_or_a_module_ends():
     loop = [torch.zeros(1)]
     loop.append(loop)
-    assert structure_of(loop)["[1]"] == "list that holds itself"
+    assert structure_of(loop)["[1]"] == "list that contains itself"
     assert structure_of((torch.nn.Linear(1, 1), torch)) == {"": "tuple of 2", "[0]": "Linear", "[1]": "module"}
 
 
@@ -213,7 +213,7 @@ def test_device_work_is_what_the_stream_or_else_the_trace_shows(seen, traced, ex
 
 def test_where_nobody_can_tell_the_callable_is_believed_and_that_is_said(caplog):
     assert did_device_work(lambda: None, (), "cuda:1", seen=lambda *_: False, traced=lambda *_: None)
-    assert "cannot be told" in caplog.text and "cuda:1" in caplog.text
+    assert "it is not known" in caplog.text and "cuda:1" in caplog.text
 
 
 def test_a_callable_without_device_work_is_refused():

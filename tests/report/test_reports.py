@@ -13,6 +13,7 @@ from autotune.errors import WorkError
 from autotune.measure.verdict import verdict_from_samples
 from autotune.programs.results_table import markdown, read_results
 from autotune.records.configuration import Configuration
+from autotune.records.evidence import FinalistRecord, PlanEvidence
 from autotune.records.objective import Objective
 from autotune.report import words
 from autotune.report.outcome import best_fp32, best_of_backends, outcome_view, sweep_view
@@ -29,7 +30,7 @@ MEDIANS_MS = {EAGER: 4.0, FAST: 1.0, EXACT: 2.0, OTHER: 3.0}
 
 
 def outcome(*, rounds=20, cached=False, winner=FAST):
-    """An outcome as a study gives it, from samples with noise of a thousandth; one finalist stops early."""
+    """An outcome as a study returns it, from samples with noise of a thousandth; one finalist stops early."""
     draw = random.Random(1)
     samples = {
         configuration: [[median * draw.gauss(1, 1e-3) for _ in range(5)] for _ in range(rounds)]
@@ -74,7 +75,7 @@ def outcome(*, rounds=20, cached=False, winner=FAST):
             "toolchain": {"torch": "2.13.0", "driver": "1"},
         },
     )
-    told = tuple({key: value for key, value in each.items() if key not in ("samples_ms", "uid")} for each in finalists)
+    told = tuple(FinalistRecord.from_dict(each).without("samples_ms", "uid") for each in finalists)
     split = {"building": 60.0, "checking": 10.0, "sampling": 20.0, "other": 10.0}
     return outcome_of(
         plan, cached=cached, trials={"complete": 9, "failed": 2}, seconds=100.0, split=split, finalists=told
@@ -163,7 +164,11 @@ def test_an_undecided_study_has_no_results(tmp_path):
 
 def test_a_sweep_shows_the_batches_that_were_not_decided():
     def served(batch, items_per_s):
-        evidence = {"objective": {"items_per_s": items_per_s, "concurrency": 1}}
+        objective = {
+            "name": "throughput", "unit": "ms/item", "value": 1e3 / items_per_s, "interval": [1.0, 2.0],
+            "baseline": 3.0, "items_per_s": items_per_s, "concurrency": 1,
+        }  # fmt: skip
+        evidence = PlanEvidence.from_dict({"objective": objective})
         found = outcome()
         return replace(found, batch=batch, plan=replace(found.plan, batch=batch, evidence=evidence))
 
@@ -175,9 +180,9 @@ def test_a_sweep_shows_the_batches_that_were_not_decided():
 
 def test_best_of_each_backend_comes_after_the_baseline():
     finalists = outcome().finalists
-    best = [Configuration.from_dict(each["configuration"]) for each in best_of_backends(finalists)]
+    best = [finalist.configuration for finalist in best_of_backends(finalists)]
     assert best == [EAGER, FAST, OTHER]
-    assert Configuration.from_dict(best_fp32(finalists)["configuration"]) == EXACT
+    assert best_fp32(finalists).configuration == EXACT
 
 
 def test_results_follow_from_their_samples(tmp_path):

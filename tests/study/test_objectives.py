@@ -14,6 +14,7 @@ from autotune.execute.executor import Executor
 from autotune.measure.percentiles import samples_needed
 from autotune.measure.statistics import median
 from autotune.records.device import Device
+from autotune.records.evidence import FinalistRecord, PlanEvidence
 from autotune.records.objective import Objective
 from autotune.records.trial import Measurement
 from autotune.report.results import results_document, verify_results
@@ -50,33 +51,33 @@ def studies(tmp_path_factory, finished_folder):
         yield outcomes, store, path
 
 
-def finalists(outcome: StudyOutcome) -> list[dict]:
-    return outcome.plan.evidence["finalists"]
+def finalists(outcome: StudyOutcome) -> tuple[FinalistRecord, ...]:
+    return outcome.plan.evidence.finalists
 
 
 def test_the_tail_is_compared_on_equal_blocks_that_back_it(studies):
     outcome = studies[0]["latency_p99"]
     for finalist in finalists(outcome):
-        assert len({len(block) for block in finalist["samples_ms"] if block is not None}) == 1
-        total = sum(len(block) for block in finalist["samples_ms"] if block)
-        assert (finalist["percentiles"]["p99"] is not None) == (total >= samples_needed(0.99))
-    found = outcome.plan.evidence["objective"]
-    assert (found["name"], found["unit"]) == ("latency_p99", "ms") and found["value"] >= outcome.plan.latency_ms
+        assert len({len(block) for block in finalist.samples_ms if block is not None}) == 1
+        total = sum(len(block) for block in finalist.samples_ms if block)
+        assert (finalist.percentiles["p99"] is not None) == (total >= samples_needed(0.99))
+    found = outcome.plan.evidence.objective
+    assert (found.name, found.unit) == ("latency_p99", "ms") and found.value >= outcome.plan.latency_ms
 
 
 def test_throughput_says_with_how_many_requests_in_flight(studies):
     plan, store = studies[0]["throughput"].plan, studies[1]
-    objective = plan.evidence["objective"]
-    assert objective["concurrency"] == best_concurrency(store, plan.evidence["trial"])
-    assert objective["items_per_s"] == pytest.approx(1e3 / objective["value"])
-    assert all(len(block) == 1 for one in finalists(studies[0]["throughput"]) for block in one["figures"] if block)
+    objective = plan.evidence.objective
+    assert objective.concurrency == best_concurrency(store, plan.evidence.trial)
+    assert objective.items_per_s == pytest.approx(1e3 / objective.value)
+    assert all(len(block) == 1 for one in finalists(studies[0]["throughput"]) for block in one.figures if block)
 
 
 def test_memory_is_the_peak_of_a_fresh_process_each_round(studies):
     outcome, store, _ = studies[0]["memory"], *studies[1:]
     for finalist in finalists(outcome):
-        assert len(finalist["figures"]) == 7 and all(block[0] > 0 for block in finalist["figures"])
-    trials = store.trials.of_study(outcome.plan.evidence["study"])
+        assert len(finalist.figures) == 7 and all(block[0] > 0 for block in finalist.figures)
+    trials = store.trials.of_study(outcome.plan.evidence.study)
     assert all(trial.score is not None and trial.score > trial.latency_ms for trial in trials)
 
 
@@ -101,7 +102,7 @@ def test_a_plan_timed_again_is_compared_with_how_it_was_timed_alone(studies):
     outcomes, store, _ = studies
     plan = outcomes["latency_p50"].plan
     again = bench_plan(plan, store, plan.device)
-    (stored,) = store.trials.measurements(plan.evidence["trial"], "alone")
+    (stored,) = store.trials.measurements(plan.evidence.trial, "alone")
     assert stored.protocol == {**again.fresh.protocol, "grouped": stored.protocol["grouped"]}
     assert again.drift.fresh_ms == median([median(block) for block in again.fresh.samples_ms])
     assert 0.1 < again.drift.ratio < 10
@@ -119,7 +120,7 @@ def beside(*canary_ms: float) -> Measurement:
 def test_a_machine_that_runs_at_another_speed_is_not_a_plan_that_drifted(studies):
     assert machine_change(beside(1.0, 1.0, 1.1), beside(1.2, 1.2)) == pytest.approx(0.2)
     assert machine_change(beside(), beside(1.2)) == machine_change(beside(1.2), beside()) == 0.0
-    (stored,) = studies[1].measurements(studies[0]["latency_p50"].plan.evidence["trial"], "alone")
+    (stored,) = studies[1].trials.measurements(studies[0]["latency_p50"].plan.evidence.trial, "alone")
     assert all(reading["canary"]["available"] for reading in stored.conditions["readings"])
 
 
@@ -131,7 +132,11 @@ def test_a_plan_that_cannot_be_timed_here_says_why(studies):
     with pytest.raises(ArtifactError, match="not in this store"):
         bench_plan(replace(plan, artifact="0" * 64), store, plan.device)
     with pytest.raises(RequestError, match="not stored"):
-        bench_plan(replace(plan, evidence={**plan.evidence, "inputs": []}), store, plan.device)
+        bench_plan(
+            replace(plan, evidence=replace(PlanEvidence.from_dict(plan.evidence.as_dict()), inputs=())),
+            store,
+            plan.device,
+        )
 
 
 def test_the_command_prints_one_document(studies, capfd):
@@ -147,7 +152,11 @@ def test_energy_on_a_cpu_is_refused_before_anything_is_begun():
 
 
 def served(outcome: StudyOutcome, batch: int, items_per_s: float) -> StudyOutcome:
-    evidence = {"objective": {"items_per_s": items_per_s, "concurrency": 1}}
+    objective = {
+        "name": "throughput", "unit": "ms/item", "value": 1e3 / items_per_s, "interval": [1.0, 2.0], "baseline": 3.0,
+        "items_per_s": items_per_s, "concurrency": 1,
+    }  # fmt: skip
+    evidence = PlanEvidence.from_dict({"objective": objective})
     return replace(outcome, batch=batch, plan=replace(outcome.plan, batch=batch, evidence=evidence))
 
 

@@ -1,5 +1,6 @@
 """Whole studies of a toy model with real workers, in a database of their own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -14,10 +15,9 @@ import pytest
 
 from autotune.database.store import Store
 from autotune.errors import RequestError, SpaceError, StudyInterruptedError
-from autotune.measure.finals import Finals
 from autotune.measure.lock import device_lock
-from autotune.measure.verdict import verdict_from_samples
 from autotune.model.inputs import InputSpec
+from autotune.report.results import results_document, verify_results
 from autotune.runtime import discovery
 from autotune.study.request import StudyRequest
 from autotune.study.space import OUTCLASSED
@@ -66,7 +66,7 @@ def finished(request_, tmp_path_factory):
 
 def test_every_fault_costs_one_trial_and_the_study_ends_with_a_plan(finished):
     outcome, store, _, _ = finished
-    trials = store.trials.of_study(outcome.plan.evidence["study"])
+    trials = store.trials.of_study(outcome.plan.evidence.study)
     failures = {
         str(trial.configuration["fault"]): (trial.failure.stage, trial.failure.kind)
         for trial in trials
@@ -124,28 +124,21 @@ def test_the_defaults_of_every_backend_come_first_and_enter_the_finals(finished)
     outcome, store, recorder, _ = finished
     started = [data["configuration"] for kind, data in recorder.events if kind == "trial_started"]
     assert {configuration.backend for configuration in started[:3]} == {"eager", "torchscript", "misbehaving"}
-    finalists = outcome.plan.evidence["finalists"]
-    timed = {trial.configuration: trial.ranked_by for trial in store.trials.of_study(outcome.plan.evidence["study"])}
+    finalists = outcome.plan.evidence.finalists
+    timed = {trial.configuration: trial.ranked_by for trial in store.trials.of_study(outcome.plan.evidence.study)}
     best = min(taken for taken in timed.values() if taken is not None)
     in_reach = {default.backend for default in started[:3] if timed[default] <= OUTCLASSED * best}
-    assert {finalist["backend"] for finalist in finalists if finalist["is_default"]} >= in_reach
-    assert {finalist["backend"] for finalist in finalists} == {configuration.backend for configuration in started}
-    assert sum(finalist["is_baseline"] for finalist in finalists) == 1
+    assert {finalist.backend for finalist in finalists if finalist.is_default} >= in_reach
+    assert {finalist.backend for finalist in finalists} == {configuration.backend for configuration in started}
+    assert sum(finalist.is_baseline for finalist in finalists) == 1
 
 
 def test_the_plan_can_be_recomputed_from_its_raw_samples(finished):
-    plan = finished[0].plan
-    finalists = plan.evidence["finalists"]
-    names = [finalist["uid"] for finalist in finalists]
-    baselines = [finalist["uid"] for finalist in finalists if finalist["could_be_baseline"]]
-    samples = {finalist["uid"]: finalist["samples_ms"] for finalist in finalists}
-    verdict = verdict_from_samples(samples, baselines=baselines, processes=plan.evidence["processes"])
-    assert verdict.status == plan.status
-    assert set(names) == {result.name for result in verdict.finalists}
-    for finalist in finalists:
-        assert verdict.of(finalist["uid"]).figure == finalist["latency_ms"]
-    assert verdict.of(verdict.baseline).figure == plan.baseline_latency_ms
-    assert Finals(names, baselines=baselines).next_rounds() > 0
+    document = json.loads(json.dumps(results_document(finished[0], "autotune tune")))
+    assert verify_results(document) == []
+    document["plan"]["latency_ms"] *= 1.01
+    (wrong,) = verify_results(document)
+    assert wrong.startswith("plan latency_ms: ")
 
 
 def test_the_time_split_adds_up(finished):
@@ -163,7 +156,7 @@ def test_built_and_loaded_side_by_side_as_on_a_gpu_every_fault_still_costs_one_t
         patch.setattr("autotune.execute.finals._load_together", lambda drive: True)
         backends = ("eager", *request_.backends[2:])
         outcome = run_study(replace(request_, name="side-by-side", backends=backends), store, Recorder())
-        trials = store.trials.of_study(outcome.plan.evidence["study"])
+        trials = store.trials.of_study(outcome.plan.evidence.study)
     kinds = {str(t.configuration["fault"]): t.failure.kind for t in trials if t.failure is not None}
     assert len(kinds) == len(FAULTS) - 1 and (kinds["hang"], kinds["load_segfault"]) == ("timeout", "crash")
     timed = {trial.configuration for trial in trials if trial.state == "complete" and trial.latency_ms}
@@ -185,12 +178,12 @@ def test_another_study_of_the_same_workload_builds_nothing_twice(finished, reque
     _, store, _, _ = finished
     recorder = Recorder()
     outcome = run_study(replace(request_, backends=("eager",), name="toy-again"), store, recorder)
-    trials = store.trials.of_study(outcome.plan.evidence["study"])
-    first = {trial.configuration: trial.state for trial in store.trials.of_study(finished[0].plan.evidence["study"])}
+    trials = store.trials.of_study(outcome.plan.evidence.study)
+    first = {trial.configuration: trial.state for trial in store.trials.of_study(finished[0].plan.evidence.study)}
     started = {data["configuration"] for kind, data in recorder.events if kind == "trial_started"}
     assert all(first[configuration] == "pruned" for configuration in started), "only what was given up is tried again"
     assert {trial.configuration for trial in trials if trial.reused} == {t.configuration for t in trials} - started
-    assert {finalist["backend"] for finalist in outcome.finalists} == {"eager"}
+    assert {finalist.backend for finalist in outcome.finalists} == {"eager"}
 
 
 @pytest.mark.parametrize(
@@ -229,6 +222,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_study_goes_on_where_it_was(tmp_path, number):
     database = tmp_path / "autotune.db"
@@ -266,6 +260,8 @@ def test_a_study_that_is_stopped_while_its_model_is_captured_says_so(tmp_path, r
     with Store.open(str(tmp_path / "autotune.db")) as store:
         timer = threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGINT))
         timer.start()
-        with pytest.raises(StudyInterruptedError, match="stopped"):
-            run_study(replace(request_, name="stopped-at-once", backends=("eager", "torchscript")), store)
-        timer.join()
+        try:
+            with pytest.raises(StudyInterruptedError, match="stopped"):
+                run_study(replace(request_, name="stopped-at-once", backends=("eager", "torchscript")), store)
+        finally:
+            timer.cancel()  # where the study did not even begin, nothing would catch the signal

@@ -38,7 +38,7 @@ MODEL = """
             self.layer = torch.nn.Linear(12, 6)
 
         def forward(self, input):
-            time.sleep(0.02)  # in no graph, so that a graph is always faster
+            time.sleep(0.05)  # in no graph, so that a graph is faster even on a busy host
             return SCALE * self.layer(input)
 
     def make():
@@ -100,7 +100,7 @@ class Place:
         )  # fmt: skip
 
     def builds(self, what="kernels"):
-        """What each build so far wrote down, in their order."""
+        """The notes of all builds so far, in their order."""
         return [json.loads(line)[what] for line in self._log.read_text().splitlines()] if self._log.exists() else []
 
 
@@ -121,7 +121,7 @@ def tuned_once(tmp_path_factory, cpu, toytuned):
 
 @pytest.fixture
 def tuned(tuned_once, tmp_path, cpu, monkeypatch):
-    """A copy of that place; the study names its model, so that stays where it was."""
+    """A copy of that place; the study names its model by its path, so the model stays in the first folder."""
     shutil.copytree(tuned_once, tmp_path, dirs_exist_ok=True)
     return Place(tmp_path, cpu, monkeypatch, model=tuned_once / "model.py")
 
@@ -135,12 +135,12 @@ def not_alone(monkeypatch):
 
 def toy_trial(store, plan):
     """The trial of the toy backend's default in the study that found a plan."""
-    (trial,) = (t for t in store.trials.of_study(plan.evidence["study"]) if not t.configuration.get("slow_build", True))
+    (trial,) = (t for t in store.trials.of_study(plan.evidence.study) if not t.configuration.get("slow_build", True))
     return trial
 
 
 def as_kept(plan):
-    """A plan as a database gives it back."""
+    """A plan as a database returns it."""
     return {key: value for key, value in json.loads(json.dumps(plan.as_dict())).items() if key != "created"}
 
 
@@ -164,7 +164,7 @@ def test_search_finals_rebuild_reproduction_and_a_merged_database_hand_builds_th
         changed = ("uid", "weights", "artifact", "signal_error")
         assert as_kept(rebuilt.plan) == as_kept(plan) | {key: getattr(rebuilt.plan, key) for key in changed}
 
-        row = store.studies.get(plan.evidence["study"])
+        row = store.studies.get(plan.evidence.study)
         found = reproduce(row, toy_trial(store, plan), store, place.device, io.StringIO())
         assert found.same and found.notes == ("the model has other weights than it had then",)
         assert place.builds() == [handed] * 4
@@ -192,17 +192,17 @@ def test_a_plan_that_is_rebuilt_with_better_kernels_is_timed_again_and_its_figur
         now = rebuilt.plan
         assert plan.kernels != now.kernels == tuned.builds()[-1]
         assert now.latency_ms < 0.6 * plan.latency_ms and now.speedup > plan.speedup
-        assert now.status == "promoted" and now.evidence["study"] == plan.evidence["study"]
-        entries = {entry["uid"]: entry for entry in now.evidence["finalists"]}
-        assert len(entries) == 2 and entries[now.evidence["trial"]]["latency_ms"] == now.latency_ms
-        (baseline,) = (entry for entry in entries.values() if entry["is_baseline"])
-        assert baseline["latency_ms"] == now.baseline_latency_ms and baseline["backend"] == "eager"
+        assert now.status == "promoted" and now.evidence.study == plan.evidence.study
+        entries = {entry.uid: entry for entry in now.evidence.finalists}
+        assert len(entries) == 2 and entries[now.evidence.trial].latency_ms == now.latency_ms
+        (baseline,) = (entry for entry in entries.values() if entry.is_baseline)
+        assert baseline.latency_ms == now.baseline_latency_ms and baseline.backend == "eager"
         assert as_kept(store.plans.get(plan.uid)) == as_kept(plan), "the plan for the first weights is what it was"
         for each in (plan, now):  # each is held against what was timed with its own kernels
             assert 0.4 < bench_plan(each, store, tuned.device).drift.ratio < 2.5
 
         trial = toy_trial(store, plan)
-        found = reproduce(store.studies.get(plan.evidence["study"]), trial, store, tuned.device, io.StringIO())
+        found = reproduce(store.studies.get(plan.evidence.study), trial, store, tuned.device, io.StringIO())
         assert found.notes[-1].startswith("the tuned kernels are others than they were then")
         assert found.latency_ms < trial.latency_ms
 
@@ -212,7 +212,7 @@ def test_a_plan_that_is_loaded_for_other_weights_after_better_kernels_became_kno
     with tuned.store() as store:
         (plan,) = store.plans.list()
         tuned.learn(store, FAST)
-        row = store.studies.get(plan.evidence["study"])
+        row = store.studies.get(plan.evidence.study)
     tuned.weights(1)
     model, example = make_module(row.settings["factory"], row.seed), torch.linspace(-1.0, 1.0, 24).reshape(2, 12)
     loaded = load(model, (example,), db=str(tuned.folder / "autotune.db"), device="cpu")

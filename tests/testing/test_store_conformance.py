@@ -1,5 +1,7 @@
 """The conformance class notices a store that breaks its promises."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,3 +28,8 @@ def test_a_store_that_lets_a_former_coordinator_write_is_noticed(tmp_path: Path)
         unfenced = Store(Unfenced(store.transactions.engine, store.transactions.location, clock), store.artifacts)
         with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
             check(unfenced, clock, tmp_path)
+
+
+def test_the_fakes_are_imported_without_pytest() -> None:
+    code = "import autotune.testing, autotune.testing.sample_records, sys; assert 'pytest' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

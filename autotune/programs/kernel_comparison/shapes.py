@@ -35,7 +35,7 @@ class ComparedShape:
 
     @property
     def name(self) -> str:
-        """How ``--only`` and the tables name it."""
+        """Its name in ``--only`` and in tables."""
         return f"{self.model}-{self.batch}-{self.problem.m}x{self.problem.n}x{self.problem.k}"
 
 

@@ -74,7 +74,7 @@ class ReplaySpace:
         return self.builds[:count]
 
     def suggested(self, count: int) -> tuple[Configuration, ...]:
-        """None: nobody was asked."""
+        """Return none: a recording has no adviser."""
         return ()
 
     def launches(self, build: Configuration) -> tuple[Configuration, ...]:
@@ -82,12 +82,12 @@ class ReplaySpace:
         return self._launches[build]
 
     def best_us(self, build: Configuration) -> float:
-        """The best time of a build over its launches, infinite where none worked."""
+        """Return the best time of a build over its launches, infinite if none worked."""
         outcomes = (self._outcomes.get(each) for each in self._launches[build])
         return min((each for each in outcomes if isinstance(each, float | int)), default=math.inf)
 
     def trial(self, candidate: Configuration) -> KernelTrial:
-        """What was recorded of a candidate."""
+        """Return the recorded trial of a candidate."""
         outcome = self._outcomes.get(candidate)
         if outcome is None:  # the launch that stands for a build that was refused
             why = self._recorded[candidate].refusal or "not recorded"
@@ -144,7 +144,7 @@ def half_of(recorded: RecordedSpace, half: Half) -> tuple[GemmProblem, ...]:
 
 
 def _searched(search: KernelSearch, space: ReplaySpace, builds: int) -> tuple[float, int]:
-    """Return the best time after so many builds and a sweep of launches, and how many launches were timed."""
+    """Return the best time after ``builds`` builds and a sweep of launches, and the number of timed launches."""
     timed = 0
     while search.spent < builds and (proposed := search.ask(min(BATCH, builds - search.spent))):
         search.tell(space.trial(search.plainest(build)) for build in proposed)

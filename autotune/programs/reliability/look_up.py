@@ -21,6 +21,7 @@ from autotune.programs.reliability.campaign import Campaign
 from autotune.programs.reliability.places import own_database
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
+from autotune.records.evidence import PlanEvidence
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 
@@ -48,7 +49,7 @@ PLAN = Plan(
     baseline_latency_ms=2.0,
     speedup=2.0,
     signal_error=1e-3,
-    evidence={"finalists": []},
+    evidence=PlanEvidence.from_dict({"finalists": []}),
     created="2026-01-01T00:00:00+00:00",
 )
 

@@ -49,7 +49,7 @@ class SiteEntry(SiteHead, total=False):
     why: str
 
 
-class ArtifactRecord(TypedDict):
+class NativeRecord(TypedDict):
     """The whole record; ``early`` says that launches may overlap, ``sources`` has source digests by kernel file."""
 
     schema: int
@@ -62,15 +62,15 @@ class ArtifactRecord(TypedDict):
     sources: dict[str, str]
 
 
-def write_record(record: ArtifactRecord, folder: Path) -> None:
+def write_record(record: NativeRecord, folder: Path) -> None:
     """Write a record into an artifact's folder."""
     (folder / RECORD).write_text(json.dumps(record, sort_keys=True))
 
 
-def read_record(folder: Path) -> ArtifactRecord:
+def read_record(folder: Path) -> NativeRecord:
     """Read the output of :func:`write_record`; raises ArtifactError if it is missing or of another schema."""
     try:
-        record: ArtifactRecord = json.loads((folder / RECORD).read_text())
+        record: NativeRecord = json.loads((folder / RECORD).read_text())
         if record["schema"] != SCHEMA:
             raise ValueError(f"schema {record['schema']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
