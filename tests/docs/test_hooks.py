@@ -94,6 +94,18 @@ def test_the_floors_are_those_of_the_test_of_imports():
     assert rows == test_imports.FLOORS
 
 
+def test_flags_conditions_and_programs_are_listed_whole():
+    from autotune.measure.conditions import OBSERVED, RECORDED
+    from autotune.measure.flags import FLAGS
+    from autotune.programs.catalogue import PROGRAMS
+
+    assert re.findall(r"^\| `(\w+)` ", hooks.flags(), re.MULTILINE) == list(FLAGS)
+    listed = re.findall(r"^\| `([\w.]+)` ", hooks.conditions(), re.MULTILINE)
+    names = [f"readings.{observer}.{entry.name}" for observer, entries in OBSERVED.items() for entry in entries]
+    assert listed == [*(entry.name for entry in RECORDED), *names]
+    assert all(f"`python -m autotune.programs.{name}`" in hooks.programs() for name in PROGRAMS)
+
+
 def built(folder, site):
     """Build a copy of the documentation strictly; returns the exit code and the output."""
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
