@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^<!-- generated: (\S+)(.*) -->$", re.MULTILINE)
+ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)")
 IMPORTS_TEST = ROOT / "tests" / "test_imports.py"
 
 
@@ -22,6 +23,11 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     return MARK.sub(lambda match: PARTS[match[1]](*match[2].split()), markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Remove the roles of names in docstrings, such as ``:func:``, of which Markdown knows nothing."""
+    return ROLE.sub("", html)
 
 
 def commands() -> str:

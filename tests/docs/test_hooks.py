@@ -116,15 +116,18 @@ def built(folder, site):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_pages_are_built_without_a_warning(tmp_path):
     code, output = built(ROOT, tmp_path / "site")
     assert (code, "WARNING" in output) == (0, False), output
     page = (tmp_path / "site" / "python-api" / "index.html").read_text()
     for name in ("optimize", "load", "tune", "measure", "from_study", "OptimizedModel", "Measured", "Objective"):
         assert re.search(rf'id="autotune[\w.]*\.{name}"', page), name
+    assert not re.search(r":\w+:<code>", page), "a role of a name is shown as text"
     assert "generated:" not in (tmp_path / "site" / "results" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_broken_links_and_anchors_stop_the_build(tmp_path):
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "hooks.py", tmp_path / "docs")
