@@ -23,14 +23,14 @@ class Server(SimulatedServer):
         super().__init__(journal)
         self.built, self.crashing, self.stopping, self.halting = [], crashing, stopping, halting
 
-    def step(self, stage, **line):
+    def step(self, stage, answer, **line):
         if stage == "build":
             self.built.append(line["configuration"])
         if line["configuration"] == self.stopping:
             raise StudyInterruptedError("killed in the middle, as far as the database knows")
         if line["configuration"] == self.halting:
             os.kill(os.getpid(), signal.SIGTERM)
-        return self._ended(stage, -11 if line["configuration"] in self.crashing else 0)
+        return self._ended(stage, answer, -11 if line["configuration"] in self.crashing else 0)
 
 
 class Told:
@@ -59,7 +59,7 @@ def store(part):
 
 
 def run(part, store, **server):
-    """One run of a study: what it built, and what it told."""
+    """Run a study once; return its builds and the trials that it reported."""
     stands, told = Server(Journal(Path(part.journal)), **server), Told()
     folder = Path(part.journal).parent / f"run-{len(list(Path(part.journal).parent.glob('run-*')))}"
     folder.mkdir()
