@@ -44,7 +44,7 @@ class Plan:
     baseline_latency_ms: float
     speedup: float
     signal_error: float
-    evidence: PlanEvidence = field(default_factory=lambda: PlanEvidence.from_dict({}))
+    evidence: PlanEvidence = field(default_factory=lambda: PlanEvidence.from_dict({}), repr=False)
     created: str = ""
     form: str = ""
     kernels: str = ""
