@@ -1,4 +1,4 @@
-"""Plans of one name that are told apart."""
+"""Plans of one name and how their tables distinguish them."""
 
 from dataclasses import replace
 

@@ -59,7 +59,7 @@ def store(part):
 
 
 def run(part, store, **server):
-    """One run of a study: what it built, and what it told."""
+    """Run a study once; return its builds and the trials that it reported."""
     stands, told = Server(Journal(Path(part.journal)), **server), Told()
     folder = Path(part.journal).parent / f"run-{len(list(Path(part.journal).parent.glob('run-*')))}"
     folder.mkdir()

@@ -100,7 +100,7 @@ class Place:
         )  # fmt: skip
 
     def builds(self, what="kernels"):
-        """What each build so far wrote down, in their order."""
+        """The notes of all builds so far, in their order."""
         return [json.loads(line)[what] for line in self._log.read_text().splitlines()] if self._log.exists() else []
 
 
@@ -121,7 +121,7 @@ def tuned_once(tmp_path_factory, cpu, toytuned):
 
 @pytest.fixture
 def tuned(tuned_once, tmp_path, cpu, monkeypatch):
-    """A copy of that place; the study names its model, so that stays where it was."""
+    """A copy of that place; the study names its model by its path, so the model stays in the first folder."""
     shutil.copytree(tuned_once, tmp_path, dirs_exist_ok=True)
     return Place(tmp_path, cpu, monkeypatch, model=tuned_once / "model.py")
 
@@ -140,7 +140,7 @@ def toy_trial(store, plan):
 
 
 def as_kept(plan):
-    """A plan as a database gives it back."""
+    """A plan as a database returns it."""
     return {key: value for key, value in json.loads(json.dumps(plan.as_dict())).items() if key != "created"}
 
 
