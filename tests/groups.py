@@ -29,7 +29,7 @@ SLOW = (
     "backends/native/test_passes.py",
     "backends/native/test_random_graphs.py",
     "backends/native/test_study_graphs.py",
-    "backends/native/test_written.py",
+    "backends/native/test_triton_codegen.py",
     "backends/native/triton_kernels",
     "backends/test_inductor.py",
     "backends/test_onnxruntime.py",
