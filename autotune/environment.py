@@ -59,7 +59,7 @@ def compiler() -> str | None:
 
 @contextlib.contextmanager
 def variables(values: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables that a library reads, and put back what was there."""
+    """Set environment variables that a library reads, and restore the earlier values afterwards."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

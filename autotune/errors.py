@@ -57,7 +57,7 @@ class ModelError(RequestError):
 
 
 class DeviceError(RequestError):
-    """The device asked for is not on this machine."""
+    """The requested device is not on this machine."""
 
 
 class SpaceError(RequestError):
@@ -69,7 +69,7 @@ class DatabaseError(RequestError):
 
 
 class StudyHeldError(RequestError):
-    """Another process coordinates the study that was asked for."""
+    """Another process coordinates the requested study."""
 
 
 class PlanNotFoundError(RequestError):
@@ -77,7 +77,7 @@ class PlanNotFoundError(RequestError):
 
 
 class WorkError(AutotuneError):
-    """Work had begun and failed; what was finished before is kept."""
+    """Work had begun and failed; the finished part is kept."""
 
 
 class ReferenceRefusedError(RequestError):

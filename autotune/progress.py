@@ -1,14 +1,14 @@
-"""How long work reports what it does: Progress."""
+"""How work that takes long reports its progress: Progress."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told of every step; the library itself prints nothing."""
+    """Receives an event for every step of the work; the library itself prints nothing."""
 
-    def event(self, kind: str, **data: Any) -> None:
-        """Take note of a step of one of these kinds.
+    def event(self, kind: str, **data: object) -> None:
+        """Note a step of one of these kinds.
 
         capture, captured, trial_{started,timing,finished,left_out}, finals_{started,round}, finished, message.
         """
@@ -18,10 +18,10 @@ class Progress(Protocol):
 class Silent:
     """A progress that nobody watches."""
 
-    def event(self, kind: str, **data: Any) -> None:
+    def event(self, kind: str, **data: object) -> None:
         """Ignore the event."""
 
 
 def teller(progress: Progress) -> Callable[[str], None] | None:
-    """What shows the user a line; ``None`` if nobody watches the progress, so that the log must."""
+    """Return a function that shows the user a line; ``None`` if nobody watches the progress, so that the log must."""
     return None if isinstance(progress, Silent) else lambda text: progress.event("message", text=text)

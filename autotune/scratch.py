@@ -12,7 +12,7 @@ from pathlib import Path
 
 PREFIX = "autotune-scratch-"
 MARK = ".in-use"
-"""The file in each folder that its users lock; the kernel gives a lock back however a process ends."""
+"""The file in each folder that its users lock; the kernel releases a lock however a process ends."""
 
 ATTEMPTS = 100
 
@@ -94,7 +94,7 @@ def _delete_unused(folder: Path) -> None:
         folder.rmdir()  # only if it is empty: its user was killed before there was a mark, or is about to write one
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError if somebody uses the folder
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # raises BlockingIOError if the folder is in use
         if _is_mark_of(lock, folder):
             _delete(folder)
             log.info("deleted %s, which a process that was killed has left behind", folder)

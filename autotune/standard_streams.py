@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 ERRORS = "autotune-readable"
-"""The codec error handler that writes what an encoding cannot hold in characters that it can."""
+"""The codec error handler that replaces characters which an encoding lacks by others that it has."""
 
 READABLE = {
     **dict.fromkeys("‐‑‒–—−─━┄┅┈┉═╌╍╴╶╸╺", "-"),

@@ -42,7 +42,7 @@ def fuse_attention(program: "ExportedProgram", inputs: "tuple[torch.Tensor, ...]
     """Return the graph with fused attention, for an ONNX export only; the same program if it has no attention."""
     import torch
 
-    module = cast("GraphModule", flat_module(program))
+    module = flat_module(program)
     nodes = [node for node in module.graph.nodes if _calls(node, torch.ops.aten.scaled_dot_product_attention.default)]
     fused = sum([_fuse(module, node, index) for index, node in enumerate(nodes)])
     if not fused:

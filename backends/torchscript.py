@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from autotune.backend import Availability, Runner, SourceModel
 from autotune.records.configuration import Configuration
@@ -16,7 +16,6 @@ from autotune.runtime.settings import Settings
 from autotune.search_spaces.torchscript import torchscript_space
 
 if TYPE_CHECKING:
-    import torch
     from torch.fx import GraphModule
 
 MODEL = "model.ts"
@@ -84,7 +83,7 @@ class TorchScriptBackend:
         return torch_runner(module, settings, device, read_example(folder))
 
 
-def _keep_norms_apart(module: "torch.nn.Module") -> None:
+def _keep_norms_apart(module: "GraphModule") -> None:
     """Put a copy between each linear layer whose output has more than two dimensions and a batch norm of that output.
 
     TorchScript folds such a norm into the layer as if it normalised the last dimension, but it normalises the second
@@ -95,7 +94,7 @@ def _keep_norms_apart(module: "torch.nn.Module") -> None:
     from autotune.model.fingerprint import graphs
 
     norms = (torch.ops.aten.batch_norm.default, torch.ops.aten._native_batch_norm_legit_no_training.default)
-    for part in graphs(cast("GraphModule", module)):
+    for part in graphs(module):
         after_linear = [
             node
             for node in part.graph.nodes

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import groups
-from tests.examples import QUICK, THOROUGH
 from tests.short_finals import shorten
+from tests.thoroughness import QUICK, THOROUGH
 
 ROOT = Path(__file__).parents[1]
 
@@ -188,6 +188,6 @@ def databases(request):
 
 # A busy machine draws slowly, which says nothing of a test.
 settings.register_profile("any-speed", settings.default, suppress_health_check=[HealthCheck.too_slow])
-for profile in (QUICK, THOROUGH):  # see tests/examples.py
+for profile in (QUICK, THOROUGH):  # see tests/thoroughness.py
     settings.register_profile(profile, settings.get_profile("any-speed"))
 settings.load_profile("any-speed")

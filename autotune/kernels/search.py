@@ -168,7 +168,7 @@ class KernelSearch:
         return expected_gain(mean, deviation, min(reached, default=float(mean.min())))
 
     def _odds(self) -> Floats:
-        """Return the odds that each build works: Laplace's rule for its kind, in which unfinished builds have not worked.
+        """Return the odds that each build works: Laplace's rule for its kind, without unfinished builds' success.
 
         So a kind that fails throughout costs few builds, and the first batch is not all of one kind.
         """

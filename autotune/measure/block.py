@@ -189,7 +189,7 @@ class BlockRecorder:
         return previous
 
     def block(self, *, position: int = 0) -> Block:
-        """Return what was taken so far; ``ValueError`` if nothing was."""
+        """Return the samples so far as a block; ``ValueError`` if there are none."""
         return Block(
             samples_ms=tuple(sample.wall_ms for sample in self._samples),
             device_samples_ms=tuple(time.ms for time in self._device_times),

@@ -16,7 +16,7 @@ CPU_DRIFT_LIMIT = 1.0
 
 On a quiet virtual machine with 2 cores, 2,920 readings with less than a tenth of a core in use by others switched
 between 1.0 and 1.6 ms: they lay within 0.59 of their median in 90%, within 0.72 in 99%, and within 0.77 at most. A
-narrower limit would discard what only paired, interleaved comparisons can judge.
+narrower limit would discard measurements that only paired, interleaved comparisons can judge.
 """
 
 REPEATS = 5

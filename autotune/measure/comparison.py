@@ -33,7 +33,7 @@ from autotune.records.trial import Measurement
 CONFIDENCE = 0.95
 TOLERANCE = 0.05
 """A plan holds while its latency stays within 5%, up or down: a choice, well above the 1.4% by which two processes
-commonly differ and well below what plans gain on their baselines."""
+commonly differ and well below the gain of plans on their baselines."""
 
 FEWEST_UNITS = 3
 EXACT_UNITS = 6

@@ -1,8 +1,8 @@
 """The registry of conditions: every value that is stored beside the samples of a measurement, with unit and meaning.
 
-A measurement's ``conditions`` hold the entries of :data:`RECORDED`. One of them, ``readings``, holds what the observers
-saw: by observer, and there by the names of :data:`OBSERVED`. An observer whose reading has an unregistered name becomes
-unavailable, and a reader that asks for one gets ``ValueError``: a new condition begins with an entry here.
+A measurement's ``conditions`` hold the entries of :data:`RECORDED`. One of them, ``readings``, holds the readings of
+the observers by their names, with the entries of :data:`OBSERVED`. An observer whose reading has an unregistered name
+becomes unavailable, and reading an unregistered name raises ``ValueError``: a new condition begins with an entry here.
 
 Names and nesting are those of stored measurements, so an entry is never renamed.
 """

@@ -20,7 +20,7 @@ LOOKS = (20, 40, 60, 80, 100)
 
 The rounds from one look to the next come from processes that ran none before. In simulated finals with three processes
 to the first look, which differ by 0.5%, a lead of 2% was then found in 99% of repeats, and in 78% if all further rounds
-came from the third process: twenty rounds of a fourth process contribute more than eighty more of the third.
+are run by the third process: twenty rounds of a fourth process contribute more than eighty more of the third.
 """
 
 

@@ -1,4 +1,4 @@
-"""The flags of a measurement: what its conditions mean for it, whether it counts, and what to do next."""
+"""The flags of a measurement: the meaning of its conditions, its validity, and the next step for a user."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -101,7 +101,7 @@ def trace(function: Function, input_sets: InputSets, *, calls: int = 3, device: 
     kernels replayed by a CUDA graph, those of other libraries and of other threads.
 
     Raises :class:`DeviceError` if ``device`` is no GPU, :class:`WorkError` if no kernel was launched on it;
-    whatever the function raises passes through.
+    an error of the function passes through.
     """
     import torch
     from torch.profiler import ProfilerActivity, profile

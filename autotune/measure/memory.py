@@ -27,7 +27,7 @@ class PeakMemory:
         self._begun = False
 
     def before(self) -> None:
-        """Reset the peaks and take note of what is used already."""
+        """Reset the peaks and note the present use."""
         self._meter.begin()
         self._begun = True
 

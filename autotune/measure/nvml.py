@@ -37,7 +37,7 @@ class NvmlDevice:
     mig: bool
 
     def ask(self, *names: str, arguments: tuple[object, ...]) -> Any:
-        """Call the first of these functions that answers; raises ``OSError`` with the first refusal where none does."""
+        """Call the first of these functions that answers; raises ``OSError`` with the first refusal if none does."""
         refusal = ""
         for name in names:
             function = getattr(self.nvml, name, None)

@@ -31,7 +31,7 @@ TieKeys = Mapping[str, tuple[object, ...]]
 class FinalistResult:
     """The result of one finalist.
 
-    ``figure`` is the median of its figures, one a round, and ``interval`` their 95% interval: milliseconds where
+    ``figure`` is the median of its figures, one a round, and ``interval`` their 95% interval: milliseconds if
     latencies are compared, else in the objective's own unit. ``p_value`` (Holm-adjusted) and ``detectable_effect`` (a
     log-ratio, differences between processes included) compare it with the winner; they are ``None`` for the winner
     itself, and for a finalist that was ``frozen``, that is, took no part in the last round. ``speedup`` is the

@@ -165,7 +165,7 @@ def _refuse_other_form(
         raise ModelError(
             f"{name} answers with a constant that depends on the values of its inputs",
             found="parts beside the tensors that differ from call to call",
-            expected="tensors for whatever depends on the inputs",
+            expected="tensors for all parts that depend on the inputs",
             run="the model with an answer that holds the number as a tensor",
         )
 

@@ -291,7 +291,7 @@ def _draw(spec: InputSpec, batch: int, generator: "torch.Generator") -> "torch.T
 
 
 def _read(spec: InputSpec) -> "torch.Tensor":
-    """Read the whole table of a file input and check it against the spec; ModelError says what is wrong with it."""
+    """Read the whole table of a file input and check it against the spec; ModelError names the problem."""
     path, key = Path(str(spec.file)), spec.key or spec.name
     if not path.is_file():
         raise ModelError(f"input {spec.name} is read from {path}", found="no such file", expected="a file of rows")

@@ -29,7 +29,7 @@ class Declared:
 def declared(path: Path, key: str) -> tuple[list[str], Declared | None]:
     """Return the names in a file, and the declaration of the entry under a key; ``None`` if there is none.
 
-    Raises ValueError if the entry's size is not what its shape needs, if it was compressed further than rows of
+    Raises ValueError if the entry's size does not fit its shape, if it was compressed further than rows of
     numbers ever are, or if it holds Python objects.
     """
     with zipfile.ZipFile(path) as archive:

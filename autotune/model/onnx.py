@@ -11,13 +11,14 @@ from autotune.model.source import CapturedModel
 from autotune.records.device import Device
 
 if TYPE_CHECKING:
+    import torch
     from torch.export import ExportedProgram
 
 FILE = "model.onnx"
-Rewrite = Callable[["ExportedProgram", tuple[object, ...]], "ExportedProgram"]
+Rewrite = Callable[["ExportedProgram", "tuple[torch.Tensor, ...]"], "ExportedProgram"]
 
 # The exporter warns of optional packages that are absent. Its constant folding calls ONNX's reference operators and
-# warns where one refuses, such as Expand written as a reshape; it then leaves the node in the graph, which is harmless.
+# warns if one refuses, such as Expand written as a reshape; it then leaves the node in the graph, which is harmless.
 _NOISY = ("torch.onnx", "onnxscript.optimizer._constant_folding")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from autotune.errors import ArtifactError
 from autotune.model.floors import require_safe
 
-# Domains that ONNX and ONNX Runtime define; an operator of any other comes from a library of somebody else.
+# Domains that ONNX and ONNX Runtime define; an operator of another domain comes from another library.
 DOMAINS = (
     "", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft",
     "com.microsoft.nchwc", "com.microsoft.experimental", "com.ms.internal.nhwc", "org.pytorch.aten",

@@ -215,7 +215,7 @@ class _OwnNames:
         return _Own(f"{self._root_name}.{name}", at_root) if at_root is not None else None
 
     def _as_the_caller_does(self, name: str, above: str, last: str) -> ModuleSpec | None:
-        """Find a package of the root, or a part of one, as what the caller's own path leads to, if it does."""
+        """Find a package of the root, or a part of one, by the caller's own path, if that leads to it."""
         parent = sys.modules.get(above)
         plain = None
         if above == self._root_name:

@@ -69,5 +69,5 @@ def _reasons(path: Path) -> Iterator[str]:
         elif name.endswith(".pt") and (content := reader.get_record(name)):
             try:
                 torch.load(io.BytesIO(content), weights_only=True)
-            except Exception as error:  # torch raises errors of several kinds for what it refuses
+            except Exception as error:  # torch refuses content by errors of several kinds
                 yield f"{name} holds more than tensors ({type(error).__name__})"

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autotune.model import native_reads
 from autotune.model.own_files import (
@@ -30,9 +30,6 @@ from autotune.model.own_files import (
     python_folders,
 )
 
-if TYPE_CHECKING:
-    from _typeshed import StrOrBytesPath
-
 SET_FOR_WORKERS = ("AUTOTUNE_DB", "PGPASSWORD", "PYTORCH_NVML_BASED_CUDA_CHECK")
 """Environment variables with another value in a worker than in the process that started it; so have all PYTHON*."""
 NEAR = 6
@@ -46,6 +43,7 @@ _PASSING = ("-wal", "-shm", "-journal")
 """Ends of the names of files that SQLite keeps beside an open database."""
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
+_Path = int | str | bytes | os.PathLike[str] | os.PathLike[bytes]
 _stat, _environment_item = os.stat, type(os.environ).__getitem__
 
 
@@ -57,16 +55,15 @@ class Reading:
         self._environment = dict(os.environ)
         self._read, self._written, self._read_first = set[str](), set[str](), set[str]()
         self._folders, self._absent, self._present = set[str](), set[str](), dict[str, str]()
-        self._looked_up, self._unknown, self._new_folders = set[str](), set[str](), set[str]()
-        self._imported: set[str] = set()
+        self._looked_up, self._unknown = set[str](), set[str]()
+        self._new_folders, self._imported = set[str](), set[str]()
 
     def record(self) -> dict[str, Any]:
         """Return the reads as plain JSON, with digests of the present contents.
 
-        ``files``: contents; ``folders``: names in folders that were listed; ``present``: kind, size and time of paths
-        that were only looked up; ``absent``: paths that were looked up and did not exist; ``environment``: variables;
-        ``packages``: names of installed top-level modules; ``unknown``: reasons why something cannot be known, so that
-        nothing counts as unchanged.
+        ``files``: contents; ``folders``: names in listed folders; ``present``: kind, size and time of paths that were
+        only looked up; ``absent``: paths that did not exist; ``environment``: variables; ``packages``: installed
+        top-level modules; ``unknown``: reasons why something cannot be known, so that nothing counts as unchanged.
         """
         sources = own_sources(self._imported)
         unknown = self._unknown | {f"{path} is read and written" for path in self._read_first & self._written}
@@ -74,11 +71,10 @@ class Reading:
         read = self._read | {path for path in appeared if os.path.isfile(path)}
         files = dict[str, str]()
         for path in sorted(self._others(read) - set(sources)):
-            digest = _file_digest(path)
-            if digest is None:
-                unknown.add(f"{path} was read and cannot be read any more")
-            else:
+            if digest := _file_digest(path):
                 files[path] = digest
+            else:
+                unknown.add(f"{path} was read and cannot be read any more")
         digested = {*files, *sources}
         return {
             "files": {**files, **sources},
@@ -98,10 +94,10 @@ class Reading:
                 self._read.add(path)
 
     def opened(self, path: object, flags: object) -> None:
-        """Note that a file is about to be opened; ``flags`` are those of ``os.open``, or None."""
-        flags = flags if isinstance(flags, int) else 0
+        """Note that a file is about to be opened; ``flags`` are those of ``os.open``."""
         if isinstance(path, str) and path.endswith(".pyc"):
-            return  # most of what is opened, and quickly so
+            return  # most opened files, which are skipped quickly
+        flags = flags if isinstance(flags, int) else 0
         name = _absolute(path)
         if name is None or not _counts(name) or (asker(WATCHERS) is Asker.IMPORT and not is_installed(name)):
             return
@@ -147,12 +143,9 @@ class Reading:
     def looked_up(self, key: object) -> None:
         """Note that an environment variable was looked up."""
         name = os.fsdecode(key) if isinstance(key, str | bytes) else None
-        if (
-            name is not None
-            and name not in SET_FOR_WORKERS
-            and not name.startswith("PYTHON")
-            and asker(WATCHERS, NEAR) is Asker.USER
-        ):
+        if name is None or name in SET_FOR_WORKERS or name.startswith("PYTHON"):
+            return
+        if asker(WATCHERS, NEAR) is Asker.USER:
             self._looked_up.add(name)
 
     def cannot_know(self, reason: str) -> None:
@@ -263,9 +256,7 @@ def _noted_item(environment: "os._Environ[str]", key: str) -> str:
     return _environment_item(environment, key)
 
 
-def _noted_stat(
-    path: "int | StrOrBytesPath", *, dir_fd: int | None = None, follow_symlinks: bool = True
-) -> os.stat_result:
+def _noted_stat(path: _Path, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
     try:
         status = _stat(path, dir_fd=dir_fd, follow_symlinks=follow_symlinks)
     except (FileNotFoundError, NotADirectoryError):
@@ -298,7 +289,9 @@ def _starts(reading: Reading, arguments: tuple[object, ...]) -> None:
 
 
 _NOTES: dict[str, Callable[[Reading, tuple[object, ...]], None]] = {
-    "open": lambda reading, arguments: reading.opened(arguments[0], arguments[2]),
+    "open": lambda reading, arguments: reading.opened(
+        arguments[0], arguments[2] if isinstance(arguments[2], int) else 0
+    ),
     "os.listdir": lambda reading, arguments: reading.listed(arguments[0]),
     "os.mkdir": lambda reading, arguments: reading.makes_folder(arguments[0]),
     "os.scandir": lambda reading, arguments: reading.listed(arguments[0]),
@@ -328,8 +321,7 @@ def _counts(path: str) -> bool:
 
 
 def _is_of_library(path: str) -> bool:
-    system = path.startswith(_OF_SYSTEM)
-    return system or is_of_autotune(path) or is_of_python(path) or is_installed(path)
+    return path.startswith(_OF_SYSTEM) or is_of_autotune(path) or is_of_python(path) or is_installed(path)
 
 
 def _absolute(path: object) -> str | None:

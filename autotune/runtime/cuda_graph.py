@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 class CudaGraphRunner:
     """Replays a captured call: copies the inputs in, launches one graph, returns clones of its outputs.
 
-    ``call`` takes flat CUDA tensors and returns a tuple of tensors; it must not synchronise. What it allocates stays in
+    ``call`` takes flat CUDA tensors and returns a tuple of tensors; it must not synchronise. Its allocations stay in
     a memory pool of the graph's own. Inputs may lie on the CPU or the GPU. Safe from several threads and streams: a
     lock orders the host, and a call on another stream than the last call's waits for that call on the device.
 
@@ -111,7 +111,7 @@ def _capture(
     torch.cuda.synchronize(device)
     graph = torch.cuda.CUDAGraph()
     try:
-        # thread_local: what other threads allocate meanwhile neither enters the capture nor breaks it.
+        # thread_local: allocations of other threads neither enter the capture nor break it.
         pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             outputs = tuple(call(*inputs))

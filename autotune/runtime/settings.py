@@ -56,7 +56,7 @@ class Settings:
 
     @classmethod
     def read(cls, folder: Path) -> "Settings":
-        """Read what :meth:`write` wrote; raises ArtifactError if the file is missing or damaged."""
+        """Read the file of :meth:`write`; raises ArtifactError if it is missing or damaged."""
         try:
             values: Mapping[str, Any] = json.loads((folder / FILE).read_text())
             if values["schema"] != SCHEMA:

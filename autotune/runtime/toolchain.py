@@ -1,4 +1,4 @@
-"""The versions that decide what gets built, read from package metadata: no library is imported."""
+"""The versions that decide the result of a build, read from package metadata: no library is imported."""
 
 import functools
 import importlib.metadata
@@ -29,10 +29,10 @@ ON_GPUS = {
     "cudnn": ("nvidia-cudnn-cu{cuda}",),
     "cuda": ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu{cuda}"),
 }
-"""Entries of a GPU's toolchain alone: a new cuDNN must not outdate what was built for a CPU.
+"""Entries of a GPU's toolchain alone: a new cuDNN must not outdate an artifact for a CPU.
 
-nvcc has no entry: the same code for the same architecture is the same kernel, and a machine without nvcc runs what
-another one compiled.
+nvcc has no entry: the same code for the same architecture is the same kernel, and a machine without nvcc runs
+kernels that another one compiled.
 """
 
 CUDA_MAJORS = ("13", "12")

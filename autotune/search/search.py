@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class Search:
-    """Proposes what to try next, never the same configuration twice.
+    """Proposes the next configuration to try, never the same one twice.
 
     A proposal is a function of the spaces, the seed, the set of outcomes and what is running. The search itself
     remembers outcomes only, so the caller names a proposal in ``running`` until its outcome is observed. Defaults come

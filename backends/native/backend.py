@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from autotune.backend import Availability, Runner, SourceModel
 from autotune.backends.native.kernel_kinds import KERNEL_KINDS
@@ -19,7 +19,6 @@ from autotune.search_spaces import native as spaces
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-    from torch.fx import GraphModule
 
     from autotune.backends.native.fusions import Fused
     from autotune.kernel import KernelProvider
@@ -70,7 +69,7 @@ class NativeBackend:
         from autotune.backends.native.sites import sites
         from autotune.model.precision import flat_module
 
-        module = cast("GraphModule", flat_module(self._rewritten(model, configuration, device)[0]))
+        module = flat_module(self._rewritten(model, configuration, device)[0])
         graph_sites = sites(module, channels_last=bool(configuration.get("channels_last", False)))
         return Counter(site.problem for site in graph_sites if site.problem is not None)
 
@@ -107,7 +106,7 @@ class NativeBackend:
         from autotune.runtime.torch_runner import torch_runner
 
         settings = Settings.read(folder)
-        module = cast("GraphModule", flat_module(on_device(load_program(folder / PROGRAM), device.torch_name)))
+        module = flat_module(on_device(load_program(folder / PROGRAM), device.torch_name))
         if settings.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         any_layout = reads_any_layout(module)

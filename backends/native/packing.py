@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ def pack(
     """Choose a kernel for each site, copy the compiled kernels into ``folder``, and write the artifact's record."""
     channels_last = bool(configuration.get("channels_last", False))
     programmatic_launch = bool(configuration.get("programmatic_launch", False))
-    module = cast(GraphModule, flat_module(program))
+    module = flat_module(program)
     target = folder / FOLDER
     target.mkdir()
     triton_sites = compile_triton_sites(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
+from autotune.backends.native import operators, pointwise  # noqa: F401 (they register the operators below)
 from autotune.backends.native.graph import value
 from autotune.backends.native.native_record import PlanEntry
 from autotune.backends.native.triton_kernels.launch import LoadedPlan

@@ -58,7 +58,7 @@ def test_the_rates_of_this_gpu_can_be_read() -> None:
 def test_stored_records_keep_their_key_for_the_number_of_sms():
     rates = DeviceRates.of(properties())
     data = rates.as_dict()
-    assert list(data)[0] == "multiprocessors" and data["multiprocessors"] == rates.sm_count
+    assert next(iter(data)) == "multiprocessors" and data["multiprocessors"] == rates.sm_count
     assert set(data) == set(DeviceRates.names())
     with pytest.raises(TypeError, match="sm_count"):
         DeviceRates.from_dict({name: value for name, value in data.items() if name != "multiprocessors"})

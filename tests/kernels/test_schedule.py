@@ -115,5 +115,5 @@ def test_what_cannot_be_is_refused() -> None:
         KernelSchedule({LARGE: 1.0}, budget_s=60, most_builds=0)
     schedule = KernelSchedule({LARGE: 1.0}, budget_s=60, clock=Clock())
     schedule.next(4)
-    with pytest.raises(ValueError, match="5 builds, with 4 under way"):
+    with pytest.raises(ValueError, match="5 of 5 builds were reported, and 4 are unfinished"):
         schedule.tell(LARGE, requested=5, built=5, best_us=1.0)

@@ -246,7 +246,7 @@ def test_blocks_that_torch_cannot_write_down_are_refused_at_once():
             with torch.autocast("cpu", enabled=False):
                 return torch.cond(x.sum() > 0, lambda x: x.sin(), lambda x: x.cos(), (x,))
 
-    with pytest.raises(ModelError, match="cannot write its graph down"):
+    with pytest.raises(ModelError, match="cannot save its graph"):
         captured(Nested().eval(), torch.rand(4))
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from autotune import registry
 from autotune.database.store import Store
+from autotune.execute.answers import ProblemCount, ProblemsAnswer
 from autotune.kernel import KnownKernel, KnownKernels, toolchain_of
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
@@ -38,8 +39,8 @@ class FakeExecutor:
     def problems(self, configuration):
         self.looked.append(configuration["norm"])
         counts = {ONE: 3} if configuration["norm"] else {ONE: 1, TWO: 5}
-        entries = [{"problem": problem.as_dict(), "count": count} for problem, count in counts.items()]
-        return SimpleNamespace(failure=self.failure, value=None if self.failure else {"problems": entries})
+        answer = ProblemsAnswer(problems=tuple(ProblemCount(problem=one, count=n) for one, n in counts.items()))
+        return SimpleNamespace(failure=self.failure, value=None if self.failure else answer)
 
 
 @pytest.fixture

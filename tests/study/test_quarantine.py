@@ -23,14 +23,14 @@ class Server(SimulatedServer):
         super().__init__(journal)
         self.built, self.crashing, self.stopping, self.halting = [], crashing, stopping, halting
 
-    def step(self, stage, **line):
+    def step(self, stage, answer, **line):
         if stage == "build":
             self.built.append(line["configuration"])
         if line["configuration"] == self.stopping:
             raise StudyInterruptedError("killed in the middle, as far as the database knows")
         if line["configuration"] == self.halting:
             os.kill(os.getpid(), signal.SIGTERM)
-        return self._ended(stage, -11 if line["configuration"] in self.crashing else 0)
+        return self._ended(stage, answer, -11 if line["configuration"] in self.crashing else 0)
 
 
 class Told:

@@ -21,8 +21,8 @@ def known(kind: str, median_us: float, **values: int) -> KnownKernel:
 CALL = known("cublaslt", 5.0, rank=0)
 OURS, ROOMY, FULL = (
     known("cutlass", 5.1),
-    known("hopper_gemm", 5.4, ctas_per_sm=2),
-    known("hopper_gemm", 5.2, ctas_per_sm=1),
+    known("hopper_gemm", 5.4, residents=2),
+    known("hopper_gemm", 5.2, residents=1),
 )
 
 

@@ -31,7 +31,7 @@ extern "C" int kernel_0123456789abcdef_run(Operands const* on, Launch const* at,
 extern "C" size_t kernel_0123456789abcdef_workspace_bytes(Launch const* at, int processors) {
   return size_t(at->splits) * processors * 4294967296;
 }
-extern "C" int kernel_0123456789abcdef_made(ResourceUsage* told) {
+extern "C" int kernel_0123456789abcdef_made(Made* told) {
   if (told->stages != 0) return 1;
   *told = {168, 48, 229376, 6};
   return 0;

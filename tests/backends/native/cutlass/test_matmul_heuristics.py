@@ -28,7 +28,7 @@ def answer(**values: int) -> dict[str, int]:
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, int]]:
     given: list[dict[str, int]] = []
-    monkeypatch.setattr(matmul_heuristics, "_asked", lambda *_: given)
+    monkeypatch.setattr(matmul_heuristics, "_recommended", lambda *_: given)
     return given
 
 
@@ -79,6 +79,6 @@ def test_a_library_that_goes_wrong_suggests_nothing(does: str, tmp_path: Path, m
     (package / "__init__.py").write_text(does + "\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    matmul_heuristics._asked.cache_clear()
+    matmul_heuristics._recommended.cache_clear()
     assert suggested(H200, PROBLEM, 4) == ()
-    matmul_heuristics._asked.cache_clear()
+    matmul_heuristics._recommended.cache_clear()

@@ -65,7 +65,7 @@ def test_every_legal_build_has_a_line_with_an_argument_for_each_parameter(build:
     assert name == "{name}"
     assert len(given) == len(arguments(HEADS[source.header]))
     sides = [str(build.tile[side]) for side in ("tile_m", "tile_n", "tile_k")]
-    assert next(re.findall(r"\d+", text) for text in given if "GemmSize<" in text) == sides
+    assert next(re.findall(r"\d+", text) for text in given if "Shape<" in text) == sides
 
 
 @settings(max_examples=30, deadline=None)

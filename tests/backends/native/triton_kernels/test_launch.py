@@ -85,7 +85,7 @@ def test_a_launch_arrives_as_it_was_given(fake: Fake, tmp_path: Path) -> None:
 
 @needs_gcc
 def test_a_kernel_that_waits_by_itself_is_launched_early(fake: Fake, tmp_path: Path) -> None:
-    LoadedCubin(compiled(tmp_path, programmatic_launch=True), 1, on=fake.driver).launch((3, 2, 1), ARGUMENTS, 0)
+    LoadedCubin(compiled(tmp_path, early=True), 1, on=fake.driver).launch((3, 2, 1), ARGUMENTS, 0)
     assert "stream=(nil) early x=0x1000" in fake.noted
 
 
@@ -115,7 +115,7 @@ def test_a_launch_that_fails_is_told(fake: Fake, tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"0x1008.*\n.*multiple of 16"):
         kernel.launch((1, 1, 1), {**ARGUMENTS, "x": 4104}, 0)
     fake.reset("launch")
-    with pytest.raises(WorkError, match="cuLaunchKernelEx gave error"):
+    with pytest.raises(WorkError, match="cuLaunchKernelEx returned error"):
         kernel.launch((1, 1, 1), ARGUMENTS, 0)
     with pytest.raises(WorkError, match=r"parameters of \['fp8'\]"):
         LoadedCubin(compiled(tmp_path, parameters=[["x", "fp8"]]), 1, on=fake.driver)
@@ -137,7 +137,7 @@ def test_a_plan_binds_buffers_by_name(fake: Fake, tmp_path: Path) -> None:
 @needs_gcc
 def test_a_driver_without_a_gpu_is_told(fake: Fake) -> None:
     fake.reset("cuInit")
-    with pytest.raises(WorkError, match="cuInit gave error 100: CUDA_ERROR_NAME"):
+    with pytest.raises(WorkError, match="cuInit returned error 100: CUDA_ERROR_NAME"):
         CudaDriver(str(fake.library))
 
 
