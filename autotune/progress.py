@@ -1,4 +1,4 @@
-"""How work that takes long reports its progress: Progress."""
+"""The protocol by which long work reports its progress: Progress."""
 
 from collections.abc import Callable
 from typing import Protocol

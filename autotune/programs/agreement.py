@@ -1,4 +1,4 @@
-"""Whether several runs of one study agree: ``python -m autotune.programs.agreement FILE FILE… [--json FILE]``.
+"""Compares several runs of one study: ``python -m autotune.programs.agreement FILE FILE… [--json FILE]``.
 
 Each file is a results file of a run of its own. The program prints the winner of each run with those tied with it, by
 how much that winner is slower than the best of all runs taken together, and Kendall's tau-b of each pair of runs. Exit

@@ -1,4 +1,4 @@
-"""How often finals decide rightly under noise: ``python -m autotune.programs.decisions``.
+"""Simulates finals under noise and counts right decisions: ``python -m autotune.programs.decisions``.
 
 Finals of a baseline and one candidate are simulated and decided by the product's own rules, look by look, with three
 processes to the first look as on a GPU and five as on a CPU. A row says how often, in one kind of noise, two equals are

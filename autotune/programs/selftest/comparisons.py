@@ -1,4 +1,4 @@
-"""How often the paired comparison finds a difference: if there is none (A/A), and if there is one (power).
+"""The rates at which the paired comparison finds a difference if there is none (A/A), and if there is one (power).
 
 Each of the 400 comparisons is a race of its own, as in the finals: 20 rounds of one callable under two names, in random
 order within each round, a block each, and Wilcoxon's test on the log-ratios of the blocks' medians. The order is drawn
