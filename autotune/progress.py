@@ -1,4 +1,4 @@
-"""How work that takes long reports its progress: Progress."""
+"""The protocol by which long work reports its progress: Progress."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -22,6 +22,6 @@ class Silent:
         """Ignore the event."""
 
 
-def teller(progress: Progress) -> Callable[[str], None] | None:
+def message_reporter(progress: Progress) -> Callable[[str], None] | None:
     """Return a function that shows the user a line; ``None`` if nobody watches the progress, so that the log must."""
     return None if isinstance(progress, Silent) else lambda text: progress.event("message", text=text)

@@ -190,7 +190,7 @@ def _session_options(configuration: Configuration, *, level: str) -> "onnxruntim
 def _load_on_cuda(path: Path, record: ArtifactRecord, device: Device) -> Runner:
     import torch  # first: it brings the CUDA libraries that the provider needs
 
-    from autotune.backends.onnxruntime_cuda import CudaGraphRunner, CudaRunner, preload_libraries
+    from autotune.backends.onnxruntime_cuda import CudaRunner, OrtCudaGraphRunner, preload_libraries
 
     preload_libraries()
     import onnxruntime
@@ -222,7 +222,7 @@ def _load_on_cuda(path: Path, record: ArtifactRecord, device: Device) -> Runner:
             run="autotune doctor",
         )
     if configuration["cuda_graph"]:
-        return CudaGraphRunner(session, stream, device, record.inputs, record.outputs, read_example(path.parent))
+        return OrtCudaGraphRunner(session, stream, device, record.inputs, record.outputs, read_example(path.parent))
     return CudaRunner(session, stream, device, record.inputs, record.outputs)
 
 

@@ -1,4 +1,4 @@
-"""What the build of the documentation makes from the code and the result files: commands, results, errors and floors.
+"""Parts of pages that are generated from the code and the result files: commands, results, errors and floors.
 
 A page asks for such a part by a line ``<!-- generated: NAME ARGUMENT... -->``; NAME is a key of :data:`PARTS`.
 """

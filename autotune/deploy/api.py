@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from autotune.errors import PlanNotFoundError, RequestError, UndecidedError
-from autotune.progress import Progress, Silent, teller
+from autotune.progress import Progress, Silent, message_reporter
 from autotune.records.objective import Objective
 from autotune.scratch import ScratchFolder
 from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, StudyOutcome, StudyRequest
@@ -219,7 +219,7 @@ def _rebuilt(store: "Store", prepared: "Prepared", request: StudyRequest, plan: 
         if not wrong:
             return plan  # another process has built it meanwhile
         said = _Said(progress)
-        with _study(store, prepared, request, said, plan, teller(progress)) as study:
+        with _study(store, prepared, request, said, plan, message_reporter(progress)) as study:
             again = study.rebuild(plan, workload)
         if again is None:
             raise unusable(prepared, plan, wrong, f"which was tried: {said.last}", "autotune.optimize(model, inputs)")

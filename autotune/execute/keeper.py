@@ -71,7 +71,7 @@ def keep(
         os.close(channel)
         os.set_blocking(output, False)
         _report(control, {**about, "op": "started", "pid": step, "keeper": me})
-        keeper = _Keeper(step, wakeup, output, OutputLog(log), limits.within(HostMemory.read()))
+        keeper = _WatchedStep(step, wakeup, output, OutputLog(log), limits.within(HostMemory.read()))
         keeper.watch(control)
         keeper.end()
         ended = {"op": "exited", "id": about["id"], "code": keeper.code, "kind": keeper.kind, "detail": keeper.detail}
@@ -88,7 +88,7 @@ def _report(control: socket.socket, message: Mapping[str, object]) -> None:
         control.send(json.dumps(message).encode())
 
 
-class _Keeper:
+class _WatchedStep:
     """One running step, its exit code once it has one, and the reason of its end if no order ended it."""
 
     def __init__(self, step: int, wakeup: int, output: int, log: OutputLog, limits: Limits) -> None:

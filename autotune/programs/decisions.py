@@ -1,4 +1,4 @@
-"""How often finals decide rightly under noise: ``python -m autotune.programs.decisions``.
+"""Simulates finals under noise and counts right decisions: ``python -m autotune.programs.decisions``.
 
 Finals of a baseline and one candidate are simulated and decided by the product's own rules, look by look, with three
 processes to the first look as on a GPU and five as on a CPU. A row says how often, in one kind of noise, two equals are
@@ -86,7 +86,7 @@ class UnlikeProcesses(Noise):
     process_noise = 5 * PROCESS_NOISE
 
 
-class Drift(Noise):
+class LinearDrift(Noise):
     """Everything becomes slower in a straight line, by a tenth in a hundred rounds."""
 
     def block(self, at: float, which: int) -> tuple[float, bool]:
@@ -190,7 +190,7 @@ class Scenario:
 SCENARIOS = (
     Scenario(name="equals, quiet", noise=Quiet),
     Scenario(name="equals, processes that differ by 5%", noise=UnlikeProcesses, judged=False),
-    Scenario(name="equals, drift", noise=Drift),
+    Scenario(name="equals, drift", noise=LinearDrift),
     Scenario(name="equals, two clock speeds", noise=TwoSpeeds),
     Scenario(name="equals, outlying processes", noise=OutlyingProcesses),
     Scenario(name="equals, one process ten times slower", noise=OneProcess),

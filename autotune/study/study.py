@@ -20,7 +20,7 @@ from autotune.execute.executor import Executor
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.kernels.executor import STEPS
-from autotune.progress import Progress, Silent, teller
+from autotune.progress import Progress, Silent, message_reporter
 from autotune.records.canonical import digest
 from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
@@ -57,7 +57,7 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     begin = time.monotonic()
     with (
         ScratchFolder("study") as folder,
-        WorkerServer(folder, steps=STEPS, work=request.name, tell=teller(progress)) as server,
+        WorkerServer(folder, steps=STEPS, work=request.name, tell=message_reporter(progress)) as server,
         stoppable(server) as stop,
     ):
         found = Study(request, store, progress, server, folder, stop).run(begin)

@@ -104,7 +104,7 @@ class BackendConformance:
             if self.device.kind == "cpu":
                 assert type(configuration["threads"]) is int
 
-    def test_space_does_not_depend_on_when_it_is_asked(self) -> None:
+    def test_space_is_the_same_at_every_call(self) -> None:
         """Two spaces for the same device are the same."""
         first, second = (self.backend.space(self.device, None, has_factory=True) for _ in range(2))
         assert first.digest == second.digest and first.defaults == second.defaults

@@ -1,4 +1,4 @@
-"""Whether models that differ in one thing share a key: ``python -m autotune.programs.identity_pairs``.
+"""Compares the keys of models that differ in one thing: ``python -m autotune.programs.identity_pairs``.
 
 Draws pairs of small models that differ in one thing (a constant, an inner graph, an output key, a buffer write, an
 attribute of an operator, an input's role, weights, inputs, the gate, the rest of the request) and holds their keys

@@ -1,4 +1,4 @@
-"""Whether a GPU survives its candidates: faults on a real device, and the work of the next candidate.
+"""Faults of candidates on a real GPU, each followed by the work of the next candidate.
 
 A candidate that has lost its context, that holds all memory, or that dies while its kernel runs may cost the others
 neither memory nor a right result.

@@ -1,4 +1,4 @@
-"""Whether a study survives its candidates: fourteen kinds of faults, many times each, in real workers."""
+"""Faults of candidates that a study must survive: fourteen kinds, many times each, in real workers."""
 
 import signal
 import subprocess
