@@ -1,4 +1,4 @@
-"""Plans of one name that are told apart."""
+"""Plans of one name are distinguished by the parts in which they differ."""
 
 from dataclasses import replace
 
