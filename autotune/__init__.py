@@ -1,9 +1,9 @@
 """autotune finds, proves and remembers the fastest way to run a model on a device.
 
-``import autotune`` loads nothing heavy; each name below is imported when it is first used.
+``import autotune`` loads no large library; each name below is imported at its first use.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune import renamed
 
@@ -44,7 +44,7 @@ __all__ = [
 renamed.install()
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     import importlib
 
     if name == "measure":

@@ -21,26 +21,26 @@ from autotune.cli.plan import find_plans
 
 
 def bench(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of the study whose plan is timed again.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The name of the study whose plan is timed.")],
     batch: Batch = None,
     device: DeviceOption = None,
     on: Annotated[
-        str, typer.Option("--on", metavar="DEVICE", help="auto, cpu, cuda or cuda:N: where to time.")
+        str, typer.Option("--on", metavar="DEVICE", help="The device to time it on: auto, cpu, cuda or cuda:N.")
     ] = "auto",
     structure: Structure = None,
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Time a stored plan again and say whether it holds, has drifted, or cannot be told.
+    """Time a stored plan again and report whether its stored latency holds or has drifted.
 
-    Several plans of the name are all timed; with --json one is one object, and several are a list of them.
+    If several plans have the name, all are timed. With --json one plan is one object; several plans are a list.
     """
     from autotune.report.bench import bench_view
     from autotune.report.distinction import differing, named
     from autotune.runtime.discovery import find
     from autotune.study.bench import bench_plan
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         errors().print(text, markup=False, soft_wrap=True)
 
     here = find(on)
@@ -52,7 +52,7 @@ def bench(
             if not json:
                 errors().print(f"timing {named(plan, parts)} on {here.name}", markup=False)
             with nothing_on_stdout():
-                outcomes.append(bench_plan(plan, store, here, tell))
+                outcomes.append(bench_plan(plan, store, here, report))
     if json:
         documents = [outcome.as_dict() for outcome in outcomes]
         print_json(documents[0] if len(documents) == 1 else documents)

@@ -1,4 +1,4 @@
-"""``autotune db``: the tuning database itself."""
+"""``autotune db``: maintenance of the tuning database."""
 
 import time
 from pathlib import Path
@@ -8,12 +8,12 @@ import typer
 
 from autotune.cli.output import Db, Json, open_store, print_json, show
 
-app = typer.Typer(help="The tuning database itself.", no_args_is_help=True)
+app = typer.Typer(help="Maintain the tuning database.", no_args_is_help=True)
 
 
 @app.command("upgrade")
 def upgrade(db: Db = None, json: Json = False) -> None:
-    """Bring the database to this version's schema, or make it."""
+    """Upgrade the database to the schema of this version, or create it."""
     with open_store(db, create=True) as store:
         _say({"database": store.location}, f"{store.location} has the newest schema", json=json)
 
@@ -23,7 +23,7 @@ def export(
     studies: Annotated[list[str], typer.Argument(metavar="STUDY...", help="Names of studies.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
     artifacts: Annotated[
-        bool, typer.Option("--artifacts/--no-artifacts", help="Whether the artifacts of plans go along.")
+        bool, typer.Option("--artifacts/--no-artifacts", help="Also export the artifacts of plans.")
     ] = True,
     db: Db = None,
     json: Json = False,
@@ -42,12 +42,12 @@ def merge(
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Take in what another machine exported; the same trial never counts twice."""
+    """Add the content of a file that another machine exported; the same trial is never added twice."""
     from autotune.database.exchange import merge_file
     from autotune.errors import RequestError
 
-    if not file.is_file():  # said before an empty database is made
-        raise RequestError(f"cannot merge {file}", found="no such file", expected="what autotune db export wrote")
+    if not file.is_file():  # refused before an empty database is created
+        raise RequestError(f"cannot merge {file}", found="no such file", expected="a file of autotune db export")
     with open_store(db, create=True) as store:
         counts, location = merge_file(store, file), store.location
     _say({"file": str(file), "database": location, **counts}, f"merged {file}: {_merged_in_words(counts)}", json=json)
@@ -55,14 +55,14 @@ def merge(
 
 @app.command("check")
 def check(db: Db = None, json: Json = False) -> None:
-    """Read every row and every byte of every artifact, and list what is damaged, missing or needed by nobody.
+    """Read every row and every byte of every artifact, and list all that is damaged, missing or no longer needed.
 
-    Exits with 1 where there is anything to list.
+    Exit code 1 if it lists anything.
     """
-    from autotune.database.check import check as find
+    from autotune.database.check import check as check_store
 
     with open_store(db) as store:
-        findings, location = find(store, time.time()), store.location
+        findings, location = check_store(store, time.time()), store.location
     if json:
         print_json({"database": location, "findings": [finding.as_dict() for finding in findings]})
     elif findings:
@@ -77,29 +77,29 @@ def check(db: Db = None, json: Json = False) -> None:
 
 @app.command("gc")
 def gc(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be deleted.")] = False,
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Delete artifacts that no plan or trial needs, and what killed processes left behind.
+    """Delete artifacts that no plan or trial needs, and files that killed processes left behind.
 
-    What was added within a day stays, so that it can run beside a study.
+    Files of the last day stay, so that it can run beside a study.
     """
     from autotune.database.check import collect_garbage
 
     with open_store(db) as store:
-        gone, root = collect_garbage(store, time.time(), dry_run=dry_run), store.artifacts.root
+        unneeded, root = collect_garbage(store, time.time(), dry_run=dry_run), store.artifacts.root
     document: dict[str, object] = {
         "artifact_store": str(root),
         "deleted": not dry_run,
-        "artifacts": list(gone.artifacts),
-        "blobs": [path.name for path in gone.blobs],
-        "leftovers": [str(path.relative_to(root)) for path in gone.leftovers],
-        "size_bytes": gone.size_bytes,
+        "artifacts": list(unneeded.artifacts),
+        "blobs": [path.name for path in unneeded.blobs],
+        "leftovers": [str(path.relative_to(root)) for path in unneeded.leftovers],
+        "size_bytes": unneeded.size_bytes,
     }
-    counts = f"{len(gone.artifacts)} artifacts, {len(gone.blobs)} blobs and {len(gone.leftovers)} leftovers"
+    counts = f"{len(unneeded.artifacts)} artifacts, {len(unneeded.blobs)} blobs and {len(unneeded.leftovers)} leftovers"
     done = "would delete" if dry_run else "deleted"
-    _say(document, f"{done} {counts} ({gone.size_bytes / 2**20:.1f} MiB) in {root}", json=json)
+    _say(document, f"{done} {counts} ({unneeded.size_bytes / 2**20:.1f} MiB) in {root}", json=json)
 
 
 def _say(document: dict[str, object], text: str, *, json: bool) -> None:
@@ -114,4 +114,6 @@ def _in_words(written: dict[str, int]) -> str:
 
 
 def _merged_in_words(counts: dict[str, dict[str, int]]) -> str:
-    return ", ".join(f"{count['added']} {kind} added ({count['known']} known)" for kind, count in counts.items())
+    return ", ".join(
+        f"{count['added']} {kind} added ({count['known']} already there)" for kind, count in counts.items()
+    )

@@ -1,15 +1,15 @@
-"""How far a study is, and when it will end: arithmetic on what ``autotune tune`` is told."""
+"""The progress of a study and the time until its end, computed from the events of its search."""
 
 from collections.abc import Callable
 
 UNKNOWN_SHARE = 0.25
-"""What has lasted longer than its limit is taken to last for so much of that time again."""
+"""A phase that has lasted longer than its limit is expected to last for this share of its duration again."""
 
 
 class Estimate:
-    """Search until trials or budget are used up, whichever comes first, then finals of limited time.
+    """An estimate for a search until its trials or its budget are used up, followed by finals of limited time.
 
-    ``now`` is a monotonic clock in seconds; ``finals_s`` the usual limit of the finals. ``trials`` and ``spent_s`` of
+    ``now`` is a monotonic clock in seconds; ``finals_s`` is the usual limit of the finals. The trials and the time of
     earlier runs count, as they do for the study.
     """
 
@@ -22,16 +22,16 @@ class Estimate:
         self._finals_since: float | None = None
 
     def resume(self, *, trials: int, spent_s: float) -> None:
-        """Note what earlier runs of the study have used up."""
+        """Add the trials and the seconds of search that earlier runs of the study have used up."""
         self._done, self._earlier_s = trials, spent_s
 
     def begin_search(self) -> None:
-        """Note that the first trial of this run begins; later calls change nothing."""
+        """Record that the first trial of this run begins; later calls change nothing."""
         if self._search_since is None:
             self._search_since = self._last_trial_at = self._now()
 
     def end_trial(self, *, counts: bool) -> None:
-        """Note that a trial has ended; one that was known already does not count."""
+        """Record that a trial has ended; a trial that another study had finished does not count."""
         self.begin_search()
         if counts:
             self._done += 1
@@ -39,19 +39,19 @@ class Estimate:
         self._last_trial_at = self._now()
 
     def begin_finals(self) -> None:
-        """Note that the search is over."""
+        """Record that the search is over and the finals begin."""
         self._finals_since = self._now()
 
     @property
     def share(self) -> float:
-        """How much of the search is over, by what will end it first: from 0 to 1."""
+        """The share of the search that is over, from 0 to 1: of its trials or of its budget, whichever is larger."""
         if self._finals_since is not None:
             return 1.0
         return min(1.0, max(self._done / self._trials, self._spent_s() / self._budget_s))
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the end, at most; None before the search has begun. Never below what the finals may take."""
+        """The seconds until the end, the finals with all their time included; None before the search has begun."""
         if self._finals_since is not None:
             return self._left_of(self._finals_s, self._now() - self._finals_since)
         if self._search_since is None:
@@ -73,13 +73,13 @@ class Estimate:
         return self._earlier_s + here_s
 
     @staticmethod
-    def _left_of(limit_s: float, gone_s: float) -> float:
-        """What is left of a limit; what goes beyond it goes on for a while, and the longer it has, the longer."""
-        return max(limit_s - gone_s, UNKNOWN_SHARE * gone_s)
+    def _left_of(limit_s: float, elapsed_s: float) -> float:
+        # Past the limit the expected rest grows with the time that has passed.
+        return max(limit_s - elapsed_s, UNKNOWN_SHARE * elapsed_s)
 
 
 def in_words(left_s: float) -> str:
-    """Seconds until the end as people say them, rounded up."""
+    """Return the time until the end for people to read, rounded up: ``about 40 s left``."""
     if left_s < 120:
         return f"about {max(10, 10 * -(-left_s // 10)):.0f} s left"
     minutes = -(-left_s // 60)

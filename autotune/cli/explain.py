@@ -16,10 +16,10 @@ def explain(
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Explain a plan: kernels before and after, what was fused where, which tile each GEMM got and what it saved.
+    """Explain a plan: its kernels before and after, its fusions, and for each GEMM the tile and the time it saved.
 
-    Without --batch every batch; several plans of the name are all explained. With --json one plan is one object;
-    several are a list of them.
+    Without --batch, the plans of all batches. If several plans have the name, all are explained. With --json one plan
+    is one object; several plans are a list.
     """
     from autotune.report.distinction import differing, named
     from autotune.report.explain import explanation
@@ -27,10 +27,10 @@ def explain(
 
     with open_store(db) as store:
         plans = find_plans(store, model, batch, device_class(device), structure)
-        found = [explanation(plan, store) for plan in plans]
+        explanations = [explanation(plan, store) for plan in plans]
     if json:
-        print_json(found[0] if len(found) == 1 else found)
+        print_json(explanations[0] if len(explanations) == 1 else explanations)
         return
     parts = differing(plans)
-    for plan, one in zip(plans, found, strict=True):
-        show(explanation_view(one, named(plan, parts)))
+    for plan, explained in zip(plans, explanations, strict=True):
+        show(explanation_view(explained, named(plan, parts)))

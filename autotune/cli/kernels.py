@@ -1,4 +1,4 @@
-"""``autotune kernels``."""
+"""``autotune kernels list`` and ``autotune kernels tune``."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 DTYPES = ("fp16", "bf16", "fp32")
 EPILOGUES = ("none", "bias", "relu", "gelu", "gelu_tanh", "silu")
 
-app = typer.Typer(no_args_is_help=True, help="Kernels that are tuned one problem at a time.")
+app = typer.Typer(no_args_is_help=True, help="Tune the kernel of one problem, and list the tuned kernels.")
 
 
 @app.command("list")
 def list_kernels(device: DeviceOption = None, db: Db = None, json: Json = False) -> None:
-    """List the kernel problems that are known, each with its best kernel."""
+    """List the kernel problems in the database, each with its best kernel."""
     with open_store(db) as store:
         rows = store.kernels.problems(device_class(device))
     from autotune.report.kernels import problems_document, problems_table
@@ -47,7 +47,7 @@ def list_kernels(device: DeviceOption = None, db: Db = None, json: Json = False)
 def tune(
     m: Annotated[int, typer.Argument(metavar="M", help="Rows of A and of the result: batch times tokens.")],
     n: Annotated[int, typer.Argument(metavar="N", help="Columns of the result: a linear layer's outputs.")],
-    k: Annotated[int, typer.Argument(metavar="K", help="What is summed over: a linear layer's inputs.")],
+    k: Annotated[int, typer.Argument(metavar="K", help="The length of each sum: a linear layer's inputs.")],
     dtype: Annotated[str, typer.Option("--dtype", metavar="TYPE", help="fp16, bf16 or fp32.")] = "fp16",
     epilogue: Annotated[
         str,
@@ -58,13 +58,15 @@ def tune(
     residual: Annotated[bool, typer.Option("--residual", help="Add a residual before the activation.")] = False,
     device: Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     budget: Annotated[str, typer.Option("--budget", metavar="TIME", help="Time for this run: 90s, 2m, 1h.")] = "2m",
-    builds: Annotated[int, typer.Option("--builds", metavar="N", help="Kernels compiled at most, over all runs.")] = 16,
+    builds: Annotated[
+        int, typer.Option("--builds", metavar="N", help="The most kernels to compile, over all runs.")
+    ] = 16,
     db: Db = None,
     json: Json = False,
 ) -> None:
     """Find the fastest kernel for D = activation(A·B + bias + residual) with A of M×K and B of K×N.
 
-    Every trial is kept; what was tried before under the same toolchain is not tried again.
+    Every trial is stored; a kernel that was tried before under the same toolchain is not tried again.
     """
     from autotune.runtime import discovery
     from autotune.study.file import parse_duration
@@ -75,29 +77,29 @@ def tune(
     except ValueError as error:
         raise RequestError(f"--budget {budget}", found=str(error), expected="such as 90s, 2m or 1h30m") from None
     if builds < 1:
-        raise RequestError(f"--builds {builds}", found="no build at all", expected="at least 1")
-    where = discovery.find(device)
+        raise RequestError(f"--builds {builds}", found="less than one kernel", expected="at least 1")
+    target = discovery.find(device)
     if json:
         with nothing_on_stdout():
-            report = _run(problem, where, budget_s, builds, db)
+            report = _run(problem, target, budget_s, builds, db)
     else:
-        report = _run(problem, where, budget_s, builds, db)
-    _tell(report, where, json=json)
+        report = _run(problem, target, budget_s, builds, db)
+    _print_report(report, target, json=json)
 
 
 def kernel_problem(m: int, n: int, k: int, dtype: str, epilogue: str, *, residual: bool) -> "GemmProblem":
-    """Make the problem from the words of the command line; RequestError for one that is none."""
+    """Return the problem that the arguments describe; RequestError if there is no such problem."""
     from autotune.records.kernel_problem import GemmProblem
 
-    for option, found, accepted in (("--dtype", dtype, DTYPES), ("--epilogue", epilogue, EPILOGUES)):
-        if found not in accepted:
-            raise RequestError(f"{option} {found}", found="no such name", expected=f"one of {', '.join(accepted)}")
-    values: dict[str, Any] = {
-        "dtype": dtype, "output": dtype, "bias": epilogue != "none", "residual": residual,
+    for option, name, accepted in (("--dtype", dtype, DTYPES), ("--epilogue", epilogue, EPILOGUES)):
+        if name not in accepted:
+            raise RequestError(f"{option} {name}", found="no such name", expected=f"one of {', '.join(accepted)}")
+    values: dict[str, object] = {
+        "m": m, "n": n, "k": k, "dtype": dtype, "output": dtype, "bias": epilogue != "none", "residual": residual,
         "activation": "none" if epilogue == "bias" else epilogue,
     }  # fmt: skip
     try:
-        return GemmProblem(m=m, n=n, k=k, **values)
+        return GemmProblem.from_dict(values)
     except ValueError as error:
         raise RequestError(f"a product of {m}×{k} and {k}×{n}", found=str(error), expected="positive sizes") from None
 
@@ -123,22 +125,22 @@ def _run(problem: "GemmProblem", device: "Device", budget_s: float, builds: int,
         )  # fmt: skip
 
 
-def _tell(report: "KernelReport", device: "Device", *, json: bool) -> None:
-    """Print what is known; then raise where nothing could be timed, or the run was stopped."""
+def _print_report(report: "KernelReport", device: "Device", *, json: bool) -> None:
+    """Print the result of a tuning; raises if nothing could be timed, or if the run was stopped."""
     from autotune.report.kernels import problem_words, tuned_document, tuned_view
 
     (tuned,) = report.problems
     if report.stopped:
         raise StudyInterruptedError(
-            f"tuning {problem_words(tuned.problem)} was stopped; what was finished is kept",
-            run="the same command to go on",
+            f"tuning {problem_words(tuned.problem)} was stopped; its finished trials are kept",
+            run="the same command, to continue",
         )
     if tuned.best is None:
         failures = [str(trial.failure) for trial in tuned.trials if trial.failure is not None]
-        found = str(tuned.trouble) if tuned.trouble else "; ".join(failures[:3]) or "no candidate was timed"
+        reason = str(tuned.trouble) if tuned.trouble else "; ".join(failures[:3]) or "no candidate was timed"
         raise WorkError(
-            f"no kernel for {problem_words(tuned.problem)} on {device.name}", found=found,
-            expected="at least one that is right", run="autotune doctor",
+            f"no kernel for {problem_words(tuned.problem)} on {device.name}", found=reason,
+            expected="at least one kernel with correct results", run="autotune doctor",
         )  # fmt: skip
     if json:
         print_json(
@@ -162,15 +164,15 @@ class KernelProgress:
         self._console = console
 
     def event(self, kind: str, **data: Any) -> None:
-        """Show one event; a kind that is not known here is left out."""
+        """Show an event; events of other kinds are left out."""
         from autotune.report import words
 
         if kind == "message":
             self.say(data["text"])
         elif kind == "kernel_tried":
             trial, configuration = data["trial"], data["trial"].configuration
-            became = trial.failure or f"{words.milliseconds(trial.median_us)} µs"
-            self.say(f"{configuration.backend} ({words.knobs(configuration)}): {became}")
+            result = trial.failure or f"{words.milliseconds(trial.median_us)} µs"
+            self.say(f"{configuration.backend} ({words.knobs(configuration)}): {result}")
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -1,4 +1,4 @@
-"""The command ``autotune``: its subcommands, and what becomes of errors.
+"""The command ``autotune``: its subcommands, and the exit codes of its errors.
 
 Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 """
@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 the work failed, 2 the request was wrong, 130 interrupted.
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 import typer.core
@@ -16,27 +16,30 @@ from autotune.cli import bench, compare, db, doctor, explain, kernels, plan, rep
 from autotune.cli.version import version_text
 from autotune.errors import AutotuneError
 
+if TYPE_CHECKING:
+    from typer._click import Context  # of the click that typer brings
+
 INTERRUPTED = 130
 
 
 class Commands(typer.core.TyperGroup):
     """The subcommands; an error that autotune raises on purpose becomes its message and its exit code."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: "Context") -> object:
         """Run a subcommand."""
         try:
             return super().invoke(ctx)
         except AutotuneError as error:
             sys.stderr.write(f"error: {error}\n")
             raise typer.Exit(error.exit_code) from None
-        except UnicodeEncodeError as error:  # of a name or a path; what is printed never raises it
+        except UnicodeEncodeError as error:  # a name or a path on the command line; printing never raises it
             sys.stderr.write(
                 f"error: a name or a path cannot be encoded: {error.object!r}\n  found: the encoding {error.encoding}\n"
                 "  expected: UTF-8, and a locale that has it, such as LC_ALL=C.UTF-8\n"
             )
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            sys.stderr.write("interrupted; what was finished is kept, and the same command goes on where it was\n")
+            sys.stderr.write("interrupted; finished work is kept, and the same command continues it\n")
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -69,7 +72,7 @@ def _version(requested: bool) -> None:
 
 @app.callback()
 def options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show what the library logs.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Also show the log of the library.")] = False,
     version: Annotated[
         bool,
         typer.Option(

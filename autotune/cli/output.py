@@ -1,11 +1,11 @@
-"""What every command shares: where text goes, and which database is meant."""
+"""The output and the options that all commands share, and the database that they open."""
 
 import contextlib
 import json
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -16,29 +16,33 @@ if TYPE_CHECKING:
     from autotune.database.store import Store
 
 WIDE = 200
-"""Columns of a table in a pipe or a log."""
+"""The columns of output that goes to a pipe or a log."""
 
 Db = Annotated[
     str | None,
-    typer.Option("--db", metavar="URL", help="The tuning database: a path or a URL; else AUTOTUNE_DB, else your own."),
+    typer.Option(
+        "--db",
+        metavar="URL",
+        help="The tuning database, a path or a URL; otherwise AUTOTUNE_DB, or SQLite in your data folder.",
+    ),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document to standard output, and nothing else there.")
-]
+Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document to standard output.")]
 Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Only this batch.")]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", metavar="SKU", help="Any part of a SKU that fits one only; cpu is this machine's."),
+    typer.Option(
+        "--device", metavar="SKU", help="Any part of a SKU name that fits one SKU only; cpu is the CPU of this machine."
+    ),
 ]
 
 Structure = Annotated[
     str | None,
-    typer.Option("--structure", metavar="PREFIX", help="Only plans of the structure whose digest begins so."),
+    typer.Option("--structure", metavar="PREFIX", help="Only plans whose structure has a digest with this beginning."),
 ]
 
 
 def show(renderable: "RenderableType", stream: TextIO | None = None) -> None:
-    """Print a table to standard output, or to the stream that is given."""
+    """Print a table or a text to a stream, by default to standard output."""
     console(stream or sys.stdout).print(renderable, crop=False)  # a command to copy may be wider than the terminal
 
 
@@ -47,28 +51,28 @@ def errors() -> "Console":
     return console(sys.stderr)
 
 
-def print_json(document: Any) -> None:
-    """Print one JSON document; NaN and infinity would be a bug and raise ``ValueError``."""
+def print_json(document: object) -> None:
+    """Print one JSON document; NaN and infinity are a bug and raise ``ValueError``."""
     sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 
 @contextlib.contextmanager
 def nothing_on_stdout() -> Iterator[None]:
-    """Send what libraries print, also from C++, to standard error, so that standard output holds one JSON document."""
+    """Send the output of libraries, also from C++, to standard error; standard output is for one JSON document."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    standard_output = os.dup(1)
     try:
         os.dup2(2, 1)
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(standard_output, 1)
+        os.close(standard_output)
 
 
 def open_store(db: str | None, *, create: bool = False) -> "Store":
-    """Open the tuning database; a command that only reads never makes one."""
+    """Open the tuning database; a command that only reads never creates one."""
     from autotune.database.store import Store
 
     return Store.open(db, create=create)
@@ -81,17 +85,17 @@ def open_plans(db: str | None) -> "Store | PlanReader":
     return plan_reader(db) or open_store(db)
 
 
-def device_class(asked: str | None) -> str | None:
-    """Turn the words for this machine's devices (cpu, auto, cuda:N) into a device class; others are parts of a SKU."""
-    if asked is None or not (asked in ("auto", "cpu", "cuda") or asked.startswith("cuda:")):
-        return asked
+def device_class(name: str | None) -> str | None:
+    """Return the device class of a device of this machine (auto, cpu, cuda, cuda:N); other names are parts of a SKU."""
+    if name is None or not (name in ("auto", "cpu", "cuda") or name.startswith("cuda:")):
+        return name
     from autotune.runtime.discovery import find
 
-    return find(asked).device_class
+    return find(name).device_class
 
 
-def console(stream: Any) -> "Console":
-    """Return a console as wide as ``COLUMNS`` says, else as the terminal; in a pipe or a log there is room."""
+def console(stream: TextIO) -> "Console":
+    """Return a console as wide as ``COLUMNS``, else as the terminal; a pipe or a log has :data:`WIDE` columns."""
     from rich.console import Console
 
     from autotune import environment

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from autotune.database.store import Store
     from autotune.records.plan import Plan
 
-app = typer.Typer(help="Stored plans.", no_args_is_help=True)
+app = typer.Typer(help="List and show stored plans.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -37,10 +37,10 @@ def show_plan(
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Show a plan with its device, toolchain, artifact and evidence; without --batch, that of every batch.
+    """Show a plan with its device, toolchain, artifact and evidence; without --batch, the plans of all batches.
 
-    Several plans of one batch and device, such as those of two structures, are all shown. With --json one plan is one
-    object; several are a list of them.
+    If a batch and a device have several plans, such as those of two structures, all are shown. With --json one plan is
+    one object; several plans are a list.
     """
     with open_plans(db) as store:
         plans = find_plans(store, model, batch, device_class(device), structure)
@@ -64,7 +64,7 @@ def show_plan(
 def find_plans(
     store: "Store | PlanReader", model: str, batch: int | None, device: str | None, structure: str | None = None
 ) -> "list[Plan]":
-    """Return the plans asked for, several if a name fits several; PlanNotFoundError says which there are instead.
+    """Return all plans of a study's name; PlanNotFoundError if there is none, with the plans that are there instead.
 
     ``structure`` is the beginning of the structure's digest.
     """
@@ -81,26 +81,26 @@ def find_plans(
             expected="the beginning of one of these",
             run=f"autotune plan show {model}",
         )
-    open_ = _open_study(store, model, batch) if not store.plans.list(name=model) else ""
-    if open_:
+    state = _study_without_plan(store, model, batch) if not store.plans.list(name=model) else ""
+    if state:
         raise PlanNotFoundError(
             f"no plan for {model}{f' at batch {batch}' if batch else ''} in {store.location}",
-            found=open_, expected="a study whose finals decided",
-            run="its autotune tune command again, which goes on where it was",
+            found=state, expected="a study whose finals decided",
+            run="its autotune tune command again, which continues the study",
         )  # fmt: skip
     others = sorted({f"{plan.name} at batch {plan.batch} on {plan.device.sku}" for plan in store.plans.list()})
-    named = [other for other in others if other.startswith(f"{model} at ")] or others
-    where = f" on {device}" if device else ""
+    same_name = [other for other in others if other.startswith(f"{model} at ")]
+    on_device = f" on {device}" if device else ""
     raise PlanNotFoundError(
-        f"no plan for {model}{f' at batch {batch}' if batch else ''}{where} in {store.location}",
-        found=", ".join(named[:12]) or "no plan at all",
+        f"no plan for {model}{f' at batch {batch}' if batch else ''}{on_device} in {store.location}",
+        found=", ".join((same_name or others)[:12]) or "no plan at all",
         expected="the name of a study that was tuned",
         run=f"autotune tune studies/{model}/study.yaml" if not others else "autotune plan list",
     )
 
 
-def _open_study(store: "Store | PlanReader", model: str, batch: int | None) -> str:
-    """What became of the newest study of the name that has no plan; nothing if there is no such study."""
+def _study_without_plan(store: "Store | PlanReader", model: str, batch: int | None) -> str:
+    """Describe the state of the newest study of a name that has no plan; empty if there is no such study."""
     from autotune.database.store import Store
 
     with contextlib.ExitStack() as opened:

@@ -1,4 +1,4 @@
-"""What ``autotune tune`` shows while it works, on standard error."""
+"""The progress that ``autotune tune`` shows on standard error."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from autotune.study.request import StudyRequest
 
     Earlier = Callable[[int, Configuration], "tuple[Sequence[Trial], float]"]
-    """The finished trials and the seconds of earlier runs of the study that has this running trial."""
+    """Returns the finished trials and the seconds of search of the study in which this trial runs."""
 
 BAR = 20
 ROOM_FOR_BAR = 60
-"""A narrower terminal shows figures alone."""
+"""The columns of a terminal that shows the bar; a narrower one shows figures alone."""
 
 
 class TuneProgress:
     """Prints a line for each finished trial; on a terminal also two live lines.
 
-    They hold how much of the search is over, the best so far, when the study ends, and what runs now.
+    They show the share of the search that is over, the time until the end, the best figure and the current step.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TuneProgress:
         self._best: float | None = None
         self._baseline: float | None = None
         self._resumed = False
-        self._doing, self._since = "starting", now()
+        self._step, self._since = "starting", now()
         shown = console.is_terminal and not console.is_dumb_terminal
         self._live = Live(self, console=console, transient=True, refresh_per_second=4) if shown else None
 
@@ -70,11 +70,11 @@ class TuneProgress:
             self._live.stop()
 
     def event(self, kind: str, **data: Any) -> None:
-        """Show one event; a kind that is not known here is left out."""
+        """Show an event; events of other kinds are left out."""
         if kind == "capture":
             self._do("capturing the model")
         elif kind == "captured":
-            self._say("captured the model, and its reference is there")
+            self._say("captured the model and computed its reference outputs")
             self._do("choosing the first trial")
         elif kind == "trial_started":
             self._resume(data["number"], data["configuration"])
@@ -90,20 +90,20 @@ class TuneProgress:
         elif kind == "finals_started":
             self._running.clear()
             self._estimate.begin_finals()
-            self._say(f"finals between {data['count']}, interleaved, in fresh processes")
-            self._do(f"finals between {data['count']}")
+            self._say(f"finals of {data['count']} configurations, interleaved, in fresh processes")
+            self._do(f"finals of {data['count']} configurations")
         elif kind == "finals_round":
-            self._doing = f"finals: {data['rounds']} rounds"
+            self._step = f"finals: {data['rounds']} rounds"
         elif kind == "message":
             self._say(data["text"])
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
-        """The live lines as they are now."""
+        """Draw the live lines."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
 
-        # Where an ellipsis is three characters, cut lines would be too long, and the terminal would break them.
+        # In ASCII an ellipsis is three characters: cut lines would be too long, and the terminal would break them.
         overflow: OverflowMethod = "crop" if options.ascii_only else "ellipsis"
 
         def whole(text: str) -> Text:
@@ -119,7 +119,7 @@ class TuneProgress:
         yield whole(self.doing())
 
     def figures(self) -> str:
-        """How much of the search is over, how long it still takes, and the best so far."""
+        """Return the share of the search that is over, the time until the end, and the best figure so far."""
         parts = [f"{self._estimate.share:.0%}"]
         left_s = self._estimate.left_s
         if left_s is not None:
@@ -130,19 +130,19 @@ class TuneProgress:
         return "; ".join(parts)
 
     def doing(self) -> str:
-        """What runs now, and for how long: of several trials the one that is timed, else the one that began first."""
-        told, since = self._doing, self._since
+        """Return the current step and its seconds: of several trials the one being timed, else the earliest."""
+        step, since = self._step, self._since
         if self._running:
             timed = [number for number, (stage, *_) in self._running.items() if stage != "building"]
             number = (timed or sorted(self._running))[0]
             stage, configuration, since = self._running[number]
-            told = f"trial {number}, {stage}: {configuration.backend} ({words.knobs(configuration)})"
+            step = f"trial {number}, {stage}: {configuration.backend} ({words.knobs(configuration)})"
             if len(self._running) > 1:
-                told = f"trial {number} of {len(self._running)}{told.removeprefix(f'trial {number}')}"
-        return f"{self._now() - since:.0f} s: {told}"
+                step = f"trial {number} of {len(self._running)}{step.removeprefix(f'trial {number}')}"
+        return f"{self._now() - since:.0f} s: {step}"
 
     def _resume(self, number: int, configuration: "Configuration") -> None:
-        """Take over, once, what earlier runs of the study have found and used up."""
+        """Take over, once, the trials and the time of earlier runs of the study."""
         if self._resumed:
             return
         self._resumed = True
@@ -162,7 +162,7 @@ class TuneProgress:
         self._do("choosing the next trial")
 
     def _take(self, trial: "Trial") -> None:
-        """Remember what a trial is compared by, if it was timed to its end."""
+        """Remember the figure that a trial is ranked by, if it was timed to its end."""
         figure = trial.ranked_by
         if trial.state != "complete" or figure is None:
             return
@@ -171,21 +171,22 @@ class TuneProgress:
             self._baseline = figure if self._baseline is None else min(self._baseline, figure)
 
     def _do(self, text: str) -> None:
-        self._doing, self._since = text, self._now()
+        self._step, self._since = text, self._now()
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, soft_wrap=True)
 
 
 def _trial_line(trial: "Trial") -> str:
-    what = f"trial {trial.number}: {trial.configuration.backend} ({words.knobs(trial.configuration)})"
+    title = f"trial {trial.number}: {trial.configuration.backend} ({words.knobs(trial.configuration)})"
     if trial.state == "complete" and trial.latency_ms is not None:
         built = f", built in {trial.build_s:.1f} s" if trial.build_s is not None else ""
-        known = ", known from an earlier study" if trial.reused else ""
+        reused = ", from an earlier study" if trial.reused else ""
         error = words.signal_error(trial.signal_error)
-        return f"{what}: {words.milliseconds(trial.latency_ms)} ms, signal error {error}{built}{known}"
+        return f"{title}: {words.milliseconds(trial.latency_ms)} ms, signal error {error}{built}{reused}"
     if trial.state == "pruned" and trial.latency_ms is not None:
-        return f"{what}: about {words.milliseconds(trial.latency_ms)} ms, far behind the best, so not timed to the end"
+        latency = f"about {words.milliseconds(trial.latency_ms)} ms"
+        return f"{title}: {latency}, much slower than the best, so its timing was stopped"
     if trial.failure is not None:
-        return f"{what}: {trial.state}: {trial.failure}"
-    return f"{what}: {trial.state}"
+        return f"{title}: {trial.state}: {trial.failure}"
+    return f"{title}: {trial.state}"

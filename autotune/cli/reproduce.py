@@ -19,24 +19,24 @@ if TYPE_CHECKING:
 
 def reproduce(
     study: Annotated[str, typer.Argument(metavar="STUDY", help="The name of the study.")],
-    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="The trial's number, or its uid.")],
+    trial: Annotated[str, typer.Argument(metavar="TRIAL", help="The number of the trial, or its uid.")],
     batch: Batch = None,
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Build and measure a trial's configuration again, outside the database, and tell what became of it.
+    """Build and measure a trial's configuration again, outside the database, and compare the result with the trial.
 
-    What the workers print goes to standard error. Exit code 0 where it works, 1 where it fails.
+    The output of the workers goes to standard error. Exit code 0 if it works, 1 if it fails.
     """
     from autotune.runtime import discovery
     from autotune.study.reproduce import device_of
     from autotune.study.reproduce import reproduce as run
 
     with open_store(db) as store:
-        row, found = find_trial(store, find_studies(store, study, batch), trial)
+        row, record = find_trial(store, find_studies(store, study, batch), trial)
         device = device_of(row, discovery.devices())
         with nothing_on_stdout():
-            reproduction = run(row, found, store, device, sys.stderr)
+            reproduction = run(row, record, store, device, sys.stderr)
     if json:
         print_json(reproduction.as_dict())
     else:
@@ -47,20 +47,20 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def find_trial(store: "Store", rows: "Sequence[StudyRow]", asked: str) -> "tuple[StudyRow, Trial]":
-    """Return the one trial of these studies with a number or uid; RequestError says which there are instead."""
-    found = [
+def find_trial(store: "Store", rows: "Sequence[StudyRow]", name: str) -> "tuple[StudyRow, Trial]":
+    """Return the only trial of these studies with a number or uid; RequestError if none or several have it."""
+    matches = [
         (row, trial)
         for row in rows
         for trial in store.trials.of_study(row.uid)
-        if asked in (str(trial.number), trial.uid)
+        if name in (str(trial.number), trial.uid)
     ]
-    if len(found) == 1:
-        return found[0]
-    there = [f"{trial.uid} (batch {row.batch}, on {row.device_class})" for row, trial in found]
+    if len(matches) == 1:
+        return matches[0]
+    described = [f"{trial.uid} (batch {row.batch}, on {row.device_class})" for row, trial in matches]
     raise RequestError(
-        f"trial {asked} of study {rows[0].name}",
-        found=f"{len(found)} of that number: {', '.join(there)}" if found else "no such trial",
-        expected="--batch, or the trial's uid" if found else "the number or the uid of one of its trials",
+        f"trial {name} of study {rows[0].name}",
+        found=f"{len(matches)} trials of that number: {', '.join(described)}" if matches else "no such trial",
+        expected="--batch, or the uid of a trial" if matches else "the number or the uid of one of its trials",
         run=f"autotune trials {rows[0].name} --failed",
     )

@@ -23,10 +23,10 @@ def trials(
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """List every trial of a study; without --batch, of all its batches."""
+    """List the trials of a study; without --batch, those of all its batches."""
     with open_store(db) as store:
-        found = [(row, store.trials.of_study(row.uid, failed=failed)) for row in find_studies(store, study, batch)]
-        commands = reproducing(found, store.location if db else None)
+        by_study = [(row, store.trials.of_study(row.uid, failed=failed)) for row in find_studies(store, study, batch)]
+        commands = reproducing(by_study, store.location if db else None)
     if json:
         print_json(
             [
@@ -39,41 +39,45 @@ def trials(
                     **trial.as_dict(),
                     "reproduce": commands.get(trial.uid),
                 }
-                for row, rows in found
-                for trial in rows
+                for row, trials_of_row in by_study
+                for trial in trials_of_row
             ]
         )
         return
     from autotune.report.trials import trials_table
 
-    for row, rows in found:
-        show(trials_table(row.name, row.batch, row.device_class, rows, with_log=failed, commands=commands))
+    for row, trials_of_row in by_study:
+        show(trials_table(row.name, row.batch, row.device_class, trials_of_row, with_log=failed, commands=commands))
 
 
-def reproducing(found: "list[tuple[StudyRow, list[Trial]]]", location: str | None) -> dict[str, str]:
-    """Make the command that reproduces each failed trial, by the trial's uid; some studies do not say how."""
-    batches = Counter(row.batch for row, _ in found)
+def reproducing(by_study: "list[tuple[StudyRow, list[Trial]]]", location: str | None) -> dict[str, str]:
+    """Return the command that reproduces each failed trial, by the trial's uid.
+
+    A study of a model that was given in Python has none.
+    """
+    batches = Counter(row.batch for row, _ in by_study)
     commands = {}
-    for row, rows in found:
-        for trial in rows:
+    for row, trials_of_row in by_study:
+        for trial in trials_of_row:
             if trial.state == "failed" and row.can_be_reproduced:
-                which = str(trial.number) if batches[row.batch] == 1 else trial.uid
-                words = ["autotune", "reproduce", row.name, which, "--batch", str(row.batch)]
+                # A number means several trials if the name and batch have several studies.
+                name = str(trial.number) if batches[row.batch] == 1 else trial.uid
+                words = ["autotune", "reproduce", row.name, name, "--batch", str(row.batch)]
                 commands[trial.uid] = shlex.join([*words, *(["--db", location] if location else [])])
     return commands
 
 
 def find_studies(store: "Store", name: str, batch: int | None) -> "Sequence[StudyRow]":
-    """Return the studies of this name; RequestError says which there are instead."""
+    """Return the studies of a name; RequestError if there is none, with the studies that are there instead."""
     rows = store.studies.list(name=name, batch=batch)
     if rows:
         return rows
     from autotune.errors import RequestError
 
-    there = sorted({f"{row.name} at batch {row.batch}" for row in store.studies.list()})
+    others = sorted({f"{row.name} at batch {row.batch}" for row in store.studies.list()})
     raise RequestError(
         f"no study {name}{f' at batch {batch}' if batch else ''} in {store.location}",
-        found=", ".join(there[:12]) or "no study at all",
-        expected="the name of a study that was begun",
+        found=", ".join(others[:12]) or "no study at all",
+        expected="the name of a study in this database",
         run="autotune tune STUDY_FILE",
     )

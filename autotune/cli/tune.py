@@ -25,17 +25,21 @@ if TYPE_CHECKING:
 
 
 def tune(
-    study: Annotated[Path, typer.Argument(metavar="STUDY_FILE", help="Such as studies/resnet50/study.yaml.")],
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY_FILE", help="The study file, such as studies/resnet50/study.yaml.")
+    ],
     batch: Batch = None,
     db: Db = None,
     device: Annotated[
-        str | None, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; else the file's.")
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; otherwise that of the file."),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option("--trials", metavar="N", help="Distinct builds, over all runs of the study.")
+        int | None, typer.Option("--trials", metavar="N", help="The most distinct builds, over all runs of the study.")
     ] = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", metavar="TIME", help="Time of active search over all runs: 90s, 3m, 1h.")
+        str | None,
+        typer.Option("--budget", metavar="TIME", help="The most time of active search, over all runs: 90s, 3m, 1h."),
     ] = None,
     results: Annotated[
         Path | None, typer.Option("--results", metavar="DIR", help="Also write DIR/<study>/<sku>-b<batch>.json.")
@@ -44,8 +48,8 @@ def tune(
 ) -> None:
     """Find the fastest way to run a study's model on a device, and keep it as its plan.
 
-    A study that was stopped goes on where it was; one that is finished prints its plan and measures nothing. Exit code
-    1 if the finals of a study could not decide, after the other batches were run.
+    A study that was stopped is continued; a finished study prints its plan and measures nothing. Exit code 1 if the
+    finals of a study could not decide, after the studies of the other batches.
     """
     from autotune.report.outcome import sweep_view
     from autotune.study.file import read_study
@@ -54,7 +58,11 @@ def tune(
     requests = study_requests(file, batch=batch, device=device, trials=trials, budget=budget)
     swept = file.sweeps and batch is None
     if results is not None and results.exists() and not results.is_dir():
-        raise RequestError(f"cannot write results to {results}", found="a file", expected="a folder, or none yet")
+        raise RequestError(
+            f"cannot write results to {results}",
+            found="a file",
+            expected="a folder, or a path at which there is nothing yet",
+        )
     if not json:
         outcomes = _run(study, requests, db, results, show, swept=swept)
         if swept:
@@ -62,7 +70,7 @@ def tune(
     else:
         with nothing_on_stdout():
             outcomes = _run(study, requests, db, results, lambda view: show(view, sys.stderr), swept=swept)
-        print_json({"studies": [outcome.as_dict() for outcome in outcomes]})
+        print_json({"studies": [_document(outcome, _deploy(study, outcome, requests[0], db)) for outcome in outcomes]})
     if any(outcome.undecided for outcome in outcomes):
         raise typer.Exit(1)
 
@@ -72,13 +80,12 @@ def _run(
     requests: "Sequence[StudyRequest]",
     db: str | None,
     results: Path | None,
-    tell: "Callable[[RenderableType], None]",
+    show_view: "Callable[[RenderableType], None]",
     *,
     swept: bool,
 ) -> "list[StudyOutcome]":
-    """Run one study after the other, telling each one's outcome as soon as it is there."""
+    """Run one study after the other, and show each outcome as soon as it is there."""
     from autotune.cli.progress import TuneProgress
-    from autotune.report.deploying import deploy_command
     from autotune.report.outcome import outcome_view
     from autotune.study.study import run_study
     from autotune.study.sweep import sweep
@@ -91,31 +98,44 @@ def _run(
                 return run_study(request, store, progress)
 
         for outcome in sweep(requests, run) if swept else map(run, requests):
-            plan = outcome.plan
             if outcome.undecided:
                 outcome = replace(outcome, run=shlex.join(["autotune", *sys.argv[1:]]))
-            there = db or environment.database_url()  # another shell may not have the variable
-            deploy = "" if plan is None else deploy_command(study, plan, requests[0].device, there)
-            tell(outcome_view(outcome, store.location, deploy=deploy, db=db))
+            deploy = _deploy(study, outcome, requests[0], db)
+            show_view(outcome_view(outcome, store.location, deploy=deploy, db=db))
             if results is not None:
                 _write_results(outcome, results)
             outcomes.append(outcome)
     return outcomes
 
 
+def _deploy(study: Path, outcome: "StudyOutcome", request: "StudyRequest", db: str | None) -> str:
+    """Return the command that deploys the plan of an outcome; empty if it has no plan."""
+    from autotune.report.deploying import deploy_command
+
+    database = db or environment.database_url()  # another shell may not have the variable
+    return "" if outcome.plan is None else deploy_command(study, outcome.plan, request.device, database)
+
+
+def _document(outcome: "StudyOutcome", deploy: str) -> dict[str, object]:
+    """Return one entry of ``--json``: the outcome with the limit of its signal error, and the command to deploy it."""
+    return {**outcome.as_dict(), "signal_error_limit": outcome.objective.signal_error, "deploy": deploy or None}
+
+
 def _earlier(
     store: "Store", request: "StudyRequest", number: int, configuration: "Configuration"
 ) -> "tuple[list[Trial], float]":
-    """The finished trials and the active seconds of earlier runs of the study in which this trial runs now."""
+    """Return the finished trials and the seconds of search of the study in which this trial runs now."""
     for row in reversed(store.studies.list(request.name, request.batch)):
         trials = store.trials.of_study(row.uid)
-        if any((one.number, one.configuration, one.state) == (number, configuration, "running") for one in trials):
-            return [one for one in trials if one.state != "running"], row.active_s
+        if any(
+            (trial.number, trial.configuration, trial.state) == (number, configuration, "running") for trial in trials
+        ):
+            return [trial for trial in trials if trial.state != "running"], row.active_s
     return [], 0.0
 
 
 def _write_results(outcome: "StudyOutcome", folder: Path) -> None:
-    """Write the results file of a study, and say where it is; one that is undecided has no results."""
+    """Write the results file of a study and print its path; an undecided study has no results."""
     from autotune.report.results import write_results
 
     if outcome.undecided:
@@ -124,15 +144,15 @@ def _write_results(outcome: "StudyOutcome", folder: Path) -> None:
         return
     written = write_results(outcome, folder, command=shlex.join(["autotune", *sys.argv[1:]]))
     if written.kept is not None:
-        other = f"{written.kept} is another study's (it differs in {', '.join(written.differing)})"
-        errors().print(f"{other} and stays as it is", markup=False)
+        differing = ", ".join(written.differing)
+        errors().print(f"{written.kept} stays: it is of another study, with another {differing}", markup=False)
     errors().print(f"wrote {written.path}", markup=False)
 
 
 def study_requests(
     file: "StudyFile", *, batch: int | None, device: str | None, trials: int | None, budget: str | None
 ) -> "list[StudyRequest]":
-    """Make one request a batch from a study file and the options that override it."""
+    """Return one request per batch from a study file and the options that override it."""
     from autotune import registry
     from autotune.runtime import discovery
     from autotune.study.file import parse_duration
@@ -155,12 +175,12 @@ def study_requests(
             found="no backend of that name",
             expected=f"some of {', '.join(registry.names())}",
         )
-    where = discovery.find(device or file.device)
+    target = discovery.find(device or file.device)
     return [
         StudyRequest(
             name=file.name,
             batch=size,
-            device=where,
+            device=target,
             objective=file.objective_record(),
             factory=file.factory,
             inputs=file.input_specs(),

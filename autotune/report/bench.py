@@ -1,4 +1,4 @@
-"""What ``autotune bench`` found, as a table."""
+"""The result of ``autotune bench`` for people."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from autotune.study.bench import BenchOutcome
 
 
 def bench_view(outcome: BenchOutcome, parts: Sequence[str] = ()) -> RenderableType:
-    """One plan timed again: stored and fresh latency, the change with its interval, and what disturbed it.
+    """Show a plan that was timed again: its stored and its fresh latency, the verdict, and what disturbed the timing.
 
-    ``parts`` distinguish it from others that are shown with it, see :func:`autotune.report.distinction.differing`.
+    ``parts`` distinguish it from other plans that are shown, see :func:`autotune.report.distinction.differing`.
     """
     plan, drift = outcome.plan, outcome.drift
     facts = Facts()

@@ -1,4 +1,4 @@
-"""What is wrong with a tuning database, for people to read."""
+"""The damage of a tuning database, for people."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def findings_table(findings: "Sequence[Finding]", location: str) -> FittingTable:
-    """One row for each thing that is wrong, with what mends it."""
+    """Show one row for each finding, with its remedy."""
     counts = Counter(finding.kind for finding in findings)
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
-    table = FittingTable(title=Text(f"{location}: {told}"), title_justify="left")
-    for column in ("kind", "what", "name", "found", "remedy"):
-        table.add_column(column, overflow="fold", no_wrap=column in ("kind", "what"))
+    summary = ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+    table = FittingTable(title=Text(f"{location}: {summary}"), title_justify="left")
+    for column in ("kind", "object", "name", "reason", "remedy"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("kind", "object"))
     for finding in findings:
         parts = (finding.kind, finding.what, finding.name, finding.found, finding.remedy)
         table.add_row(*(Text(part if part.isprintable() else repr(part)) for part in parts))

@@ -1,24 +1,67 @@
-"""Device classes side by side."""
+"""The comparison of device classes: one row per device class."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TypedDict
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
 from autotune.records.canonical import canonical
-from autotune.records.configuration import Configuration
+from autotune.records.configuration import Configuration, Scalar
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 from autotune.report import distinction, words
 from autotune.report.fitting_table import FittingTable
 
 
-def rows_by_device(plans: Sequence[Plan]) -> list[dict[str, Any]]:
-    """Make one row for each model, structure, batch, objective with its constraints, serving format and device class.
+class PlanFigures(TypedDict):
+    """The figures of the plan of a row."""
 
-    It is that of the newest plan; ``weights_known`` counts the different weights that such plans were found for. Sorted
-    by model and batch, then by latency.
+    backend: str
+    configuration: dict[str, Scalar]
+    latency_ms: float
+    interval_ms: list[float]
+    speedup: float
+    signal_error: float | None
+    status: str
+    flags: list[str]
+
+
+class ComparedFigures(TypedDict):
+    """The values that the objective compares, in its unit: the plan's with its 95% interval, and the baseline's."""
+
+    unit: str
+    value: float
+    interval: list[float]
+    baseline: float
+
+
+class ComparedRow(TypedDict):
+    """A row of ``autotune compare --json``.
+
+    It describes the newest of its plans; ``weights_known`` is the number of different weights that its plans are for.
+    """
+
+    name: str
+    batch: int
+    structure: str
+    weights: str
+    weights_known: int
+    objective: str
+    constraints: dict[str, object]
+    serve_as: str
+    device: str
+    device_class: str
+    baseline_latency_ms: float
+    plan: PlanFigures
+    compared: ComparedFigures
+    created: str
+
+
+def rows_by_device(plans: Sequence[Plan]) -> list[ComparedRow]:
+    """Return a row for each model, structure, batch, objective with its constraints, serving format and device class.
+
+    The rows are sorted by model, batch and objective, then by latency.
     """
     groups: dict[tuple[str, int, str, Objective, str, str], list[Plan]] = {}
     for plan in plans:
@@ -29,17 +72,19 @@ def rows_by_device(plans: Sequence[Plan]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (row["name"], row["batch"], row["objective"], row["plan"]["latency_ms"]))
 
 
-def compare_table(rows: Sequence[dict[str, Any]]) -> RenderableType:
-    """One table a model, batch and objective; what else distinguishes rows stands in it if it differs between them."""
+def compare_table(rows: Sequence[ComparedRow]) -> RenderableType:
+    """Show one table per model, batch and objective; other parts are columns if they differ between its rows."""
     if not rows:
-        return Text("no plan to compare; make one with: autotune tune STUDY_FILE")
-    groups: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+        return Text("no plan to compare; create one with: autotune tune STUDY_FILE")
+    groups: dict[tuple[str, int, str], list[ComparedRow]] = {}
     for row in rows:
         groups.setdefault((row["name"], row["batch"], row["objective"]), []).append(row)
-    return Group(*(_table(f"{name}, batch {batch}, {aim}", group) for (name, batch, aim), group in groups.items()))
+    return Group(
+        *(_table(f"{name}, batch {batch}, {objective}", group) for (name, batch, objective), group in groups.items())
+    )
 
 
-def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> FittingTable:
+def _table(title: str, rows: Sequence[ComparedRow]) -> FittingTable:
     parts = _differing(rows)
     table = FittingTable(title=title, title_justify="left")
     table.add_column("device class", overflow="fold")
@@ -65,33 +110,38 @@ def _table(title: str, rows: Sequence[Mapping[str, Any]]) -> FittingTable:
     return table
 
 
-def _differing(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name the columns that distinguish the rows of one table; weights also if a row stands for several."""
-    keys = {"structure": "structure", "constraints": "constraints", "served as": "serve_as"}
-    found = [name for name, key in keys.items() if len({canonical(row[key]) for row in rows}) > 1]
+def _differing(rows: Sequence[ComparedRow]) -> list[str]:
+    """Return the parts that distinguish the rows of a table; weights are among them if a row has several."""
+    values = {
+        "structure": {row["structure"] for row in rows},
+        "constraints": {canonical(row["constraints"]) for row in rows},
+        "served as": {row["serve_as"] for row in rows},
+    }
+    differing = [name for name, distinct in values.items() if len(distinct) > 1]
     if any(row["weights_known"] > 1 for row in rows):
-        found.append("weights")
-    return [name for name in distinction.PARTS if name in found]
+        differing.append("weights")
+    return [name for name in distinction.PARTS if name in differing]
 
 
-def _part(row: Mapping[str, Any], name: str) -> str:
+def _part(row: ComparedRow, name: str) -> str:
     if name == "constraints":
         return distinction.constraints(Objective.from_dict({"name": row["objective"], **row["constraints"]}))
     if name == "served as":
-        return str(row["serve_as"])
-    text = distinction.short(row[name])
-    several = name == "weights" and row["weights_known"] > 1
-    return f"{text} (newest of {row['weights_known']})" if several else text
+        return row["serve_as"]
+    if name == "structure":
+        return distinction.short(row["structure"])
+    weights = distinction.short(row["weights"])
+    return f"{weights} (newest of {row['weights_known']})" if row["weights_known"] > 1 else weights
 
 
-def _row(plans: Sequence[Plan]) -> dict[str, Any]:
-    plan = max(plans, key=lambda each: (each.created, each.uid))
+def _row(plans: Sequence[Plan]) -> ComparedRow:
+    plan = max(plans, key=lambda plan: (plan.created, plan.uid))
     return {
         "name": plan.name,
         "batch": plan.batch,
         "structure": plan.structure,
         "weights": plan.weights,
-        "weights_known": len({each.weights for each in plans}),
+        "weights_known": len({plan.weights for plan in plans}),
         "objective": plan.objective.name,
         "constraints": {name: value for name, value in plan.objective.as_dict().items() if name != "name"},
         "serve_as": plan.serve_as,
@@ -113,8 +163,8 @@ def _row(plans: Sequence[Plan]) -> dict[str, Any]:
     }
 
 
-def _compared(plan: Plan) -> dict[str, Any]:
-    """What the objective compares, in its unit; the median latency where the evidence names nothing else."""
+def _compared(plan: Plan) -> ComparedFigures:
+    """Return the values that the objective compares; the median latencies if the evidence has no others."""
     figures, unit = plan.evidence.objective, plan.objective.unit
     if figures is not None:
         interval = list(figures.interval)

@@ -1,4 +1,4 @@
-"""What distinguishes plans of one name, so that two of them never look alike in a table."""
+"""The parts that distinguish plans of the same name, so that no two of them look alike in a table."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,7 +6,7 @@ from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 
 PARTS = ("structure", "weights", "objective", "constraints", "served as")
-"""What may differ between plans of one name, batch and device class, in the order in which it is shown."""
+"""The parts that may differ between plans of one name, batch and device class, in the order in which they are shown."""
 
 
 def part(plan: Plan, name: str) -> str:
@@ -22,7 +22,7 @@ def part(plan: Plan, name: str) -> str:
 
 
 def differing(plans: Sequence[Plan]) -> tuple[str, ...]:
-    """Return which of :data:`PARTS` differ between plans that have the same name, batch and device class."""
+    """Return those of :data:`PARTS` that differ between plans of the same name, batch and device class."""
     groups: dict[tuple[str, int, str], list[Plan]] = {}
     for plan in plans:
         groups.setdefault((plan.name, plan.batch, plan.device.device_class), []).append(plan)
@@ -32,17 +32,17 @@ def differing(plans: Sequence[Plan]) -> tuple[str, ...]:
 
 
 def named(plan: Plan, parts: Sequence[str]) -> str:
-    """Return a plan's name and batch, with those parts that distinguish it from others."""
+    """Return the name and batch of a plan, with the parts that distinguish it from others."""
     return ", ".join([f"{plan.name}, batch {plan.batch}", *(f"{name} {part(plan, name)}" for name in parts)])
 
 
 def short(digest: str) -> str:
-    """Return the beginning of a digest, which is enough to see that two of them differ."""
+    """Return the first eight characters of a digest, enough to see that two digests differ."""
     return digest[:8]
 
 
 def constraints(objective: Objective) -> str:
-    """Return what a plan of an objective had to hold."""
+    """Return all limits that a plan of an objective has to keep."""
     outputs = (f"{name} ≤ {limit:g}" for name, limit in objective.signal_error_by_output)
     texts = [f"signal error ≤ {objective.signal_error:g}", *outputs]
     if objective.integer_agreement != Objective().integer_agreement:

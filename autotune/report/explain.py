@@ -1,14 +1,25 @@
-"""Why a plan is fast, as plain data: kernels and SM efficiency before and after, what was fused where, each GEMM."""
+"""The explanation of a plan as plain data: kernels and SM efficiency before and after, fusions, and each GEMM."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from autotune import registry
 from autotune.database.artifacts import stored
 from autotune.records.evidence import FinalistRecord
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.plan import Plan
+from autotune.report.explanation import (
+    Explanation,
+    Figures,
+    GemmEntry,
+    GraphExplanation,
+    OtherFinalist,
+    RefusedTrial,
+    Site,
+    TimedKernel,
+    TorchEntry,
+)
 from autotune.report.kernels import problem_words
 
 if TYPE_CHECKING:
@@ -16,19 +27,14 @@ if TYPE_CHECKING:
 
 _TRACED = ("kernels_per_call", "copies_per_call", "gpu_utilisation", "sm_efficiency", "occupancy", "heaviest")
 _COUNTED = ("sm_util", "sm_occupancy", "any_tensor", "dram_bw")
-"""What is told of the finals' kernel trace, and of what the device counted itself."""
+"""The figures that are taken from the kernel trace of the finals, and from the device's own counters."""
 
 UNKNOWN = "no kernel was chosen for it"
-"""Why torch computes a GEMM, where its record gives no other reason."""
+"""The reason why torch computes a GEMM, if its record has no other."""
 
 
-def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
-    """Plain data about one plan: its finals, its trials by state, and what its artifact says of its graph.
-
-    ``before`` and ``after`` are the baseline's and the plan's figures, ``None`` where the finals took none;
-    ``not_measured`` then says why (a CPU has no kernels to trace). ``graph`` is ``None`` for a backend that tells
-    nothing of its graph.
-    """
+def explanation(plan: Plan, store: "Store") -> Explanation:
+    """Return the explanation of a plan from its evidence, its trials and its artifact."""
     finalists = plan.evidence.finalists
     baseline = next((finalist for finalist in finalists if finalist.is_baseline), None)
     own = plan.evidence.finalist_of(plan.configuration)
@@ -50,30 +56,31 @@ def explanation(plan: Plan, store: "Store") -> dict[str, Any]:
         "not_measured": _not_measured(baseline) or _not_measured(own),
         "graph": _graph(plan, store),
         "others": [
-            {
-                "configuration": finalist.configuration.as_dict(),
-                "latency_ms": finalist.latency_ms,
-                "interval_ms": list(finalist.interval_ms),
-            }
+            OtherFinalist(
+                configuration=finalist.configuration.as_dict(),
+                latency_ms=finalist.latency_ms,
+                interval_ms=list(finalist.interval_ms),
+            )
             for finalist in sorted(finalists, key=lambda finalist: finalist.latency_ms)
             if finalist is not own
         ],
         "trials": dict(Counter(trial.state for trial in trials)),
         "refused": [
-            {"number": trial.number, "configuration": trial.configuration.as_dict(), "why": str(trial.failure)}
+            RefusedTrial(number=trial.number, configuration=trial.configuration.as_dict(), why=str(trial.failure))
             for trial in refused
         ],
     }
 
 
-def _figures(finalist: FinalistRecord | None) -> dict[str, Any] | None:
-    """What the kernel trace and the device's own counters gave of a finalist."""
-    known = zip((_TRACED, _COUNTED), _parts(finalist), strict=False)
-    return {name: part[name] for names, part in known if part["available"] for name in names} or None
+def _figures(finalist: FinalistRecord | None) -> Figures | None:
+    """Return the figures of a finalist from its kernel trace and from the device's own counters."""
+    parts = zip((_TRACED, _COUNTED), _parts(finalist), strict=False)
+    figures = {name: part[name] for names, part in parts if part["available"] for name in names}
+    return cast(Figures, figures) if figures else None
 
 
 def _not_measured(finalist: FinalistRecord | None) -> str | None:
-    """Why a finalist has no kernel trace; ``None`` where it has one."""
+    """Return the reason why a finalist has no kernel trace; ``None`` if it has one."""
     trace = next(iter(_parts(finalist)), None)
     if trace is None:
         return "the finals took no trace of kernels"
@@ -81,15 +88,15 @@ def _not_measured(finalist: FinalistRecord | None) -> str | None:
 
 
 def _parts(finalist: FinalistRecord | None) -> list[Mapping[str, Any]]:
-    """A finalist's kernel trace, and what its device counted; one part alone says why there is neither."""
+    """Return a finalist's kernel trace and the counters of its device; if it has neither, one part with the reason."""
     utilisation = None if finalist is None else finalist.utilisation
     if not utilisation:
         return []
     return [utilisation["trace"], utilisation["gpm"]] if utilisation["available"] else [utilisation]
 
 
-def _graph(plan: Plan, store: "Store") -> dict[str, Any] | None:
-    """What the backend reads out of its artifact; ``None`` where it tells nothing, or the artifact is not here."""
+def _graph(plan: Plan, store: "Store") -> GraphExplanation | None:
+    """Return the graph of a plan's artifact; ``None`` if its backend describes none, or the artifact is not here."""
     backend = registry.explaining(plan.configuration.backend)
     if backend is None or plan.artifact is None or not store.artifacts.has(plan.artifact):
         return None
@@ -97,13 +104,11 @@ def _graph(plan: Plan, store: "Store") -> dict[str, Any] | None:
         return graph_document(backend.explain_artifact(folder))
 
 
-def graph_document(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``graph`` of :func:`explanation` holds: places of fusions, GEMMs by what they save, and what torch computes.
-
-    An artifact that was built before places were recorded has none.
-    """
-    kernels = _kernels(site for site in record["sites"] if site.get("problem") and site.get("kernel"))
-    savings = [one["saved_us_per_call"] for one in kernels if one["saved_us_per_call"] is not None]
+def graph_document(record: Mapping[str, Any]) -> GraphExplanation:
+    """Return the ``graph`` of :func:`explanation`; an artifact from before places were recorded has no places."""
+    sites: list[Site] = list(record["sites"])
+    kernels = _kernels(sites)
+    savings = [entry["saved_us_per_call"] for entry in kernels if entry["saved_us_per_call"] is not None]
     return {
         "nodes_before": record["nodes_before"],
         "nodes_after": record["nodes_after"],
@@ -111,26 +116,28 @@ def graph_document(record: Mapping[str, Any]) -> dict[str, Any]:
         "places": dict(record.get("places", {})),
         "kernels": kernels,
         "saved_us_per_call": sum(savings) if savings else None,
-        "written": dict(Counter(site["operator"] for site in record["sites"] if site.get("plans"))),
-        "left": _left(site for site in record["sites"] if not site.get("kernel")),
+        "written": dict(Counter(site["operator"] for site in sites if site.get("plans"))),
+        "left": _left(site for site in sites if not site.get("kernel")),
     }
 
 
-def _kernels(sites: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """GEMMs of the same problem and kernel as one entry, what saves most in a call first."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+def _kernels(sites: Iterable[Site]) -> list[GemmEntry]:
+    """Return one entry for all GEMMs of the same problem and kernel; the largest saving in a call first."""
+    groups: dict[tuple[str, str], tuple[dict[str, object], TimedKernel, list[Site]]] = {}
     for site in sites:
-        key = (GemmProblem.from_dict(site["problem"]).canonical, site["kernel"]["words"])
-        groups.setdefault(key, []).append(site)
-    found = [_kernel(group) for group in groups.values()]
-    return sorted(found, key=lambda one: (-(one["saved_us_per_call"] or 0), -one["times"] * one["median_us"]))
+        problem, kernel = site.get("problem"), site.get("kernel")
+        if problem and kernel:
+            key = GemmProblem.from_dict(problem).canonical, kernel["words"]
+            groups.setdefault(key, (problem, kernel, []))[2].append(site)
+    entries = [_kernel(*group) for group in groups.values()]
+    return sorted(entries, key=lambda entry: (-(entry["saved_us_per_call"] or 0), -entry["times"] * entry["median_us"]))
 
 
-def _kernel(sites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    kernel, library, times = sites[0]["kernel"], sites[0].get("library"), len(sites)
+def _kernel(problem: dict[str, object], kernel: TimedKernel, sites: Sequence[Site]) -> GemmEntry:
+    library, times = sites[0].get("library"), len(sites)
     saved_us = library["median_us"] - kernel["median_us"] if library else None
     return {
-        "problem": sites[0]["problem"],
+        "problem": problem,
         "times": times,
         "sites": [site["name"] for site in sites],
         "places": _places(sites),
@@ -140,29 +147,29 @@ def _kernel(sites: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "library": library["words"] if library else None,
         "library_us": library["median_us"] if library else None,
         "saved_us": saved_us,
-        "saved_share": saved_us / library["median_us"] if library else None,
+        "saved_share": saved_us / library["median_us"] if library and saved_us is not None else None,
         "saved_us_per_call": None if saved_us is None else times * saved_us,
     }
 
 
-def _left(sites: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What torch computes: every GEMM, and of other operators those that say why; the most frequent first."""
-    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+def _left(sites: Iterable[Site]) -> list[TorchEntry]:
+    """Return the operators that torch computes: all GEMMs, and others that have a reason; the most frequent first."""
+    groups: dict[tuple[str, str], list[Site]] = {}
     for site in sites:
         why = site.get("why") or (UNKNOWN if site.get("problem") else None)
         if why is not None:
-            groups.setdefault((_what(site), why), []).append(site)
-    found = [
-        {"what": what, "why": why, "times": len(group), "places": _places(group)}
-        for (what, why), group in groups.items()
+            groups.setdefault((_operator_words(site), why), []).append(site)
+    entries = [
+        TorchEntry(what=operator, why=why, times=len(group), places=_places(group))
+        for (operator, why), group in groups.items()
     ]
-    return sorted(found, key=lambda one: -int(one["times"]))
+    return sorted(entries, key=lambda entry: -entry["times"])
 
 
-def _what(site: Mapping[str, Any]) -> str:
+def _operator_words(site: Site) -> str:
     problem = site.get("problem")
-    return problem_words(GemmProblem.from_dict(problem)) if problem else str(site["operator"])
+    return problem_words(GemmProblem.from_dict(problem)) if problem else site["operator"]
 
 
-def _places(sites: Iterable[Mapping[str, Any]]) -> list[str]:
+def _places(sites: Iterable[Site]) -> list[str]:
     return [site["place"] for site in sites if "place" in site]

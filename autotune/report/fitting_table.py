@@ -10,20 +10,20 @@ from rich.text import Text
 from autotune.standard_streams import readable
 
 WORDS = 12
-"""A column of words, which may be broken, gets at least so many characters; one of figures its longest figure."""
+"""The least width of a column of words, which may be broken; a column of figures has room for its longest figure."""
 UNBOUNDED = 100_000
 
 
 class FittingTable(Table):
-    """As wide as it needs to be; narrower with lines that break between words; at last one line a cell.
+    """A table as wide as its content; in a narrow terminal lines break between words, or each cell is a line.
 
-    No figure is ever cut: a column without ``overflow="fold"`` keeps its longest word whole, unless a single word is
-    wider than the whole console. It draws titles, captions, justification and the styles of rows, and no other options
-    of its base class.
+    No figure is ever cut: a column without ``overflow="fold"`` keeps its longest word whole, unless a word is wider
+    than the whole console. It draws titles, captions, justification and the styles of rows, and no other options of its
+    base class.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw it the way that fits."""
+        """Draw the table, or the lines if a table does not fit."""
         heads = [cell_text(column.header, console) for column in self.columns]
         rows = list(zip(*([cell_text(cell, console) for cell in column.cells] for column in self.columns), strict=True))
         wide = options.update(width=UNBOUNDED)
@@ -51,7 +51,7 @@ class FittingTable(Table):
         yield fitted
 
     def _lines(self, heads: Sequence[Text], rows: Sequence[Sequence[Text]], console: Console) -> RenderResult:
-        """One line a cell, with its column's name before it; an empty line before each row."""
+        """Draw each cell as a line after the name of its column, with an empty line before each row."""
         if self.title:
             yield cell_text(self.title, console)
         for cells, row in zip(rows, self.rows, strict=True):
@@ -69,7 +69,7 @@ def _most_words(column: Column) -> int:
 
 
 def _widths(least: Sequence[int], most: Sequence[int], left: int) -> list[int]:
-    """Share out the room between columns: the narrowest grow first, and none beyond what it can use."""
+    """Divide the room between columns: the narrowest grow first, and none beyond the width of its content."""
     widths = list(least)
     room = left - sum(widths)
     while room > 0 and (growing := [index for index, width in enumerate(widths) if width < most[index]]):
@@ -79,7 +79,7 @@ def _widths(least: Sequence[int], most: Sequence[int], left: int) -> list[int]:
 
 
 def cell_text(cell: object, console: Console) -> Text:
-    """A cell as it will be written, so that characters which a locale lacks do not push its columns apart."""
+    """Return the text of a cell in the console's encoding: the replacement of a character may be longer than it."""
     text = cell if isinstance(cell, Text) else console.render_str(str(cell), highlight=False)
     plain = readable(text.plain, console.encoding)
     return text if plain == text.plain else Text(plain, style=text.style)

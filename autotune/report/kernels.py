@@ -1,7 +1,8 @@
-"""Tuned kernels for people and programs to read."""
+"""Tuned kernels as tables and as JSON."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def problem_words(problem: GemmProblem) -> str:
-    """Name a problem: ``128×3072×768 fp16, bias, gelu``; of a convolution with its window."""
+    """Return the words for a problem: ``128×3072×768 fp16, bias, gelu``; for a convolution with its window."""
     parts = [f"{problem.m}×{problem.n}×{problem.k} {problem.dtype}"]
     if problem.window is not None:
         window = problem.window
@@ -38,26 +39,55 @@ def problem_words(problem: GemmProblem) -> str:
 
 
 def roofline_us(problem: GemmProblem, rates: "DeviceRates | None") -> float | None:
-    """The least time that a device's arithmetic and memory allow; ``None`` where its rates for the type are unknown."""
+    """Return the least time that a device's arithmetic and memory allow; ``None`` if its rates are unknown."""
     if rates is None or problem.dtype == "fp32":
         return None
     return 1e6 * max(problem.flops / rates.flops_per_s, problem.bytes / rates.memory_bytes_per_s)
 
 
-def trial_document(trial: KernelTrial, tuned: TunedProblem, rates: "DeviceRates | None") -> dict[str, Any]:
-    """One candidate of ``autotune kernels tune --json``; figures are ``None`` where it failed before it had them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFigures:
+    """The figures of a timed kernel: its median time with the 95% interval, and what follows from it.
+
+    ``roofline_share`` is the least time on the device divided by the median, ``library_ratio`` the time of the best
+    library call divided by it; ``None`` if one is unknown.
+    """
+
+    median_us: float
+    interval_us: tuple[float, float]
+    tflops: float
+    roofline_share: float | None
+    library_ratio: float | None
+
+
+def kernel_figures(trial: KernelTrial, tuned: TunedProblem, rates: "DeviceRates | None") -> KernelFigures | None:
+    """Return the figures of a trial; ``None`` if it was not timed."""
     us, least_us = trial.median_us, roofline_us(trial.problem, rates)
     library_us = tuned.library.median_us if tuned.library else None
+    if us is None:
+        return None
+    return KernelFigures(
+        median_us=us,
+        interval_us=median_interval(trial.samples_us),
+        tflops=trial.problem.flops / us / 1e6,
+        roofline_share=None if least_us is None else least_us / us,
+        library_ratio=None if library_us is None else library_us / us,
+    )
+
+
+def trial_document(trial: KernelTrial, tuned: TunedProblem, rates: "DeviceRates | None") -> dict[str, object]:
+    """Return one candidate of ``autotune kernels tune --json``; its figures are ``None`` if it was not timed."""
+    figures = kernel_figures(trial, tuned, rates)
     return {
         "kind": trial.configuration.backend,
         "configuration": trial.configuration.as_dict(),
         "state": trial.state,
-        "median_us": us,
-        "interval_us": list(median_interval(trial.samples_us)) if us is not None else None,
+        "median_us": figures and figures.median_us,
+        "interval_us": figures and list(figures.interval_us),
         "samples": len(trial.samples_us),
-        "tflops": trial.problem.flops / us / 1e6 if us is not None else None,
-        "roofline_share": least_us / us if us is not None and least_us is not None else None,
-        "library_ratio": library_us / us if us is not None and library_us is not None else None,
+        "tflops": figures and figures.tflops,
+        "roofline_share": figures and figures.roofline_share,
+        "library_ratio": figures and figures.library_ratio,
         "error": trial.error,
         "made": dict(trial.made),
         "stopped": recorded(trial.conditions, "stopped"),
@@ -68,8 +98,8 @@ def trial_document(trial: KernelTrial, tuned: TunedProblem, rates: "DeviceRates 
     }
 
 
-def tuned_document(tuned: TunedProblem, rates: "DeviceRates | None") -> dict[str, Any]:
-    """One problem of ``autotune kernels tune --json``, its candidates best first and failed ones last."""
+def tuned_document(tuned: TunedProblem, rates: "DeviceRates | None") -> dict[str, object]:
+    """Return one problem of ``autotune kernels tune --json``; the best candidate is first, failed ones are last."""
     return {
         "problem": tuned.problem.as_dict(),
         "digest": tuned.problem.digest,
@@ -86,31 +116,34 @@ def tuned_document(tuned: TunedProblem, rates: "DeviceRates | None") -> dict[str
 
 
 def tuned_view(tuned: TunedProblem, device: "Device", rates: "DeviceRates | None") -> RenderableType:
-    """The candidates of one problem, best first; below them those that failed, with the reason."""
-    known = len(tuned.trials) - tuned.measured
-    title = f"{problem_words(tuned.problem)} on {device.device_class}: {tuned.measured} timed now, {known} known before"
+    """Show the candidates of a problem, the best first; below them those that failed, with the reason."""
+    stored = len(tuned.trials) - tuned.measured
+    counts = f"{tuned.measured} timed now, {stored} from the database"
+    title = f"{problem_words(tuned.problem)} on {device.device_class}: {counts}"
     table = FittingTable(title=title, title_justify="left")
     table.add_column("kind", no_wrap=True)
     table.add_column("configuration", overflow="fold")
     for column in ("median µs [95% interval]", "TFLOP/s", "of roofline", "vs best library"):
         table.add_column(column, justify="right", no_wrap=True)
     for trial in tuned.complete:
-        figures = trial_document(trial, tuned, rates)
+        figures = kernel_figures(trial, tuned, rates)
+        if figures is None:
+            continue
         table.add_row(
             trial.configuration.backend,
             words.knobs(trial.configuration),
-            words.latency(figures["median_us"], figures["interval_us"]),
-            f"{figures['tflops']:.4g}",
-            "–" if figures["roofline_share"] is None else f"{figures['roofline_share']:.0%}",
-            "–" if figures["library_ratio"] is None else words.speedup(figures["library_ratio"]),
+            words.latency(figures.median_us, figures.interval_us),
+            f"{figures.tflops:.4g}",
+            "–" if figures.roofline_share is None else f"{figures.roofline_share:.0%}",
+            "–" if figures.library_ratio is None else words.speedup(figures.library_ratio),
         )
     failed = [trial for trial in tuned.trials if trial.state == "failed"]
     below = [Text(f"{trial.configuration}: {trial.failure}", style="red") for trial in failed]
     return Group(table, *below)
 
 
-def problems_document(rows: "Sequence[KernelProblemRow]") -> list[dict[str, Any]]:
-    """What ``autotune kernels list --json`` prints."""
+def problems_document(rows: "Sequence[KernelProblemRow]") -> list[dict[str, object]]:
+    """Return the document of ``autotune kernels list --json``."""
     return [
         {
             "problem": row.problem.as_dict(),
@@ -129,7 +162,7 @@ def problems_document(rows: "Sequence[KernelProblemRow]") -> list[dict[str, Any]
 
 
 def problems_table(rows: "Sequence[KernelProblemRow]") -> RenderableType:
-    """Every known problem with its best kernel."""
+    """Show each problem with its best kernel."""
     table = FittingTable(title=f"{len(rows)} kernel problems", title_justify="left")
     table.add_column("problem", overflow="fold")
     table.add_column("device", overflow="fold")

@@ -1,4 +1,4 @@
-"""What a study found, as the table that ``autotune tune`` ends with."""
+"""The table and the lines that ``autotune tune`` ends with."""
 
 import math
 import shlex
@@ -19,13 +19,14 @@ from autotune.study.request import StudyOutcome
 from autotune.study.sweep import items_per_s, saturated
 
 FEWEST_ROUNDS = 6
-"""Below six values no two of them are a 95% interval of their median."""
+"""The fewest rounds for an interval: with fewer values no two of them are a 95% interval of their median."""
 
 
 def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: str | None = None) -> RenderableType:
-    """The baseline and the best finalist of each backend; how much faster, whether it is safe and what to do next.
+    """Show the baseline and the best finalist of each backend, and the plan's speedup, accuracy and next step.
 
-    Then what became of the time and the trials. ``deploy`` is the command that deploys the plan; it is never broken.
+    Below are the numbers of trials and the times of the study. ``deploy`` is the command that deploys the plan; its
+    lines are never broken.
     """
     parts: list[RenderableType] = []
     if any(finalist.is_baseline for finalist in outcome.finalists):
@@ -34,16 +35,17 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: 
     if outcome.plan is None or outcome.undecided:
         lines = _undecided(outcome)
     else:
-        lines = [_faster(outcome, outcome.plan), _safe(outcome, outcome.plan), *_next(deploy), *_fp32_line(outcome)]
+        plan = outcome.plan
+        lines = [_speedup_line(outcome, plan), _accuracy_line(outcome, plan), *_next(deploy), *_fp32_line(outcome)]
     lines += [_trials_line(outcome), *_split_line(outcome)]
     if outcome.plan is not None:
-        again = f"autotune plan show {outcome.name} --batch {outcome.batch}{f' --db {shlex.quote(db)}' if db else ''}"
-        lines.append(_whole(f"stored in {location}; see it again with: {again}"))
+        command = f"autotune plan show {outcome.name} --batch {outcome.batch}{f' --db {shlex.quote(db)}' if db else ''}"
+        lines.append(_whole(f"stored in {location}; to show it again: {command}"))
     return Group(*parts, *(line if isinstance(line, Text) else Text(line) for line in lines), Text(""))
 
 
 def sweep_view(outcomes: Sequence[StudyOutcome]) -> RenderableType:
-    """Throughput by batch, and where it is saturated."""
+    """Show the throughput of each batch, and the batch at which it is saturated."""
     best = saturated(outcomes)
     table = FittingTable(title=f"{outcomes[0].name}: throughput by batch", title_justify="left")
     for column in ("batch", "in flight", "items/s", "latency ms"):
@@ -73,21 +75,21 @@ def _compared(finalist: FinalistRecord) -> float:
 
 
 def best_of_backends(finalists: Sequence[FinalistRecord]) -> list[FinalistRecord]:
-    """The baseline first, then the best finalist of each backend by what the objective compares.
+    """Return the baseline, then the best finalist of each backend by the value that the objective compares.
 
-    The baseline's own backend comes again only with something faster.
+    The backend of the baseline has another entry only if it has a faster finalist.
     """
     baseline = baseline_of(finalists)
     best: dict[str, FinalistRecord] = {}
     for finalist in sorted(finalists, key=_compared):
-        behind = finalist.backend == baseline.backend and finalist.compared >= baseline.compared
-        if not behind:
+        slower = finalist.backend == baseline.backend and finalist.compared >= baseline.compared
+        if not slower:
             best.setdefault(finalist.backend, finalist)
     return [baseline, *best.values()]
 
 
 def best_fp32(finalists: Sequence[FinalistRecord]) -> FinalistRecord | None:
-    """The fastest finalist that computes in fp32 as the baseline does, the baseline itself included."""
+    """Return the best finalist that computes in fp32 as the baseline does, the baseline itself included."""
     exact = [finalist for finalist in finalists if not words.is_reduced(finalist.configuration)]
     return min(exact, key=_compared, default=None)
 
@@ -126,19 +128,19 @@ def _finalists_table(outcome: StudyOutcome) -> FittingTable:
 
 
 def _undecided(outcome: StudyOutcome) -> list[str | Text]:
-    """Why nothing was promoted, which plan stands meanwhile, and the command that repeats the finals."""
+    """Return the reason why no plan was promoted, the plan that stays, and the command that repeats the finals."""
     plan = outcome.plan
-    stands = "there is no plan yet"
+    current = "there is no plan yet"
     if plan is not None:
-        stands = (
+        current = (
             f"the earlier plan stays: {plan.configuration.backend} ({words.knobs(plan.configuration)}), "
             f"{words.milliseconds(plan.latency_ms)} ms"
         )
-    return [f"undecided: {outcome.reason}", stands, _whole(f"run again: {outcome.run}")]
+    return [f"undecided: {outcome.reason}", current, _whole(f"run again: {outcome.run}")]
 
 
-def _faster(outcome: StudyOutcome, plan: Plan) -> str:
-    found = " (found in the database, nothing was measured)" if outcome.cached else ""
+def _speedup_line(outcome: StudyOutcome, plan: Plan) -> str:
+    origin = " (from the database, nothing was measured)" if outcome.cached else ""
     figures = plan.evidence.objective
     value, baseline, unit = plan.latency_ms, plan.baseline_latency_ms, "ms"
     if figures is not None:
@@ -146,24 +148,24 @@ def _faster(outcome: StudyOutcome, plan: Plan) -> str:
     before, after = words.figure(baseline, unit), words.figure(value, unit)
     if plan.status == "baseline":
         return (
-            f"how much faster{found}: not at all: the baseline stays, {after}: nothing was significantly better"
-            f"{_beside_others(outcome)}"
+            f"speedup{origin}: none; the baseline stays, {after}, because nothing was significantly better"
+            f"{_disturbance(outcome)}"
         )
     tie = ""
     if plan.status == "tie":
-        tie = f"; noise leaves open whether {_tied(plan)} is faster"
+        tie = f"; noise makes it impossible to say whether {_tied(plan)} is faster"
         if any(finalist.compared < value for finalist in outcome.finalists):
-            tie += ", and it was chosen for being simpler"
+            tie += ", and the plan is the simpler of them"
     bounds = speedup_interval(plan)
     between = f" (in pairs of rounds {words.speedup(bounds[0])} – {words.speedup(bounds[1])} at 95%)" if bounds else ""
     return (
-        f"how much faster{found}: {before} → {after}, {words.speedup(plan.speedup)} the baseline{between}, by "
-        f"{plan.configuration.backend} ({words.knobs(plan.configuration)}){tie}{_beside_others(outcome)}"
+        f"speedup{origin}: {before} → {after}, {words.speedup(plan.speedup)} the baseline{between}, by "
+        f"{plan.configuration.backend} ({words.knobs(plan.configuration)}){tie}{_disturbance(outcome)}"
     )
 
 
 def _tied(plan: Plan) -> str:
-    """Name the finalists that could not be told from the plan."""
+    """Return the names of the finalists that the finals could not distinguish from the plan."""
     finalists = {finalist.uid: finalist for finalist in plan.evidence.finalists}
     tied = [finalists[uid].configuration for uid in plan.evidence.tied_with if uid in finalists]
     named = [f"{configuration.backend} ({words.knobs(configuration)})" for configuration in tied[:2]]
@@ -171,20 +173,22 @@ def _tied(plan: Plan) -> str:
     return (" or ".join(named) + more) or "another finalist"
 
 
-def _beside_others(outcome: StudyOutcome) -> str:
-    """What keeps the figures from being those of a quiet host."""
+def _disturbance(outcome: StudyOutcome) -> str:
+    """Return a remark if other programs disturbed the finals; empty if none did."""
     seen = {flag for finalist in outcome.finalists for flag in finalist.flags}
     causes = {"busy_host": "a busy host", "shared_device": "a device that others used"}
-    found = [words_ for flag, words_ in causes.items() if flag in seen]
-    return f"; measured on {' and '.join(found)}, so a quiet one may give another ratio" if found else ""
+    disturbances = [cause for flag, cause in causes.items() if flag in seen]
+    if not disturbances:
+        return ""
+    return f"; measured on {' and '.join(disturbances)}, so the speedup may differ on a quiet one"
 
 
-def _safe(outcome: StudyOutcome, plan: Plan) -> str:
-    """The worst error that was found, what was allowed, and whether the plan computes in fewer bits."""
+def _accuracy_line(outcome: StudyOutcome, plan: Plan) -> str:
+    """Return the largest error of the plan, the limits, and its precision."""
     precision = words.precision_of(plan.configuration)
     reduced = f"reduced precision, {precision}" if words.is_reduced(plan.configuration) else "full precision"
     return (
-        f"is it safe: signal error {words.signal_error(plan.signal_error)} in the worst output; every limit holds: "
+        f"accuracy: signal error {words.signal_error(plan.signal_error)} in the worst output; every limit holds: "
         f"{constraints(outcome.objective)}; {reduced}"
     )
 
@@ -192,16 +196,16 @@ def _safe(outcome: StudyOutcome, plan: Plan) -> str:
 def _next(deploy: str) -> list[str | Text]:
     if not deploy:
         return []
-    return ["what next: load the plan where it is to serve, with", _whole(deploy)]
+    return ["next step: load the plan in your service, with", _whole(deploy)]
 
 
 def _whole(text: str) -> Text:
-    """A text whose lines are never broken, so that a command in it can be copied."""
+    """Return a text whose lines are never broken, so that a command in it can be copied."""
     return Text(text, no_wrap=True, overflow="ignore")
 
 
 def speedup_interval(plan: Plan) -> tuple[float, float] | None:
-    """The 95% interval of the baseline over the plan, paired by the rounds of the finals; None of too few rounds."""
+    """Return the 95% interval of baseline / plan, paired by rounds of the finals; None if the rounds are too few."""
     own = plan.evidence.finalist_of(plan.configuration)
     baseline = next((finalist for finalist in plan.evidence.finalists if finalist.is_baseline), None)
     if own is None or baseline is None:
@@ -217,7 +221,7 @@ def speedup_interval(plan: Plan) -> tuple[float, float] | None:
 
 
 def _fp32_line(outcome: StudyOutcome) -> list[str]:
-    """The best in full precision, told apart where the plan computes in less."""
+    """Return a line on the best finalist in fp32, if the plan computes with reduced precision."""
     best = best_fp32(outcome.finalists)
     if best is None or outcome.plan is None or not words.is_reduced(outcome.plan.configuration):
         return []
@@ -230,10 +234,10 @@ def _fp32_line(outcome: StudyOutcome) -> list[str]:
 
 def _trials_line(outcome: StudyOutcome) -> Text:
     counts = outcome.trials
-    told = ", ".join(f"{counts[state]} {state}" for state in counts if counts[state]) or "none"
+    summary = ", ".join(f"{counts[state]} {state}" for state in counts if counts[state]) or "none"
     if counts.get("failed"):
-        told += f"; why they failed: autotune trials {outcome.name} --batch {outcome.batch} --failed"
-    return _whole(f"trials: {told}")
+        summary += f"; why they failed: autotune trials {outcome.name} --batch {outcome.batch} --failed"
+    return _whole(f"trials: {summary}")
 
 
 def _split_line(outcome: StudyOutcome) -> list[str]:

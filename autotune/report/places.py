@@ -1,25 +1,25 @@
-"""Many modules of a model in few words: ``encoder.layer.{0..11}.attention ×12``."""
+"""Places in a model, grouped so that many take few words: ``encoder.layer.{0..11}.attention ×12``."""
 
 import math
 from collections.abc import Sequence
 
 OWN = "the model's own code"
-"""What stands for a place outside every module."""
+"""The words for a place outside all modules."""
 
 
 def places_words(paths: Sequence[str], *, most: int = 5) -> str:
-    """Group module paths that differ in numbers alone; after ``most`` groups only how many places are left."""
-    found = grouped(paths)
-    told = [words if count == 1 else f"{words} ×{count}" for words, count in found[:most]]
-    left = sum(count for _, count in found[most:])
-    return ", ".join([*told, *([f"and {left} more"] if left else [])])
+    """Return module paths, grouped if they differ only in numbers; after ``most`` groups, the number of the rest."""
+    groups = grouped(paths)
+    texts = [pattern if count == 1 else f"{pattern} ×{count}" for pattern, count in groups[:most]]
+    left = sum(count for _, count in groups[most:])
+    return ", ".join([*texts, *([f"and {left} more"] if left else [])])
 
 
 def grouped(paths: Sequence[str]) -> list[tuple[str, int]]:
-    """Give each group's pattern and how many of the paths are in it, in the order in which groups begin.
+    """Return the pattern of each group and the number of its paths, in the order of the first path of each group.
 
-    ``{0..3}`` and ``{0,2}`` stand for exactly these numbers. Where not every combination of a group's numbers is there,
-    ``*`` stands for those that vary.
+    ``{0..3}`` and ``{0,2}`` mean exactly these numbers. If a group lacks a combination of its numbers, ``*`` stands for
+    each number that varies.
     """
     groups: dict[tuple[str | None, ...], list[tuple[int, ...]]] = {}
     for path in paths:
@@ -36,11 +36,11 @@ def _pattern(shape: tuple[str | None, ...], members: list[tuple[int, ...]]) -> s
     return ".".join(_numbers(next(numbers), whole) if part is None else part for part in shape)
 
 
-def _numbers(found: list[int], whole: bool) -> str:
-    if len(found) == 1:
-        return str(found[0])
+def _numbers(numbers: list[int], whole: bool) -> str:
+    if len(numbers) == 1:
+        return str(numbers[0])
     if not whole:
         return "*"
-    if len(found) == found[-1] - found[0] + 1:
-        return f"{{{found[0]}..{found[-1]}}}"
-    return f"{{{','.join(map(str, found))}}}"
+    if len(numbers) == numbers[-1] - numbers[0] + 1:
+        return f"{{{numbers[0]}..{numbers[-1]}}}"
+    return f"{{{','.join(map(str, numbers))}}}"

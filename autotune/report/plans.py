@@ -1,4 +1,4 @@
-"""Stored plans for people to read."""
+"""Stored plans for people."""
 
 from collections.abc import Sequence
 
@@ -12,9 +12,9 @@ from autotune.report.fitting_table import FittingTable
 
 
 def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
-    """One row a plan; structure, weights and more stand in it if plans of one name, batch and device class differ."""
+    """Show one row per plan; structure, weights and others are columns if plans of one name differ in them."""
     if not plans:
-        return Text(f"no plan yet in {location}; make one with: autotune tune STUDY_FILE")
+        return Text(f"no plan yet in {location}; create one with: autotune tune STUDY_FILE")
     table = FittingTable(title=f"Plans in {location}", title_justify="left")
     parts = distinction.differing(plans)
     for column in ("model", "batch", "device", *parts, "plan", "status"):
@@ -40,10 +40,10 @@ def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
 
 
 def plan_view(plan: Plan, location: str, *, artifact_here: bool | None, parts: Sequence[str] = ()) -> RenderableType:
-    """Everything about one plan: what it is valid for, what proves it, and its finals.
+    """Show one plan with its device, toolchain and model, its evidence, and its finals.
 
-    ``artifact_here`` is ``None`` if this user may not look. ``parts`` distinguish it from others that are shown with
-    it, see :func:`autotune.report.distinction.differing`.
+    ``artifact_here`` is ``None`` if this user may not read the artifact. ``parts`` distinguish the plan from others
+    that are shown, see :func:`autotune.report.distinction.differing`.
     """
     facts = Facts()
     limits = plan.objective
@@ -76,7 +76,7 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool | None, parts: S
 
 
 def _objective(plan: Plan) -> list[tuple[str, str]]:
-    """What was minimised where that is not the median latency, and the percentiles of the plan."""
+    """Return the figures of an objective other than the median latency, and the percentiles of the plan."""
     figures = plan.evidence.objective
     rows = []
     if figures is not None and figures.name != "latency_p50":
@@ -91,7 +91,7 @@ def _objective(plan: Plan) -> list[tuple[str, str]]:
 
 
 def finals_table(plan: Plan) -> RenderableType | None:
-    """List the finalists that the evidence holds, in order of latency; ``None`` where it holds none."""
+    """Show the finalists of the evidence in order of latency; ``None`` if there are none."""
     finalists = plan.evidence.finalists
     if not finalists:
         return None
@@ -114,7 +114,7 @@ def finals_table(plan: Plan) -> RenderableType | None:
 def _status(plan: Plan) -> str:
     meaning = {
         "promoted": "promoted: significantly faster than the baseline and every other finalist",
-        "tie": "tie: significantly faster than the baseline, and level with another finalist",
+        "tie": "tie: significantly faster than the baseline, but not than every other finalist",
         "baseline": "baseline: nothing was significantly faster than the model as it runs today",
     }
     return meaning[plan.status]

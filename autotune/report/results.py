@@ -1,9 +1,9 @@
-"""The results file of one study on one device: figures with the raw samples they follow from.
+"""The results file of one study on one device: its figures, with the raw samples that they are computed from.
 
 A file holds the environment, the exact command, the baseline, the plan, the best finalist of each backend, and the
 finals with every raw sample. :func:`verify_results` recomputes all figures from those samples.
 
-A folder of results has one folder a study. No file is written in place of another study's.
+A folder of results has one folder per study. The file of one study never replaces that of another.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ from autotune.study.request import StudyOutcome
 
 SCHEMA = 1
 TOLERANCE = 1e-6
-"""Samples are kept to nine digits, so a figure may differ by so much (relative) from the one in the database."""
+"""The relative difference that a figure may have from the one in the database: samples are kept to nine digits."""
 _BESIDE = ("objective_value", "objective_interval", "percentiles", "flags", "utilisation")
 _FIGURES = ("latency_ms", "interval_ms", "signal_error", "build_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenResults:
-    """Where results were written; ``kept`` is the file of another study that has the usual name of theirs.
+    """The path of written results; ``kept`` is the file of another study that already has their usual name.
 
-    ``differing`` names what differs between the two studies, such as ``serve_as``.
+    ``differing`` has the names of the parts in which the two studies differ, such as ``serve_as``.
     """
 
     path: Path
@@ -45,10 +45,10 @@ class WrittenResults:
     differing: tuple[str, ...] = ()
 
 
-def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
-    """Make the content of a results file; WorkError if the study is undecided, or the plan's evidence holds no finals.
+def results_document(outcome: StudyOutcome, command: str) -> dict[str, object]:
+    """Return the content of a results file; WorkError if the study is undecided, or the evidence has no finals.
 
-    The seconds and their split are those of this run, and absent where the plan was only looked up.
+    The seconds and their split are those of this run; they are absent if the plan came from the database.
     """
     plan = outcome.plan
     if plan is None or outcome.undecided:
@@ -65,7 +65,7 @@ def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
             expected="a plan of this version",
             run="autotune tune with another --db",
         )
-    document: dict[str, Any] = {
+    document: dict[str, object] = {
         "schema": SCHEMA,
         "name": plan.name,
         "batch": plan.batch,
@@ -102,11 +102,11 @@ def results_document(outcome: StudyOutcome, command: str) -> dict[str, Any]:
 def write_results(outcome: StudyOutcome, folder: Path, *, command: str) -> WrittenResults:
     """Write ``<study name>/<sku>-b<batch>.json`` into a folder, whole or not at all; WorkError if it cannot be written.
 
-    The file of an earlier run of the same study is replaced. If another study has a file of that name, this one's gets
-    a digest of what distinguishes it.
+    The file of an earlier run of the same study is replaced. If another study has a file of that name, the new file has
+    a digest in its name.
     """
     document = results_document(outcome, command)
-    names = _names(document)
+    names = _names(outcome, document)
     usual = folder / outcome.name / next(names)
     try:
         path, differing = usual, _differing(usual, document)
@@ -120,17 +120,17 @@ def write_results(outcome: StudyOutcome, folder: Path, *, command: str) -> Writt
     return WrittenResults(path=path, kept=usual if path != usual else None, differing=differing)
 
 
-def _names(document: Mapping[str, Any]) -> Iterator[str]:
+def _names(outcome: StudyOutcome, document: Mapping[str, object]) -> Iterator[str]:
     """Yield the usual name of a study's file, then longer ones with a digest of what distinguishes the study."""
-    usual = f"{document['device']['sku']}-b{document['batch']}"
+    usual = f"{outcome.device.sku}-b{outcome.batch}"
     own = digest(_distinguishing(document))
     yield f"{usual}.json"
     for length in range(8, len(own) + 1):
         yield f"{usual}-{own[:length]}.json"
 
 
-def _distinguishing(document: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a study of one name, SKU and batch another one; an older file says less of it."""
+def _distinguishing(document: Mapping[str, Any]) -> dict[str, object]:
+    """Return the parts that distinguish studies of one name, SKU and batch; an older file has fewer of them."""
     objective = dict(document.get("objective") or {})
     return {
         "name": document.get("name"),
@@ -142,20 +142,21 @@ def _distinguishing(document: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _differing(path: Path, document: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name what distinguishes the study whose file is at a path; empty if it is this study's, or there is none."""
+def _differing(path: Path, document: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the parts in which the study of a file differs; empty if the file is of the same study or absent."""
     try:
-        there = _distinguishing(json.loads(path.read_text()))
+        stored = _distinguishing(json.loads(path.read_text()))
     except FileNotFoundError:
         return ()
     except (ValueError, TypeError, AttributeError):
         return ("schema",)
     own = _distinguishing(document)
-    return tuple(name for name, value in there.items() if canonical(value) != canonical(own.get(name)))
+    return tuple(name for name, value in stored.items() if canonical(value) != canonical(own.get(name)))
 
 
-def _write(path: Path, document: Mapping[str, Any]) -> None:
+def _write(path: Path, document: Mapping[str, object]) -> None:
     text = json.dumps(document, indent=1, allow_nan=False)
+    # Lists of numbers stand in one line each.
     text = re.sub(r"\[\s*([-+0-9.eE,\s]+?)\s*\]", lambda match: "[" + re.sub(r"\s+", "", match[1]) + "]", text)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -169,7 +170,7 @@ def _write(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def verify_results(document: Mapping[str, Any]) -> list[str]:
-    """Recompute every figure from the raw samples; gives what does not follow from them, so nothing where all does."""
+    """Recompute every figure from the raw samples; returns a line for each figure that does not follow from them."""
     from autotune.execute.finals import statistic_of
     from autotune.measure.paired import RoundFigures
     from autotune.measure.statistics import median_interval
@@ -189,9 +190,9 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     latencies = RoundFigures(figures, disturbed=disturbed) if by_latency else RoundFigures(samples)
     wrong: list[str] = []
 
-    def expect(what: str, stated: Any, computed: Any) -> None:
+    def expect(name: str, stated: object, computed: object) -> None:
         if not _same(stated, computed):
-            wrong.append(f"{what}: the file says {stated}, the samples say {computed}")
+            wrong.append(f"{name}: the file says {stated}, the samples say {computed}")
 
     for name, finalist in finalists.items():
         interval_ms, place = list(median_interval(latencies.of(name))), f"finals {finalist.configuration.as_dict()}"
@@ -217,8 +218,8 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     return wrong
 
 
-def _finalist(finalist: FinalistRecord) -> dict[str, Any]:
-    """Take what a results file keeps of a finalist; samples to nine digits, ``None`` where it sat a round out.
+def _finalist(finalist: FinalistRecord) -> dict[str, object]:
+    """Return the entry of a finalist in a results file: samples to nine digits, ``None`` for a round without it.
 
     The baseline is the fastest of those that could be it: on a CPU the same model at several thread counts.
     """
@@ -241,7 +242,7 @@ def _rounded(blocks: Sequence[Sequence[float] | None]) -> list[list[float] | Non
     return [None if block is None else [float(f"{value:.9g}") for value in block] for block in blocks]
 
 
-def _figures(finalist: FinalistRecord, batch: int) -> dict[str, Any]:
+def _figures(finalist: FinalistRecord, batch: int) -> dict[str, object]:
     return {
         "backend": finalist.backend,
         "batch": batch,
@@ -251,7 +252,7 @@ def _figures(finalist: FinalistRecord, batch: int) -> dict[str, Any]:
     }
 
 
-def _environment(plan: Plan) -> dict[str, Any]:
+def _environment(plan: Plan) -> dict[str, object]:
     return {
         "autotune": __version__,
         "python": platform.python_version(),
@@ -260,8 +261,8 @@ def _environment(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _same(stated: Any, computed: Any) -> bool:
-    """Whether two values agree, numbers within the tolerance."""
+def _same(stated: object, computed: object) -> bool:
+    """Return true if two values agree, numbers within the tolerance."""
     if isinstance(stated, Mapping) and isinstance(computed, Mapping):
         return stated.keys() == computed.keys() and all(_same(stated[key], computed[key]) for key in stated)
     if isinstance(stated, list) and isinstance(computed, list):

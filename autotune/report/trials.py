@@ -1,4 +1,4 @@
-"""The trials of a study for people to read."""
+"""The trials of a study, and reproductions of trials, for people."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,16 +27,16 @@ def trials_table(
     with_log: bool = False,
     commands: Mapping[str, str] = MappingProxyType({}),
 ) -> RenderableType:
-    """One row a trial; ``with_log`` adds for each failed one the end of its log, and the command that reproduces it."""
+    """Show one row per trial; ``with_log`` adds the end of each failed trial's log, and the command to reproduce it."""
     counts = Counter(trial.state for trial in trials)
-    told = ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no trial"
-    table = FittingTable(title=f"{study}, batch {batch}, on {device_class}: {told}", title_justify="left")
+    summary = ", ".join(f"{count} {state}" for state, count in counts.most_common()) or "no trial"
+    table = FittingTable(title=f"{study}, batch {batch}, on {device_class}: {summary}", title_justify="left")
     table.add_column("no", justify="right")
     table.add_column("state", no_wrap=True)
     table.add_column("configuration", overflow="fold")
     for column in ("latency ms", "signal error", "build s"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("why", overflow="fold")
+    table.add_column("reason", overflow="fold")
     for trial in trials:
         table.add_row(
             str(trial.number),
@@ -52,23 +52,23 @@ def trials_table(
         if with_log and trial.failure is not None and trial.failure.log_tail.strip():
             below.append(Text(f"\ntrial {trial.number}, the end of its log:\n{trial.failure.log_tail.rstrip()}"))
         if with_log and trial.uid in commands:
-            again = f"\nto see trial {trial.number} again:\n{commands[trial.uid]}"
-            below.append(Text(again, no_wrap=True, overflow="ignore"))
+            command = f"\nto reproduce trial {trial.number}:\n{commands[trial.uid]}"
+            below.append(Text(command, no_wrap=True, overflow="ignore"))
     return Group(table, *below)
 
 
-def reproduction_view(again: "Reproduction") -> RenderableType:
-    """What became of a trial's configuration then and now."""
-    trial = again.trial
+def reproduction_view(reproduction: "Reproduction") -> RenderableType:
+    """Show the result of a trial and that of its reproduction."""
+    trial = reproduction.trial
     then = str(trial.failure) if trial.failure is not None else _ended(trial.state, trial.latency_ms)
-    now = str(again.failure) if again.failure is not None else _ended("complete", again.latency_ms)
+    now = str(reproduction.failure) if reproduction.failure is not None else _ended("complete", reproduction.latency_ms)
     lines = [
-        f"trial {trial.number} of {again.study} at batch {again.batch}",
+        f"trial {trial.number} of {reproduction.study} at batch {reproduction.batch}",
         f"{trial.configuration.backend}: {words.knobs(trial.configuration)}",
         f"then: {then}",
         f"now:  {now}",
-        *(f"note: {note}" for note in again.notes),
-        "it ended as it did then" if again.same else "it did not end as it did then",
+        *(f"note: {note}" for note in reproduction.notes),
+        "it ended as it did then" if reproduction.same else "it did not end as it did then",
     ]
     return Text("\n".join(lines))
 

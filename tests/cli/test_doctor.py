@@ -18,7 +18,10 @@ def test_doctor_proves_backends_and_makes_no_database(autotune, monkeypatch, tmp
     assert "eager on cpu: works (" in result.stderr
     assert document["devices"][-1]["kind"] == "cpu"
     assert "torch" in document["toolchain"]
-    assert document["database"] == {"location": str(database), "state": "not there yet; the first study makes it"}
+    assert document["database"] == {
+        "location": str(database),
+        "state": "does not exist yet; the first study creates it",
+    }
     assert not database.exists()
 
 
@@ -35,7 +38,7 @@ def test_quick_says_what_is_found_and_that_nothing_is_proved(autotune, tmp_path)
     shown = autotune("doctor", "--quick", "--device", "cpu", "--db", tmp_path / "a.db")
     assert shown.exit_code == 0 and shown.stderr == ""
     text = " ".join(shown.stdout.split())
-    assert "nothing was built or proved" in text and "found" in text and "works" not in text
+    assert "nothing was built or proved" in text and "available" in text and "works" not in text
     document = json.loads(autotune("doctor", "--quick", "--device", "cpu", "--db", tmp_path / "a.db", "--json").stdout)
     assert document["proved"] is False and len(document["backends"]) == len(registry.names())
     assert all(one["found"] and not one["proved"] and one["works"] is None for one in document["backends"])

@@ -102,6 +102,6 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(autotune, tmp_path,
     os.kill(running.pid, signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert running.returncode == 1 and out == ""
-    assert "what was finished is kept" in err and "run next: the same command" in err and "Traceback" not in err
+    assert "finished trials are kept" in err and "run next: the same command" in err and "Traceback" not in err
     (listed,) = json.loads(autotune("kernels", "list", "--db", "k.db", "--json").stdout)
     assert (listed["trials"], listed["failed"]) == (1, 0)

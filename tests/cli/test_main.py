@@ -19,7 +19,7 @@ from autotune.errors import DeviceError, StudyInterruptedError
     [
         (DeviceError("device x is not there", found="cpu"), 2, "error: device x is not there\n  found: cpu\n"),
         (StudyInterruptedError("stopped", run="the same command"), 1, "run next: the same command"),
-        (KeyboardInterrupt(), 130, "the same command goes on"),
+        (KeyboardInterrupt(), 130, "the same command continues it"),
     ],
 )
 def test_errors_become_one_message_and_an_exit_code(error, code, says):

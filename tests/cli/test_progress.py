@@ -77,7 +77,7 @@ def test_the_live_lines_say_share_end_best_and_what_runs():
     shown.event("trial_finished", trial=trial(3, FAST, 0.5, state="pruned"), best_ms=1.0)
     assert "best 1.000 ms" in told(shown)  # a trial that was not timed to its end is no best
     shown.event("finals_started", count=3)
-    assert told(shown) == "100%; about 80 s left; best 1.000 ms, 4.00×\n0 s: finals between 3"
+    assert told(shown) == "100%; about 80 s left; best 1.000 ms, 4.00×\n0 s: finals of 3 configurations"
     clock.now_s += 200
     shown.event("finals_round", rounds=12, elapsed_s=200.0)
     assert told(shown) == "100%; about 50 s left; best 1.000 ms, 4.00×\n200 s: finals: 12 rounds"

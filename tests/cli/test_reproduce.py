@@ -84,7 +84,7 @@ def test_json_is_one_document(autotune, two, again):
     [
         (["bert", "0"], "no study bert"),
         (["resnet50", "7", "--batch", "32"], "no such trial"),
-        (["resnet50", "0"], "3 of that number"),
+        (["resnet50", "0"], "3 trials of that number"),
         (["from-python", "0"], "nvidia-h200"),
     ],
 )

@@ -157,6 +157,7 @@ def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
     (winner,) = (one for one in entry["finalists"] if one["configuration"] == plan["configuration"])
     assert (plan["status"], plan["latency_ms"]) == (entry["status"], winner["latency_ms"])
     assert plan["speedup"] == pytest.approx(entry["baseline_latency_ms"] / plan["latency_ms"])
+    assert entry["signal_error_limit"] == 0.02 >= plan["signal_error"]
     assert "trial 0" in first.stderr
     (file,) = results.glob("toy/*-b2.json")
     document = json.loads(file.read_text())
@@ -166,11 +167,13 @@ def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
     second = autotune(*arguments, "--json")
     (again,) = json.loads(second.stdout)["studies"]
     assert again["plan"] == {**plan, "cached": True}
+    assert again["deploy"] == entry["deploy"]
     shown = json.loads(autotune("plan", "show", "toy", "--device", "cpu", "--db", database, "--json").stdout)
     assert shown["latency_ms"] == plan["latency_ms"]
     table = autotune(*arguments)
     assert "nothing was measured" in table.stdout
     assert "(baseline)" in table.stdout
+    assert f"next step: load the plan in your service, with\n{entry['deploy']}\n" in table.stdout
 
     loaded = run_python("permissions", database.parent, LOAD, str(database), str(tmp_path))
     assert (loaded.returncode, loaded.stdout) == (0, "True\n"), loaded.stderr
@@ -208,7 +211,7 @@ def test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan
     assert (unread.returncode, unread.stderr, unread.stdout[:5]) == (0, "", "toy, ")
     again = bash(command)
     assert again.returncode == 0 and "nothing was measured" in " ".join(again.stdout.split())
-    heads = [again.stdout.index(head) for head in ("how much faster", "is it safe", "what next", "trials:")]
+    heads = [again.stdout.index(head) for head in ("speedup (from the database", "accuracy:", "next step:", "trials:")]
     assert heads == sorted(heads)
     snippet = again.stdout[again.stdout.index("python - <<'END'") : again.stdout.index("END\n", heads[2] + 80) + 4]
     with Store.open(str(tmp_path / "here" / "a.db"), create=False) as store:
@@ -247,6 +250,7 @@ def test_undecided_finals_end_with_1_after_all_batches_were_run_and_printed(auto
     told = autotune("tune", study, "--batch", "2", "--db", tmp_path / "a.db", "--results", tmp_path / "r", "--json")
     (entry,) = json.loads(told.stdout)["studies"]
     assert told.exit_code == 1 and (entry["status"], entry["plan"]) == ("undecided", None)
+    assert entry["deploy"] is None and entry["signal_error_limit"] == 0.02
     assert "no results are written for toy at batch 2: it is undecided" in told.stderr
     assert not (tmp_path / "r").exists()
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
+from autotune.execute.proof import Proof
+from autotune.records.device import Toolchain
 from autotune.report.doctor import doctor_view
+from autotune.report.examination import DatabaseState, Examination
 from autotune.report.facts import Facts
 from autotune.report.fitting_table import FittingTable
 from autotune.report.kernels import tuned_view
@@ -74,13 +78,13 @@ def test_columns_stay_apart_where_characters_get_longer():
 
 
 def doctor():
-    backend = {"backend": "inductor", "device": "cuda:0", "works": False, "found": True, "seconds": 12.25}
-    advice = {"reason": "build: error: no g++ " * 4, "remedy": "apt-get install g++ (or name a compiler in CXX)"}
-    device = {"device": "cuda:0", "name": "NVIDIA H200", "device_class": "nvidia-h200/whole/700w"}
-    return {
-        "proved": True, "devices": [device], "toolchain": {"torch": "2.13.0"}, "backends": [backend | advice],
-        "database": {"location": "/data/autotune.db", "state": "3 plans, 1 studies"},
-    }  # fmt: skip
+    proof = Proof(
+        device="cuda:0", device_class=H200.device_class, backend="inductor", found=True, proved=True, works=False,
+        reason="build: error: no g++ " * 4, remedy="apt-get install g++ (or name a compiler in CXX)", seconds=12.25,
+    )  # fmt: skip
+    database = DatabaseState(location="/data/autotune.db", state="3 plans, 1 studies")
+    toolchain = Toolchain.of({"torch": "2.13.0"})
+    return Examination(proved=True, devices=[H200], toolchain=toolchain, database=database, proofs=[proof])
 
 
 def facts():
@@ -94,7 +98,7 @@ VIEWS = {
     "undecided": lambda: outcome_view(undecided(plan=None), "/data/autotune.db"),
     "sweep": lambda: sweep_view([undecided(plan=None)]),
     "doctor": lambda: doctor_view(doctor()),
-    "quick doctor": lambda: doctor_view(doctor() | {"proved": False}),
+    "quick doctor": lambda: doctor_view(replace(doctor(), proved=False)),
     "kernels": lambda: tuned_view(TUNED, H200, RATES),
     "facts": facts,
 }

@@ -68,7 +68,7 @@ def test_the_table_shows_the_best_first_and_what_failed_below():
     assert order == sorted(order)
     assert "1.29×" in lines[order[0]] and "31.00 [30.00 – 32.00]" in lines[order[0]]
     assert "inaccurate: off" in lines[-1]
-    assert "3 timed now, 1 known before" in lines[0]
+    assert "3 timed now, 1 from the database" in lines[0]
 
 
 def test_problems_are_named_by_what_sets_them_apart():

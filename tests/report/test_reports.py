@@ -342,7 +342,7 @@ def test_milliseconds(value, text):
 
 def test_knobs_name_the_precision_first():
     assert words.knobs(EAGER) == "fp32, channels_last=no, threads=2"
-    assert words.knobs(Configuration.of("eager", {})) == "as it comes"
+    assert words.knobs(Configuration.of("eager", {})) == "default values"
     assert words.is_reduced(FAST)
     assert not words.is_reduced(EAGER)
 
