@@ -92,7 +92,7 @@ def outcome(
 ) -> StudyOutcome:
     """Return the outcome of a study: its plan or, if the finals could not decide, their ``doubt`` and the incumbent.
 
-    A plan that was found in the database names its own device and objective, which may be stricter than the request's.
+    A plan from the database has its own device and objective, which may be stricter than the request's.
     """
     answered = request if plan is None or doubt else plan
     return StudyOutcome(

@@ -27,7 +27,10 @@ class Undecided:
 
 
 class StudyFinals:
-    """Measures the best few again, with the baseline and the defaults, and promotes the winner to the plan."""
+    """Measures the best few again, with the baseline and the defaults, and promotes the winner to the plan.
+
+    A simulation overrides the three methods that use the device: ``_measured``, ``_call_deployed``, ``_time_alone``.
+    """
 
     def __init__(self, context: StudyContext) -> None:
         self.context = context

@@ -271,7 +271,7 @@ class SimulatedFinals(StudyFinals):
             process_of_round=(0,) * ROUNDS,
         )
 
-    def _deployed(self, winner: Trial) -> None:
+    def _call_deployed(self, winner: Trial) -> None:
         """Deploy nothing."""
 
     def _time_alone(self, plan: Plan) -> None:
