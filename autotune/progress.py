@@ -8,20 +8,24 @@ class Progress(Protocol):
     """Receives an event for every step of the work; the library itself prints nothing."""
 
     def event(self, kind: str, **data: object) -> None:
-        """Note a step of one of these kinds.
+        """Note a step of one of the kinds below; a receiver leaves out kinds that it does not know.
 
-        capture, captured, trial_{started,timing,finished,left_out}, finals_{started,round}, finished, message.
+        A study has ``capture`` (name, batch), ``captured`` (workload), ``trial_started`` and ``trial_timing`` (number,
+        configuration), ``trial_finished`` (trial, best_ms), ``trial_left_out`` (trial, text), ``finals_started``
+        (count), ``finals_round`` (rounds, elapsed_s) and ``finished`` (outcome). The tuning of kernels has
+        ``kernels_timed`` (problem, count) and ``kernel_tried`` (trial, best_us). ``message`` (text) is a line for the
+        user.
         """
         ...
 
 
 class Silent:
-    """A progress that nobody watches."""
+    """A progress that no program shows."""
 
     def event(self, kind: str, **data: object) -> None:
         """Ignore the event."""
 
 
-def message_reporter(progress: Progress) -> Callable[[str], None] | None:
-    """Return a function that shows the user a line; ``None`` if nobody watches the progress, so that the log must."""
+def message_sender(progress: Progress) -> Callable[[str], None] | None:
+    """Return a function that shows the user a line; ``None`` if no program shows the progress: then the log does."""
     return None if isinstance(progress, Silent) else lambda text: progress.event("message", text=text)

@@ -102,7 +102,7 @@ def test_a_baseline_is_tried_again_in_another_study(part, store):
     space = SIMULATED.space(None, None, has_factory=True)
     (default,) = space.defaults
     # Eager may be a baseline too: all that this study knows of is taken down.
-    with pytest.raises(WorkError, match="baseline gave no time"):
+    with pytest.raises(WorkError, match="baseline was not timed"):
         run(replace(part, trials=1), store, crashing=Everything())
     built, finished = run(replace(part, seed=1), store)
     assert default.digest in built and all(trial.state == "complete" for trial in finished)
