@@ -256,9 +256,9 @@ def result_of(row: Scenario, processes: int, shares: Mapping[str, float]) -> Che
         passed = not row.judged or (shares["faster"] >= row.limit and shares["slower"] <= MOST_FALSE)
         shown = f"{shares['faster']:.1%} found, {shares['slower']:.1%} found slower"
     else:
-        limit = f"at most {row.limit:.0%} distinguished" if row.judged else "not judged"
+        limit = f"at most {row.limit:.0%} told apart" if row.judged else "not judged"
         passed = not row.judged or distinguished <= row.limit
-        shown = f"{distinguished:.1%} distinguished"
+        shown = f"{distinguished:.1%} told apart"
     return CheckResult(
         check=f"{row.name}; {processes} processes",
         figure=f"{shown}, {shares['undecided']:.1%} undecided; {shares['first_look']:.0%} ended at the first look",

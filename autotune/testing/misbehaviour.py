@@ -20,8 +20,8 @@ from autotune.execute.limits import FILE_BYTES, most_processes
 
 PROCESSES = "processes"
 BOMB_MORE, BOMB_S = 1000, 20.0
-"""A fork bomb ends by itself after that many processes past the limit, or after that time: if the limit fails, it does no
-harm."""
+"""A fork bomb ends by itself after that many processes past the limit, or after that time. It does no harm if the limit
+fails."""
 FORGED = {"result": {"build_s": 0.0, "forged": True}, "identity": "0" * 32}
 """The answer of a forger: a result in the name of another step."""
 
