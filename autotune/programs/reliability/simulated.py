@@ -1,4 +1,4 @@
-"""A study whose candidates are simulated: real coordinators, databases and worker processes, and no model.
+"""A study whose candidates are simulated: coordinators, databases and worker processes are real; there is no model.
 
 A worker process sleeps for a moment and writes its step into a journal, so that a campaign has a second record beside
 the database. A candidate's latency follows from its configuration, which reveals results that are mixed up.
@@ -192,7 +192,7 @@ class SimulatedExecutor(Executor):
         return PrepareAnswer(workload=self.workload(), imported=(), read={"packages": []}, notes=())
 
     def form(self) -> str:
-        """Return the digest of a form that stands for every answer."""
+        """Return a digest that stands for the form of every answer."""
         return "0" * 64
 
     def workload(self) -> Workload:

@@ -139,7 +139,7 @@ def _never_settles() -> bool:
 
 
 class _GivenReadings:
-    """An observer with given readings, one a block, the last for ever."""
+    """An observer with given readings, one for each block; the last one is repeated."""
 
     name = "gpu"
 
