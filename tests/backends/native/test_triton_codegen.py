@@ -251,6 +251,9 @@ def test_on_a_gpu_also_in_a_graph(
     bound = copy.deepcopy(graph)
     record = compile_triton_sites(graph, device, tmp_path / "kernels", channels_last=channels_last)
     nodes = list(fused_nodes(bound))
+    if kind is Attentive and dtype is torch.float32:
+        assert record and all("computes in fp16 or bf16" in packed.why for packed in record.values()), record
+        return
     assert record and all(packed.plans for packed in record.values()), record
     places = {
         index: load_site_module(packed.plans, nodes[index], tmp_path / "kernels", device)
