@@ -1,27 +1,31 @@
-"""How long work reports what it does: Progress."""
+"""The protocol by which long work reports its progress: Progress."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told of every step; the library itself prints nothing."""
+    """Receives an event for every step of the work; the library itself prints nothing."""
 
-    def event(self, kind: str, **data: Any) -> None:
-        """Take note of a step of one of these kinds.
+    def event(self, kind: str, **data: object) -> None:
+        """Note a step of one of the kinds below; a receiver leaves out kinds that it does not know.
 
-        capture, captured, trial_{started,timing,finished,left_out}, finals_{started,round}, finished, message.
+        A study has ``capture`` (name, batch), ``captured`` (workload), ``trial_started`` and ``trial_timing`` (number,
+        configuration), ``trial_finished`` (trial, best_ms), ``trial_left_out`` (trial, text), ``finals_started``
+        (count), ``finals_round`` (rounds, elapsed_s) and ``finished`` (outcome). The tuning of kernels has
+        ``kernels_timed`` (problem, count) and ``kernel_tried`` (trial, best_us). ``message`` (text) is a line for the
+        user.
         """
         ...
 
 
 class Silent:
-    """A progress that nobody watches."""
+    """A progress that no program shows."""
 
-    def event(self, kind: str, **data: Any) -> None:
+    def event(self, kind: str, **data: object) -> None:
         """Ignore the event."""
 
 
-def teller(progress: Progress) -> Callable[[str], None] | None:
-    """What shows the user a line; ``None`` if nobody watches the progress, so that the log must."""
+def message_sender(progress: Progress) -> Callable[[str], None] | None:
+    """Return a function that shows the user a line; ``None`` if no program shows the progress: then the log does."""
     return None if isinstance(progress, Silent) else lambda text: progress.event("message", text=text)

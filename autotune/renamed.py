@@ -89,7 +89,7 @@ def under_new_names(backend: object) -> object:
     renamed = {old: new for old, new in NEW_METHODS.items() if old in has and new not in has}
     additions: dict[str, object] = {new: _read(backend, old) for old, new in renamed.items()}
     if "kernels" in has and "kernel_problems" not in has:
-        # Version 0.1 looked for `kernels` and `problems` one by one, and knew neither of the other two.
+        # Version 0.1 looked for `kernels` and `problems` one by one, and had neither of the other two.
         defaults = {"kernel_kinds": (), "graph_invariants": OLD_GRAPH_INVARIANTS, "kernel_problems": _no_problems}
         additions = {**defaults, **additions}
     if not additions:

@@ -21,6 +21,7 @@ from autotune.records.device import Device
 from autotune.records.search_space import SearchSpace
 from autotune.records.workload import TensorSpec, Workload
 from autotune.runtime.artifact import ArtifactRecord, read_example, read_record
+from autotune.runtime.installed import install_command
 from autotune.runtime.signature import Signature
 from autotune.search_spaces import onnxruntime as options
 
@@ -50,7 +51,7 @@ class OnnxRuntimeBackend:
     def probe(self, device: Device) -> Availability:
         """Report if ONNX Runtime and the exporter are installed; on a GPU, with the CUDA provider's library."""
         extra = "cpu" if device.kind == "cpu" else "gpu"
-        remedy = f'pip install "autotune-inference[{extra}]"'
+        remedy = install_command(extra)
         for package in ("onnxruntime", "onnx", "onnxscript"):
             if find_spec(package) is None:
                 return Availability(works=False, reason=f"{package} is not installed", remedy=remedy)
@@ -189,7 +190,7 @@ def _session_options(configuration: Configuration, *, level: str) -> "onnxruntim
 def _load_on_cuda(path: Path, record: ArtifactRecord, device: Device) -> Runner:
     import torch  # first: it brings the CUDA libraries that the provider needs
 
-    from autotune.backends.onnxruntime_cuda import CudaGraphRunner, CudaRunner, preload_libraries
+    from autotune.backends.onnxruntime_cuda import CudaRunner, OrtCudaGraphRunner, preload_libraries
 
     preload_libraries()
     import onnxruntime
@@ -221,7 +222,7 @@ def _load_on_cuda(path: Path, record: ArtifactRecord, device: Device) -> Runner:
             run="autotune doctor",
         )
     if configuration["cuda_graph"]:
-        return CudaGraphRunner(session, stream, device, record.inputs, record.outputs, read_example(path.parent))
+        return OrtCudaGraphRunner(session, stream, device, record.inputs, record.outputs, read_example(path.parent))
     return CudaRunner(session, stream, device, record.inputs, record.outputs)
 
 

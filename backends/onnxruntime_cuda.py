@@ -128,7 +128,7 @@ class CudaRunner:
             current.wait_stream(self._stream)
 
 
-class CudaGraphRunner(CudaRunner):
+class OrtCudaGraphRunner(CudaRunner):
     """Replays the graph that ONNX Runtime captured over fixed buffers; copies inputs in and answers out.
 
     During the capture the buffers hold ``example``, the study's own inputs: a model need not accept any others.

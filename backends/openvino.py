@@ -23,6 +23,7 @@ from autotune.records.device import Device
 from autotune.records.search_space import SearchSpace
 from autotune.records.workload import TensorSpec, Workload
 from autotune.runtime.artifact import read_record
+from autotune.runtime.installed import install_command
 from autotune.runtime.signature import Signature
 from autotune.search_spaces import openvino as options
 
@@ -55,8 +56,8 @@ class OpenVinoBackend:
             return Availability(works=False, reason="OpenVINO runs on CPUs and Intel GPUs, not on NVIDIA GPUs")
         for package, extra in (("openvino", "openvino"), ("onnx", "cpu"), ("onnxscript", "cpu")):
             if find_spec(package) is None:
-                remedy = f'pip install "autotune-inference[{extra}]"'
-                return Availability(works=False, reason=f"{package} is not installed", remedy=remedy)
+                reason = f"{package} is not installed"
+                return Availability(works=False, reason=reason, remedy=install_command(extra))
         return Availability(works=True)
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:

@@ -1,4 +1,4 @@
-"""What the build of the documentation makes from the code and the result files: commands, results, errors and floors.
+"""Parts of pages that are generated from the code and the result files: commands, results, errors and floors.
 
 A page asks for such a part by a line ``<!-- generated: NAME ARGUMENT... -->``; NAME is a key of :data:`PARTS`.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = re.compile(r"^<!-- generated: (\S+)(.*) -->$", re.MULTILINE)
+ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)")
 IMPORTS_TEST = ROOT / "tests" / "test_imports.py"
 
 
@@ -22,6 +23,11 @@ def on_page_markdown(markdown: str, **_: object) -> str:
     if str(ROOT) not in sys.path:
         sys.path.insert(0, str(ROOT))
     return MARK.sub(lambda match: PARTS[match[1]](*match[2].split()), markdown)
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Remove the roles of names in docstrings, such as ``:func:``, of which Markdown knows nothing."""
+    return ROLE.sub("", html)
 
 
 def commands() -> str:
@@ -153,6 +159,36 @@ def _plain(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
+def flags() -> str:
+    """List the flags of measurements, each with its meaning and its remedy."""
+    from autotune.measure.flags import ALL_FLAGS
+
+    rows = [f"| `{flag.name}` | {_plain(flag.meaning)} | {_plain(flag.remedy)} |" for flag in ALL_FLAGS]
+    return "\n".join(["| flag | meaning | remedy |", "| --- | --- | --- |", *rows])
+
+
+def conditions() -> str:
+    """List every condition that is stored beside the samples of a measurement."""
+    from autotune.measure.conditions import OBSERVED, RECORDED
+
+    rows = [_condition("", entry) for entry in RECORDED]
+    rows += [_condition(f"readings.{observer}.", entry) for observer, entries in OBSERVED.items() for entry in entries]
+    return "\n".join(["| condition | unit | meaning | absent |", "| --- | --- | --- | --- |", *rows])
+
+
+def _condition(prefix: str, entry: Any) -> str:
+    cells = [f"`{prefix}{entry.name}`", entry.unit, entry.meaning, entry.absent]
+    return f"| {' | '.join(_plain(cell) for cell in cells)} |"
+
+
+def programs() -> str:
+    """List the programs that measure autotune itself."""
+    from autotune.programs.catalogue import PROGRAMS, command_of
+
+    rows = [f"| `{command_of(name)}` | {_plain(purpose)} |" for name, purpose in PROGRAMS.items()]
+    return "\n".join(["| program | purpose |", "| --- | --- |", *rows])
+
+
 def error_tree() -> str:
     """Return the tree of exceptions from the docstring of ``autotune.errors``."""
     module = ast.parse((ROOT / "autotune" / "errors.py").read_text())
@@ -188,6 +224,9 @@ PARTS: dict[str, Callable[..., str]] = {
     "results": results,
     "engine-results": engine_results,
     "checks": checks,
+    "flags": flags,
+    "conditions": conditions,
+    "programs": programs,
     "error-tree": error_tree,
     "floors": floors,
     "renamed-modules": renamed_modules,

@@ -10,7 +10,7 @@ On real machines run the first command on each of them, and the others on the on
 This file does the same on one host. A plan belongs to a device class, and the class of a CPU counts the cores that a
 process may use; so the host with all of its cores and with one of them stand for two machines::
 
-    python examples/compare_machines.py --budget 15s
+    python examples/compare_machines.py --budget 5s
 """
 
 import argparse

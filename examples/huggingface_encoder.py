@@ -3,7 +3,7 @@
 The model is made from a configuration, so nothing is downloaded; ``AutoModel.from_pretrained`` gives yours. The answer
 keeps the form of the model's own, a dataclass of transformers::
 
-    python examples/huggingface_encoder.py --budget 30s
+    python examples/huggingface_encoder.py --budget 10s --backends eager,torchscript,onnxruntime
 """
 
 import argparse

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import groups
-from tests.examples import QUICK, THOROUGH
 from tests.short_finals import shorten
+from tests.thoroughness import QUICK, THOROUGH
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,7 +30,7 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """What is slow altogether is not even imported for the quick group."""
+    """Leave out files that are slow as a whole: the quick group does not even import them."""
     return True if config.getoption("--quick") and groups.listed(collection_path, groups.SLOW) else None
 
 
@@ -70,7 +70,7 @@ def short_finals(request):
 
 @pytest.fixture(autouse=True)
 def no_columns(monkeypatch):
-    """Whatever runs the tests may have told its processes a width."""
+    """The program that runs the tests may set a width for its processes."""
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
@@ -89,7 +89,7 @@ def checkout_for_child_processes():
 
 @pytest.fixture(autouse=True)
 def no_user_data(monkeypatch, tmp_path_factory):
-    """No test reads or writes the database of whoever runs it."""
+    """No test reads or writes the database of the user who runs it."""
     monkeypatch.delenv("AUTOTUNE_DB", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path_factory.getbasetemp() / "data"))
 
@@ -188,6 +188,6 @@ def databases(request):
 
 # A busy machine draws slowly, which says nothing of a test.
 settings.register_profile("any-speed", settings.default, suppress_health_check=[HealthCheck.too_slow])
-for profile in (QUICK, THOROUGH):  # see tests/examples.py
+for profile in (QUICK, THOROUGH):  # see tests/thoroughness.py
     settings.register_profile(profile, settings.get_profile("any-speed"))
 settings.load_profile("any-speed")

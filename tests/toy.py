@@ -10,7 +10,7 @@ def make() -> torch.nn.Module:
 
 
 def once() -> torch.nn.Module:
-    """Works where the study begins, and never again."""
+    """A model that can be made at the beginning of a study, and not again from its stored weights."""
     if weights_follow():
         raise RuntimeError("it can be made only once")
     return make()

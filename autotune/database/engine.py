@@ -76,7 +76,7 @@ def _connected(location: Location) -> Engine:
             raise DatabaseError(
                 f"The tuning database {location.shown} cannot be opened",
                 found=f"the package {error.name} is not installed",
-                run="pip install 'autotune-inference[postgres]'",
+                run="pip install 'psycopg[binary]>=3.2'",
             ) from None
         event.listen(engine, "begin", _begin_postgresql)
         event.listen(engine, "checkin", _note_return)
@@ -227,7 +227,7 @@ def _bring_up_to_date(engine: Engine, location: Location, *, create: bool) -> No
                 f"The tuning database {location.shown} was written by a newer version of autotune",
                 found=f"schema {version}",
                 expected=f"schema {REVISIONS[-1]} or older",
-                run="pip install --upgrade autotune-inference",
+                run="the same command with that version of autotune, or a newer one",
             )
         if version is None and not create:
             raise DatabaseError(f"{location.shown} is no tuning database", found="a database without its tables")

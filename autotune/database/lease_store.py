@@ -6,7 +6,7 @@ from autotune.database.transactions import Transactions
 
 
 class LeaseStore:
-    """Which process coordinates a study; errors as those of :class:`autotune.database.store.Store`."""
+    """The lease of each study's coordinator; errors as those of :class:`autotune.database.store.Store`."""
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions

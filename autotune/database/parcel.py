@@ -40,11 +40,11 @@ NotNegative = Annotated[float, Field(ge=0, lt=1e300)]
 Json = dict[str, object]
 
 
-class _Entry(BaseModel):
+class _ParcelEntry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class StudyEntry(_Entry):
+class StudyEntry(_ParcelEntry):
     """A study as it travels; its identity is computed again from these fields."""
 
     uid: Uid
@@ -65,7 +65,7 @@ class StudyEntry(_Entry):
     conditions: Json = {}
 
 
-class TrialEntry(_Entry):
+class TrialEntry(_ParcelEntry):
     """A finished trial as it travels."""
 
     uid: Uid
@@ -87,7 +87,7 @@ class TrialEntry(_Entry):
     finished: Text
 
 
-class MeasurementEntry(_Entry):
+class MeasurementEntry(_ParcelEntry):
     """A measurement as it travels."""
 
     trial: Uid
@@ -96,7 +96,7 @@ class MeasurementEntry(_Entry):
     record: Json
 
 
-class KernelTrialEntry(_Entry):
+class KernelTrialEntry(_ParcelEntry):
     """A kernel trial as it travels."""
 
     uid: Uid
@@ -113,7 +113,7 @@ class KernelTrialEntry(_Entry):
     failure: Json | None
 
 
-class FileEntry(_Entry):
+class FileEntry(_ParcelEntry):
     """One file of an artifact."""
 
     name: str
@@ -121,7 +121,7 @@ class FileEntry(_Entry):
     sha256: Digest
 
 
-class Document(_Entry):
+class ParcelRecords(_ParcelEntry):
     """The whole of ``records.json``."""
 
     format: str
@@ -249,7 +249,7 @@ def _trial_data(item: TravellingTrial) -> Json:
 def from_json(content: bytes) -> Parcel:
     """Return the parcel of ``records.json``; every record is validated. Raises ``ValueError`` with the reason."""
     try:
-        document = Document.model_validate_json(content)
+        document = ParcelRecords.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])

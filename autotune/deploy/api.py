@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from autotune.errors import PlanNotFoundError, RequestError, UndecidedError
-from autotune.progress import Progress, Silent, teller
+from autotune.progress import Progress, Silent, message_sender
 from autotune.records.objective import Objective
 from autotune.scratch import ScratchFolder
 from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, StudyOutcome, StudyRequest
@@ -22,21 +22,22 @@ if TYPE_CHECKING:
     from autotune.deploy.model import OptimizedModel
     from autotune.deploy.prepared import Prepared
     from autotune.records.plan import Plan
+    from autotune.study.study import Study
 
 log = logging.getLogger(__name__)
 
 NOT_WRITTEN = Path("/nonexistent/autotune-model")
-"""The folder of a request whose module is captured, and written down only if a worker needs it."""
+"""The folder of a request whose module is captured in this process; it is written only if a worker needs it."""
 
 
 def optimize(
     model: "torch.nn.Module",
-    inputs: Any,
+    inputs: object,
     *,
     budget: str | float = DEFAULT_BUDGET_S,
     trials: int = DEFAULT_TRIALS,
     objective: str | Objective = "latency_p50",
-    constraints: Mapping[str, Any] | None = None,
+    constraints: Mapping[str, object] | None = None,
     device: str | None = None,
     db: str | None = None,
     name: str | None = None,
@@ -48,38 +49,38 @@ def optimize(
     progress: Progress | None = None,
     verify: bool = True,
 ) -> "OptimizedModel":
-    """Return a callable that answers like ``model``: the stored plan if there is one, else what a search finds.
+    """Return a callable that answers like ``model``: the stored plan if there is one, else the plan of a search.
 
     ``inputs`` are the arguments of one call (a tensor, a tuple, or a dict by parameter name), or a list of several such
-    sets, which are used as they are. ``device`` defaults to the one the model is on. The other options are those of
+    sets, which are used as they are. ``device`` defaults to that of the model. The other options are those of
     :func:`tune` and, for ``verify``, of :func:`load`; ``backends``, ``precisions``, ``trials`` and ``budget`` limit a
-    search, and not which stored plan answers. Raises UndecidedError if the finals of a search could not decide and no
-    earlier plan stands.
+    search only: a stored plan may be outside them. Raises UndecidedError if the finals of a search could not decide and
+    no earlier plan is in force.
     """
     from autotune.database.store import Store
 
     with Store.open(db) as store:
-        prepared, request = _asked(
+        prepared, request = _request(
             model, inputs, device=device, name=name, seed=seed, objective=objective, constraints=constraints,
             budget=budget, trials=trials, serve_as=serve_as, backends=backends, precisions=precisions,
             tune_kernels=tune_kernels,
         )  # fmt: skip
-        told = progress or Silent()
-        found = None
+        progress = progress or Silent()
+        stored = None
         with contextlib.suppress(PlanNotFoundError):  # then it is searched for
-            found = _usable(store, prepared, request, rebuild=not store.read_only, progress=told)
-        plan, seconds = found or (_in_force(_searched(store, prepared, request, told), store, prepared), {})
+            stored = _usable(store, prepared, request, rebuild=not store.read_only, progress=progress)
+        plan, seconds = stored or (_in_force(_searched(store, prepared, request, progress), store, prepared), {})
         return _opened(plan, store, prepared, seconds, verify=verify)
 
 
 def tune(
     model: "torch.nn.Module",
-    inputs: Any,
+    inputs: object,
     *,
     budget: str | float = DEFAULT_BUDGET_S,
     trials: int = DEFAULT_TRIALS,
     objective: str | Objective = "latency_p50",
-    constraints: Mapping[str, Any] | None = None,
+    constraints: Mapping[str, object] | None = None,
     device: str | None = None,
     db: str | None = None,
     name: str | None = None,
@@ -92,16 +93,17 @@ def tune(
 ) -> StudyOutcome:
     """Search for the fastest plan of ``model`` and store it; a finished study of the same inputs answers at once.
 
-    ``budget`` is seconds or text such as ``10m``; ``objective`` a name, or an Objective with its accuracy limits;
-    ``constraints`` those limits as a study file has them (``{"signal_error": 0.01}``). Without ``tune_kernels`` kernels
-    are taken as the database knows them. If the finals could not decide, the outcome's ``status`` is ``undecided`` and
-    its ``plan`` the earlier one, or None. The model, its inputs and the random state stay as they were, except that
-    lazy layers are initialised. Raises RequestError if the request is wrong, WorkError if the work failed.
+    ``budget`` is seconds or text such as ``10m``. ``objective`` is a name, or an Objective with its accuracy limits;
+    ``constraints`` are those limits in the form of a study file (``{"signal_error": 0.01}``). Without ``tune_kernels``,
+    builds get the tuned kernels that the database has already. If the finals could not decide, the outcome's ``status``
+    is ``undecided`` and its ``plan`` is the earlier one, or ``None``. The model, its inputs and the random state stay
+    as they were, except that lazy layers are initialised. Raises RequestError if the request is wrong, WorkError if the
+    work failed.
     """
     from autotune.database.store import Store
 
     with Store.open(db) as store:
-        prepared, request = _asked(
+        prepared, request = _request(
             model, inputs, device=device, name=name, seed=seed, objective=objective, constraints=constraints,
             budget=budget, trials=trials, serve_as=serve_as, backends=backends, precisions=precisions,
             tune_kernels=tune_kernels,
@@ -111,37 +113,37 @@ def tune(
 
 def load(
     model: "torch.nn.Module",
-    inputs: Any,
+    inputs: object,
     *,
     device: str | None = None,
     db: str | None = None,
     name: str | None = None,
     objective: str | Objective = "latency_p50",
-    constraints: Mapping[str, Any] | None = None,
+    constraints: Mapping[str, object] | None = None,
     serve_as: str = "any",
     rebuild: bool = True,
     verify: bool = True,
 ) -> "OptimizedModel":
-    """Return the stored plan for ``model``, answering in the model's own form; never searches.
+    """Return the stored plan for ``model``, which answers in the model's own form; never searches.
 
     With other weights of the same structure, or under a changed toolchain, the stored configuration is built and judged
-    again, unless ``rebuild`` is false; processes that need the same one take turns, and one of them builds. With
-    ``verify`` the plan is held against the model on ``inputs`` before it is returned; ``seconds`` of the result says
-    what that and the rest cost. Raises PlanNotFoundError, which says what differs, if no plan answers; ArtifactError if
-    what was found does not answer like the model.
+    again, unless ``rebuild`` is false; of several processes that need the same build, one builds and the others wait.
+    With ``verify`` the plan's answers are compared with the model's on ``inputs`` before it is returned. ``seconds`` of
+    the result has the time of each of these steps. Raises PlanNotFoundError, which names the differences, if no plan
+    answers, and ArtifactError if the plan does not answer like the model.
     """
     from autotune.database.location import locate
     from autotune.database.store import Store
 
-    place = locate(db)
-    if place.file is not None and not place.file.exists():
+    location = locate(db)
+    if location.file is not None and not location.file.exists():
         raise PlanNotFoundError(
-            "no stored plan answers", found=f"no tuning database at {place.shown}",
-            expected="the database that a study was stored in (db=, or AUTOTUNE_DB)",
+            "no stored plan answers", found=f"no tuning database at {location.shown}",
+            expected="the database with the study (db=, or AUTOTUNE_DB)",
             run="autotune.optimize(model, inputs)",
         )  # fmt: skip
     with Store.open(db, create=False) as store:
-        prepared, request = _asked(
+        prepared, request = _request(
             model, inputs, device=device, name=name, seed=0, objective=objective, constraints=constraints,
             serve_as=serve_as,
         )  # fmt: skip
@@ -149,29 +151,34 @@ def load(
         return _opened(plan, store, prepared, seconds, verify=verify)
 
 
-def _asked(
+def _request(
     model: "torch.nn.Module",
-    inputs: Any,
+    inputs: object,
     *,
     device: str | None,
     name: str | None,
     seed: int,
     objective: str | Objective,
-    constraints: Mapping[str, Any] | None,
+    constraints: Mapping[str, object] | None,
+    serve_as: str,
     budget: str | float = DEFAULT_BUDGET_S,
-    **options: Any,
+    trials: int = DEFAULT_TRIALS,
+    backends: tuple[str, ...] | None = None,
+    precisions: tuple[str, ...] | None = None,
+    tune_kernels: bool = True,
 ) -> "tuple[Prepared, StudyRequest]":
-    """Capture the module, and say what is asked; whatever is wrong with the request is refused first."""
+    """Return the captured module and the request for it; a wrong request is refused before the capture."""
     from autotune.deploy.prepared import in_memory, prepare
 
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise RequestError(f"seed {seed!r}", found=type(seed).__name__, expected="a whole number")
-    module, found = in_memory(model, device)
+    module, target = in_memory(model, device)
     request = StudyRequest(
-        name=name or "model", batch=1, device=found, objective=_objective(objective, constraints), seed=seed,
-        prepared=NOT_WRITTEN, budget_s=_seconds(budget), **options,
+        name=name or "model", batch=1, device=target, objective=_objective(objective, constraints), seed=seed,
+        prepared=NOT_WRITTEN, budget_s=_seconds(budget), trials=trials, serve_as=serve_as, backends=backends,
+        precisions=precisions, tune_kernels=tune_kernels,
     )  # fmt: skip
-    prepared = prepare(module, inputs, device=found, name=name, seed=seed)
+    prepared = prepare(module, inputs, device=target, name=name, seed=seed)
     request.objective.refuse_other_outputs(prepared.captured.form.names)
     return prepared, replace(request, name=prepared.name, batch=prepared.batch)
 
@@ -179,9 +186,9 @@ def _asked(
 def _usable(
     store: "Store", prepared: "Prepared", request: StudyRequest, *, rebuild: bool, progress: Progress
 ) -> "tuple[Plan, dict[str, float]]":
-    """Return the stored plan with an artifact that fits, built again if it must be, and what took how long.
+    """Return the stored plan with an artifact that fits, built again if needed, and the seconds of each step.
 
-    Raises PlanNotFoundError.
+    Raises PlanNotFoundError if there is none.
     """
     from autotune.deploy.miss import not_found, unusable
 
@@ -192,18 +199,18 @@ def _usable(
     if plan is None:
         raise not_found(store, prepared, prepared.key(request))
     plan = replace(plan, device=request.device)
-    wrong = _wrong(plan, store, prepared)
+    differences = _differences(plan, store, prepared)
     seconds = {"look_up": time.perf_counter() - begin}
-    if not wrong:
+    if not differences:
         return plan, seconds
     read_only = store.read_only or store.artifacts.read_only
     if not rebuild or read_only:
         why = "but this database is read-only" if read_only else "but rebuild=False forbids it"
         run = "autotune.load with db= a copy that can be written" if read_only else "autotune.load(model, inputs)"
-        raise unusable(prepared, plan, wrong, why, run)
+        raise unusable(prepared, plan, differences, why, run)
     begin = time.perf_counter()
-    again = _rebuilt(store, prepared, request, plan, progress)
-    return again, {**seconds, "rebuild": time.perf_counter() - begin}
+    rebuilt = _rebuilt(store, prepared, request, plan, progress)
+    return rebuilt, {**seconds, "rebuild": time.perf_counter() - begin}
 
 
 def _rebuilt(store: "Store", prepared: "Prepared", request: StudyRequest, plan: "Plan", progress: Progress) -> "Plan":
@@ -213,26 +220,27 @@ def _rebuilt(store: "Store", prepared: "Prepared", request: StudyRequest, plan: 
 
     workload = prepared.captured.workload
     with store.artifacts.turn(rebuild_key(prepared, plan.uid)):
-        known = store.plans.find(prepared.key(request), workload.weights)
-        plan = plan if known is None else replace(known, device=request.device)
-        wrong = _wrong(plan, store, prepared)
-        if not wrong:
+        present = store.plans.find(prepared.key(request), workload.weights)
+        plan = plan if present is None else replace(present, device=request.device)
+        differences = _differences(plan, store, prepared)
+        if not differences:
             return plan  # another process has built it meanwhile
-        said = _Said(progress)
-        with _study(store, prepared, request, said, plan, teller(progress)) as study:
-            again = study.rebuild(plan, workload)
-        if again is None:
-            raise unusable(prepared, plan, wrong, f"which was tried: {said.last}", "autotune.optimize(model, inputs)")
-        return replace(cast("Plan", again), device=request.device)
+        messages = _Messages(progress)
+        with _study(store, prepared, request, messages, plan, message_sender(progress)) as study:
+            rebuilt = study.rebuild(plan, workload)
+        if rebuilt is None:
+            why = f"which was tried: {messages.last}"
+            raise unusable(prepared, plan, differences, why, "autotune.optimize(model, inputs)")
+        return replace(rebuilt, device=request.device)
 
 
-class _Said:
+class _Messages:
     """Passes events on, and keeps the last message for an error."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self.last = progress, "it does not hold"
 
-    def event(self, kind: str, **data: Any) -> None:
+    def event(self, kind: str, **data: object) -> None:
         if kind == "message":
             self.last = str(data["text"])
         self._progress.event(kind, **data)
@@ -242,8 +250,8 @@ class _Said:
 def _study(
     store: "Store", prepared: "Prepared", request: StudyRequest, progress: Progress, plan: "Plan",
     tell: Callable[[str], None] | None,
-) -> Iterator[Any]:  # fmt: skip
-    """A study of the module that only rebuilds; a plan that runs the factory's module gets the factory with it."""
+) -> "Iterator[Study]":  # fmt: skip
+    """Yield a study of the module that only rebuilds; it has the factory if the plan runs the factory's module."""
     from autotune.execute.server import WorkerServer
     from autotune.kernels.executor import STEPS
     from autotune.study.study import Study
@@ -256,7 +264,7 @@ def _study(
 
 
 def _factory_of(store: "Store", plan: "Plan") -> tuple[str | None, int | None]:
-    """The factory and the seed of the study that found a plan, if the plan or the rival of its finals needs them.
+    """Return the factory and the seed of a plan's study if a rebuild needs them, else twice ``None``.
 
     A plan of form ``module`` runs the factory's module; one with tuned kernels may have to be timed against it again.
     """
@@ -280,14 +288,14 @@ def _searched(store: "Store", prepared: "Prepared", request: StudyRequest, progr
 
 
 def _in_force(outcome: StudyOutcome, store: "Store", prepared: "Prepared") -> "Plan":
-    """The plan that a study leaves in force; raises UndecidedError if there is none that serves the module."""
+    """Return the plan in force after a study; raises UndecidedError if there is none that serves the module."""
     plan = outcome.plan
     if plan is not None and not outcome.undecided:
         return plan
-    if plan is None or _wrong(plan, store, prepared):
+    if plan is None or _differences(plan, store, prepared):
         raise UndecidedError(
             f"{outcome.name}: the finals could not decide", found=outcome.reason,
-            expected="a host that is quiet enough to measure on", run=outcome.run,
+            expected="a host with little other work while it measures", run=outcome.run,
         )  # fmt: skip
     log.warning(
         "%s: the finals could not decide (%s), so the earlier plan is used; run again: %s",
@@ -296,8 +304,8 @@ def _in_force(outcome: StudyOutcome, store: "Store", prepared: "Prepared") -> "P
     return plan
 
 
-def _wrong(plan: "Plan", store: "Store", prepared: "Prepared") -> list[tuple[str, str, str]]:
-    """Why a plan's artifact does not serve the module as it is; empty if it does."""
+def _differences(plan: "Plan", store: "Store", prepared: "Prepared") -> list[tuple[str, str, str]]:
+    """Return the reasons why a plan's artifact does not serve the module, see :func:`misfits`; empty if it does."""
     from autotune import registry
     from autotune.runtime import toolchain
     from autotune.study.cache import misfits
@@ -308,7 +316,7 @@ def _wrong(plan: "Plan", store: "Store", prepared: "Prepared") -> list[tuple[str
 
 
 def _with_metric_code(prepared: "Prepared", request: StudyRequest) -> StudyRequest:
-    """The request with what the code of its metrics is, which a worker finds out: it is the user's own code."""
+    """Return the request with the digests of its metrics' code, which a worker reads: it is the user's own code."""
     from autotune.execute.executor import Executor
     from autotune.execute.server import WorkerServer
     from autotune.execute.timing import TimeSplit
@@ -324,7 +332,7 @@ def _with_metric_code(prepared: "Prepared", request: StudyRequest) -> StudyReque
 def _opened(
     plan: "Plan", store: "Store", prepared: "Prepared", seconds: Mapping[str, float], *, verify: bool
 ) -> "OptimizedModel":
-    """Load a plan for the module: it answers in the module's own form, and is held against it."""
+    """Load a plan for the module, in whose form it answers; with ``verify``, compare its answers with the module's."""
     from autotune.deploy.model import open_plan, verified
 
     begin = time.perf_counter()
@@ -335,24 +343,27 @@ def _opened(
         verified(fast, prepared)
         spent["verify"] = time.perf_counter() - begin
     fast.seconds = spent
-    log.info("%s: %s", plan.name, ", ".join(f"{what} {taken * 1e3:.1f} ms" for what, taken in spent.items()))
+    log.info("%s: %s", plan.name, ", ".join(f"{step} {step_s * 1e3:.1f} ms" for step, step_s in spent.items()))
     return fast
 
 
-def _objective(given: str | Objective, constraints: Mapping[str, Any] | None) -> Objective:
-    """The objective with its constraints; both are refused as a study file refuses them."""
+def _objective(objective: str | Objective, constraints: Mapping[str, object] | None) -> Objective:
+    """Return the objective with its constraints; wrong ones are refused as in a study file."""
     from autotune.study.file import read_constraints
 
-    if isinstance(given, Objective) and constraints is not None:
-        raise RequestError(
-            "constraints stand in the objective already", found="an Objective, and constraints beside it",
-            expected="an Objective, or its name with constraints={...}",
-        )  # fmt: skip
+    if isinstance(objective, Objective):
+        if constraints is not None:
+            raise RequestError(
+                "constraints stand in the objective already", found="an Objective, and constraints beside it",
+                expected="an Objective, or its name with constraints={...}",
+            )  # fmt: skip
+        return objective
     try:
-        objective = given if isinstance(given, Objective) else Objective(name=given)
+        record = Objective(name=objective)
     except ValueError as error:
-        raise RequestError(f"objective {given!r}", found=str(error), expected="a name of autotune.Objective") from error
-    return objective if constraints is None else read_constraints(objective.name, constraints, Path.cwd())
+        expected = "a name of autotune.Objective"
+        raise RequestError(f"objective {objective!r}", found=str(error), expected=expected) from error
+    return record if constraints is None else read_constraints(record.name, constraints, Path.cwd())
 
 
 def _seconds(budget: str | float) -> float:

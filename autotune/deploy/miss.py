@@ -1,4 +1,4 @@
-"""Why no stored plan answers a request: which parts differ, with both values, for the plans that come nearest."""
+"""The errors for a request that no stored plan answers: the parts in which the nearest plans differ from it."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from autotune.records.plan import Plan
 
 SHOWN = 3
-"""So many of the nearest plans are told of."""
+"""The number of nearest plans that the error describes."""
 
 
 def not_found(store: "Store", prepared: "Prepared", key: PlanKey) -> PlanNotFoundError:
-    """Make the error for a request that no plan serves."""
+    """Return the error for a request that no plan serves."""
     former = prepared.captured.workload.former
     near = store.plans.nearest(key, prepared.name, former)
     lines = [_line(plan, key, prepared.batch, former) for plan in near[:SHOWN]]
@@ -30,10 +30,12 @@ def not_found(store: "Store", prepared: "Prepared", key: PlanKey) -> PlanNotFoun
 
 
 def unusable(
-    prepared: "Prepared", plan: "Plan", wrong: Sequence[tuple[str, str, str]], why: str, run: str
+    prepared: "Prepared", plan: "Plan", differences: Sequence[tuple[str, str, str]], why: str, run: str
 ) -> PlanNotFoundError:
-    """Make the error for a plan that was found, and whose artifact does not serve and was not built again."""
-    parts = "; ".join(f"{part}: asked {asked}, the plan has {found}" for part, asked, found in wrong)
+    """Return the error for a plan whose artifact does not serve and was not built again."""
+    parts = "; ".join(
+        f"{part}: requested {requested}, the plan has {stored}" for part, requested, stored in differences
+    )
     return PlanNotFoundError(
         f"no stored plan answers {prepared.name} at batch {prepared.batch} on {prepared.device.name} as it stands",
         found=f"plan {plan.uid[:8]} ({plan.configuration}), whose artifact does not serve: {parts}",
@@ -43,11 +45,12 @@ def unusable(
 
 
 def _line(plan: "Plan", key: PlanKey, batch: int, former: str) -> str:
-    """One plan with the parts for whose sake it does not serve."""
+    """Describe a plan by the parts in which it differs from the request."""
     parts = []
     if former and plan.structure == former and plan.fingerprint == 1:
-        parts.append("recorded by fingerprint 1, which did not tell graphs apart that differ in an inner graph")
+        parts.append("recorded by fingerprint 1, which was the same for graphs that differ only in an inner graph")
     if plan.batch != batch:
-        parts.append(f"batch: asked {batch}, the plan has {plan.batch}")
-    parts += [f"{part}: asked {asked}, the plan has {found}" for part, asked, found in plan.key.differences(key)]
+        parts.append(f"batch: requested {batch}, the plan has {plan.batch}")
+    differences = plan.key.differences(key)
+    parts += [f"{part}: requested {requested}, the plan has {stored}" for part, requested, stored in differences]
     return f"plan {plan.uid[:8]} of {plan.name}: {'; '.join(parts)}"

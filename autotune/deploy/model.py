@@ -1,4 +1,4 @@
-"""A plan in use: a callable that answers like the model it was made for."""
+"""A plan in use: a callable that answers like its model: OptimizedModel, open_plan."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,8 @@ from autotune.records.objective import Objective
 from autotune.runtime.artifact import load_runner, read_record
 
 if TYPE_CHECKING:
+    import torch
+
     from autotune.backend import Runner
     from autotune.database.store import Store
     from autotune.deploy.prepared import Prepared
@@ -19,9 +21,10 @@ if TYPE_CHECKING:
 class OptimizedModel:
     """Takes the arguments of the model's forward and returns an answer of the same form; safe from several threads.
 
-    The shapes and dtypes are those the plan was made for. ``plan`` is the plan in use; ``close`` gives its memory back.
-    ``seconds`` says what finding and opening it took: ``capture``, ``weights`` (their fingerprint), ``look_up``,
-    ``open`` (verifying and loading the artifact) and ``verify`` (two calls held against the model).
+    It accepts the shapes and dtypes of the plan. ``plan`` is the plan in use; ``close`` releases its memory.
+    ``seconds`` has the time of each step in finding and opening it: ``capture``, ``weights`` (their fingerprint),
+    ``look_up``, ``rebuild`` (if it was needed), ``open`` (verifying and loading the artifact) and ``verify`` (two calls
+    compared with the model).
     """
 
     def __init__(self, plan: "Plan", runner: "Runner", inputs: InputSchema, form: Form) -> None:
@@ -31,16 +34,17 @@ class OptimizedModel:
         self._inputs = inputs
         self._form = form
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer one call like the model; raises ModelError where the arguments do not fit."""
+    # The answer has the form of the model's own, which no type can say.
+    def __call__(self, *args: object, **kwargs: object) -> Any:
+        """Answer one call like the model; raises ModelError if the arguments do not fit."""
         return self._form.unflatten(self._runner(*self._inputs.flatten(args, kwargs)))
 
-    def flat(self, inputs: "Mapping[str, Any]") -> tuple[Any, ...]:
-        """Answer one call by named inputs with the flat tensors of the answer."""
+    def flat(self, inputs: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, ...]":
+        """Return the flat tensors of the answer to one call by named inputs."""
         return tuple(self._runner(*self._inputs.flatten((), inputs)))
 
     def close(self) -> None:
-        """Give back what the plan's runner holds; the model cannot be called afterwards."""
+        """Release the memory of the plan's runner; the model cannot be called afterwards."""
         self._runner.close()
 
     def __repr__(self) -> str:
@@ -51,12 +55,11 @@ class OptimizedModel:
 def open_plan(
     plan: "Plan", store: "Store", form: Form | None = None, inputs: InputSchema | None = None
 ) -> OptimizedModel:
-    """Load a plan's artifact, verified against its digest; it answers in ``form``, else in that of its artifact.
+    """Load a plan's artifact, verified against its digest; it answers in ``form``, by default that of its artifact.
 
-    ``inputs`` says how it takes the arguments of a call, else by the names in its artifact.
-
-    Leaves the random state and the switches of the process as they were. Raises ArtifactError if the artifact is
-    missing or damaged, or that of another plan: of another model, other weights, another configuration or kernels.
+    ``inputs`` describes the arguments of a call; by default they have the names in its artifact. The random state and
+    the switches of the process stay as they were. Raises ArtifactError if the artifact is missing or damaged, or
+    belongs to another plan: to another model, other weights, another configuration or other kernels.
     """
     from autotune.model.untouched import process_state
 
@@ -79,15 +82,18 @@ def open_plan(
 
 
 MODULE_ERROR = 1e-3
-"""A plan that runs the factory's own module in fp32 computes what the model does; more than rounding means that the
-factory's file, or state that no state_dict holds, is not that of the model."""
+"""The largest signal error of a plan that runs the factory's own module in fp32.
+
+Such a plan computes the same as the model. A difference beyond rounding means that the factory's file, or state outside
+the state_dict, is not that of the model.
+"""
 
 SLACK = 3.0
-"""One input may be so many times as far off as the plan's limit allows on average over eight."""
+"""The factor by which one input may exceed the plan's limit, which is for the average over eight."""
 
 
 def verified(fast: OptimizedModel, prepared: "Prepared") -> None:
-    """Hold a plan against the module on its example and one more set; raises ArtifactError if it differs.
+    """Compare a plan with the module on its example and one more set of inputs; raises ArtifactError if they differ.
 
     Floating outputs are compared as the gate compares them, and relative to their size if the model's own answers do
     not vary between the two sets; of integer outputs at least half must agree.
@@ -95,7 +101,7 @@ def verified(fast: OptimizedModel, prepared: "Prepared") -> None:
     from autotune import accuracy
 
     sets = (prepared.example, prepared.held_out[0])
-    answers = [tuple(tensor.cpu() for tensor in fast.flat(one)) for one in sets]
+    answers = [tuple(tensor.cpu() for tensor in fast.flat(inputs)) for inputs in sets]
     names, objective, slack = prepared.captured.form.names, fast.plan.objective, SLACK
     if fast.plan.configuration.get("form", "") == "module" and fast.plan.configuration["precision"] == "fp32":
         objective, slack = Objective(signal_error=MODULE_ERROR), 1.0

@@ -1,4 +1,4 @@
-"""A module in memory as a request: captured in this process, written down only if a worker needs it."""
+"""A module in memory, captured in this process and written only if a worker needs it: Prepared."""
 
 import copy
 import hashlib
@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import ModelError
 from autotune.records.device import Device, slug
@@ -26,10 +26,10 @@ log = logging.getLogger("autotune")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
-    """A captured module with the sets of inputs that it is judged and timed on.
+    """A captured module with the sets of inputs for the gate and for timing.
 
-    ``module`` is on the CPU. ``treatments`` say by input how other sets were made of what the caller gave.
-    ``seconds`` holds what took how long: ``capture`` and ``weights`` (their fingerprint).
+    ``module`` is on the CPU. ``treatments`` describes for each input how further sets were made from the caller's.
+    ``seconds`` has the time of each step: ``capture`` and ``weights`` (their fingerprint).
     """
 
     module: "torch.nn.Module"
@@ -49,7 +49,7 @@ class Prepared:
         return self.timing[0]
 
     def key(self, request: StudyRequest) -> PlanKey:
-        """What a plan for this module is found by."""
+        """Return the key of plans for this module."""
         return PlanKey(
             structure=self.captured.workload.structure,
             form=self.captured.form.digest,
@@ -59,7 +59,7 @@ class Prepared:
         )
 
     def write(self, folder: Path, *, factory: str | None = None, seed: int | None = None) -> Path:
-        """Write all that workers need into a folder; ``factory`` makes such a module, which then gets these weights."""
+        """Write the files for workers into a folder; a ``factory`` makes the module there, which gets these weights."""
         from autotune.execute import input_sets
         from autotune.execute.input_sets import write_sets
         from autotune.model import source
@@ -74,9 +74,9 @@ class Prepared:
 
 
 def in_memory(model: "torch.nn.Module", device: str | None) -> "tuple[torch.nn.Module, Device]":
-    """Return the module that a caller handed over, and the device asked for or that it is on.
+    """Return the caller's module, and the device of this name, by default that of the module.
 
-    Raises ModelError if it is none that can be tuned, DeviceError if the device is not there.
+    Raises ModelError if it is no module that can be tuned, DeviceError if the device is not there.
     """
     from autotune.model.factory import usable
     from autotune.runtime import discovery
@@ -86,15 +86,15 @@ def in_memory(model: "torch.nn.Module", device: str | None) -> "tuple[torch.nn.M
 
 
 def _place(module: "torch.nn.Module") -> str:
-    own = next((one.device for one in (*module.parameters(), *module.buffers())), None)
-    return "cpu" if own is None or own.type in ("cpu", "meta") else f"cuda:{own.index or 0}"
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
+    return "cpu" if device is None or device.type in ("cpu", "meta") else f"cuda:{device.index or 0}"
 
 
-def prepare(module: "torch.nn.Module", inputs: Any, *, device: Device, name: str | None, seed: int) -> Prepared:
+def prepare(module: "torch.nn.Module", inputs: object, *, device: Device, name: str | None, seed: int) -> Prepared:
     """Capture a module on the inputs of one call, or on a list of several such sets, and leave both as they were.
 
-    Raises ModelError if it cannot be captured, if the sets do not fit one another, or if there is one set of which no
-    input can be varied.
+    Raises ModelError if it cannot be captured, if the sets do not fit one another, or if there is a single set in which
+    no input can be varied.
     """
     import torch
 
@@ -104,29 +104,29 @@ def prepare(module: "torch.nn.Module", inputs: Any, *, device: Device, name: str
     sets = _sets(module, inputs)
     begin = time.perf_counter()
     with random_state(), torch.device("cpu"):  # whatever the caller's default device is
-        timing, held_out, treatments = _shared_out(sets, seed)
+        timing, held_out, treatments = _shares(sets, seed)
         on_cpu = module if _place(module) == "cpu" else _copied(module)
-        named = name or slug(type(module).__name__) or "model"
+        own_name = name or slug(type(module).__name__) or "model"
         batch = next((tensor.shape[0] for tensor in sets[0].values() if tensor.dim()), 1)
-        captured = capture(named, max(1, batch), on_cpu, sets[0], held_out[0])
+        captured = capture(own_name, max(1, batch), on_cpu, sets[0], held_out[0])
     for note in captured.notes:
-        log.warning("%s: %s", named, note)
+        log.warning("%s: %s", own_name, note)
     seconds = {"capture": time.perf_counter() - begin - captured.weights_s, "weights": captured.weights_s}
     return Prepared(
-        module=on_cpu, captured=captured, device=device, name=named, batch=captured.workload.batch, seed=seed,
+        module=on_cpu, captured=captured, device=device, name=own_name, batch=captured.workload.batch, seed=seed,
         timing=tuple(timing), held_out=tuple(held_out), treatments=treatments, seconds=seconds,
     )  # fmt: skip
 
 
-def _sets(module: "torch.nn.Module", inputs: Any) -> "list[Inputs]":
-    """The sets of inputs by name, on the CPU, as copies of their own."""
+def _sets(module: "torch.nn.Module", inputs: object) -> "list[Inputs]":
+    """Return copies of the sets of inputs, by name and on the CPU."""
     from autotune.model.schema import bind
 
-    given = inputs if isinstance(inputs, list) else [inputs]
-    if not given:
+    several: list[object] = inputs if isinstance(inputs, list) else [inputs]
+    if not several:
         raise ModelError("a model is captured on inputs", found="an empty list", expected="at least one set of inputs")
     try:
-        sets = [bind(module.forward, one) for one in given]
+        sets = [bind(module.forward, arguments) for arguments in several]
     except ModelError as error:
         if not isinstance(inputs, list) or isinstance(inputs[0], Mapping | tuple):
             raise
@@ -135,8 +135,8 @@ def _sets(module: "torch.nn.Module", inputs: Any) -> "list[Inputs]":
             expected=f"{error.expected}; the arguments of one call as a tuple or a dict",
         ) from error  # fmt: skip
     first = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in sets[0].items()}
-    for number, one in enumerate(sets[1:], start=2):
-        other = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in one.items()}
+    for number, tensors in enumerate(sets[1:], start=2):
+        other = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
         for name in dict.fromkeys((*first, *other)):
             if first.get(name) != other.get(name):
                 raise ModelError(
@@ -144,40 +144,42 @@ def _sets(module: "torch.nn.Module", inputs: Any) -> "list[Inputs]":
                     found=f"{_shown(first.get(name))} in the first, {_shown(other.get(name))} in set {number}",
                     expected="one name, shape and dtype in all of them; a plan is for one shape",
                 )
-    return [{name: tensor.detach().cpu().clone() for name, tensor in one.items()} for one in sets]
+    return [{name: tensor.detach().cpu().clone() for name, tensor in tensors.items()} for tensors in sets]
 
 
-def _shown(found: Any) -> str:
-    return "nothing" if found is None else f"{str(found[1]).removeprefix('torch.')}{list(found[0])}"
+def _shown(kind: "tuple[tuple[int, ...], torch.dtype] | None") -> str:
+    return "nothing" if kind is None else f"{str(kind[1]).removeprefix('torch.')}{list(kind[0])}"
 
 
-def _shared_out(sets: "Sequence[Inputs]", seed: int) -> "tuple[list[Inputs], list[Inputs], dict[str, str]]":
-    """Sets to time and sets held out for the gate: those given, as they are, and variants if they are few."""
+def _shares(sets: "Sequence[Inputs]", seed: int) -> "tuple[list[Inputs], list[Inputs], dict[str, str]]":
+    """Return the sets to time, the sets held out for the gate, and how each input was varied if the sets were few."""
     from autotune.execute.input_sets import HELD_OUT_SETS, TIMING_SETS
     from autotune.model.inputs import perturbed, treatments
 
     if len(sets) >= HELD_OUT_SETS:
         return list(sets[:TIMING_SETS]), [*sets[1:], sets[0]][-HELD_OUT_SETS:], {}
-    done = treatments(sets[0])
+    by_input = treatments(sets[0])
     if len(sets) == 1:
-        if not any(how.is_varied for how in done.values()):
+        if not any(treatment.is_varied for treatment in by_input.values()):
             raise ModelError(
-                "no input of the model can be varied, so no candidate could be told from one that ignores its inputs",
-                found="; ".join(f"input {name} is {how.text}" for name, how in done.items()),
+                "no input of the model can be varied, so a candidate that ignores its inputs would not be noticed",
+                found="; ".join(f"input {name} is {treatment.text}" for name, treatment in by_input.items()),
                 expected="at least one input of several values",
                 run="autotune.optimize(model, [inputs, …]) with several sets of inputs that differ",
             )
         timing = [sets[0], *perturbed(sets[0], TIMING_SETS - 1, seed)]
-        return timing, perturbed(sets[0], HELD_OUT_SETS, seed + 1), {name: how.text for name, how in done.items()}
-    timing = [sets[at % len(sets)] for at in range(TIMING_SETS)]
-    more = HELD_OUT_SETS - len(sets)
-    variants = [perturbed(sets[at % len(sets)], 1, seed + 1 + at)[0] for at in range(more)]
-    noted = {name: f"{len(sets)} sets as given, and {more} variants: {how.text}" for name, how in done.items()}
-    return timing, [*sets[1:], sets[0], *variants], noted
+        texts = {name: treatment.text for name, treatment in by_input.items()}
+        return timing, perturbed(sets[0], HELD_OUT_SETS, seed + 1), texts
+    timing = [sets[index % len(sets)] for index in range(TIMING_SETS)]
+    missing = HELD_OUT_SETS - len(sets)
+    variants = [perturbed(sets[index % len(sets)], 1, seed + 1 + index)[0] for index in range(missing)]
+    share = f"{len(sets)} sets as given, and {missing} variants"
+    texts = {name: f"{share}: {treatment.text}" for name, treatment in by_input.items()}
+    return timing, [*sets[1:], sets[0], *variants], texts
 
 
 def _copied(module: "torch.nn.Module") -> "torch.nn.Module":
-    """A copy on the CPU of a module that is on a GPU."""
+    """Return a copy on the CPU of a module that is on a GPU."""
     try:
         return copy.deepcopy(module).cpu()
     except Exception as error:
@@ -191,6 +193,6 @@ def _copied(module: "torch.nn.Module") -> "torch.nn.Module":
 
 
 def rebuild_key(prepared: Prepared, plan_uid: str) -> str:
-    """What two processes share that need the same plan built again for the same module."""
+    """Return a key that is the same for processes that need the same plan built again for the same module."""
     workload = prepared.captured.workload
     return hashlib.sha256(f"{plan_uid}/{workload.weights}/{prepared.captured.form.digest}".encode()).hexdigest()

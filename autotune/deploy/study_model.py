@@ -1,4 +1,4 @@
-"""The model of a study file in memory, as its study has it."""
+"""The model of a study file in memory, with the weights that its study uses: from_study."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 def from_study(path: Path | str, batch: int | None = None) -> "tuple[torch.nn.Module, dict[str, torch.Tensor]]":
     """Return the module that a study file's factory makes under the study's seed, and one set of its example inputs.
 
-    Both are on the CPU; the inputs are by name. ``batch`` defaults to the study's first. A plan that was found by
-    ``autotune tune`` for the file is found by :func:`autotune.load` for them. Raises StudyFileError, RequestError if
-    the study has no such batch, ModelError if the factory gives no module.
+    Both are on the CPU; the inputs are by name. ``batch`` defaults to the study's first. :func:`autotune.load` finds
+    the plan of ``autotune tune`` for the file by them. Raises StudyFileError if the file is wrong, RequestError if the
+    study has no such batch, ModelError if the factory returns no module.
     """
     from autotune.model import factory
     from autotune.model.inputs import generate

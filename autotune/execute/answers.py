@@ -1,4 +1,4 @@
-"""What steps answer: one record a step, and the table of them by the names of the steps."""
+"""The answers of steps: one record a step, and the table of them by the names of the steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from autotune.records.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done(StepRecord):
-    """The step has done its work, and has nothing to say of it."""
+    """The answer of a step that has done its work, and has nothing to report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ class Candidate:
 
 
 def times_kernels_at_load(folder: Path) -> bool:
-    """Return if loading an artifact chooses kernels by timing them, for which it has to be alone on the device."""
+    """Return whether loading an artifact chooses kernels by timing them, for which it has to be alone on the device."""
     from autotune import registry
     from autotune.runtime.artifact import read_record
 

@@ -1,7 +1,7 @@
-"""Why a step raised what it raised: memory that did not suffice, or a context that the device has lost: cause_of.
+"""The cause of an exception in a step: memory that did not suffice, or a context that the device has lost: cause_of.
 
-Types, error numbers and CUDA's error codes decide. Texts are looked at only if they are a library's own: what a user's
-code says with ``raise`` is never taken for a sign of anything.
+Types, error numbers and CUDA's error codes decide. Texts are read only if they are a library's own: the text of an
+exception that a user's code raises never decides anything.
 """
 
 import errno
@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dis import opmap
-from typing import Any
 
 from autotune.errors import DriverError
 from autotune.records.trial import FailureKind
@@ -23,7 +22,7 @@ LOST_CONTEXT = frozenset({214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718,
 API, cudaError_t); the driver's are the same numbers."""
 
 _CODE = re.compile(r"\bCUDA failure (\d+): ")
-"""ONNX Runtime's CUDA provider says the code."""
+"""ONNX Runtime's CUDA provider writes the code."""
 
 _LOST = re.compile(
     r"(?:CUDA error|Triton Error \[CUDA\]): (?:an illegal memory access was encountered|unspecified launch failure"
@@ -44,7 +43,7 @@ _OF_EITHER = re.compile(r"Failed to allocate memory for requested buffer of size
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """The kind of a failure, and the words that its detail begins with."""
+    """The kind of a failure, and the first words of its detail."""
 
     kind: FailureKind
     words: str
@@ -52,16 +51,16 @@ class Cause:
 
 _CRASH = Cause(kind="crash", words="the process lost its context on the device")
 _HOST, _DEVICE, _MEMORY = (
-    Cause(kind="out_of_memory", words=f"{where}memory") for where in ("host ", "device ", "")
+    Cause(kind="out_of_memory", words=f"{place}memory") for place in ("host ", "device ", "")
 )  # fmt: skip
 
 
 def cause_of(error: BaseException) -> Cause | None:
-    """Say which of the two an exception, or one that it was raised ``from``, stands for; ``None`` if neither."""
-    for one in _line(error):
-        cause = _by_type(one)
-        if cause is None and _is_of_a_library(one):
-            cause = _by_text(str(one))
+    """Return the cause of an exception, or of one that it was raised ``from``; ``None`` if it is neither of the two."""
+    for raised in _line(error):
+        cause = _by_type(raised)
+        if cause is None and _is_of_a_library(raised):
+            cause = _by_text(str(raised))
         if cause is not None:
             return cause
     return None
@@ -77,7 +76,7 @@ def _line(error: BaseException) -> Iterator[BaseException]:
 
 
 def _by_type(error: BaseException) -> Cause | None:
-    torch: Any = sys.modules.get("torch")  # what was never imported has raised nothing
+    torch = sys.modules.get("torch")  # a library that was never imported has raised nothing
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return _HOST
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
@@ -103,10 +102,8 @@ def _by_text(text: str) -> Cause | None:
 
 
 def _is_of_a_library(error: BaseException) -> bool:
-    """Whether the text is a library's own: its class is one's, or compiled code raised it without a class of its own.
-
-    Compiled code of torch, OpenVINO and Triton raises RuntimeError; no ``raise`` of Python's stands in that place.
-    """
+    """Return whether the text is a library's own: its class is a library's, or a library's compiled code raised it."""
+    # Compiled code of torch, OpenVINO and Triton raises RuntimeError; there is no ``raise`` of Python at that place.
     if type(error).__module__.partition(".")[0] in LIBRARIES:
         return True
     at = error.__traceback__

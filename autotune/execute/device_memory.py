@@ -1,11 +1,11 @@
-"""What of a device's memory is free, and whether steps give back what they took of it: DeviceMemory."""
+"""The free memory of a device, and a watch that steps give back what they took of it: DeviceMemory."""
 
 import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import ModuleType
 
 from autotune.measure.nvml import open_nvml
 from autotune.records.device import Device
@@ -14,16 +14,16 @@ from autotune.runtime.host_memory import HostMemory
 log = logging.getLogger(__name__)
 
 LEFT_OVER_BYTES = 64 * 2**20
-"""Less than any process takes that has a context on a GPU (some hundred MiB); the driver's own share moves by less."""
+"""Less than any process with a context on a GPU takes (some hundred MiB); the driver's own share changes by less."""
 
 SETTLE_S = 0.5
-"""The driver may take a moment to give back what a process had that was killed; then the figure is read again."""
+"""The driver may take a moment to give back the memory of a killed process; then the figure is read again."""
 
 
-def free_bytes(device: Device, *, nvml: Any = None) -> int | None:
-    """Read how much of the device's memory, on a CPU of the host's or the container's, is free now.
+def free_bytes(device: Device, *, nvml: ModuleType | None = None) -> int | None:
+    """Return the bytes of the device's memory that are free now; for a CPU, of the host's or the container's.
 
-    ``None`` where it is not told.
+    ``None`` if that cannot be read.
     """
     if device.kind == "cpu":
         return HostMemory.read().available_bytes
@@ -34,19 +34,21 @@ def free_bytes(device: Device, *, nvml: Any = None) -> int | None:
 
 
 class DeviceMemory:
-    """Reads what is taken of a GPU's memory before the first of several steps and after the last; warns of the rest.
+    """Reads the used memory of a GPU before the first of several steps and after the last; warns if it has grown.
 
-    A CPU has nothing to look at: the memory of a process ends with it. May be used by several threads at once.
+    A CPU is not watched: the memory of a process ends with it. May be used by several threads at once.
     """
 
-    def __init__(self, device: Device, *, nvml: Any = None, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, device: Device, *, nvml: ModuleType | None = None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._device, self._nvml, self._sleep = device, nvml, sleep
         self._lock, self._running = threading.Lock(), 0
         self._before: int | None = None
 
     @contextlib.contextmanager
     def around(self, step: str) -> Iterator[None]:
-        """Look before and after a step, unless another one runs at that moment."""
+        """Read before and after a step, unless another step runs at that moment."""
         with self._lock:
             if self._running == 0:
                 self._before = self._used()
@@ -57,16 +59,16 @@ class DeviceMemory:
             with self._lock:
                 self._running -= 1
                 if self._running == 0:
-                    self._tell(step)
+                    self._warn(step)
 
-    def _tell(self, step: str) -> None:
+    def _warn(self, step: str) -> None:
         left = self._left()
         if left > LEFT_OVER_BYTES:
             self._sleep(SETTLE_S)
             left = self._left()
         if left > LEFT_OVER_BYTES:
             log.warning(
-                "after step %s, %.0f MiB more of %s's memory are taken than before: by another program, or left over",
+                "after step %s, %.0f MiB more of %s's memory are used than before: by another program, or left over",
                 step, left / 2**20, self._device.name,
             )  # fmt: skip
 
@@ -80,5 +82,5 @@ class DeviceMemory:
         try:
             return open_nvml(self._device, self._nvml).memory_used_bytes()
         except OSError as error:
-            log.debug("the device's memory is not told: %s", error)
+            log.debug("the device's memory cannot be read: %s", error)
             return None

@@ -101,7 +101,7 @@ class EarlyLoad:
 
 
 class Executor:
-    """Runs steps for one study and adds up where their time went.
+    """Runs steps for one study and adds up their times by stage.
 
     ``folder`` holds the captured model and every artifact until the store has it; it is the caller's to delete.
     """
@@ -163,11 +163,11 @@ class Executor:
         limit_s = min(BUILD_TIMEOUT_S, timeout_s or BUILD_TIMEOUT_S)
 
         def build_one(configuration: Configuration) -> Built:
-            known = kernels(configuration)
-            if known is None and wants_kernels(configuration):
+            handed = kernels(configuration)
+            if handed is None and wants_kernels(configuration):
                 raise ValueError(f"a build of {configuration} was handed no kernels")
             target = Path(tempfile.mkdtemp(dir=self.folder, prefix="artifact-"))
-            with self._handed(known, target) as file:
+            with self._handed(handed, target) as file:
                 request = BuildRequest(
                     folder=self.model, target=target, configuration=configuration, device=self.device, kernels=file
                 )

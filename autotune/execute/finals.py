@@ -29,7 +29,7 @@ from autotune.records.trial import Measurement
 log = logging.getLogger(__name__)
 
 PROCESSES = {"cuda": 3, "cpu": 5}
-"""The number of fresh processes before the first look; a CPU's times depend more on where its memory happens to lie."""
+"""The number of fresh processes before the first look; times on a CPU depend more on the place of its memory."""
 LIMIT_S = {"cuda": 50.0, "cpu": 75.0}
 """Time for all rounds, loading included; it is longer only if rounds are so slow that too few for any winner fit."""
 EXTENSIONS = 1
@@ -260,7 +260,7 @@ def _next_process(drive: _Drive, process: int) -> Session:
 
 
 def _load_together(drive: _Drive) -> bool:
-    """Whether the processes load side by side: on a GPU, whose host has cores to spare."""
+    """Return whether the processes load side by side: on a GPU, whose host has cores to spare."""
     return drive.executor.device.kind == "cuda"
 
 

@@ -2,8 +2,8 @@
 
 Every process that a step starts, in whatever session and however orphaned, stays below its keeper, which adopts
 orphans. So the end of the step, by itself or by force, is the end of all of them. The keeper runs nothing of a
-candidate's, tells the coordinator itself how the step ended, and ends it where the coordinator or the server is gone.
-Orders are signals: SIGTERM ends the step; SIGUSR1 lets it write down first where it stands.
+candidate's, reports to the coordinator itself how the step ended, and ends it if the coordinator or the server is gone.
+Orders are signals: SIGTERM ends the step; SIGUSR1 lets it write first into its log where it stands.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from autotune.execute import family
 from autotune.execute.limits import Limits, adopt_orphans, end_with_parent, run_before_others
@@ -29,24 +29,24 @@ LOOK_S = 0.25
 """Between two looks at the memory and the number of the processes."""
 
 LOOK_SHARE = 0.05
-"""Of the time at most goes to looks: each reads every process of the host, and candidates are timed meanwhile."""
+"""The most time that looks may take: each reads every process of the host, and candidates are timed meanwhile."""
 
 STACK_S = 0.3
-"""A step that is out of time gets so long to write its stack into its log."""
+"""The time that a step which is out of time gets to write its stack into its log."""
 
 PIPE_BYTES = 2**20
-"""What a pipe may hold without privileges (/proc/sys/fs/pipe-max-size): fewer turns where a step prints much."""
+"""The size of a pipe without privileges (/proc/sys/fs/pipe-max-size): fewer turns if a step prints much."""
 
 
 def keep(
     control: socket.socket, server: int, channel: int, start: Callable[[int, int], NoReturn], log: Path,
-    limits: Limits, about: dict[str, Any],
+    limits: Limits, about: Mapping[str, object],
 ) -> NoReturn:  # fmt: skip
-    """Fork the step, and see to it until it has ended.
+    """Fork the step, and watch it until it has ended.
 
     ``start`` runs the step; it gets the process id of this keeper and the descriptor that its output goes to.
-    ``channel`` is the step's descriptor. ``about`` is what the coordinator is told along with the step's begin; it
-    holds the step's ``id``.
+    ``channel`` is the step's descriptor. ``about`` is sent to the coordinator with the report that the step has begun;
+    it holds the step's ``id``.
     """
     code, me = 1, os.getpid()
     try:
@@ -70,26 +70,26 @@ def keep(
         os.close(theirs)
         os.close(channel)
         os.set_blocking(output, False)
-        _tell(control, {**about, "op": "started", "pid": step, "keeper": me})
-        keeper = _Keeper(step, wakeup, output, OutputLog(log), limits.within(HostMemory.read()))
+        _report(control, {**about, "op": "started", "pid": step, "keeper": me})
+        keeper = _WatchedStep(step, wakeup, output, OutputLog(log), limits.within(HostMemory.read()))
         keeper.watch(control)
         keeper.end()
-        told = {"op": "exited", "id": about["id"], "code": keeper.code, "kind": keeper.kind, "detail": keeper.detail}
-        _tell(control, told)
+        ended = {"op": "exited", "id": about["id"], "code": keeper.code, "kind": keeper.kind, "detail": keeper.detail}
+        _report(control, ended)
         code = 0
-    except BaseException:  # a border: it goes into the server's log, and the server is told by the exit code
+    except BaseException:  # a border: it goes into the server's log, and the exit code reports it to the server
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
-def _tell(control: socket.socket, message: dict[str, Any]) -> None:
+def _report(control: socket.socket, message: Mapping[str, object]) -> None:
     with contextlib.suppress(OSError):
         control.send(json.dumps(message).encode())
 
 
-class _Keeper:
-    """One running step, its exit code once it has one, and what it was ended for where nobody ordered its end."""
+class _WatchedStep:
+    """One running step, its exit code once it has one, and the reason of its end if no order ended it."""
 
     def __init__(self, step: int, wakeup: int, output: int, log: OutputLog, limits: Limits) -> None:
         self._step, self._wakeup, self._output, self._log, self._limits = step, wakeup, output, log, limits
@@ -116,7 +116,7 @@ class _Keeper:
                     return
                 if fd == self._output:
                     if not self._take_output() and events & select.POLLHUP:
-                        poll.unregister(self._output)  # all who could print have closed it
+                        poll.unregister(self._output)  # every process that could print has closed it
                     continue
                 orders = os.read(self._wakeup, 4096)
                 if signal.SIGTERM in orders:
@@ -130,7 +130,7 @@ class _Keeper:
             self._end_for("out_of_memory", "host memory: the kernel had none left and killed it")
 
     def end(self) -> None:
-        """Kill what is left of the family and keep what it has printed."""
+        """Kill the rest of the family and keep its output."""
         family.end(os.getpid(), self._reap)
         self._reap()
         while self.kind is None and self._take_output():
@@ -144,21 +144,21 @@ class _Keeper:
                     self.code = os.waitstatus_to_exitcode(ended[1])
 
     def _is_past_limits(self) -> bool:
-        """Look at the number of processes and their memory, and say why the step is ended where one is too much."""
+        """Read the number of processes and their memory, and keep the reason if one is past its limit."""
         members = family.members(os.getpid())
         if self._is_crowded(len(members)):
             return True
         limit = self._limits.memory_bytes
-        taken = family.memory_bytes(members, limit, lambda: self._is_crowded(len(family.members(os.getpid()))))
-        if taken > limit and self.kind is None:
+        used = family.memory_bytes(members, limit, lambda: self._is_crowded(len(family.members(os.getpid()))))
+        if used > limit and self.kind is None:
             self._end_for("out_of_memory", f"host memory: it grew past the limit of {limit / 2**30:.3g} GiB")
         return self.kind is not None
 
     def _is_crowded(self, count: int) -> bool:
-        """Processes are the host's to run out of, as memory is."""
+        """Check the number of processes: the host can run out of them, as of memory."""
         if count > self._limits.processes:
-            said = f"host processes: it had {count} at once, past the limit of {self._limits.processes}"
-            self._end_for("out_of_memory", said)
+            detail = f"host processes: it had {count} at once, past the limit of {self._limits.processes}"
+            self._end_for("out_of_memory", detail)
         return self.kind is not None
 
     def _take_output(self) -> bool:
@@ -176,8 +176,8 @@ class _Keeper:
 
 
 def kernel_kills(counters: Path = Path("/proc/vmstat")) -> int:
-    """How many processes the kernel has killed for want of memory, of the host or of a control group; 0 if not told."""
+    """Return how many processes the kernel has killed because memory was out; 0 if that cannot be read."""
     with contextlib.suppress(OSError, ValueError):
-        told = dict(line.split() for line in counters.read_text().splitlines())
-        return int(told.get("oom_kill", 0))
+        values = dict(line.split() for line in counters.read_text().splitlines())
+        return int(values.get("oom_kill", 0))
     return 0

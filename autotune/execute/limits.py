@@ -1,4 +1,4 @@
-"""What a step may take from the host: Limits, and how a process puts them on itself."""
+"""The most that a step may take from the host: Limits, and how a process puts them on itself."""
 
 import contextlib
 import ctypes
@@ -9,7 +9,6 @@ import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from autotune.runtime.host_memory import HostMemory
 
@@ -20,42 +19,41 @@ SHARE_OF_FREE_DISK = 0.9
 """One file alone may not fill the disk, on which the database may lie too."""
 
 LEAST_FILE_BYTES = 2**30
-"""Where less is free, the disk itself says that it is full, and says it more clearly."""
+"""If less is free, the disk itself reports that it is full, and reports it more clearly."""
 
 SHARE_OF_MEMORY = 0.85
-"""Of what this process may use at most: the rest is the coordinator's and the system's."""
+"""The part of the memory that this process may use; the rest is for the coordinator and the system."""
 
 PROCESSES_A_CORE, LEAST_PROCESSES = 16, 512
-"""A build starts a job a core (ninja two more), and a job of nvcc is at most five processes (sh, nvcc, sh, cicc or
-ptxas); inductor keeps up to 64 workers besides, each with at most three of a compiler. Even all at once stay below."""
+"""A build starts one job a core (ninja two more). A job of nvcc has at most five processes (sh, nvcc, sh, cicc, ptxas).
+Inductor keeps up to 64 workers too, each with at most three processes of a compiler. All together stay below."""
 
 DESCRIPTORS = 16384
 """Sixteen times the customary 1024: CUDA, compile workers and sharded weights need hundreds, a leak has no end."""
 
 LOG_BYTES = 2**20
-"""So much of the end of a step's output is kept."""
+"""The part of a step's output that is kept, from its end."""
 
 LOG_FLOOD_BYTES = 64 * 2**20
-"""Who prints so much prints without end: a build that logs at its most talkative writes a few MiB."""
+"""A step that prints so much prints without end: the most verbose log of a build is a few MiB."""
 
 OOM_SCORE_ADJUSTMENT = 900
-"""Of at most 1000: where the kernel runs out of memory, rather this process than the coordinator."""
+"""Of at most 1000: if the kernel runs out of memory, it kills this process rather than the coordinator."""
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def most_processes(cores: int | None = None) -> int:
-    """How many processes a step may be at once: more than any parallel build, by the cores that one sees."""
+    """Return the number of processes that a step may have at once: more than any parallel build on these cores."""
     return max(LEAST_PROCESSES, PROCESSES_A_CORE * (cores or os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Limits of one step; memory and processes are those of the step and of everything that it started, together.
+    """Limits of one step; memory and processes are those of the step and of everything that it started, together."""
 
-    Memory is watched rather than limited by the kernel: CUDA reserves ranges of addresses far larger than it ever uses.
-    So are processes: the kernel counts those of a user, in whatever program, each thread as one, and root's not at all.
-    """
+    # The kernel limits neither of the two. CUDA reserves ranges of addresses far larger than it ever uses, and the
+    # kernel counts the processes of a user in all programs, each thread as one, and does not count root's at all.
 
     memory_bytes: int
     processes: int = field(default_factory=most_processes)
@@ -68,21 +66,21 @@ class Limits:
             if value <= 0:
                 raise ValueError(f"{name} is a positive number, found {value!r}")
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, int]:
         """Plain data for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Limits":
+    def from_dict(cls, data: Mapping[str, int]) -> "Limits":
         """Read what :meth:`as_dict` wrote."""
         return cls(**data)
 
     def within(self, host: HostMemory) -> "Limits":
-        """Take less memory where the host, or the container that this runs in, has less."""
+        """Return the limits with less memory if the host, or the container that this runs in, has less."""
         return replace(self, memory_bytes=min(self.memory_bytes, int(SHARE_OF_MEMORY * host.total_bytes)))
 
     def apply(self, folder: Path) -> None:
-        """Put on this process, for good, what the kernel watches over; ``folder`` lies on the disk that it writes to.
+        """Put the limits that the kernel enforces on this process, for good; it writes to the disk of ``folder``.
 
         A write past the size raises ``OSError``, because Python ignores the signal that comes with it.
         """
@@ -94,13 +92,13 @@ class Limits:
 
 
 def prefer_to_kill_this() -> None:
-    """Offer this process to the kernel, should it run out of memory."""
+    """Let the kernel choose this process first if it runs out of memory."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJUSTMENT))
 
 
 def run_before_others() -> None:
-    """Have the kernel run this process before all ordinary ones, where it may: else a fork bomb leaves it no time."""
+    """Have the kernel run this process before all ordinary ones, if permitted: else a fork bomb leaves it no time."""
     with contextlib.suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(os.sched_get_priority_min(os.SCHED_RR)))
 
@@ -111,7 +109,7 @@ def adopt_orphans() -> None:
 
 
 def end_with_parent(parent: int, number: signal.Signals) -> None:
-    """Have the kernel send a signal to this process when ``parent`` is gone; at once where it is gone already."""
+    """Have the kernel send a signal to this process when ``parent`` is gone; at once if it is gone already."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), number)

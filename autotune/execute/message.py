@@ -1,12 +1,12 @@
-"""What a step may say to the coordinator: one table of shapes, checked here and nowhere else.
+"""The messages that a step may send to the coordinator: one table of shapes, checked here and nowhere else.
 
-A message names the step that it comes from by the identity that was given to it, and says exactly one thing. Whatever
-prints, forges or breaks in a candidate, what comes through is of these shapes.
+A message names the step that it comes from by the identity that the step was given, and reports exactly one thing.
+Whatever a candidate prints, forges or breaks, only messages of these shapes come through.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, get_args
+from typing import get_args
 
 from autotune.errors import WorkerError
 from autotune.execute.answers import ANSWERS
@@ -17,12 +17,12 @@ from autotune.records.trial import Failure, FailureKind, Stage
 WAIT = "wait"
 """The stage of a step that waits until the device is free; if it fails then, it fails in the stage before.
 
-It may come with the line that says who has the device (``holder``) and the process ids of all who have it (``pids``).
+It may come with a line about the processes that have the device (``holder``), and their process ids (``pids``).
 """
 HOLDER_LIMIT = 2000
 
-Shape = Callable[[Mapping[str, Any]], bool]
-"""Whether a message, without its identity, has the shape of a kind of message; it may raise instead."""
+Shape = Callable[[Message], bool]
+"""Returns whether a message, without its identity, has the shape of its kind; it may raise instead."""
 
 
 def checked(message: Message, identity: str, step: str) -> Message:
@@ -44,7 +44,7 @@ def checked(message: Message, identity: str, step: str) -> Message:
     raise NotOurs("a step sent a message of no kind", found=f"{sorted(content)[:4]}", expected=", ".join(_SHAPES))
 
 
-def _stage(message: Mapping[str, Any]) -> bool:
+def _stage(message: Message) -> bool:
     beside = message.keys() - {"stage", "at"}
     return (
         "at" in message
@@ -54,14 +54,14 @@ def _stage(message: Mapping[str, Any]) -> bool:
     )
 
 
-def _waiting(message: Mapping[str, Any]) -> bool:
-    """Whether it names a line to be shown, and a list of process ids."""
+def _waiting(message: Message) -> bool:
+    """Return whether the message holds a line to be shown, and a list of process ids."""
     holder, pids = message["holder"], message["pids"]
     is_line = isinstance(holder, str) and len(holder) <= HOLDER_LIMIT and holder.isprintable()
     return is_line and isinstance(pids, list) and all(type(pid) is int and pid > 0 for pid in pids)
 
 
-def _error(message: Mapping[str, Any]) -> bool:
+def _error(message: Message) -> bool:
     error = message["error"]
     raised = error.get("raised", ["", "", "", "", ""])
     return (
@@ -74,14 +74,14 @@ def _error(message: Mapping[str, Any]) -> bool:
     )
 
 
-def _rounds(message: Mapping[str, Any]) -> bool:
+def _rounds(message: Message) -> bool:
     for blocks in message["rounds"]:
         for block in blocks.values():
             Block.from_dict(block)
     return message.keys() == {"rounds"}
 
 
-def _kernel(message: Mapping[str, Any]) -> bool:
+def _kernel(message: Message) -> bool:
     kernel = message["kernel"]
     error, samples_us = kernel.get("error"), kernel.get("samples_us", ())
     if "failure" in kernel:
@@ -118,11 +118,11 @@ _RESULTS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "compile_kernels": {"made": list},
     "time_kernels": {"timed": int},
 }
-"""What the result of a step of tuned kernels has to hold; those of the steps of execute are :data:`ANSWERS`."""
+"""The content of the results of steps of tuned kernels; the answers of other steps are :data:`ANSWERS`."""
 
 
 def _fits(result: Mapping[str, object], step: str) -> bool:
-    """Whether the result of a step is its answer; the result of a step that is in no table may hold anything."""
+    """Return whether a result is an answer of the step; the result of a step that is in no table may hold anything."""
     if step in ANSWERS:
         ANSWERS[step].from_dict(result)
     return all(isinstance(result[name], kind) for name, kind in _RESULTS.get(step, {}).items())

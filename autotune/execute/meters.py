@@ -1,4 +1,4 @@
-"""What each objective compares, and how it is taken: of one candidate in its screening, of every finalist each round.
+"""The figure that each objective compares: of one candidate in its screening, of every finalist in each round.
 
 Latencies are in the samples of every measurement already. Energy, throughput and memory are measured after them, with
 the same runner on the same inputs.
@@ -6,8 +6,9 @@ the same runner on the same inputs.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from autotune.measure.block import InputSets
 from autotune.measure.clock import Clock
 from autotune.measure.percentiles import percentile, samples_a_round, samples_needed, tail_statistic
 from autotune.measure.rounds import Meter, TimedRunner
@@ -22,23 +23,22 @@ if TYPE_CHECKING:
 
 TAIL = 0.99
 TAIL_ROUNDS = 20
-"""The samples behind a percentile come from so many rounds, the fewest after which finals are decided."""
+"""The samples of a percentile come from so many rounds, the fewest after which finals are decided."""
 
 ENERGY_SCREENING_S, ENERGY_FINALS_S = 2.0, 5.0
-"""A device's energy counter moves every 100 ms or so: 2 s are known to about 5%, 5 s to 2%."""
+"""A device's energy counter moves every 100 ms or so: over 2 s its error is about 5%, over 5 s 2%."""
 
 THROUGHPUT_WINDOW_S, THROUGHPUT_WINDOWS, THROUGHPUT_WARM_UP_S = 0.25, 4, 0.25
 
-Lane = Callable[..., Any]
-Sets = Sequence[tuple[Any, ...]]
+Lane = Callable[..., object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """A candidate's figure under the study's objective (``None`` where that is its latency), and how it was taken."""
+    """A candidate's figure under the study's objective (``None`` if that is its latency), and how it was measured."""
 
     value: float | None = None
-    conditions: Mapping[str, Any] = field(default_factory=dict)
+    conditions: Mapping[str, object] = field(default_factory=dict)
 
 
 class Lanes:
@@ -51,27 +51,27 @@ class Lanes:
     def load(self, name: str, finalist: TimedRunner) -> None:
         """Load the copies that a finalist needs beside itself, each on a stream of its own on a GPU."""
         copies = [self._load(name) for _ in range(self._concurrency.get(name, 1) - 1)]
-        self._lanes[name] = [lane_of(one, self._device) for one in (finalist, *copies)]
+        self._lanes[name] = [lane_of(candidate, self._device) for candidate in (finalist, *copies)]
 
     def of(self, name: str) -> list[Lane]:
-        """The finalist and its copies, which were loaded before."""
+        """Return the finalist and its copies, which were loaded before."""
         return self._lanes[name]
 
 
 def lane_of(candidate: Lane, device: Device) -> Lane:
-    """A candidate as one lane of several."""
+    """Return a candidate as one lane of several."""
     from autotune.measure.throughput import cuda_lane
 
     return cuda_lane(candidate, device.torch_name) if device.kind == "cuda" else candidate
 
 
 def samples_a_block(objective: Objective) -> int:
-    """How many samples every block has where a tail is compared; 0 where each finalist's pace decides."""
+    """Return how many samples every block has if a tail is compared; 0 if each finalist's pace decides."""
     return samples_a_round(TAIL, TAIL_ROUNDS) if objective.name == "latency_p99" else 0
 
 
 def screening_rule_for(objective: Objective, clock: Clock, limit_s: float) -> Callable[[int], StoppingRule] | None:
-    """When a screening has enough samples for the objective; ``None`` where a median is all that is asked."""
+    """Return the rule that ends a screening for the objective; ``None`` if a median is all that is compared."""
     if objective.name != "latency_p99":
         return None
     needed = samples_needed(TAIL)
@@ -88,12 +88,12 @@ def score(
     measurement: Measurement,
     runner: TimedRunner,
     device: Device,
-    sets: Sets,
+    sets: InputSets,
     clock: Clock,
     load_another: Callable[[], TimedRunner],
     batch: int,
 ) -> Scored:
-    """Take a screened candidate's figure; WorkError where the device cannot tell it."""
+    """Measure a screened candidate's figure; raises WorkError if the device cannot measure it."""
     if objective.name == "latency_p99":
         backed = percentile(measurement.flat_ms, TAIL)
         value = backed if backed is not None else tail_statistic(measurement.flat_ms, TAIL)
@@ -109,12 +109,12 @@ def score(
 def meter_for(
     objective: Objective,
     device: Device,
-    sets: Sets,
+    sets: InputSets,
     clock: Clock,
     lanes: Lanes,
     batch: int,
 ) -> Meter | None:
-    """What takes a finalist's figure each round; ``None`` where its samples are what is compared."""
+    """Return the meter of a finalist's figure in each round; ``None`` if its samples are compared."""
     if objective.name == "energy":
         return lambda _, finalist: _energy(finalist, sets, device, clock, ENERGY_FINALS_S).joules_per_call
     if objective.name == "throughput":
@@ -122,20 +122,20 @@ def meter_for(
     return None
 
 
-def _energy(runner: TimedRunner, sets: Sets, device: Device, clock: Clock, least_s: float) -> "Energy":
+def _energy(runner: TimedRunner, sets: InputSets, device: Device, clock: Clock, least_s: float) -> "Energy":
     from autotune.measure.energy import energy_per_call, nvml_energy_counter
 
     counter = nvml_energy_counter(device)
     return energy_per_call(runner, sets, counter, clock, _synchronize(device), least_s=least_s)
 
 
-def _ms_an_item(lanes: Sequence[Lane], sets: Sets, device: Device, clock: Clock, batch: int) -> float:
+def _ms_an_item(lanes: Sequence[Lane], sets: InputSets, device: Device, clock: Clock, batch: int) -> float:
     return 1e3 / _throughput(lanes, sets, device, clock, batch).items_per_s
 
 
 def _throughput(
     lanes: Sequence[Lane],
-    sets: Sets,
+    sets: InputSets,
     device: Device,
     clock: Clock,
     batch: int,
@@ -151,12 +151,12 @@ def _throughput(
 def _saturated(
     runner: TimedRunner,
     device: Device,
-    sets: Sets,
+    sets: InputSets,
     clock: Clock,
     load_another: Callable[[], TimedRunner],
     batch: int,
 ) -> Scored:
-    """Double the requests in flight until that gains nothing, and give the milliseconds an item of the best point."""
+    """Double the requests in flight until that gains nothing, and return the milliseconds an item of the best point."""
     from autotune.measure.throughput import best, saturate
 
     loaded: list[TimedRunner] = [runner]
@@ -164,11 +164,11 @@ def _saturated(
     def at(concurrency: int) -> "Throughput":
         while len(loaded) < concurrency:
             loaded.append(load_another())
-        return _throughput([lane_of(one, device) for one in loaded], sets, device, clock, batch)
+        return _throughput([lane_of(candidate, device) for candidate in loaded], sets, device, clock, batch)
 
     chosen = best(saturate(at))
-    told = {name: value for name, value in chosen.as_dict().items() if name != "samples_ms"}
-    return Scored(value=1e3 / chosen.items_per_s, conditions={"throughput": told})
+    figures = {name: value for name, value in chosen.as_dict().items() if name != "samples_ms"}
+    return Scored(value=1e3 / chosen.items_per_s, conditions={"throughput": figures})
 
 
 def _synchronize(device: Device) -> Callable[[], None]:

@@ -14,7 +14,7 @@ from autotune.records.objective import Metric, Objective
 def metrics(request: MetricsRequest, channel: Channel) -> MetricsAnswer:
     """Import each metric of the user's own, call it once on answers of the model, and digest what its code depends on.
 
-    Whether a metric accepts the model's own answers is seen when the reference is computed.
+    The reference shows later if a metric accepts the model's own answers.
     """
     from autotune.model import reading
     from autotune.model.source import ANSWERS, CapturedModel

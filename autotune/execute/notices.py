@@ -1,4 +1,4 @@
-"""What a user is told of other processes on the device: Notices."""
+"""Lines for the user about other processes on the device: Notices."""
 
 import logging
 import threading
@@ -11,16 +11,16 @@ Tell = Callable[[str], None]
 
 
 class Notices:
-    """Passes each thing on once, however many steps report it; steps report from several threads."""
+    """Shows each line once, however many steps report it; steps report from several threads."""
 
     def __init__(self, tell: Tell | None = None) -> None:
-        """Without ``tell`` the log gets what is to be said, as a warning."""
+        """Without ``tell`` the log gets each line, as a warning."""
         self._tell = tell or log.warning
         self._said: set[Hashable] = set()
         self._lock = threading.Lock()
 
     def say(self, text: str, *, of: Hashable = None) -> None:
-        """Say it unless it was said of the same thing before; without ``of`` it is about itself."""
+        """Show a line unless one about the same thing was shown; without ``of`` that is a line of the same text."""
         with self._lock:
             key = text if of is None else of
             if key in self._said:

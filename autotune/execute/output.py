@@ -8,9 +8,9 @@ from autotune.execute.limits import LOG_BYTES
 
 
 class OutputLog:
-    """Keeps the last :data:`LOG_BYTES` of what is written, and counts all of it.
+    """Keeps the last :data:`LOG_BYTES` of the output, and counts all of it.
 
-    What fits is in the file at once; of more than that the file has the beginning until :meth:`close`.
+    Output that fits is in the file at once; of more output the file has the beginning until :meth:`close`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -19,7 +19,7 @@ class OutputLog:
         self.total_bytes = 0
 
     def write(self, data: bytes) -> None:
-        """Take in some more output; a disk that is full loses it, and hurts nothing else."""
+        """Add output; a disk that is full loses it, and nothing else is hurt."""
         self.total_bytes += len(data)
         self._tail += data
         if self.total_bytes <= LOG_BYTES:

@@ -28,10 +28,10 @@ TOLERANCE = 2e-2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """Whether a backend works on a device; if not, the reason and the remedy. ``signal_error`` is that of the toy.
+    """The result for one backend on one device: if it works, else the reason and the remedy.
 
     ``found`` says that everything the backend needs is there, ``proved`` that it was tried. A backend that was found
-    and not tried has ``works`` None.
+    and not tried has ``works`` None. ``signal_error`` is that of the toy model.
     """
 
     device: str

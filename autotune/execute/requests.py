@@ -1,4 +1,4 @@
-"""What steps are asked for: one record a step, and the orders that a running step takes."""
+"""The requests of steps: one record a step, and the orders that a running step takes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

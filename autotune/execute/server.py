@@ -102,7 +102,7 @@ class WorkerServer:
         return session
 
     def owns(self, pids: Sequence[int]) -> bool:
-        """Whether all these processes, and there are some, are steps of this server."""
+        """Return whether there are processes among ``pids``, and all are steps of this server."""
         own = {session.pid for session in list(self._sessions.values())}
         return bool(pids) and own.issuperset(pids)
 
@@ -218,8 +218,8 @@ def _raised(error: Message) -> AutotuneError | None:
     """Return the project's own error that a step raised, as an exception again; ``None`` if it raised none."""
     if "raised" not in error:
         return None
-    name, asked, found, expected, run = error["raised"]
+    name, what, reason, expected, run = error["raised"]
     kind = getattr(errors, name, None)
     if not (isinstance(kind, type) and issubclass(kind, AutotuneError)):
         kind = AutotuneError
-    return kind(asked, found=found, expected=expected, run=run)
+    return kind(what, found=reason, expected=expected, run=run)

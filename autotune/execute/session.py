@@ -25,7 +25,7 @@ LOG_TAIL_BYTES = 8000
 """So much of the end of a step's log is recorded with its failure."""
 
 POLL_S = 0.25
-"""The longest time between two looks if the study was stopped, or the step ended."""
+"""The longest time between two checks for the end of the study or of the step."""
 
 WAIT_LIMIT_S = 3600.0
 """So long a step may wait for a device in one order: several times what the longest finals of another study hold it."""
@@ -47,7 +47,7 @@ class Coordinator(Protocol):
     notices: Notices
 
     def owns(self, pids: Sequence[int]) -> bool:
-        """Whether all these processes, and there are some, are steps of this server."""
+        """Return whether there are processes among ``pids``, and all are steps of this server."""
         ...
 
 

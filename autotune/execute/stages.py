@@ -1,4 +1,4 @@
-"""Where a step is, told as it goes there, and its turn on the device."""
+"""The stages of a step, reported as it enters them, and its turn on the device."""
 
 import contextlib
 import time
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def enter(channel: Channel, stage: str) -> None:
-    """Tell the coordinator that the step is in a stage from now on."""
+    """Report to the coordinator that the step is in a stage from now on."""
     channel.send({"stage": stage, "at": time.monotonic()})
 
 
 @contextlib.contextmanager
 def holding(channel: Channel, device: Device, stage: str, *, exclusive: bool) -> Iterator[None]:
-    """Wait until the device is free, telling for whom, and be in a stage from then on."""
+    """Wait until the device is free, reporting which processes have it, and be in a stage from then on."""
     from autotune.measure.lock import device_lock
 
     def on_wait(holders: "Holders") -> None:
@@ -36,7 +36,7 @@ def holding(channel: Channel, device: Device, stage: str, *, exclusive: bool) ->
 def building(channel: Channel, device: Device, *, uses_device: bool = False, alone: bool = False) -> Iterator[None]:
     """Be in stage ``build``: alone on the device, or beside other builds if it uses the device, or without any lock.
 
-    Whatever is built for a CPU uses it: no build runs beside a timing there.
+    A build for a CPU always uses it: no build runs beside a timing there.
     """
     if not (alone or uses_device or device.kind == "cpu"):
         enter(channel, "build")

@@ -45,13 +45,13 @@ class StepRecord:
                 f"a coordinator and its worker do not agree on {cls.__name__}", found=f"schema {schema!r}",
                 expected=f"schema {cls.schema}", run="the same version of autotune in both processes",
             )  # fmt: skip
-        known = _fields_of(cls)
-        unknown = sorted(data.keys() - known.keys() - {KEY})
-        missing = [name for name, field in known.items() if name not in data and _is_required(field)]
+        own = _fields_of(cls)
+        unknown = sorted(data.keys() - own.keys() - {KEY})
+        missing = [name for name, field in own.items() if name not in data and _is_required(field)]
         if unknown or missing:
             raise ValueError(f"{cls.__name__}: unknown fields: {unknown}, missing fields: {missing}")
         types_of = _types_of(cls)
-        values = {name: _typed(types_of[name], data[name], f"{cls.__name__}.{name}") for name in known if name in data}
+        values = {name: _typed(types_of[name], data[name], f"{cls.__name__}.{name}") for name in own if name in data}
         return cls(**values)
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a study went."""
+"""How the time of a study divides into building, checking, sampling and waiting: TimeSplit."""
 
 from collections.abc import Sequence
 
@@ -11,9 +11,8 @@ _STAGES = {"measure": "sampling", "check": "checking", "build": "building", WAIT
 class TimeSplit:
     """Collects the stages of all steps and splits a stretch of time among them.
 
-    Steps overlap where builds run in parallel; a moment counts once, as sampling before checking before building, as
-    waiting where steps did nothing but wait for a device that another study used, and as other where none of these went
-    on.
+    Steps overlap if builds run in parallel; a moment counts once: as sampling before checking before building, as
+    waiting if steps only waited for a device that another study used, and as other if nothing of this happened.
     """
 
     def __init__(self) -> None:
@@ -26,11 +25,11 @@ class TimeSplit:
                 self._spans[_STAGES[stage]].append((begin, end))
 
     def worked_s(self, begin: float, end: float) -> float:
-        """Seconds between two moments but for those of waiting, which count for no limit."""
+        """Return the seconds between two moments without those of waiting, which count for no limit."""
         return end - begin - self.seconds(begin, end)["waiting"]
 
     def seconds(self, begin: float, end: float) -> dict[str, float]:
-        """Seconds of building, checking, sampling, waiting and other between two moments; they add up to the whole."""
+        """Return the seconds of each kind of work, and of other, between two moments; they add up to the whole."""
         covered: list[tuple[float, float]] = []
         split: dict[str, float] = {}
         before = 0.0

@@ -2,8 +2,8 @@
 
 ``python -m autotune.execute.worker FD STEPS`` serves one coordinator over the inherited socket FD, with the table of
 steps of the module STEPS. Each step runs in a process of its own below a keeper of its own. The server itself never
-starts a thread pool of torch and never touches a GPU, so that its children begin clean; where an import did begin with
-CUDA, children are started afresh instead of forked (slower, and safe). When the coordinator goes, every child goes.
+starts a thread pool of torch and never touches a GPU, so that its children begin clean. If an import did initialise
+CUDA, children are started afresh instead of forked (slower, and safe). When the coordinator ends, every child ends.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from autotune.execute.limits import Limits, adopt_orphans
 
 CUDA_ERROR_NOT_INITIALIZED = 3
 KEEPERS_END_S = 3.0
-"""So long keepers get to end their steps when the coordinator is gone; then they are killed with them."""
+"""The time that keepers get to end their steps when the coordinator is gone; then they are killed with them."""
 
 
 @dataclass(slots=True)
@@ -91,7 +91,7 @@ def _serve_one(control: socket.socket, state: _State, own_fds: tuple[int, ...], 
 
 
 def _reap(control: socket.socket, state: _State) -> None:
-    """Take note of who has ended; where a keeper did not end in peace, its step and all below it are ended here."""
+    """Note which processes have ended; if a keeper ended with an error, end its step and all processes below it."""
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             state.own.discard(ended[0])
@@ -99,9 +99,9 @@ def _reap(control: socket.socket, state: _State) -> None:
             if number is not None and ended[1] != 0:
                 family.end(os.getpid(), lambda: None, {*state.keepers, *state.own})
                 code = os.waitstatus_to_exitcode(ended[1])
-                told = {"op": "exited", "id": number, "code": code, "kind": None, "detail": ""}
+                report = {"op": "exited", "id": number, "code": code, "kind": None, "detail": ""}
                 with contextlib.suppress(OSError):
-                    control.send(json.dumps(told).encode())
+                    control.send(json.dumps(report).encode())
 
 
 def _end_all(control: socket.socket, state: _State) -> None:
@@ -116,9 +116,9 @@ def _end_all(control: socket.socket, state: _State) -> None:
 
 
 def _preload(modules: list[str]) -> str | None:
-    """Import what children will need, and return the first module whose import begins with CUDA.
+    """Import modules that children will need, and return the first whose import initialises CUDA.
 
-    What cannot be imported here will be told where it is needed.
+    A module that cannot be imported here is an error of the step that needs it.
     """
     begun, culprit = _cuda_has_begun(), None
     for name in modules:
@@ -130,11 +130,9 @@ def _preload(modules: list[str]) -> str | None:
 
 
 def _cuda_has_begun() -> bool:
-    """Whether CUDA is initialised in this process: a forked child could not use the GPU any more.
-
-    CUDA's driver is asked, where it is loaded at all. Open device files tell nothing: NVML, which imports use to count
-    GPUs and which survives a fork, opens the same ones.
-    """
+    """Return whether CUDA is initialised in this process: a forked child could not use the GPU any more."""
+    # CUDA's driver is asked, if it is loaded at all. Open device files say nothing: NVML, which imports use to count
+    # GPUs and which survives a fork, opens the same ones.
     try:
         driver = ctypes.CDLL("libcuda.so.1", mode=os.RTLD_NOLOAD)
     except OSError:

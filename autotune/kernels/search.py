@@ -161,8 +161,8 @@ class KernelSearch:
         mean, deviation = self._prior.corrected(plain_us, elsewhere)
         pending = [build for build in self._prior.builds if build in self._proposed and build not in self._tried]
         if pending:
-            taken = np.exp(mean - self._prior.saved)
-            believed = {build: float(taken[self._prior.number(build)]) for build in pending}
+            predicted_us = np.exp(mean - self._prior.saved)
+            believed = {build: float(predicted_us[self._prior.number(build)]) for build in pending}
             _, deviation = self._prior.corrected({**plain_us, **believed}, elsewhere)
         reached = [*self._expected(plain_us).values(), *(mean[self._prior.number(build)] for build in pending)]
         return expected_gain(mean, deviation, min(reached, default=float(mean.min())))
@@ -178,11 +178,11 @@ class KernelSearch:
 
     def _expected(self, plain_us: dict[Configuration, float]) -> dict[Configuration, float]:
         """Return the log time that each timed build may reach: of its best launch, measured or estimated."""
-        found = {}
+        expected = {}
         for build, us in self._times_us().items():
             saved = self._prior.saved_of(build) if len(us) == 1 else 0.0
-            found[build] = min(math.log(min(us.values())), math.log(plain_us[build]) + saved)
-        return found
+            expected[build] = min(math.log(min(us.values())), math.log(plain_us[build]) + saved)
+        return expected
 
     def _nearest(self) -> list[tuple[GemmProblem, Configuration, float]]:
         """The complete trials of other problems, those of the nearest shapes."""

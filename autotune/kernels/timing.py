@@ -73,7 +73,7 @@ class KernelResult:
 
     error: float | None
     samples_us: tuple[float, ...] = ()
-    made: Mapping[str, float] = field(default_factory=dict)
+    resource_usage: Mapping[str, float] = field(default_factory=dict)
     conditions: Mapping[str, object] = field(default_factory=dict)
     failure: Failure | None = None
 
@@ -84,7 +84,7 @@ class KernelResult:
 
     def as_dict(self) -> dict[str, object]:
         """Return plain data for JSON."""
-        data: dict[str, object] = {"error": self.error, "made": dict(self.made)}
+        data: dict[str, object] = {"error": self.error, "made": dict(self.resource_usage)}
         if self.failure is not None:
             return {**data, "failure": self.failure.as_dict()}
         return {**data, "samples_us": list(self.samples_us), "conditions": dict(self.conditions)}
@@ -165,12 +165,12 @@ class KernelTimer:
         going("check")
         error, failure = self.judge(kernel)
         if failure is not None:
-            return KernelResult(error=error, made=dict(resource_usage_of(kernel)), failure=failure)
+            return KernelResult(error=error, resource_usage=dict(resource_usage_of(kernel)), failure=failure)
         going("measure")
         with self._torch.inference_mode():
             samples_us, conditions = self._timed(kernel, best_us)
         return KernelResult(
-            error=error, samples_us=samples_us, made=dict(resource_usage_of(kernel)), conditions=conditions
+            error=error, samples_us=samples_us, resource_usage=dict(resource_usage_of(kernel)), conditions=conditions
         )
 
     def rounds(

@@ -33,7 +33,7 @@ class Event(TypedDict, total=False):
     args: Mapping[str, object]
 
 
-class Document(TypedDict, total=False):
+class ChromeTrace(TypedDict, total=False):
     """A Chrome trace."""
 
     traceEvents: Sequence[Event]
@@ -133,7 +133,7 @@ def trace(function: Function, input_sets: InputSets, *, calls: int = 3, device: 
 
 
 def read_chrome_trace(
-    document: "Document", *, calls: int, device_index: int | None = None, host_window_us: float | None = None
+    document: "ChromeTrace", *, calls: int, device_index: int | None = None, host_window_us: float | None = None
 ) -> KernelTrace:
     """Read the device's work from a trace that torch's profiler exported; its ``ts`` and ``dur`` are microseconds.
 
@@ -168,9 +168,9 @@ def read_chrome_trace(
     return KernelTrace(activities=tuple(work), calls=calls)
 
 
-def _load(path: Path) -> "Document":
+def _load(path: Path) -> "ChromeTrace":
     try:
-        document: Document = json.loads(path.read_text(encoding="utf-8", errors="replace"), strict=False)
+        document: ChromeTrace = json.loads(path.read_text(encoding="utf-8", errors="replace"), strict=False)
     except ValueError as error:
         raise WorkError("the profiler's trace cannot be read", found=str(error), expected="JSON") from error
     return document

@@ -305,14 +305,14 @@ def _refuse_other_answers(
         try:
             answer = module(*(tensor.clone() for tensor in inputs.values()))
         except Exception as error:
-            raise _unlike(name, f"{type(error).__name__}: {first_line(error)}") from error
+            raise _capture_mismatch(name, f"{type(error).__name__}: {first_line(error)}") from error
         for output, tensor, right in zip(behaviour.form.names, answer, expected, strict=True):
             if tensor.shape != right.shape or tensor.dtype != right.dtype:
-                raise _unlike(name, f"output {output} is {dtype_name(tensor)}{list(tensor.shape)}, not "
-                                    f"{dtype_name(right)}{list(right.shape)}")  # fmt: skip
+                got, wanted = (f"{dtype_name(part)}{list(part.shape)}" for part in (tensor, right))
+                raise _capture_mismatch(name, f"output {output} is {got}, not {wanted}")
             apart = _apart(tensor, right)
             if not apart <= (HALF_TOLERANCE if right.dtype.itemsize == 2 else GRAPH_TOLERANCE):
-                raise _unlike(name, f"output {output} differs by {apart:.2g} of its largest value")
+                raise _capture_mismatch(name, f"output {output} differs by {apart:.2g} of its largest value")
 
 
 def _apart(tensor: "torch.Tensor", right: "torch.Tensor") -> float:
@@ -332,7 +332,7 @@ def _apart(tensor: "torch.Tensor", right: "torch.Tensor") -> float:
     return apart / max(size, 1e-30)
 
 
-def _unlike(name: str, found: str) -> ModelError:
+def _capture_mismatch(name: str, found: str) -> ModelError:
     return ModelError(
         f"the graph that torch.export captures of {name} does not answer like the model",
         found=found,

@@ -65,7 +65,7 @@ def is_own(file: str) -> bool:
     return not (is_installed(path) or is_of_python(path) or is_of_autotune(path))
 
 
-class Asker(Enum):
+class Initiator(Enum):
     """On whose behalf something is done."""
 
     USER = "a user's own code"
@@ -75,7 +75,7 @@ class Asker(Enum):
     NOBODY = "none of these"
 
 
-def asker(watchers: tuple[str, ...], near: int | None = None) -> Asker:
+def initiator(watchers: tuple[str, ...], near: int | None = None) -> Initiator:
     """Return the party for which the caller runs, by the innermost deciding frame of the ``near`` innermost or of all.
 
     Frames of the files ``watchers`` are skipped. The version of an installed package covers its actions at import, and
@@ -88,14 +88,14 @@ def asker(watchers: tuple[str, ...], near: int | None = None) -> Asker:
     while frame is not None and (near is None or seen < near):
         file = frame.f_code.co_filename
         if is_own(file) or file == "<stdin>":
-            return Asker.USER
+            return Initiator.USER
         if file.startswith(IMPORTING):
-            return Asker.IMPORT
+            return Initiator.IMPORT
         if is_of_autotune(file):
-            return Asker.AUTOTUNE
+            return Initiator.AUTOTUNE
         frame, seen = frame.f_back, seen + 1
     in_thread = frame is None and threading.current_thread() is not threading.main_thread()
-    return Asker.THREAD if in_thread else Asker.NOBODY
+    return Initiator.THREAD if in_thread else Initiator.NOBODY
 
 
 def own_place(trace: TracebackType | None) -> str:

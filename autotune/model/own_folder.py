@@ -183,7 +183,7 @@ class _OwnNames:
         own = self._own(name)
         if own is None or self._is_usual(name, own.spec):
             return None
-        if not _asked_from(self._root):
+        if not _is_imported_from(self._root):
             if name in self._hidden:
                 return _again(name, self._hidden[name])
             if self._is_elsewhere(name):
@@ -235,7 +235,7 @@ class _OwnNames:
         if spec.origin is None or spec.submodule_search_locations is None:
             return False
         usual = self._by_others(name, _USUAL)
-        return usual is not None and _leads_to(usual) == _leads_to(spec)
+        return usual is not None and _paths_of(usual) == _paths_of(spec)
 
     def _is_elsewhere(self, name: str) -> bool:
         """Return whether a library that imports a name finds it without the model's folders."""
@@ -280,16 +280,16 @@ def _is_same(module: ModuleType, spec: ModuleSpec) -> bool:
     """Return whether a loaded module is the one that a specification leads to."""
     file = getattr(module, "__file__", None)
     places = [file] if file is not None else getattr(module, "__path__", ())
-    return {os.path.realpath(place) for place in places} == _leads_to(spec)
+    return {os.path.realpath(place) for place in places} == _paths_of(spec)
 
 
-def _leads_to(spec: ModuleSpec) -> set[str]:
+def _paths_of(spec: ModuleSpec) -> set[str]:
     """Return the file of a specification, or the bare folders."""
     places = [spec.origin] if spec.origin is not None else spec.submodule_search_locations or ()
     return {os.path.realpath(place) for place in places}
 
 
-def _asked_from(root: str) -> bool:
+def _is_imported_from(root: str) -> bool:
     """Return whether the import statement stands in a file below the root; libraries keep their own imports."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

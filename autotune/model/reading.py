@@ -19,8 +19,8 @@ from typing import Any
 
 from autotune.model import native_reads
 from autotune.model.own_files import (
-    Asker,
-    asker,
+    Initiator,
+    initiator,
     installed_folders,
     is_installed,
     is_of_autotune,
@@ -99,14 +99,14 @@ class Reading:
             return  # most opened files, which are skipped quickly
         flags = flags if isinstance(flags, int) else 0
         name = _absolute(path)
-        if name is None or not _counts(name) or (asker(WATCHERS) is Asker.IMPORT and not is_installed(name)):
+        if name is None or not _counts(name) or (initiator(WATCHERS) is Initiator.IMPORT and not is_installed(name)):
             return
         try:
             status = _stat(name)
         except OSError:
             if flags & _WRITES:
                 self._written.add(name)
-            elif _asked_by_user():
+            elif _user_code_runs():
                 self._absent.add(name)
             return
         if not stat.S_ISREG(status.st_mode):
@@ -121,13 +121,13 @@ class Reading:
     def listed(self, path: object) -> None:
         """Note that a folder is about to be listed."""
         name = _absolute("." if path is None else path)
-        if name is not None and not _is_of_library(name + os.sep) and _asked_by_user():
+        if name is not None and not _is_of_library(name + os.sep) and _user_code_runs():
             (self._folders if os.path.isdir(name) else self._absent).add(name)
 
     def looked_for(self, path: object, status: os.stat_result | None) -> None:
         """Note that a path was looked up, with its status if it exists."""
         name = _absolute(path)
-        if name is None or not _counts(name) or _is_of_library(name + os.sep) or not _asked_by_user():
+        if name is None or not _counts(name) or _is_of_library(name + os.sep) or not _user_code_runs():
             return
         if status is None:
             self._absent.add(name)
@@ -145,12 +145,12 @@ class Reading:
         name = os.fsdecode(key) if isinstance(key, str | bytes) else None
         if name is None or name in SET_FOR_WORKERS or name.startswith("PYTHON"):
             return
-        if asker(WATCHERS, NEAR) is Asker.USER:
+        if initiator(WATCHERS, NEAR) is Initiator.USER:
             self._looked_up.add(name)
 
     def cannot_know(self, reason: str) -> None:
         """Note that a user's own code depends on something that cannot be watched."""
-        if _asked_by_user():
+        if _user_code_runs():
             self._unknown.add(reason)
 
     def _others(self, paths: Iterable[str]) -> set[str]:
@@ -308,9 +308,9 @@ _NOTES: dict[str, Callable[[Reading, tuple[object, ...]], None]] = {
 }
 
 
-def _asked_by_user() -> bool:
+def _user_code_runs() -> bool:
     """Return whether a user's own code runs, or a thread that it may have begun through a library."""
-    return asker(WATCHERS) in (Asker.USER, Asker.THREAD)
+    return initiator(WATCHERS) in (Initiator.USER, Initiator.THREAD)
 
 
 def _counts(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Whether several runs of one study agree: ``python -m autotune.programs.agreement FILE FILE… [--json FILE]``.
+"""Compares several runs of one study: ``python -m autotune.programs.agreement FILE FILE… [--json FILE]``.
 
 Each file is a results file of a run of its own. The program prints the winner of each run with those tied with it, by
 how much that winner is slower than the best of all runs taken together, and Kendall's tau-b of each pair of runs. Exit
@@ -42,7 +42,7 @@ class RunFigures(TypedDict):
     regret: float
 
 
-class Comparison(TypedDict):
+class RunAgreement(TypedDict):
     """Runs of one study compared; ``taus`` holds the numbers of two runs and their tau-b."""
 
     study: str
@@ -76,7 +76,7 @@ def _compare_files(run: Run) -> int:
     return run.report(rows_of(results_of(comparison)), environment("cpu"), text=table(comparison), more=more)
 
 
-def compare_runs(documents: Sequence[ResultsFile]) -> Comparison:
+def compare_runs(documents: Sequence[ResultsFile]) -> RunAgreement:
     """Compare the finals of several results files; ValueError if they are not of one study on one device class."""
     first = documents[0]
     for document in documents:
@@ -120,7 +120,7 @@ def compare_runs(documents: Sequence[ResultsFile]) -> Comparison:
     }
 
 
-def results_of(comparison: Comparison) -> list[CheckResult]:
+def results_of(comparison: RunAgreement) -> list[CheckResult]:
     """Hold a comparison against its limits."""
     regret = max(run["regret"] for run in comparison["runs"])
     lowest = min((tau for _, _, tau in comparison["taus"] if tau is not None), default=None)
@@ -146,7 +146,7 @@ def results_of(comparison: Comparison) -> list[CheckResult]:
     ]
 
 
-def table(comparison: Comparison) -> str:
+def table(comparison: RunAgreement) -> str:
     """Write the comparison as Markdown."""
     lines = [
         f"**{comparison['study']}** (`{comparison['device_class']}`), "
@@ -167,7 +167,7 @@ def table(comparison: Comparison) -> str:
     return "\n".join([*lines, "", f"tau-b, runs {taus}; {_winners_text(comparison)}"])
 
 
-def _winners_text(comparison: Comparison) -> str:
+def _winners_text(comparison: RunAgreement) -> str:
     return "each winner won or tied in every run" if comparison["same_winner"] else "a winner lost in another run"
 
 

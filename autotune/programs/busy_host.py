@@ -1,4 +1,4 @@
-"""Whether studies decide rightly beside a load generator: ``python -m autotune.programs.busy_host STUDY_FILE``.
+"""Checks the decisions of studies beside a load generator: ``python -m autotune.programs.busy_host STUDY_FILE``.
 
 Runs ``autotune tune`` on the study again and again, each time with a database of its own, first on the host as it is
 and then beside processes that burn every core. A run under load is right if it ends with a plan that a quiet run
@@ -35,7 +35,7 @@ CLI = (sys.executable, "-m", "autotune.cli.main")
 
 
 class TuneRun(TypedDict):
-    """How one run of the study ended; plain data, as it stands in the file."""
+    """The end of one run of the study; plain data, as the file holds it."""
 
     status: str
     reason: str

@@ -5,17 +5,17 @@ from collections.abc import Mapping
 PACKAGE = "autotune.programs"
 
 PROGRAMS: Mapping[str, str] = {
-    "selftest": "Acceptance tests of the timing layer on a device.",
-    "decisions": "How often do finals decide rightly under noise? A simulation.",
-    "busy_host": "Do studies decide rightly beside a load generator?",
-    "agreement": "Do several runs of one study agree?",
-    "reliability": "Faults, kills and damage: is anything lost?",
-    "identity_pairs": "Do models that differ in one thing share a key?",
-    "random_models": "Does a loaded plan answer like its model?",
-    "kernel_recording": "Records a space of kernels: compiles it, and times it.",
-    "kernel_search": "How good is the search over tiles, on recorded spaces?",
-    "kernel_comparison": "Own kernels beside the calls of libraries, on 40 products.",
-    "results_table": "Prints the table of results, made from every results file.",
+    "selftest": "Tests the timing layer on a device.",
+    "decisions": "Simulates finals under noise and counts right decisions.",
+    "busy_host": "Checks the decisions of studies beside a load generator.",
+    "agreement": "Compares several runs of one study.",
+    "reliability": "Injects faults, kills and damage, and counts the losses.",
+    "identity_pairs": "Compares the keys of models that differ in one thing.",
+    "random_models": "Compares the answers of loaded plans with those of their models.",
+    "kernel_recording": "Compiles a space of kernels and times it.",
+    "kernel_search": "Measures the search over tiles on recorded spaces.",
+    "kernel_comparison": "Times own kernels beside the calls of libraries, on 40 products.",
+    "results_table": "Prints the table of results from every results file.",
 }
 """Descriptions by the name of the program. They stand here so that the list imports no program (and no torch)."""
 

@@ -1,8 +1,9 @@
-"""How often finals decide rightly under noise: ``python -m autotune.programs.decisions``.
+"""Simulates finals under noise and counts right decisions: ``python -m autotune.programs.decisions``.
 
 Finals of a baseline and one candidate are simulated and decided by the product's own rules, look by look, with three
-processes to the first look as on a GPU and five as on a CPU. A row says how often, in one kind of noise, two equals are
-told apart (at most 5% may be), or a true lead is found. Prints a row for each kind of noise and number of processes.
+processes to the first look as on a GPU and five as on a CPU. Prints a row for each kind of noise and number of
+processes: the share of simulations in which two equal candidates are distinguished (at most 5% may be), or in which a
+true lead is found.
 """
 
 import argparse
@@ -58,7 +59,7 @@ class Noise:
         self.offset = self.rng.normal(0, self.process_noise / math.sqrt(2), 2)
 
     def round(self, number: int) -> dict[str, Block]:
-        """Draw one round; the two run in random order."""
+        """Draw one round; the two finalists run in random order."""
         order = [0, 1] if self.rng.random() < 0.5 else [1, 0]
         times = np.array([0.0, -self.lead]) + self.offset + self.rng.normal(0, ROUND_NOISE / math.sqrt(2), 2)
         struck = [False, False]
@@ -86,7 +87,7 @@ class UnlikeProcesses(Noise):
     process_noise = 5 * PROCESS_NOISE
 
 
-class Drift(Noise):
+class LinearDrift(Noise):
     """Everything becomes slower in a straight line, by a tenth in a hundred rounds."""
 
     def block(self, at: float, which: int) -> tuple[float, bool]:
@@ -190,7 +191,7 @@ class Scenario:
 SCENARIOS = (
     Scenario(name="equals, quiet", noise=Quiet),
     Scenario(name="equals, processes that differ by 5%", noise=UnlikeProcesses, judged=False),
-    Scenario(name="equals, drift", noise=Drift),
+    Scenario(name="equals, drift", noise=LinearDrift),
     Scenario(name="equals, two clock speeds", noise=TwoSpeeds),
     Scenario(name="equals, outlying processes", noise=OutlyingProcesses),
     Scenario(name="equals, one process ten times slower", noise=OneProcess),
@@ -249,15 +250,15 @@ def simulate(row: Scenario, processes: int, repeats: int, seed: int) -> dict[str
 
 def result_of(row: Scenario, processes: int, shares: Mapping[str, float]) -> CheckResult:
     """Hold the shares of a row against its limit."""
-    told_apart = shares["faster"] + shares["slower"]
+    distinguished = shares["faster"] + shares["slower"]
     if row.lead:
         limit = f"at least {row.limit:.0%} found, {MOST_FALSE:.0%} found slower" if row.judged else "not judged"
         passed = not row.judged or (shares["faster"] >= row.limit and shares["slower"] <= MOST_FALSE)
         shown = f"{shares['faster']:.1%} found, {shares['slower']:.1%} found slower"
     else:
         limit = f"at most {row.limit:.0%} told apart" if row.judged else "not judged"
-        passed = not row.judged or told_apart <= row.limit
-        shown = f"{told_apart:.1%} told apart"
+        passed = not row.judged or distinguished <= row.limit
+        shown = f"{distinguished:.1%} told apart"
     return CheckResult(
         check=f"{row.name}; {processes} processes",
         figure=f"{shown}, {shares['undecided']:.1%} undecided; {shares['first_look']:.0%} ended at the first look",

@@ -17,7 +17,7 @@ class ResultsEntry(TypedDict):
     signal_error: float | None
 
 
-class PlanEntry(ResultsEntry):
+class ResultsPlanEntry(ResultsEntry):
     """The plan."""
 
     status: str
@@ -53,7 +53,7 @@ class ResultsFile(TypedDict):
     serve_as: str
     device: DeviceEntry
     baseline: ResultsEntry
-    plan: PlanEntry
+    plan: ResultsPlanEntry
     backends: list[ResultsEntry]
     finals: list[FinalistEntry]
     process_of_round: list[int]

@@ -12,7 +12,7 @@ from autotune.errors import RequestError, WorkError
 from autotune.programs.check_result import CheckResult
 from autotune.programs.document import rows_of
 from autotune.programs.frame import Run, parser_of, run_program
-from autotune.programs.results_file import PlanEntry, ResultsEntry, ResultsFile, read_results_file
+from autotune.programs.results_file import ResultsEntry, ResultsFile, ResultsPlanEntry, read_results_file
 from autotune.programs.surroundings import environment
 from autotune.records.configuration import Configuration
 from autotune.report import words
@@ -106,7 +106,7 @@ def _candidates(document: ResultsFile) -> list[ResultsEntry]:
     return [entry for entry in document["backends"] if entry["configuration"] != baseline]
 
 
-def _cell(entry: ResultsEntry, plan: PlanEntry) -> str:
+def _cell(entry: ResultsEntry, plan: ResultsPlanEntry) -> str:
     text = words.milliseconds(entry["latency_ms"])
     precision = words.precision_of(Configuration.from_dict(entry["configuration"]))
     if entry["configuration"] == plan["configuration"]:

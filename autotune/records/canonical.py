@@ -3,13 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
 
 
-def canonical(value: Any) -> str:
+def canonical(value: object) -> str:
     """Canonical JSON: sorted keys, no white space, ASCII; raises ``ValueError`` for NaN and infinity."""
 
-    def plain(item: Any) -> Any:
+    def plain(item: object) -> object:
         if isinstance(item, Mapping):
             return dict(item)
         raise ValueError(f"{type(item).__name__} is no JSON: {item!r}")
@@ -17,6 +16,6 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=plain)
 
 
-def digest(value: Any) -> str:
+def digest(value: object) -> str:
     """SHA-256 of the canonical JSON, in hexadecimal."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

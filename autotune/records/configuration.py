@@ -58,7 +58,7 @@ class Configuration:
         raise KeyError(f"{self.backend} has no parameter {name!r}; it has {[key for key, _ in self.values]}")
 
     def get(self, name: str, default: Scalar) -> Scalar:
-        """The value of a parameter, or ``default`` where the backend has no such parameter."""
+        """Return the value of a parameter, or ``default`` if the backend has no such parameter."""
         return dict(self.values).get(name, default)
 
     @property

@@ -1,11 +1,13 @@
-"""One piece of hardware, and what built software depends on."""
+"""One piece of hardware, and the versions that built software depends on."""
 
 import hashlib
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
+
+from autotune.records.plain import values_in
 
 DeviceKind = Literal["cpu", "cuda"]
 
@@ -19,7 +21,7 @@ def slug(text: str) -> str:
 class Device:
     """One device. Plans are keyed by its :attr:`device_class`; the ``uuid`` is only for locks.
 
-    ``cores`` are the CPU cores this process may use (also on a GPU, where they build);
+    ``cores`` are the CPU cores that this process may use (with a GPU they build);
     ``isa`` are the instruction sets of a CPU that decide speed, ``capability`` the compute capability of a GPU.
     """
 
@@ -51,24 +53,24 @@ class Device:
 
     @property
     def device_class(self) -> str:
-        """What plans are keyed by: SKU, MIG profile, power limit; for a CPU model, instruction set and cores."""
+        """The key of plans: SKU, MIG profile and power limit; for a CPU its model, instruction set and cores."""
         if self.kind == "cpu":
             return f"{self.sku}/{'+'.join(self.isa) or 'baseline'}"
         return f"{self.sku}/{self.mig_profile or 'whole'}/{self.power_limit_w or 'unknown'}w"
 
     @property
     def torch_name(self) -> str:
-        """The name torch gives it: ``cpu`` or ``cuda:0``."""
+        """Its name in torch: ``cpu`` or ``cuda:0``."""
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Device":
+    def from_dict(cls, data: Mapping[str, object]) -> "Device":
         """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
-        values = dict(data)
+        values = values_in(data)
         values["isa"] = tuple(values.get("isa", ()))
         if values.get("capability") is not None:
             values["capability"] = tuple(values["capability"])
@@ -92,7 +94,7 @@ class Toolchain:
         return cls(versions=tuple(sorted(versions.items())))
 
     def only(self, names: tuple[str, ...]) -> "Toolchain":
-        """The entries that one backend declares; an entry that is absent stays absent."""
+        """Return the entries that one backend declares; an entry that is absent stays absent."""
         return Toolchain(versions=tuple(pair for pair in self.versions if pair[0] in names))
 
     def as_dict(self) -> dict[str, str]:

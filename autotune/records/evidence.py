@@ -1,15 +1,19 @@
 """The evidence of a plan: its finals, with everything that takes part in them and every raw sample."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from autotune.records import schema
 from autotune.records.configuration import Configuration
+from autotune.records.plain import values_in
 
 Blocks = tuple[tuple[float, ...] | None, ...]
 """One block of samples a round; ``None`` for a round in which the finalist was frozen."""
+
+Readers = Mapping[str, Callable[[Any], object]]
+"""How the plain values of some fields are read."""
 
 
 class StoredRecord:
@@ -50,7 +54,7 @@ class StoredRecord:
 
     # The dictionary of version 0.1.0; to be removed in 0.3.0.
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(self, key: str) -> object:
         return self._old()[key]
 
     def __contains__(self, key: object) -> bool:
@@ -59,11 +63,11 @@ class StoredRecord:
     def __iter__(self) -> Iterator[str]:
         return iter(self._old())
 
-    def keys(self) -> Any:
+    def keys(self) -> KeysView[str]:
         """Return the keys of the dictionary of version 0.1.0."""
         return self._old().keys()
 
-    def get(self, key: str, default: Any = None) -> Any:
+    def get(self, key: str, default: object = None) -> object:
         """Return an item of the dictionary of version 0.1.0."""
         return self._old().get(key, default)
 
@@ -94,7 +98,7 @@ class ObjectiveFigures(StoredRecord):
     beside: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "ObjectiveFigures":
+    def from_dict(cls, data: Mapping[str, object]) -> "ObjectiveFigures":
         """Read what :meth:`as_dict` wrote."""
         return cls(**_read(cls, data, {"interval": tuple}))
 
@@ -138,14 +142,14 @@ class FinalistRecord(StoredRecord):
     beside: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "FinalistRecord":
-        """Read what :meth:`as_dict` wrote, also what a file of results keeps of it."""
-        readers: dict[str, Callable[[Any], object]] = {
+    def from_dict(cls, data: Mapping[str, object]) -> "FinalistRecord":
+        """Read what :meth:`as_dict` wrote, or the part of it that a file of results keeps."""
+        readers: Readers = {
             "configuration": Configuration.from_dict, "interval_ms": tuple, "objective_interval": tuple,
             "flags": tuple, "samples_ms": _blocks, "figures": _blocks, "disturbed_rounds": tuple,
         }  # fmt: skip
         values = _read(cls, data, readers)
-        values.setdefault("could_be_baseline", bool(data.get("is_baseline")))
+        values.setdefault("could_be_baseline", bool(values.get("is_baseline")))
         return cls(**{name: value for name, value in values.items() if name != "backend"})
 
     @property
@@ -201,18 +205,13 @@ class PlanEvidence(StoredRecord):
     beside: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "PlanEvidence":
+    def from_dict(cls, data: Mapping[str, object]) -> "PlanEvidence":
         """Read what :meth:`as_dict` wrote; ``ValueError`` if a later version of autotune wrote it."""
-        return cls(**cls.values_of(data))
-
-    @classmethod
-    def values_of(cls, data: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values of the fields in plain data."""
-        readers: dict[str, Callable[[Any], object]] = {
+        readers: Readers = {
             "objective": ObjectiveFigures.from_dict, "finalists": _finalists, "tied_with": tuple, "processes": tuple,
             "disturbed_processes": tuple, "inputs": tuple,
         }  # fmt: skip
-        return _read(cls, data, readers)
+        return cls(**_read(cls, data, readers))
 
     @property
     def winner(self) -> FinalistRecord | None:
@@ -226,12 +225,10 @@ class PlanEvidence(StoredRecord):
         return next((finalist for finalist in self.finalists if finalist.configuration == configuration), None)
 
 
-def _read(
-    kind: type[StoredRecord], data: Mapping[str, Any], readers: Mapping[str, Callable[[Any], object]]
-) -> dict[str, Any]:
-    """Return the values of a record's fields in plain data, and what of the data is of no field."""
-    content: dict[str, Any] = dict(data)
-    schema.refuse_later(content, kind.schema, asked=f"a {kind.__name__}")
+def _read(kind: type[StoredRecord], data: Mapping[str, object], readers: Readers) -> dict[str, Any]:
+    """Return the values of a record's fields in plain data, and the data of no field."""
+    content = values_in(data)
+    schema.refuse_later(content, kind.schema, what=f"a {kind.__name__}")
     values = {key: value for key, value in content.items() if key in kind.names}
     values |= {
         key: reader(values[key]) for key, reader in readers.items() if values.get(key) is not None
@@ -240,11 +237,11 @@ def _read(
     return {**values, "stored_keys": tuple(content), "beside": beside}
 
 
-def _finalists(entries: Any) -> tuple[FinalistRecord, ...]:
+def _finalists(entries: Iterable[Mapping[str, object]]) -> tuple[FinalistRecord, ...]:
     return tuple(FinalistRecord.from_dict(entry) for entry in entries)
 
 
-def _blocks(rounds: Any) -> Blocks:
+def _blocks(rounds: Iterable[Iterable[float] | None]) -> Blocks:
     return tuple(None if block is None else tuple(block) for block in rounds)
 
 

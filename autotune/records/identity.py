@@ -1,10 +1,10 @@
-"""What makes two requests, studies, trials, plans or artifacts the same.
+"""The identity of requests, studies, trials, plans and artifacts, and the keys that follow from it.
 
 Whatever decides an answer or a timing stands in :class:`Identity` and its :class:`Conditions`; each key is a named
 projection of it:
 
 ======================  ===========================================================================================
-key                     who uses it
+key                     use
 ======================  ===========================================================================================
 ``Identity.study``      the database: one row a study, "cached" only if this is equal
 ``Identity.family``     the same study for other weights or another toolchain, whose plan is rebuilt, not searched
@@ -13,16 +13,16 @@ key                     who uses it
 ``ArtifactKey``         whether a plan's artifact serves, or has to be built again
 ======================  ===========================================================================================
 
-What cannot be described is refused when a model is captured; it is never left out of a key.
+A model that cannot be described is refused when it is captured; nothing is ever left out of a key.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from autotune.records.canonical import canonical, digest
 from autotune.records.device import Toolchain
 from autotune.records.objective import Objective
+from autotune.records.plain import values_in
 
 FINGERPRINT = 2
 """The version of the fingerprints that this version of autotune makes.
@@ -32,26 +32,26 @@ study. A structure without inner graphs has the same fingerprint in both.
 """
 
 
-def objective_content(objective: Objective) -> dict[str, Any]:
+def objective_content(objective: Objective) -> dict[str, object]:
     """Return an objective such that equal demands have equal canonical JSON: numbers as floats, metrics sorted."""
 
-    def floats(value: Any) -> Any:
+    def floats(value: object) -> object:
         if isinstance(value, dict):
             return {key: floats(item) for key, item in value.items()}
         return float(value) if isinstance(value, int) else value
 
-    content: dict[str, Any] = floats({key: value for key, value in objective.as_dict().items() if key != "metrics"})
-    content["metrics"] = sorted((floats(metric) for metric in objective.as_dict()["metrics"]), key=canonical)
+    content = {key: floats(value) for key, value in objective.as_dict().items() if key != "metrics"}
+    content["metrics"] = sorted((floats(metric.as_dict()) for metric in objective.metrics), key=canonical)
     return content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
-    """What a study's answers and timings depend on beside its model, device, objective, space and seed.
+    """The conditions of a study's answers and timings, beside its model, device, objective, space and seed.
 
     ``form`` is the digest of the form of the answer, ``inputs`` of how every input is made, with the content of each
     file that is read. ``toolchain`` is the digest of the entries that the participating backends declare, ``measuring``
-    of the rules by which candidates are timed. Without ``tune_kernels`` kernels are taken as the database knows them.
+    of the rules by which candidates are timed. Without ``tune_kernels`` kernels are used as the database has them.
     The code of metrics stands in the objective.
     """
 
@@ -62,19 +62,19 @@ class Conditions:
     tune_kernels: bool = True
     fingerprint: int = FINGERPRINT
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Conditions | None":
+    def from_dict(cls, data: Mapping[str, object]) -> "Conditions | None":
         """Read what :meth:`as_dict` wrote; ``None`` for the empty record of a study that kept none."""
-        return cls(**data) if data else None
+        return cls(**values_in(data)) if data else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanKey:
-    """What a plan is found by. ``form`` is empty if the plan was recorded without it (by fingerprint 1)."""
+    """The key by which a plan is found. ``form`` is empty if the plan was recorded without it (by fingerprint 1)."""
 
     structure: str
     form: str
@@ -82,35 +82,35 @@ class PlanKey:
     objective: Objective
     serve_as: str
 
-    def serves(self, asked: "PlanKey") -> bool:
-        """Whether a plan of this key answers a caller who asks for another: a stricter plan serves a looser caller.
+    def serves(self, requested: "PlanKey") -> bool:
+        """Return whether a plan of this key serves a caller of another: a stricter plan serves a looser caller.
 
-        The form of the answer may differ: it is the caller's model that gives it (see :func:`autotune.deploy.load`).
+        The form of the answer may differ, because it is that of the caller's model (see :func:`autotune.deploy.load`).
         """
         return (
-            self.structure == asked.structure
-            and self.device_class == asked.device_class
-            and asked.serve_as in ("any", self.serve_as)
-            and self.objective.serves(asked.objective)
+            self.structure == requested.structure
+            and self.device_class == requested.device_class
+            and requested.serve_as in ("any", self.serve_as)
+            and self.objective.serves(requested.objective)
         )
 
-    def differences(self, asked: "PlanKey") -> Iterator[tuple[str, str, str]]:
-        """Yield (part, what was asked, what this key has) for each part for whose sake it does not serve."""
-        if self.structure != asked.structure:
-            yield "structure", asked.structure[:12], self.structure[:12]
-        if self.device_class != asked.device_class:
-            yield "device class", asked.device_class, self.device_class
-        if asked.serve_as not in ("any", self.serve_as):
-            yield "serving format", asked.serve_as, self.serve_as
-        if self.objective.name != asked.objective.name:
-            yield "objective", asked.objective.name, self.objective.name
-        for name, wanted, found in self.objective.looser_than(asked.objective):
-            yield f"constraint {name}", wanted, found
+    def differences(self, requested: "PlanKey") -> Iterator[tuple[str, str, str]]:
+        """Yield (part, value asked for, value of this key) for each part because of which it does not serve."""
+        if self.structure != requested.structure:
+            yield "structure", requested.structure[:12], self.structure[:12]
+        if self.device_class != requested.device_class:
+            yield "device class", requested.device_class, self.device_class
+        if requested.serve_as not in ("any", self.serve_as):
+            yield "serving format", requested.serve_as, self.serve_as
+        if self.objective.name != requested.objective.name:
+            yield "objective", requested.objective.name, self.objective.name
+        for name, wanted, own in self.objective.looser_than(requested.objective):
+            yield f"constraint {name}", wanted, own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArtifactKey:
-    """What decides whether an artifact serves: the weights in it, what built it, and the kernels that it was handed.
+    """The key by which an artifact serves: the weights in it, its toolchain, and the kernels that its build was handed.
 
     ``toolchain`` holds the entries that its backend declares, ``kernels`` the digest of the tuned kernels (empty if it
     has none of them).
@@ -120,21 +120,21 @@ class ArtifactKey:
     toolchain: Toolchain
     kernels: str = ""
 
-    def differences(self, asked: "ArtifactKey") -> Iterator[tuple[str, str, str]]:
-        """Yield (part, what was asked, what this key has) for each part that differs."""
-        if self.weights != asked.weights:
-            yield "weights", asked.weights[:12], self.weights[:12]
-        wanted, found = asked.toolchain.as_dict(), self.toolchain.as_dict()
-        for name in sorted(set(wanted) | set(found)):
-            if wanted.get(name) != found.get(name):
-                yield f"toolchain {name}", wanted.get(name, "none"), found.get(name, "none")
-        if self.kernels != asked.kernels:
-            yield "kernels", asked.kernels[:12] or "none", self.kernels[:12] or "none"
+    def differences(self, requested: "ArtifactKey") -> Iterator[tuple[str, str, str]]:
+        """Yield (part, value asked for, value of this key) for each part that differs."""
+        if self.weights != requested.weights:
+            yield "weights", requested.weights[:12], self.weights[:12]
+        wanted, own = requested.toolchain.as_dict(), self.toolchain.as_dict()
+        for name in sorted(set(wanted) | set(own)):
+            if wanted.get(name) != own.get(name):
+                yield f"toolchain {name}", wanted.get(name, "none"), own.get(name, "none")
+        if self.kernels != requested.kernels:
+            yield "kernels", requested.kernels[:12] or "none", self.kernels[:12] or "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Everything that decides what a study finds; ``conditions`` is ``None`` for one recorded by fingerprint 1."""
+    """Everything that decides the result of a study; ``conditions`` is ``None`` if fingerprint 1 recorded it."""
 
     name: str
     structure: str
@@ -159,7 +159,7 @@ class Identity:
 
     @property
     def trial(self) -> str | None:
-        """The digest of what a trial was judged and timed under; ``None`` if that is unknown, and nothing is reused.
+        """The digest of the rules that a trial was judged and timed under; ``None`` if unknown: then nothing is reused.
 
         Another study takes a trial over only if this is equal, and so are the structure, the weights, the device class,
         the configuration, the backend's toolchain entries and the kernels that were handed to the build.
@@ -171,7 +171,7 @@ class Identity:
 
     @property
     def plan(self) -> PlanKey:
-        """What a plan of this study is found by."""
+        """The key by which a plan of this study is found."""
         return PlanKey(
             structure=self.structure,
             form=self.conditions.form if self.conditions else "",
@@ -180,8 +180,8 @@ class Identity:
             serve_as=self.serve_as,
         )
 
-    def _content(self, weights: str, conditions: Any) -> list[Any]:
-        content = [
+    def _content(self, weights: str, conditions: Mapping[str, object] | None) -> list[object]:
+        content: list[object] = [
             self.name, self.structure, weights, self.device_class, objective_content(self.objective), self.serve_as,
             self.space, self.seed,
         ]  # fmt: skip

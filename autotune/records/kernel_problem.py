@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from autotune.records import schema
 from autotune.records.canonical import canonical, digest
+from autotune.records.plain import values_in
 
 OperandType = Literal["fp16", "bf16", "fp32"]
 Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
@@ -57,11 +58,11 @@ class Window:
         return schema.content(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Window":
+    def from_dict(cls, data: Mapping[str, object]) -> "Window":
         """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
-        values: Mapping[str, Any] = schema.without_schema(cls, data, asked="a window of a kernel problem")
-        pairs: Mapping[str, Any] = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-        return cls(**{**values, **pairs})
+        values = values_in(schema.without_schema(cls, data, what="a window of a kernel problem"))
+        values |= {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +150,9 @@ class GemmProblem:
         return {**schema.content(self), "window": None if self.window is None else self.window.as_dict()}
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "GemmProblem":
+    def from_dict(cls, data: Mapping[str, object]) -> "GemmProblem":
         """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
-        values: Mapping[str, Any] = schema.without_schema(cls, data, asked="a kernel problem")
+        values = values_in(schema.without_schema(cls, data, what="a kernel problem"))
         window = values.get("window")
         return cls(**{**values, "window": None if window is None else Window.from_dict(window)})
 

@@ -1,4 +1,4 @@
-"""What became of one kernel on one problem."""
+"""The result of one kernel on one problem."""
 
 import math
 import statistics
@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
+from autotune.records.plain import values_in
 from autotune.records.trial import Failure
 
 KernelState = Literal["complete", "failed"]
@@ -15,15 +16,15 @@ KernelState = Literal["complete", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelTrial:
-    """One kernel compiled, checked and timed on one problem, where the L2 cache was cold before every call.
+    """One kernel compiled, checked and timed on one problem, with a cold L2 cache before every call.
 
-    Known again by every model with the same problem, on the same device class (SKU, MIG profile, power limit) and under
+    Every model with the same problem uses it again, on the same device class (SKU, MIG profile, power limit) and under
     the same ``toolchain`` (the digest of the versions that kernels depend on). ``configuration`` names the kind of
     kernel as its backend and everything that is set at build and at launch. ``samples_us`` are microseconds of single
     calls on the device's clock, in their order; ``error`` is the largest error of an element, relative to the sum of
-    the sizes of its terms, against a reference in fp64. ``made`` is what the compiler made of the kernel (registers,
-    spilled_bytes, shared_bytes, stages, compile_s), as far as the kind of kernel tells it; ``conditions`` what was true
-    around the samples.
+    the sizes of its terms, against a reference in fp64. ``made`` holds what the compiler reports of the kernel
+    (registers, spilled_bytes, shared_bytes, stages, compile_s), if the kind of kernel reports it; ``conditions`` are
+    those of the samples.
     """
 
     problem: GemmProblem
@@ -50,10 +51,10 @@ class KernelTrial:
 
     @property
     def median_us(self) -> float | None:
-        """The median of the samples; ``None`` where it failed before it was timed."""
+        """The median of the samples; ``None`` if it failed before it was timed."""
         return statistics.median(self.samples_us) if self.samples_us else None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         data = asdict(self)
         data["problem"] = self.problem.as_dict()
@@ -63,15 +64,11 @@ class KernelTrial:
         return data
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "KernelTrial":
+    def from_dict(cls, data: Mapping[str, object]) -> "KernelTrial":
         """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
-        failure = data.get("failure")
-        return cls(
-            **{
-                **data,
-                "problem": GemmProblem.from_dict(data["problem"]),
-                "configuration": Configuration.from_dict(data["configuration"]),
-                "samples_us": tuple(data["samples_us"]),
-                "failure": Failure(**failure) if failure else None,
-            }
-        )
+        values = values_in(data)
+        values["problem"] = GemmProblem.from_dict(values["problem"])
+        values["configuration"] = Configuration.from_dict(values["configuration"])
+        values["samples_us"] = tuple(values["samples_us"])
+        values["failure"] = Failure(**values["failure"]) if values.get("failure") else None
+        return cls(**values)

@@ -1,10 +1,10 @@
-"""What is minimised, and what must hold."""
+"""The objective of a study: the figure that it minimises, and the constraints that must hold."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from autotune.errors import RequestError
+from autotune.records.plain import values_in
 
 UNITS = {
     "latency_p50": "ms",
@@ -13,11 +13,11 @@ UNITS = {
     "memory": "bytes",
     "energy": "J",
 }
-"""What each objective minimises.
+"""The unit of the figure that each objective minimises.
 
 ``latency_p50`` and ``latency_p99`` are percentiles of one call as its caller sees it. ``throughput`` is milliseconds an
 item with as many requests in flight as it takes (its reciprocal is items a second). ``memory`` is the peak of device
-memory, on a CPU of resident memory. ``energy`` is Joule a call, where the device counts its energy.
+memory, on a CPU of resident memory. ``energy`` is Joule a call, if the device counts its energy.
 """
 
 OBJECTIVES = tuple(UNITS)
@@ -46,23 +46,23 @@ class Metric:
         """The callable's own name, without the place it comes from."""
         return self.function.rpartition(":")[2]
 
-    def covers(self, asked: "Metric") -> bool:
-        """Whether whoever passes this metric passes the other: the same code, and a bound that is as strict.
+    def covers(self, requested: "Metric") -> bool:
+        """Return whether passing this metric means passing the other: the same code, and a bound that is as strict.
 
         The place of the code does not matter if its digest is known.
         """
-        same = self.code == asked.code and (self.name if self.code else self.function) == (
-            asked.name if asked.code else asked.function
+        same = self.code == requested.code and (self.name if self.code else self.function) == (
+            requested.name if requested.code else requested.function
         )
-        if self.at_most is not None and asked.at_most is not None:
-            return same and self.at_most <= asked.at_most
-        if self.at_least is not None and asked.at_least is not None:
-            return same and self.at_least >= asked.at_least
+        if self.at_most is not None and requested.at_most is not None:
+            return same and self.at_most <= requested.at_most
+        if self.at_least is not None and requested.at_least is not None:
+            return same and self.at_least >= requested.at_least
         return False
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON; without ``code`` if it is unknown."""
-        data = {"function": self.function, "at_most": self.at_most, "at_least": self.at_least}
+        data: dict[str, object] = {"function": self.function, "at_most": self.at_most, "at_least": self.at_least}
         return {**data, "code": self.code} if self.code else data
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ class Metric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """What a study minimises, and the accuracy a candidate must keep.
+    """The figure that a study minimises, and the accuracy that a candidate must keep.
 
     ``signal_error`` limits ‖y − ref‖ / ‖ref − mean(ref)‖ of every floating output, ``signal_error_by_output`` that of
     single outputs by name; ``integer_agreement`` is the least share of equal elements of an integer output.
@@ -97,11 +97,11 @@ class Objective:
 
     @property
     def unit(self) -> str:
-        """The unit of what is minimised."""
+        """The unit of the figure that is minimised."""
         return UNITS[self.name]
 
     def limit_of(self, output: str) -> float:
-        """The signal error that the named output may have."""
+        """Return the signal error that the named output may have."""
         return dict(self.signal_error_by_output).get(output, self.signal_error)
 
     def refuse_other_outputs(self, outputs: Sequence[str]) -> None:
@@ -113,7 +113,7 @@ class Objective:
                 expected=f"one of {', '.join(outputs)}, or default",
             )  # fmt: skip
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {
             "name": self.name,
@@ -124,26 +124,26 @@ class Objective:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Objective":
+    def from_dict(cls, data: Mapping[str, object]) -> "Objective":
         """Read what :meth:`as_dict` wrote."""
-        values = dict(data)
+        values = values_in(data)
         values["signal_error_by_output"] = tuple(sorted(values.get("signal_error_by_output", {}).items()))
         values["metrics"] = tuple(Metric(**metric) for metric in values.get("metrics", ()))
         return cls(**values)
 
-    def serves(self, asked: "Objective") -> bool:
-        """Whether a plan found under these constraints answers a caller who asks for ``asked``: never if looser."""
-        return self.name == asked.name and not any(True for _ in self.looser_than(asked))
+    def serves(self, requested: "Objective") -> bool:
+        """Return whether a plan that was found under these constraints serves a caller of others: never if looser."""
+        return self.name == requested.name and not any(True for _ in self.looser_than(requested))
 
-    def looser_than(self, asked: "Objective") -> Iterator[tuple[str, str, str]]:
-        """Yield (constraint, what was asked, what stands here) for each constraint that is looser here."""
-        if not self.signal_error <= asked.signal_error:
-            yield "signal_error", f"{asked.signal_error:g}", f"{self.signal_error:g}"
-        for name in sorted({name for name, _ in self.signal_error_by_output + asked.signal_error_by_output}):
-            if not self.limit_of(name) <= asked.limit_of(name):
-                yield f"signal_error of {name}", f"{asked.limit_of(name):g}", f"{self.limit_of(name):g}"
-        if not self.integer_agreement >= asked.integer_agreement:
-            yield "integer_agreement", f"{asked.integer_agreement:g}", f"{self.integer_agreement:g}"
-        for metric in asked.metrics:
+    def looser_than(self, requested: "Objective") -> Iterator[tuple[str, str, str]]:
+        """Yield (constraint, bound asked for, bound here) for each constraint that is looser here."""
+        if not self.signal_error <= requested.signal_error:
+            yield "signal_error", f"{requested.signal_error:g}", f"{self.signal_error:g}"
+        for name in sorted({name for name, _ in self.signal_error_by_output + requested.signal_error_by_output}):
+            if not self.limit_of(name) <= requested.limit_of(name):
+                yield f"signal_error of {name}", f"{requested.limit_of(name):g}", f"{self.limit_of(name):g}"
+        if not self.integer_agreement >= requested.integer_agreement:
+            yield "integer_agreement", f"{requested.integer_agreement:g}", f"{self.integer_agreement:g}"
+        for metric in requested.metrics:
             if not any(own.covers(metric) for own in self.metrics):
                 yield "metrics", str(metric), ", ".join(map(str, self.metrics)) or "none"

@@ -3,20 +3,21 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
 from autotune.records.evidence import PlanEvidence
 from autotune.records.identity import ArtifactKey, PlanKey
 from autotune.records.objective import Objective
+from autotune.records.plain import values_in
 
 PlanStatus = Literal["promoted", "tie", "baseline"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Configuration, artifact and evidence, and what the plan is valid for.
+    """Configuration, artifact and evidence, and the conditions that the plan is valid for.
 
     It is found by its ``key``: structure, form of the answer, device class, objective (constraints included) and
     serving format; its artifact serves only models with the same ``weights`` under the same ``toolchain`` entries of
@@ -43,7 +44,7 @@ class Plan:
     baseline_latency_ms: float
     speedup: float
     signal_error: float
-    evidence: PlanEvidence = field(default_factory=lambda: PlanEvidence.from_dict({}))
+    evidence: PlanEvidence = field(default_factory=lambda: PlanEvidence.from_dict({}), repr=False)
     created: str = ""
     form: str = ""
     kernels: str = ""
@@ -115,9 +116,11 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Plan":
+    def from_dict(cls, data: Mapping[str, object]) -> "Plan":
         """Read what :meth:`as_dict` wrote."""
-        values = {key: value for key, value in data.items() if key not in ("backend", "device_class", "flags")}
+        values = values_in(data)
+        for derived in ("backend", "device_class", "flags"):
+            values.pop(derived, None)
         values["device"] = Device.from_dict(values["device"])
         values["toolchain"] = Toolchain.of(values["toolchain"])
         values["objective"] = Objective.from_dict(values["objective"])

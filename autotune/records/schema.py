@@ -1,4 +1,4 @@
-"""Schema versions of records: a field that is added later changes nothing of what was stored without it.
+"""Schema versions of records: a field that is added later changes nothing that was stored without it.
 
 Schema 1 of a record has the fields that it began with. A later field is declared with the schema that added it and with
 a default value, which means the same as the absence of the field::
@@ -41,19 +41,19 @@ def content(record: Record) -> dict[str, object]:
     return values if schema == 1 else {**values, KEY: schema}
 
 
-def without_schema(kind: type[Record], data: Mapping[str, object], *, asked: str) -> dict[str, object]:
+def without_schema(kind: type[Record], data: Mapping[str, object], *, what: str) -> dict[str, object]:
     """Return plain data without its schema; ``ValueError`` if that is later than any that the record knows."""
     newest = max(map(_schema_of, fields(kind)), default=1)
-    refuse_later(data, newest, asked=asked)
+    refuse_later(data, newest, what=what)
     return {name: value for name, value in data.items() if name != KEY}
 
 
-def refuse_later(data: Mapping[str, object], newest: int, *, asked: str) -> None:
+def refuse_later(data: Mapping[str, object], newest: int, *, what: str) -> None:
     """Raise ``ValueError`` if plain data is of a later schema than ``newest``, or of none at all."""
     schema = data.get(KEY, 1)
     if type(schema) is not int or not 1 <= schema <= newest:
         raise ValueError(
-            f"{asked} of schema {schema!r}, expected at most schema {newest}: a later version of autotune wrote it"
+            f"{what} of schema {schema!r}, expected at most schema {newest}: a later version of autotune wrote it"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a backend lets us vary, and what is legal."""
+"""The parameters that a backend lets us vary, and their legal combinations."""
 
 import hashlib
 import itertools
@@ -13,7 +13,7 @@ from autotune.records.configuration import Configuration, Scalar
 class Parameter:
     """A knob with its choices; the first choice is the backend's own default.
 
-    ``build_cost`` says how many times as long as the default each choice takes to build, where that is known to differ.
+    ``build_cost`` is the build time of each choice relative to the default, if it is known to differ.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """What a legal combination of values satisfies, and why."""
+    """A condition that a legal combination of values satisfies, and its reason."""
 
     reason: str
     holds: Callable[[Mapping[str, Scalar]], bool]
@@ -39,8 +39,8 @@ class Constraint:
 class SearchSpace:
     """The legal configurations of one backend on one device.
 
-    ``defaults`` are what a user has off the shelf: tried first, and in the finals unless outclassed. ``hints`` are
-    promising points that are tried right after them.
+    ``defaults`` are the configurations that a user has off the shelf: they are tried first, and take part in the finals
+    unless outclassed. ``hints`` are promising points that are tried right after them.
     """
 
     backend: str
@@ -56,7 +56,7 @@ class SearchSpace:
                 raise ValueError(f"{configuration} is not in its own space: {why}")
 
     def refusal(self, configuration: Configuration) -> str | None:
-        """Why a configuration is not in this space, or ``None`` where it is."""
+        """Return why a configuration is not in this space, or ``None`` if it is."""
         if configuration.backend != self.backend:
             return f"backend is {configuration.backend}, expected {self.backend}"
         values = dict(configuration.values)
@@ -72,7 +72,7 @@ class SearchSpace:
         return next((c.reason for c in self.constraints if not c.holds(values)), None)
 
     def build_cost(self, configuration: Configuration) -> float:
-        """How many times as long as a default the configuration is expected to build."""
+        """Return the expected build time of the configuration, relative to a default."""
         cost = 1.0
         for parameter in self.parameters:
             if parameter.build_cost:

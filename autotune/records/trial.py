@@ -1,4 +1,4 @@
-"""What became of one configuration."""
+"""The result of one configuration."""
 
 import math
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 from autotune.errors import OutOfMemoryError, WorkError
 from autotune.records.configuration import Configuration
+from autotune.records.plain import values_in
 
 Stage = Literal["build", "load", "check", "measure"]
 FailureKind = Literal["error", "timeout", "crash", "out_of_memory", "inaccurate", "non_finite", "log_flood", "protocol"]
@@ -17,7 +18,7 @@ TrialState = Literal["running", "complete", "pruned", "infeasible", "failed"]
 class Failure:
     """Why a trial failed: the stage it was in, the kind, a sentence, and the tail of its log.
 
-    ``figure`` is the value that broke a limit (a signal error, a signal number), where there is one.
+    ``figure`` is the value that broke a limit (a signal error, a signal number), if there is one.
     """
 
     stage: Stage
@@ -37,7 +38,7 @@ class Failure:
         """The exception to raise if work cannot continue for this reason."""
         return OutOfMemoryError if self.kind == "out_of_memory" else WorkError
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)
 
@@ -50,9 +51,9 @@ class Measurement:
     """Raw samples with their conditions; every statistic is derived from them.
 
     ``samples_ms`` are wall-clock milliseconds of single calls, one tuple a block, blocks in the order they ran;
-    ``device_samples_ms`` further calls on the device's own clock, where it has one. ``conditions`` hold what was true
-    around them (process, threads, clocks, versions, seed); ``protocol`` names the rules they were taken under, and two
-    measurements compare only where it is the same.
+    ``device_samples_ms`` are further calls on the device's own clock, if it has one. ``conditions`` describe how they
+    were taken (process, threads, clocks, versions, seed); ``protocol`` names the rules of the measurement, and two
+    measurements compare only if it is the same.
     """
 
     samples_ms: tuple[tuple[float, ...], ...]
@@ -74,7 +75,7 @@ class Measurement:
         """All wall-clock samples in the order they were taken."""
         return tuple(sample for block in self.samples_ms for sample in block)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {
             "samples_ms": [list(block) for block in self.samples_ms],
@@ -85,14 +86,15 @@ class Measurement:
         }
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Measurement":
+    def from_dict(cls, data: Mapping[str, object]) -> "Measurement":
         """Read what :meth:`as_dict` wrote."""
+        values = values_in(data)
         return cls(
-            samples_ms=tuple(tuple(block) for block in data["samples_ms"]),
-            device_samples_ms=tuple(tuple(block) for block in data.get("device_samples_ms", ())),
-            conditions=data.get("conditions", {}),
-            protocol=data.get("protocol", {}),
-            schema=data.get("schema", 1),
+            samples_ms=tuple(tuple(block) for block in values["samples_ms"]),
+            device_samples_ms=tuple(tuple(block) for block in values.get("device_samples_ms", ())),
+            conditions=values.get("conditions", {}),
+            protocol=values.get("protocol", {}),
+            schema=values.get("schema", 1),
         )
 
 
@@ -102,7 +104,7 @@ class Trial:
 
     ``uid`` is the same wherever the trial travels; ``number`` counts within its study; ``attempt`` counts how often its
     build was begun. ``latency_ms`` is the median of its screening samples (of the undisturbed ones while others use the
-    device), ``score`` what the objective minimises in its own unit (``None`` where that is this latency),
+    device), ``score`` what the objective minimises in its own unit (``None`` if that is this latency),
     ``signal_error`` the worst over its outputs.
     ``kernels`` is the digest of the tuned kernels that the build was handed, empty if it was handed none. ``reused``
     says that the result came from an earlier study of the same workload, device class and toolchain.
@@ -137,10 +139,10 @@ class Trial:
 
     @property
     def ranked_by(self) -> float | None:
-        """What it is compared by with other trials of its study; lower is better."""
+        """The figure by which it is compared with other trials of its study; lower is better."""
         return self.latency_ms if self.score is None else self.score
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         data = asdict(self)
         data["configuration"] = self.configuration.as_dict()

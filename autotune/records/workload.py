@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from autotune.records.plain import values_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,18 +57,18 @@ class Workload:
             raise ValueError("a workload needs a name, an input and an output")
 
     def matches(self, feature: str) -> int:
-        """How often a backend found something in the graph; 0 where it did not, or was not asked."""
-        counts = (found.rpartition(":") for found in self.features)
+        """Return how often a backend found a feature in the graph; 0 if it did not, or did not look."""
+        counts = (entry.rpartition(":") for entry in self.features)
         return sum(int(count) for name, _, count in counts if name == feature)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Workload":
+    def from_dict(cls, data: Mapping[str, object]) -> "Workload":
         """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
-        values = dict(data)
+        values = values_in(data)
         for field in ("inputs", "outputs"):
             values[field] = tuple(
                 TensorSpec(name=spec["name"], shape=tuple(spec["shape"]), dtype=spec["dtype"]) for spec in values[field]

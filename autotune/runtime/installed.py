@@ -2,18 +2,28 @@
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 from autotune.backend import Availability
 from autotune.records.device import Device
 
+DISTRIBUTION = "autotune-inference"
 OLDEST_TORCH = (2, 11)
 WORKS = Availability(works=True)
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs an extra of this distribution."""
-    return f"pip install 'autotune-inference[{extra}]'"
+    """Return the command that installs the packages of an extra; PyPI has these, and not this distribution itself."""
+    from importlib import metadata  # here because it takes longer to import than the rest of this module
+
+    try:
+        lines = metadata.requires(DISTRIBUTION) or []
+    except metadata.PackageNotFoundError:  # the source tree is on the path and was never installed
+        lines = []
+    wanted = re.compile(rf"extra == ['\"]{re.escape(extra)}['\"]")
+    packages = [line.partition(";")[0].strip() for line in lines if wanted.search(line)]
+    return shlex.join(["pip", "install", *(packages or ["-e", f".[{extra}]"])])
 
 
 def torch_availability(device: Device) -> Availability:

@@ -1,11 +1,11 @@
-"""Time a stored plan again, by the rules of the finals, and say whether it still holds."""
+"""The bench of a stored plan: it is timed again by the rules of the finals, and compared with them."""
 
 import json
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from autotune.errors import ArtifactError, DeviceError, RequestError
 from autotune.kernels.executor import STEPS
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOutcome:
-    """A plan timed again: the fresh measurement, what disturbed it, and how it compares with the stored one."""
+    """A plan timed again: the fresh measurement, its disturbances (``flags``), and the drift from the stored one."""
 
     plan: Plan
     drift: "Drift"
     fresh: Measurement
     flags: tuple[str, ...]
-    percentiles: Mapping[str, Any]
+    percentiles: Mapping[str, float | None]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {
             "name": self.plan.name,
@@ -51,9 +51,9 @@ class BenchOutcome:
 def bench_plan(plan: Plan, store: "Store", device: Device, tell: "Tell | None" = None) -> BenchOutcome:
     """Time a plan's artifact in fresh processes on the inputs of its study, and compare with its finals.
 
-    ``tell`` shows a line to the user: whom the device is waited for, and what else is on it; by default the log does.
-    Raises DeviceError on a device of another class, ArtifactError where the artifact stayed behind, RequestError where
-    the plan does not say how its inputs are made.
+    ``tell`` shows a line to the user: the process that is waited for, and other processes on the device; by default
+    the log does. Raises DeviceError on a device of another class, ArtifactError if the artifact or the measurement to
+    compare with is not here, RequestError if the plan does not say how its inputs are made.
     """
     from autotune.execute.finals import ALONE
     from autotune.measure.comparison import TOLERANCE, drift
@@ -71,27 +71,27 @@ def bench_plan(plan: Plan, store: "Store", device: Device, tell: "Tell | None" =
     if plan.artifact is None or not store.artifacts.has(plan.artifact) or not stored:
         raise ArtifactError(
             f"{plan.name} at batch {plan.batch} cannot be timed again",
-            found="its artifact is not in this store" if stored else "how it was timed alone is not in this database",
+            found="its artifact is not in this store" if stored else "its measurement alone is not in this database",
             expected="a plan that was tuned here, or merged with its artifact and trials",
             run="autotune tune with its study file, which builds it again",
         )
     result = _timed_again(plan, store.artifacts.open(plan.artifact), device, tell)
     fresh, flags = result.measurements[ALONE], result.flags[ALONE]
     machine = machine_change(stored[-1], fresh)
-    doubts = [*flags, f"a machine that itself runs {machine:+.1%}"] if abs(machine) > TOLERANCE / 2 else flags
+    doubts = [*flags, f"a machine whose own speed changed by {machine:+.1%}"] if abs(machine) > TOLERANCE / 2 else flags
     return BenchOutcome(
         plan=plan,
         drift=drift(stored[-1], fresh, flags=doubts),
         fresh=fresh,
         flags=flags,
-        percentiles=summary(fresh.flat_ms).as_dict(),
+        percentiles=asdict(summary(fresh.flat_ms)),
     )
 
 
 def machine_change(stored: Measurement, fresh: Measurement) -> float:
-    """How much longer the canary, a small fixed piece of work, takes now than it did then; 0 where it was not there.
+    """Return the relative change in time of the canary, a small fixed piece of work; 0 if it was not measured.
 
-    A host whose processor runs at another speed makes every plan on it look drifted, and none of them is.
+    If the processor of a host runs at another speed, every plan on it seems to drift, and none of them does.
     """
     then, now = (_canary_ms(side) for side in (stored, fresh))
     return now / then - 1 if then and now else 0.0
@@ -123,7 +123,7 @@ def _timed_again(plan: Plan, artifact: Path, device: Device, tell: "Tell | None"
 
 
 def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
-    """Write what a worker needs of the model: its signature, and the very inputs that the finals ran on."""
+    """Write the model's signature, and the same inputs as in the finals; a worker needs no more."""
     from autotune.execute import input_sets
     from autotune.execute.input_sets import write_sets
     from autotune.model.inputs import InputSpec, generate

@@ -1,9 +1,9 @@
-"""What earlier runs left: finished studies that answer at once, and whether a stored plan still fits."""
+"""The results of earlier runs: finished studies that answer at once, and stored plans that may not fit any more."""
 
 import importlib.metadata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TypedDict
 
 from autotune import registry
 from autotune.database.rows import StudyRow
@@ -12,6 +12,7 @@ from autotune.model import reading
 from autotune.records.device import Toolchain
 from autotune.records.evidence import FinalistRecord
 from autotune.records.identity import ArtifactKey
+from autotune.records.plain import values_in
 from autotune.records.plan import Plan
 from autotune.records.trial import Trial
 from autotune.runtime import toolchain as versions
@@ -20,8 +21,21 @@ from autotune.study.identity import request_digest
 from autotune.study.request import StudyOutcome, StudyRequest
 
 
-def known_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
-    """The outcome of a finished study of exactly this request, if its model's sources are unchanged; needs no torch."""
+class Sources(TypedDict, total=False):
+    """The files and packages that a model and its metrics were made from: the setting ``read`` of a study.
+
+    ``records`` are those of :mod:`autotune.model.reading`, ``packages`` the versions of distributions.
+    """
+
+    records: list[Mapping[str, object]]
+    packages: Mapping[str, str]
+
+
+def stored_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
+    """Return the outcome of a finished study of exactly this request, if its model's sources are unchanged.
+
+    It needs no torch.
+    """
     if request.factory is None:
         return None
     digest: str | None = None
@@ -29,82 +43,71 @@ def known_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
         if row.state != "finished" or row.conditions is None or asks_more(request, row):
             continue
         digest = digest or request_digest(request)
-        if row.settings.get("request") != digest or not _unchanged(row.settings.get("read") or {}):
+        if row.settings.get("request") != digest or not _unchanged(row.settings.get("read") or Sources()):
             continue
         plan = store.plans.find(row.identity.plan, row.weights)
         if plan is None or not _is_of(plan, row, store):
             continue
         if not misfits(plan, row.weights, row.conditions.form, versions.current(request.device), store):
-            return outcome(plan, store.trials.of_study(plan.evidence.study or row.uid), cached=True, seconds=0.0)
+            trials = store.trials.of_study(plan.evidence.study or row.uid)
+            return outcome(request, plan, plan.evidence.finalists, trials, cached=True, seconds=0.0)
     return None
 
 
 def asks_more(request: StudyRequest, row: StudyRow) -> bool:
-    """Whether a request has more trials or time to spend than a finished study was given, and something is left."""
-    asked = row.timings.get("asked", {})
-    more = request.trials > asked.get("trials", 0) or request.budget_s > asked.get("budget_s", 0.0)
-    return more and not asked.get("exhausted", False)
+    """Return true if a request allows more trials or time than a finished study had, and its space is not used up."""
+    former = row.timings.get("asked", {})
+    more = request.trials > former.get("trials", 0) or request.budget_s > former.get("budget_s", 0.0)
+    return more and not former.get("exhausted", False)
 
 
 def misfits(plan: Plan, weights: str, form: str, toolchain: Toolchain, store: Store) -> list[tuple[str, str, str]]:
-    """Return why a plan's artifact does not serve, as (part, what is asked, what it has); empty if it does.
+    """Return the reasons why a plan's artifact does not serve, as (part, value needed, its value); empty if it does.
 
-    ``form`` is that of the answer: an artifact of another one is described anew, the others are built again. Which
-    tuned kernels the database knows now does not matter: those that the plan was timed with are in its artifact.
+    ``form`` is the form of the answer. The tuned kernels that the database has now do not matter: those that the plan
+    was timed with are in its artifact.
     """
     entries = toolchain.only(registry.backend(plan.configuration.backend).toolchain)
-    found = list(plan.artifact_key.differences(ArtifactKey(weights=weights, toolchain=entries, kernels=plan.kernels)))
+    needed = ArtifactKey(weights=weights, toolchain=entries, kernels=plan.kernels)
+    reasons = list(plan.artifact_key.differences(needed))
     if plan.form != form:
-        found.append(("form of the answer", form[:12], plan.form[:12] or f"unknown to fingerprint {plan.fingerprint}"))
+        reasons.append(
+            ("form of the answer", form[:12], plan.form[:12] or f"unknown to fingerprint {plan.fingerprint}")
+        )
     if plan.artifact is None or not store.artifacts.has(plan.artifact):
-        found.append(("artifact", "one in this store", "none"))
-    return found
+        reasons.append(("artifact", "one in this store", "none"))
+    return reasons
 
 
 def outcome(
-    plan: Plan, trials: Sequence[Trial], *, cached: bool, seconds: float, split: Mapping[str, float] | None = None
+    request: StudyRequest,
+    plan: Plan | None,
+    finalists: Iterable[FinalistRecord],
+    trials: Sequence[Trial],
+    *,
+    seconds: float,
+    cached: bool = False,
+    split: Mapping[str, float] | None = None,
+    doubt: str = "",
 ) -> StudyOutcome:
-    """Put together what a study answers that has decided."""
+    """Return the outcome of a study: its plan or, if the finals could not decide, their ``doubt`` and the incumbent.
+
+    A plan from the database has its own device and objective, which may be stricter than the request's.
+    """
+    answered = request if plan is None or doubt else plan
     return StudyOutcome(
-        name=plan.name,
-        batch=plan.batch,
-        device=plan.device,
-        objective=plan.objective,
+        name=answered.name,
+        batch=answered.batch,
+        device=answered.device,
+        objective=answered.objective,
         plan=plan,
-        status=plan.status,
+        status="undecided" if plan is None or doubt else plan.status,
+        reason=doubt,
+        run="the same call again, which repeats only the finals" if doubt else "",
         cached=cached,
         trials=Counter(trial.state for trial in trials),
         seconds=seconds,
         split=split or {},
-        finalists=_in_short(plan.evidence.finalists),
-    )
-
-
-def undecided_outcome(
-    row: StudyRow,
-    request: StudyRequest,
-    incumbent: Plan | None,
-    *,
-    reason: str,
-    finalists: Iterable[FinalistRecord],
-    trials: Sequence[Trial],
-    seconds: float,
-    split: Mapping[str, float],
-) -> StudyOutcome:
-    """Put together what a study answers whose finals could not decide."""
-    return StudyOutcome(
-        name=row.name,
-        batch=row.batch,
-        device=request.device,
-        objective=request.objective,
-        plan=incumbent,
-        status="undecided",
-        reason=reason,
-        run="the same call again, which repeats only the finals",
-        cached=False,
-        trials=Counter(trial.state for trial in trials),
-        seconds=seconds,
-        split=split,
         finalists=_in_short(finalists),
     )
 
@@ -115,7 +118,7 @@ def _in_short(finalists: Iterable[FinalistRecord]) -> tuple[FinalistRecord, ...]
 
 
 def as_outcome(trial: Trial) -> TrialOutcome:
-    """A finished trial as the search learns from it."""
+    """Return a finished trial in the form that the search learns from."""
     if trial.state == "running":
         raise ValueError(f"trial {trial.number} has not ended")
     return TrialOutcome(
@@ -123,8 +126,9 @@ def as_outcome(trial: Trial) -> TrialOutcome:
     )
 
 
-def package_versions(modules: Iterable[str]) -> dict[str, str]:
-    """Versions of the distributions that modules belong to."""
+def package_versions(records: Iterable[Mapping[str, object]]) -> dict[str, str]:
+    """Return the versions of the distributions whose modules were imported according to records of what was read."""
+    modules = {name for record in records for name in values_in(record)["packages"]}
     owners = importlib.metadata.packages_distributions()
     tops = {name.partition(".")[0] for name in modules}
     names = {owner for top in tops for owner in owners.get(top, ())}
@@ -132,16 +136,17 @@ def package_versions(modules: Iterable[str]) -> dict[str, str]:
 
 
 def _is_of(plan: Plan, row: StudyRow, store: Store) -> bool:
-    """Whether a plan was found by this study, or by the same study for other weights or another toolchain."""
+    """Return true if this study promoted a plan, or the same study for other weights or another toolchain did."""
     families = {study.uid: study.identity.family for study in store.studies.list(row.name, row.batch)}
     return families.get(plan.evidence.study or "") == row.identity.family
 
 
-def _unchanged(read: Mapping[str, Any]) -> bool:
-    """Whether everything that a model and its metrics were made from is as it was; False if that cannot be known."""
-    if not read.get("records") or not all(map(reading.unchanged, read["records"])):
+def _unchanged(sources: Sources) -> bool:
+    """Return true if all sources are as they were; false if that is unknown."""
+    if not sources.get("records") or not all(map(reading.unchanged, sources["records"])):
         return False
     try:
-        return all(importlib.metadata.version(name) == had for name, had in read.get("packages", {}).items())
+        versions_then = sources.get("packages", {}).items()
+        return all(importlib.metadata.version(name) == version for name, version in versions_then)
     except importlib.metadata.PackageNotFoundError:
         return False

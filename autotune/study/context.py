@@ -1,4 +1,4 @@
-"""What the parts of a running study share."""
+"""The state that the parts of a running study share: StudyContext."""
 
 import threading
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ from autotune.study.request import StudyRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyContext:
-    """One study under way: what was asked, where it is kept, what it runs on. ``stop`` is set from outside.
+    """A running study: its request, its rows in the store, and the executor of its steps.
 
-    ``supply`` gives the tuned kernels of every build.
+    ``supply`` has the tuned kernels of every build. ``stop`` is set by others to end the study.
     """
 
     request: StudyRequest
@@ -38,20 +38,20 @@ class StudyContext:
 
     @property
     def defaults(self) -> frozenset[str]:
-        """Digests of the backends' defaults."""
+        """The digests of the backends' default configurations."""
         return frozenset(configuration.digest for space in self.spaces for configuration in space.defaults)
 
     def digest(self, backend: str) -> str:
-        """The digest of the toolchain entries that a backend's artifacts depend on."""
+        """Return the digest of the toolchain entries that a backend's artifacts depend on."""
         return self.toolchain.only(registry.backend(backend).toolchain).digest
 
     def toolchain_of(self, trial: Trial) -> str:
-        """That digest for a trial's backend."""
+        """Return the digest of the toolchain entries that the artifacts of a trial's backend depend on."""
         return self.digest(trial.configuration.backend)
 
     def check_stop(self) -> None:
-        """Raise StudyInterruptedError once the study was asked to stop."""
+        """Raise StudyInterruptedError if the study was asked to stop."""
         if self.stop.is_set():
             raise StudyInterruptedError(
-                f"{self.request.name} was stopped; what was finished is kept", run="the same command to go on"
+                f"{self.request.name} was stopped; finished trials are kept", run="the same command, which continues it"
             )

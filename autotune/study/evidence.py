@@ -1,8 +1,8 @@
-"""The outcome of the finals of a study, as its plan keeps it: FinalsEvidence."""
+"""The outcome of the finals of a study, as its plan stores it: FinalsEvidence."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from autotune.execute.finals import FinalsResult
 from autotune.measure.paired import RoundFigures
@@ -13,11 +13,12 @@ from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
 from autotune.records.evidence import Blocks, FinalistRecord, ObjectiveFigures, PlanEvidence
 from autotune.records.objective import Objective
+from autotune.records.plan import PlanStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finalist:
-    """One that took part in finals; ``concurrency`` is how many requests it had in flight if throughput counts."""
+    """A candidate in finals; ``concurrency`` is its number of requests in flight if throughput is compared."""
 
     configuration: Configuration
     signal_error: float | None
@@ -27,18 +28,31 @@ class Finalist:
     concurrency: int = 1
 
 
+class PlanFigures(TypedDict):
+    """Those fields of a plan that follow from finals."""
+
+    status: PlanStatus
+    latency_ms: float
+    interval_ms: tuple[float, float]
+    baseline_latency_ms: float
+    speedup: float
+    signal_error: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinalsEvidence:
-    """Finals and their finalists, by the names that the result uses."""
+    """The result of finals, and the finalists by their names in it."""
 
     result: FinalsResult
     finalists: Mapping[str, Finalist]
     objective: Objective
     batch: int
 
-    def figures(self) -> dict[str, Any]:
-        """The figures of a plan for the winner, by the names of its fields."""
+    def figures(self) -> PlanFigures:
+        """Return the figures of a plan for the winner; ``ValueError`` if the finals could not decide."""
         verdict, latencies = self.result.verdict, self._latencies()
+        if verdict.status == "undecided":
+            raise ValueError(f"finals that could not decide promote no plan: {self.result.doubt}")
         return {
             "status": verdict.status,
             "latency_ms": latencies.figure(verdict.winner),
@@ -49,7 +63,7 @@ class FinalsEvidence:
         }
 
     def record(
-        self, *, study: str | None, inputs: tuple[Mapping[str, Any], ...] | None, seed: int | None,
+        self, *, study: str | None, inputs: tuple[Mapping[str, object], ...] | None, seed: int | None,
         toolchain: Toolchain, beside: Mapping[str, object] | None = None,
     ) -> PlanEvidence:  # fmt: skip
         """Return the evidence of a plan that these finals promote, with every raw sample."""
@@ -70,7 +84,7 @@ class FinalsEvidence:
         )
 
     def _latencies(self) -> RoundFigures:
-        """Latencies a round: what was compared, if latency was, else the samples."""
+        """Return the latencies of each round: the values compared if the objective is the latency, else the samples."""
         if self.objective.name == "latency_p50":
             return RoundFigures(self.result.figures, disturbed=self.result.disturbed)
         return RoundFigures(self.result.samples_ms)

@@ -1,7 +1,7 @@
-"""Study files: what a user writes to have a model tuned.
+"""Study files, which a user writes to have a model tuned.
 
-Only ``name``, ``model`` and ``inputs`` are required. Whatever cannot be understood is refused with the line, the key,
-what was found and what is accepted; a file never begins any work.
+Only ``name``, ``model`` and ``inputs`` are required. An entry that cannot be understood is refused with the line, the
+key, the value in the file and the values that are accepted. Reading a file never begins any work.
 """
 
 import difflib
@@ -47,7 +47,7 @@ class _Entry(BaseModel):
 
 
 class ModelEntry(_Entry):
-    """Where the model comes from: a callable that makes it."""
+    """The origin of the model: a callable that makes it."""
 
     factory: Callable
 
@@ -74,7 +74,7 @@ class MetricEntry(_Entry):
 
 
 class ConstraintsEntry(_Entry):
-    """What a candidate must keep; ``signal_error`` by output name, with ``default`` for all others."""
+    """The limits of every candidate; ``signal_error`` by output name, with ``default`` for all others."""
 
     signal_error: Annotated[dict[Text, SignalLimit], BeforeValidator(limits_by_output)] = Field(default_factory=dict)
     integer_agreement: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.99
@@ -82,16 +82,16 @@ class ConstraintsEntry(_Entry):
 
 
 class SpaceEntry(_Entry):
-    """Which backends and precisions take part; ``None`` is all of them."""
+    """The backends and precisions that take part; ``None`` means all."""
 
     backends: Annotated[tuple[Text, ...] | None, BeforeValidator(all_or_names)] = None
     precision: Annotated[tuple[Annotated[str, one_of(PRECISIONS)], ...], AfterValidator(distinct)] | None = None
 
 
 class SearchEntry(_Entry):
-    """How long to search: distinct builds, seconds of active search, and the seed of everything random.
+    """The limits of a search (distinct builds, seconds of active search), and the seed of everything random.
 
-    Without ``tune_kernels`` kernels are taken as the database knows them.
+    Without ``tune_kernels``, builds get the tuned kernels that the database has already.
     """
 
     trials: Positive = DEFAULT_TRIALS
@@ -124,7 +124,7 @@ class StudyFile(_Entry):
 
     @property
     def sweeps(self) -> bool:
-        """Whether batches are doubled until throughput is saturated."""
+        """True if batches are doubled until throughput is saturated."""
         return self.batch == AUTO_BATCHES
 
     @property
@@ -134,11 +134,11 @@ class StudyFile(_Entry):
 
     @property
     def factory(self) -> str:
-        """The model factory, its path made absolute."""
+        """The model factory with an absolute path."""
         return absolute(self.model.factory, self.folder)
 
     def input_specs(self) -> tuple[InputSpec, ...]:
-        """Return the inputs as records, with files made absolute."""
+        """Return the inputs as records, with absolute paths of files."""
         return tuple(_input_spec(entry, self.folder) for entry in self.inputs)
 
     def objective_record(self) -> Objective:
@@ -147,54 +147,54 @@ class StudyFile(_Entry):
 
 
 def read_study(path: Path | str) -> StudyFile:
-    """Read a study file; StudyFileError names the line, the key, what was found and what is accepted."""
+    """Read a study file; StudyFileError names the line, the key, the value in the file and the accepted values."""
     path = Path(path)
-    asked = f"study file {path}"
+    subject = f"study file {path}"
     try:
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
-        raise StudyFileError(asked, found=f"bytes that are not text: {error.reason}", expected="UTF-8") from error
+        raise StudyFileError(subject, found=f"bytes that are not text: {error.reason}", expected="UTF-8") from error
     except OSError as error:
         raise StudyFileError(
-            asked, found=error.strerror or str(error), expected="a study file, such as studies/resnet50/study.yaml"
+            subject, found=error.strerror or str(error), expected="a study file, such as studies/resnet50/study.yaml"
         ) from error
     return parse_study(text, path)
 
 
 def parse_study(text: str, source: Path) -> StudyFile:
     """Read the text of a study file that stands, or would stand, at ``source``."""
-    asked = f"study file {source}"
-    document = read_yaml(text, asked)
+    subject = f"study file {source}"
+    document = read_yaml(text, subject)
     try:
         study = StudyFile.model_validate(document.data)
     except ValidationError as error:
-        raise _explained(error.errors(include_url=False), document, asked) from None
+        raise _explained(error.errors(include_url=False), document, subject) from None
     study._source = source
-    _check_records(study, document, asked)
+    _check_records(study, document, subject)
     return study
 
 
-def read_constraints(name: str, given: object, folder: Path) -> Objective:
-    """Make an objective of constraints that were given in Python as a study file has them; paths are below ``folder``.
+def read_constraints(name: str, constraints: object, folder: Path) -> Objective:
+    """Return the objective ``name`` with constraints in the form of a study file; paths in them are below ``folder``.
 
-    Raises RequestError with the key, what was found and what is accepted.
+    Raises RequestError with the key, its value and the values that are accepted.
     """
     try:
-        entry = ConstraintsEntry.model_validate(_tuples(given))
+        entry = ConstraintsEntry.model_validate(_tuples(constraints))
         return _objective(name, entry, folder)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        found, expected = _found_expected({**first, "loc": ("constraints", *first["loc"])})
-        raise RequestError(f"constraints: {_key(first['loc'])}", found=found, expected=expected) from None
+        actual, expected = _actual_and_expected({**first, "loc": ("constraints", *first["loc"])})
+        raise RequestError(f"constraints: {_key(first['loc'])}", found=actual, expected=expected) from None
     except ValueError as error:
         raise RequestError("constraints", found=str(error), expected="bounds that can be kept") from error
 
 
-def _tuples(given: object) -> object:
-    """Lists as tuples, as they are read from a file."""
-    if isinstance(given, Mapping):
-        return {key: _tuples(value) for key, value in given.items()}
-    return tuple(map(_tuples, given)) if isinstance(given, list | tuple) else given
+def _tuples(value: object) -> object:
+    """Return plain data with tuples for lists, as :func:`read_yaml` returns it."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _objective(name: str, entry: ConstraintsEntry, folder: Path) -> Objective:
@@ -205,31 +205,31 @@ def _objective(name: str, entry: ConstraintsEntry, folder: Path) -> Objective:
         signal_error_by_output=tuple(sorted(limits.items())),
         integer_agreement=entry.integer_agreement,
         metrics=tuple(
-            Metric(function=absolute(each.function, folder), at_most=each.at_most, at_least=each.at_least)
-            for each in entry.metrics
+            Metric(function=absolute(metric.function, folder), at_most=metric.at_most, at_least=metric.at_least)
+            for metric in entry.metrics
         ),
     )
 
 
-def _check_records(study: StudyFile, document: YamlDocument, asked: str) -> None:
-    """Make every record once, so that what single keys cannot show is refused here, with its line."""
+def _check_records(study: StudyFile, document: YamlDocument, subject: str) -> None:
+    """Make every record once, so that keys that do not fit together are refused here, with their line."""
     names = [entry.name for entry in study.inputs]
     for index, entry in enumerate(study.inputs):
-        where = f"{asked}, line {document.line_of(('inputs', index))}: inputs[{index}]"
+        place = f"{subject}, line {document.line_of(('inputs', index))}: inputs[{index}]"
         if entry.name in names[:index]:
-            raise StudyFileError(where, found=f"the name {entry.name!r} a second time", expected="each input once")
+            raise StudyFileError(place, found=f"the name {entry.name!r} a second time", expected="each input once")
         try:
             _input_spec(entry, study.folder)
         except ValueError as error:
-            raise StudyFileError(where, found=str(error), expected=INPUT_FORM) from error
+            raise StudyFileError(place, found=str(error), expected=INPUT_FORM) from error
     if study.sweeps and study.objective != "throughput":
-        where = f"{asked}, line {document.line_of(('batch',))}: batch"
-        raise StudyFileError(where, found=f"auto for {study.objective}", expected="batches, or objective: throughput")
+        place = f"{subject}, line {document.line_of(('batch',))}: batch"
+        raise StudyFileError(place, found=f"auto for {study.objective}", expected="batches, or objective: throughput")
     try:
         study.objective_record()
     except ValueError as error:
-        where = f"{asked}, line {document.line_of(('constraints',))}: constraints"
-        raise StudyFileError(where, found=str(error), expected="a bound that can be kept") from error
+        place = f"{subject}, line {document.line_of(('constraints',))}: constraints"
+        raise StudyFileError(place, found=str(error), expected="a bound that can be kept") from error
 
 
 def _input_spec(entry: InputEntry, folder: Path) -> InputSpec:
@@ -237,26 +237,27 @@ def _input_spec(entry: InputEntry, folder: Path) -> InputSpec:
     return InputSpec(**{**entry.model_dump(), "file": file})
 
 
-def _explained(errors: list[ErrorDetails], document: YamlDocument, asked: str) -> StudyFileError:
-    """Say the first error in full, and where the others are."""
+def _explained(errors: list[ErrorDetails], document: YamlDocument, subject: str) -> StudyFileError:
+    """Describe the first error in full, and name the lines of the others."""
     ordered = sorted(errors, key=lambda error: document.line_of(error["loc"]))
     first = ordered[0]
-    found, expected = _found_expected(first)
-    where = f"{asked}, line {document.line_of(first['loc'])}: {_key(first['loc'], document)}"
+    actual, expected = _actual_and_expected(first)
+    place = f"{subject}, line {document.line_of(first['loc'])}: {_key(first['loc'], document)}"
     others = sorted({document.line_of(error["loc"]) for error in ordered[1:]})
     more = f"; more is wrong on line{'s' * (len(others) > 1)} {', '.join(map(str, others))}" if others else ""
-    return StudyFileError(where, found=found, expected=expected + more)
+    return StudyFileError(place, found=actual, expected=expected + more)
 
 
 def _key(place: Place, document: YamlDocument | None = None) -> str:
-    """Write a place as a person would: ``inputs[0].shape``."""
+    """Return a place in the usual notation, such as ``inputs[0].shape``."""
     while document and place and place not in document.lines and place[:-1] in document.lines:
         place = place[:-1]
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
     return text.lstrip(".") or "the whole file"
 
 
-def _found_expected(error: ErrorDetails) -> tuple[str, str]:
+def _actual_and_expected(error: ErrorDetails) -> tuple[str, str]:
+    """Return in words the value in the file, and the values that are accepted there."""
     place = error["loc"]
     keys = _accepted_keys(place[:-1])
     if error["type"] == "missing":
@@ -266,14 +267,14 @@ def _found_expected(error: ErrorDetails) -> tuple[str, str]:
             return "a model from a file", "factory: path.py:callable or package.module:callable"
         return f"unknown key {str(place[-1])!r}", f"one of {', '.join(keys)}{_close(str(place[-1]), keys)}"
     value = error["input"]
-    found = "nothing" if value is None else repr(list(value) if isinstance(value, tuple) else value)
-    found = found if len(found) <= 80 else f"{found[:77]}..."
+    actual = "nothing" if value is None else repr(list(value) if isinstance(value, tuple) else value)
+    actual = actual if len(actual) <= 80 else f"{actual[:77]}..."
     expected = error["msg"].removeprefix("Input should be ").replace("tuple", "list").replace("dictionary", "mapping")
     if error["type"] == "one_of":
         expected += _close(str(value), tuple(error["ctx"]["accepted"].split(", ")))
     if error["type"] == "model_type":
         expected = f"a mapping with the keys {', '.join(_accepted_keys(place))}"
-    return found, expected
+    return actual, expected
 
 
 def _accepted_keys(place: Place) -> tuple[str, ...]:

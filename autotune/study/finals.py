@@ -1,10 +1,9 @@
-"""The end of a study: the finals, and the plan that they promote."""
+"""The end of a study: the finals, and the plan that they promote: StudyFinals."""
 
 import contextlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from autotune import registry
 from autotune.errors import ArtifactError, WorkError
@@ -21,154 +20,160 @@ from autotune.study.space import choose_finalists, is_baseline
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Undecided:
-    """Finals that could not decide: why, and what they measured."""
+    """Finals that could not decide, with the reason and their measurements."""
 
     reason: str
     finals: FinalsEvidence
 
 
 class StudyFinals:
-    """Measures the best few again, beside the baseline and the defaults, and keeps the winner as the plan."""
+    """Measures the best few again, with the baseline and the defaults, and promotes the winner to the plan.
 
-    def __init__(self, on: StudyContext) -> None:
-        self.on = on
-        self._defaults = on.defaults
+    A simulation overrides the three methods that use the device: ``_measured``, ``_call_deployed``, ``_time_alone``.
+    """
+
+    def __init__(self, context: StudyContext) -> None:
+        self.context = context
+        self._defaults = context.defaults
         self._baselines: frozenset[str] = frozenset()
 
     def run(self) -> Plan | Undecided:
-        """Decide and promote; the artifacts of those that lost are dropped.
+        """Measure the finalists, promote the winner, and drop the artifacts of the others.
 
         Finals that cannot decide promote nothing and drop nothing, so that they can be repeated.
         """
         result, trials = self._finals()
         if result.verdict.status == "undecided":
             return Undecided(reason=result.doubt, finals=self._evidence(result, trials))
-        self._deployed(trials[result.verdict.winner])
+        self._call_deployed(trials[result.verdict.winner])
         plan = self._promote(result, trials)
         self._time_alone(plan)
-        self.on.store.trials.drop_losers(
-            self.on.row.uid, {trial.uid for trial in trials.values() if trial.artifact == plan.artifact}
+        self.context.store.trials.drop_losers(
+            self.context.row.uid, {trial.uid for trial in trials.values() if trial.artifact == plan.artifact}
         )
         return plan
 
     def _finals(self) -> tuple[FinalsResult, dict[str, Trial]]:
-        row = self.on.row
+        row = self.context.row
         complete = [
-            trial for trial in self.on.store.trials.of_study(row.uid)
-            if trial.state == "complete" and trial.toolchain == self.on.toolchain_of(trial)
+            trial for trial in self.context.store.trials.of_study(row.uid)
+            if trial.state == "complete" and trial.toolchain == self.context.toolchain_of(trial)
         ]  # fmt: skip
         baselines = self._baselines_of(complete)
         if not baselines:
             failed = [
                 trial
-                for trial in self.on.store.trials.of_study(row.uid, failed=True)
-                if is_baseline(trial.configuration, self.on.request)
+                for trial in self.context.store.trials.of_study(row.uid, failed=True)
+                if is_baseline(trial.configuration, self.context.request)
             ]
-            why = failed[0].failure if failed else None
-            raise (why.exception if why is not None else WorkError)(
-                f"{row.name}: the baseline gave no time, so nothing can be compared with it",
-                found=str(why or "it was not tried"),
+            failure = failed[0].failure if failed else None
+            raise (failure.exception if failure is not None else WorkError)(
+                f"{row.name}: the baseline was not timed, so nothing can be compared with it",
+                found=str(failure or "it was not tried"),
                 expected="the model to run in eager mode", run=f"autotune trials {row.name} --failed",
             )  # fmt: skip
-        chosen = choose_finalists(
-            complete, baselines, [c for space in self.on.spaces for c in space.defaults], self._disturbed(complete)
-        )
+        defaults = [configuration for space in self.context.spaces for configuration in space.defaults]
+        chosen = choose_finalists(complete, baselines, defaults, self._disturbed(complete))
         ready = [self._with_artifact(trial, trial.uid in baselines) for trial in chosen]
         trials = {trial.uid: trial for trial in ready if trial is not None}
-        self.on.progress.event("finals_started", count=len(trials))
+        self.context.progress.event("finals_started", count=len(trials))
         result = self._measured(trials, set(baselines) & set(trials))
-        self.on.check_stop()
+        self.context.check_stop()
         for uid, measurement in result.measurements.items():
-            self.on.store.trials.add_measurement(uid, "finals", measurement)
+            self.context.store.trials.add_measurement(uid, "finals", measurement)
         return result, trials
 
     def _disturbed(self, complete: Sequence[Trial]) -> frozenset[str]:
-        """The uids of the trials of which no screening sample escaped others that used the device."""
-        screened = {trial.uid: self.on.store.trials.measurements(trial.uid, "screening") for trial in complete}
-        return frozenset(uid for uid, taken in screened.items() if taken and not undisturbed_of(taken[-1]))
+        """Return the uids of the trials during whose whole screening other processes used the device."""
+        screened = {trial.uid: self.context.store.trials.measurements(trial.uid, "screening") for trial in complete}
+        return frozenset(uid for uid, stored in screened.items() if stored and not undisturbed_of(stored[-1]))
 
     def _measured(self, trials: Mapping[str, Trial], baselines: set[str]) -> FinalsResult:
         return run_finals(
-            self.on.executor,
-            {uid: self.on.store.artifacts.open(trial.artifact) for uid, trial in trials.items() if trial.artifact},
+            self.context.executor,
+            {uid: self.context.store.artifacts.open(trial.artifact) for uid, trial in trials.items() if trial.artifact},
             baselines,
             {uid: self._tie_key(trial) for uid, trial in trials.items()},
-            self.on.request.seed,
-            lambda rounds, elapsed_s: self.on.progress.event("finals_round", rounds=rounds, elapsed_s=elapsed_s),
-            objective=self.on.request.objective,
+            self.context.request.seed,
+            lambda rounds, elapsed_s: self.context.progress.event("finals_round", rounds=rounds, elapsed_s=elapsed_s),
+            objective=self.context.request.objective,
             concurrency={uid: self._concurrency(uid) for uid in trials},
         )
 
-    def _deployed(self, winner: Trial) -> None:
-        """Call the winner once as its user will, before it is promoted; raises WorkError if that is no answer."""
+    def _call_deployed(self, winner: Trial) -> None:
+        """Call the winner once as its user will, before it is promoted; raises WorkError if it does not answer."""
         if winner.artifact is None:
             return
-        called = self.on.executor.deployed(self.on.store.artifacts.open(winner.artifact))
-        self.on.check_stop()
+        called = self.context.executor.deployed(self.context.store.artifacts.open(winner.artifact))
+        self.context.check_stop()
         if called.failure is not None:
             raise called.failure.exception(
-                f"{self.on.row.name}: the winner {winner.configuration} does not answer a deployed call",
+                f"{self.context.row.name}: the winner {winner.configuration} does not answer a deployed call",
                 found=str(called.failure), expected="an answer in the form of the model's own",
-                run=f"autotune reproduce {self.on.row.name} {winner.number}",
+                run=f"autotune reproduce {self.context.row.name} {winner.number}",
             )  # fmt: skip
 
     def _time_alone(self, plan: Plan) -> None:
-        """Time the winner once more without its rivals, so that it can later be seen whether that still holds."""
+        """Time the winner once more without the other finalists; ``autotune bench`` compares with that later."""
         if plan.artifact is None:
             return
-        self.on.progress.event("message", text="timing the winner alone, to compare with later (autotune bench)")
-        artifact = self.on.store.artifacts.open(plan.artifact)
-        alone = timed_alone(self.on.executor, artifact, self.on.request.seed, plan.kernels)
-        self.on.check_stop()
-        self.on.store.trials.add_measurement(plan.evidence.trial, "alone", alone)
+        self.context.progress.event("message", text="timing the winner alone, to compare with later (autotune bench)")
+        artifact = self.context.store.artifacts.open(plan.artifact)
+        alone = timed_alone(self.context.executor, artifact, self.context.request.seed, plan.kernels)
+        self.context.check_stop()
+        self.context.store.trials.add_measurement(plan.evidence.trial, "alone", alone)
 
     def _baselines_of(self, complete: Sequence[Trial]) -> frozenset[str]:
-        """The uids of the baselines: of the user's own module or, if that gave no time, of its captured graph."""
+        """Return the uids of the baselines: the user's own module or, if it has no time, its captured graph."""
         for stand_in in (False, True):
-            found = {t.uid for t in complete if is_baseline(t.configuration, self.on.request, stand_in=stand_in)}
-            if found:
+            self._baselines = frozenset(
+                trial.uid
+                for trial in complete
+                if is_baseline(trial.configuration, self.context.request, stand_in=stand_in)
+            )
+            if self._baselines:
                 break
-        self._baselines = frozenset(found)
         return self._baselines
 
     def _with_artifact(self, trial: Trial, needed: bool) -> Trial | None:
-        """The finalist with its artifact at hand, built and judged again if that was dropped or damaged.
+        """Return a finalist whose artifact is in the store, built and judged again if it was dropped or damaged.
 
-        ``None`` if it does not pass any more, which only the baseline must.
+        ``None`` if it does not pass any more; if it is ``needed``, its failure is raised as an error instead.
         """
         with contextlib.suppress(ArtifactError):
-            if trial.artifact is not None and self.on.store.artifacts.open(trial.artifact):
+            if trial.artifact is not None and self.context.store.artifacts.open(trial.artifact):
                 return trial
         rebuilder = Rebuilder(
-            executor=self.on.executor, store=self.on.store, supply=self.on.supply, objective=self.on.request.objective,
-            seed=self.on.request.seed, check_stop=self.on.check_stop,
+            executor=self.context.executor, store=self.context.store, supply=self.context.supply,
+            objective=self.context.request.objective, seed=self.context.request.seed,
+            check_stop=self.context.check_stop,
         )  # fmt: skip
         with rebuilder.built(trial.configuration) as again:
             if again.failure is None:
-                self.on.store.trials.keep_artifact(trial.uid, again.artifact, kernels=again.kernels)
+                self.context.store.trials.keep_artifact(trial.uid, again.artifact, kernels=again.kernels)
                 return replace(trial, artifact=again.artifact, kernels=again.kernels, signal_error=again.signal_error)
         if needed:
             raise again.failure.exception(
-                f"{self.on.row.name}: the baseline was built again for the finals and does not hold",
+                f"{self.context.row.name}: the baseline was built again for the finals and does not pass",
                 found=str(again.failure), expected="the model in eager mode to pass the study's own gate",
-                run=f"autotune trials {self.on.row.name}",
+                run=f"autotune trials {self.context.row.name}",
             )  # fmt: skip
-        self.on.progress.event("message", text=f"{trial.configuration} misses the finals: {again.failure}")
+        self.context.progress.event("message", text=f"{trial.configuration} is left out of the finals: {again.failure}")
         return None
 
     def _concurrency(self, uid: str) -> int:
-        return best_concurrency(self.on.store, uid)
+        return best_concurrency(self.context.store, uid)
 
-    def _tie_key(self, trial: Trial) -> tuple[Any, ...]:
-        """Among equals: the smaller artifact, the simpler backend, fewer threads, then the configuration's digest."""
+    def _tie_key(self, trial: Trial) -> tuple[object, ...]:
+        """Return the key that decides a tie: artifact size, then the simpler backend, number of threads, digest."""
         names = registry.names()
         backend = trial.configuration.backend
-        size = self.on.store.artifacts.size_bytes(trial.artifact) if trial.artifact else 0
+        size = self.context.store.artifacts.size_bytes(trial.artifact) if trial.artifact else 0
         threads = trial.configuration.get("threads", 0)
         return (size, names.index(backend) if backend in names else len(names), threads, trial.configuration.digest)
 
     def _promote(self, result: FinalsResult, trials: Mapping[str, Trial]) -> Plan:
-        row, workload = self.on.row, self.on.workload
+        row, workload = self.context.row, self.context.workload
         winner, finals = trials[result.verdict.winner], self._evidence(result, trials)
         plan = Plan(
             uid=uuid.uuid4().hex,
@@ -176,10 +181,10 @@ class StudyFinals:
             batch=row.batch,
             structure=workload.structure,
             weights=workload.weights,
-            device=self.on.request.device,
-            toolchain=self.on.toolchain.only(registry.backend(winner.configuration.backend).toolchain),
-            objective=self.on.request.objective,
-            serve_as=self.on.request.serve_as,
+            device=self.context.request.device,
+            toolchain=self.context.toolchain.only(registry.backend(winner.configuration.backend).toolchain),
+            objective=self.context.request.objective,
+            serve_as=self.context.request.serve_as,
             configuration=winner.configuration,
             artifact=winner.artifact,
             kernels=winner.kernels,
@@ -188,18 +193,18 @@ class StudyFinals:
             **finals.figures(),
             evidence=finals.record(
                 study=row.uid,
-                inputs=tuple(asdict(spec) for spec in self.on.request.inputs),
-                seed=self.on.request.seed,
-                toolchain=self.on.toolchain,
+                inputs=tuple(asdict(spec) for spec in self.context.request.inputs),
+                seed=self.context.request.seed,
+                toolchain=self.context.toolchain,
             ),
         )
-        self.on.store.plans.promote(plan)
+        self.context.store.plans.promote(plan)
         return plan
 
     def _evidence(self, result: FinalsResult, trials: Mapping[str, Trial]) -> FinalsEvidence:
         return FinalsEvidence(
             result=result, finalists={uid: self._finalist(uid, trial) for uid, trial in trials.items()},
-            objective=self.on.request.objective, batch=self.on.row.batch,
+            objective=self.context.request.objective, batch=self.context.row.batch,
         )  # fmt: skip
 
     def _finalist(self, uid: str, trial: Trial) -> Finalist:

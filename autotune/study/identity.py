@@ -1,8 +1,7 @@
-"""What makes a request the study that it is: the parts of its identity that have to be looked up or computed."""
+"""The parts of a study's identity that have to be looked up or computed."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from typing import Any
 
 from autotune import registry
 from autotune.execute.executor import SCREENING_LIMIT_S, Executor
@@ -17,7 +16,7 @@ from autotune.study.space import participants
 
 
 def conditions(request: StudyRequest, executor: Executor, toolchain: Toolchain) -> Conditions:
-    """Return what the answers and timings of a study depend on; its model is prepared in the bench's folder."""
+    """Return the conditions that decide a study's answers and timings; the executor has the prepared model."""
     names = {
         entry for name in {*participants(request), *registry.baselines()} for entry in registry.backend(name).toolchain
     }
@@ -36,22 +35,24 @@ def measuring(device: Device) -> str:
     return digest({**rules, "held_out": HELD_OUT_SETS, "limit_s": SCREENING_LIMIT_S})
 
 
-def with_metric_code(objective: Objective, executor: Executor) -> tuple[Objective, list[Mapping[str, Any]]]:
-    """Return an objective whose metrics say what their code is, with a record of what each of them reads."""
+def with_metric_code(objective: Objective, executor: Executor) -> tuple[Objective, list[Mapping[str, object]]]:
+    """Return the objective with the digest of each metric's code, and a record of the files that each metric reads."""
     if not objective.metrics:
         return objective, []
-    found = executor.metrics([metric.function for metric in objective.metrics])
-    metrics = [replace(each, code=one.code) for each, one in zip(objective.metrics, found, strict=True)]
-    return replace(objective, metrics=tuple(metrics)), [one.read for one in found]
+    codes = executor.metrics([metric.function for metric in objective.metrics])
+    metrics = [replace(metric, code=code.code) for metric, code in zip(objective.metrics, codes, strict=True)]
+    return replace(objective, metrics=tuple(metrics)), [code.read for code in codes]
 
 
 def request_digest(request: StudyRequest) -> str:
-    """Return the digest of what a request asks, trials and budget aside, with what this host offers.
+    """Return the digest of a request without trials and budget, and of the backends that this host offers.
 
-    Used before anything is captured: a finished study with the same one, whose files are unchanged, is this study.
+    It is used before anything is captured: a finished study with the same digest, whose files are unchanged, is the
+    study of this request.
     """
     backends = [(name, registry.backend(name).probe(request.device).works) for name in registry.names()]
-    objective = replace(request.objective, metrics=tuple(replace(m, code="") for m in request.objective.metrics))
+    metrics = tuple(replace(metric, code="") for metric in request.objective.metrics)
+    objective = replace(request.objective, metrics=metrics)
     return digest(
         {
             "fingerprint": FINGERPRINT,

@@ -1,4 +1,4 @@
-"""One coordinator a study: take its lease, keep it renewed, and notice when it was lost."""
+"""One coordinator a study: take its lease, renew it, and notice its loss."""
 
 import contextlib
 import logging
@@ -21,10 +21,11 @@ def coordinating(
     tell: Callable[[str], None],
     pause: Callable[[float], object],
 ) -> Iterator[Store]:
-    """Be the study's coordinator, and give the store to write through; ``lost`` is called once another took over.
+    """Coordinate the study in this context; yield the store to write through.
 
-    ``pause`` waits so many seconds by a clock that cannot jump. Raises StudyHeldError where another process coordinates
-    the study, StudyTakenOverError in place of whatever failed after it was lost.
+    ``lost`` is called if another process takes the study over, ``tell`` with a line for the user. ``pause`` waits for a
+    number of seconds by a clock that cannot jump. Raises StudyHeldError if another process coordinates the study, and
+    StudyTakenOverError in place of any WorkError after the lease was lost.
     """
     lease = store.leases.take(study_uid, leases.Owner.this_process(), _watched(store, study_uid, tell, pause))
     keeper = _Keeper(store, lease, lost)
@@ -39,13 +40,19 @@ def coordinating(
         try:
             store.leases.release(lease)
         except DatabaseError as error:
-            log.warning("the lease could not be given back, which the next coordinator will find out: %s", error)
+            log.warning(
+                "the lease could not be released; the next coordinator has to see first that this process is gone: %s",
+                error,
+            )
 
 
 def _watched(
     store: Store, study_uid: str, tell: Callable[[str], None], pause: Callable[[float], object]
 ) -> leases.Held | None:
-    """Watch an owner that seems dead and may be alive: its clock and this one may differ."""
+    """Watch an owner that seems dead and may be alive: its clock and this one may differ.
+
+    Returns the lease as it was before; ``None`` if nothing has to be watched.
+    """
     held = store.leases.holder(study_uid)
     if held is None or held.owner.is_gone or not held.silent:
         return None
@@ -56,7 +63,7 @@ def _watched(
 
 
 class _Keeper:
-    """Renews a lease from a thread of its own, however long a build takes."""
+    """Renews a lease in a thread of its own, also during a long build."""
 
     def __init__(self, store: Store, lease: leases.Lease, lost: Callable[[], None]) -> None:
         self.error: StudyTakenOverError | None = None
@@ -66,7 +73,7 @@ class _Keeper:
         self._thread.start()
 
     def close(self) -> None:
-        """Renew no more."""
+        """Stop renewing."""
         self._ended.set()
         self._thread.join()
 
@@ -79,4 +86,4 @@ class _Keeper:
                 self._lost()
                 return
             except DatabaseError as error:
-                log.warning("the lease was not renewed, and will be tried again: %s", error)
+                log.warning("the lease was not renewed; this is tried again: %s", error)

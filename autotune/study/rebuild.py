@@ -1,10 +1,9 @@
-"""What was found is built again: a finalist whose artifact is gone, or a plan for other weights: StudyRebuild."""
+"""Builds of stored configurations: a finalist whose artifact is gone (Rebuilder), or a plan (StudyRebuild)."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from autotune import registry
 from autotune.database.store import Store
@@ -27,7 +26,7 @@ from autotune.study.kernel_supply import KernelSupply
 class Rebuilt:
     """A configuration that was built and judged again: its artifact, or the failure of its build or its check.
 
-    ``kernels`` is the digest of the tuned kernels that the build was handed, empty if it was handed none.
+    ``kernels`` is the digest of the tuned kernels that the build got, empty if it got none.
     """
 
     artifact: str = ""
@@ -39,9 +38,9 @@ class Rebuilt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebuilder:
-    """Builds configurations again with the kernels that the database knows now, and judges each by the gate.
+    """Builds configurations again with the kernels that the database has now, and judges each by the gate.
 
-    ``bench`` has the reference already. ``check_stop`` raises StudyInterruptedError if the study was asked to stop.
+    ``executor`` has the reference already. ``check_stop`` raises StudyInterruptedError if the study was asked to stop.
     """
 
     executor: Executor
@@ -53,10 +52,10 @@ class Rebuilder:
 
     @contextlib.contextmanager
     def built(self, configuration: Configuration) -> Iterator[Rebuilt]:
-        """Build and judge one configuration; its artifact is held inside the context and dropped if no row names it."""
-        known = self.supply.of(configuration)
-        kernels = "" if known is None else known.digest
-        ((built, target),) = self.executor.build([configuration], 1, kernels=lambda _: known)
+        """Build and judge a configuration; after this context its artifact is dropped, unless a row names it."""
+        tuned = self.supply.of(configuration)
+        kernels = "" if tuned is None else tuned.digest
+        ((built, target),) = self.executor.build([configuration], 1, kernels=lambda _: tuned)
         stored = ""
         try:
             self.check_stop()
@@ -81,12 +80,12 @@ class Rebuilder:
 
 
 class _DoesNotHold(Exception):
-    """Why a stored plan cannot be kept."""
+    """A stored plan cannot be kept, for the reason in the message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRebuild:
-    """Builds a stored plan again, for other weights or another toolchain, and answers for its figures."""
+    """Builds a stored plan again, for other weights or another toolchain, and keeps its figures true."""
 
     store: Store
     executor: Executor
@@ -97,9 +96,10 @@ class StudyRebuild:
     check_stop: Callable[[], None]
 
     def rebuild(self, plan: Plan, workload: Workload) -> Plan | None:
-        """Build and judge a stored configuration again, and time it again if its kernels are others than they were.
+        """Build and judge a stored configuration again; time it again if its kernels have changed.
 
-        ``None`` (search instead) if it does not pass the gate or, with these kernels, does not beat the baseline.
+        Returns ``None`` if it does not pass the gate or, with these kernels, does not beat the baseline. Then a search
+        is needed.
         """
         self.executor.reference(plan.objective)
         with self._rebuilder(plan).built(plan.configuration) as again:
@@ -114,11 +114,11 @@ class StudyRebuild:
             self._time_alone(kept)
         return kept
 
-    def _changes(self, plan: Plan, again: Rebuilt) -> dict[str, Any]:
-        """The fields of the plan that the new artifact changes; raises _DoesNotHold."""
+    def _changes(self, plan: Plan, again: Rebuilt) -> dict[str, object]:
+        """Return the fields of the plan that the new artifact changes; raises _DoesNotHold."""
         if again.failure is not None:
             raise _DoesNotHold(str(again.failure))
-        changes: dict[str, Any] = {
+        changes: dict[str, object] = {
             "signal_error": again.signal_error or 0.0,
             "kernels": again.kernels,
             "form": self.executor.form(),
@@ -132,8 +132,8 @@ class StudyRebuild:
             check_stop=self.check_stop,
         )  # fmt: skip
 
-    def _timed_again(self, plan: Plan, again: Rebuilt) -> dict[str, Any]:
-        """The plan's figures and evidence by finals against its baseline; raises _DoesNotHold."""
+    def _timed_again(self, plan: Plan, again: Rebuilt) -> dict[str, object]:
+        """Return the plan's figures and evidence from finals against its baseline; raises _DoesNotHold."""
         self._say(f"{plan.name}: the plan is built with other kernels than it was timed with; timing it again")
         entries = {finalist.uid: finalist for finalist in plan.evidence.finalists}
         uid = plan.evidence.trial
@@ -151,9 +151,9 @@ class StudyRebuild:
                 artifacts[baseline] = self.store.artifacts.open(other.artifact)
             result = self._finals(plan, artifacts, baseline, finalists)
         if result.verdict.status == "undecided":
-            raise _DoesNotHold(f"with today's kernels it cannot be told from the baseline: {result.doubt}")
+            raise _DoesNotHold(f"with the present kernels it cannot be distinguished from the baseline: {result.doubt}")
         if result.verdict.winner != uid:
-            raise _DoesNotHold("with the kernels that are known now it does not beat the baseline")
+            raise _DoesNotHold("with the present kernels it does not beat the baseline")
         finals = FinalsEvidence(result=result, finalists=finalists, objective=plan.objective, batch=plan.batch)
         earlier = plan.evidence
         evidence = finals.record(
@@ -181,7 +181,7 @@ class StudyRebuild:
         return result
 
     def _time_alone(self, plan: Plan) -> None:
-        """Time it without its baseline too, to compare with later, if its trial is in this database."""
+        """Time a plan without its baseline if its trial is in this database; ``autotune bench`` compares with this."""
         trial = plan.evidence.trial
         if plan.artifact is not None and self.store.trials.measurements(trial):
             alone = timed_alone(self.executor, self.store.artifacts.open(plan.artifact), self.seed, plan.kernels)
@@ -196,19 +196,19 @@ class StudyRebuild:
 
 
 def best_concurrency(store: Store, uid: str) -> int:
-    """Return how many requests a trial had in flight when its throughput was best; 1 if that was not measured."""
+    """Return the number of requests in flight at a trial's best throughput; 1 if throughput was not measured."""
     screened = store.trials.measurements(uid, "screening")
     return int(screened[-1].conditions.get("throughput", {}).get("concurrency", 1)) if screened else 1
 
 
 def timed_alone(executor: Executor, artifact: Path, seed: int, kernels: str) -> Measurement:
-    """Time an artifact without a rival, as it will run when it is deployed; ``kernels`` stands in the conditions."""
+    """Time an artifact alone, as it runs when it is deployed; ``kernels`` is stored in the conditions."""
     measurement = time_alone(executor, artifact, seed).measurements[ALONE]
     return replace(measurement, conditions={**measurement.conditions, "kernels": kernels})
 
 
 def _finalist(entry: FinalistRecord, again: Rebuilt, concurrency: int) -> Finalist:
-    """A finalist of earlier finals, as it was built and judged now."""
+    """Return a finalist of earlier finals as it was built and judged now."""
     return Finalist(
         configuration=entry.configuration,
         signal_error=again.signal_error,

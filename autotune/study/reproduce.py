@@ -1,11 +1,11 @@
-"""Build and measure one stored trial's configuration again, outside the database: nothing is written to it."""
+"""The reproduction of a stored trial: its configuration is built and measured again, and nothing is stored."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from autotune import registry
 from autotune.database.rows import StudyRow
@@ -27,11 +27,12 @@ from autotune.study.kernel_supply import KernelSupply
 from autotune.study.study import stoppable
 
 FOLLOW_S = 0.2
+"""The time between two looks at the output of the steps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reproduction:
-    """What became of a trial's configuration this time; ``notes`` say what is not as it was then."""
+    """The result of a trial's configuration this time; ``notes`` name what has changed since the trial."""
 
     study: str
     batch: int
@@ -44,13 +45,13 @@ class Reproduction:
 
     @property
     def same(self) -> bool:
-        """Whether it ended as it did then: in the same kind of failure at the same stage, or in none."""
+        """True if it ended as the trial did: with the same kind of failure at the same stage, or without failure."""
         then = self.trial.failure
         if then is None or self.failure is None:
             return then is self.failure
         return (then.stage, then.kind) == (self.failure.stage, self.failure.kind)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {
             "study": self.study,
@@ -66,7 +67,7 @@ class Reproduction:
 
 
 def device_of(row: StudyRow, devices: list[Device]) -> Device:
-    """Give the device of the study's class; raises DeviceError where this host has none."""
+    """Return the device of the study's class; raises DeviceError if this host has none."""
     for device in devices:
         if device.device_class == row.device_class:
             return device
@@ -79,10 +80,10 @@ def device_of(row: StudyRow, devices: list[Device]) -> Device:
 
 
 def reproduce(row: StudyRow, trial: Trial, store: Store, device: Device, output: IO[str]) -> Reproduction:
-    """Make the model, build the configuration and measure it as its study did; ``output`` gets what workers print.
+    """Make the model, build the configuration and measure it as its study did; ``output`` gets the output of workers.
 
-    The build is handed the tuned kernels that the database knows now; nothing is written to it. Raises RequestError if
-    the study does not say how its model is made, or if the model is another one now.
+    The build gets the tuned kernels that the database has now; nothing is written to the database. Raises RequestError
+    if the study does not name its model's factory, or if the structure of the model has changed.
     """
     if not row.can_be_reproduced:
         raise RequestError(
@@ -103,31 +104,31 @@ def reproduce(row: StudyRow, trial: Trial, store: Store, device: Device, output:
     ):
         executor = Executor(server, folder, device, TimeSplit())
         supply = KernelSupply(store, executor, device.device_class, versions.current(device), tell, stop)
-        found = _run(row, trial, executor, supply)
+        reproduction = _run(row, trial, executor, supply)
         if stop.is_set():
             raise StudyInterruptedError("the reproduction was stopped", run="the same command")
-        return found
+        return reproduction
 
 
 def _run(row: StudyRow, trial: Trial, executor: Executor, supply: KernelSupply) -> Reproduction:
     specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in row.settings["inputs"]]
     executor.prepare(row.name, row.batch, row.settings["factory"], specs, row.seed)
     notes = _notes(row, trial, executor)
-    known = supply.of(trial.configuration)
-    notes += _kernel_notes(trial, known)
-    ((built, target),) = executor.build([trial.configuration], 1, kernels=lambda _: known)
+    kernels = supply.of(trial.configuration)
+    notes += _kernel_notes(trial, kernels)
+    ((built, target),) = executor.build([trial.configuration], 1, kernels=lambda _: kernels)
     if built.failure is not None:
-        return _told(row, trial, built.failure, None, notes)
+        return _reproduction(row, trial, built.failure, None, notes)
     executor.reference(row.objective)
     measured = executor.measure(target, row.objective, row.seed)
     failure, answer = measured.failure, measured.value
     if failure is None and row.objective.name == "memory":
         failure = executor.footprint(target).failure
         answer = answer if failure is None else None
-    return _told(row, trial, failure, answer, notes, build_s=built.answer.build_s)
+    return _reproduction(row, trial, failure, answer, notes, build_s=built.answer.build_s)
 
 
-def _told(
+def _reproduction(
     row: StudyRow, trial: Trial, failure: Failure | None, answer: MeasureAnswer | None, notes: tuple[str, ...],
     build_s: float | None = None,
 ) -> Reproduction:  # fmt: skip
@@ -145,35 +146,35 @@ def _told(
 
 
 def _notes(row: StudyRow, trial: Trial, executor: Executor) -> tuple[str, ...]:
-    """Say what is not as it was; raises RequestError where that is the model's structure."""
+    """Return notes on what has changed since the trial; raises RequestError if the model's structure has."""
     workload = executor.workload()
     if workload.structure != row.structure:
         raise RequestError(
             f"trial {trial.number} of {row.name} at batch {row.batch} cannot be reproduced",
-            found=f"{row.settings['factory']} makes a model of another structure now",
+            found=f"{row.settings['factory']} now makes a model of another structure",
             expected="the model that the study was begun with",
             run="autotune tune with its study file, for a study of the model as it is now",
         )
-    notes = [] if workload.weights == row.weights else ["the model has other weights than it had then"]
+    notes = [] if workload.weights == row.weights else ["the weights of the model have changed since the trial"]
     entries = versions.current(executor.device).only(registry.backend(trial.configuration.backend).toolchain)
     if entries.digest != trial.toolchain:
         versions_now = ", ".join(f"{name} {version}" for name, version in sorted(entries.as_dict().items()))
-        notes.append(f"the toolchain is another one than it was then: now {versions_now}")
+        notes.append(f"the toolchain has changed since the trial: now {versions_now}")
     return tuple(notes)
 
 
-def _kernel_notes(trial: Trial, known: KnownKernels | None) -> tuple[str, ...]:
-    """Say if the tuned kernels are not those that the trial was built with."""
-    if known is None or known.digest == trial.kernels:
+def _kernel_notes(trial: Trial, kernels: KnownKernels | None) -> tuple[str, ...]:
+    """Return a note if the tuned kernels are not those that the trial was built with."""
+    if kernels is None or kernels.digest == trial.kernels:
         return ()
     if not trial.kernels:
         return ("the trial does not say which tuned kernels it was built with",)
-    return ("the tuned kernels are others than they were then: the database knows others now",)
+    return ("the tuned kernels in the database have changed since the trial",)
 
 
 @contextmanager
 def _following(folder: Path, output: IO[str]) -> Iterator[None]:
-    """Pass on what the steps print, as they print it: a candidate may take the host down before it has ended."""
+    """Pass the output of the steps on at once: a candidate may take the host down before it has ended."""
     ended, read_to = threading.Event(), dict[Path, int]()
 
     def pass_on() -> None:

@@ -1,9 +1,9 @@
-"""What a study is asked, what it answers, and how it tells what it is doing."""
+"""The request that a study answers, and its outcome: StudyRequest, StudyOutcome."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from autotune import registry
 from autotune.errors import RequestError
@@ -31,10 +31,10 @@ def accepted_formats() -> tuple[str, ...]:
 class StudyRequest:
     """One search: a model at one batch on one device.
 
-    The model comes as a ``factory`` with ``inputs``, or ``prepared``: a folder that a process holding the module has
-    written. ``trials`` counts distinct builds, ``budget_s`` seconds of active search (builds included, finals not);
-    both count over all runs of the study. ``backends`` and ``precisions`` of ``None`` mean all. Without
-    ``tune_kernels`` kernels are taken as the database knows them.
+    The model is a ``factory`` with ``inputs``, or it is ``prepared``: a folder that a process has written which holds
+    the module. ``trials`` counts distinct builds, ``budget_s`` seconds of active search (builds included, finals not);
+    both count over all runs of the study. If ``backends`` or ``precisions`` is ``None``, all take part. Without
+    ``tune_kernels``, builds get the tuned kernels that the database has already.
     """
 
     name: str
@@ -53,9 +53,9 @@ class StudyRequest:
     tune_kernels: bool = True
 
     def __post_init__(self) -> None:
-        for what, given in (("backends", self.backends), ("precisions", self.precisions)):
-            if given is not None and (isinstance(given, str) or not all(isinstance(one, str) for one in given)):
-                raise RequestError(f"{what}={given!r}", found=type(given).__name__, expected="a tuple of names")
+        for option, names in (("backends", self.backends), ("precisions", self.precisions)):
+            if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+                raise RequestError(f"{option}={names!r}", found=type(names).__name__, expected="a tuple of names")
         unknown = sorted(set(self.precisions or ()) - set(PRECISIONS))
         if unknown:
             raise RequestError(f"unknown precision {', '.join(unknown)}", expected=f"some of {', '.join(PRECISIONS)}")
@@ -70,7 +70,7 @@ class StudyRequest:
         if self.objective.name == "energy" and self.device.kind == "cpu":
             raise RequestError(
                 f"energy cannot be measured on {self.device.name}",
-                found="a CPU, whose energy nothing here counts",
+                found="a CPU; autotune has no counter of its energy",
                 expected="an NVIDIA GPU with an energy counter, or another objective",
                 run="autotune tune --device cuda:0",
             )
@@ -81,13 +81,13 @@ class StudyRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyOutcome:
-    """What a study found: the plan in force, how its trials ended, and where the time went.
+    """The result of a study: the plan in force, the number of trials in each state, and the time of each activity.
 
-    ``status`` is ``undecided`` if the finals could not tell the finalists apart; then ``reason`` says why, ``run`` is
-    the command that repeats only the finals, and ``plan`` is the incumbent, or None if there is no plan yet. Otherwise
-    ``plan`` is the one promoted now or found in the database, and ``status`` is its own. ``split`` holds seconds of
-    building, checking, sampling and other (imports, loading, starting, database, waiting); ``finalists`` one entry a
-    finalist in order of latency.
+    ``status`` is ``undecided`` if the finals could not distinguish the finalists. Then ``reason`` says why, ``run`` is
+    the command that repeats only the finals, and ``plan`` is the incumbent, or ``None`` if there is no plan yet.
+    Otherwise ``plan`` is the plan that was promoted now or was in the database, and ``status`` is its own. ``split``
+    holds the seconds of building, checking, sampling and other (imports, loading, starting, database, waiting).
+    ``finalists`` has one record a finalist, in order of latency.
     """
 
     name: str
@@ -110,16 +110,17 @@ class StudyOutcome:
         if self.undecided and not (self.reason and self.run):
             raise ValueError(f"outcome of {self.name}: undecided needs a reason, and the command to run again")
         if not self.undecided and (self.plan is None or self.plan.status != self.status):
-            found = "no plan" if self.plan is None else f"a plan of status {self.plan.status}"
-            raise ValueError(f"outcome of {self.name}: status {self.status} needs a plan of that status, found {found}")
+            actual = "no plan" if self.plan is None else f"a plan of status {self.plan.status}"
+            message = f"outcome of {self.name}: status {self.status} needs a plan of that status, found {actual}"
+            raise ValueError(message)
 
     @property
     def undecided(self) -> bool:
-        """Whether the finals have to be repeated."""
+        """True if the finals have to be repeated."""
         return self.status == "undecided"
 
-    def as_dict(self) -> dict[str, Any]:
-        """One entry of what ``autotune tune --json`` prints under ``studies``."""
+    def as_dict(self) -> dict[str, object]:
+        """Return one entry of the list ``studies`` that ``autotune tune --json`` prints."""
         plan = self.plan
         return {
             "name": self.name,

@@ -1,4 +1,4 @@
-"""The search of a study: propose, build, check, time, learn."""
+"""The search of a study: propose, build, check, time, learn: StudySearch."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from autotune import registry
 from autotune.execute.answers import BuildAnswer, MeasureAnswer
@@ -25,26 +24,28 @@ from autotune.study.space import is_baseline, stand_ins
 log = logging.getLogger(__name__)
 
 SHORTEST_BUILD_S = 60.0
-"""A build may take what is left of the budget, and at least so many seconds."""
+"""The least time limit of a build, in seconds; otherwise it is the rest of the budget."""
 
 MOST_SKIPPED = 16
-"""After so many proposals in a row that would build for too long the search ends."""
+"""The search ends after this number of proposals in a row that would build for too long."""
 
 ABANDON_FACTOR = 4.0
-"""A candidate whose fastest call takes longer than so many times the best median so far is not timed to the end;
-the baseline and the defaults, which are what users compare with, are. One in fp32 is held against those in fp32: what
-reduced precision adds is reported apart, and on a CPU with AMX bf16 alone was 4 times as fast as the best of them."""
+"""A candidate whose fastest call takes longer than this factor times the best median so far is not timed to the end.
+
+The baseline and the defaults are always timed to the end, because users compare with them. A candidate in fp32 is
+compared with the best in fp32: the gain by reduced precision is reported apart, and on a CPU with AMX bf16 alone was 4
+times as fast as the best of them.
+"""
 
 FULL_PRECISION = "fp32"
 
-
 EARLY_LOADS = 8
-"""At most so many candidates wait on a GPU, loaded, while others are built."""
+"""The most candidates that wait on a GPU, loaded, while others are built."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
-    """What became of a build: its artifact, and its load where that began at once."""
+class _StoredBuild:
+    """The result of a build: its artifact (``None`` if it failed), and its load if that began at once."""
 
     digest: str | None
     loading: EarlyLoad | None
@@ -57,14 +58,14 @@ class Pace:
         self.best_ms: float | None = None
         self._exact_ms: float | None = None
 
-    def hear(self, configuration: Configuration, latency_ms: float) -> None:
-        """Take note of a candidate's median."""
+    def note(self, configuration: Configuration, latency_ms: float) -> None:
+        """Take a candidate's median into account."""
         self.best_ms = latency_ms if self.best_ms is None else min(self.best_ms, latency_ms)
         if _is_exact(configuration):
             self._exact_ms = latency_ms if self._exact_ms is None else min(self._exact_ms, latency_ms)
 
-    def hopeless_ms(self, configuration: Configuration) -> float | None:
-        """Give the time from which on a candidate is not timed to the end; ``None`` while there is none."""
+    def abandon_ms(self, configuration: Configuration) -> float | None:
+        """Return the time of a call above which a candidate is not timed to the end; ``None`` if none was timed yet."""
         best_ms = self._exact_ms if _is_exact(configuration) else self.best_ms
         return None if best_ms is None else ABANDON_FACTOR * best_ms
 
@@ -73,284 +74,287 @@ def _is_exact(configuration: Configuration) -> bool:
     return configuration.get("precision", "") == FULL_PRECISION
 
 
-def _handed(trial: Trial, known: KnownKernels | None) -> Trial:
-    """A trial with the digest of the tuned kernels that its build is handed."""
-    return trial if known is None else dataclasses.replace(trial, kernels=known.digest)
+def _with_kernels(trial: Trial, kernels: KnownKernels | None) -> Trial:
+    """Return a trial with the digest of the tuned kernels that its build gets."""
+    return trial if kernels is None else dataclasses.replace(trial, kernels=kernels.digest)
 
 
 def _ran_out_of_budget(built: StepResult[BuildAnswer]) -> bool:
-    """Whether a build was ended by the budget, before it had the time that any build is given."""
+    """Return true if the budget ended a build before the time limit of any build."""
     failure = built.failure
     return failure is not None and failure.kind == "timeout" and (failure.figure or 0.0) < BUILD_TIMEOUT_S
 
 
 class StudySearch:
-    """Runs trials until the study's trials, its budget or its space are used up."""
+    """Runs trials until the number of trials, the budget or the space of the study is used up."""
 
-    def __init__(self, on: StudyContext) -> None:
-        self.on = on
+    def __init__(self, context: StudyContext) -> None:
+        self.context = context
         self._build_s: dict[str, float] = {}
         self._pace = Pace()
-        self._defaults = on.defaults
+        self._defaults = context.defaults
         self._seats = threading.Semaphore(EARLY_LOADS)
-        self._kernels = StudyKernels(on)
-        self._spaces = {space.backend: space for space in on.spaces}
+        self._kernels = StudyKernels(context)
+        self._spaces = {space.backend: space for space in context.spaces}
         self._left_out: list[Configuration] = []
 
     def run(self) -> Search:
-        """Propose, build, check and time until trials, budget or space are used up; the reference is made first."""
-        row, spaces = self.on.row, self.on.spaces
-        search = Search(spaces, self.on.request.seed, [hint for space in spaces for hint in space.hints])
-        done = [
-            trial for trial in self.on.store.trials.of_study(row.uid) if trial.toolchain == self.on.toolchain_of(trial)
-        ]
-        for trial in done:
+        """Propose, build, check and time until trials, budget or space are used up; the reference is computed first."""
+        row, spaces = self.context.row, self.context.spaces
+        search = Search(spaces, self.context.request.seed, [hint for space in spaces for hint in space.hints])
+        earlier = self._trials()
+        for trial in earlier:
             if trial.state != "running":
                 search.observe(as_outcome(trial))
-                self._build_s[trial.configuration.backend] = max(
-                    self._build_s.get(trial.configuration.backend, 0.0), trial.build_s or 0.0
-                )
-        interrupted = [trial.configuration for trial in done if trial.state == "running"]
-        spent, count = row.active_s, sum(not trial.reused for trial in done if trial.state != "running")
+                self._note_build(trial)
+        interrupted = [trial.configuration for trial in earlier if trial.state == "running"]
+        spent_s, count = row.active_s, sum(not trial.reused for trial in earlier if trial.state != "running")
         referenced = False
-        while count < self.on.request.trials and spent < self.on.request.budget_s:
+        while count < self.context.request.trials and spent_s < self.context.request.budget_s:
             batch = self._next_batch(
-                search, interrupted, self.on.request.trials - count, self.on.request.budget_s - spent
+                search, interrupted, self.context.request.trials - count, self.context.request.budget_s - spent_s
             )
             if not batch:
                 break
             if not referenced:
-                self.on.executor.reference(self.on.request.objective)
+                self.context.executor.reference(self.context.request.objective)
                 referenced = True
             begin = time.monotonic()
-            finished = self._generation(batch, self.on.request.budget_s - spent)
+            finished = self._generation(batch, self.context.request.budget_s - spent_s)
             for trial in finished:
                 search.observe(as_outcome(trial))
             count += sum(not trial.reused for trial in finished)
-            elapsed = self.on.executor.split.worked_s(begin, time.monotonic())
-            spent += elapsed
-            self.on.store.studies.add_active_time(row.uid, elapsed)
-            self.on.check_stop()
+            elapsed_s = self.context.executor.split.worked_s(begin, time.monotonic())
+            spent_s += elapsed_s
+            self.context.store.studies.add_active_time(row.uid, elapsed_s)
+            self.context.check_stop()
         if not referenced:
-            self.on.executor.reference(self.on.request.objective)
+            self.context.executor.reference(self.context.request.objective)
         self._time_stand_ins()
         return search
 
+    def _trials(self) -> list[Trial]:
+        """Return the study's trials under the present toolchain."""
+        trials = self.context.store.trials.of_study(self.context.row.uid)
+        return [trial for trial in trials if trial.toolchain == self.context.toolchain_of(trial)]
+
     def _time_stand_ins(self) -> None:
-        """Time the captured graph in eager mode if the user's own module failed as the baseline, whatever is left."""
-        trials = self.on.store.trials.of_study(self.on.row.uid)
-        tried = [trial for trial in trials if trial.toolchain == self.on.toolchain_of(trial)]
-        known = {trial.configuration.digest for trial in tried if trial.state != "running"}
-        missing = [one for one in stand_ins(tried, self.on.request) if one.digest not in known]
-        if missing and not self.on.stop.is_set():
-            text = "the model's own module fails as the baseline; its captured graph takes that place"
-            self.on.progress.event("message", text=text)
-            self._defaults |= {one.digest for one in missing}
+        """Time the captured graph in eager mode if the user's own module fails as the baseline, also without budget."""
+        tried = self._trials()
+        ended = {trial.configuration.digest for trial in tried if trial.state != "running"}
+        missing = [graph for graph in stand_ins(tried, self.context.request) if graph.digest not in ended]
+        if missing and not self.context.stop.is_set():
+            text = "the model's own module fails as the baseline; its captured graph is the baseline instead"
+            self.context.progress.event("message", text=text)
+            self._defaults |= {graph.digest for graph in missing}
             self._generation(missing, SHORTEST_BUILD_S)
-            self.on.check_stop()
+            self.context.check_stop()
 
     def _next_batch(
         self, search: Search, interrupted: list[Configuration], trials: int, budget_s: float
     ) -> list[Configuration]:
-        """What to build together: one on a CPU; on a GPU all defaults, later as many as its host's cores carry.
+        """Return the configurations to build together.
 
-        What was cut off is built alone, so that no other is blamed for a candidate that takes its host down. What is
-        expected to build longer than the budget that is left is not begun.
+        On a CPU that is one; on a GPU all defaults, and later the number of builds for which its host has cores. A
+        build that is expected to take longer than the rest of the budget is not begun.
         """
         batch: list[Configuration] = []
         skipped: list[Configuration] = []
         while len(batch) < trials and len(skipped) < MOST_SKIPPED:
             cut_off = bool(interrupted)
-            known = interrupted.pop(0) if cut_off else search.propose([*batch, *skipped, *self._left_out])
-            if known is None:
+            proposal = interrupted.pop(0) if cut_off else search.propose([*batch, *skipped, *self._left_out])
+            if proposal is None:
                 break
-            first = known.digest in self._defaults
-            if len(batch) >= self.parallel and not first:
+            is_default = proposal.digest in self._defaults
+            if len(batch) >= self.parallel and not is_default:
                 break
-            if batch and not first and batch[0].digest in self._defaults:
+            if batch and not is_default and batch[0].digest in self._defaults:
                 break  # the rest of the search learns from the defaults
-            expected_s = self._build_s.get(known.backend, 0.0) * self._spaces[known.backend].build_cost(known)
-            (batch if expected_s <= budget_s else skipped).append(known)
+            expected_s = self._build_s.get(proposal.backend, 0.0) * self._spaces[proposal.backend].build_cost(proposal)
+            (batch if expected_s <= budget_s else skipped).append(proposal)
+            # A trial that was cut off is repeated alone: if it takes its host down, no other trial is blamed for that.
             if batch and (cut_off or self.parallel == 1):
                 break
         return batch
 
     @property
     def parallel(self) -> int:
-        """How many builds run at once: a large one keeps about two cores busy."""
-        return 1 if self.on.request.device.kind == "cpu" else max(1, self.on.request.device.cores // 2)
+        """The number of builds that run at once; a large build keeps about two cores busy."""
+        return 1 if self.context.request.device.kind == "cpu" else max(1, self.context.request.device.cores // 2)
 
     def _generation(self, batch: list[Configuration], left_s: float) -> list[Trial]:
-        """Build configurations together, then check and time them one after the other; ``left_s`` of the budget."""
-        stored: dict[Path, _Stored] = {}
+        """Build configurations together, then check and time them in turn; ``left_s`` is left of the budget."""
+        builds: dict[Path, _StoredBuild] = {}
         with contextlib.ExitStack() as held:
-            finished = self._built_and_finished(batch, left_s, stored, held)
-        named = {trial.artifact for trial in finished}
-        for digest in {each.digest for each in stored.values() if each.digest is not None} - named:
-            self.on.store.trials.drop_unnamed(digest)
+            finished = self._built_and_finished(batch, left_s, builds, held)
+        in_rows = {trial.artifact for trial in finished}
+        for digest in {build.digest for build in builds.values() if build.digest is not None} - in_rows:
+            self.context.store.trials.drop_unnamed(digest)
         return finished
 
     def _built_and_finished(
-        self, batch: list[Configuration], left_s: float, stored: "dict[Path, _Stored]", held: contextlib.ExitStack
+        self, batch: list[Configuration], left_s: float, stored: dict[Path, _StoredBuild], held: contextlib.ExitStack
     ) -> list[Trial]:
-        """Give the trials that ended; what was ``stored`` is ``held`` while no row names it."""
+        """Return the trials that ended; artifacts of ``stored`` builds are ``held`` until a row names them."""
         begin = time.monotonic()
         finished: list[Trial] = []
         claimed: list[Trial] = []
-        self._kernels.look(batch)  # an earlier trial is taken over only if its kernels are those of now
+        self._kernels.find_problems(batch)  # a trial of another study is adopted only if its kernels are those of now
         for configuration in batch:
             trial = self._earlier(configuration) or self._quarantined(configuration)
             if trial is not None:
                 finished.append(trial)
                 continue
-            trial = self.on.store.trials.claim(self.on.row.uid, configuration, self.on.digest(configuration.backend))
+            toolchain = self.context.digest(configuration.backend)
+            trial = self.context.store.trials.claim(self.context.row.uid, configuration, toolchain)
             if trial.state != "running":  # it was cut off too often
                 finished.append(trial)
-                self.on.progress.event("trial_finished", trial=trial, best_ms=self._pace.best_ms)
+                self.context.progress.event("trial_finished", trial=trial, best_ms=self._pace.best_ms)
                 continue
-            self.on.progress.event("trial_started", number=trial.number, configuration=configuration)
+            self.context.progress.event("trial_started", number=trial.number, configuration=configuration)
             claimed.append(trial)
-        known = self._kernels.prepare([trial.configuration for trial in claimed], left_s)
-        claimed = [_handed(trial, known[trial.configuration]) for trial in claimed]
+        kernels = self._kernels.prepare([trial.configuration for trial in claimed], left_s)
+        claimed = [_with_kernels(trial, kernels[trial.configuration]) for trial in claimed]
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
-        builds = self.on.executor.build(
-            [trial.configuration for trial in claimed], workers,
-            max(SHORTEST_BUILD_S, left_s - self.on.executor.split.worked_s(begin, time.monotonic())), kernels=known.get,
+        rest_s = left_s - self.context.executor.split.worked_s(begin, time.monotonic())
+        builds = self.context.executor.build(
+            [trial.configuration for trial in claimed], workers, max(SHORTEST_BUILD_S, rest_s), kernels=kernels.get,
             then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target, held)),
         ) if claimed else []  # fmt: skip
         for trial, (built, target) in zip(claimed, builds, strict=True):
-            if self.on.stop.is_set():
+            if self.context.stop.is_set():
                 break
             if _ran_out_of_budget(built):
                 self._leave_out(trial, built)
                 continue
-            self.on.progress.event("trial_timing", number=trial.number, configuration=trial.configuration)
-            done, measurement = self._finish(trial, built, stored.get(target))
-            if self.on.stop.is_set():
+            self.context.progress.event("trial_timing", number=trial.number, configuration=trial.configuration)
+            ended, measurement = self._finish(trial, built, stored.get(target))
+            if self.context.stop.is_set():
                 break
-            self.on.store.trials.finish(done, {"screening": measurement} if measurement else {})
-            finished.append(done)
-            self._build_s[done.configuration.backend] = max(
-                self._build_s.get(done.configuration.backend, 0.0), done.build_s or 0.0
-            )
-            self.on.progress.event("trial_finished", trial=done, best_ms=self._pace.best_ms)
-        if self.on.stop.is_set():
-            ended = {trial.uid for trial in finished}
-            self.on.store.trials.hand_back([trial for trial in claimed if trial.uid not in ended])
+            self.context.store.trials.finish(ended, {"screening": measurement} if measurement else {})
+            finished.append(ended)
+            self._note_build(ended)
+            self.context.progress.event("trial_finished", trial=ended, best_ms=self._pace.best_ms)
+        if self.context.stop.is_set():
+            uids = {trial.uid for trial in finished}
+            self.context.store.trials.hand_back([trial for trial in claimed if trial.uid not in uids])
         return finished
 
+    def _note_build(self, trial: Trial) -> None:
+        """Remember the longest build of each backend."""
+        backend = trial.configuration.backend
+        self._build_s[backend] = max(self._build_s.get(backend, 0.0), trial.build_s or 0.0)
+
     def _leave_out(self, trial: Trial, built: StepResult[BuildAnswer]) -> None:
-        """Take back a trial that the budget ended: it has no result, and is tried if the study is given more."""
-        self.on.store.trials.withdraw(trial)
+        """Withdraw a trial that the budget ended: it has no result, and is tried if the study gets a larger budget."""
+        self.context.store.trials.withdraw(trial)
         self._left_out.append(trial.configuration)
-        self.on.progress.event(
+        self.context.progress.event(
             "trial_left_out", trial=trial,
-            text=f"{trial.configuration}: left out, because its build was not done in the {built.seconds:.0f} s that "
-            "the budget had left; it is tried if the study is given more",
+            text=f"{trial.configuration}: left out, because its build did not end in the {built.seconds:.0f} s that "
+            "were left of the budget; it is tried if the study gets a larger budget",
         )  # fmt: skip
 
     def _stored(
         self, configuration: Configuration, built: StepResult[BuildAnswer], target: Path, held: contextlib.ExitStack
-    ) -> "dict[Path, _Stored]":
-        """Move what was built into the artifact store; on a GPU begin to load it, while others are still built."""
+    ) -> dict[Path, _StoredBuild]:
+        """Move a finished build into the artifact store; on a GPU begin to load it, while others are still built."""
         digest: str | None = None
         loading: EarlyLoad | None = None
         if built.failure is None:
-            digest = held.enter_context(self.on.store.artifacts.kept(target))
+            digest = held.enter_context(self.context.store.artifacts.kept(target))
             loading = self._load_early(configuration, digest)
-        self.on.executor.discard(target)
-        return {target: _Stored(digest=digest, loading=loading)}
+        self.context.executor.discard(target)
+        return {target: _StoredBuild(digest=digest, loading=loading)}
 
     def _load_early(self, configuration: Configuration, digest: str) -> EarlyLoad | None:
-        """Begin to load where there is room on the device, and nothing is timed in loading."""
+        """Begin to load if there is room on the device, and the backend times no kernels while it loads."""
         if self.parallel == 1 or registry.backend(configuration.backend).times_kernels_at_load(configuration):
             return None
         if not self._seats.acquire(blocking=False):
             return None
-        request = self.on.request
-        return self.on.executor.load_early(self.on.store.artifacts.open(digest), request.objective, request.seed)
+        request = self.context.request
+        artifact = self.context.store.artifacts.open(digest)
+        return self.context.executor.load_early(artifact, request.objective, request.seed)
 
-    def _measured(self, stored: "_Stored", digest: str, abandon_ms: float | None) -> StepResult[MeasureAnswer]:
+    def _measured(self, stored: _StoredBuild, digest: str, abandon_ms: float | None) -> StepResult[MeasureAnswer]:
         if stored.loading is not None:
             measured = stored.loading.measure(abandon_ms)
             self._seats.release()
             crowded = measured.failure is not None and measured.failure.kind == "out_of_memory"
-            if not crowded or self.on.stop.is_set():
+            if not crowded or self.context.stop.is_set():
                 return measured
             log.info("loading again without others beside it: %s", measured.failure)
-        request, artifact = self.on.request, self.on.store.artifacts.open(digest)
-        return self.on.executor.measure(artifact, request.objective, request.seed, abandon_ms=abandon_ms)
+        request, artifact = self.context.request, self.context.store.artifacts.open(digest)
+        return self.context.executor.measure(artifact, request.objective, request.seed, abandon_ms=abandon_ms)
 
     def _finish(
-        self, trial: Trial, built: StepResult[BuildAnswer], stored: "_Stored | None"
+        self, trial: Trial, built: StepResult[BuildAnswer], stored: _StoredBuild | None
     ) -> tuple[Trial, Measurement | None]:
         if built.failure is not None or stored is None or stored.digest is None:
             return dataclasses.replace(trial, state="failed", failure=built.failure), None
         digest = stored.digest
-        build_s = built.answer.build_s
-        always = trial.configuration.digest in self._defaults
-        measured = self._measured(stored, digest, None if always else self._pace.hopeless_ms(trial.configuration))
+        is_default = trial.configuration.digest in self._defaults
+        measured = self._measured(stored, digest, None if is_default else self._pace.abandon_ms(trial.configuration))
         error = None if measured.value is None else measured.value.signal_error
-        common: dict[str, Any] = {"build_s": build_s, "signal_error": error, "artifact": digest}
+        trial = dataclasses.replace(trial, build_s=built.answer.build_s, signal_error=error)
         if measured.failure is not None:
-            common["artifact"] = None
-            return dataclasses.replace(trial, state="failed", failure=measured.failure, **common), None
+            return dataclasses.replace(trial, state="failed", failure=measured.failure, artifact=None), None
+        trial = dataclasses.replace(trial, artifact=digest)
         answer = measured.answer
         measurement = answer.timed
         latency_ms = screened_ms(measurement)
         state: TrialState = "pruned" if answer.pruned else "complete"
-        scored = answer.score
-        if self.on.request.objective.name == "memory":
-            taken = self.on.executor.footprint(self.on.store.artifacts.open(digest))
-            if taken.failure is not None:
-                return dataclasses.replace(trial, state="failed", failure=taken.failure, **common), measurement
-            scored = float(taken.answer.memory.peak_bytes)
-        if self.on.request.objective.name.startswith("latency"):
-            self._pace.hear(trial.configuration, latency_ms)
-        return dataclasses.replace(trial, state=state, latency_ms=latency_ms, score=scored, **common), measurement
+        score = answer.score
+        if self.context.request.objective.name == "memory":
+            footprint = self.context.executor.footprint(self.context.store.artifacts.open(digest))
+            if footprint.failure is not None:
+                return dataclasses.replace(trial, state="failed", failure=footprint.failure), measurement
+            score = float(footprint.answer.memory.peak_bytes)
+        if self.context.request.objective.name.startswith("latency"):
+            self._pace.note(trial.configuration, latency_ms)
+        return dataclasses.replace(trial, state=state, latency_ms=latency_ms, score=score), measurement
 
     def _earlier(self, configuration: Configuration) -> Trial | None:
-        """The result of the same configuration in another study of this workload, taken over without a build.
-
-        What another study of another objective measured says nothing of this one's, except for its latency.
-        """
-        if self.on.request.objective.name != "latency_p50":
+        """Adopt the result of the same configuration in another study of this workload, without a build, if any."""
+        # A study measures the latency under every objective, and the value of no other objective than its own.
+        if self.context.request.objective.name != "latency_p50":
             return None
-        digest, kernels = self.on.digest(configuration.backend), self.on.supply.digest(configuration)
-        found = self.on.store.trials.earlier(self.on.row.identity, digest, configuration, kernels)
-        if found is None:
+        digest, kernels = self.context.digest(configuration.backend), self.context.supply.digest(configuration)
+        earlier = self.context.store.trials.earlier(self.context.row.identity, digest, configuration, kernels)
+        if earlier is None:
             return None
-        measurements = self.on.store.trials.measurements(found.uid, "screening")
-        return self._taken(found, digest, measurements[0] if measurements else None)
+        measurements = self.context.store.trials.measurements(earlier.uid, "screening")
+        return self._adopted(earlier, digest, measurements[0] if measurements else None)
 
     def _quarantined(self, configuration: Configuration) -> Trial | None:
-        """The failure of a configuration that took its worker down in any study of this structure under this toolchain.
+        """Adopt the failure of a configuration that took its worker down before, if any.
 
-        The baseline is tried all the same: without it no study could tell anything.
+        It counts in every study of this structure under this toolchain.
         """
-        if is_baseline(configuration, self.on.request):
-            return None
-        digest = self.on.digest(configuration.backend)
-        quarantine = self.on.store.trials.quarantined_by(
-            self.on.workload.structure, self.on.row.device_class, digest, configuration
+        if is_baseline(configuration, self.context.request):
+            return None  # it is tried again: without a baseline a study has no result
+        digest = self.context.digest(configuration.backend)
+        quarantine = self.context.store.trials.quarantined_by(
+            self.context.workload.structure, self.context.row.device_class, digest, configuration
         )
         if quarantine is None:
             return None
-        study, found = quarantine
-        assert found.failure is not None  # a failed trial has one
-        why = f"quarantined, not built again under this toolchain since trial {found.number} of {study.name}"
+        study, failed = quarantine
+        assert failed.failure is not None  # a failed trial has one
+        why = f"quarantined, not built again under this toolchain since trial {failed.number} of {study.name}"
         failure = dataclasses.replace(
-            found.failure, detail=f"{why} at batch {study.batch}: {found.failure.detail}", log_tail=""
+            failed.failure, detail=f"{why} at batch {study.batch}: {failed.failure.detail}", log_tail=""
         )
-        return self._taken(dataclasses.replace(found, failure=failure), digest, None)
+        return self._adopted(dataclasses.replace(failed, failure=failure), digest, None)
 
-    def _taken(self, found: Trial, digest: str, screening: Measurement | None) -> Trial:
-        """Take another study's result over as a trial of this one."""
-        mine = self.on.store.trials.claim(self.on.row.uid, found.configuration, digest)
-        if mine.state == "running":
-            mine = dataclasses.replace(
-                found, uid=mine.uid, number=mine.number, attempt=mine.attempt, artifact=None, reused=True, score=None
+    def _adopted(self, other: Trial, digest: str, screening: Measurement | None) -> Trial:
+        """Store another study's result as a trial of this one, and return that trial."""
+        trial = self.context.store.trials.claim(self.context.row.uid, other.configuration, digest)
+        if trial.state == "running":
+            trial = dataclasses.replace(
+                other, uid=trial.uid, number=trial.number, attempt=trial.attempt, artifact=None, reused=True, score=None
             )
-            self.on.store.trials.finish(mine, {"screening": screening} if screening else {})
-        self.on.progress.event("trial_finished", trial=mine, best_ms=self._pace.best_ms)
-        return mine
+            self.context.store.trials.finish(trial, {"screening": screening} if screening else {})
+        self.context.progress.event("trial_finished", trial=trial, best_ms=self._pace.best_ms)
+        return trial

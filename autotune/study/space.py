@@ -1,4 +1,4 @@
-"""Which candidates a study admits, and which of its trials enter the finals."""
+"""The candidates that a study admits, and the choice of the trials that enter the finals."""
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,25 +17,28 @@ log = logging.getLogger(__name__)
 FINALISTS = 8
 
 OUTCLASSED, IN_REACH = 2.0, 1.5
-"""What screening says of a candidate holds by more than this: a default slower than so many times the best needs no
-finals to be told that it lost, and nothing else enters that is out of reach. In ten finals on an H200 the ratio of two
-candidates differed by 19% or more between two processes in a tenth of the pairs, and loading a finalist in three took
-longer than timing it."""
+"""Latencies in screening, as multiples of the best, above which a candidate does not enter the finals.
+
+A default that is slower than OUTCLASSED times the best has certainly lost; any other candidate has to be within
+IN_REACH. In ten finals on an H200 the ratio of two candidates differed by 19% or more between two processes in a tenth
+of the pairs. Loading a third of the finalists took longer than timing them.
+"""
 
 
 def is_baseline(configuration: Configuration, request: StudyRequest, *, stand_in: bool = False) -> bool:
-    """Whether a configuration is the model as its user runs it today (on a CPU: at some thread count).
+    """Return true if a configuration is the model as its user runs it today (on a CPU: at some thread count).
 
-    With ``stand_in`` whether it is its captured graph, which takes that place if the user's own module fails in it.
+    With ``stand_in``, return true if it is the model's captured graph in eager mode, which becomes the baseline if the
+    user's own module fails.
     """
     has_factory = request.factory is not None and not stand_in
     return registry.is_baseline(configuration, has_factory=has_factory)
 
 
 def stand_ins(tried: Sequence[Trial], request: StudyRequest) -> list[Configuration]:
-    """Return the captured graph of each baseline that was tried, if every one of them has failed; else nothing.
+    """Return the captured graph of each baseline that was tried, if all of them have failed; else nothing.
 
-    A module may fail for reasons of its own, such as a factory that works only where it was written.
+    A module may fail for reasons of its own, such as a factory that works only on the machine of its author.
     """
     own = [trial for trial in tried if is_baseline(trial.configuration, request)]
     if request.factory is None or not own or any(trial.state != "failed" for trial in own):
@@ -47,9 +50,9 @@ def stand_ins(tried: Sequence[Trial], request: StudyRequest) -> list[Configurati
 
 
 def search_spaces(request: StudyRequest, workload: Workload | None) -> list[SearchSpace]:
-    """The spaces of the backends that take part, cut down to what the study admits; the baseline always stays.
+    """Return the spaces of the backends that take part, limited to the study's precisions; the baseline always stays.
 
-    Raises RequestError for a backend that was asked for and does not work here, SpaceError where nothing but the
+    Raises RequestError for a backend that was requested and does not work here, SpaceError if no candidate besides the
     baseline is left.
     """
     admitted = _admitted_backends(request)
@@ -75,13 +78,13 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
             f"the search space of {request.name} leaves no candidate on {request.device.name}",
             found=f"backends {', '.join(sorted(admitted))}; {precision}; serve_as {request.serve_as}",
             expected="at least one candidate besides the baseline",
-            run="the study with a wider space: (more backends or precisions)",
+            run="the study with a wider space (more backends or precisions)",
         )
     return spaces
 
 
 def participants(request: StudyRequest) -> list[str]:
-    """The backends that a study admits and that work here."""
+    """Return the names of the backends that a study admits and that work here."""
     admitted, device = _admitted_backends(request), request.device
     return [name for name in registry.names() if name in admitted and registry.backend(name).probe(device).works]
 
@@ -92,21 +95,24 @@ def choose_finalists(
     defaults: Sequence[Configuration],
     disturbed: Collection[str] = frozenset(),
 ) -> list[Trial]:
-    """Baselines, every backend's defaults, the best of every backend, the best in full precision, and the best overall.
+    """Return the trials that enter the finals, fastest first.
 
-    ``disturbed`` are the uids of those whose screening met others on the device all the while: nothing is known of
-    them, so that of baselines and defaults all of these enter.
+    These enter: baselines that are in reach of the fastest baseline, defaults that are not outclassed, the best of
+    every backend, and the best in full precision. Then the best overall that are in reach of the first fill up to eight
+    finalists besides the baselines; there are more if more must enter.
 
-    Of the defaults those that are not outclassed. The best overall, as far as they are in reach of the first, fill up
-    to eight finalists besides the baselines; what must enter may make them more.
+    ``disturbed`` are the uids of trials during whose whole screening other processes used the device. Their latency is
+    unknown, so all baselines and defaults among them enter.
     """
-    ranked = sorted((t for t in complete if t.ranked_by is not None), key=lambda t: (t.ranked_by, t.uid))
+    ranked = [trial for trial in complete if trial.ranked_by is not None]
+    ranked.sort(key=lambda trial: (trial.ranked_by, trial.uid))
     own = [trial for trial in ranked if trial.uid in set(baselines)]
     base = {trial.uid for trial in _within(own, IN_REACH)} | {trial.uid for trial in own if trial.uid in disturbed}
     ranked = [trial for trial in ranked if trial.uid in base or trial.uid not in set(baselines)]
     default_digests = {configuration.digest for configuration in defaults}
     in_class = {trial.uid for trial in _within(ranked, OUTCLASSED)} | set(disturbed)
-    must = base | {t.uid for t in ranked if t.uid in in_class and t.configuration.digest in default_digests}
+    default_trials = [trial for trial in ranked if trial.configuration.digest in default_digests]
+    must = base | {trial.uid for trial in default_trials if trial.uid in in_class}
     for precision in (None, "fp32"):
         seen: set[str] = set()
         for trial in ranked:
@@ -123,22 +129,20 @@ def choose_finalists(
 
 
 def _within(ranked: Sequence[Trial], factor: float) -> list[Trial]:
-    """Those of the trials, fastest first, that take at most so many times as long as the first."""
+    """Return those of the trials (fastest first) that take at most ``factor`` times as long as the first."""
     return [trial for trial in ranked if (trial.ranked_by or 0.0) <= factor * (ranked[0].ranked_by or 0.0)]
 
 
 def _admitted_backends(request: StudyRequest) -> set[str]:
-    known = set(registry.names())
-    asked = known if request.backends is None else set(request.backends)
-    if asked - known:
-        raise RequestError(
-            f"unknown backend {', '.join(sorted(asked - known))}", expected=f"one of {', '.join(sorted(known))}"
-        )
-    return asked if request.serve_as == "any" else asked & set(registry.serving_formats()[request.serve_as])
+    installed = set(registry.names())
+    requested = installed if request.backends is None else set(request.backends)
+    if unknown := sorted(requested - installed):
+        raise RequestError(f"unknown backend {', '.join(unknown)}", expected=f"one of {', '.join(sorted(installed))}")
+    return requested if request.serve_as == "any" else requested & set(registry.serving_formats()[request.serve_as])
 
 
 def _narrow(space: SearchSpace, request: StudyRequest, *, whole: bool) -> SearchSpace:
-    """Keep the baseline and, where ``whole``, the precisions that the study admits."""
+    """Limit a space to the baseline and, if it is ``whole``, the precisions that the study admits."""
     backend = space.backend
 
     def baseline(values: Mapping[str, Scalar]) -> bool:
@@ -158,6 +162,6 @@ def _narrow(space: SearchSpace, request: StudyRequest, *, whole: bool) -> Search
     narrowed = replace(space, constraints=tuple(constraints), defaults=(), hints=())
     return replace(
         narrowed,
-        defaults=tuple(c for c in space.defaults if narrowed.refusal(c) is None),
-        hints=tuple(c for c in space.hints if narrowed.refusal(c) is None),
+        defaults=tuple(default for default in space.defaults if narrowed.refusal(default) is None),
+        hints=tuple(hint for hint in space.hints if narrowed.refusal(hint) is None),
     )

@@ -1,4 +1,4 @@
-"""The loop of a study: the only place that sees the whole road from a model to its plan."""
+"""A study from the model to its plan: capture, search, finals: run_study, Study."""
 
 import contextlib
 import functools
@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from autotune import registry
 from autotune.database.rows import StudyRow
@@ -20,14 +20,14 @@ from autotune.execute.executor import Executor
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.kernels.executor import STEPS
-from autotune.progress import Progress, Silent, teller
+from autotune.progress import Progress, Silent, message_sender
 from autotune.records.canonical import digest
 from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
 from autotune.records.workload import Workload
 from autotune.runtime import toolchain as versions
 from autotune.scratch import ScratchFolder
-from autotune.study.cache import asks_more, known_outcome, misfits, outcome, package_versions, undecided_outcome
+from autotune.study.cache import Sources, asks_more, misfits, outcome, package_versions, stored_outcome
 from autotune.study.context import StudyContext
 from autotune.study.finals import StudyFinals, Undecided
 from autotune.study.identity import conditions, request_digest, with_metric_code
@@ -42,31 +42,31 @@ log = logging.getLogger(__name__)
 
 
 def run_study(request: StudyRequest, store: Store, progress: Progress | None = None) -> StudyOutcome:
-    """Search, or go on searching, for the fastest plan; a finished study answers with its plan and measures nothing.
+    """Search for the fastest plan, or continue the search; a finished study returns its plan and measures nothing.
 
-    Raises StudyInterruptedError on SIGINT or SIGTERM; what was finished is kept and the same call goes on. Raises
-    StudyHeldError where another process coordinates the study, StudyTakenOverError once another one does, and
+    Raises StudyInterruptedError on SIGINT or SIGTERM; finished trials are kept, and the same call continues. Raises
+    StudyHeldError if another process coordinates the study, StudyTakenOverError if another one takes it over, and
     OutOfMemoryError if the model or its baseline takes more memory than there is.
     """
     progress = progress or Silent()
-    known = known_outcome(request, store)
-    if known is not None:
-        progress.event("finished", outcome=known)
-        return known
-    search_spaces(request, None)  # refuses what leaves no candidate before anything is begun
+    cached = stored_outcome(request, store)
+    if cached is not None:
+        progress.event("finished", outcome=cached)
+        return cached
+    search_spaces(request, None)  # refuses a space without candidates before anything is begun
     begin = time.monotonic()
     with (
         ScratchFolder("study") as folder,
-        WorkerServer(folder, steps=STEPS, work=request.name, tell=teller(progress)) as server,
+        WorkerServer(folder, steps=STEPS, work=request.name, tell=message_sender(progress)) as server,
         stoppable(server) as stop,
     ):
-        found = Study(request, store, progress, server, folder, stop).run(begin)
-    progress.event("finished", outcome=found)
-    return found
+        decided = Study(request, store, progress, server, folder, stop).run(begin)
+    progress.event("finished", outcome=decided)
+    return decided
 
 
 class Study:
-    """One run of a study, from capture to plan; a program that plays its finals has ``finals`` of its own."""
+    """One run of a study, from capture to plan; a program that simulates finals has another class in ``finals``."""
 
     finals: ClassVar[type[StudyFinals]] = StudyFinals
 
@@ -87,10 +87,10 @@ class Study:
         self.server, self.folder = server, folder
 
     def run(self, begin: float) -> StudyOutcome:
-        """The whole road; ``begin`` is when the caller began to wait."""
-        workload, read = self._capture()
+        """Run the study to its end; ``begin`` is the monotonic time at which the caller began to wait."""
+        workload, sources = self._capture()
         spaces = search_spaces(self.request, workload)
-        row, settings = self._begin(workload, spaces, read)
+        row, settings = self._begin(workload, spaces, sources)
         with coordinating(self.store, row.uid, lost=self._lost, tell=self._tell, pause=self.stop.wait) as store:
             self._check_stop()
             self.store = store
@@ -103,10 +103,13 @@ class Study:
         stored = self._finished_plan(row)
         plan = None if stored is None else self.usable(stored, workload)
         if plan is not None:
-            asked = {"trials": self.request.trials, "budget_s": self.request.budget_s}
-            self.store.studies.finish(row.uid, {**row.timings, "asked": {**row.timings.get("asked", {}), **asked}})
-            found = self.store.trials.of_study(plan.evidence.study or row.uid)
-            return outcome(plan, found, cached=plan == stored, seconds=time.monotonic() - begin)
+            limits = {"trials": self.request.trials, "budget_s": self.request.budget_s}
+            self.store.studies.finish(row.uid, {**row.timings, "asked": {**row.timings.get("asked", {}), **limits}})
+            return outcome(
+                self.request, plan, plan.evidence.finalists,
+                self.store.trials.of_study(plan.evidence.study or row.uid), cached=plan == stored,
+                seconds=time.monotonic() - begin,
+            )  # fmt: skip
         if row.state == "finished":
             self.store.studies.reopen(row.uid)
         context = StudyContext(
@@ -119,17 +122,18 @@ class Study:
         split = self.split.seconds(begin, end)
         if isinstance(decided, Undecided):
             return self._undecided(row, decided, end - begin, split)
-        settings = {"trials": self.request.trials, "budget_s": self.request.budget_s, "exhausted": search.exhausted}
-        self.store.studies.finish(row.uid, {"split": split, "seconds": end - begin, "asked": settings})
-        return outcome(decided, self.store.trials.of_study(row.uid), cached=False, seconds=end - begin, split=split)
+        limits = {"trials": self.request.trials, "budget_s": self.request.budget_s, "exhausted": search.exhausted}
+        self.store.studies.finish(row.uid, {"split": split, "seconds": end - begin, "asked": limits})
+        trials = self.store.trials.of_study(row.uid)
+        return outcome(self.request, decided, decided.evidence.finalists, trials, seconds=end - begin, split=split)
 
-    def _undecided(self, row: StudyRow, found: Undecided, seconds: float, split: Mapping[str, float]) -> StudyOutcome:
-        """The outcome of finals that could not decide; the study stays open, so that the same call repeats them."""
-        self.store.studies.note_undecided(row.uid, found.reason)
+    def _undecided(self, row: StudyRow, finals: Undecided, seconds: float, split: Mapping[str, float]) -> StudyOutcome:
+        """Return the outcome of finals that could not decide; the study stays open, and the same call repeats them."""
+        self.store.studies.note_undecided(row.uid, finals.reason)
         incumbent = self.store.plans.find(row.identity.plan, row.weights)
-        return undecided_outcome(
-            row, self.request, incumbent, reason=found.reason, finalists=found.finals.finalist_records(),
-            trials=self.store.trials.of_study(row.uid), seconds=seconds, split=split,
+        return outcome(
+            self.request, incumbent, finals.finals.finalist_records(), self.store.trials.of_study(row.uid),
+            seconds=seconds, split=split, doubt=finals.reason,
         )  # fmt: skip
 
     def _lost(self) -> None:
@@ -142,10 +146,10 @@ class Study:
 
     # Capture
 
-    def _capture(self) -> tuple[Workload, dict[str, Any]]:
+    def _capture(self) -> tuple[Workload, Sources]:
         request = self.request
         self.progress.event("capture", name=request.name, batch=request.batch)
-        read: dict[str, Any] = {}
+        sources = Sources()
         if request.prepared is not None:
             shutil.copytree(request.prepared, self.executor.model)
         else:
@@ -153,38 +157,38 @@ class Study:
             answer = self.executor.prepare(request.name, request.batch, request.factory, request.inputs, request.seed)
             for note in answer.notes:
                 self._tell(f"{request.name}: {note}")
-            read = {"records": [answer.read]}
-        objective, of_metrics = with_metric_code(request.objective, self.executor)
+            sources["records"] = [answer.read]
+        objective, metric_records = with_metric_code(request.objective, self.executor)
         objective.refuse_other_outputs([spec.name for spec in self.executor.workload().outputs])
         self.request = replace(request, objective=objective)
-        if read:
-            read["records"] += of_metrics
-            read["packages"] = package_versions({name for one in read["records"] for name in one["packages"]})
+        if sources:
+            sources["records"] += metric_records
+            sources["packages"] = package_versions(sources["records"])
         workload = self._with_features(self.executor.workload())
         self._check_stop()
         self.progress.event("captured", workload=workload)
-        return workload, read
+        return workload, sources
 
     def _with_features(self, workload: Workload) -> Workload:
-        """The workload with what backends find in its graph; a backend that fails at that finds nothing."""
-        looking = list(registry.finding_features(participants(self.request)))
-        if not looking:
+        """Return the workload with the features that backends report of its graph; none if one of them fails."""
+        backends = list(registry.finding_features(participants(self.request)))
+        if not backends:
             return workload
-        looked = self.executor.features(looking)
-        if looked.failure is not None:
-            self.progress.event("message", text=f"{', '.join(looking)}: no look at the graph: {looked.failure}")
+        result = self.executor.features(backends)
+        if result.failure is not None:
+            self._tell(f"{', '.join(backends)}: the graph was not searched for features: {result.failure}")
             return workload
-        found = looked.answer.features
-        return replace(workload, features=(*workload.features, *(f"{name}:{count}" for name, count in found.items())))
+        features = tuple(f"{name}:{count}" for name, count in result.answer.features.items())
+        return replace(workload, features=(*workload.features, *features))
 
     def _begin(
-        self, workload: Workload, spaces: Sequence[SearchSpace], read: Mapping[str, Any]
-    ) -> tuple[StudyRow, dict[str, Any]]:
-        """The row of the study, and the settings that it will have once this process coordinates it."""
+        self, workload: Workload, spaces: Sequence[SearchSpace], sources: Sources
+    ) -> tuple[StudyRow, dict[str, object]]:
+        """Return the row of the study, and the settings to store when this process coordinates it."""
         request = self.request
-        settings = {
+        settings: dict[str, object] = {
             "request": request_digest(request),
-            "read": read,
+            "read": sources,
             "seed": request.seed,
             "factory": request.factory,
             "inputs": [asdict(spec) for spec in request.inputs],
@@ -197,7 +201,7 @@ class Study:
         return row, settings
 
     def _finished_plan(self, row: StudyRow) -> Plan | None:
-        """The plan of a study that is finished, also if it was for other weights, or under another toolchain."""
+        """Return the plan of a finished study, also if it was for other weights or under another toolchain."""
         finished = {
             other.uid for other in self.store.studies.list(row.name, row.batch)
             if other.state == "finished" and not asks_more(self.request, other)
@@ -207,41 +211,41 @@ class Study:
         return plan if plan is not None and plan.evidence.study in finished else None
 
     def usable(self, plan: Plan, workload: Workload) -> Plan | None:
-        """Return a stored plan with an artifact that serves the prepared model, built again if it must be.
+        """Return a stored plan with an artifact that serves the prepared model, built again if needed.
 
-        ``None`` if what was built again does not pass the gate, or is not fast any more.
+        ``None`` if the artifact that was built again does not pass the gate, or is not faster than the baseline.
         """
-        wrong = misfits(plan, workload.weights, self.executor.form(), self.toolchain, self.store)
-        if not wrong:
+        differences = misfits(plan, workload.weights, self.executor.form(), self.toolchain, self.store)
+        if not differences:
             return plan
-        reasons = ", ".join(f"{part} {found} instead of {asked}" for part, asked, found in wrong)
-        self.progress.event("message", text=f"{plan.name}: rebuilding the stored plan {plan.configuration}: {reasons}")
+        reasons = ", ".join(f"{part} {stored} instead of {needed}" for part, needed, stored in differences)
+        self._tell(f"{plan.name}: rebuilding the stored plan {plan.configuration}: {reasons}")
         return self.rebuild(plan, workload)
 
     def rebuild(self, plan: Plan, workload: Workload) -> Plan | None:
         """See :meth:`autotune.study.rebuild.StudyRebuild.rebuild`."""
-        again = StudyRebuild(
+        rebuilding = StudyRebuild(
             store=self.store, executor=self.executor, supply=self.supply, toolchain=self.toolchain,
             seed=self.request.seed, progress=self.progress, check_stop=self._check_stop,
         )  # fmt: skip
-        return again.rebuild(plan, workload)
+        return rebuilding.rebuild(plan, workload)
 
     @functools.cached_property
     def supply(self) -> KernelSupply:
-        """The tuned kernels that builds are handed."""
+        """The source of the tuned kernels for builds."""
         device_class = self.device.device_class
         return KernelSupply(self.store, self.executor, device_class, self.toolchain, self._tell, self.stop)
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
             raise StudyInterruptedError(
-                f"{self.request.name} was stopped; what was finished is kept", run="the same command to go on"
+                f"{self.request.name} was stopped; finished trials are kept", run="the same command, which continues it"
             )
 
 
 @contextlib.contextmanager
 def stoppable(server: WorkerServer) -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into an orderly stop: steps are killed, nothing of them is recorded."""
+    """Turn SIGINT and SIGTERM into an orderly stop: steps are killed, and nothing of them is recorded."""
     stop = threading.Event()
 
     def on_signal(*_: object) -> None:

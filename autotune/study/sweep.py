@@ -1,4 +1,4 @@
-"""Batches doubled until more of them serve no more items a second."""
+"""Studies of doubled batches, until a larger batch serves no more items a second."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -9,14 +9,14 @@ from autotune.study.request import StudyOutcome, StudyRequest
 log = logging.getLogger(__name__)
 
 GAIN = 0.05
-"""A larger batch has to serve so many more items a second, or the sweep ends."""
+"""The least gain in items a second of a larger batch, as a share; with less, the sweep ends."""
 
 
 def sweep(requests: Iterable[StudyRequest], run: Callable[[StudyRequest], StudyOutcome]) -> Iterator[StudyOutcome]:
-    """Run studies of growing batches until throughput is saturated or memory is out.
+    """Run studies of growing batches until throughput is saturated or memory is used up.
 
-    Raises what the first study raises; a later one that runs out of memory ends the sweep. A study that is undecided
-    says nothing about saturation: the next batch follows.
+    An OutOfMemoryError of the first study is raised; a later one ends the sweep. Any other error is raised. After an
+    undecided study, which has no throughput to compare, the next batch follows.
     """
     fastest: float | None = None
     for request in requests:
@@ -36,16 +36,16 @@ def sweep(requests: Iterable[StudyRequest], run: Callable[[StudyRequest], StudyO
 
 
 def items_per_s(outcome: StudyOutcome) -> float | None:
-    """What the plan of a study serves, from its finals; None if they could not decide."""
+    """Return the items a second that a study's plan serves, from its finals; ``None`` if they could not decide."""
     if outcome.plan is None or outcome.undecided or outcome.plan.evidence.objective is None:
         return None
     return outcome.plan.evidence.objective.items_per_s
 
 
 def saturated(outcomes: Iterable[StudyOutcome]) -> StudyOutcome | None:
-    """The study whose plan serves most; at less than :data:`GAIN` between two, the smaller batch.
+    """Return the study whose plan serves most; if two differ by less than :data:`GAIN`, that of the smaller batch.
 
-    None if no study of the sweep was decided.
+    ``None`` if no study of the sweep was decided.
     """
     best: tuple[float, StudyOutcome] | None = None
     for outcome in outcomes:

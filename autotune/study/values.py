@@ -1,8 +1,8 @@
-"""The kinds of values that a study file holds: each accepts one thing and says in words what it accepts."""
+"""The kinds of values in a study file; each has a description in words of the values that it accepts."""
 
 import re
 from collections import abc
-from typing import Annotated, Any
+from typing import Annotated, TypeVar
 
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
@@ -12,10 +12,11 @@ PARAMETER = re.compile(r"[A-Za-z_]\w*")
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _DURATION = re.compile(r"(?:([0-9]+(?:\.[0-9]+)?)h)?(?:([0-9]+(?:\.[0-9]+)?)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?")
 _LONGEST_S = 30 * 24 * 3600.0
+_Item = TypeVar("_Item")
 
 
 def parse_duration(text: str) -> float:
-    """Seconds of a duration such as ``90s``, ``3m`` or ``1h30m``; ValueError unless it is more than nothing."""
+    """Return the seconds of a duration such as ``90s``, ``3m`` or ``1h30m``; ValueError unless it is above zero."""
     match = _DURATION.fullmatch(text.strip()) if len(text) < 40 else None
     if not match or not any(match.groups()):
         raise ValueError(f"{text!r} is not a duration such as 90s, 3m or 1h30m")
@@ -42,7 +43,7 @@ def one_of(words: "tuple[str, ...] | abc.Callable[[], tuple[str, ...]]") -> Befo
 
 
 def matches(pattern: "re.Pattern[str]", expected: str, longest: int = 100) -> BeforeValidator:
-    """Accept text of a pattern."""
+    """Accept text that the whole pattern matches."""
 
     def check(value: object) -> object:
         if not isinstance(value, str) or len(value) > longest or not pattern.fullmatch(value):
@@ -53,48 +54,48 @@ def matches(pattern: "re.Pattern[str]", expected: str, longest: int = 100) -> Be
 
 
 def as_many(value: object) -> object:
-    """Accept one value for a list of one."""
+    """Accept a single value in place of a list with that value."""
     return value if isinstance(value, tuple) else (value,)
 
 
 AUTO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""What ``batch: auto`` stands for: doubled until throughput is saturated."""
+"""The batches of ``batch: auto``: each doubles the last, until throughput is saturated."""
 
 
 def batches(value: object) -> object:
-    """Accept one batch for a list of one, and ``auto``."""
+    """Accept a list of batches, a single batch, or ``auto``."""
     return AUTO_BATCHES if value == "auto" else as_many(value)
 
 
-def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Accept a list in which nothing is missing or repeated."""
+def distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    """Accept a list that has at least one value, and none of them twice."""
     if not values or len(set(values)) != len(values):
         raise _expect("at least one value, each once")
     return values
 
 
 def size_or_batch(value: object) -> object:
-    """Accept a size of a shape."""
+    """Accept one size of a shape: a positive whole number or ``batch``."""
     if value != "batch" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise _expect("a positive whole number, or the word batch")
     return value
 
 
 def budget_seconds(value: object) -> float:
-    """Accept a duration, as seconds."""
+    """Accept a duration; return its seconds."""
     try:
         return parse_duration(value if isinstance(value, str) else f"{value}")
     except ValueError as error:
-        raise _expect("a duration of more than nothing, such as 90s, 3m or 1h30m") from error
+        raise _expect("a duration above zero, such as 90s, 3m or 1h30m") from error
 
 
 def limits_by_output(value: object) -> object:
-    """Accept one limit for all outputs, or limits by name."""
+    """Accept one limit for all outputs, or limits by the names of outputs."""
     return value if isinstance(value, dict) else {"default": value}
 
 
 def all_or_names(value: object) -> object:
-    """Accept ``all`` (as ``None``) or a list of names."""
+    """Accept ``all``, for which ``None`` is returned, or a list of names."""
     if value is None or (isinstance(value, str) and value != "all"):
         raise _expect("all, or a list of names of backends (autotune doctor lists them)")
     return None if value == "all" else value

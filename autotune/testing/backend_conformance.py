@@ -44,7 +44,7 @@ from autotune.testing.toy_models import USUAL, plain_configuration, toy_source, 
 __all__ = ["CORES", "CPU", "BackendConformance", "RunnerConformance"]
 
 SMALL_SPACE = 2000
-"""This many configurations of a space are looked at."""
+"""The number of configurations of a space that are checked."""
 
 
 class BackendConformance:
@@ -70,7 +70,7 @@ class BackendConformance:
         assert self.backend.probe(self.device) == Availability(works=True)
 
     def test_import_probe_and_space_load_nothing_heavy(self, tmp_path: Path) -> None:
-        """A fresh process that looks what is there imports no library."""
+        """A fresh process that probes the backend and lists its space imports no library."""
         script = (
             f"import sys; from {self.module} import BACKEND; from autotune.backend import Device\n"
             f"device = Device.from_dict({self.device.as_dict()!r})\n"
@@ -86,7 +86,7 @@ class BackendConformance:
     @pytest.mark.parametrize("has_factory", [True, False])
     @pytest.mark.parametrize("toy", [None, *USUAL])
     def test_every_space_has_candidates_and_defaults(self, toy: str | None, has_factory: bool) -> None:
-        """Defaults are legal and distinct, and each configuration says in which precision it computes."""
+        """Defaults are legal and distinct, and each configuration names the precision in which it computes."""
         workload = toy_workload(toy) if toy else None
         space = self.backend.space(self.device, workload, has_factory=has_factory)
         assert space.backend == self.backend.name
@@ -104,7 +104,7 @@ class BackendConformance:
             if self.device.kind == "cpu":
                 assert type(configuration["threads"]) is int
 
-    def test_space_does_not_depend_on_when_it_is_asked(self) -> None:
+    def test_space_is_the_same_at_every_call(self) -> None:
         """Two spaces for the same device are the same."""
         first, second = (self.backend.space(self.device, None, has_factory=True) for _ in range(2))
         assert first.digest == second.digest and first.defaults == second.defaults

@@ -1,4 +1,4 @@
-"""A backend that goes wrong on demand: MisbehavingBackend."""
+"""A backend that misbehaves on demand: MisbehavingBackend."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ FAULTS = (
 
 
 class MisbehavingBackend:
-    """A backend whose parameter ``fault`` says how it goes wrong; its artifact is the captured graph run eagerly.
+    """A backend whose parameter ``fault`` selects how it misbehaves; its artifact is the captured graph run eagerly.
 
     A configuration that is written by hand may have any fault of :data:`autotune.testing.misbehaviour.WAYS`.
     Offer it in a test by an entry point ``misbehaving = autotune.testing:MISBEHAVING`` of the group
@@ -28,7 +28,7 @@ class MisbehavingBackend:
     build_uses_device = False
 
     def probe(self, device: Device) -> Availability:
-        """Work everywhere, in its way."""
+        """Be available everywhere."""
         return Availability(works=True)
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:

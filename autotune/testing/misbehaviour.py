@@ -1,4 +1,4 @@
-"""The ways in which a candidate can go wrong, each on demand and for real, and a table of steps made of them.
+"""Faults that a candidate can really have, each on demand, and a table of steps that have them.
 
 Each takes a folder, in which it writes the id of every process that it starts. Call them in a worker's step only, and
 never in a process that matters.
@@ -20,8 +20,8 @@ from autotune.execute.limits import FILE_BYTES, most_processes
 
 PROCESSES = "processes"
 BOMB_MORE, BOMB_S = 1000, 20.0
-"""A fork bomb ends by itself after that many processes past the limit, or after that time: a limit that fails does no
-harm."""
+"""A fork bomb ends by itself after that many processes past the limit, or after that time. It does no harm if the limit
+fails."""
 FORGED = {"result": {"build_s": 0.0, "forged": True}, "identity": "0" * 32}
 """The answer of a forger: a result in the name of another step."""
 
@@ -47,7 +47,7 @@ def leave(folder: Path) -> None:
 
 
 def hang(folder: Path) -> NoReturn:
-    """Wait for ever."""
+    """Wait forever."""
     while True:
         signal.pause()
 
@@ -60,7 +60,7 @@ def stubborn(folder: Path) -> None:
 
 
 def orphan(folder: Path) -> None:
-    """End well, and leave behind a process without a parent, in a process group of its own."""
+    """Succeed, and leave behind a process without a parent, in a process group of its own."""
     if os.fork() == 0:
         _start_child(folder)
         os._exit(0)
@@ -220,7 +220,7 @@ def _misbehave(request: MisbehaveRequest, channel: Channel) -> dict[str, object]
 
 
 STEPS: Mapping[str, Callable[[MisbehaveRequest, Channel], dict[str, object]]] = {"misbehave": _misbehave}
-"""For a :class:`autotune.execute.server.WorkerServer`: one step that goes wrong as its request says."""
+"""For a :class:`autotune.execute.server.WorkerServer`: one step with the fault that its request names."""
 
 
 def started(folder: Path) -> list[int]:
@@ -235,7 +235,7 @@ def _record(folder: Path) -> None:
 
 
 def _start_child(folder: Path) -> None:
-    """Fork a process that leaves the process group and waits for ever; returns when its id is written."""
+    """Fork a process that leaves the process group and waits forever; returns when its id is written."""
     reading, writing = os.pipe()
     if os.fork() == 0:
         os.setsid()

@@ -82,7 +82,7 @@ class PlanConformance:
             assert store.plans.find(replace(other, objective=LOOSE)) is None
 
     def test_a_plan_for_these_weights_comes_before_a_faster_one_for_others(self, store: Store) -> None:
-        """Without one of its own a model gets the plan of its structure."""
+        """A model without a plan of its own gets the plan of its structure."""
         store.plans.promote(replace(PLAN, uid="other", weights=digest("other"), latency_ms=0.5))
         plan = store.plans.find(KEY, weights=PLAN.weights)
         assert plan is not None and plan.uid == "other"

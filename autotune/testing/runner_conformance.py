@@ -32,7 +32,7 @@ WRONG_CALLS: Mapping[str, tuple[Change, str]] = {
     "array": (lambda inputs: [*inputs[:-1], inputs[-1].cpu().numpy()], "input {name} does not fit"),
     "sparse": (lambda inputs: [*inputs[:-1], inputs[-1].to_sparse()], "input {name} does not fit"),
 }
-"""Calls that every runner refuses, and the begin of its message; ``{name}`` is the last input's."""
+"""Calls that every runner refuses, and the beginning of its message; ``{name}`` is the last input's."""
 
 
 class RunnerConformance:
@@ -125,7 +125,7 @@ class RunnerConformance:
             self.assert_answers(built, runner(*strided), named)
 
     def test_is_safe_from_several_threads(self, built: BuiltToy, runner: Runner) -> None:
-        """Threads that call at the same time get each their own answers."""
+        """Threads that call at the same time each get their own answers."""
         cases = [self.inputs(built, seed) for seed in range(4)]
 
         def ask(case: tuple[dict[str, Tensor], list[Tensor]]) -> list[tuple[Tensor, ...]]:
@@ -186,7 +186,7 @@ class RunnerConformance:
 
     @pytest.mark.parametrize("threads", [1, CORES])
     def test_a_call_leaves_the_global_switches_alone(self, built: BuiltToy, runner: Runner, threads: int) -> None:
-        """Threads, TF32 and cuDNN's benchmark are the caller's again after a call."""
+        """Threads, TF32 and cuDNN's benchmark have the caller's values after a call."""
         named, inputs = self.inputs(built, 9)
         before = global_state()
         try:

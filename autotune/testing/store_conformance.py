@@ -7,8 +7,8 @@ A test module inherits the class and overrides one fixture, which returns the UR
         def url(self, tmp_path):
             return str(tmp_path / "a.db")
 
-In a ``conftest.py``, ``pytest.register_assert_rewrite("autotune.testing.store_conformance")`` lets pytest show the
-values of an assertion that fails.
+For messages that show values, put a call of ``pytest.register_assert_rewrite`` into ``conftest.py``, with the names of
+this module, ``autotune.testing.trial_conformance`` and ``autotune.testing.plan_conformance``.
 """
 
 from collections.abc import Callable, Iterator

@@ -24,6 +24,7 @@ from autotune.kernel import LoadedKernel
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
+from autotune.runtime.installed import install_command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -228,5 +229,5 @@ def _library() -> ctypes.CDLL:
             reasons.append(str(error))
     raise WorkError(
         "cuBLASLt was to be loaded", found="; ".join(reasons),
-        expected=f"{name}, which comes with torch for CUDA {major}", run="pip install 'autotune-inference[gpu]'",
+        expected=f"{name}, which comes with torch for CUDA {major}", run=install_command("gpu"),
     )  # fmt: skip

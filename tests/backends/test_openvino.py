@@ -131,7 +131,7 @@ def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(backend, "find_spec", lambda name: None if name == "openvino" else object())
     refused = BACKEND.probe(CPU)
     assert refused.reason == "openvino is not installed"
-    assert refused.remedy == 'pip install "autotune-inference[openvino]"'
+    assert refused.remedy.startswith("pip install 'openvino>=")
 
 
 class Pooled(nn.Module):

@@ -91,6 +91,7 @@ def test_listing_makes_no_database_and_knows_its_devices(autotune, tmp_path):
     assert (row["best_us"], row["library_us"], row["saved"]) == (10.0, None, None)
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(autotune, tmp_path, cache):
     asked = ["kernels", "tune", "2048", "2048", "2048", "--dtype", "fp32", "--epilogue", "gelu", "--device", "cpu"]
     command = [sys.executable, "-m", "autotune.cli.main", *asked, "--db", str(tmp_path / "k.db"), "--json"]

@@ -1,4 +1,4 @@
-"""What becomes of errors and signals, and where text goes."""
+"""How commands end after errors and signals, and which stream gets their text."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What is shown while a study works: plain lines in a pipe, live lines on a terminal of any width."""
+"""The display while a study works: plain lines in a pipe, live lines on a terminal of any width."""
 
 import io
 
@@ -75,7 +75,7 @@ def test_the_live_lines_say_share_end_best_and_what_runs():
     assert "best 1.000 ms, 4.00×" in told(shown) and "trial 1, building" in told(shown)
     shown.event("trial_left_out", trial=trial(1, FAST, None, state="running"), text="left out")
     shown.event("trial_finished", trial=trial(3, FAST, 0.5, state="pruned"), best_ms=1.0)
-    assert "best 1.000 ms" in told(shown)  # what was not timed to its end is no best
+    assert "best 1.000 ms" in told(shown)  # a trial that was not timed to its end is no best
     shown.event("finals_started", count=3)
     assert told(shown) == "100%; about 80 s left; best 1.000 ms, 4.00×\n0 s: finals of 3 configurations"
     clock.now_s += 200

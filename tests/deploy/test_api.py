@@ -89,7 +89,7 @@ def test_the_stored_plan_is_loaded_without_searching_and_says_what_that_cost(dat
 
 
 def test_other_weights_are_rebuilt_and_judged_again_and_never_answered_by_the_old_artifact(database):
-    with pytest.raises(PlanNotFoundError, match=r"no stored plan.*\n.*weights: asked"):
+    with pytest.raises(PlanNotFoundError, match=r"no stored plan.*\n.*weights: requested"):
         autotune.load(make(1), INPUTS, db=database, rebuild=False)
     check(autotune.load(make(1), INPUTS, db=database), make(1))
     check(autotune.load(make(0), INPUTS, db=database, rebuild=False), make(0))
@@ -106,12 +106,12 @@ def test_another_form_of_the_answer_is_the_models_own(database):
 def test_a_miss_says_what_differs_with_both_values(database):
     with pytest.raises(PlanNotFoundError, match=r"autotune\.optimize") as missed:
         autotune.load(make(0), {"x": torch.randn(5, 16), "scale": torch.rand(1)}, db=database, name="net")
-    assert "batch: asked 5, the plan has 3" in str(missed.value) and "structure: asked" in str(missed.value)
-    with pytest.raises(PlanNotFoundError, match=r"constraint signal_error: asked 1e-06, the plan has 0\.02"):
+    assert "batch: requested 5, the plan has 3" in str(missed.value) and "structure: requested" in str(missed.value)
+    with pytest.raises(PlanNotFoundError, match=r"constraint signal_error: requested 1e-06, the plan has 0\.02"):
         autotune.load(make(0), INPUTS, db=database, constraints={"signal_error": 1e-6})
-    with pytest.raises(PlanNotFoundError, match=r"objective: asked memory, the plan has latency_p50"):
+    with pytest.raises(PlanNotFoundError, match=r"objective: requested memory, the plan has latency_p50"):
         autotune.load(make(0), INPUTS, db=database, objective="memory")
-    with pytest.raises(PlanNotFoundError, match=r"serving format: asked onnx, the plan has any"):
+    with pytest.raises(PlanNotFoundError, match=r"serving format: requested onnx, the plan has any"):
         autotune.load(make(0), INPUTS, db=database, serve_as="onnx")
     looser = autotune.load(make(0), INPUTS, db=database, constraints={"signal_error": {"default": 0.5, "hidden": 0.1}})
     check(looser, make(0))

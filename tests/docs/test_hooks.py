@@ -94,6 +94,18 @@ def test_the_floors_are_those_of_the_test_of_imports():
     assert rows == test_imports.FLOORS
 
 
+def test_flags_conditions_and_programs_are_listed_whole():
+    from autotune.measure.conditions import OBSERVED, RECORDED
+    from autotune.measure.flags import FLAGS
+    from autotune.programs.catalogue import PROGRAMS
+
+    assert re.findall(r"^\| `(\w+)` ", hooks.flags(), re.MULTILINE) == list(FLAGS)
+    listed = re.findall(r"^\| `([\w.]+)` ", hooks.conditions(), re.MULTILINE)
+    names = [f"readings.{observer}.{entry.name}" for observer, entries in OBSERVED.items() for entry in entries]
+    assert listed == [*(entry.name for entry in RECORDED), *names]
+    assert all(f"`python -m autotune.programs.{name}`" in hooks.programs() for name in PROGRAMS)
+
+
 def built(folder, site):
     """Build a copy of the documentation strictly; returns the exit code and the output."""
     pytest.importorskip("mkdocs", reason="the extra docs is not installed")
@@ -104,15 +116,18 @@ def built(folder, site):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_pages_are_built_without_a_warning(tmp_path):
     code, output = built(ROOT, tmp_path / "site")
     assert (code, "WARNING" in output) == (0, False), output
     page = (tmp_path / "site" / "python-api" / "index.html").read_text()
     for name in ("optimize", "load", "tune", "measure", "from_study", "OptimizedModel", "Measured", "Objective"):
         assert re.search(rf'id="autotune[\w.]*\.{name}"', page), name
+    assert not re.search(r":\w+:<code>", page), "a role of a name is shown as text"
     assert "generated:" not in (tmp_path / "site" / "results" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_broken_links_and_anchors_stop_the_build(tmp_path):
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "hooks.py", tmp_path / "docs")

@@ -17,12 +17,18 @@ from tests.docs.pages import README, ROOT, blocks, shell_commands
 def test_the_program_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("AUTOTUNE_DB", str(tmp_path / "plans.db"))
     program = tmp_path / "program.py"
-    program.write_text("\n".join([*blocks(README, "python"), "print(fast.plan.status, fast.seconds['look_up'])"]))
+    program.write_text("\n".join([*blocks(README, "python"), "print(fast)"]))
     done = subprocess.run([sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True)
     if "could not decide" in done.stderr:
         done = subprocess.run([sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"<OptimizedModel classifier: .*>\ntorch.Size\(\[1, 10\]\)\n(promoted|tie|baseline) ", done.stdout)
+    plan, shape, loaded = done.stdout.splitlines()[-3:]
+    shown = blocks(README, "text")[0].splitlines()
+    form = r"<OptimizedModel classifier: (\w+)\(.+\), [\d.]+ ms, [\d.]+x>"
+    assert re.fullmatch(form, plan)
+    assert re.fullmatch(form, shown[0])
+    assert shape == shown[1]
+    assert loaded == plan, "what is loaded at deploy time is what was found"
 
 
 def test_the_package_installs_from_the_checkout_as_written(tmp_path):

@@ -136,7 +136,7 @@ def observed(*readings, rounds=3):
     return done, seen, slept
 
 
-def test_a_disturbed_round_is_taken_again_whole_so_that_pairs_stay_pairs():
+def test_a_disturbed_round_is_repeated_whole_so_that_pairs_stay_pairs():
     done, seen, slept = observed({}, FOREIGN, {})
     assert len(done) == 3 and seen.looks == 4 and len(slept) == 1
     assert all(block.flags == () and set(blocks) == {"a", "b"} for blocks in done for block in blocks.values())

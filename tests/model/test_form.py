@@ -14,7 +14,7 @@ from transformers.tokenization_utils_base import BatchEncoding
 
 from autotune.errors import ModelError
 from autotune.model.form import Form, Output, flatten
-from tests.examples import examples
+from tests.thoroughness import examples
 
 ONE = torch.ones(2)
 TWO = torch.zeros(3)

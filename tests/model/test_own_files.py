@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import autotune.backends.eager
-from autotune.model.own_files import Asker, asker, described, is_installed, is_of_autotune, is_of_python, is_own
+from autotune.model.own_files import Initiator, described, initiator, is_installed, is_of_autotune, is_of_python, is_own
 
 
 def test_each_file_is_of_one_owner():
@@ -24,15 +24,15 @@ def test_each_file_is_of_one_owner():
 
 
 def test_the_innermost_frame_that_decides_says_who_asks():
-    assert asker(()) is Asker.USER
-    assert json.loads("[1]", object_hook=None, parse_int=lambda _: asker(())) == [Asker.USER]
+    assert initiator(()) is Initiator.USER
+    assert json.loads("[1]", object_hook=None, parse_int=lambda _: initiator(())) == [Initiator.USER]
     here = (__file__, pytest.__file__)
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(asker(here)))
+    thread = threading.Thread(target=lambda: answers.append(initiator(here)))
     thread.start()
     thread.join()
-    answers.append(asker(here, near=1))
-    assert answers == [Asker.THREAD, Asker.NOBODY]
+    answers.append(initiator(here, near=1))
+    assert answers == [Initiator.THREAD, Initiator.NOBODY]
 
 
 class Unprintable(Exception):

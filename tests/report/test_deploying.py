@@ -21,7 +21,7 @@ STRICT = Objective(
 
 
 def options(command):
-    """What ``autotune.load`` is given beside the model and its inputs."""
+    """The arguments of ``autotune.load`` beside the model and its inputs."""
     code = "\n".join(command.splitlines()[1:-1])
     (call,) = [
         node for node in ast.walk(ast.parse(code))

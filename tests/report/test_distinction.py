@@ -1,4 +1,4 @@
-"""Plans of one name are distinguished by the parts in which they differ."""
+"""Plans of one name and how their tables distinguish them."""
 
 from dataclasses import replace
 

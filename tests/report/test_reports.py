@@ -30,7 +30,7 @@ MEDIANS_MS = {EAGER: 4.0, FAST: 1.0, EXACT: 2.0, OTHER: 3.0}
 
 
 def outcome(*, rounds=20, cached=False, winner=FAST):
-    """An outcome as a study gives it, from samples with noise of a thousandth; one finalist stops early."""
+    """An outcome as a study returns it, from samples with noise of a thousandth; one finalist stops early."""
     draw = random.Random(1)
     samples = {
         configuration: [[median * draw.gauss(1, 1e-3) for _ in range(5)] for _ in range(rounds)]

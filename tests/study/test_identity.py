@@ -132,7 +132,7 @@ def test_a_module_that_fails_as_the_baseline_does_not_cost_the_study(tmp_path):
         outcome, did = ran(request, store)
         failed = store.trials.of_study(outcome.plan.evidence.study, failed=True)
     assert failed and all(re.search("only once", str(trial.failure)) for trial in failed)
-    assert any("captured graph takes that place" in text for text in did.said)
+    assert any("captured graph is the baseline instead" in text for text in did.said)
     base = next(one for one in outcome.finalists if one.is_baseline)
     assert base.configuration["form"] == "graph" and outcome.plan.speedup >= 1.0
 

@@ -129,9 +129,9 @@ def test_once_the_share_of_kernels_is_spent_nothing_is_compiled(study, budgets):
 
 def test_each_graph_that_wants_kernels_is_looked_at_once(study):
     kernels = StudyKernels(study)
-    kernels.look([PLAIN])
+    kernels.find_problems([PLAIN])
     assert study.executor.graphs == []
-    kernels.look([wanting(), PLAIN, wanting(cuda_graph=False), wanting(fused=False)])
+    kernels.find_problems([wanting(), PLAIN, wanting(threads=2), wanting(fused=False)])
     assert sorted(study.executor.graphs) == [False, True]
 
 

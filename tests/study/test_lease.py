@@ -137,7 +137,7 @@ def wait_for(condition, process):
 
 
 def test_a_coordinator_that_wakes_up_after_it_was_replaced_writes_nothing(part):
-    """As a laptop that slept, or a process that was stopped: it goes on in the middle of what it did."""
+    """A coordinator that slept, as on a laptop, or was stopped: it continues in the middle of its work."""
     journal = Journal(Path(part.journal))
     process = start(part)
     try:

@@ -59,7 +59,7 @@ def store(part):
 
 
 def run(part, store, **server):
-    """One run of a study: what it built, and what it told."""
+    """Run a study once; return its builds and the trials that it reported."""
     stands, told = Server(Journal(Path(part.journal)), **server), Told()
     folder = Path(part.journal).parent / f"run-{len(list(Path(part.journal).parent.glob('run-*')))}"
     folder.mkdir()
@@ -102,7 +102,7 @@ def test_a_baseline_is_tried_again_in_another_study(part, store):
     space = SIMULATED.space(None, None, has_factory=True)
     (default,) = space.defaults
     # Eager may be a baseline too: all that this study knows of is taken down.
-    with pytest.raises(WorkError, match="baseline gave no time"):
+    with pytest.raises(WorkError, match="baseline was not timed"):
         run(replace(part, trials=1), store, crashing=Everything())
     built, finished = run(replace(part, seed=1), store)
     assert default.digest in built and all(trial.state == "complete" for trial in finished)

@@ -69,11 +69,11 @@ def test_what_is_not_as_it_was_is_told(studied):
     other = replace(trials["segfault"], configuration=trials["none"].configuration, toolchain="older")
     with Store.open(str(path)) as store:
         found = reproduce(replace(row, weights="other"), other, store, discovery.cpu(), io.StringIO())
-        with pytest.raises(RequestError, match="makes a model of another structure now"):
+        with pytest.raises(RequestError, match="now makes a model of another structure"):
             reproduce(replace(row, structure="other"), trials["none"], store, discovery.cpu(), io.StringIO())
     assert not found.same and found.failure is None
-    assert found.notes[0] == "the model has other weights than it had then"
-    assert found.notes[1].startswith("the toolchain is another one than it was then: now torch")
+    assert found.notes[0] == "the weights of the model have changed since the trial"
+    assert found.notes[1].startswith("the toolchain has changed since the trial: now torch")
 
 
 def test_a_study_of_tensors_given_in_python_says_that_it_cannot(studied):

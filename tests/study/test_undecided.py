@@ -23,7 +23,7 @@ def too_short(monkeypatch):
     """Finals that end after a round a process, which are fewer than any winner needs."""
     monkeypatch.setitem(finals.LIMIT_S, "cpu", 0.0)
     monkeypatch.setattr("autotune.execute.finals.LONGEST_S", 1e-3)
-    monkeypatch.setattr("autotune.measure.paired.MATERIAL", -math.inf)  # whoever seems to be slower may lead, too
+    monkeypatch.setattr("autotune.measure.paired.MATERIAL", -math.inf)  # even one that seems slower may lead
 
 
 def test_nothing_is_promoted_and_the_same_call_repeats_only_the_finals(tmp_path, monkeypatch, too_short):

@@ -100,7 +100,7 @@ class Place:
         )  # fmt: skip
 
     def builds(self, what="kernels"):
-        """What each build so far wrote down, in their order."""
+        """The notes of all builds so far, in their order."""
         return [json.loads(line)[what] for line in self._log.read_text().splitlines()] if self._log.exists() else []
 
 
@@ -121,7 +121,7 @@ def tuned_once(tmp_path_factory, cpu, toytuned):
 
 @pytest.fixture
 def tuned(tuned_once, tmp_path, cpu, monkeypatch):
-    """A copy of that place; the study names its model, so that stays where it was."""
+    """A copy of that place; the study names its model by its path, so the model stays in the first folder."""
     shutil.copytree(tuned_once, tmp_path, dirs_exist_ok=True)
     return Place(tmp_path, cpu, monkeypatch, model=tuned_once / "model.py")
 
@@ -140,7 +140,7 @@ def toy_trial(store, plan):
 
 
 def as_kept(plan):
-    """A plan as a database gives it back."""
+    """A plan as a database returns it."""
     return {key: value for key, value in json.loads(json.dumps(plan.as_dict())).items() if key != "created"}
 
 
@@ -166,7 +166,7 @@ def test_search_finals_rebuild_reproduction_and_a_merged_database_hand_builds_th
 
         row = store.studies.get(plan.evidence.study)
         found = reproduce(row, toy_trial(store, plan), store, place.device, io.StringIO())
-        assert found.same and found.notes == ("the model has other weights than it had then",)
+        assert found.same and found.notes == ("the weights of the model have changed since the trial",)
         assert place.builds() == [handed] * 4
         export_studies(store, ["tuned"], place.folder / "tuned.zip")
 
@@ -203,7 +203,7 @@ def test_a_plan_that_is_rebuilt_with_better_kernels_is_timed_again_and_its_figur
 
         trial = toy_trial(store, plan)
         found = reproduce(store.studies.get(plan.evidence.study), trial, store, tuned.device, io.StringIO())
-        assert found.notes[-1].startswith("the tuned kernels are others than they were then")
+        assert found.notes[-1].startswith("the tuned kernels in the database have changed")
         assert found.latency_ms < trial.latency_ms
 
 
@@ -247,7 +247,7 @@ def test_a_finalist_that_fails_the_gate_when_it_is_built_again_misses_the_finals
         events = Events(spoil)
         plan = run_study(place.request(), store, events).plan
         assert plan.status == "baseline" and plan.artifact is not None
-        (missed,) = (text for text in events.messages if "misses the finals" in text)
+        (missed,) = (text for text in events.messages if "is left out of the finals" in text)
         assert "check: inaccurate" in missed
         assert toy_trial(store, plan).artifact is None
         assert not list((store.artifacts.root / "temporary").iterdir())

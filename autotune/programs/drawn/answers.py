@@ -23,7 +23,7 @@ class OtherPair(NamedTuple):
 
 
 @dataclass
-class Output:
+class DataclassOutput:
     """A dataclass of two parts."""
 
     logits: object
@@ -31,7 +31,7 @@ class Output:
 
 
 @dataclass
-class OtherOutput:
+class OtherDataclassOutput:
     """The same parts under another class."""
 
     logits: object
@@ -41,8 +41,8 @@ class OtherOutput:
 CLASSES: Mapping[str, Callable[[object, object], object]] = {
     "Pair": Pair,
     "OtherPair": OtherPair,
-    "Output": Output,
-    "OtherOutput": OtherOutput,
+    "DataclassOutput": DataclassOutput,
+    "OtherDataclassOutput": OtherDataclassOutput,
 }
 FORMS = ("tensor", "tuple", "list", "dict", *CLASSES)
 KEYS: Sequence[str | int] = ("logits", "hidden", "score", "state", 0, 1)

@@ -128,7 +128,7 @@ class Tied(nn.Module):
 
 
 class Writer(nn.Module):
-    """Reads a buffer, and writes into it if ``writes`` says so."""
+    """Reads a buffer, and writes into it if ``writes`` is true."""
 
     def __init__(self, shape: Shape, *, how: str, writes: bool) -> None:
         super().__init__()

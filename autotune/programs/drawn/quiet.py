@@ -18,7 +18,7 @@ def quiet() -> Iterator[None]:
 
 
 def start_worker() -> None:
-    """Prepare a process that works side by side with others: one thread, and silence."""
+    """Prepare a process that runs beside others: one thread, and silence."""
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The keys of the two models of a pair held against each other, and those of its first model built twice."""
+"""Compares the keys of the two models of a pair, and those of its first model built twice."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Pairs that differ in what goes into the model: the role of an input, its size or type, the values of weights."""
+"""Pairs that differ in inputs or weights: the role of an input, its size or type, the values of weights."""
 
 import random
 from dataclasses import replace
@@ -18,7 +18,7 @@ from autotune.programs.identity_pairs.model_pair import (
 
 
 def input_role(rng: random.Random) -> ModelPair:
-    """Two inputs in each other's place, an input that a weight was, one that nothing reads, other names of inputs."""
+    """Two inputs exchanged, an input in the place of a weight, an input that nothing reads, or other names."""
     role = rng.choice(("exchanged", "weight or input", "unused", "names", "order of the parameters"))
     spec = draw(rng, inputs=2)
     if role == "weight or input":

@@ -97,7 +97,7 @@ def _other_parts(
         base = replace(base, form=rng.choice(forms), parts=1)
         return replace(base, extra=(first_extra,)), replace(base, extra=(second_extra,))
     # A part that is there, and is None in the other.
-    form = rng.choice(("tuple", "list", "Pair", "Output"))
+    form = rng.choice(("tuple", "list", "Pair", "DataclassOutput"))
     first, second = replace(base, form=form, parts=1), replace(base, form=form, parts=1, extra=(None,) * 2)
     return first, replace(second, extra=(0,)) if form in drawn_answers.CLASSES else second
 

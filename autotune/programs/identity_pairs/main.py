@@ -1,9 +1,9 @@
-"""Whether models that differ in one thing share a key: ``python -m autotune.programs.identity_pairs``.
+"""Compares the keys of models that differ in one thing: ``python -m autotune.programs.identity_pairs``.
 
 Draws pairs of small models that differ in one thing (a constant, an inner graph, an output key, a buffer write, an
-attribute of an operator, an input's role, weights, inputs, the gate, the rest of the request) and holds their keys
-against each other, and those of each first model against the same model built once more. Prints a row for each kind.
-Exit code 0 if no pair shares a key that it must not share and equal models share all.
+attribute of an operator, an input's role, weights, inputs, the gate, the rest of the request) and compares their keys,
+and those of each first model with the keys of the same model built once more. Prints a row for each kind. Exit code 0
+if no pair shares a key that it must not share and equal models share all.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Two drawn models that differ in one thing, and what that means for their keys: ModelPair, Expected."""
+"""Two drawn models that differ in one thing, and the effect on their keys: ModelPair, Expected."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ Choice = TypeVar("Choice")
 class Expected:
     """The keys that must ``differ``, and those that must be ``alike``.
 
-    ``serves`` says whether a plan of the first answers the second and the other way round; ``None`` if that does not
+    ``serves`` says whether a plan of the first serves the second, and the other way round; ``None`` if that does not
     matter here. ``refused`` is a word of the refusal of the second, which has no keys then.
     """
 

@@ -1,4 +1,4 @@
-"""Two requests for one model that differ in one thing, and what that means for their keys: RequestPair."""
+"""Two requests for one model that differ in one thing, and the effect on their keys: RequestPair."""
 
 import random
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from autotune.records.objective import Metric, Objective
 
 _SAME_MODEL = ("structure", "weights", "form")
 NEITHER, SECOND, BOTH = (False, False), (False, True), (True, True)
-"""Whether a plan of the first request serves the second, and the other way round."""
+"""Two flags: a plan of the first request serves the second, and the other way round."""
 STRICTER = (True, False)
 """A plan of the first, which is the stricter, serves the second."""
 

@@ -45,7 +45,7 @@ from autotune.programs.kernel_comparison.shapes import SHAPES, ComparedShape
 from autotune.programs.kernel_comparison.table import comparison_table, ratio_document
 from autotune.programs.kernel_recording.builds import RATES, ChosenBuild, Recording, read_rates
 from autotune.programs.kernel_recording.compile import compile_recording, jobs_that_fit, pack, refusals, size_of, unpack
-from autotune.programs.kernel_recording.main import device_like
+from autotune.programs.kernel_recording.main import absent_device
 from autotune.programs.surroundings import environment as surroundings
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
     target.add_argument(
-        "--device-like", type=device_like, metavar="SKU/CAPABILITY", help="one that is not here, to compile for"
+        "--device-like", type=absent_device, metavar="SKU/CAPABILITY", help="one that is not here, to compile for"
     )
     parser.add_argument("--only", metavar="PART,...", help="products whose name has one of the parts, as bert_base-1-")
     parser.add_argument("--db", metavar="DATABASE", help="the tuning database (default: AUTOTUNE_DB, else the user's)")
@@ -187,7 +187,7 @@ def _compare(options: argparse.Namespace, command: str) -> int:
         budget_s = options.budget if options.budget is not None else (1 - FINALS_SHARE) * options.limit
         report = _tuned(options, shapes, device, store, executor.server, min(budget_s, options.limit), executor.rates())
         document["rates"] = report.rates.as_dict() if report.rates else None
-        earlier = _known(options.json, document)
+        earlier = _earlier_races(options.json, document)
         by_problem = {tuned.problem: tuned for tuned in report.problems}
         races: dict[ComparedShape, Race] = {}
         missing: list[tuple[ComparedShape, str]] = []
@@ -253,7 +253,7 @@ def _weight(problem: GemmProblem, rates: DeviceRates | None) -> float:
     return 1e-6 / (FIXED_S + least_s)
 
 
-def _known(path: Path | None, document: Mapping[str, object]) -> dict[GemmProblem, Race]:
+def _earlier_races(path: Path | None, document: Mapping[str, object]) -> dict[GemmProblem, Race]:
     """Return the races of an earlier run of the same device class and toolchain from the file."""
     if path is None or not path.exists():
         return {}

@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     target.add_argument("--device", default="cuda", help="cpu, cuda or cuda:N")
     target.add_argument(
         "--device-like",
-        type=device_like,
+        type=absent_device,
         metavar="SKU/CAPABILITY",
         help="a device that is not here, such as nvidia-h200/9.0",
     )
@@ -195,7 +195,7 @@ def _table(recorder: Recorder) -> str:
     return "\n".join(lines)
 
 
-def device_like(text: str) -> Device:
+def absent_device(text: str) -> Device:
     """Read a device that is not here, such as ``nvidia-h200/9.0``."""
     sku, _, capability = text.partition("/")
     numbers = capability.split(".")

@@ -112,7 +112,7 @@ def _through(
 
 
 def _far_off(fast: "OptimizedModel", module: "torch.nn.Module", prepared: "Prepared") -> str:
-    """Return why a study would not promote this: answers to the held-out inputs that miss the default limits."""
+    """Return why a study would not promote the plan: its answers to held-out inputs miss the default limits."""
     import torch
 
     from autotune import accuracy
@@ -189,7 +189,7 @@ def _called(program: Program, module: "torch.nn.Module", inputs: "dict[str, torc
 
 
 def _is_tie(program: Program, module: "torch.nn.Module", inputs: "dict[str, torch.Tensor]", expected: object) -> bool:
-    """Whether the model's own whole numbers change if its inputs are moved a little."""
+    """Return whether the model's own whole numbers change if its inputs are moved a little."""
     for nudge in (NUDGE, -NUDGE):
         moved = {
             name: tensor * (1 + nudge) if tensor.is_floating_point() else tensor for name, tensor in inputs.items()
@@ -200,7 +200,7 @@ def _is_tie(program: Program, module: "torch.nn.Module", inputs: "dict[str, torc
 
 
 def _is_noise(program: Program, module: "torch.nn.Module", inputs: "dict[str, torch.Tensor]") -> bool:
-    """Whether the model itself answers otherwise in double precision: single precision then has nothing to compare."""
+    """Return whether the model answers otherwise in double precision: then single precision is no reference."""
     import copy
 
     from autotune.model.form import flatten

@@ -1,4 +1,4 @@
-"""Whether a loaded plan answers like its model: ``python -m autotune.programs.random_models``.
+"""Compares the answers of loaded plans with those of their models: ``python -m autotune.programs.random_models``.
 
 Draws random programs of several operators, some with state, random numbers, shapes that depend on values, inner graphs,
 writes into inputs, parts in train mode or unusual answers. Each is captured, built by every backend and loaded, without

@@ -1,4 +1,4 @@
-"""Random programs as users write them: a drawn model, in some of them with an oddity that a plan must not get wrong."""
+"""Random programs as users write them: drawn models, some with an oddity that a plan must handle correctly."""
 
 import random
 from dataclasses import dataclass, replace

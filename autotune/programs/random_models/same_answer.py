@@ -1,4 +1,4 @@
-"""Whether two answers are the same in form, types, order, dtypes, shapes and values, by rules of their own."""
+"""Compares two answers in form, types, order, dtypes, shapes and values, by rules that the product does not share."""
 
 import dataclasses
 from collections.abc import Iterator

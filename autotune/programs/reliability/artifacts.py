@@ -1,4 +1,4 @@
-"""Promises about artifacts: no damaged one is loaded, and none ever exists in part."""
+"""Promises about artifacts: no damaged artifact is loaded, and none ever exists in part."""
 
 import random
 import shutil
@@ -22,7 +22,7 @@ LONGEST_WAIT_S = 0.15
 
 
 def damaged_artifacts(campaign: Campaign) -> list[CheckResult]:
-    """Flip a bit in, or cut off, a file of an artifact, or the list of its files; then try to load it."""
+    """Flip a bit in a file of an artifact or in its list of files, or truncate it; then try to load the artifact."""
     total, chance = campaign.pick(1000, 20), random.Random(campaign.seed)
     store = ArtifactStore(campaign.folder / "damaged-artifacts")
     built = campaign.folder / "damaged-built"
@@ -70,7 +70,7 @@ def _damage(path: Path, kind: str, chance: random.Random) -> None:
 
 
 def _heals(store: ArtifactStore, built: Path, digest: str) -> bool:
-    """Whether the artifact is whole again once it is built again, as the same command does."""
+    """Return whether the artifact is whole once it is built again, as the same command does."""
     store.add(built)
     with store.verified(digest) as folder:
         return all(

@@ -1,4 +1,4 @@
-"""Whether a GPU survives its candidates: faults on a real device, and the work of the next candidate.
+"""Faults of candidates on a real GPU, each followed by the work of the next candidate.
 
 A candidate that has lost its context, that holds all memory, or that dies while its kernel runs may cost the others
 neither memory nor a right result.
@@ -21,7 +21,7 @@ from autotune.records.device import Device
 
 TIMES, TIMES_QUICK = 5, 1
 TIMEOUT_S = 15.0
-"""Of the candidate that hangs: it has to begin with CUDA first, which takes some seconds."""
+"""The limit of the candidate that hangs: it must start CUDA first, which takes some seconds."""
 PATIENCE_S = 120.0
 GRACE_S = 1.0
 """The time that the driver may take after a candidate's end to free its memory."""
@@ -76,7 +76,7 @@ WAYS: Mapping[str, Callable[[str], None]] = {"assertion": assertion, "full": ful
 
 
 class FaultRequest(TypedDict):
-    """The torch name of the device, and the fault (of no meaning to the step that works)."""
+    """The torch name of the device, and the fault (not used by the step that works)."""
 
     device: str
     fault: str
@@ -91,7 +91,7 @@ def _misbehave(request: FaultRequest, channel: Channel) -> dict[str, object]:
 
 
 def _work(request: FaultRequest, channel: Channel) -> dict[str, object]:
-    """Multiply two matrices of small whole numbers, of which a GPU makes no other product than a CPU."""
+    """Multiply two matrices of small whole numbers, whose product is the same on a GPU as on a CPU."""
     import torch
 
     left, right = (torch.randint(-8, 8, (SIZE, SIZE), dtype=torch.float32) for _ in range(2))
@@ -107,7 +107,7 @@ STEPS: Mapping[str, Callable[[FaultRequest, Channel], dict[str, object]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFault:
-    """One fault: the kind it was reported as, the memory it left taken, and if the next candidate computed right."""
+    """One fault: the kind it was reported as, the memory it left in use, and if the next candidate was correct."""
 
     name: str
     reported: str | None
@@ -118,13 +118,13 @@ class DeviceFault:
 
     @property
     def right(self) -> bool:
-        """Whether it was reported as it has to be."""
+        """Whether it was reported as expected."""
         kind, words = KINDS[self.name]
         return self.reported == kind and words in self.detail
 
 
 def check(campaign: Campaign) -> list[CheckResult]:
-    """Every fault costs its candidate alone."""
+    """Every fault affects its own candidate only."""
     folder = campaign.folder / "device-faults"
     folder.mkdir()
     with WorkerServer(folder, steps=__name__) as server:

@@ -1,4 +1,4 @@
-"""Whether a study survives its candidates: fourteen kinds of faults, many times each, in real workers."""
+"""Faults of candidates that a study must survive: fourteen kinds, many times each, in real workers."""
 
 import signal
 import subprocess
@@ -19,12 +19,12 @@ from autotune.testing import misbehaviour
 
 TIMES, TIMES_QUICK = 20, 1
 TIMEOUT_S = 0.5
-"""Of the candidates that hang; others have time enough."""
+"""The limit of the candidates that hang; all others have enough time."""
 PATIENCE_S = 60.0
 GRACE_S = 1.0
 """The time after its end in which processes of a candidate may still run; any later one is an orphan."""
 MEMORY_BYTES = most_processes() * 2**21
-"""A step of no libraries takes some 25 MiB; as many forks of it as there may be take less than 1 MiB each."""
+"""A step without libraries uses about 25 MiB; each of its forks, up to the limit, uses less than 1 MiB."""
 
 KINDS: Mapping[str, tuple[str | None, str]] = {
     "error": ("error", "on purpose"),
@@ -42,7 +42,7 @@ KINDS: Mapping[str, tuple[str | None, str]] = {
     "garbage": ("protocol", "no message of ours"),
     "forged": ("protocol", "another step"),
 }
-"""The kind of failure as which each fault has to be reported, and words of its detail; ``None``: it ended well."""
+"""The kind of failure as which each fault has to be reported, and words of its detail; ``None``: the step succeeded."""
 
 _COORDINATOR = """
 import sys, time
@@ -76,7 +76,7 @@ class Fault:
 
     @property
     def right(self) -> bool:
-        """Whether it was reported as it has to be."""
+        """Whether it was reported as expected."""
         kind, words = KINDS[self.name]
         return self.reported == kind and words in self.detail
 
@@ -109,7 +109,7 @@ def let_loose(server: WorkerServer, folder: Path, name: str) -> Fault:
 
 
 def left_after(processes: Iterable[int], grace_s: float) -> int:
-    """Return how many of some processes still run after a while; at once if none does."""
+    """Return the number of these processes that still run after a while; returns at once if none does."""
     deadline = time.monotonic() + grace_s
     while left := sum(_runs(pid) for pid in processes):
         if time.monotonic() > deadline:

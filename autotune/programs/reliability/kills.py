@@ -1,4 +1,4 @@
-"""Coordinators and workers killed, stopped and started again, and eight at once: no trial is lost or doubled."""
+"""Coordinators and workers that are killed or restarted, and eight that run at once: no trial is lost or doubled."""
 
 import multiprocessing
 import random

@@ -1,4 +1,4 @@
-"""The promises of autotune about faults, kills and damage, kept or not: ``python -m autotune.programs.reliability``.
+"""Checks the promises of autotune about faults, kills and damage: ``python -m autotune.programs.reliability``.
 
 Prints each promise with its figure, its limit and its verdict. Without ``--device`` no GPU is touched.
 """

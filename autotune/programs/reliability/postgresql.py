@@ -113,7 +113,7 @@ def serving(*, durable: bool = True) -> Iterator[Server]:
                 *(binaries / "initdb", "--pgdata", folder / "data", "--username", "autotune", "--pwfile", secret),
                 *("--auth", "scram-sha-256", "--encoding", "UTF8", "--locale", "C", "--no-sync"),
             ],
-            **_become(account),
+            **_identity_of(account),
             cwd=folder,
             capture_output=True,
             text=True,
@@ -150,7 +150,7 @@ class _Identity(TypedDict, total=False):
     extra_groups: tuple[int, ...]
 
 
-def _become(account: pwd.struct_passwd | None) -> _Identity:
+def _identity_of(account: pwd.struct_passwd | None) -> _Identity:
     return {} if account is None else {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": ()}
 
 
@@ -167,7 +167,7 @@ def _start(
                 *(*end_with_parent, binaries / "postgres", "-D", folder / "data"),
                 *(word for name, value in settings.items() for word in ("-c", f"{name}={value}")),
             ],
-            **_become(account),
+            **_identity_of(account),
             cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -58,7 +58,7 @@ class Refusal:
 
     @property
     def is_clear(self) -> bool:
-        """Whether it is the error that the command line shows without a traceback, with the reason and a next step."""
+        """Whether the command line shows this error without a traceback, with the reason and a next step."""
         return self.error == DatabaseError.__name__ and "found: " in self.message and "expected: " in self.message
 
 

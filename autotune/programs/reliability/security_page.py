@@ -31,7 +31,7 @@ def refused(campaign: Campaign) -> list[CheckResult]:
 
 
 def present(cases: Sequence[Case], root: Path) -> CheckResult:
-    """Present each case in a folder of its own; every change outside of it is detected."""
+    """Present each case in a folder of its own; every change outside it is detected."""
     rows = [_present(case, root / f"{number}") for number, case in enumerate(cases)]
     wrong = [row for row in rows if row["wrong"]]
     return CheckResult(

@@ -1,4 +1,4 @@
-"""A study whose candidates are simulated: real coordinators, databases and worker processes, and no model.
+"""A study whose candidates are simulated: coordinators, databases and worker processes are real; there is no model.
 
 A worker process sleeps for a moment and writes its step into a journal, so that a campaign has a second record beside
 the database. A candidate's latency follows from its configuration, which reveals results that are mixed up.
@@ -192,7 +192,7 @@ class SimulatedExecutor(Executor):
         return PrepareAnswer(workload=self.workload(), imported=(), read={"packages": []}, notes=())
 
     def form(self) -> str:
-        """Return the digest of a form that stands for every answer."""
+        """Return a digest that stands for the form of every answer."""
         return "0" * 64
 
     def workload(self) -> Workload:
@@ -250,7 +250,8 @@ class SimulatedFinals(StudyFinals):
     def _measured(self, trials: Mapping[str, Trial], baselines: set[str]) -> FinalsResult:
         for trial in trials.values():
             assert trial.artifact is not None  # the finals see to it
-            self.on.executor.measure(self.on.store.artifacts.open(trial.artifact), self.on.request.objective, 0)
+            artifact = self.context.store.artifacts.open(trial.artifact)
+            self.context.executor.measure(artifact, self.context.request.objective, 0)
         # Not quite equal: with equal ratios the test of the verdict takes seconds.
         samples: dict[str, list[list[float] | None]] = {
             uid: [[(trial.latency_ms or 1.0) * (1 + 1e-5 * turn * place)] for turn in range(ROUNDS)]
@@ -270,11 +271,11 @@ class SimulatedFinals(StudyFinals):
             process_of_round=(0,) * ROUNDS,
         )
 
-    def _deployed(self, winner: Trial) -> None:
+    def _call_deployed(self, winner: Trial) -> None:
         """Deploy nothing."""
 
     def _time_alone(self, plan: Plan) -> None:
-        self.on.check_stop()
+        self.context.check_stop()
 
 
 class SimulatedStudy(Study):

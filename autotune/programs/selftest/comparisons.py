@@ -1,4 +1,4 @@
-"""How often the paired comparison finds a difference: if there is none (A/A), and if there is one (power).
+"""The rates at which the paired comparison finds a difference if there is none (A/A), and if there is one (power).
 
 Each of the 400 comparisons is a race of its own, as in the finals: 20 rounds of one callable under two names, in random
 order within each round, a block each, and Wilcoxon's test on the log-ratios of the blocks' medians. The order is drawn
@@ -31,17 +31,17 @@ AIMED_AT = 1.96 + 1.04
 MOST_BY_CHANCE = 0.0068
 """31 of 400 rejections are exceeded with this probability when each has 5%; other counts get their limit by it."""
 
-Comparison = list[tuple[float, float, bool]]
+RacePairs = list[tuple[float, float, bool]]
 """For each round the medians of the first and the second name in milliseconds, and whether the first went first."""
 
 
 @lru_cache(maxsize=2)
-def recorded(rig: Rig) -> tuple[tuple[Comparison, ...], tuple[Comparison, ...]]:
+def recorded(rig: Rig) -> tuple[tuple[RacePairs, ...], tuple[RacePairs, ...]]:
     """Race a callable against itself, once; on the wall clock, and on the device's own if it has one."""
     product, input_sets = rig.product()
     rng = random.Random(rig.seed)
-    wall: list[Comparison] = []
-    device: list[Comparison] = []
+    wall: list[RacePairs] = []
+    device: list[RacePairs] = []
     for _ in range(rig.pick(COMPARISONS, 8)):
         race = {"first": product, "second": product}
         rounds = run_rounds(race, input_sets, rig.timer, rng, ROUNDS, clock=rig.clock)
@@ -70,7 +70,7 @@ def check_aa(rig: Rig) -> list[CheckResult]:
     return outcomes
 
 
-def _aa(check: str, comparisons: Sequence[Comparison], raw: Mapping[str, object] | None = None) -> CheckResult:
+def _aa(check: str, comparisons: Sequence[RacePairs], raw: Mapping[str, object] | None = None) -> CheckResult:
     p_values = [paired_test(log_ratios(pairs)) for pairs in comparisons]
     rejected = sum(p_value <= ALPHA for p_value in p_values)
     limit = most_rejections(len(p_values))
@@ -90,18 +90,18 @@ def most_rejections(comparisons: int) -> int:
     return int(binom.isf(MOST_BY_CHANCE, comparisons, ALPHA))
 
 
-def log_ratios(pairs: Comparison) -> list[float]:
+def log_ratios(pairs: RacePairs) -> list[float]:
     """Return log(second / first) of each round."""
     return [math.log(second / first) for first, second, _ in pairs]
 
 
-def under_drift(pairs: Comparison, drift: float = DRIFT) -> Comparison:
+def under_drift(pairs: RacePairs, drift: float = DRIFT) -> RacePairs:
     """Let everything become slower in a straight line, by ``drift`` from the first block to the last."""
     steps = 2 * len(pairs) - 1
     return [_scaled(pair, 1 + drift * 2 * i / steps, 1 + drift * (2 * i + 1) / steps) for i, pair in enumerate(pairs)]
 
 
-def under_two_speeds(pairs: Comparison, rng: random.Random) -> Comparison:
+def under_two_speeds(pairs: RacePairs, rng: random.Random) -> RacePairs:
     """Let the clock switch between two speeds, at each block with some chance."""
     slow, result = rng.random() < 0.5, []
     for pair in pairs:
@@ -191,7 +191,7 @@ def to_the_next_look(rounds: int) -> int:
     return ROUNDS * max(1, math.ceil(rounds / ROUNDS))
 
 
-def _promoted(comparisons: Sequence[Comparison], rounds: int) -> int:
+def _promoted(comparisons: Sequence[RacePairs], rounds: int) -> int:
     """Count the repeats in which the finals' whole rule, with its stricter bound and margin, promotes the faster."""
     flat = [pair for pairs in comparisons for pair in pairs]
     promoted = 0

@@ -1,4 +1,4 @@
-"""How often the 95% interval of the median holds the median."""
+"""The share of 95% intervals of the median that hold the median."""
 
 import math
 import random

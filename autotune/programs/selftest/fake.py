@@ -1,10 +1,10 @@
-"""A clock for checks whose result must not depend on the machine: StepClock."""
+"""A clock for checks whose result must not depend on the machine: ManualClock."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import cycle
 
 
-class StepClock:
+class ManualClock:
     """A clock that only :meth:`advance` moves, backwards too; fits :class:`autotune.measure.clock.Clock`."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from autotune.measure.statistics import median
 from autotune.measure.timer import CpuTimer, Sample
 from autotune.measure.verdict import verdict_from_samples
 from autotune.programs.check_result import CheckResult
-from autotune.programs.selftest.fake import StepClock
+from autotune.programs.selftest.fake import ManualClock
 from autotune.programs.selftest.rig import Rig
 
 CAPTURE_MESSAGE = "operation not permitted when stream is capturing"
@@ -55,12 +55,12 @@ def _bad_time(value: float) -> Callable[[], bool]:
 
 
 def _clock_stands_still() -> bool:
-    clock = StepClock()
+    clock = ManualClock()
     return _refused(lambda: CpuTimer(clock).time_call(clock.call(0.0), ()))
 
 
 def _clock_goes_backwards() -> bool:
-    clock = StepClock()
+    clock = ManualClock()
     clock.advance(10.0)
     recorder = BlockRecorder(CpuTimer(clock), clock, [()])
     call = clock.call(1.0, 1.0, -3.0)
@@ -73,7 +73,7 @@ def _clock_goes_backwards() -> bool:
 class _Failing:
     """A finalist that raises on its n-th call."""
 
-    def __init__(self, clock: StepClock, number: int, error: Exception) -> None:
+    def __init__(self, clock: ManualClock, number: int, error: Exception) -> None:
         self._clock, self._number, self._error, self._calls = clock, number, error, 0
 
     def prepare(self) -> None:
@@ -89,7 +89,7 @@ class _Failing:
 
 def _raises_in_screening(number: int) -> Callable[[], bool]:
     def is_refused() -> bool:
-        clock = StepClock()
+        clock = ManualClock()
         call = _Failing(clock, number, RuntimeError(f"call {number}"))
         return _refused(lambda: screen(call, [()], CpuTimer(clock), clock=clock), f"call {number}", RuntimeError)
 
@@ -97,7 +97,7 @@ def _raises_in_screening(number: int) -> Callable[[], bool]:
 
 
 def _raises_in_finals() -> bool:
-    clock = StepClock()
+    clock = ManualClock()
     turns: list[str] = []
     finalists = {"good": _Failing(clock, -1, RuntimeError()), "bad": _Failing(clock, 20, RuntimeError("call 20"))}
 
@@ -108,7 +108,7 @@ def _raises_in_finals() -> bool:
 
 
 def _capture_fails() -> bool:
-    clock = StepClock()
+    clock = ManualClock()
     timer = CpuTimer(clock)
     call = _Failing(clock, 1, RuntimeError(CAPTURE_MESSAGE))
     refused = _refused(lambda: timer.time_call(call, ()), CAPTURE_MESSAGE, RuntimeError)
@@ -117,13 +117,13 @@ def _capture_fails() -> bool:
 
 def _every_call_is_slow() -> bool:
     """Calls of 1,000 s: one to warm up, and the fewest samples that the time limit lets pass."""
-    clock = StepClock()
+    clock = ManualClock()
     screening = screen(clock.call(1e6), [()], CpuTimer(clock), clock=clock)
     return screening.reason == "time limit" and len(screening.measurement.flat_ms) == 3 and clock.now_ns() == 4e12
 
 
 def _slows_down_after_warm_up() -> bool:
-    clock = StepClock()
+    clock = ManualClock()
     durations = chain(repeat(1.0, 210), repeat(1e5))
     screening = screen(clock.call(endless=durations), [()], CpuTimer(clock), clock=clock)
     return screening.reason == "time limit" and len(screening.measurement.flat_ms) <= 11
@@ -131,7 +131,7 @@ def _slows_down_after_warm_up() -> bool:
 
 def _never_settles() -> bool:
     """Noise of a factor of a thousand: the limit of 1 s to warm up and 2 s to sample ends it, within one call."""
-    clock = StepClock()
+    clock = ManualClock()
     rng = random.Random(0)
     noise = (10 ** rng.uniform(-1, 2) for _ in repeat(None))
     screening = screen(clock.call(endless=noise), [()], CpuTimer(clock), clock=clock)
@@ -139,7 +139,7 @@ def _never_settles() -> bool:
 
 
 class _GivenReadings:
-    """An observer with given readings, one a block, the last for ever."""
+    """An observer with given readings, one for each block; the last one is repeated."""
 
     name = "gpu"
 
@@ -163,7 +163,7 @@ FOREIGN: dict[str, object] = {"other_processes": [{"pid": 4321, "sm_percent": 60
 
 
 def _throttled_is_flagged() -> bool:
-    clock = StepClock()
+    clock = ManualClock()
     observers = Observers([_GivenReadings({"throttle_reasons": ["hw_thermal_slowdown"]})], clock)
     screening = screen(clock.call(endless=repeat(1.0)), [()], CpuTimer(clock), clock=clock, observers=observers)
     conditions = screening.measurement.conditions
@@ -172,7 +172,7 @@ def _throttled_is_flagged() -> bool:
 
 def _foreign_process_is_waited_for() -> bool:
     """Busy at the first three looks: the measurement waits, and takes no sample while it does."""
-    clock = StepClock()
+    clock = ManualClock()
     call = clock.call(endless=repeat(1.0))
     slept: list[float] = []
     observers = Observers([_GivenReadings(FOREIGN, FOREIGN, FOREIGN, QUIET)], clock)
@@ -181,7 +181,7 @@ def _foreign_process_is_waited_for() -> bool:
 
 
 def _foreign_process_that_stays_is_flagged() -> bool:
-    clock = StepClock()
+    clock = ManualClock()
     observers = Observers([_GivenReadings(FOREIGN)], clock)
     screening = screen(
         clock.call(endless=repeat(1.0)), [()], CpuTimer(clock), clock=clock, observers=observers,
@@ -191,9 +191,9 @@ def _foreign_process_that_stays_is_flagged() -> bool:
     return bool(conditions["flags"] == ["shared_device"] and conditions["retaken"] > 0)
 
 
-def _disturbed_round_is_taken_again() -> bool:
+def _disturbed_round_is_repeated() -> bool:
     """A foreign process in the second round of three: that round is taken again, whole, and the rest is clean."""
-    clock = StepClock()
+    clock = ManualClock()
     finalists = {name: _Failing(clock, -1, RuntimeError()) for name in ("first", "second")}
     observers = Observers([_GivenReadings(QUIET, FOREIGN, QUIET)], clock)
     rounds = run_rounds(
@@ -220,5 +220,5 @@ FAULTS: dict[str, Callable[[], bool]] = {
     "a throttled device": _throttled_is_flagged,
     "a foreign process that leaves": _foreign_process_is_waited_for,
     "a foreign process that stays": _foreign_process_that_stays_is_flagged,
-    "a foreign process in one round": _disturbed_round_is_taken_again,
+    "a foreign process in one round": _disturbed_round_is_repeated,
 }

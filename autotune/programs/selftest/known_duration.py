@@ -15,7 +15,7 @@ from autotune.measure.device_clock import DeviceTime
 from autotune.measure.statistics import median
 from autotune.measure.timer import CpuTimer
 from autotune.programs.check_result import CheckResult, rounded
-from autotune.programs.selftest.fake import StepClock
+from autotune.programs.selftest.fake import ManualClock
 from autotune.programs.selftest.rig import BusyWait, Rig
 
 CPU_DURATIONS_MS = (1.0, 3.0, 10.0)
@@ -49,9 +49,9 @@ def check(rig: Rig) -> list[CheckResult]:
 def _with_fake_clock() -> CheckResult:
     timed_ms = {}
     for duration_ms in (1e-6, 0.010001, 1.234567, 86_400_000.0):
-        clock = StepClock()
+        clock = ManualClock()
         timed_ms[duration_ms] = CpuTimer(clock).time_call(clock.call(duration_ms), ()).wall_ms
-    clock = StepClock()
+    clock = ManualClock()
     timed_ms[0.3] = CpuTimer(clock).time_call(clock.call(0.2, 0.4), (), 6).wall_ms
     wrong = {str(duration): rounded(value) for duration, value in timed_ms.items() if value != duration}
     return CheckResult(

@@ -1,4 +1,4 @@
-"""How well fresh processes agree on the order of candidates, and how much slower than the fastest the winner is.
+"""The agreement of fresh processes on the order of candidates, and the winner's slowdown against the fastest.
 
 Eight spins, each 4% longer than the one before, are raced in three fresh processes. Each of these is a live rerun; the
 other reruns are replayed from their samples: each draws rounds at random, none twice, each with all its blocks, and

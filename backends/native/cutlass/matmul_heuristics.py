@@ -1,6 +1,6 @@
 """The CUTLASS tiles that NVIDIA's nvMatmulHeuristics recommends for a GEMM; none if it is not installed.
 
-It is proprietary and optional (``pip install 'autotune-inference[heuristics]'``), needs no GPU, and runs in a
+It is proprietary and optional (the extra ``heuristics``), needs no GPU, and runs in a
 process of its own. It has GPUs by name, and does not recommend a schedule: all legal schedules of a tile are listed.
 """
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from autotune import environment
 from autotune.errors import WorkError
 from autotune.runtime.host_memory import HostMemory
+from autotune.runtime.installed import install_command
 from autotune.scratch import ScratchFolder
 
 KERNELS_A_UNIT = 4
@@ -116,7 +117,7 @@ class NvccCompiler:
         if spec is None or spec.origin is None:
             raise WorkError(
                 f"compiling a kernel for sm_{architecture}", found="no CUTLASS headers",
-                expected="the package nvidia-cutlass", run="pip install 'autotune-inference[native]'",
+                expected="the package nvidia-cutlass", run=install_command("native"),
             )  # fmt: skip
         source = Path(spec.origin).parent / "source"
         includes = source / "include", source / "tools" / "util" / "include"

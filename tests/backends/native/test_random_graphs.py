@@ -8,7 +8,7 @@ from torch.export import ExportedProgram
 from autotune.backends.native.graph import Pass
 from autotune.backends.native.passes import EXACT
 from tests.backends.native.graphs import check, graphs
-from tests.examples import examples
+from tests.thoroughness import examples
 
 # Shrinking exports a graph at each step, which takes minutes.
 FEW = settings(

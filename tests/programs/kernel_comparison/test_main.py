@@ -165,4 +165,4 @@ def test_requests_that_make_no_sense_are_refused(program, tmp_path, capsys):
     assert "no product of such a name" in capsys.readouterr().err
     (tmp_path / "found.json").write_text("{}")
     assert program("--limit", "30") == 2
-    assert "going on with" in capsys.readouterr().err
+    assert "resuming" in capsys.readouterr().err

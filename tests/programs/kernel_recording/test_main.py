@@ -126,7 +126,7 @@ def test_a_record_is_made_of_toys_and_can_be_replayed(toys, tmp_path, capsys):
     assert all(len(build.launches) == 2 and build.compile_s == 0.5 for build in recorded.builds)
     assert all(set(launch.times_us) == {0, 1, 2} for build in recorded.builds for launch in build.launches)
     trials = Trials(tmp_path / "trials.jsonl")
-    assert {stage for stage, _ in trials.found.values()} == {"again"}  # so few are all among the best
+    assert {stage for stage, _ in trials.latest.values()} == {"again"}  # so few are all among the best
     for place, problem in enumerate(recorded.problems):
         medians = {trial.configuration: trial.median_us for trial in trials.of(problem)}
         assert LIBRARY in medians
@@ -147,12 +147,12 @@ def test_what_the_time_does_not_suffice_for_is_done_by_the_next_run(toys, tmp_pa
     assert "12 of a build and a problem left" in capsys.readouterr().out
     assert toys("compile", "--builds", "4") == 0
     assert toys("time", "--limit", "3") == 1
-    timed = len(Trials(tmp_path / "trials.jsonl").found)
+    timed = len(Trials(tmp_path / "trials.jsonl").latest)
     assert timed > 0 and read_recorded_space(tmp_path / "record.json.gz").builds
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write('{"stage": "scree')  # a run that was killed as it wrote
     assert toys("time", "--limit", "60") == 0
-    assert len(Trials(tmp_path / "trials.jsonl").found) == 27
+    assert len(Trials(tmp_path / "trials.jsonl").latest) == 27
 
 
 def test_whatever_goes_wrong_is_recorded_and_the_rest_goes_on(toys, tmp_path, monkeypatch, capsys):

@@ -4,7 +4,7 @@ import pytest
 
 from autotune.measure.timer import CpuTimer
 from autotune.programs.selftest import costs, summaries
-from autotune.programs.selftest.fake import StepClock
+from autotune.programs.selftest.fake import ManualClock
 from autotune.programs.selftest.rig import Rig
 
 
@@ -21,7 +21,7 @@ class FakeSpin:
         self.clock.advance(self.amount / 1e6)
 
 
-class LookingClock(StepClock):
+class LookingClock(ManualClock):
     """A look at the time takes a nanosecond, one at the CPU time as long as it is told."""
 
     look_ms = 0.0

@@ -2,11 +2,11 @@ import pytest
 
 from autotune.measure.timer import CpuTimer, Sample
 from autotune.programs.selftest import known_duration
-from autotune.programs.selftest.fake import StepClock
+from autotune.programs.selftest.fake import ManualClock
 from autotune.programs.selftest.rig import Rig
 
 
-class TickingClock(StepClock):
+class TickingClock(ManualClock):
     """Each look at it takes 10 µs."""
 
     def now_ns(self):

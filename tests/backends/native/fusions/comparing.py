@@ -13,7 +13,7 @@ from torch.nn import functional
 from autotune.backends.native.fusions import FUSIONS, Fused, fuse
 from autotune.model.precision import flat_module
 from tests.backends.native.graphs import shared
-from tests.examples import examples
+from tests.thoroughness import examples
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 FEW = settings(

@@ -15,7 +15,7 @@ from autotune.backends.native.fusions.attention import ATTENTION
 from autotune.backends.native.graph import Simplified, simplify
 from autotune.backends.native.passes import EXACT
 from tests.backends.native.graphs import operators, program_of, shared
-from tests.examples import examples
+from tests.thoroughness import examples
 
 Function = Callable[..., Any]
 LOWEST = torch.finfo(torch.float32).min

@@ -14,7 +14,7 @@ from autotune.backends.native.graph import simplify
 from autotune.backends.native.passes import EXACT
 from tests.backends.native.fusions.comparing import DTYPES, FEW, SPELLINGS, bound, fused, magnitude, nodes, within
 from tests.backends.native.graphs import operators, program_of
-from tests.examples import examples
+from tests.thoroughness import examples
 
 
 @pytest.mark.parametrize("activation", sorted(SPELLINGS))

@@ -12,7 +12,7 @@ from autotune.backends.native.fusions import fuse
 from autotune.backends.native.fusions.conv_bn import CONV_BN
 from autotune.backends.native.graph import simplify
 from autotune.model.precision import flat_module
-from tests.examples import examples
+from tests.thoroughness import examples
 
 
 def normed(layer: nn.Module, norm: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:

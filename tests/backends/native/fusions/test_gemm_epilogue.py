@@ -16,7 +16,7 @@ from autotune.backends.native.operators import ACTIVATIONS
 from autotune.backends.native.passes import EXACT
 from tests.backends.native.fusions.comparing import DTYPES, FEW, SPELLINGS, bound, fused, magnitude, nodes, within
 from tests.backends.native.graphs import operators, program_of
-from tests.examples import examples
+from tests.thoroughness import examples
 
 PRODUCTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "linear": lambda m, x: functional.linear(x, m.weight),
