@@ -1,4 +1,4 @@
-"""``autotune bench``."""
+"""The command ``autotune bench``."""
 
 from typing import Annotated
 

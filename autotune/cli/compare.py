@@ -1,4 +1,4 @@
-"""``autotune compare``."""
+"""The command ``autotune compare``."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""``autotune db``: maintenance of the tuning database."""
+"""The commands ``autotune db``: maintenance of the tuning database."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``autotune doctor``."""
+"""The command ``autotune doctor``."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,7 +83,7 @@ def _line(proof: "Proof") -> str:
 
 
 def _first_of_each_class(devices: "list[Device]") -> "list[Device]":
-    """Return the first device of each class: the others are equal, and need no second proof."""
+    """Return the first device of each class: the others are equal and need no proof."""
     first: dict[str, Device] = {}
     for device in devices:
         first.setdefault(device.device_class, device)

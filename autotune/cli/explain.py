@@ -1,4 +1,4 @@
-"""``autotune explain``."""
+"""The command ``autotune explain``."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""``autotune kernels list`` and ``autotune kernels tune``."""
+"""The commands ``autotune kernels list`` and ``autotune kernels tune``."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +47,7 @@ def list_kernels(device: DeviceOption = None, db: Db = None, json: Json = False)
 def tune(
     m: Annotated[int, typer.Argument(metavar="M", help="Rows of A and of the result: batch times tokens.")],
     n: Annotated[int, typer.Argument(metavar="N", help="Columns of the result: a linear layer's outputs.")],
-    k: Annotated[int, typer.Argument(metavar="K", help="The length of each sum: a linear layer's inputs.")],
+    k: Annotated[int, typer.Argument(metavar="K", help="Columns of A and rows of B: a linear layer's inputs.")],
     dtype: Annotated[str, typer.Option("--dtype", metavar="TYPE", help="fp16, bf16 or fp32.")] = "fp16",
     epilogue: Annotated[
         str,

@@ -1,4 +1,4 @@
-"""``autotune plan list`` and ``autotune plan show``."""
+"""The commands ``autotune plan list`` and ``autotune plan show``."""
 
 import contextlib
 from typing import TYPE_CHECKING, Annotated
@@ -64,7 +64,7 @@ def show_plan(
 def find_plans(
     store: "Store | PlanReader", model: str, batch: int | None, device: str | None, structure: str | None = None
 ) -> "list[Plan]":
-    """Return all plans of a study's name; PlanNotFoundError if there is none, with the plans that are there instead.
+    """Return all plans that fit the arguments; if there is none, PlanNotFoundError with the plans that are there.
 
     ``structure`` is the beginning of the structure's digest.
     """

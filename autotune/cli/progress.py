@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from autotune.study.request import StudyRequest
 
     Earlier = Callable[[int, Configuration], "tuple[Sequence[Trial], float]"]
-    """Returns the finished trials and the seconds of search of the study in which this trial runs."""
+    """A function that returns the finished trials and the seconds of search of the study in which a trial runs."""
 
 BAR = 20
 ROOM_FOR_BAR = 60

@@ -1,4 +1,4 @@
-"""``autotune reproduce``."""
+"""The command ``autotune reproduce``."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated

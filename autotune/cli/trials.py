@@ -1,4 +1,4 @@
-"""``autotune trials``."""
+"""The command ``autotune trials``."""
 
 import shlex
 from collections import Counter

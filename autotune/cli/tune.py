@@ -1,4 +1,4 @@
-"""``autotune tune``."""
+"""The command ``autotune tune``."""
 
 import shlex
 import sys

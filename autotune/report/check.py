@@ -1,4 +1,4 @@
-"""The damage of a tuning database, for people."""
+"""The findings of ``autotune db check`` for people."""
 
 from collections import Counter
 from collections.abc import Sequence
