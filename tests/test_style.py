@@ -106,6 +106,15 @@ def test_values_have_names_of_their_own(modules):
     assert share <= MOST_NO_NAMES, f"{share:.1%} of the names, at most {MOST_NO_NAMES:.1%}:\n{worst(counts)}"
 
 
+def test_no_two_classes_share_a_name(modules):
+    paths = {}
+    for module in modules:
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ClassDef):
+                paths.setdefault(node.name, []).append(module.path)
+    assert not {name: shared for name, shared in paths.items() if len(shared) > 1}
+
+
 def test_few_annotations_are_any(modules):
     check_rate(modules, {module.path: sum(map(module.has_any, module.annotations())) for module in modules}, MOST_ANY)
 

@@ -106,7 +106,7 @@ class ArtifactFolder:
         return self.root / "manifests" / f"{digest}.json"
 
     def has(self, digest: str) -> bool:
-        """Whether the artifact is here (its bytes are verified by :meth:`open`, not by this).
+        """Return whether the artifact is here (its bytes are verified by :meth:`open`, not by this).
 
         Raises ArtifactError if this user may not read the folder.
         """
@@ -146,7 +146,7 @@ class ArtifactFolder:
         return files
 
     def matches(self, folder: Path, files: Sequence[ArtifactFile]) -> bool:
-        """Whether a folder holds exactly these files: links to the verified blobs, or copies that verify."""
+        """Return whether a folder holds exactly these files: links to the verified blobs, or copies that verify."""
         try:
             if names_below(folder, refusal="", hard_links=True) != [file.name for file in files]:
                 return False
@@ -215,7 +215,7 @@ class ArtifactFolder:
                 os.close(mark)
 
     def is_held(self, digest: str) -> bool:
-        """Whether a process holds the artifact; certain only while the store's lock is held alone."""
+        """Return whether a process holds the artifact; certain only while the store's lock is held alone."""
         return any(in_use(path) for path in self.root.glob(f"temporary/{digest}.*"))
 
     @contextlib.contextmanager
@@ -256,7 +256,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether an open file is the one at a path now."""
+    """Return whether an open file is the one at a path now."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:

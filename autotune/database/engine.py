@@ -169,7 +169,7 @@ def for_writing(engine: Engine, *, own: bool = False) -> Engine:
 
 
 def has_returning(engine: Engine) -> bool:
-    """Whether a statement that writes can return the rows that it wrote: SQLite can since 3.35."""
+    """Return whether a statement that writes can return the rows that it wrote: SQLite can since 3.35."""
     return engine.dialect.insert_returning
 
 
@@ -244,7 +244,7 @@ def _bring_up_to_date(engine: Engine, location: Location, *, create: bool) -> No
 
 
 def only_reads(connection: Connection) -> bool:
-    """Whether a connection's database accepts no writes from this process."""
+    """Return whether a connection's database accepts no writes from this process."""
     if connection.dialect.name == "sqlite":
         return bool(connection.exec_driver_sql("PRAGMA query_only").scalar())
     if connection.exec_driver_sql("SHOW transaction_read_only").scalar() == "on":

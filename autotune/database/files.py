@@ -57,7 +57,7 @@ def hashed(stream: IO[bytes], target: IO[bytes] | None = None) -> tuple[int, str
 
 
 def holds(path: Path, size_bytes: int, sha256: str) -> bool:
-    """Whether a path is a file, no link, with exactly this content."""
+    """Return whether a path is a file, no link, with exactly this content."""
     try:
         with open_plain(path) as stream:
             return os.fstat(stream.fileno()).st_size == size_bytes and hashed(stream) == (size_bytes, sha256)
@@ -84,7 +84,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def in_use(path: Path) -> bool:
-    """Whether a living process holds the lock that the writer of a temporary file or folder takes."""
+    """Return whether a living process holds the lock that the writer of a temporary file or folder takes."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -99,7 +99,7 @@ def in_use(path: Path) -> bool:
 
 
 def may(path: Path, how: int) -> bool:
-    """Whether this process may use a path so (``os.R_OK`` and others), as the kernel sees it.
+    """Return whether this process may use a path so (``os.R_OK`` and others), as the kernel sees it.
 
     Permissions, access lists, read-only mounts and root's privileges all count; nothing is opened.
     """

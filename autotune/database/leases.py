@@ -79,7 +79,7 @@ class Held:
         return not 0 <= self.age_s <= LIMIT_S
 
     def same_beat(self, other: "Held | None") -> bool:
-        """Whether the owner has not renewed its lease between two looks."""
+        """Return whether the owner has not renewed its lease between two looks."""
         return other is not None and (self.fence, self.beats) == (other.fence, other.beats)
 
 

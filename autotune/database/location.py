@@ -110,7 +110,7 @@ def database_errors(location: Location) -> Iterator[None]:
 
 
 def _is_read_only(cause: BaseException, reason: str) -> bool:
-    """Whether a driver's error says that nothing may be written."""
+    """Return whether a driver's error says that nothing may be written."""
     if isinstance(cause, sqlite3.Error):
         # SQLite has few texts, and each belongs to one error.
         return reason == "attempt to write a readonly database"

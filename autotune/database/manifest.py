@@ -11,7 +11,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def is_digest(text: object) -> TypeGuard[str]:
-    """Whether a value is a SHA-256 in lower-case hexadecimal."""
+    """Return whether a value is a SHA-256 in lower-case hexadecimal."""
     return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 

@@ -86,7 +86,7 @@ def _put_study(session: Session, parcel: Parcel, uid: str) -> tuple[StudyTable, 
 
 
 def _was_left_out(trial: Trial) -> bool:
-    """Whether the budget ended before a trial had a result: older versions wrote such rows, which hold no figure."""
+    """Return whether the budget ended before a trial had a result: older versions wrote such rows, without a figure."""
     return trial.state == "pruned" and trial.latency_ms is None
 
 

@@ -14,7 +14,7 @@ from autotune.scratch import ScratchFolder
 
 
 def is_read_only(file: Path) -> bool:
-    """Whether a file exists that this process cannot write, or beside which it can create no log.
+    """Return whether a file exists that this process cannot write, or beside which it can create no log.
 
     The kernel is asked, so that permissions, access lists, read-only mounts and root's privileges all count.
     """

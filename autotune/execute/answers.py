@@ -109,14 +109,14 @@ class FootprintAnswer(StepRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeaturesAnswer(StepRecord):
-    """How often backends find something in a graph, by ``backend.feature``."""
+    """The number of places of each feature in a graph, by ``backend.feature``."""
 
     features: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProblemCount(StepRecord):
-    """A kernel problem, and how often it comes in one call."""
+    """A kernel problem and its number in one call."""
 
     problem: GemmProblem
     count: float

@@ -1,4 +1,4 @@
-"""How the time of a study divides into building, checking, sampling and waiting: TimeSplit."""
+"""The division of a study's time into building, checking, sampling and waiting: TimeSplit."""
 
 from collections.abc import Sequence
 

@@ -22,7 +22,7 @@ BIAS_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """How a convolution reads the rows of A from images in channels-last memory, one row for each place of its kernel.
+    """The rows of A that a convolution reads from images in channels-last memory, one for each place of its kernel.
 
     Sizes in elements; ``padding`` is of zeros, on both sides.
     """

@@ -16,7 +16,7 @@ TrialState = Literal["running", "complete", "pruned", "infeasible", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why a trial failed: the stage it was in, the kind, a sentence, and the tail of its log.
+    """The reason why a trial failed: its stage, the kind of failure, a sentence, and the tail of its log.
 
     ``figure`` is the value that broke a limit (a signal error, a signal number), if there is one.
     """

@@ -14,7 +14,7 @@ from autotune.report import distinction, words
 from autotune.report.fitting_table import FittingTable
 
 
-class PlanFigures(TypedDict):
+class ComparedPlan(TypedDict):
     """The figures of the plan of a row."""
 
     backend: str
@@ -53,7 +53,7 @@ class ComparedRow(TypedDict):
     device: str
     device_class: str
     baseline_latency_ms: float
-    plan: PlanFigures
+    plan: ComparedPlan
     compared: ComparedFigures
     created: str
 

@@ -10,13 +10,13 @@ from autotune.records.evidence import FinalistRecord
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.plan import Plan
 from autotune.report.explanation import (
+    ExplainedSite,
     Explanation,
     Figures,
     GemmEntry,
     GraphExplanation,
     OtherFinalist,
     RefusedTrial,
-    Site,
     TimedKernel,
     TorchEntry,
 )
@@ -106,7 +106,7 @@ def _graph(plan: Plan, store: "Store") -> GraphExplanation | None:
 
 def graph_document(record: Mapping[str, Any]) -> GraphExplanation:
     """Return the ``graph`` of :func:`explanation`; an artifact from before places were recorded has no places."""
-    sites: list[Site] = list(record["sites"])
+    sites: list[ExplainedSite] = list(record["sites"])
     kernels = _kernels(sites)
     savings = [entry["saved_us_per_call"] for entry in kernels if entry["saved_us_per_call"] is not None]
     return {
@@ -121,9 +121,9 @@ def graph_document(record: Mapping[str, Any]) -> GraphExplanation:
     }
 
 
-def _kernels(sites: Iterable[Site]) -> list[GemmEntry]:
+def _kernels(sites: Iterable[ExplainedSite]) -> list[GemmEntry]:
     """Return one entry for all GEMMs of the same problem and kernel; the largest saving in a call first."""
-    groups: dict[tuple[str, str], tuple[dict[str, object], TimedKernel, list[Site]]] = {}
+    groups: dict[tuple[str, str], tuple[dict[str, object], TimedKernel, list[ExplainedSite]]] = {}
     for site in sites:
         problem, kernel = site.get("problem"), site.get("kernel")
         if problem and kernel:
@@ -133,7 +133,7 @@ def _kernels(sites: Iterable[Site]) -> list[GemmEntry]:
     return sorted(entries, key=lambda entry: (-(entry["saved_us_per_call"] or 0), -entry["times"] * entry["median_us"]))
 
 
-def _kernel(problem: dict[str, object], kernel: TimedKernel, sites: Sequence[Site]) -> GemmEntry:
+def _kernel(problem: dict[str, object], kernel: TimedKernel, sites: Sequence[ExplainedSite]) -> GemmEntry:
     library, times = sites[0].get("library"), len(sites)
     saved_us = library["median_us"] - kernel["median_us"] if library else None
     return {
@@ -152,9 +152,9 @@ def _kernel(problem: dict[str, object], kernel: TimedKernel, sites: Sequence[Sit
     }
 
 
-def _left(sites: Iterable[Site]) -> list[TorchEntry]:
+def _left(sites: Iterable[ExplainedSite]) -> list[TorchEntry]:
     """Return the operators that torch computes: all GEMMs, and others that have a reason; the most frequent first."""
-    groups: dict[tuple[str, str], list[Site]] = {}
+    groups: dict[tuple[str, str], list[ExplainedSite]] = {}
     for site in sites:
         why = site.get("why") or (UNKNOWN if site.get("problem") else None)
         if why is not None:
@@ -166,10 +166,10 @@ def _left(sites: Iterable[Site]) -> list[TorchEntry]:
     return sorted(entries, key=lambda entry: -entry["times"])
 
 
-def _operator_words(site: Site) -> str:
+def _operator_words(site: ExplainedSite) -> str:
     problem = site.get("problem")
     return problem_words(GemmProblem.from_dict(problem)) if problem else site["operator"]
 
 
-def _places(sites: Iterable[Site]) -> list[str]:
+def _places(sites: Iterable[ExplainedSite]) -> list[str]:
     return [site["place"] for site in sites if "place" in site]

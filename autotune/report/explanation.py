@@ -5,7 +5,7 @@ from typing import NotRequired, TypedDict
 from autotune.records.configuration import Scalar
 
 
-class HeavyKernel(TypedDict):
+class HeavyKernelEntry(TypedDict):
     """A kernel of the trace with its share of the time."""
 
     name: str
@@ -20,7 +20,7 @@ class Figures(TypedDict, total=False):
     gpu_utilisation: float
     sm_efficiency: float
     occupancy: float
-    heaviest: list[HeavyKernel]
+    heaviest: list[HeavyKernelEntry]
     sm_util: float
     sm_occupancy: float
     any_tensor: float
@@ -120,7 +120,7 @@ class TimedKernel(TypedDict):
     median_us: float
 
 
-class Site(TypedDict):
+class ExplainedSite(TypedDict):
     """An operator of an artifact, as :meth:`autotune.backend.ExplainsArtifacts.explain_artifact` describes it."""
 
     name: str
