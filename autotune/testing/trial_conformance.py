@@ -111,7 +111,7 @@ class TrialConformance:
         """And so is any text of a log."""
         study = begin(store)
         claimed = store.trials.claim(study.uid, configuration(), TOOLCHAIN.digest)
-        log_tail = "a\x00b\udcff'; DROP TABLE trial"
+        log_tail = f"a\x00b{chr(0xDCFF)}'; DROP TABLE trial"  # a lone surrogate, which no encoding can hold
         ended = failed(claimed, stage="check", kind="non_finite", figure=figure, log_tail=log_tail)
         store.trials.finish(replace(ended, signal_error=figure))
         (stored,) = store.trials.of_study(study.uid)
