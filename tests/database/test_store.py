@@ -71,12 +71,12 @@ def test_an_error_of_the_database_is_told_without_a_traceback(store: Store, tmp_
 
 @pytest.mark.parametrize("column", ["record", "evidence", "objective"])
 @pytest.mark.parametrize("content", ["{", "[1]", "7"])
-def test_a_plan_whose_column_is_no_json_is_told(store: Store, column: str, content: str) -> None:
+def test_a_plan_whose_column_is_no_json_is_reported(store: Store, column: str, content: str) -> None:
     store.plans.promote(plan("p7"))
     with store.transactions.writing() as session:
         session.execute(text(f"UPDATE plan SET {column} = :content"), {"content": content})
     reads = {
-        "record": (store.plans, lambda: store.plans.get("p7"), lambda: store.plans.find(key())),
+        "record": (store.plans.list, lambda: store.plans.get("p7"), lambda: store.plans.find(key())),
         "evidence": (lambda: store.plans.list()[0].evidence.study, lambda: store.plans.list()[0].as_dict()),
         "objective": (lambda: store.plans.find(key()),),
     }
