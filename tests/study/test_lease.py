@@ -136,6 +136,7 @@ def wait_for(condition, process):
         time.sleep(0.005)
 
 
+@pytest.mark.slow  # a stop in the middle of a transaction costs SQLite's whole patience
 def test_a_coordinator_that_wakes_up_after_it_was_replaced_writes_nothing(part):
     """A coordinator that slept, as on a laptop, or was stopped: it continues in the middle of its work."""
     journal = Journal(Path(part.journal))
@@ -154,6 +155,7 @@ def test_a_coordinator_that_wakes_up_after_it_was_replaced_writes_nothing(part):
                 except DatabaseError:
                     assert time.monotonic() < deadline
                     os.kill(process.pid, signal.SIGCONT)
+                    time.sleep(0.05)  # into another transaction, or between two
             mine = store.under(lease)
             before = (store.trials.of_study(study.uid), store.studies.get(study.uid))
             os.kill(process.pid, signal.SIGCONT)
