@@ -297,7 +297,7 @@ def test_what_was_left_out_for_want_of_time_is_tried_when_the_study_is_given_mor
             events = Events()
             first = run_study(request, store, events)
         (left_out,) = (text for text in events.messages if "left out" in text)
-        assert "slow_build=True" in left_out and "given more" in left_out
+        assert "slow_build=True" in left_out and "larger budget" in left_out
         assert slow_trials() == [] and True not in place.builds("slow_build")
         (row,) = store.studies.list("tuned")
         assert row.timings["asked"]["exhausted"] is False and not first.trials["pruned"] and not first.trials["failed"]
