@@ -41,6 +41,18 @@ def pytest_collection_modifyitems(config, items):
         groups.deselect_slow(config, items)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Run all tests on the device in one process; ``--dist loadgroup`` would, but does not know pytest 9's node ids."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByDevice(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return groups.unit_of(nodeid)
+
+    return ByDevice(config, log) if config.getoption("dist") == "loadfile" else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_workers_in_quick_tests(request):
     if request.config.getoption("--quick"):

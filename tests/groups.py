@@ -33,7 +33,11 @@ SLOW = (
     "backends/native/test_study_graphs.py",
     "backends/native/test_triton_codegen.py",
     "backends/native/triton_kernels",
+    "backends/test_conformance.py",
+    "backends/test_eager.py",
+    "backends/test_example_plugin.py",
     "backends/test_inductor.py",
+    "backends/test_native.py",
     "backends/test_onnxruntime.py",
     "backends/test_openvino.py",
     "backends/test_torchscript.py",
@@ -50,9 +54,14 @@ SLOW = (
     "execute/test_faults.py",
     "execute/test_proof.py",
     "kernels/test_timing.py",
+    "measure/test_finals.py",
+    "measure/test_lock.py",
+    "measure/test_verdict.py",
     "model/test_reading.py",
     "programs",
     "studies",
+    "study/test_lease.py",
+    "study/test_quarantine.py",
     "test_renamed.py",
     "test_standard_streams.py",
 )
@@ -60,6 +69,19 @@ SLOW = (
 
 FIRST = ("study", "examples", "deploy", "cli", "programs", "studies")
 """Folders with the longest files, which begin first when files run side by side."""
+
+ON_THE_DEVICE = (
+    "backends/test_plugin_of_0_1.py",
+    "cli/test_kernels.py",
+    "cli/test_tune.py",
+    "deploy",
+    "examples",
+    "kernels/test_steps.py",
+    "kernels/test_tuning.py",
+    "study",
+)
+"""Folders and files whose tests hold the device for long. They share a process: side by side they would wait for one
+another, and a core would be idle meanwhile."""
 
 ALONE = (
     "cli/test_doctor.py",
@@ -89,7 +111,13 @@ def mark(items: list[pytest.Item]) -> None:
 
 
 def order(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not listed(item.path, FIRST))
+    items.sort(key=lambda item: (not listed(item.path, ON_THE_DEVICE), not listed(item.path, FIRST)))
+
+
+def unit_of(nodeid: str) -> str:
+    """Return the name of the tests that one process of pytest-xdist runs as a whole: a file, or all on the device."""
+    file = nodeid.split("::", 1)[0]
+    return "device" if listed(TESTS.parent / file, ON_THE_DEVICE) else file
 
 
 def deselect_slow(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -56,3 +56,10 @@ def test_quick_tests_start_no_workers_and_take_moments(tmp_path):
 @pytest.mark.parametrize("paths", [groups.SLOW, groups.ALONE, groups.FIRST])
 def test_every_listed_path_is_there(paths):
     assert [path for path in paths if not (groups.TESTS / path).exists()] == []
+
+
+def test_one_process_runs_all_files_that_hold_the_device_and_others_by_file():
+    assert groups.unit_of("tests/study/test_study.py::test_a[b@c]") == "device"
+    assert groups.unit_of("tests/cli/test_tune.py::test_a") == groups.unit_of("tests/examples/test_readme.py::test_b")
+    assert groups.unit_of("tests/cli/test_main.py::TestA::test_a") == "tests/cli/test_main.py"
+    assert all((groups.TESTS / path).exists() for path in (*groups.ON_THE_DEVICE, *groups.SLOW, *groups.ALONE))
