@@ -40,7 +40,7 @@ ABOVE = {
     **BESIDE,
 }
 # The package itself offers the public interface.
-FREE = {"__init__"}
+FREE = {"__init__", "__main__"}
 MOST_FLAT = 16
 
 

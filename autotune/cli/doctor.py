@@ -102,7 +102,8 @@ def _database(db: str | None) -> "DatabaseState":
         return DatabaseState(location=location.shown, state="does not exist yet; the first study creates it")
     try:
         with Store.open(db, create=False) as store:
-            contents = f"{len(store.plans.list())} plans, {len(store.studies.list())} studies"
+            plans, studies = len(store.plans.list()), len(store.studies.list())
+            contents = f"{plans} plan{'' if plans == 1 else 's'}, {studies} stud{'y' if studies == 1 else 'ies'}"
             return DatabaseState(location=store.location, state=contents)
     except DatabaseError as error:
         return DatabaseState(location=location.shown, state=f"unusable: {error.found}")

@@ -94,8 +94,8 @@ def find_plans(
     raise PlanNotFoundError(
         f"no plan for {model}{f' at batch {batch}' if batch else ''}{on_device} in {store.location}",
         found=", ".join((same_name or others)[:12]) or "no plan at all",
-        expected="the name of a study that was tuned",
-        run=f"autotune tune studies/{model}/study.yaml" if not others else "autotune plan list",
+        expected="a batch and a device of one of these" if same_name else "the name of a study that was tuned",
+        run=f"autotune tune studies/{model}/study.yaml" if not others else f"autotune plan list --db {store.location}",
     )
 
 
@@ -108,5 +108,9 @@ def _study_without_plan(store: "Store | PlanReader", model: str, batch: int | No
         studies = full.studies.list(model, batch)
     if not studies:
         return ""
-    undecided = studies[-1].timings.get("undecided")
-    return f"a study whose finals could not decide: {undecided}" if undecided else "a study that has not ended"
+    newest = studies[-1]
+    if undecided := newest.timings.get("undecided"):
+        return f"a study whose finals could not decide: {undecided}"
+    if newest.state == "running":
+        return "a study that has not ended"
+    return "a study that has ended, and whose plan a later study of the same model under another name has replaced"

@@ -51,11 +51,12 @@ def optimize(
 ) -> "OptimizedModel":
     """Return a callable that answers like ``model``: the stored plan if there is one, else the plan of a search.
 
-    ``inputs`` are the arguments of one call (a tensor, a tuple, or a dict by parameter name), or a list of several such
-    sets, which are used as they are. ``device`` defaults to that of the model. The other options are those of
-    :func:`tune` and, for ``verify``, of :func:`load`; ``backends``, ``precisions``, ``trials`` and ``budget`` limit a
-    search only: a stored plan may be outside them. Raises UndecidedError if the finals of a search could not decide and
-    no earlier plan is in force.
+    ``name`` is a label of the study, by default the class of the model; a plan is found by the model itself, whatever
+    its name. ``inputs`` are the arguments of one call (a tensor, a tuple, or a dict by parameter name), or a list of
+    several such sets, which are used as they are. ``device`` defaults to that of the model. The other options are those
+    of :func:`tune` and, for ``verify``, of :func:`load`; ``backends``, ``precisions``, ``trials`` and ``budget`` limit
+    a search only: a stored plan may be outside them. Raises UndecidedError if the finals of a search could not decide
+    and no earlier plan is in force.
     """
     from autotune.database.store import Store
 
@@ -373,5 +374,5 @@ def _seconds(budget: str | float) -> float:
         return float(budget)
     try:
         return parse_duration(budget)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise RequestError(f"budget {budget!r}", found=str(error), expected="such as 90s, 3m or 1h30m") from error

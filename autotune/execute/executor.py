@@ -309,7 +309,9 @@ class Executor:
         A step that was stopped raises StudyInterruptedError: the way it ended says nothing about it.
         """
         if result.value is None and self.server.closed:
-            raise StudyInterruptedError("it was stopped; what was finished is kept", run="the same command to go on")
+            raise StudyInterruptedError(
+                "the study was stopped; finished trials are kept", run="the same command, which continues it"
+            )
         failure = result.failure
         if failure is not None and failure.kind == "out_of_memory":
             raise OutOfMemoryError(what, found=str(failure), expected="a model and a batch that fit into memory")

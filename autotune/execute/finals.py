@@ -331,7 +331,9 @@ def _drop_culprit(drive: _Drive, session: Session, crashes: int) -> None:
     """Drop the finalist whose turn it was when a process died; the other processes hold it too and start again."""
     session.finish()
     if drive.executor.server.closed:
-        raise StudyInterruptedError("the finals were stopped; the trials are kept", run="the same command to go on")
+        raise StudyInterruptedError(
+            "the finals were stopped; the trials are kept", run="the same command, which continues it"
+        )
     drive.executor.split.add(session.spans)
     failure = session.failure(0.0)
     if session.turn is None or crashes > len(drive.artifacts):

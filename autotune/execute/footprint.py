@@ -101,7 +101,9 @@ def _measured(executor: Executor, artifacts: Sequence[Path]) -> list[StepResult[
 def _footprint(executor: Executor, artifact: Path, *, alone: bool) -> StepResult[FootprintAnswer]:
     result = executor.footprint(artifact, alone=alone)
     if executor.server.closed:
-        raise StudyInterruptedError("the finals were stopped; the trials are kept", run="the same command to go on")
+        raise StudyInterruptedError(
+            "the finals were stopped; the trials are kept", run="the same command, which continues it"
+        )
     return result
 
 

@@ -52,9 +52,9 @@ def explanation_view(explained: Explanation, title: str = "") -> RenderableType:
     parts.append(_others_table(explained["others"]))
     if explained["refused"]:
         see = f"autotune trials {explained['name']} --batch {explained['batch']} --failed"
-        parts.append(
-            Text(f"{len(explained['refused'])} candidates were refused; the reasons, and how to reproduce them: {see}")
-        )
+        count = len(explained["refused"])
+        refused = "1 candidate was refused" if count == 1 else f"{count} candidates were refused"
+        parts.append(Text(f"{refused}; the reasons, and how to reproduce them: {see}"))
     return Group(*parts, Text(""))
 
 

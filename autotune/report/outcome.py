@@ -37,6 +37,8 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: 
     else:
         plan = outcome.plan
         lines = [_speedup_line(outcome, plan), _accuracy_line(outcome, plan), *_next(deploy), *_fp32_line(outcome)]
+    if outcome.untried:
+        lines.append(f"not tried before the budget ended: {', '.join(outcome.untried)}; a larger --budget tries them")
     lines += [_trials_line(outcome), *_split_line(outcome)]
     if outcome.plan is not None:
         command = f"autotune plan show {outcome.name} --batch {outcome.batch}{f' --db {shlex.quote(db)}' if db else ''}"
@@ -169,7 +171,8 @@ def _tied(plan: Plan) -> str:
     finalists = {finalist.uid: finalist for finalist in plan.evidence.finalists}
     tied = [finalists[uid].configuration for uid in plan.evidence.tied_with if uid in finalists]
     named = [f"{configuration.backend} ({words.knobs(configuration)})" for configuration in tied[:2]]
-    more = f" or one of {len(tied) - 2} others" if len(tied) > 2 else ""
+    others = len(tied) - 2
+    more = "" if others < 1 else f" or {others} other" if others == 1 else f" or one of {others} others"
     return (" or ".join(named) + more) or "another finalist"
 
 

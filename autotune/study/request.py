@@ -87,7 +87,8 @@ class StudyOutcome:
     the command that repeats only the finals, and ``plan`` is the incumbent, or ``None`` if there is no plan yet.
     Otherwise ``plan`` is the plan that was promoted now or was in the database, and ``status`` is its own. ``split``
     holds the seconds of building, checking, sampling and other (imports, loading, starting, database, waiting).
-    ``finalists`` has one record a finalist, in order of latency.
+    ``finalists`` has one record a finalist, in order of latency. ``untried`` are the backends that work here and that
+    the study admits, of which the budget left no time to try a configuration.
     """
 
     name: str
@@ -103,6 +104,7 @@ class StudyOutcome:
     seconds: float
     split: Mapping[str, float] = field(default_factory=dict)
     finalists: tuple[FinalistRecord, ...] = ()
+    untried: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.status not in get_args(OutcomeStatus):
@@ -142,6 +144,7 @@ class StudyOutcome:
                 "status": plan.status,
                 "cached": self.cached,
             },
+            "untried": list(self.untried),
             "trials": {state: self.trials.get(state, 0) for state in ("complete", "pruned", "infeasible", "failed")},
             "seconds": self.seconds,
             "split_s": dict(self.split),

@@ -1,0 +1,6 @@
+"""Runs the command line: ``python -m autotune``."""
+
+from autotune.cli.main import main
+
+if __name__ == "__main__":
+    main()
