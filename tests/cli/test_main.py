@@ -8,6 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import autotune
 from autotune import __version__
 from autotune.cli.main import Commands
 from autotune.cli.output import nothing_on_stdout
@@ -58,3 +59,8 @@ def test_a_reader_that_has_seen_enough_is_no_error(database):
 
 def test_the_version(autotune):
     assert autotune("--version").stdout.split()[0] == __version__
+
+
+def test_the_package_runs_as_a_module():
+    ran = subprocess.run([sys.executable, "-m", "autotune", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout.startswith(autotune.__version__)

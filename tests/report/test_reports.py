@@ -363,3 +363,10 @@ def test_a_figure_has_its_interval_and_unit_the_smaller_end_first(value, interva
 def test_percentiles_that_are_not_backed_are_said_to_need_samples():
     found = {"n": 100, "p50": 1.0, "p90": 2.0, "p99": None, "p999": None}
     assert words.percentiles(found) == "p50 1.000, p90 2.000 ms; too few samples (100) for p99, p99.9"
+
+
+def test_backends_that_the_budget_left_untried_are_named():
+    complete, short = outcome(), replace(outcome(), untried=("openvino", "native"))
+    assert "not tried" not in printed(outcome_view(complete, "here")) and complete.as_dict()["untried"] == []
+    assert "not tried before the budget ended: openvino, native" in printed(outcome_view(short, "here"))
+    assert short.as_dict()["untried"] == ["openvino", "native"]
