@@ -209,3 +209,14 @@ def test_help_names_every_command(autotune):
     assert result.exit_code == 0
     for command in ("tune", "plan", "trials", "compare", "db", "doctor"):
         assert command in result.stdout
+
+
+def test_a_plan_that_another_study_replaced_is_explained(autotune, tmp_path):
+    path = tmp_path / "replaced.db"
+    with Store.open(str(path)) as store:
+        study = records.begin(store, "former")
+        unfinished = autotune("plan", "show", "former", "--db", path)
+        store.studies.finish(study.uid, {})
+        replaced = autotune("plan", "show", "former", "--db", path)
+    assert "a study that has not ended" in unfinished.stderr
+    assert "under another name has replaced" in replaced.stderr and replaced.exit_code == unfinished.exit_code
