@@ -38,7 +38,7 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: 
         plan = outcome.plan
         lines = [_speedup_line(outcome, plan), _accuracy_line(outcome, plan), *_next(deploy), *_fp32_line(outcome)]
     if outcome.untried:
-        lines.append(f"not tried before the budget ended: {', '.join(outcome.untried)}; a larger --budget tries them")
+        lines.append(f"not tried within --trials and --budget: {', '.join(outcome.untried)}")
     lines += [_trials_line(outcome), *_split_line(outcome)]
     if outcome.plan is not None:
         command = f"autotune plan show {outcome.name} --batch {outcome.batch}{f' --db {shlex.quote(db)}' if db else ''}"

@@ -19,7 +19,7 @@ from autotune.runtime import toolchain as versions
 from autotune.search.history import TrialOutcome
 from autotune.study.identity import request_digest
 from autotune.study.request import StudyOutcome, StudyRequest
-from autotune.study.space import participants
+from autotune.study.space import untried
 
 
 class Sources(TypedDict, total=False):
@@ -96,7 +96,6 @@ def outcome(
     A plan from the database has its own device and objective, which may be stricter than the request's.
     """
     answered = request if plan is None or doubt else plan
-    tried = {trial.configuration.backend for trial in trials}
     return StudyOutcome(
         name=answered.name,
         batch=answered.batch,
@@ -111,7 +110,7 @@ def outcome(
         seconds=seconds,
         split=split or {},
         finalists=_in_short(finalists),
-        untried=tuple(name for name in participants(request) if name not in tried),
+        untried=untried(request, trials),
     )
 
 

@@ -87,8 +87,8 @@ class StudyOutcome:
     the command that repeats only the finals, and ``plan`` is the incumbent, or ``None`` if there is no plan yet.
     Otherwise ``plan`` is the plan that was promoted now or was in the database, and ``status`` is its own. ``split``
     holds the seconds of building, checking, sampling and other (imports, loading, starting, database, waiting).
-    ``finalists`` has one record a finalist, in order of latency. ``untried`` are the backends that work here and that
-    the study admits, of which the budget left no time to try a configuration.
+    ``finalists`` has one record a finalist, in order of latency. ``untried`` are the backends that work here and
+    offer the study a configuration, and that its limits left no trial.
     """
 
     name: str

@@ -90,6 +90,19 @@ def participants(request: StudyRequest) -> list[str]:
     return [name for name in registry.names() if name in admitted and registry.backend(name).probe(device).works]
 
 
+def untried(request: StudyRequest, trials: Sequence[Trial]) -> tuple[str, ...]:
+    """Return the names of the backends that work here and offer a configuration to the study, and have no trial."""
+    tried = {trial.configuration.backend for trial in trials}
+    admitted = _admitted_backends(request)
+    left = []
+    for name in participants(request):
+        if name not in tried:
+            space = registry.backend(name).space(request.device, None, has_factory=request.factory is not None)
+            if any(True for _ in _narrow(space, request, whole=name in admitted)):
+                left.append(name)
+    return tuple(left)
+
+
 def choose_finalists(
     complete: Sequence[Trial],
     baselines: Iterable[str],

@@ -368,5 +368,5 @@ def test_percentiles_that_are_not_backed_are_said_to_need_samples():
 def test_backends_that_the_budget_left_untried_are_named():
     complete, short = outcome(), replace(outcome(), untried=("openvino", "native"))
     assert "not tried" not in printed(outcome_view(complete, "here")) and complete.as_dict()["untried"] == []
-    assert "not tried before the budget ended: openvino, native" in printed(outcome_view(short, "here"))
+    assert "not tried within --trials and --budget: openvino, native" in printed(outcome_view(short, "here"))
     assert short.as_dict()["untried"] == ["openvino", "native"]

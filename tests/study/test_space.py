@@ -1,6 +1,10 @@
+from dataclasses import replace
+
 from autotune.records.configuration import Configuration
 from autotune.records.trial import Trial
-from autotune.study.space import FINALISTS, choose_finalists
+from autotune.runtime import discovery
+from autotune.study.request import StudyRequest
+from autotune.study.space import FINALISTS, choose_finalists, untried
 
 
 def trial(number: int, latency_ms: float, backend: str = "a", precision: str = "fp32") -> Trial:
@@ -48,3 +52,12 @@ def test_baselines_and_defaults_that_others_disturbed_all_the_while_stay_in():
     disturbed, defaults = {"t01", "t03", "t04"}, [trials[1].configuration]
     assert [t.number for t in choose_finalists(trials, ["t02", "t03"], defaults, disturbed)] == [0, 2, 3, 4, 1]
     assert [t.number for t in choose_finalists(trials, ["t02", "t03"], defaults)] == [0, 2, 4]
+
+
+def test_backends_without_a_trial_are_named_only_if_they_offer_the_study_something():
+    backends = ("eager", "torchscript")
+    request = StudyRequest(name="a", batch=1, device=discovery.cpu(), factory="m.py:f", backends=backends)
+    assert untried(request, []) == backends
+    tried = [trial(0, 1.0, "eager")]
+    assert untried(request, tried) == ("torchscript",)
+    assert "torchscript" not in untried(replace(request, precisions=("fp16",)), tried), "it offers no fp16 on a CPU"
