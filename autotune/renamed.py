@@ -52,7 +52,7 @@ class RenamedLoader(InspectLoader):
         return (
             "import runpy\n"
             "from autotune import renamed\n"
-            f"renamed.warn({fullname!r}, {self._new_name!r})\n"
+            f"renamed.warn({fullname!r}, {self._new_name!r}, stacklevel=2)\n"
             f"runpy.run_module({self._new_name!r}, run_name='__main__', alter_sys=True)\n"
         )
 
@@ -68,10 +68,10 @@ class RenamedFinder(MetaPathFinder):
         return None if new_name is None else ModuleSpec(fullname, RenamedLoader(new_name))
 
 
-def warn(old_name: str, new_name: str) -> None:
-    """Warn that a module moved; the warning names the line that imports it."""
+def warn(old_name: str, new_name: str, *, stacklevel: int = 3) -> None:
+    """Warn that a module moved; the warning names the line that imports it, or the program that is run."""
     message = f"{old_name} is now {new_name}; version 0.3.0 removes the old name"
-    warnings.warn(message, DeprecationWarning, stacklevel=3)
+    warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
 
 
 def install() -> None:

@@ -42,6 +42,7 @@ def test_an_old_command_runs_the_program(old_name):
     )
     assert (ran.returncode, ran.stdout) == (new.returncode, new.stdout)
     assert "usage:" in ran.stdout + ran.stderr
+    assert f"{old_name} is now {NEW_NAMES[old_name]}" in ran.stderr, "whoever runs the old command sees it"
 
 
 def test_every_new_name_is_there_and_no_old_one():

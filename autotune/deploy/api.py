@@ -373,6 +373,8 @@ def _seconds(budget: str | float) -> float:
     if isinstance(budget, int | float):
         return float(budget)
     try:
+        if not isinstance(budget, str):
+            raise ValueError(type(budget).__name__)
         return parse_duration(budget)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise RequestError(f"budget {budget!r}", found=str(error), expected="such as 90s, 3m or 1h30m") from error

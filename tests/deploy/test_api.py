@@ -222,6 +222,7 @@ def test_a_plan_that_is_asked_for_with_the_same_inputs_is_cached(database):
     [
         ({"y": torch.ones(3)}, {}, ModelError),
         (INPUTS, {"budget": "0s"}, RequestError),
+        (INPUTS, {"budget": None}, RequestError),
         (INPUTS, {"trials": 0}, RequestError),
         (INPUTS, {"bugdet": "1s"}, TypeError),
         (INPUTS, {"constraints": {"signal_eror": 0.1}}, RequestError),
