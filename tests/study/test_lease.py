@@ -1,12 +1,15 @@
 """One coordinator a study, in processes of their own and in this one."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 from autotune.database import leases
@@ -136,7 +139,24 @@ def wait_for(condition, process):
         time.sleep(0.005)
 
 
-@pytest.mark.slow  # a stop in the middle of a transaction costs SQLite's whole patience
+def stop_between_transactions(pid, database):
+    """Stop a process while it holds no lock of its database, or nobody could take over."""
+    deadline = time.monotonic() + 60
+    with contextlib.closing(sqlite3.connect(database, timeout=0, isolation_level=None)) as connection:
+        while True:
+            os.kill(pid, signal.SIGSTOP)
+            while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+                assert time.monotonic() < deadline
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+                return
+            except sqlite3.OperationalError:
+                assert time.monotonic() < deadline
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(0.01)  # into another transaction, or between two
+
+
 def test_a_coordinator_that_wakes_up_after_it_was_replaced_writes_nothing(part):
     """A coordinator that slept, as on a laptop, or was stopped: it continues in the middle of its work."""
     journal = Journal(Path(part.journal))
@@ -145,17 +165,9 @@ def test_a_coordinator_that_wakes_up_after_it_was_replaced_writes_nothing(part):
         wait_for(lambda: len(journal.lines("finished")) >= 3, process)
         with Store.open(part.database) as store:
             (study,) = store.studies.list("simulated")
-            deadline = time.monotonic() + 60
-            while True:  # not in the middle of a transaction, or nobody could take over
-                os.kill(process.pid, signal.SIGSTOP)
-                ahead = late(store)
-                try:
-                    lease = ahead.leases.take(study.uid, Owner.this_process(), ahead.leases.holder(study.uid))
-                    break
-                except DatabaseError:
-                    assert time.monotonic() < deadline
-                    os.kill(process.pid, signal.SIGCONT)
-                    time.sleep(0.05)  # into another transaction, or between two
+            stop_between_transactions(process.pid, part.database)
+            ahead = late(store)
+            lease = ahead.leases.take(study.uid, Owner.this_process(), ahead.leases.holder(study.uid))
             mine = store.under(lease)
             before = (store.trials.of_study(study.uid), store.studies.get(study.uid))
             os.kill(process.pid, signal.SIGCONT)
