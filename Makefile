@@ -45,9 +45,9 @@ demo: setup
 	$(BIN)/autotune tune $(DEMO_STUDY) --batch $(DEMO_BATCH) --budget $(DEMO_BUDGET) --db $(DEMO_DB)
 
 # The groups of tests are described in tests/groups.py. Tests that time something for real run alone, the others on all
-# cores; the studies among those come first, so that no core is left with a long file at the end.
+# cores. The thorough ones are left to .ci/run.
 test: setup
-	$(BIN)/python -m pytest -q -m "not gpu and not alone" -n logical --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m "not gpu and not alone and not thorough" -n logical --dist loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest -q -m "not gpu and alone"
 
 lint: setup

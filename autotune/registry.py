@@ -106,9 +106,9 @@ def builds_alone(configuration: Configuration) -> bool:
     return not isinstance(owner, TimesKernelsAtBuild) or owner.times_kernels_at_build(configuration)
 
 
-def build_modules() -> list[str]:
-    """List the modules to import ahead of builds, each once, in the order of the backends that declare them."""
-    owners = (backend(name) for name in names())
+def build_modules(among: Iterable[str]) -> list[str]:
+    """List the modules to import ahead of builds of the named backends, each module once."""
+    owners = (backend(name) for name in among)
     return list(dict.fromkeys(m for owner in owners if isinstance(owner, PreparesBuilds) for m in owner.build_modules))
 
 

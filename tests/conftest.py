@@ -9,10 +9,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import groups
-from tests.short_finals import shorten
+from tests.short_timing import shorten
 from tests.thoroughness import QUICK, THOROUGH
 
 ROOT = Path(__file__).parents[1]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a process of tests, and threads beside it only wait
 
 # Their assertions show the values that failed, as those of the test modules do.
 pytest.register_assert_rewrite(
@@ -70,8 +73,8 @@ def quick_tests_are_quick(request):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def short_finals(request):
-    """Short finals that always decide, except in tests about them."""
+def short_timing(request):
+    """Timing that takes moments and always decides, except in tests about it."""
     if groups.listed(request.path, groups.ALONE):
         yield
         return
@@ -89,10 +92,11 @@ def no_columns(monkeypatch):
 @pytest.fixture(autouse=True, scope="session")
 def checkout_for_child_processes():
     """Worker processes and commands that tests start import this checkout, installed or not."""
-    before = os.environ.get("PYTHONPATH")
-    folders = (str(ROOT), str(ROOT / "tests" / "child_processes"), before)
-    os.environ["PYTHONPATH"] = os.pathsep.join(part for part in folders if part)
+    before, ours = os.environ.get("PYTHONPATH"), str(ROOT / "tests" / "child_processes")
+    os.environ["PYTHONPATH"] = os.pathsep.join(part for part in (str(ROOT), ours, before) if part)
+    sys.path.insert(0, ours)  # worker processes get the path of this process
     yield
+    sys.path.remove(ours)
     if before is None:
         del os.environ["PYTHONPATH"]
     else:

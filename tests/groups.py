@@ -4,9 +4,10 @@
 them, so every study, is skipped there when it does. A test that takes longer than :data:`QUICK_S` fails there unless it
 is marked ``slow``, by a mark of its own or by :data:`SLOW`. A test that needs a PostgreSQL server is slow.
 
-``make check`` runs every test: side by side those that are not marked ``alone``, by a mark of their own or by
-:data:`ALONE`, then the others one after the other. A test has to run alone if it times something for real or looks for
-other processes that use the device; finals are short in all others (tests/short_finals.py).
+``make check`` runs all tests but the ``thorough`` ones: side by side those that are not marked ``alone``, by a mark of
+their own or by :data:`ALONE`, then the others one after the other. A test has to run alone if it times something for
+real or looks for other processes that use the device; timing is short in all others (tests/short_timing.py).
+``.ci/run`` also runs the tests in :data:`THOROUGH`: more cases, or larger models, of what other tests say already.
 """
 
 import resource
@@ -67,21 +68,42 @@ SLOW = (
 )
 """Folders and files that take more than a few seconds together: they compile, search, or have many cases."""
 
-FIRST = ("study", "examples", "deploy", "cli", "programs", "studies")
-"""Folders with the longest files, which begin first when files run side by side."""
-
-ON_THE_DEVICE = (
-    "backends/test_plugin_of_0_1.py",
-    "cli/test_kernels.py",
-    "cli/test_tune.py",
-    "deploy",
-    "examples",
-    "kernels/test_steps.py",
-    "kernels/test_tuning.py",
-    "study",
+THOROUGH = (
+    "backends/native/cuda_kernels/test_cuda_kind.py::test_tiles_of_every_form_compile",
+    "backends/native/fusions/test_transformers.py",
+    "backends/native/test_study_graphs.py",
+    "examples/test_examples.py::test_compare_machines",
+    "examples/test_examples.py::test_cpu_service",
+    "examples/test_examples.py::test_huggingface_encoder",
+    "examples/test_examples.py::test_team_database",
+    "programs/identity_pairs/test_main.py::test_no_pair_of_two_hundred_shares_a_key_that_it_must_not_share",
+    "programs/random_models/test_main.py",
+    "programs/test_busy_host.py::test_a_study_is_tuned_by_the_users_own_command",
+    "studies/test_study_models.py",
+    "study/test_with_kernels.py::test_what_was_left_out_for_want_of_time_is_tried_when_the_study_is_given_more",
 )
-"""Folders and files whose tests hold the device for long. They share a process: side by side they would wait for one
-another, and a core would be idle meanwhile."""
+"""Files, and single tests of files, that only CI runs."""
+
+ON_THE_DEVICE = {
+    "study": ("study",),
+    "deployment": (
+        "backends/test_plugin_of_0_1.py",
+        "cli/test_kernels.py",
+        "cli/test_tune.py",
+        "deploy",
+        "examples",
+        "kernels/test_steps.py",
+        "kernels/test_tuning.py",
+    ),
+}
+"""Groups of folders and files whose tests hold the device for long. Each group runs in one process: side by side they
+would wait for one another, and a core would be idle meanwhile."""
+
+ORDER = ("study", "compilation", "deployment", "rest")
+"""The groups as they begin: so that two processes end at the same time, and the groups on the device overlap little."""
+
+COMPILATION = ("backends/native", "programs", "studies")
+"""Folders with long files that leave the device to others."""
 
 ALONE = (
     "cli/test_doctor.py",
@@ -104,6 +126,8 @@ def listed(path: Path, paths: tuple[str, ...]) -> bool:
 def mark(items: list[pytest.Item]) -> None:
     """Mark tests as their paths and fixtures say."""
     for item in items:
+        if listed(item.path, THOROUGH) or listed(item.path.parent / f"{item.path.name}::{item.originalname}", THOROUGH):
+            item.add_marker("thorough")
         if listed(item.path, ALONE):
             item.add_marker("alone")
         if listed(item.path, SLOW) or "postgresql" in getattr(item, "fixturenames", ()) or "postgresql" in item.name:
@@ -111,13 +135,19 @@ def mark(items: list[pytest.Item]) -> None:
 
 
 def order(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (not listed(item.path, ON_THE_DEVICE), not listed(item.path, FIRST)))
+    items.sort(key=lambda item: ORDER.index(_group_of(item.path)))
 
 
 def unit_of(nodeid: str) -> str:
-    """Return the name of the tests that one process of pytest-xdist runs as a whole: a file, or all on the device."""
+    """Return the name of the tests that one process of pytest-xdist runs as a whole: a file, or a group of them."""
     file = nodeid.split("::", 1)[0]
-    return "device" if listed(TESTS.parent / file, ON_THE_DEVICE) else file
+    group = _group_of(TESTS.parent / file)
+    return group if group in ON_THE_DEVICE else file
+
+
+def _group_of(path: Path) -> str:
+    groups = (name for name, paths in ON_THE_DEVICE.items() if listed(path, paths))
+    return next(groups, "compilation" if listed(path, COMPILATION) else "rest")
 
 
 def deselect_slow(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -53,13 +53,20 @@ def test_quick_tests_start_no_workers_and_take_moments(tmp_path):
     assert "a quick test took 0.3 s of CPU" in ran.stdout
 
 
-@pytest.mark.parametrize("paths", [groups.SLOW, groups.ALONE, groups.FIRST])
-def test_every_listed_path_is_there(paths):
-    assert [path for path in paths if not (groups.TESTS / path).exists()] == []
+ON_THE_DEVICE = [path for paths in groups.ON_THE_DEVICE.values() for path in paths]
 
 
-def test_one_process_runs_all_files_that_hold_the_device_and_others_by_file():
-    assert groups.unit_of("tests/study/test_study.py::test_a[b@c]") == "device"
+@pytest.mark.parametrize("paths", [groups.SLOW, groups.ALONE, groups.THOROUGH, groups.COMPILATION, ON_THE_DEVICE])
+def test_every_listed_path_and_test_is_there(paths):
+    for entry in paths:
+        path, _, name = entry.partition("::")
+        assert (groups.TESTS / path).exists(), path
+        assert not name or f"def {name}(" in (groups.TESTS / path).read_text(), entry
+
+
+def test_one_process_runs_a_group_of_files_that_hold_the_device_and_others_by_file():
+    assert groups.unit_of("tests/study/test_study.py::test_a[b@c]") == "study"
     assert groups.unit_of("tests/cli/test_tune.py::test_a") == groups.unit_of("tests/examples/test_readme.py::test_b")
     assert groups.unit_of("tests/cli/test_main.py::TestA::test_a") == "tests/cli/test_main.py"
-    assert all((groups.TESTS / path).exists() for path in (*groups.ON_THE_DEVICE, *groups.SLOW, *groups.ALONE))
+    assert groups.unit_of("tests/backends/native/test_passes.py::test_a") == "tests/backends/native/test_passes.py"
+    assert set(groups.ON_THE_DEVICE) < set(groups.ORDER)

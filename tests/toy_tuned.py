@@ -27,10 +27,10 @@ REFUSED = GemmProblem(m=3, n=16, k=32, dtype="fp32", output="fp32", bias=True, a
 """The one problem of the graphs of configurations that say ``fused="relu"``, for which there are no toy kernels."""
 
 FAST, SLOW = launch(build("none", 1)), launch(build("none", 2))
-DELAYS_S = {LIBRARY: 0.006, FAST: 0.001, SLOW: 0.15}
+DELAYS_S = {LIBRARY: 0.006, FAST: 0.001, SLOW: 0.06}
 """How long an artifact takes for a call by its best kernel; torch's take as long as the slowest."""
 
-SLOW_BUILD_S = 6.0
+SLOW_BUILD_S = 2.0
 
 
 class Runner:

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +62,8 @@ from autotune.records.objective import Objective
 from autotune.records.trial import Failure, Stage
 from autotune.records.workload import Workload
 
-PRELOAD = ["torch", "numpy", "safetensors.torch"]
+PRELOAD = ["torch", "numpy", "safetensors.torch", "torch._dynamo"]
+"""Most steps export or read a graph; the modules for that take a second to import, and are loaded once for all."""
 PREPARE_TIMEOUT_S, BUILD_TIMEOUT_S, MEASURE_TIMEOUT_S = 900.0, 900.0, 180.0
 SCREENING_LIMIT_S = 2.0
 CHUNK_BYTES = 1 << 20
@@ -130,14 +131,14 @@ class Executor:
         result = self._step("metrics", request, MetricsAnswer, PREPARE_TIMEOUT_S)
         return self._must(result, "the metrics of the study could not be imported").metrics
 
-    def reference(self, objective: Objective) -> None:
-        """Compute the answers that candidates are judged by.
+    def reference(self, objective: Objective, building: Iterable[str] = ()) -> None:
+        """Compute the answers that candidates are judged by; meanwhile get ready to build by the named backends.
 
         Raises ReferenceRefusedError if they cannot judge, RequestError if a metric of the objective refuses them,
         OutOfMemoryError if they take more memory than there is.
         """
         request = ReferenceRequest(folder=self.model, device=self.device, objective=objective)
-        preload = [*registry.build_modules(), *self._imported]
+        preload = [*registry.build_modules(building), *self._imported]
         result = self._step(
             "reference", request, Done, PREPARE_TIMEOUT_S, meanwhile=lambda: self.server.preload(preload)
         )

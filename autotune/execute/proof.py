@@ -121,7 +121,7 @@ def _toy() -> Iterator[tuple[WorkerServer, "StepResult[Done] | Path"]]:
         toy = folder / "toy"
         captured = server.run(
             "capture_toy", CaptureToyRequest(folder=toy).as_dict(), timeout_s=PROOF_TIMEOUT_S,
-            meanwhile=lambda: server.preload(registry.build_modules()),
+            meanwhile=lambda: server.preload(registry.build_modules(registry.names())),
         )  # fmt: skip
         yield server, toy if captured.failure is None else captured.typed(Done)
 

@@ -101,7 +101,7 @@ class StudyRebuild:
         Returns ``None`` if it does not pass the gate or, with these kernels, does not beat the baseline. Then a search
         is needed.
         """
-        self.executor.reference(plan.objective)
+        self.executor.reference(plan.objective, [plan.configuration.backend])
         with self._rebuilder(plan).built(plan.configuration) as again:
             try:
                 changes = self._changes(plan, again)

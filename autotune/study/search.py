@@ -19,7 +19,7 @@ from autotune.search.search import Search
 from autotune.study.cache import as_outcome
 from autotune.study.context import StudyContext
 from autotune.study.kernel_tuning import StudyKernels
-from autotune.study.space import is_baseline, stand_ins
+from autotune.study.space import is_baseline, participants, stand_ins
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class StudySearch:
             if not batch:
                 break
             if not referenced:
-                self.context.executor.reference(self.context.request.objective)
+                self._reference()
                 referenced = True
             begin = time.monotonic()
             finished = self._generation(batch, self.context.request.budget_s - spent_s)
@@ -129,9 +129,13 @@ class StudySearch:
             self.context.store.studies.add_active_time(row.uid, elapsed_s)
             self.context.check_stop()
         if not referenced:
-            self.context.executor.reference(self.context.request.objective)
+            self._reference()
         self._time_stand_ins()
         return search
+
+    def _reference(self) -> None:
+        request = self.context.request
+        self.context.executor.reference(request.objective, [*participants(request), *registry.baselines()])
 
     def _trials(self) -> list[Trial]:
         """Return the study's trials under the present toolchain."""

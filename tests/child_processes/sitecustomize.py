@@ -1,6 +1,6 @@
-"""Python runs this file when a process of the tests starts: finals are as short there as in the tests themselves.
+"""Python runs this file when a process of the tests starts: it times as briefly as the tests themselves.
 
-Nothing is imported for it unless the process imports the finals.
+Nothing is imported for it unless the process imports what times.
 """
 
 import os
@@ -10,10 +10,13 @@ from importlib.util import find_spec
 
 
 class ShortenOnImport(MetaPathFinder):
+    def __init__(self):
+        self._waiting = {"autotune.execute.finals", "autotune.execute.meters", "autotune.measure.screening"}
+
     def find_spec(self, name, path, target=None):
-        if name != "autotune.execute.finals":
+        if name not in self._waiting:
             return None
-        sys.meta_path.remove(self)
+        self._waiting.remove(name)
         spec = find_spec(name)
         execute = spec.loader.exec_module
 
@@ -21,13 +24,13 @@ class ShortenOnImport(MetaPathFinder):
             execute(module)
             from pytest import MonkeyPatch
 
-            from tests.short_finals import shorten
+            from tests.short_timing import BY_MODULE
 
-            shorten(MonkeyPatch())
+            BY_MODULE[name](MonkeyPatch())
 
         spec.loader.exec_module = execute_and_shorten
         return spec
 
 
-if os.environ.get("AUTOTUNE_TESTS_SHORT_FINALS"):
+if os.environ.get("AUTOTUNE_TESTS_SHORT_TIMING"):
     sys.meta_path.insert(0, ShortenOnImport())

@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-QUICKLY = ("--budget", "5s")
+QUICKLY = ("--budget", "3s")
 FEW = ("--backends", "eager,onnxruntime")
 ATTEMPTS = 3
 

@@ -8,7 +8,7 @@ from autotune.programs.decisions import SCENARIOS, Scenario, decide, main, resul
 
 
 @pytest.fixture(scope="module", autouse=True)
-def short_finals():
+def short_timing():
     """Keep the product's own rules, which conftest.py shortens for other tests: the simulation is about them."""
 
 

@@ -24,7 +24,7 @@ from autotune.study.request import StudyOutcome, StudyRequest
 from autotune.study.study import run_study
 from autotune.study.sweep import GAIN, saturated, sweep
 from tests.finished import DATABASE, REQUEST
-from tests.short_finals import PROCESSES
+from tests.short_timing import PROCESSES
 
 
 def request(objective: str, **changes) -> StudyRequest:
@@ -39,10 +39,7 @@ def request(objective: str, **changes) -> StudyRequest:
 def studies(tmp_path_factory, finished_folder):
     """A study of each objective, that of the latency made before, with their store and its path."""
     path = shutil.copytree(finished_folder, tmp_path_factory.mktemp("objectives") / "finished") / DATABASE
-    with pytest.MonkeyPatch.context() as patch, Store.open(str(path)) as store:
-        patch.setattr("autotune.execute.meters.THROUGHPUT_WINDOWS", 3)
-        patch.setattr("autotune.execute.meters.THROUGHPUT_WINDOW_S", 0.05)
-        patch.setattr("autotune.execute.meters.THROUGHPUT_WARM_UP_S", 0.05)
+    with Store.open(str(path)) as store:
         names = ("latency_p99", "throughput", "memory")
         outcomes = {
             "latency_p50": run_study(REQUEST, store),

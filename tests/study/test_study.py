@@ -57,8 +57,8 @@ def finished(request_, tmp_path_factory):
     """One study run to the end of its space, everything that can go wrong included."""
     path = tmp_path_factory.mktemp("db") / "autotune.db"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("autotune.execute.executor.BUILD_TIMEOUT_S", 10.0)
-        patch.setattr("autotune.study.search.BUILD_TIMEOUT_S", 10.0)
+        patch.setattr("autotune.execute.executor.BUILD_TIMEOUT_S", 5.0)
+        patch.setattr("autotune.study.search.BUILD_TIMEOUT_S", 5.0)
         with Store.open(str(path)) as store:
             recorder = Recorder()
             yield run_study(request_, store, recorder), store, recorder, path
@@ -149,8 +149,8 @@ def test_the_time_split_adds_up(finished):
 
 def test_built_and_loaded_side_by_side_as_on_a_gpu_every_fault_still_costs_one_trial(request_, tmp_path):
     with pytest.MonkeyPatch.context() as patch, Store.open(str(tmp_path / "autotune.db")) as store:
-        patch.setattr("autotune.execute.executor.BUILD_TIMEOUT_S", 8.0)
-        patch.setattr("autotune.study.search.BUILD_TIMEOUT_S", 8.0)
+        patch.setattr("autotune.execute.executor.BUILD_TIMEOUT_S", 5.0)
+        patch.setattr("autotune.study.search.BUILD_TIMEOUT_S", 5.0)
         patch.setattr("autotune.study.search.StudySearch.parallel", 4)
         patch.setattr("autotune.study.search.EARLY_LOADS", 2)
         patch.setattr("autotune.execute.finals._load_together", lambda drive: True)
@@ -216,7 +216,7 @@ SCRIPT = """
     with Store.open(sys.argv[1]) as store:
         request = StudyRequest(
             name="toy", batch=2, device=discovery.cpu(), factory=sys.argv[2], backends=("eager", "torchscript"),
-            inputs=(InputSpec(name="input", shape=("batch", 16)),),
+            inputs=(InputSpec(name="input", shape=("batch", 16)),), trials=4,
         )
         run_study(request, store, Tell())
 """
@@ -246,7 +246,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path, number):
         recorder = Recorder()
         request = StudyRequest(
             name="toy", batch=2, device=discovery.cpu(), factory=TOY, backends=("eager", "torchscript"),
-            inputs=(InputSpec(name="input", shape=("batch", 16)),),
+            inputs=(InputSpec(name="input", shape=("batch", 16)),), trials=4,
         )  # fmt: skip
         run_study(request, store, recorder)
         after = store.trials.of_study(study.uid)

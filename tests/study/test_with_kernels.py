@@ -38,7 +38,7 @@ MODEL = """
             self.layer = torch.nn.Linear(12, 6)
 
         def forward(self, input):
-            time.sleep(0.05)  # in no graph, so that a graph is faster even on a busy host
+            time.sleep(0.02)  # in no graph, so that a graph is faster even on a busy host
             return SCALE * self.layer(input)
 
     def make():

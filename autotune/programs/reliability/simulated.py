@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -201,7 +201,7 @@ class SimulatedExecutor(Executor):
         digest = (self._name.encode().hex() + "0" * 64)[:64]
         return Workload(name=self._name, batch=1, structure=digest, weights=digest, inputs=(spec,), outputs=(spec,))
 
-    def reference(self, objective: Objective) -> None:
+    def reference(self, objective: Objective, building: Iterable[str] = ()) -> None:
         """Compute no reference."""
 
     def build(
