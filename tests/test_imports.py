@@ -26,6 +26,7 @@ FLOORS = [
     ["testing"],
     ["kernels"],
     ["study"],
+    ["comparison"],
     ["deploy", "report"],
     ["programs", "cli"],
 ]

@@ -1,40 +1,124 @@
-"""The command ``autotune compare``."""
+"""The commands ``autotune compare`` and ``autotune prices check``."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.output import Batch, Db, Json, device_class, open_store, print_json, show
-from autotune.cli.plan import find_plans
+from autotune.cli.output import Batch, Db, Json, device_class, errors, open_store, print_json, show
+
+if TYPE_CHECKING:
+    from autotune.comparison.prices import Prices
+    from autotune.comparison.selection import Selection
+
+app = typer.Typer(help="Check a file of prices.", no_args_is_help=True)
+
+PricesFile = Annotated[
+    Path | None,
+    typer.Option("--prices", metavar="FILE", help="Your prices per hour, a TOML file."),
+]
+THRESHOLD = 0.03
 
 
 def compare(
-    model: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="The name of a study; without it, all studies.")
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names of studies; without them, all.")
     ] = None,
     devices: Annotated[
         str | None, typer.Option("--devices", metavar="A,B", help="Parts of SKU names; cpu is the CPU of this machine.")
     ] = None,
     batch: Batch = None,
+    prices: PricesFile = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="FILE", help="An earlier output of --json to compare with.")
+    ] = None,
+    fail_above: Annotated[
+        str | None,
+        typer.Option("--fail-above", metavar="SHARE", help="Exit with 1 if a plan is slower by more, such as 3%."),
+    ] = None,
     db: Db = None,
     json: Json = False,
 ) -> None:
-    """Compare devices: for each model and batch one row per device class, with baseline, plan and speedup.
+    """Compare devices: for each model, batch and objective one row per device class, with the winners.
 
-    Plans with other constraints, another serving format or another structure of the model have rows of their own.
+    Only figures that were measured under the same protocol and constraints stand side by side; others are grey, with
+    the reason. With --baseline the plans of now are compared with an earlier output of --json.
     """
-    from autotune.report.compare import compare_table, rows_by_device
+    from autotune.comparison.comparison import compare as compare_plans
+    from autotune.comparison.regression import changes, read_baseline
+    from autotune.report.comparison import changes_table, comparison_tables
 
-    requested = [device_class(part.strip()) for part in devices.split(",") if part.strip()] if devices else [None]
+    known_prices = _prices(prices)
+    threshold = _share(fail_above, baseline)
+    before = None if baseline is None else read_baseline(baseline)
     with open_store(db) as store:
-        plans = []
-        for device in requested:
-            if model is not None:
-                plans += find_plans(store, model, batch, device)
-            else:
-                plans += store.plans.list(batch=batch, device=device)
-        rows = rows_by_device(plans)
+        comparison = compare_plans(store, _selection(models, batch, devices), known_prices)
+    changed = [] if before is None else changes(comparison, before, threshold)
     if json:
-        print_json(rows)
+        against = {} if before is None else {"changes": [change.as_dict() for change in changed]}
+        print_json({**comparison.as_dict(), **against})
     else:
-        show(compare_table(rows))
+        show(comparison_tables(comparison))
+        if before is not None:
+            show(changes_table(changed, threshold))
+    slower = [change for change in changed if change.judgement == "slower"]
+    if fail_above is not None and slower:
+        errors().print(f"{len(slower)} plans are slower than the baseline by more than {threshold:.1%}")
+        raise typer.Exit(1)
+
+
+@app.command("check")
+def check_prices(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file of prices.")], db: Db = None, json: Json = False
+) -> None:
+    """Say which prices of a file fit no device of the database, and which devices have no price."""
+    from autotune.comparison.prices import read_prices, unknown_names
+    from autotune.report.comparison import prices_view
+
+    prices = read_prices(file)
+    with open_store(db) as store:
+        classes = sorted({plan.device.device_class for plan in store.plans.list()})
+    unknown = unknown_names(prices, classes)
+    priced = {name: prices.of(name) for name in classes}
+    if json:
+        print_json({**prices.as_dict(), "unknown": unknown, "priced": priced})
+    else:
+        show(prices_view(prices, priced, unknown))
+    if unknown:
+        raise typer.Exit(1)
+
+
+def _selection(models: list[str] | None, batch: int | None, devices: str | None) -> "Selection":
+    from autotune.comparison.selection import Selection
+
+    parts = [part.strip() for part in (devices or "").split(",") if part.strip()]
+    named = tuple(device_class(part.lower() if part.lower() == "cpu" else part) or part for part in parts)
+    here = tuple(name for name, part in zip(named, parts, strict=True) if name != part)
+    return Selection(models=tuple(models or ()), batch=batch, devices=named, here=here)
+
+
+def _prices(path: Path | None) -> "Prices | None":
+    from autotune.comparison.prices import read_prices
+
+    return None if path is None else read_prices(path)
+
+
+def _share(text: str | None, baseline: Path | None) -> float:
+    """Return a share such as ``3%`` or ``0.03`` as a number; RequestError for another text, or without a baseline."""
+    from autotune.errors import RequestError
+
+    if text is None:
+        return THRESHOLD
+    if baseline is None:
+        raise RequestError(
+            f"--fail-above {text} was given", found="no --baseline", expected="an earlier comparison to fail against",
+            run="autotune compare --json > baseline.json",
+        )  # fmt: skip
+    number = text.strip().removesuffix("%")
+    try:
+        share = float(number) / (100 if text.strip().endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 < share < 1:
+        raise RequestError(f"--fail-above {text} cannot be used", expected="a share such as 3% or 0.03")
+    return share

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from autotune.comparison.comparison import compare_plans
+from autotune.comparison.selection import Selection
 from autotune.records.objective import Metric, Objective
-from autotune.report.compare import compare_table, rows_by_device
+from autotune.report.comparison import comparison_tables
 from autotune.report.distinction import constraints, differing, named
 from autotune.report.plans import plan_view, plans_table
 from tests.database import records
@@ -61,27 +63,38 @@ def test_plans_of_other_names_batches_and_devices_need_no_more_words():
     assert "weights" not in printed(plans_table([PLAN, *others], "here"))
 
 
+def compared(*plans):
+    return compare_plans(plans, [], Selection())
+
+
 @pytest.mark.parametrize("part", [part for part in OTHERS if part != "weights"])
 def test_compare_has_a_row_for_each_plan_that_answers_another_request(part):
     other = beside(part)
-    rows = rows_by_device([PLAN, other])
-    assert {row["plan"]["latency_ms"] for row in rows} == {1.0, 0.5}
+    comparison = compared(PLAN, other)
+    cells = {cell.plan.uid: (workload, cell) for workload, cell in comparison.cells()}
+    assert set(cells) == {PLAN.uid, other.uid}
     for plan in (PLAN, other):
-        (row,) = (row for row in rows if row["plan"]["latency_ms"] == plan.latency_ms)
-        assert (row["structure"], row["weights"], row["serve_as"]) == (plan.structure, plan.weights, plan.serve_as)
-        assert row["objective"] == plan.objective.name and row["weights_known"] == 1
-        assert Objective.from_dict({"name": row["objective"], **row["constraints"]}) == plan.objective
-    text = printed(compare_table(rows))
+        workload, cell = cells[plan.uid]
+        entry = cell.as_dict()["plan"]
+        assert (entry["structure"], entry["weights"], entry["serve_as"]) == (
+            plan.structure,
+            plan.weights,
+            plan.serve_as,
+        )
+        assert workload.objective == plan.objective.name and cell.weights_known == 1
+        assert Objective.from_dict({"name": workload.objective, **entry["constraints"]}) == plan.objective
+    text = printed(comparison_tables(comparison))
     assert f"device class {part} baseline" in text or part == "objective"
     assert text.count("resnet50, batch 1") == (2 if part == "objective" else 1)
 
 
 def test_compare_shows_the_newest_of_several_weights_and_says_how_many():
-    rows = rows_by_device([PLAN, beside("weights")])
-    (row,) = rows
-    assert (row["weights"], row["weights_known"], row["plan"]["latency_ms"]) == (beside("weights").weights, 2, 0.5)
-    assert f"{row['weights'][:8]} (newest of 2)" in printed(compare_table(rows))
-    assert "newest of" not in printed(compare_table(rows_by_device([PLAN])))
+    newest = beside("weights")
+    comparison = compared(PLAN, newest)
+    ((_, cell),) = comparison.cells()
+    assert cell.plan is newest and cell.weights_known == 2
+    assert f"{newest.weights[:8]} (newest of 2)" in printed(comparison_tables(comparison))
+    assert "newest of" not in printed(comparison_tables(compared(PLAN)))
 
 
 def test_an_artifact_that_is_not_here_or_may_not_be_read_is_said():

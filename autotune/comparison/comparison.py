@@ -1,0 +1,266 @@
+"""The comparison of device classes over one database: compare, Comparison, ComparedWorkload."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from autotune.comparison import protocol
+from autotune.comparison.cell import Cell, Reason
+from autotune.comparison.cost import break_even, cost_figure
+from autotune.comparison.figures import QUANTITIES, Figure, figures_of
+from autotune.comparison.frame import frame_of, html_of, row_of
+from autotune.comparison.prices import Prices
+from autotune.comparison.selection import Selection
+from autotune.database.rows import StudyRow
+from autotune.database.store import Store
+from autotune.records.plan import Plan
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Winner:
+    """The best device classes by one quantity: several if nothing separates their intervals.
+
+    ``margin`` is the best value of the others over that of the winners, above 1; ``None`` if there are no others.
+    """
+
+    quantity: str
+    device_classes: tuple[str, ...]
+    margin: float | None
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether several device classes share the first place."""
+        return len(self.device_classes) > 1
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return {"device_classes": list(self.device_classes), "tie": self.is_tie, "margin": self.margin}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakEven:
+    """The price per hour at which a device class costs as much for an item as another one does at its own price."""
+
+    device_class: str
+    against: str
+    per_hour: float
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return {"device_class": self.device_class, "against": self.against, "per_hour": self.per_hour}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedWorkload:
+    """The cells of one model, batch and objective: the compared ones first, then those apart, then missing ones."""
+
+    name: str
+    batch: int
+    objective: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def compared(self) -> tuple[Cell, ...]:
+        """The cells whose figures stand side by side."""
+        return tuple(cell for cell in self.cells if cell.state == "compared")
+
+    @property
+    def winners(self) -> dict[str, Winner]:
+        """The winner by each quantity that two device classes or more have a figure of."""
+        found = {name: _winner(name, self.compared) for name, kind in QUANTITIES.items() if kind.better != "neither"}
+        return {name: winner for name, winner in found.items() if winner is not None}
+
+    def break_evens(self, prices: Prices | None) -> tuple[BreakEven, ...]:
+        """Return for each device class but the cheapest the price at which it would cost as much as the cheapest."""
+        costs = [(cell, cell.figure("cost").value) for cell in self.compared]
+        priced = [(cost, cell) for cell, cost in costs if cost is not None]
+        if prices is None or len(priced) < 2:
+            return ()
+        _, cheapest = min(priced, key=lambda entry: entry[0])
+        paid = prices.of(cheapest.device_class)
+        found = []
+        for _, cell in priced:
+            price = break_even(cell.figure("throughput"), cheapest.figure("throughput"), paid or 0.0)
+            if cell is not cheapest and price:
+                found.append(BreakEven(device_class=cell.device_class, against=cheapest.device_class, per_hour=price))
+        return tuple(found)
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return {
+            "name": self.name,
+            "batch": self.batch,
+            "objective": self.objective,
+            "winners": {name: winner.as_dict() for name, winner in self.winners.items()},
+            "cells": [cell.as_dict() for cell in self.cells],
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Plans of several models on several device classes.
+
+    ``notes`` are sentences about the whole, such as that there is only one SKU. ``prices`` are the user's own.
+    """
+
+    device_classes: tuple[str, ...]
+    workloads: tuple[ComparedWorkload, ...]
+    prices: Prices | None = None
+    notes: tuple[str, ...] = field(default_factory=tuple)
+
+    def cells(self) -> Iterator[tuple[ComparedWorkload, Cell]]:
+        """Yield every cell with its workload."""
+        for workload in self.workloads:
+            for cell in workload.cells:
+                yield workload, cell
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        quantities = {name: {"title": kind.title, "unit": self.unit(name), "better": kind.better}
+                      for name, kind in QUANTITIES.items()}  # fmt: skip
+        return {
+            "schema": SCHEMA,
+            "device_classes": list(self.device_classes),
+            "quantities": quantities,
+            "prices": None if self.prices is None else self.prices.as_dict(),
+            "notes": list(self.notes),
+            "workloads": [workload.as_dict() for workload in self.workloads],
+        }
+
+    def unit(self, quantity: str) -> str:
+        """Return the unit of a quantity; that of the cost is the currency of the prices."""
+        if quantity == "cost" and self.prices is not None:
+            return self.prices.currency
+        return QUANTITIES[quantity].unit
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """Return a row a cell; needs pandas, and raises RequestError if it is not installed.
+
+        A figure that is absent is NaN. The units of the columns are in ``frame.attrs["units"]``.
+        """
+        return frame_of(self._rows(), self._units())
+
+    def _repr_html_(self) -> str:
+        """Show the comparison in a notebook."""
+        return html_of(self._rows(), self._units(), self.notes)
+
+    def _rows(self) -> list[dict[str, object]]:
+        return [row_of(workload.name, workload.batch, workload.objective, cell) for workload, cell in self.cells()]
+
+    def _units(self) -> dict[str, str]:
+        return {name: self.unit(name) for name in QUANTITIES}
+
+
+def compare(store: Store, selection: Selection | None = None, prices: Prices | None = None) -> Comparison:
+    """Compare the plans of a database that a selection admits, by default all of them.
+
+    Raises RequestError for a name or a SKU that the database does not know.
+    """
+    return compare_plans(store.plans.list(), store.studies.list(), selection or Selection(), prices)
+
+
+def compare_plans(
+    plans: Sequence[Plan], studies: Sequence[StudyRow], selection: Selection, prices: Prices | None = None
+) -> Comparison:
+    """Compare plans that were found by these studies; errors as those of :func:`compare`."""
+    rows = {row.uid: row for row in studies}
+    classes = selection.device_classes(plans, studies)
+    chosen = selection.plans(plans, classes)
+    groups: dict[tuple[str, int, str], list[Plan]] = {}
+    for plan in chosen:
+        groups.setdefault((plan.name, plan.batch, plan.objective.name), []).append(plan)
+    workloads = tuple(
+        ComparedWorkload(
+            name=name,
+            batch=batch,
+            objective=objective,
+            cells=_cells(groups[name, batch, objective], classes, rows, prices),
+        )
+        for name, batch, objective in sorted(groups)
+    )
+    return Comparison(device_classes=classes, workloads=workloads, prices=prices, notes=tuple(_notes(classes, prices)))
+
+
+def _notes(classes: Sequence[str], prices: Prices | None) -> Iterator[str]:
+    if len(classes) == 1:
+        yield f"only one device class has plans: {classes[0]}; tune on another and merge its export to compare"
+    if prices is None:
+        yield "no costs: give a file of your prices with --prices"
+    else:
+        unpriced = [name for name in classes if prices.of(name) is None]
+        if unpriced:
+            yield f"no price for {', '.join(unpriced)}: autotune prices check says what the file lacks"
+
+
+def _cells(
+    plans: Sequence[Plan], classes: Sequence[str], rows: Mapping[str, StudyRow], prices: Prices | None
+) -> tuple[Cell, ...]:
+    newest = _newest(plans)
+    own = {plan.uid: tuple(protocol.own_reasons(plan, rows)) for plan, _ in newest}
+    group = protocol.group_to_compare([plan for plan, _ in newest if not own[plan.uid]])
+    cells = []
+    for plan, weights_known in newest:
+        reasons = (*own[plan.uid], *protocol.other_group(plan, group))
+        cells.append(_cell(plan, weights_known, reasons, prices))
+    cells += [_missing(plans[0], name) for name in classes if all(cell.device_class != name for cell in cells)]
+    states = ("compared", "apart", "missing")
+    return tuple(sorted(cells, key=lambda cell: (states.index(cell.state), _rank(cell), cell.device_class)))
+
+
+def _rank(cell: Cell) -> float:
+    return cell.plan.latency_ms if cell.plan is not None else 0.0
+
+
+def _newest(plans: Sequence[Plan]) -> list[tuple[Plan, int]]:
+    """Return the newest plan of each device class and group, with the number of different weights there."""
+    groups: dict[tuple[str, protocol.Group], list[Plan]] = {}
+    for plan in plans:
+        groups.setdefault((plan.device.device_class, protocol.group_of(plan)), []).append(plan)
+    return [
+        (max(group, key=lambda plan: (plan.created, plan.uid)), len({plan.weights for plan in group}))
+        for group in groups.values()
+    ]
+
+
+def _cell(plan: Plan, weights_known: int, reasons: tuple[Reason, ...], prices: Prices | None) -> Cell:
+    figures = figures_of(plan)
+    return Cell(
+        device_class=plan.device.device_class, state="apart" if reasons else "compared", reasons=reasons, plan=plan,
+        command=f"autotune reproduce {plan.name} {plan.evidence.trial} --batch {plan.batch}",
+        figures={**figures, "cost": cost_figure(figures, plan.device.device_class, prices)},
+        weights_known=weights_known,
+    )  # fmt: skip
+
+
+def _missing(sibling: Plan, device_class: str) -> Cell:
+    sku = device_class.split("/", 1)[0]
+    reason = Reason(name="not tuned", text=f"{sibling.name} at batch {sibling.batch} has no plan for it")
+    return Cell(
+        device_class=device_class, state="missing", reasons=(reason,),
+        command=f"on a host with {sku}: autotune tune STUDY_FILE --batch {sibling.batch}, with the study file of "
+        f"{sibling.name}; then here: autotune db merge its export",
+    )  # fmt: skip
+
+
+def _winner(quantity: str, cells: Sequence[Cell]) -> Winner | None:
+    entries = [(cell.device_class, cell.figure(quantity)) for cell in cells]
+    entries = [(name, figure) for name, figure in entries if figure.value is not None]
+    if len(entries) < 2:
+        return None
+    lower = QUANTITIES[quantity].better == "lower"
+    _, best = (min if lower else max)(entries, key=lambda entry: entry[1].value or 0.0)
+    first = {name for name, figure in entries if figure.overlaps(best)}
+    others = [figure for name, figure in entries if name not in first]
+    return Winner(quantity=quantity, device_classes=tuple(sorted(first)), margin=_margin(best, others, lower=lower))
+
+
+def _margin(best: Figure, others: Sequence[Figure], *, lower: bool) -> float | None:
+    values = [figure.value for figure in others if figure.value]
+    if not values or not best.value:
+        return None
+    return min(values) / best.value if lower else best.value / max(values)

@@ -1,0 +1,119 @@
+"""Whether plans have become slower than an earlier comparison says: read_baseline, changes, Change.
+
+The samples of two comparisons do not pair, so a change counts if the intervals of both allow no other conclusion.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from autotune.comparison.comparison import SCHEMA, ComparedWorkload, Comparison
+from autotune.comparison.figures import QUANTITIES, Figure
+from autotune.errors import RequestError
+
+Judgement = Literal["slower", "faster", "same", "undecided", "gone", "new"]
+Key = tuple[str, int, str, str, str, str]
+"""Name, batch, objective, device class, constraints and serving format of a cell."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The change of a cell against the baseline, in the quantity that its objective compares.
+
+    ``ratio`` is above 1 if it has become worse, with the least and the largest ratio that both intervals allow;
+    ``None`` if one of the comparisons lacks the cell.
+    """
+
+    name: str
+    batch: int
+    objective: str
+    device_class: str
+    judgement: Judgement
+    ratio: float | None = None
+    interval: tuple[float, float] | None = None
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        return {
+            "name": self.name, "batch": self.batch, "objective": self.objective, "device_class": self.device_class,
+            "judgement": self.judgement, "ratio": self.ratio,
+            "interval": None if self.interval is None else list(self.interval),
+        }  # fmt: skip
+
+
+def read_baseline(path: Path) -> dict[Key, Figure]:
+    """Read what ``autotune compare --json`` printed; RequestError if a file holds something else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            raise _refused(path, f"a comparison of schema {data['schema']!r}")
+        return dict(_stored_figures(data))
+    except OSError as error:
+        raise _refused(path, error.strerror or str(error)) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _refused(path, f"{type(error).__name__}: {error}".split("\n")[0]) from error
+
+
+def changes(comparison: Comparison, baseline: Mapping[Key, Figure], threshold: float) -> list[Change]:
+    """Return the change of every cell that one of the two has, worst first; ``threshold`` is a share, such as 0.03."""
+    now = {key: figure for workload in comparison.workloads for key, figure in _figures(workload)}
+    found = []
+    for key in [*now, *(key for key in baseline if key not in now)]:
+        name, batch, objective, device_class, *_ = key
+        place = {"name": name, "batch": batch, "objective": objective, "device_class": device_class}
+        if key not in baseline or key not in now:
+            found.append(Change(**place, judgement="new" if key in now else "gone"))  # type: ignore[arg-type]
+        else:
+            found.append(_change(place, baseline[key], now[key], threshold))
+    return sorted(found, key=lambda change: -(change.ratio or 0.0))
+
+
+def _change(place: Mapping[str, Any], before: Figure, now: Figure, threshold: float) -> Change:
+    low, high = now.ends[0] / before.ends[1], now.ends[1] / before.ends[0]
+    ratio = (now.value or 0.0) / (before.value or 1.0)
+    judgement: Judgement = "undecided"
+    if low > 1 + threshold:
+        judgement = "slower"
+    elif high < 1 / (1 + threshold):
+        judgement = "faster"
+    elif low >= 1 / (1 + threshold) and high <= 1 + threshold:
+        judgement = "same"
+    return Change(**place, judgement=judgement, ratio=ratio, interval=(low, high))
+
+
+def _figures(workload: ComparedWorkload) -> Iterator[tuple[Key, Figure]]:
+    for cell in workload.cells:
+        entry = cell.as_dict()
+        if entry["plan"] is not None:
+            yield _key({**workload.as_dict(), **entry}), _compared(entry)
+
+
+def _stored_figures(data: Mapping[str, Any]) -> Iterator[tuple[Key, Figure]]:
+    for workload in data["workloads"]:
+        for cell in workload["cells"]:
+            if cell["plan"] is not None:
+                yield _key({**workload, **cell}), _compared(cell)
+
+
+def _key(entry: Mapping[str, Any]) -> Key:
+    constraints = json.dumps(entry["plan"]["constraints"], sort_keys=True)
+    return (
+        entry["name"], entry["batch"], entry["objective"], entry["device_class"], constraints, entry["plan"]["serve_as"]
+    )  # fmt: skip
+
+
+def _compared(cell: Mapping[str, Any]) -> Figure:
+    """Return the value that the objective minimises, or the latency if that is not there."""
+    stored = cell["plan"]["objective"] or cell["figures"]["latency"]
+    low, high = stored["interval"]
+    return Figure(value=float(stored["value"]), interval=(float(low), float(high)))
+
+
+def _refused(path: Path, found: str) -> RequestError:
+    return RequestError(
+        f"{path} is no baseline to compare with", found=found,
+        expected=f"the output of autotune compare --json with the quantities {', '.join(QUANTITIES)}",
+        run=f"autotune compare --json > {path}",
+    )  # fmt: skip

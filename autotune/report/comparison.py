@@ -1,0 +1,155 @@
+"""The comparison of device classes as tables: one for each model, batch and objective."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from autotune.comparison.cell import Cell
+from autotune.comparison.comparison import ComparedWorkload, Comparison
+from autotune.comparison.figures import Figure
+from autotune.comparison.prices import Prices
+from autotune.comparison.regression import Change
+from autotune.records.plan import Plan
+from autotune.report import distinction, words
+from autotune.report.fitting_table import FittingTable
+
+APART = "dim"
+"""The style of a row whose figures do not stand beside the others."""
+
+
+def comparison_tables(comparison: Comparison) -> RenderableType:
+    """Show a table for each workload with its winners, then the notes about the whole."""
+    if not comparison.workloads:
+        return Text("no plan to compare; create one with: autotune tune STUDY_FILE")
+    parts: list[RenderableType] = []
+    for workload in comparison.workloads:
+        parts += [_table(comparison, workload), *_sentences(comparison, workload), Text("")]
+    return Group(*parts, *(Text(f"note: {note}") for note in comparison.notes))
+
+
+def changes_table(changes: Sequence[Change], threshold: float) -> RenderableType:
+    """Show what has changed against a baseline, worst first."""
+    table = FittingTable(title=f"against the baseline, beyond {threshold:.1%}", title_justify="left")
+    for name, justify in (("model", "left"), ("batch", "right"), ("objective", "left"), ("device class", "left")):
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    table.add_column("now / before [95% interval]", justify="right", no_wrap=True)
+    table.add_column("judgement")
+    for change in changes:
+        ratio = "–" if change.ratio is None else f"{change.ratio:.3f}"
+        bounds = "" if change.interval is None else f" [{change.interval[0]:.3f} – {change.interval[1]:.3f}]"
+        table.add_row(
+            change.name, str(change.batch), change.objective, change.device_class, ratio + bounds, change.judgement,
+            style="" if change.judgement != "slower" else "bold red",
+        )  # fmt: skip
+    return table
+
+
+def _table(comparison: Comparison, workload: ComparedWorkload) -> FittingTable:
+    title = f"{workload.name}, batch {workload.batch}, {workload.objective}"
+    table = FittingTable(title=title, title_justify="left")
+    plans = [cell.plan for cell in workload.cells if cell.plan is not None]
+    parts = _differing(workload.cells, plans)
+    table.add_column("device class", overflow="fold")
+    for name in parts:
+        table.add_column(name, overflow="fold")
+    table.add_column("baseline", justify="right", no_wrap=True)
+    table.add_column("plan", overflow="fold")
+    table.add_column("plan's [95% interval]", justify="right", no_wrap=True)
+    for name in ("speedup", "items/s", "J/item", "SM", "GPU"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if comparison.prices is not None:
+        table.add_column(f"{comparison.prices.currency} per million", justify="right", no_wrap=True)
+    table.add_column("remarks", overflow="fold")
+    for cell in workload.cells:
+        figures = ("energy", "sm_utilisation", "gpu_utilisation")
+        row = [cell.device_class, *_plan_columns(cell, parts), *(short(name, cell.figure(name)) for name in figures)]
+        if comparison.prices is not None:
+            row.append(short("cost", cell.figure("cost")))
+        table.add_row(*row, remarks(cell), style="" if cell.state == "compared" else APART)
+    return table
+
+
+def _plan_columns(cell: Cell, parts: Sequence[str]) -> list[str]:
+    plan = cell.plan
+    if plan is None:
+        return [*("" for _ in parts), "", "not tuned", "", "", ""]
+    compared, unit = plan.evidence.objective, plan.objective.unit
+    baseline = words.figure(plan.baseline_latency_ms, "ms")
+    own = words.figure_with_interval(plan.latency_ms, plan.interval_ms, "ms")
+    if compared is not None:
+        baseline = words.figure(compared.baseline, unit)
+        own = words.figure_with_interval(compared.value, compared.interval, unit)
+    return [
+        *(_part(cell, plan, name) for name in parts),
+        baseline,
+        f"{plan.configuration.backend}: {words.knobs(plan.configuration)}",
+        own,
+        words.speedup(plan.speedup),
+        short("throughput", cell.figure("throughput")),
+    ]
+
+
+def short(quantity: str, figure: Figure) -> str:
+    """Write a figure for a narrow column; a dash if there is none, for the remarks say why."""
+    if figure.value is None:
+        return "–"
+    if quantity == "throughput":
+        return f"{figure.value:,.1f}"
+    if quantity == "cost":
+        return f"{figure.value:,.4g}"
+    return f"{figure.value:.4g}" if quantity == "energy" else f"{figure.value:.0%}"
+
+
+def remarks(cell: Cell) -> str:
+    """Say why a cell stands apart or how to fill it, and why it lacks a figure."""
+    if cell.state == "missing":
+        return cell.command
+    texts = [f"{reason.name}: {reason.text}" for reason in cell.reasons]
+    texts += [] if cell.plan is None else list(cell.plan.flags)
+    for name in ("energy", "sm_utilisation", "cost"):
+        figure = cell.figure(name)
+        if figure.value is None and not (name == "cost" and "--prices" in figure.note):
+            texts.append(f"{name.replace('_', ' ').replace('sm ', 'SM ')}: {figure.note}")
+    return "; ".join(texts)
+
+
+def _sentences(comparison: Comparison, workload: ComparedWorkload) -> Iterator[Text]:
+    for name, winner in workload.winners.items():
+        skus = " and ".join(winner.device_classes)
+        margin = "" if winner.margin is None else f", {winner.margin:.2f} times better than the next"
+        first = "tie between" if winner.is_tie else "best"
+        yield Text(f"{name}: {first} {skus}{margin}", style="" if winner.is_tie else "green")
+    for entry in workload.break_evens(comparison.prices):
+        currency = comparison.prices.currency if comparison.prices else ""
+        price = f"{entry.per_hour:.4g} {currency} an hour"
+        yield Text(f"break-even: {entry.device_class} costs as much as {entry.against} at {price}")
+
+
+def _differing(cells: Sequence[Cell], plans: Sequence[Plan]) -> list[str]:
+    """Return the parts that distinguish the rows of a table; weights are among them if a row has several."""
+    names = ("structure", "constraints", "served as")
+    differing = [name for name in names if len({distinction.part(plan, name) for plan in plans}) > 1]
+    if any(cell.weights_known > 1 for cell in cells):
+        differing.append("weights")
+    return [name for name in distinction.PARTS if name in differing]
+
+
+def _part(cell: Cell, plan: Plan, name: str) -> str:
+    text = distinction.part(plan, name)
+    return f"{text} (newest of {cell.weights_known})" if name == "weights" and cell.weights_known > 1 else text
+
+
+def prices_view(prices: Prices, priced: Mapping[str, float | None], unknown: Mapping[str, str]) -> RenderableType:
+    """Show the price of each device class, and the names of the file that fit none of them."""
+    table = FittingTable(title=f"prices in {prices.path}", title_justify="left")
+    table.add_column("device class", overflow="fold")
+    table.add_column(f"{prices.currency} per hour", justify="right", no_wrap=True)
+    for device_class, price in priced.items():
+        table.add_row(device_class, "no price" if price is None else f"{price:g}")
+    lines = [
+        Text(f"{name} fits no device of the database; there are: {near or 'none'}") for name, near in unknown.items()
+    ]
+    if prices.electricity_per_kwh is None:
+        lines.append(Text("no electricity_per_kwh: costs leave the energy out"))
+    return Group(table, *lines)
