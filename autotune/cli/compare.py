@@ -29,6 +29,13 @@ def compare(
     ] = None,
     batch: Batch = None,
     prices: PricesFile = None,
+    at: Annotated[
+        str | None,
+        typer.Option("--at", metavar="BOUND", help="Also the most that each device serves within p99<=10ms, say."),
+    ] = None,
+    by_weights: Annotated[
+        bool, typer.Option("--by-weights", help="A row for each weights of a model, not only for the newest.")
+    ] = False,
     baseline: Annotated[
         Path | None, typer.Option("--baseline", metavar="FILE", help="An earlier output of --json to compare with.")
     ] = None,
@@ -44,26 +51,34 @@ def compare(
     Only figures that were measured under the same protocol and constraints stand side by side; others are grey, with
     the reason. With --baseline the plans of now are compared with an earlier output of --json.
     """
+    from autotune.comparison.bound import parse_bound, within_bound
     from autotune.comparison.comparison import compare as compare_plans
     from autotune.comparison.regression import changes, read_baseline
-    from autotune.report.comparison import changes_table, comparison_tables
+    from autotune.report.comparison import bound_table, changes_table, comparison_tables
 
-    known_prices = _prices(prices)
+    known_prices, bound = _prices(prices), None if at is None else parse_bound(at)
     threshold = _share(fail_above, baseline)
     before = None if baseline is None else read_baseline(baseline)
     with open_store(db) as store:
-        comparison = compare_plans(store, _selection(models, batch, devices), known_prices)
+        comparison = compare_plans(store, _selection(models, batch, devices, by_weights), known_prices)
+        held = [] if bound is None else within_bound(comparison, bound, store)
     changed = [] if before is None else changes(comparison, before, threshold)
     if json:
-        against = {} if before is None else {"changes": [change.as_dict() for change in changed]}
-        print_json({**comparison.as_dict(), **against})
+        document = comparison.as_dict()
+        if bound is not None:
+            document["within_bound"] = {"bound": str(bound), "devices": [entry.as_dict() for entry in held]}
+        if before is not None:
+            document["changes"] = [change.as_dict() for change in changed]
+        print_json(document)
     else:
         show(comparison_tables(comparison))
+        if bound is not None:
+            show(bound_table(held, bound, comparison))
         if before is not None:
             show(changes_table(changed, threshold))
     slower = [change for change in changed if change.judgement == "slower"]
     if fail_above is not None and slower:
-        errors().print(f"{len(slower)} plans are slower than the baseline by more than {threshold:.1%}")
+        errors().print(f"slower than the baseline by more than {threshold:.1%}: {len(slower)} plans")
         raise typer.Exit(1)
 
 
@@ -88,13 +103,13 @@ def check_prices(
         raise typer.Exit(1)
 
 
-def _selection(models: list[str] | None, batch: int | None, devices: str | None) -> "Selection":
+def _selection(models: list[str] | None, batch: int | None, devices: str | None, by_weights: bool) -> "Selection":
     from autotune.comparison.selection import Selection
 
     parts = [part.strip() for part in (devices or "").split(",") if part.strip()]
     named = tuple(device_class(part.lower() if part.lower() == "cpu" else part) or part for part in parts)
     here = tuple(name for name, part in zip(named, parts, strict=True) if name != part)
-    return Selection(models=tuple(models or ()), batch=batch, devices=named, here=here)
+    return Selection(models=tuple(models or ()), batch=batch, devices=named, here=here, by_weights=by_weights)
 
 
 def _prices(path: Path | None) -> "Prices | None":

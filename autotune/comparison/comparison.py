@@ -179,7 +179,7 @@ def compare_plans(
             name=name,
             batch=batch,
             objective=objective,
-            cells=_cells(groups[name, batch, objective], classes, rows, prices),
+            cells=_cells(groups[name, batch, objective], classes, rows, prices, by_weights=selection.by_weights),
         )
         for name, batch, objective in sorted(groups)
     )
@@ -198,9 +198,14 @@ def _notes(classes: Sequence[str], prices: Prices | None) -> Iterator[str]:
 
 
 def _cells(
-    plans: Sequence[Plan], classes: Sequence[str], rows: Mapping[str, StudyRow], prices: Prices | None
+    plans: Sequence[Plan],
+    classes: Sequence[str],
+    rows: Mapping[str, StudyRow],
+    prices: Prices | None,
+    *,
+    by_weights: bool,
 ) -> tuple[Cell, ...]:
-    newest = _newest(plans)
+    newest = [(plan, 1) for plan in plans] if by_weights else _newest(plans)
     own = {plan.uid: tuple(protocol.own_reasons(plan, rows)) for plan, _ in newest}
     group = protocol.group_to_compare([plan for plan, _ in newest if not own[plan.uid]])
     cells = []
@@ -240,11 +245,9 @@ def _cell(plan: Plan, weights_known: int, reasons: tuple[Reason, ...], prices: P
 def _missing(sibling: Plan, device_class: str) -> Cell:
     sku = device_class.split("/", 1)[0]
     reason = Reason(name="not tuned", text=f"{sibling.name} at batch {sibling.batch} has no plan for it")
-    return Cell(
-        device_class=device_class, state="missing", reasons=(reason,),
-        command=f"on a host with {sku}: autotune tune STUDY_FILE --batch {sibling.batch}, with the study file of "
-        f"{sibling.name}; then here: autotune db merge its export",
-    )  # fmt: skip
+    tune, merge = f"autotune tune STUDY_FILE --batch {sibling.batch}", "autotune db merge"
+    command = f"{tune} with {sibling.name}'s study file on a host with {sku}, then {merge} its export here"
+    return Cell(device_class=device_class, state="missing", reasons=(reason,), command=command)
 
 
 def _winner(quantity: str, cells: Sequence[Cell]) -> Winner | None:

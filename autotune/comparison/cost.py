@@ -19,7 +19,7 @@ def cost_figure(figures: Mapping[str, Figure], device_class: str, prices: Prices
         return Figure(note="not known: no file of prices was given (--prices)")
     per_hour = prices.of(device_class)
     if per_hour is None:
-        return Figure(note=f"not known: {prices.path} has no price for {device_class.split('/', 1)[0]}")
+        return Figure(note=f"not known: no price for {device_class.split('/', 1)[0]}")
     throughput, energy = figures["throughput"], figures["energy"]
     if throughput.value is None:
         return Figure(note=f"not known: the throughput is {throughput.note}")

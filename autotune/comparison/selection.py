@@ -18,12 +18,14 @@ class Selection:
     """Names of studies, a batch, and devices: parts of SKUs, or whole device classes; empty ones admit all.
 
     ``here`` are device classes of this machine: they may be named although the database has nothing of them.
+    ``by_weights`` asks for a cell for each weights of a model, not only for the newest.
     """
 
     models: tuple[str, ...] = ()
     batch: int | None = None
     devices: tuple[str, ...] = ()
     here: tuple[str, ...] = ()
+    by_weights: bool = False
 
     def plans(self, plans: Sequence[Plan], classes: Sequence[str]) -> list[Plan]:
         """Return the plans that the selection admits; PlanNotFoundError names a model without one."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from autotune.comparison.bound import Bound, WithinBound
 from autotune.comparison.cell import Cell
 from autotune.comparison.comparison import ComparedWorkload, Comparison
 from autotune.comparison.figures import Figure
@@ -25,7 +26,8 @@ def comparison_tables(comparison: Comparison) -> RenderableType:
     parts: list[RenderableType] = []
     for workload in comparison.workloads:
         parts += [_table(comparison, workload), *_sentences(comparison, workload), Text("")]
-    return Group(*parts, *(Text(f"note: {note}") for note in comparison.notes))
+    notes = [*explanations(comparison), *comparison.notes]
+    return Group(*parts, *(Text(f"note: {note}") for note in notes))
 
 
 def changes_table(changes: Sequence[Change], threshold: float) -> RenderableType:
@@ -42,6 +44,29 @@ def changes_table(changes: Sequence[Change], threshold: float) -> RenderableType
             change.name, str(change.batch), change.objective, change.device_class, ratio + bounds, change.judgement,
             style="" if change.judgement != "slower" else "bold red",
         )  # fmt: skip
+    return table
+
+
+def bound_table(entries: Sequence[WithinBound], bound: Bound, comparison: Comparison) -> RenderableType:
+    """Show for each model and device class the most that it serves within a bound of latency."""
+    table = FittingTable(title=f"the most within {bound}", title_justify="left")
+    for name in ("model", "device class"):
+        table.add_column(name, overflow="fold")
+    for name in ("batch", "in flight", bound.percentile, "items/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if comparison.prices is not None:
+        table.add_column(f"{comparison.prices.currency} per million", justify="right", no_wrap=True)
+    table.add_column("remarks", overflow="fold")
+    for entry in entries:
+        figures = ["–"] * 4
+        cost = "–"
+        if entry.operation is not None:
+            operation = entry.operation
+            figures = [str(operation.plan.batch), str(operation.concurrency)]
+            figures += [words.figure(operation.latency.value or 0.0, "ms"), short("throughput", operation.throughput)]
+            cost = short("cost", operation.cost)
+        costs = [] if comparison.prices is None else [cost]
+        table.add_row(entry.name, entry.device_class, *figures, *costs, entry.reason)
     return table
 
 
@@ -102,20 +127,39 @@ def short(quantity: str, figure: Figure) -> str:
 
 
 def remarks(cell: Cell) -> str:
-    """Say why a cell stands apart or how to fill it, and why it lacks a figure."""
-    if cell.state == "missing":
-        return cell.command
-    texts = [f"{reason.name}: {reason.text}" for reason in cell.reasons]
-    texts += [] if cell.plan is None else list(cell.plan.flags)
-    for name in ("energy", "sm_utilisation", "cost"):
+    """Name the reasons why a cell stands apart, and the conditions that its figures were measured under."""
+    flags = () if cell.plan is None else cell.plan.flags
+    names = [reason.name for reason in cell.reasons]
+    return ", ".join([*names, *(flag for flag in flags if flag.replace("_", " ") not in names)])
+
+
+def explanations(comparison: Comparison) -> list[str]:
+    """Explain each remark and each dash of the tables once, with the devices that it is about."""
+    about: dict[str, list[str]] = {}
+    for _, cell in comparison.cells():
+        texts = [f"{reason.name}: {reason.text}" for reason in cell.reasons if cell.state == "apart"]
+        if cell.plan is not None:
+            texts += [f"{name.replace('_', ' ')}: {cell.figure(name).note}" for name in _absent(cell)]
+        for text in texts:
+            about.setdefault(text, []).append(cell.sku)
+    return [f"{text} ({', '.join(dict.fromkeys(skus))})" for text, skus in about.items()]
+
+
+def _absent(cell: Cell) -> Iterator[str]:
+    """Yield the shown quantities that a plan has no figure of; the notes speak of prices that were not given."""
+    for name in ("energy", "sm_utilisation", "gpu_utilisation", "cost"):
         figure = cell.figure(name)
         if figure.value is None and not (name == "cost" and "--prices" in figure.note):
-            texts.append(f"{name.replace('_', ' ').replace('sm ', 'SM ')}: {figure.note}")
-    return "; ".join(texts)
+            yield name
 
 
 def _sentences(comparison: Comparison, workload: ComparedWorkload) -> Iterator[Text]:
+    for cell in workload.cells:
+        if cell.state == "missing":
+            yield Text(f"not tuned: {cell.command}")
     for name, winner in workload.winners.items():
+        if name == "throughput" and workload.objective != "throughput":
+            continue  # it follows from the latency
         skus = " and ".join(winner.device_classes)
         margin = "" if winner.margin is None else f", {winner.margin:.2f} times better than the next"
         first = "tie between" if winner.is_tie else "best"
@@ -130,7 +174,8 @@ def _differing(cells: Sequence[Cell], plans: Sequence[Plan]) -> list[str]:
     """Return the parts that distinguish the rows of a table; weights are among them if a row has several."""
     names = ("structure", "constraints", "served as")
     differing = [name for name in names if len({distinction.part(plan, name) for plan in plans}) > 1]
-    if any(cell.weights_known > 1 for cell in cells):
+    compared = [(cell.plan.device.device_class, cell.plan.weights) for cell in cells if cell.plan is not None]
+    if any(cell.weights_known > 1 for cell in cells) or len(set(compared)) > len({name for name, _ in compared}):
         differing.append("weights")
     return [name for name in distinction.PARTS if name in differing]
 

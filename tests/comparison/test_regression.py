@@ -1,0 +1,53 @@
+"""Whether plans became slower than an earlier comparison says."""
+
+import json
+
+import pytest
+
+from autotune.comparison.comparison import compare
+from autotune.comparison.regression import changes, read_baseline
+from autotune.errors import RequestError
+from tests.comparison.database import H200, L4, add
+
+
+@pytest.fixture
+def baseline(store, tmp_path):
+    """The comparison of one plan of 1 ms, ±2%, as a file."""
+    add(store, H200, 1.0)
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps(compare(store).as_dict()))
+    return read_baseline(path)
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "judgement"),
+    [(1.2, "slower"), (1.05, "undecided"), (1.0, "undecided"), (0.8, "faster")],
+)
+def test_a_change_counts_if_both_intervals_allow_nothing_else(store, baseline, latency_ms, judgement):
+    add(store, H200, latency_ms)
+    (change,) = changes(compare(store), baseline, 0.03)
+    assert change.judgement == judgement and change.ratio == pytest.approx(latency_ms)
+    assert change.interval[0] < change.ratio < change.interval[1]
+
+
+def test_the_threshold_decides_what_is_the_same(store, baseline):
+    (change,) = changes(compare(store), baseline, 0.05)
+    assert change.judgement == "same"
+
+
+def test_cells_of_one_side_only_are_new_or_gone(store, baseline, tmp_path):
+    add(store, L4, 2.0)
+    found = {change.device_class: change.judgement for change in changes(compare(store), baseline, 0.03)}
+    assert found == {H200.device_class: "undecided", L4.device_class: "new"}
+    gone = changes(compare(store), {("bert-base", 1, "latency_p50", "x/y/z", "{}", "any"): None}, 0.03)
+    assert {change.judgement for change in gone} == {"new", "gone"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9, "workloads": []}', '{"schema": 1, "workloads": [1]}'])
+def test_a_file_of_something_else_is_refused(tmp_path, text):
+    path = tmp_path / "b.json"
+    path.write_text(text)
+    with pytest.raises(RequestError, match="autotune compare --json"):
+        read_baseline(path)
+    with pytest.raises(RequestError, match="No such file"):
+        read_baseline(tmp_path / "none.json")
