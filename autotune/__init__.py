@@ -9,6 +9,7 @@ from autotune import renamed
 
 if TYPE_CHECKING:
     from autotune import measure
+    from autotune.comparison.api import compare
     from autotune.deploy.api import load, optimize, tune
     from autotune.deploy.measuring import Measured
     from autotune.deploy.model import OptimizedModel
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _HOMES = {
+    "compare": "autotune.comparison.api",
     "load": "autotune.deploy.api",
     "optimize": "autotune.deploy.api",
     "tune": "autotune.deploy.api",
@@ -34,6 +36,7 @@ __all__ = [
     "Objective",
     "OptimizedModel",
     "__version__",
+    "compare",
     "from_study",
     "load",
     "measure",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.output import Batch, Db, Json, device_class, errors, open_store, print_json, show
+from autotune.cli.output import Batch, Db, Json, errors, open_store, print_json, show
 
 if TYPE_CHECKING:
     from autotune.comparison.prices import Prices
@@ -52,7 +52,7 @@ def compare(
     the reason. With --baseline the plans of now are compared with an earlier output of --json.
     """
     from autotune.comparison.bound import parse_bound, within_bound
-    from autotune.comparison.comparison import compare as compare_plans
+    from autotune.comparison.comparison import compare_store
     from autotune.comparison.regression import changes, read_baseline
     from autotune.report.comparison import bound_table, changes_table, comparison_tables
 
@@ -60,7 +60,7 @@ def compare(
     threshold = _share(fail_above, baseline)
     before = None if baseline is None else read_baseline(baseline)
     with open_store(db) as store:
-        comparison = compare_plans(store, _selection(models, batch, devices, by_weights), known_prices)
+        comparison = compare_store(store, _selection(models, batch, devices, by_weights), known_prices)
         held = [] if bound is None else within_bound(comparison, bound, store)
     changed = [] if before is None else changes(comparison, before, threshold)
     if json:
@@ -104,12 +104,11 @@ def check_prices(
 
 
 def _selection(models: list[str] | None, batch: int | None, devices: str | None, by_weights: bool) -> "Selection":
+    from autotune.comparison.api import in_classes
     from autotune.comparison.selection import Selection
 
     parts = [part.strip() for part in (devices or "").split(",") if part.strip()]
-    named = tuple(device_class(part.lower() if part.lower() == "cpu" else part) or part for part in parts)
-    here = tuple(name for name, part in zip(named, parts, strict=True) if name != part)
-    return Selection(models=tuple(models or ()), batch=batch, devices=named, here=here, by_weights=by_weights)
+    return Selection(models=tuple(models or ()), batch=batch, by_weights=by_weights, **in_classes(parts))
 
 
 def _prices(path: Path | None) -> "Prices | None":

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from autotune.comparison.cell import Cell
-from autotune.comparison.comparison import ComparedWorkload, Comparison
+from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
 from autotune.comparison.cost import cost_figure
 from autotune.comparison.figures import Figure
 from autotune.database.store import Store
@@ -79,7 +79,7 @@ def parse_bound(text: str) -> Bound:
     return Bound(percentile=match[1], limit_ms=float(match[2]) * _MILLISECONDS[match[3]])
 
 
-def within_bound(comparison: Comparison, bound: Bound, store: Store) -> list[WithinBound]:
+def within_bound(comparison: DeviceComparison, bound: Bound, store: Store) -> list[WithinBound]:
     """Return for each model and device class the operation that serves most items a second within the bound.
 
     Latency plans answer one request at a time; throughput plans as many as their studies found best. Cells that stand
@@ -94,7 +94,7 @@ def within_bound(comparison: Comparison, bound: Bound, store: Store) -> list[Wit
 
 
 def _operations(
-    comparison: Comparison, workload: ComparedWorkload, cell: Cell, bound: Bound, store: Store
+    comparison: DeviceComparison, workload: ComparedWorkload, cell: Cell, bound: Bound, store: Store
 ) -> Iterator[Operation]:
     plan = cell.plan
     if plan is None or cell.state != "compared":

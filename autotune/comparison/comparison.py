@@ -1,4 +1,4 @@
-"""The comparison of device classes over one database: compare, Comparison, ComparedWorkload."""
+"""The comparison of device classes over one database: compare_store, DeviceComparison, ComparedWorkload."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +102,7 @@ class ComparedWorkload:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class DeviceComparison:
     """Plans of several models on several device classes.
 
     ``notes`` are sentences about the whole, such as that there is only one SKU. ``prices`` are the user's own.
@@ -156,7 +156,7 @@ class Comparison:
         return {name: self.unit(name) for name in QUANTITIES}
 
 
-def compare(store: Store, selection: Selection | None = None, prices: Prices | None = None) -> Comparison:
+def compare_store(store: Store, selection: Selection | None = None, prices: Prices | None = None) -> DeviceComparison:
     """Compare the plans of a database that a selection admits, by default all of them.
 
     Raises RequestError for a name or a SKU that the database does not know.
@@ -166,8 +166,8 @@ def compare(store: Store, selection: Selection | None = None, prices: Prices | N
 
 def compare_plans(
     plans: Sequence[Plan], studies: Sequence[StudyRow], selection: Selection, prices: Prices | None = None
-) -> Comparison:
-    """Compare plans that were found by these studies; errors as those of :func:`compare`."""
+) -> DeviceComparison:
+    """Compare plans that were found by these studies; errors as those of :func:`compare_store`."""
     rows = {row.uid: row for row in studies}
     classes = selection.device_classes(plans, studies)
     chosen = selection.plans(plans, classes)
@@ -183,7 +183,9 @@ def compare_plans(
         )
         for name, batch, objective in sorted(groups)
     )
-    return Comparison(device_classes=classes, workloads=workloads, prices=prices, notes=tuple(_notes(classes, prices)))
+    return DeviceComparison(
+        device_classes=classes, workloads=workloads, prices=prices, notes=tuple(_notes(classes, prices))
+    )
 
 
 def _notes(classes: Sequence[str], prices: Prices | None) -> Iterator[str]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from autotune.comparison.comparison import SCHEMA, ComparedWorkload, Comparison
+from autotune.comparison.comparison import SCHEMA, ComparedWorkload, DeviceComparison
 from autotune.comparison.figures import QUANTITIES, Figure
 from autotune.errors import RequestError
 
@@ -56,7 +56,7 @@ def read_baseline(path: Path) -> dict[Key, Figure]:
         raise _refused(path, f"{type(error).__name__}: {error}".split("\n")[0]) from error
 
 
-def changes(comparison: Comparison, baseline: Mapping[Key, Figure], threshold: float) -> list[Change]:
+def changes(comparison: DeviceComparison, baseline: Mapping[Key, Figure], threshold: float) -> list[Change]:
     """Return the change of every cell that one of the two has, worst first; ``threshold`` is a share, such as 0.03."""
     now = {key: figure for workload in comparison.workloads for key, figure in _figures(workload)}
     found = []

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from autotune.comparison.bound import Bound, WithinBound
 from autotune.comparison.cell import Cell
-from autotune.comparison.comparison import ComparedWorkload, Comparison
+from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
 from autotune.comparison.figures import Figure
 from autotune.comparison.prices import Prices
 from autotune.comparison.regression import Change
@@ -19,7 +19,7 @@ APART = "dim"
 """The style of a row whose figures do not stand beside the others."""
 
 
-def comparison_tables(comparison: Comparison) -> RenderableType:
+def comparison_tables(comparison: DeviceComparison) -> RenderableType:
     """Show a table for each workload with its winners, then the notes about the whole."""
     if not comparison.workloads:
         return Text("no plan to compare; create one with: autotune tune STUDY_FILE")
@@ -47,7 +47,7 @@ def changes_table(changes: Sequence[Change], threshold: float) -> RenderableType
     return table
 
 
-def bound_table(entries: Sequence[WithinBound], bound: Bound, comparison: Comparison) -> RenderableType:
+def bound_table(entries: Sequence[WithinBound], bound: Bound, comparison: DeviceComparison) -> RenderableType:
     """Show for each model and device class the most that it serves within a bound of latency."""
     table = FittingTable(title=f"the most within {bound}", title_justify="left")
     for name in ("model", "device class"):
@@ -70,7 +70,7 @@ def bound_table(entries: Sequence[WithinBound], bound: Bound, comparison: Compar
     return table
 
 
-def _table(comparison: Comparison, workload: ComparedWorkload) -> FittingTable:
+def _table(comparison: DeviceComparison, workload: ComparedWorkload) -> FittingTable:
     title = f"{workload.name}, batch {workload.batch}, {workload.objective}"
     table = FittingTable(title=title, title_justify="left")
     plans = [cell.plan for cell in workload.cells if cell.plan is not None]
@@ -133,7 +133,7 @@ def remarks(cell: Cell) -> str:
     return ", ".join([*names, *(flag for flag in flags if flag.replace("_", " ") not in names)])
 
 
-def explanations(comparison: Comparison) -> list[str]:
+def explanations(comparison: DeviceComparison) -> list[str]:
     """Explain each remark and each dash of the tables once, with the devices that it is about."""
     about: dict[str, list[str]] = {}
     for _, cell in comparison.cells():
@@ -153,7 +153,7 @@ def _absent(cell: Cell) -> Iterator[str]:
             yield name
 
 
-def _sentences(comparison: Comparison, workload: ComparedWorkload) -> Iterator[Text]:
+def _sentences(comparison: DeviceComparison, workload: ComparedWorkload) -> Iterator[Text]:
     for cell in workload.cells:
         if cell.state == "missing":
             yield Text(f"not tuned: {cell.command}")

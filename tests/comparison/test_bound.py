@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from autotune.comparison.bound import parse_bound, within_bound
-from autotune.comparison.comparison import compare
+from autotune.comparison.comparison import compare_store as compare
 from autotune.comparison.prices import Prices
 from autotune.errors import RequestError
 from autotune.records.evidence import ObjectiveFigures, PlanEvidence

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from autotune.comparison.comparison import compare
+from autotune.comparison.comparison import compare_store as compare
 from autotune.comparison.prices import Prices
 from autotune.comparison.selection import Selection
 from autotune.errors import PlanNotFoundError, RequestError

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from autotune.comparison.comparison import compare
+from autotune.comparison.comparison import compare_store as compare
 from autotune.comparison.prices import Prices
 from autotune.errors import RequestError
 from tests.comparison.database import CPU, H200, L4, add

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from autotune.comparison.comparison import compare
+from autotune.comparison.comparison import compare_store as compare
 from autotune.comparison.regression import changes, read_baseline
 from autotune.errors import RequestError
 from tests.comparison.database import H200, L4, add

@@ -1,0 +1,48 @@
+"""The comparison in Python: autotune.compare."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from autotune.comparison.comparison import DeviceComparison, compare_store
+from autotune.comparison.prices import read_prices
+from autotune.comparison.selection import Selection
+from autotune.database.store import Store
+from autotune.runtime import discovery
+
+
+def compare(
+    models: str | Sequence[str] = (),
+    *,
+    devices: str | Sequence[str] = (),
+    batch: int | None = None,
+    prices: str | Path | None = None,
+    by_weights: bool = False,
+    db: str | None = None,
+) -> DeviceComparison:
+    """Compare the plans of a tuning database by device class, as ``autotune compare`` does.
+
+    ``models`` are names of studies, ``devices`` parts of SKU names (``cpu`` is this machine's); empty ones admit all.
+    ``prices`` is a TOML file of prices per hour (see :mod:`autotune.comparison.prices`). ``db`` is a path or a URL;
+    otherwise ``AUTOTUNE_DB``, or SQLite in the user's data folder.
+
+    A notebook shows the result as a table; ``to_frame()`` makes it a pandas frame. Raises RequestError for an unknown
+    name or a file of prices that cannot be used, DatabaseError if the database cannot be read.
+    """
+    names = [devices] if isinstance(devices, str) else list(devices)
+    selection = Selection(
+        models=(models,) if isinstance(models, str) else tuple(models), batch=batch, by_weights=by_weights,
+        **in_classes(names),
+    )  # fmt: skip
+    known_prices = None if prices is None else read_prices(Path(prices))
+    with Store.open(db) as store:
+        return compare_store(store, selection, known_prices)
+
+
+def in_classes(devices: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the devices and ``here`` of a selection: names of devices of this machine become their classes."""
+    local = {name: discovery.find(name.lower()).device_class for name in devices if _is_of_this_machine(name.lower())}
+    return {"devices": tuple(local.get(name, name) for name in devices), "here": tuple(local.values())}
+
+
+def _is_of_this_machine(name: str) -> bool:
+    return name in ("auto", "cpu", "cuda") or name.startswith("cuda:")
