@@ -15,6 +15,7 @@ PROGRAMS: Mapping[str, str] = {
     "kernel_recording": "Compiles a space of kernels and times it.",
     "kernel_search": "Measures the search over tiles on recorded spaces.",
     "kernel_comparison": "Times own kernels beside the calls of libraries, on 40 products.",
+    "committed_plans": "Writes the plans of committed results to one file, for autotune db merge.",
     "results_table": "Prints the table of results from every results file.",
 }
 """Descriptions by the name of the program. They stand here so that the list imports no program (and no torch)."""

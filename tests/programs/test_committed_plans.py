@@ -1,0 +1,78 @@
+"""The plans of results files in one file, and what a comparison of them says."""
+
+import os
+import subprocess
+
+import pytest
+
+from autotune.comparison.comparison import compare_store
+from autotune.database.exchange import merge_file
+from autotune.database.store import Store
+from autotune.programs.committed_plans import main
+from autotune.report.results import write_results
+from autotune.study.study import run_study
+from tests.finished import REQUEST
+
+WHEN = "2026-01-02T03:04:05+00:00"
+STUDY = f"""
+name: toy
+model: {{factory: {REQUEST.factory}}}
+inputs: [{{name: input, shape: [batch, 16]}}]
+batch: [2]
+"""
+
+
+@pytest.fixture
+def studies(tmp_path, finished_study):
+    """A folder of studies with the results of one, and its plan."""
+    folder = tmp_path / "studies"
+    (folder / "toy").mkdir(parents=True)
+    (folder / "toy" / "study.yaml").write_text(STUDY)
+    with Store.open(str(finished_study)) as store:
+        outcome = run_study(REQUEST, store)
+    written = write_results(outcome, tmp_path / "written", command="autotune tune")
+    (folder / "toy" / "results").mkdir()
+    written.path.rename(folder / "toy" / "results" / written.path.name)
+    return folder, outcome.plan
+
+
+def test_a_plan_of_results_is_merged_with_its_finals_and_stands_apart(studies, tmp_path):
+    folder, plan = studies
+    assert main([str(folder), "--out", str(tmp_path / "plans.zip")]) == 0
+    with Store.open(str(tmp_path / "merged.db"), create=True) as store:
+        merge_file(store, tmp_path / "plans.zip")
+        (merged,) = store.plans.list()
+        trials = store.trials.of_study(merged.evidence.study)
+        ((_, cell),) = compare_store(store).cells()
+        blocks = store.trials.measurements(merged.evidence.trial, "finals")[0].samples_ms
+    assert (merged.structure, merged.weights, merged.latency_ms) == (plan.structure, plan.weights, plan.latency_ms)
+    assert (merged.configuration, merged.created) == (plan.configuration, plan.created)
+    assert {trial.configuration for trial in trials} == {entry.configuration for entry in plan.evidence.finalists}
+    assert cell.state == "apart" and "earlier protocol" in [reason.name for reason in cell.reasons]
+    assert sum(map(len, blocks)) == sum(len(block) for block in plan.evidence.winner.samples_ms if block)
+
+
+def test_results_without_a_time_get_that_of_their_commit(studies, tmp_path, capsys):
+    folder, _ = studies
+    (path,) = folder.glob("toy/results/*.json")
+    lines = [line for line in path.read_text().splitlines() if '"measured"' not in line]
+    path.write_text("\n".join(lines))
+    assert main([str(folder), "--out", str(tmp_path / "plans.zip")]) == 1
+    assert "git repository" in capsys.readouterr().err
+    git = ("git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b")
+    for command in (("init", "-q"), ("add", "."), ("commit", "-qm", "results", "--date", WHEN)):
+        subprocess.run([*git, *command], check=True, env={**os.environ, "GIT_COMMITTER_DATE": WHEN})
+    assert main([str(folder), "--out", str(tmp_path / "plans.zip")]) == 0
+    with Store.open(str(tmp_path / "merged.db"), create=True) as store:
+        merge_file(store, tmp_path / "plans.zip")
+        (merged,) = store.plans.list()
+    assert merged.created.startswith("2026-01-02T03:04:05")
+
+
+def test_figures_that_do_not_follow_from_the_samples_are_refused(studies, tmp_path, capsys):
+    folder, _ = studies
+    (path,) = folder.glob("toy/results/*.json")
+    path.write_text(path.read_text().replace('"speedup": ', '"speedup": 9'))
+    assert main([str(folder), "--out", str(tmp_path / "plans.zip")]) == 1
+    assert "speedup" in capsys.readouterr().err
+    assert not (tmp_path / "plans.zip").exists()
