@@ -8,6 +8,7 @@ import typer
 from autotune.cli.output import Batch, Db, Json, errors, open_store, print_json, show
 
 if TYPE_CHECKING:
+    from autotune.comparison.comparison import Comparison
     from autotune.comparison.prices import Prices
     from autotune.comparison.selection import Selection
 
@@ -43,6 +44,9 @@ def compare(
         str | None,
         typer.Option("--fail-above", metavar="SHARE", help="Exit with 1 if a plan is slower by more, such as 3%."),
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page for a browser, which needs no network.")
+    ] = None,
     db: Db = None,
     json: Json = False,
 ) -> None:
@@ -56,6 +60,8 @@ def compare(
     from autotune.comparison.regression import changes, read_baseline
     from autotune.report.comparison import bound_table, changes_table, comparison_tables
 
+    if html is not None:
+        _require_page()
     known_prices, bound = _prices(prices), None if at is None else parse_bound(at)
     threshold = _share(fail_above, baseline)
     before = None if baseline is None else read_baseline(baseline)
@@ -63,6 +69,8 @@ def compare(
         comparison = compare_store(store, _selection(models, batch, devices, by_weights), known_prices)
         held = [] if bound is None else within_bound(comparison, bound, store)
     changed = [] if before is None else changes(comparison, before, threshold)
+    if html is not None:
+        _write_page(comparison, html)
     if json:
         document = comparison.as_dict()
         if bound is not None:
@@ -115,6 +123,19 @@ def _prices(path: Path | None) -> "Prices | None":
     from autotune.comparison.prices import read_prices
 
     return None if path is None else read_prices(path)
+
+
+def _require_page() -> None:
+    from autotune.report.page.page import require_libraries
+
+    require_libraries()
+
+
+def _write_page(comparison: "Comparison", path: Path) -> None:
+    from autotune.report.page.page import write_page
+
+    write_page(comparison, path)
+    errors().print(f"page: {path}", markup=False)
 
 
 def _share(text: str | None, baseline: Path | None) -> float:

@@ -73,8 +73,7 @@ def bound_table(entries: Sequence[WithinBound], bound: Bound, comparison: Device
 def _table(comparison: DeviceComparison, workload: ComparedWorkload) -> FittingTable:
     title = f"{workload.name}, batch {workload.batch}, {workload.objective}"
     table = FittingTable(title=title, title_justify="left")
-    plans = [cell.plan for cell in workload.cells if cell.plan is not None]
-    parts = _differing(workload.cells, plans)
+    parts = differing_parts(workload.cells)
     table.add_column("device class", overflow="fold")
     for name in parts:
         table.add_column(name, overflow="fold")
@@ -106,7 +105,7 @@ def _plan_columns(cell: Cell, parts: Sequence[str]) -> list[str]:
         baseline = words.figure(compared.baseline, unit)
         own = words.figure_with_interval(compared.value, compared.interval, unit)
     return [
-        *(_part(cell, plan, name) for name in parts),
+        *(part_of(cell, plan, name) for name in parts),
         baseline,
         f"{plan.configuration.backend}: {words.knobs(plan.configuration)}",
         own,
@@ -170,8 +169,9 @@ def _sentences(comparison: DeviceComparison, workload: ComparedWorkload) -> Iter
         yield Text(f"break-even: {entry.device_class} costs as much as {entry.against} at {price}")
 
 
-def _differing(cells: Sequence[Cell], plans: Sequence[Plan]) -> list[str]:
+def differing_parts(cells: Sequence[Cell]) -> list[str]:
     """Return the parts that distinguish the rows of a table; weights are among them if a row has several."""
+    plans = [cell.plan for cell in cells if cell.plan is not None]
     names = ("structure", "constraints", "served as")
     differing = [name for name in names if len({distinction.part(plan, name) for plan in plans}) > 1]
     compared = [(cell.plan.device.device_class, cell.plan.weights) for cell in cells if cell.plan is not None]
@@ -180,7 +180,8 @@ def _differing(cells: Sequence[Cell], plans: Sequence[Plan]) -> list[str]:
     return [name for name in distinction.PARTS if name in differing]
 
 
-def _part(cell: Cell, plan: Plan, name: str) -> str:
+def part_of(cell: Cell, plan: Plan, name: str) -> str:
+    """Write one of these parts of a cell; for weights of several plans, that they are the newest of them."""
     text = distinction.part(plan, name)
     return f"{text} (newest of {cell.weights_known})" if name == "weights" and cell.weights_known > 1 else text
 
