@@ -10,12 +10,10 @@ from autotune.report.page import sentences
 from autotune.report.page.entries import TableColumn, TableEntry, columns_of
 from autotune.report.page.plots import labels, plots_of
 
-NO_PLAN = "no plan"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRow:
-    """A row of a workload's table: one device class with its state in words."""
+    """A row of a workload's table: one device class with its state in words; ``reason`` stands in for the entries."""
 
     device_class: str
     sku: str
@@ -23,6 +21,7 @@ class TableRow:
     state_text: str
     entries: tuple[TableEntry, ...]
     command: str
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,14 +122,15 @@ def _section(comparison: Comparison, workload: ComparedWorkload, anchor: str) ->
 
 def _row(cell: Cell, columns: Sequence[TableColumn]) -> TableRow:
     names = ", ".join(reason.name for reason in cell.reasons)
-    texts = {"compared": "", "apart": f"apart: {names}", "missing": NO_PLAN}
+    texts = {"compared": "", "apart": f"apart: {names}", "missing": "no plan"}
     return TableRow(
         device_class=cell.device_class,
         sku=cell.sku,
         state=cell.state,
         state_text=texts[cell.state],
-        entries=tuple(column.entry(cell) for column in columns),
+        entries=() if cell.plan is None else tuple(column.entry(cell.plan, cell) for column in columns),
         command=cell.command,
+        reason="; ".join(f"{reason.name}: {reason.text}" for reason in cell.reasons),
     )
 
 

@@ -28,10 +28,10 @@ class TableEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableColumn:
-    """A column: its heading, and its entry for each cell."""
+    """A column: its heading, and its entry for each cell with its plan."""
 
     title: str
-    entry: Callable[[Cell], TableEntry]
+    entry: Callable[[Plan, Cell], TableEntry]
     is_number: bool = True
 
 
@@ -52,11 +52,11 @@ def _columns(comparison: Comparison, workload: ComparedWorkload) -> Iterator[Tab
     yield _figure_column("throughput, items/s", "throughput")
     yield _figure_column("energy, J/item", "energy")
     if comparison.prices is not None:
-        yield _figure_column(f"cost, {comparison.prices.currency} per million items", "cost")
-    yield _figure_column("SM utilisation", "sm_utilisation")
-    yield _figure_column("GPU utilisation", "gpu_utilisation")
-    yield TableColumn(title="satisfies the constraints", entry=_of_plan(_constraints))
-    yield TableColumn(title="remarks", entry=_remarks, is_number=False)
+        yield _figure_column(f"{comparison.prices.currency} per million items", "cost")
+    yield _figure_column("SM use", "sm_utilisation")
+    yield _figure_column("GPU use", "gpu_utilisation")
+    yield TableColumn(title="satisfies the constraints", entry=_of_plan(_constraints), is_number=False)
+    yield TableColumn(title="remarks", entry=lambda _, cell: TableEntry(text=remarks(cell)), is_number=False)
 
 
 def figure_entry(quantity: str, figure: Figure) -> TableEntry:
@@ -75,17 +75,15 @@ def _number(quantity: str, value: float) -> str:
 
 
 def _figure_column(title: str, quantity: str) -> TableColumn:
-    return TableColumn(title=title, entry=lambda cell: figure_entry(quantity, cell.figure(quantity)))
+    return TableColumn(title=title, entry=lambda _, cell: figure_entry(quantity, cell.figure(quantity)))
 
 
-def _of_plan(entry: Callable[[Plan], TableEntry]) -> Callable[[Cell], TableEntry]:
-    no_plan = TableEntry(text="no plan", is_absent=True)
-    return lambda cell: no_plan if cell.plan is None else entry(cell.plan)
+def _of_plan(entry: Callable[[Plan], TableEntry]) -> Callable[[Plan, Cell], TableEntry]:
+    return lambda plan, _: entry(plan)
 
 
-def _part_entry(part: str) -> Callable[[Cell], TableEntry]:
-    no_plan = TableEntry(text="no plan", is_absent=True)
-    return lambda cell: no_plan if cell.plan is None else TableEntry(text=part_of(cell, cell.plan, part))
+def _part_entry(part: str) -> Callable[[Plan, Cell], TableEntry]:
+    return lambda plan, cell: TableEntry(text=part_of(cell, plan, part))
 
 
 def _baseline(plan: Plan) -> TableEntry:
@@ -130,9 +128,3 @@ def _constraints(plan: Plan) -> TableEntry:
         title=distinction.constraints(objective),
         number=error,
     )
-
-
-def _remarks(cell: Cell) -> TableEntry:
-    if cell.state == "missing":
-        return TableEntry(text="; ".join(f"{reason.name}: {reason.text}" for reason in cell.reasons))
-    return TableEntry(text=remarks(cell))

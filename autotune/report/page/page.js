@@ -9,6 +9,7 @@
   // Sorting: numbers by their value, other text by the rules of the language; entries without a figure stay last.
   const keyOf = (row, column) => {
     const entry = row.cells[column];
+    if (entry === undefined) return null;
     if (entry.dataset.number !== undefined) return Number(entry.dataset.number);
     return entry.classList.contains("absent") ? null : entry.textContent.trim();
   };
@@ -115,15 +116,18 @@
   // An axis over several powers of ten is logarithmic.
   const axis = (title, entries, ink) => {
     const values = entries.map((entry) => entry.value);
-    const wide = Math.max(...values) > 20 * Math.min(...values);
+    const [least, most] = [Math.min(...values), Math.max(...values)];
+    const wide = most > 20 * least;
+    // Room for the names of the points.
+    const range = wide ? [Math.log10(least) - 0.4, Math.log10(most) + 0.4] : [0, 1.25 * most];
     return {
-      title: { text: title + (wide ? ", logarithmic" : "") }, type: wide ? "log" : "linear", fixedrange: true,
-      rangemode: wide ? "normal" : "tozero", gridcolor: colour("line"), linecolor: ink, zeroline: false,
-      automargin: true, nticks: 6,
+      title: { text: title + (wide ? ", logarithmic" : ""), font: { size: 13 }, standoff: 8 }, range,
+      type: wide ? "log" : "linear", fixedrange: true, gridcolor: colour("line"), linecolor: ink, zeroline: false,
+      automargin: true, nticks: 6, dtick: wide ? 1 : undefined,
     };
   };
   const layout = (ink) => ({
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, family: "inherit", size: 13 },
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13, family: getComputedStyle(document.body).fontFamily },
     margin: { l: 8, r: 8, t: 8, b: 8 }, showlegend: false, dragmode: false, hovermode: "closest",
   });
   const bars = (entries) => {
@@ -143,22 +147,24 @@
     const names = entries.map((entry) => plain(entry.name));
     const y = {
       tickvals: entries.map((_, at) => at), ticktext: names, autorange: "reversed", fixedrange: true, automargin: true,
-      zeroline: false, showgrid: false,
+      zeroline: false, showgrid: false, ticks: "outside", ticklen: 6, tickcolor: "rgba(0,0,0,0)",
     };
     const x = { ...axis("latency, ms", [{ value: 1 }], ink), range: [0, most * 1.45] };
     return [[trace, labels], { ...layout(ink), xaxis: x, yaxis: y }];
   };
-  const scatter = ({ currency, points }) => {
+  const scatter = ({ currency, points: unsorted }) => {
     const ink = colour("text");
+    const points = [...unsorted].sort((a, b) => a.latency.value - b.latency.value);
     const [latencies, costs] = ["latency", "cost"].map((name) => points.map((point) => point[name]));
     const xy = (chosen) => ({ x: chosen.map((p) => p.latency.value), y: chosen.map((p) => p.cost.value) });
-    const front = points.filter((point) => point.front).sort((a, b) => a.latency.value - b.latency.value);
+    const front = points.filter((point) => point.front);
     const line = {
       ...xy(front), type: "scatter", mode: "lines", line: { color: colour("accent"), dash: "dash" }, hoverinfo: "skip",
     };
     const marks = {
       ...xy(points), type: "scatter", mode: "markers+text", text: points.map((point) => plain(point.name)),
-      textposition: "top center", cliponaxis: false, error_x: errors(latencies, ink), error_y: errors(costs, ink),
+      // Neighbours are named above and below in turn.
+      textposition: points.map((_, at) => (at % 2 ? "bottom center" : "top center")), cliponaxis: false, error_x: errors(latencies, ink), error_y: errors(costs, ink),
       hovertemplate: `%{text}: %{x:.4g} ms, %{y:.4g} ${plain(currency)}<extra></extra>`,
       marker: {
         size: 11, symbol: points.map((point) => (point.front ? "circle" : "circle-open")),

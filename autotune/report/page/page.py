@@ -62,7 +62,11 @@ def page(comparison: Comparison) -> str:
     drawing = get_plotlyjs()
     content = content_of(comparison)
     environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     return environment.get_template("page.html.jinja").render(
         content=content,

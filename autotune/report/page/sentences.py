@@ -1,6 +1,6 @@
 """The sentences of the page: the winners of a workload, and the subject of the whole comparison."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from autotune.comparison.comparison import ComparedWorkload, Comparison, Winner
 from autotune.comparison.prices import Prices
@@ -22,8 +22,13 @@ def winners(workload: ComparedWorkload) -> Iterator[str]:
         number = len(workload.compared)
         yield "No device class can be compared." if number == 0 else "There is no other device class to compare with."
     for quantity, superlative in SUPERLATIVES.items():
-        if quantity in first:
+        # With one request at a time throughput only repeats the order of the latencies.
+        if quantity in first and not (quantity == "throughput" and _same_classes(first, "latency", quantity)):
             yield _first_place(first[quantity], superlative)
+
+
+def _same_classes(first: Mapping[str, Winner], quantity: str, other: str) -> bool:
+    return quantity in first and first[quantity].device_classes == first[other].device_classes
 
 
 def _first_place(winner: Winner, superlative: str) -> str:
