@@ -56,7 +56,7 @@ def _columns(comparison: Comparison, workload: ComparedWorkload) -> Iterator[Tab
     yield _figure_column("SM use", "sm_utilisation")
     yield _figure_column("GPU use", "gpu_utilisation")
     yield TableColumn(title="satisfies the constraints", entry=_of_plan(_constraints), is_number=False)
-    yield TableColumn(title="remarks", entry=lambda _, cell: TableEntry(text=remarks(cell)), is_number=False)
+    yield TableColumn(title="remarks", entry=lambda _, cell: TableEntry(text=remarks(cell) or "none"), is_number=False)
 
 
 def figure_entry(quantity: str, figure: Figure) -> TableEntry:

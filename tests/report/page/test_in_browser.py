@@ -1,0 +1,175 @@
+"""The page in Chromium, without a network."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.report.page.comparisons import IMAGE, SCRIPT
+
+pytestmark = pytest.mark.slow
+AXE = Path(__file__).parent / "axe" / "axe.min.js"
+FIRST_TABLE = "#w2 table.devices"
+"""The table of resnet50 at batch 1, with three compared devices."""
+
+
+def rows(page, table=FIRST_TABLE):
+    return page.locator(f"{table} tbody th").all_inner_texts()
+
+
+def visible_rows(page):
+    return [
+        row.locator("th").inner_text().split("\n")[0] for row in page.locator("table.devices tbody tr:visible").all()
+    ]
+
+
+def test_every_plot_draws_all_of_its_devices(open_page, draw_all):
+    page = open_page("plain")
+    plots = json.loads(page.locator("#plots").text_content())
+    assert draw_all(page).count() == sum(map(len, plots.values())) >= 5
+    for anchor, data in plots.items():
+        bars = page.locator(f"#{anchor} [data-plot=bars]")
+        assert bars.locator(".barlayer .point").count() == len(data["bars"])
+        assert bars.locator(".xerror").count() == len(data["bars"])
+        if "scatter" in data:
+            scatter = page.locator(f"#{anchor} [data-plot=scatter]")
+            assert scatter.locator(".scatterlayer .points .point").count() == len(data["scatter"]["points"])
+
+
+def test_plots_are_drawn_when_they_come_into_view(open_page):
+    page = open_page("plain", height=300)
+    page.wait_for_timeout(300)
+    assert page.locator("[data-drawn]").count() == 0
+    assert page.evaluate("typeof window.Plotly") == "undefined"
+
+
+def test_rows_are_sorted_by_keyboard(open_page):
+    page = open_page("plain")
+    assert [name.split("/")[0] for name in rows(page)] == ["nvidia-h200", "nvidia-l4", "amd-epyc-2c"]
+    button = page.locator(f"{FIRST_TABLE} thead button", has_text="throughput")
+    head = page.locator(f"{FIRST_TABLE} thead th", has_text="throughput")
+    button.focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert [name.split("/")[0] for name in rows(page)] == ["amd-epyc-2c", "nvidia-l4", "nvidia-h200"]
+    page.keyboard.press("Space")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert "descending" in page.locator("#status").inner_text()
+    page.locator(f"{FIRST_TABLE} thead button", has_text="device class").press("Enter")
+    assert page.locator(f"{FIRST_TABLE} [aria-sort]").count() == 1
+    assert [name.split("/")[0] for name in rows(page)] == ["amd-epyc-2c", "nvidia-h200", "nvidia-l4"]
+
+
+def test_every_column_can_be_sorted_and_no_row_is_lost(open_page):
+    page = open_page("plain")
+    for table in ("#w1 table.devices", FIRST_TABLE, "#w3 table.devices", ".overview table"):
+        before = sorted(rows(page, table))
+        for button in page.locator(f"{table} thead button").all():
+            button.press("Enter")
+            button.press("Enter")
+            assert sorted(rows(page, table)) == before
+
+
+def test_a_row_without_a_plan_stays_last(open_page):
+    page = open_page("plain")
+    button = page.locator("#w1 table.devices thead button", has_text="speedup")
+    for _ in range(2):
+        button.press("Enter")
+        assert "no plan" in rows(page, "#w1 table.devices")[-1]
+
+
+def test_the_filter_hides_rows_and_empty_workloads(open_page):
+    page = open_page("plain")
+    everything = visible_rows(page)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.type("resnet50 L4")
+    assert visible_rows(page) == ["nvidia-l4/whole/72w"] * 2
+    assert page.locator("section.workload:visible").count() == 2
+    assert page.locator(".overview tbody tr:visible").count() == 2
+    assert page.locator("#status").inner_text() == f"2 of {len(everything)} rows, in 2 of 3 workloads"
+    page.locator("#filter").fill("there is no such thing")
+    assert visible_rows(page) == [] and page.locator("#nothing").is_visible()
+    page.locator("#filter").fill("")
+    assert visible_rows(page) == everything and page.locator("#nothing").is_hidden()
+
+
+def test_equal_parameters_are_shown_on_request(open_page):
+    page = open_page("plain")
+    details = page.locator("#w2 details.parameters")
+    details.locator("summary").press("Enter")
+    shown = details.locator("tbody th:visible")
+    assert shown.all_inner_texts() == ["layout"]
+    button = details.locator("button.all")
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert shown.all_inner_texts() == ["backend", "layout", "level", "precision"]
+    button.press("Enter")
+    assert shown.all_inner_texts() == ["layout"]
+
+
+def test_a_command_is_copied(open_page):
+    page = open_page("plain", permissions=["clipboard-read", "clipboard-write"])
+    cell = page.locator(f"{FIRST_TABLE} td.command").first
+    cell.locator("button").press("Enter")
+    cell.locator("button", has_text="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()") == cell.locator("code").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_sees_no_serious_violation(open_page, draw_all, scheme, width):
+    page = open_page("plain", width=width, color_scheme=scheme)
+    draw_all(page)
+    page.evaluate("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
+    page.evaluate("scrollTo(0, 0)")
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    results = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    assert len(results["passes"]) > 20
+    serious = [
+        f"{violation['id']}: {violation['help']}: {[node['html'][:200] for node in violation['nodes'][:3]]}"
+        for violation in results["violations"]
+        if violation["impact"] in ("serious", "critical")
+    ]
+    assert serious == []
+
+
+def test_colours_follow_the_system_until_they_are_chosen(open_page, draw_all):
+    page = open_page("plain", color_scheme="dark")
+    draw_all(page)
+    background = "getComputedStyle(document.body).backgroundColor"
+    ink = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+    dark = (page.evaluate(background), page.evaluate(ink))
+    page.locator("#theme").press("Enter")
+    page.wait_for_function(f"{ink} !== '{dark[1]}'")
+    assert page.evaluate(background) != dark[0]
+    assert page.locator("#theme").inner_text() == "Dark colours"
+
+
+@pytest.mark.parametrize("name", ["plain", "hostile"])
+def test_a_telephone_needs_no_sideways_scroll(open_page, draw_all, name):
+    page = open_page(name, width=390, height=844)
+    draw_all(page)
+    page.evaluate("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
+    assert page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]") == [390, 390]
+
+
+def test_hostile_text_stays_text(open_page, draw_all):
+    page = open_page("hostile")
+    draw_all(page)
+    name = SCRIPT + IMAGE
+    assert page.locator("img").count() == 0 and page.locator("[onerror]").count() == 0
+    assert page.locator("h2", has_text=name).count() == 1
+    page.locator("details summary").first.press("Enter")
+    assert name in page.locator("details tbody").first.inner_text()
+    ticks = page.locator("[data-plot=bars] .ytick text").all_text_contents()
+    assert any(name in tick for tick in ticks), ticks
+    titles = page.locator("[data-plot=scatter] .ytitle").all_text_contents()
+    assert any(name in title for title in titles), titles
+    page.locator("#filter").fill(IMAGE)
+    assert page.locator("section.workload:visible").count() == 1
+
+
+def test_the_tables_need_no_script(open_page):
+    page = open_page("plain", java_script_enabled=False)
+    assert len(rows(page)) == 3 and page.locator("#w2 .summary").is_visible()
