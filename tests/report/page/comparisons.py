@@ -11,6 +11,9 @@ from tests.comparison.database import CPU, H200, L4, add, energy
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
+MARKUP = "<b>bold</b>&amp;<br>"
+"""Tags and an entity that plotly reads in its texts."""
+NAME = f"{SCRIPT}{IMAGE}{MARKUP}"
 PRICES = Prices(
     currency="EUR", per_hour={"h200": 4.0, "l4": 0.8, "epyc": 0.1}, electricity_per_kwh=0.25, path="prices.toml"
 )
@@ -32,7 +35,7 @@ def plain(store: Store) -> Comparison:
 
 def hostile(store: Store) -> Comparison:
     """Tags in every text that comes from a user or a model."""
-    name = f"{SCRIPT}{IMAGE}"
+    name = NAME
     objective = Objective(metrics=(Metric(function=f"x.py:{name}", at_most=1.0),))
     values = {"objective": objective, "name": name, "weights": name}
     split = replace(H200, mig_profile=name)

@@ -21,7 +21,7 @@ from autotune.records.objective import Objective
 from autotune.report.page.page import write_page
 from tests.comparison.database import CPU, H200, L4, add
 from tests.report.page import comparisons
-from tests.report.page.comparisons import IMAGE, SCRIPT
+from tests.report.page.comparisons import NAME, SCRIPT
 
 
 class Parsed(HTMLParser):
@@ -87,7 +87,7 @@ def test_hostile_text_is_escaped_wherever_it_stands(pages):
     text = pages["hostile"].read_text(encoding="utf-8")
     assert SCRIPT not in text and "<img" not in text
     parsed = Parsed(text)
-    name = SCRIPT + IMAGE
+    name = NAME
     assert parsed.text.count(name) > 10
     assert f"from {name}" in parsed.text, "the path of the prices"
     assert f"it is served as {name}, the others as any" in parsed.text
