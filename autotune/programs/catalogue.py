@@ -16,6 +16,7 @@ PROGRAMS: Mapping[str, str] = {
     "kernel_search": "Measures the search over tiles on recorded spaces.",
     "kernel_comparison": "Times own kernels beside the calls of libraries, on 40 products.",
     "committed_plans": "Writes the plans of committed results to one file, for autotune db merge.",
+    "comparison_cost": "Times the comparison of devices and its page on a large database.",
     "results_table": "Prints the table of results from every results file.",
 }
 """Descriptions by the name of the program. They stand here so that the list imports no program (and no torch)."""
