@@ -107,6 +107,12 @@
   };
   // plotly reads a few tags and entities in text: here all text is plain.
   const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+  // A long name loses its middle: devices differ at both ends.
+  const clip = (text, place, share) => {
+    const most = Math.max(12, Math.floor(place.clientWidth * share / 7.5));
+    if (text.length <= most) return text;
+    return `${text.slice(0, Math.ceil(most / 2) - 1)}…${text.slice(-Math.floor(most / 2))}`;
+  };
   const short = (value) => String(Number(value.toPrecision(4)));
   const errors = (entries, ink) => ({
     type: "data", symmetric: false, color: ink, thickness: 1.5, width: 5,
@@ -130,7 +136,7 @@
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink, size: 13, family: getComputedStyle(document.body).fontFamily },
     margin: { l: 8, r: 8, t: 8, b: 8 }, showlegend: false, dragmode: false, hovermode: "closest",
   });
-  const bars = (entries) => {
+  const bars = (entries, place) => {
     const ink = colour("text");
     const text = entries.map((entry) => ` ${short(entry.value)} ms${entry.note ? ` (${entry.note})` : ""}`);
     const most = Math.max(...entries.map((entry) => entry.high));
@@ -144,7 +150,7 @@
       type: "scatter", mode: "text", x: entries.map((entry) => entry.high), y: entries.map((_, at) => at), text,
       textposition: "middle right", hoverinfo: "skip", cliponaxis: false,
     };
-    const names = entries.map((entry) => plain(entry.name));
+    const names = entries.map((entry) => plain(clip(entry.name, place, 0.4)));
     const y = {
       tickvals: entries.map((_, at) => at), ticktext: names, autorange: "reversed", fixedrange: true, automargin: true,
       zeroline: false, showgrid: false, ticks: "outside", ticklen: 6, tickcolor: "rgba(0,0,0,0)",
@@ -152,7 +158,7 @@
     const x = { ...axis("latency, ms", [{ value: 1 }], ink), range: [0, most * 1.45] };
     return [[trace, labels], { ...layout(ink), xaxis: x, yaxis: y }];
   };
-  const scatter = ({ currency, points: unsorted }) => {
+  const scatter = ({ currency, points: unsorted }, place) => {
     const ink = colour("text");
     const points = [...unsorted].sort((a, b) => a.latency.value - b.latency.value);
     const [latencies, costs] = ["latency", "cost"].map((name) => points.map((point) => point[name]));
@@ -162,7 +168,7 @@
       ...xy(front), type: "scatter", mode: "lines", line: { color: colour("accent"), dash: "dash" }, hoverinfo: "skip",
     };
     const marks = {
-      ...xy(points), type: "scatter", mode: "markers+text", text: points.map((point) => plain(point.name)),
+      ...xy(points), type: "scatter", mode: "markers+text", text: points.map((point) => plain(clip(point.name, place, 0.5))),
       // Neighbours are named above and below in turn.
       textposition: points.map((_, at) => (at % 2 ? "bottom center" : "top center")), cliponaxis: false, error_x: errors(latencies, ink), error_y: errors(costs, ink),
       hovertemplate: `%{text}: %{x:.4g} ms, %{y:.4g} ${plain(currency)}<extra></extra>`,
@@ -179,7 +185,7 @@
     try {
       const plotly = await load();
       const plot = data[place.closest("section").id][place.dataset.plot];
-      const [traces, shape] = place.dataset.plot === "bars" ? bars(plot) : scatter(plot);
+      const [traces, shape] = place.dataset.plot === "bars" ? bars(plot, place) : scatter(plot, place);
       await plotly.react(place, traces, shape, { displayModeBar: false, responsive: true });
       place.dataset.drawn = "true";
     } catch (error) {
@@ -196,7 +202,6 @@
     }
   }, { rootMargin: "200px" });
   addEventListener("DOMContentLoaded", () => all(".plot").forEach((place) => watch.observe(place)));
-  addEventListener("beforeprint", () => all(".plot").forEach((place) => drawn.has(place) || draw(place)));
 
   // Colours follow the system until the reader chooses.
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -206,10 +211,20 @@
     button.textContent = isDark() ? "Light colours" : "Dark colours";
     drawn.forEach(draw);
   };
-  button.addEventListener("click", () => {
-    document.documentElement.style.colorScheme = isDark() ? "light" : "dark";
+  const choose = (scheme) => {
+    document.documentElement.style.colorScheme = scheme;
     follow();
-  });
+  };
+  button.addEventListener("click", () => choose(isDark() ? "light" : "dark"));
   system.addEventListener("change", follow);
   follow();
+
+  // Paper is light, and has every plot.
+  let chosen = "";
+  addEventListener("beforeprint", () => {
+    chosen = document.documentElement.style.colorScheme;
+    all(".plot").forEach((place) => drawn.add(place));
+    choose("light");
+  });
+  addEventListener("afterprint", () => choose(chosen));
 })();

@@ -14,7 +14,7 @@ from autotune.report.page.content import content_of
 from autotune.report.page.plots import as_script
 
 FOLDER = Path(__file__).parent
-EXTRA = 'pip install "autotune-inference[report]"'
+EXTRA = "pip install 'plotly>=6' 'jinja2>=3.1', or in a checkout: pip install -e '.[report]'"
 
 
 def require_libraries() -> None:

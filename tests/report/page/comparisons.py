@@ -11,7 +11,7 @@ from tests.comparison.database import CPU, H200, L4, add, energy
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
-MARKUP = "<b>bold</b>&amp;<br>"
+MARKUP = "<b>&amp;</b>"
 """Tags and an entity that plotly reads in its texts."""
 NAME = f"{SCRIPT}{IMAGE}{MARKUP}"
 PRICES = Prices(
@@ -38,7 +38,7 @@ def hostile(store: Store) -> Comparison:
     name = NAME
     objective = Objective(metrics=(Metric(function=f"x.py:{name}", at_most=1.0),))
     values = {"objective": objective, "name": name, "weights": name}
-    split = replace(H200, mig_profile=name)
+    split = replace(H200, mig_profile=MARKUP)
     add(store, H200, 0.5, configuration=Configuration.of("eager", {"layout": name}), **values)
     add(store, split, 2.0, configuration=Configuration.of("eager", {"layout": "x"}), serve_as="any", **values)
     add(store, L4, 2.5, flags=("busy_host",), **{**values, "serve_as": name})
