@@ -8,7 +8,7 @@ import typer
 from autotune.cli.output import Batch, Db, Json, errors, open_store, print_json, show
 
 if TYPE_CHECKING:
-    from autotune.comparison.comparison import Comparison
+    from autotune.comparison.comparison import DeviceComparison
     from autotune.comparison.prices import Prices
     from autotune.comparison.selection import Selection
 
@@ -131,7 +131,7 @@ def _require_page() -> None:
     require_libraries()
 
 
-def _write_page(comparison: "Comparison", path: Path) -> None:
+def _write_page(comparison: "DeviceComparison", path: Path) -> None:
     from autotune.report.page.page import write_page
 
     write_page(comparison, path)

@@ -20,7 +20,7 @@ from statistics import median
 from sqlalchemy import insert
 
 from autotune import standard_streams
-from autotune.comparison.comparison import Comparison, compare
+from autotune.comparison.comparison import DeviceComparison, compare_store
 from autotune.comparison.prices import read_prices
 from autotune.database.rows import StudyRow
 from autotune.database.schema import TrialTable
@@ -85,7 +85,7 @@ def _time_all(run: Run) -> int:
         prices.write_text(PRICES)
         with Store.open(database) as store:
             _fill(store, options.workloads, options.trials, random.Random(options.seed))
-            comparison = compare(store, prices=read_prices(prices))
+            comparison = compare_store(store, prices=read_prices(prices))
         results = [
             _command(database, prices, options.trials, options.runs),
             *_page(comparison, page, options.runs),
@@ -180,7 +180,7 @@ def _command(database: str, prices: Path, trials: int, runs: int) -> CheckResult
     )
 
 
-def _page(comparison: Comparison, page: Path, runs: int) -> Iterator[CheckResult]:
+def _page(comparison: DeviceComparison, page: Path, runs: int) -> Iterator[CheckResult]:
     seconds = _seconds(lambda: write_page(comparison, page), runs)
     cells = sum(len(workload.cells) for workload in comparison.workloads)
     yield _result(f"page of {len(comparison.workloads)} workloads, {cells} rows", seconds, PAGE_S)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from autotune import __version__
 from autotune.comparison.cell import Cell
-from autotune.comparison.comparison import ComparedWorkload, Comparison
+from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
+from autotune.report.comparison import explanations
 from autotune.report.page import sentences
 from autotune.report.page.entries import TableColumn, TableEntry, columns_of
 from autotune.report.page.plots import labels, plots_of
@@ -82,7 +83,7 @@ class PageContent:
         return {section.anchor: section.plots for section in self.sections if section.plots}
 
 
-def content_of(comparison: Comparison) -> PageContent:
+def content_of(comparison: DeviceComparison) -> PageContent:
     """Return the content of the page of a comparison."""
     sections = tuple(
         _section(comparison, workload, f"w{number}") for number, workload in enumerate(comparison.workloads, start=1)
@@ -91,7 +92,7 @@ def content_of(comparison: Comparison) -> PageContent:
     return PageContent(
         subject=sentences.subject(comparison),
         newest=max(created, default="")[:16].replace("T", " "),
-        notes=comparison.notes,
+        notes=(*explanations(comparison), *comparison.notes),
         prices=sentences.priced(comparison.prices),
         has_costs=comparison.prices is not None,
         sections=sections,
@@ -99,7 +100,7 @@ def content_of(comparison: Comparison) -> PageContent:
     )
 
 
-def _section(comparison: Comparison, workload: ComparedWorkload, anchor: str) -> WorkloadSection:
+def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: str) -> WorkloadSection:
     columns = columns_of(comparison, workload)
     planned = [cell for cell in workload.cells if cell.plan is not None]
     return WorkloadSection(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from autotune.comparison.cell import Cell
-from autotune.comparison.comparison import ComparedWorkload, Comparison
+from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
 from autotune.comparison.figures import Figure
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
@@ -35,12 +35,12 @@ class TableColumn:
     is_number: bool = True
 
 
-def columns_of(comparison: Comparison, workload: ComparedWorkload) -> tuple[TableColumn, ...]:
+def columns_of(comparison: DeviceComparison, workload: ComparedWorkload) -> tuple[TableColumn, ...]:
     """Return the columns after the one with the device class; parts and costs only if there is something to show."""
     return tuple(_columns(comparison, workload))
 
 
-def _columns(comparison: Comparison, workload: ComparedWorkload) -> Iterator[TableColumn]:
+def _columns(comparison: DeviceComparison, workload: ComparedWorkload) -> Iterator[TableColumn]:
     for part in differing_parts(workload.cells):
         yield TableColumn(title=part, entry=_part_entry(part), is_number=False)
     yield TableColumn(title="baseline", entry=_of_plan(_baseline))

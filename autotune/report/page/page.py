@@ -8,7 +8,7 @@ import os
 from importlib import import_module
 from pathlib import Path
 
-from autotune.comparison.comparison import Comparison
+from autotune.comparison.comparison import DeviceComparison
 from autotune.errors import RequestError, WorkError
 from autotune.report.page.content import content_of
 from autotune.report.page.plots import as_script
@@ -32,7 +32,7 @@ def require_libraries() -> None:
         )  # fmt: skip
 
 
-def write_page(comparison: Comparison, path: Path) -> None:
+def write_page(comparison: DeviceComparison, path: Path) -> None:
     """Write the page of a comparison to a file, whole or not at all.
 
     Raises RequestError if plotly or jinja2 is not installed, and WorkError if the file cannot be written.
@@ -51,7 +51,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
         ) from error  # fmt: skip
 
 
-def page(comparison: Comparison) -> str:
+def page(comparison: DeviceComparison) -> str:
     """Return the page of a comparison; RequestError if plotly or jinja2 is not installed."""
     require_libraries()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from autotune.comparison.cell import Cell
-from autotune.comparison.comparison import ComparedWorkload, Comparison
+from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
 
 
-def plots_of(comparison: Comparison, workload: ComparedWorkload) -> dict[str, object]:
+def plots_of(comparison: DeviceComparison, workload: ComparedWorkload) -> dict[str, object]:
     """Return the plots of a workload by their names, as plain data; ``scatter`` is there if two cells have a cost.
 
     Only compared cells are drawn: the figures of those apart do not stand beside the others.

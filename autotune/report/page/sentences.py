@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from autotune.comparison.comparison import ComparedWorkload, Comparison, Winner
+from autotune.comparison.comparison import ComparedWorkload, DeviceComparison, Winner
 from autotune.comparison.prices import Prices
 
 SUPERLATIVES = {
@@ -46,7 +46,7 @@ def break_evens(workload: ComparedWorkload, prices: Prices | None) -> Iterator[s
         yield f"{entry.device_class} would cost as much as {entry.against} at {entry.per_hour:.4g} {currency} an hour."
 
 
-def subject(comparison: Comparison) -> str:
+def subject(comparison: DeviceComparison) -> str:
     """Return the number of workloads, models and device classes, and the names of the latter."""
     workloads, classes = comparison.workloads, comparison.device_classes
     models = {workload.name for workload in workloads}

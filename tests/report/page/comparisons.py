@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from autotune.comparison.comparison import Comparison, compare
+from autotune.comparison.comparison import DeviceComparison, compare_store
 from autotune.comparison.prices import Prices
 from autotune.database.store import Store
 from autotune.records.configuration import Configuration
@@ -21,7 +21,7 @@ FAST = Configuration.of("tensorrt", {"precision": "fp16", "layout": "nhwc", "lev
 SLOW = Configuration.of("tensorrt", {"precision": "fp16", "layout": "nchw", "level": 3})
 
 
-def plain(store: Store) -> Comparison:
+def plain(store: Store) -> DeviceComparison:
     """Two models on three devices: a compared workload, one with apart and missing cells, and one by energy."""
     add(store, H200, 0.5, configuration=FAST)
     add(store, L4, 2.0, configuration=SLOW)
@@ -30,10 +30,10 @@ def plain(store: Store) -> Comparison:
     add(store, L4, 3.0, name="bert-base", flags=("busy_host",))
     add(store, H200, 0.5, batch=8, **energy(4.0))
     add(store, L4, 2.5, batch=8, **energy(1.0))
-    return compare(store, prices=PRICES)
+    return compare_store(store, prices=PRICES)
 
 
-def hostile(store: Store) -> Comparison:
+def hostile(store: Store) -> DeviceComparison:
     """Tags in every text that comes from a user or a model."""
     name = NAME
     objective = Objective(metrics=(Metric(function=f"x.py:{name}", at_most=1.0),))
@@ -43,5 +43,5 @@ def hostile(store: Store) -> Comparison:
     add(store, split, 2.0, configuration=Configuration.of("eager", {"layout": "x"}), serve_as="any", **values)
     add(store, L4, 2.5, flags=("busy_host",), **{**values, "serve_as": name})
     prices = Prices(currency=name, per_hour={"h200": 4.0, name: 1.0}, path=name)
-    comparison = compare(store, prices=prices)
+    comparison = compare_store(store, prices=prices)
     return replace(comparison, notes=(*comparison.notes, name))

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 from typer.testing import CliRunner
 
 from autotune.cli.main import app
-from autotune.comparison.comparison import Comparison, compare
+from autotune.comparison.comparison import DeviceComparison, compare_store
 from autotune.database.store import Store
 from autotune.errors import RequestError, WorkError
 from autotune.records.objective import Objective
@@ -111,7 +111,7 @@ def test_a_row_says_everything_about_its_device(store, tmp_path):
         "apart: busy host",
         "not tuned: bert-base at batch 1 has no plan for it",
         "autotune reproduce resnet50",
-        "on a host with amd-epyc-2c: autotune tune STUDY_FILE",
+        "autotune tune STUDY_FILE --batch",
         "Parameters of the plans: 1 of 4 differ",
         "Not drawn: nvidia-l4/whole/72w (busy host), amd-epyc-2c/avx2 (not tuned).",
     ):
@@ -132,14 +132,14 @@ def test_a_figure_that_is_absent_says_why_and_is_never_zero_or_blank(store, tmp_
 def test_constraints_that_a_plan_breaks_are_said_to_be_broken(store, tmp_path):
     add(store, H200, 0.5, signal_error=0.5)
     add(store, L4, 0.5, signal_error=0.04, objective=Objective(signal_error_by_output=(("logits", 0.05),)))
-    text = written(compare(store), tmp_path / "a.html").text
+    text = written(compare_store(store), tmp_path / "a.html").text
     assert "no signal error 5.0e-01 is not ≤ 0.02" in text and "yes signal error 4.0e-02 ≤ 0.05" in text
 
 
 def test_without_prices_there_is_neither_a_cost_nor_its_plot(store, tmp_path):
     add(store, H200, 0.5)
     add(store, L4, 0.5)
-    parsed = written(compare(store), tmp_path / "a.html")
+    parsed = written(compare_store(store), tmp_path / "a.html")
     plots = json.loads(parsed.scripts[0])
     assert set(plots["w1"]) == {"bars"} and "per million" not in parsed.text
     assert "no costs: give a file of your prices with --prices" in parsed.text
@@ -147,19 +147,19 @@ def test_without_prices_there_is_neither_a_cost_nor_its_plot(store, tmp_path):
 
 
 def test_an_empty_comparison_is_a_page_that_says_how_to_begin(tmp_path):
-    parsed = written(Comparison(device_classes=(), workloads=()), tmp_path / "a.html")
+    parsed = written(DeviceComparison(device_classes=(), workloads=()), tmp_path / "a.html")
     assert "There is no plan to compare. Create one with autotune tune STUDY_FILE" in parsed.text
     assert parsed.scripts[0] == "{}", "and no plotly.js, as there is nothing to draw"
 
 
 def test_only_cells_apart_draw_nothing(store, tmp_path):
     add(store, CPU, 40.0, flags=("busy_host",))
-    parsed = written(compare(store), tmp_path / "a.html")
+    parsed = written(compare_store(store), tmp_path / "a.html")
     assert "No device class can be compared." in parsed.text and parsed.scripts[0] == "{}"
 
 
 def test_it_is_written_whole_or_not_at_all(store, tmp_path):
-    comparison = compare(store)
+    comparison = compare_store(store)
     with pytest.raises(WorkError, match="No such file or directory"):
         write_page(comparison, tmp_path / "no" / "a.html")
     (tmp_path / "folder.html").mkdir()
@@ -175,7 +175,7 @@ def test_it_is_written_whole_or_not_at_all(store, tmp_path):
 def test_a_missing_library_is_named_with_the_command_that_installs_it(monkeypatch, store, tmp_path, library):
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(RequestError, match=rf"no {library}\n(.*\n)*.*pip install .*plotly.*jinja2.*\[report\]"):
-        write_page(compare(store), tmp_path / "a.html")
+        write_page(compare_store(store), tmp_path / "a.html")
     assert not (tmp_path / "a.html").exists()
 
 
