@@ -70,6 +70,7 @@ SLOW = (
 
 THOROUGH = (
     "backends/native/cuda_kernels/test_cuda_kind.py::test_tiles_of_every_form_compile",
+    "backends/native/cuda_kernels/test_gemm_hopper.py",
     "backends/native/fusions/test_transformers.py",
     "backends/native/test_study_graphs.py",
     "examples/test_examples.py::test_compare_machines",
