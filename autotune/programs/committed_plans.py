@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune import standard_streams
-from autotune.database.exchange import export_studies
+from autotune.database.exchange import export_studies, merge_file
 from autotune.database.rows import parse_instant
 from autotune.database.store import Store
 from autotune.errors import WorkError
@@ -52,40 +52,55 @@ def _parser() -> argparse.ArgumentParser:
     parser = parser_of(NAME, "write the number of plans of each study")
     parser.add_argument("studies", type=Path, metavar="STUDIES_FOLDER", help="the folder with study and results files")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file for autotune db merge")
+    parser.add_argument(
+        "--with", dest="exports", type=Path, nargs="+", default=[], metavar="EXPORT",
+        help="files of autotune db export whose studies are added; their plans replace those of the same results",
+    )  # fmt: skip
     return parser
 
 
 def _collect(run: Run) -> int:
-    counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder, Store.open(str(Path(folder) / "plans.db"), create=True) as store:
+        for export in run.options.exports:
+            merge_file(store, export)
+        exported = {(plan.name, plan.batch, plan.device.device_class, plan.created) for plan in store.plans.list()}
         for path in sorted(run.options.studies.glob("*/results/*.json")):
-            study = read_study(path.parents[1] / "study.yaml")
-            plan = store_plan(store, path, study)
-            counts[plan.name] = counts.get(plan.name, 0) + 1
-            say(f"{path}: {plan.configuration.backend}, {plan.latency_ms:.4g} ms")
-        if not counts:
+            document = _read(path)
+            place = (document["name"], document["batch"], document["device"]["device_class"], document["measured"])
+            if place not in exported:
+                plan = store_plan(store, document, read_study(path.parents[1] / "study.yaml"))
+                say(f"{path}: {plan.configuration.backend}, {plan.latency_ms:.4g} ms")
+        kept = [plan.name for plan in store.plans.list()]
+        if not kept:
             raise WorkError(f"plans of {run.options.studies}", found="no results file", expected="*/results/*.json")
-        export_studies(store, sorted(counts), run.options.out, artifacts=False)
+        export_studies(store, sorted(set(kept)), run.options.out, artifacts=False)
     results = [
-        CheckResult(check=name, figure=f"{count} plans", limit="figures follow from the raw samples", passed=True)
-        for name, count in counts.items()
+        CheckResult(
+            check=name, figure=f"{kept.count(name)} plans", limit="figures follow from the raw samples", passed=True
+        )
+        for name in sorted(set(kept))
     ]
     return run.report(rows_of(results), environment("cpu"))
 
 
-def store_plan(store: Store, path: Path, study: StudyFile) -> Plan:
-    """Store the plan of a results file with its finals; WorkError if its figures do not follow from its samples."""
+def _read(path: Path) -> dict[str, Any]:
+    """Return the content of a results file; WorkError if its figures do not follow from its samples."""
     try:
         read_results_file(path)
     except ValueError as problem:
         raise WorkError("a results file is wrong", found=str(problem)) from problem
     document: dict[str, Any] = json.loads(path.read_text())
-    document["measured"] = document.get("measured") or _committed(path)
+    document["measured"] = parse_instant(document.get("measured") or _committed(path))
+    return document
+
+
+def store_plan(store: Store, document: Mapping[str, Any], study: StudyFile) -> Plan:
+    """Store the plan of a results file with its finals."""
     device = Device.from_dict({k: v for k, v in document["device"].items() if k not in ("sku", "device_class")})
     workload = _captured(study, document["batch"])
     row = store.studies.begin(
         document["name"], workload, device, Objective.from_dict(document["objective"]), document["serve_as"],
-        space_digest="", seed=study.search.seed, settings={"results": path.name},
+        space_digest="", seed=study.search.seed, settings={},
     )  # fmt: skip
     toolchain = Toolchain.of(document["environment"]["toolchain"])
     finalists = [_finalist(store, row.uid, entry, toolchain) for entry in document["finals"]]
@@ -155,7 +170,7 @@ def _plan(
             study=study, trial=winner.uid, objective=figures, finalists=tuple(finalists), rounds=document.get("rounds"),
             processes=tuple(document["process_of_round"]), seed=file.search.seed, toolchain=toolchain.as_dict(),
         ),
-        created=parse_instant(document["measured"]),
+        created=document["measured"],
     )  # fmt: skip
 
 

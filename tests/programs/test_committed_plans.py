@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from autotune.comparison.comparison import compare_store
-from autotune.database.exchange import merge_file
+from autotune.database.exchange import export_studies, merge_file
 from autotune.database.store import Store
 from autotune.programs.committed_plans import main
 from autotune.report.results import write_results
@@ -50,6 +50,18 @@ def test_a_plan_of_results_is_merged_with_its_finals_and_stands_apart(studies, t
     assert {trial.configuration for trial in trials} == {entry.configuration for entry in plan.evidence.finalists}
     assert cell.state == "apart" and "earlier protocol" in [reason.name for reason in cell.reasons]
     assert sum(map(len, blocks)) == sum(len(block) for block in plan.evidence.winner.samples_ms if block)
+
+
+def test_the_export_of_a_study_stands_for_its_results(studies, tmp_path, finished_study):
+    folder, plan = studies
+    with Store.open(str(finished_study)) as store:
+        export_studies(store, ["toy"], tmp_path / "export.zip", artifacts=False)
+    assert main([str(folder), "--out", str(tmp_path / "plans.zip"), "--with", str(tmp_path / "export.zip")]) == 0
+    with Store.open(str(tmp_path / "merged.db"), create=True) as store:
+        merge_file(store, tmp_path / "plans.zip")
+        (merged,) = store.plans.list()
+        ((_, cell),) = compare_store(store).cells()
+    assert merged.uid == plan.uid and "earlier protocol" not in [reason.name for reason in cell.reasons]
 
 
 def test_results_without_a_time_get_that_of_their_commit(studies, tmp_path, capsys):
