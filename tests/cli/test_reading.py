@@ -68,7 +68,7 @@ def test_the_database_may_come_from_the_environment(autotune, database, monkeypa
         (["plan", "show", "resnet50", "--device", "cpu"], ["no plan for resnet50"]),
         (["plan", "show", "resnet50", "--device", "cuda:99"], ["cuda:99 is not there"]),
         (["trials", "bert"], ["no study bert", "resnet50 at batch 1"]),
-        (["compare", "bert"], ["no plan for bert"]),
+        (["compare", "bert"], ["no plan of bert", "resnet50"]),
         (["db", "export", "bert", "--out", "x.zip"], ["bert", "resnet50"]),
         (["db", "merge", "absent.zip"], ["absent.zip", "no such file"]),
     ],
@@ -114,20 +114,25 @@ def test_trials(autotune, database):
     assert "the linker said no" in text
 
 
+def cells(result):
+    """The batch and the cell of each plan of a comparison."""
+    workloads = json.loads(result.stdout)["workloads"]
+    return [(entry["batch"], cell) for entry in workloads for cell in entry["cells"] if cell["plan"] is not None]
+
+
 def test_compare_has_one_row_a_device_class(autotune, database):
-    rows = json.loads(autotune("compare", "resnet50", "--db", database, "--json").stdout)
-    assert [(row["batch"], row["device"], row["plan"]["latency_ms"]) for row in rows] == [
+    rows = cells(autotune("compare", "resnet50", "--db", database, "--json"))
+    assert [(batch, cell["device"], cell["figures"]["latency"]["value"]) for batch, cell in rows] == [
         (1, "nvidia-h200", 1.0),
         (1, "nvidia-a100", 4.0),
         (32, "nvidia-h200", 8.0),
     ]
-    assert rows[1]["baseline_latency_ms"] == 6.0
-    assert rows[1]["plan"]["interval_ms"] == [3.9, 4.2]
-    assert rows[1]["plan"]["speedup"] == 1.5
-    only = json.loads(autotune("compare", "resnet50", "--devices", "a100", "--db", database, "--json").stdout)
-    assert [row["device"] for row in only] == ["nvidia-a100"]
-    both = json.loads(autotune("compare", "--devices", "a100,h200", "--db", database, "--json").stdout)
-    assert len(both) == 3
+    assert rows[1][1]["plan"]["baseline_latency_ms"] == 6.0
+    assert rows[1][1]["figures"]["latency"]["interval"] == [3.9, 4.2]
+    assert rows[1][1]["plan"]["speedup"] == 1.5
+    only = cells(autotune("compare", "resnet50", "--devices", "a100", "--db", database, "--json"))
+    assert [cell["device"] for _, cell in only] == ["nvidia-a100"]
+    assert len(cells(autotune("compare", "--devices", "a100,h200", "--db", database, "--json"))) == 3
     text = words(autotune("compare", "--db", database).stdout)
     assert "resnet50, batch 1, latency_p50" in text
     assert "nvidia-a100/whole/400w 6.000 ms" in text
@@ -152,12 +157,12 @@ def test_plans_of_two_structures_under_one_name_are_all_shown_or_picked(autotune
         assert (picked["structure"], picked["weights"]) == (other.structure, other.weights)
         refused = autotune(*begin, "resnet50", "--structure", "zz", *asked)
         assert refused.exit_code == 2 and known in refused.stderr and new in refused.stderr
-    rows = json.loads(autotune("compare", "resnet50", "--db", database, "--batch", "1", "--json").stdout)
-    assert [(row["device"], row["structure"][:8]) for row in rows] == [
+    rows = cells(autotune("compare", "resnet50", "--db", database, "--batch", "1", "--json"))
+    assert {(cell["device"], cell["plan"]["structure"][:8]) for _, cell in rows} == {
         ("nvidia-h200", known),
         ("nvidia-h200", new),
         ("nvidia-a100", known),
-    ]
+    }
 
 
 def test_export_and_merge_carry_plans(autotune, database, tmp_path):
