@@ -14,6 +14,7 @@ from autotune.database.trials import study_row
 from autotune.records.device import Device
 from autotune.records.identity import Conditions, Identity, objective_content
 from autotune.records.objective import Objective
+from autotune.records.schema import KEY as SCHEMA
 from autotune.records.workload import Workload
 
 
@@ -37,7 +38,8 @@ class StudyStore:
     ) -> StudyRow:
         """Return the study of this identity (:class:`autotune.records.identity.Identity`), and add it if it is new.
 
-        One that exists stays as it is: see :meth:`describe` and :meth:`reopen`.
+        One that exists stays as it is: see :meth:`describe` and :meth:`reopen`. Only the work of its workload is added
+        if an earlier version did not count it.
         """
         identity = Identity(
             name=name, structure=workload.structure, weights=workload.weights, device_class=device.device_class,
@@ -46,8 +48,8 @@ class StudyStore:
         keys = study_keys(identity)
         with self._transactions.writing() as session:
             row = session.scalars(select(StudyTable).where(StudyTable.identity == keys["identity"])).first()
+            put_workload(session, workload)
             if row is None:
-                put_workload(session, workload)
                 put_device(session, device)
                 row = StudyTable(
                     uid=uuid.uuid4().hex,
@@ -92,6 +94,12 @@ class StudyStore:
             study = study_row(session, uid)
             return Workload.from_dict(session.get_one(WorkloadTable, (study.structure, study.weights)).record)
 
+    def workloads(self) -> Sequence[Workload]:
+        """Return all workloads."""
+        query = select(WorkloadTable).order_by(WorkloadTable.structure, WorkloadTable.weights)
+        with self._transactions.reading() as session:
+            return [Workload.from_dict(row.record) for row in session.scalars(query)]
+
     def device(self, device_class: str) -> Device:
         """Return the first device of a class that ran a study; raises ``ValueError`` if there was none."""
         with self._transactions.reading() as session:
@@ -131,8 +139,11 @@ class StudyStore:
 
 
 def put_workload(session: Session, workload: Workload) -> None:
-    """Add a workload, unless the database has it."""
-    if session.get(WorkloadTable, (workload.structure, workload.weights)) is None:
+    """Add a workload, or the work of one that the database has without."""
+    row = session.get(WorkloadTable, (workload.structure, workload.weights))
+    if row is not None:
+        _add_work(row, workload)
+    else:
         session.add(
             WorkloadTable(
                 structure=workload.structure,
@@ -143,6 +154,14 @@ def put_workload(session: Session, workload: Workload) -> None:
             )
         )
         session.flush()
+
+
+def _add_work(row: WorkloadTable, workload: Workload) -> None:
+    """Add the numbers that the record of a row lacks; the rest of it stays as it is."""
+    stored, counted = row.record, workload.as_dict()
+    missing = {name for name in ("flops", "traffic_bytes") if name in counted and stored.get(name) is None}
+    if missing:
+        row.record = {**stored, **{name: counted[name] for name in (*missing, SCHEMA)}}
 
 
 def put_device(session: Session, device: Device) -> None:

@@ -27,6 +27,7 @@ from autotune.model.form import Form, Node, flatten
 from autotune.model.masks import drop_neutral_masks
 from autotune.model.tensors import is_lazy
 from autotune.model.untouched import untouched
+from autotune.model.work import work
 from autotune.records.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def capture(
     begin = time.perf_counter()
     weights = fingerprint.weights(program)
     weights_s = time.perf_counter() - begin
+    counted = work(program)
     workload = Workload(
         name=name,
         batch=batch,
@@ -160,6 +162,8 @@ def capture(
         inputs=tuple(map(_spec, names, example.values())),
         outputs=tuple(map(_spec, behaviour.form.names, behaviour.answer)),
         features=fingerprint.features(program),
+        flops=counted.flops,
+        traffic_bytes=counted.traffic_bytes,
     )
     return Captured(
         program=program, workload=workload, form=replace(behaviour.form, inputs=names),

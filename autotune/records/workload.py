@@ -1,9 +1,10 @@
 """A model's graph plus an input signature."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from autotune.records.plain import values_in
+from autotune.records.schema import content, since, without_schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,9 @@ class Workload:
     ``features`` name what the graph contains: ``convolution``, ``attention``, ``gemm``, ``norm``; and what a backend
     found in it, with a count: ``native.conv_bn:53``. ``former`` is the structure as fingerprint 1 gave it, if that is
     another one.
+
+    ``flops`` and ``traffic_bytes`` are the work of one call as :class:`autotune.model.work.Work` describes it, for
+    reports alone: no key depends on them, and they are ``None`` if nobody has counted them.
     """
 
     name: str
@@ -45,16 +49,22 @@ class Workload:
     outputs: tuple[TensorSpec, ...]
     features: tuple[str, ...] = ()
     former: str = ""
+    flops: int | None = field(default=None, metadata=since(2))
+    traffic_bytes: int | None = field(default=None, metadata=since(2))
 
     def __post_init__(self) -> None:
-        for field in ("structure", "weights"):
-            value = getattr(self, field)
+        for name in ("structure", "weights"):
+            value = getattr(self, name)
             if len(value) != 64 or not set(value) <= set("0123456789abcdef"):
-                raise ValueError(f"{field} must be a SHA-256 in hexadecimal, found {value!r}")
+                raise ValueError(f"{name} must be a SHA-256 in hexadecimal, found {value!r}")
         if self.batch < 1:
             raise ValueError(f"batch must be at least 1, found {self.batch}")
         if not self.name or not self.inputs or not self.outputs:
             raise ValueError("a workload needs a name, an input and an output")
+        for name in ("flops", "traffic_bytes"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 0):
+                raise ValueError(f"{name} is a whole number that is not negative, found {value!r}")
 
     def matches(self, feature: str) -> int:
         """Return how often a backend found a feature in the graph; 0 if it did not, or did not look."""
@@ -63,15 +73,15 @@ class Workload:
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {**content(self), **{name: tuple(map(asdict, getattr(self, name))) for name in ("inputs", "outputs")}}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "Workload":
         """Read what :meth:`as_dict` wrote, also after a trip through JSON."""
-        values = values_in(data)
-        for field in ("inputs", "outputs"):
-            values[field] = tuple(
-                TensorSpec(name=spec["name"], shape=tuple(spec["shape"]), dtype=spec["dtype"]) for spec in values[field]
+        values = values_in(without_schema(cls, data, what="a workload"))
+        for name in ("inputs", "outputs"):
+            values[name] = tuple(
+                TensorSpec(name=spec["name"], shape=tuple(spec["shape"]), dtype=spec["dtype"]) for spec in values[name]
             )
         values["features"] = tuple(values.get("features", ()))
         return cls(**values)

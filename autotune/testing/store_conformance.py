@@ -109,6 +109,17 @@ class StoreConformance(TrialConformance, PlanConformance):
         assert store.studies.workload(first.uid) == sample_workload()
         assert store.studies.device(OTHER_DEVICE.device_class) == OTHER_DEVICE
 
+    def test_the_work_of_a_workload_is_added_when_its_study_is_begun_again(self, store: Store) -> None:
+        """A workload that was stored before its work was counted stays the same workload of the same study."""
+        study = begin(store)
+        counted = replace(sample_workload(), flops=8, traffic_bytes=24)
+        assert begin(store, workload=counted) == study
+        assert store.studies.workload(study.uid) == counted
+        assert begin(store, workload=replace(counted, flops=9)) == begin(store) == study
+        assert store.studies.workload(study.uid) == counted
+        begin(store, workload=sample_workload(batch=32))
+        assert set(store.studies.workloads()) == {counted, sample_workload(batch=32)}
+
     def test_search_time_adds_up_and_a_study_can_be_finished_and_reopened(self, store: Store) -> None:
         """Finishing and reopening leave its time and its timings as they are."""
         study = begin(store)

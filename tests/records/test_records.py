@@ -303,11 +303,27 @@ WORKLOAD = Workload(
         ({"name": ""}, "needs a name"),
         ({"inputs": ()}, "an input"),
         ({"outputs": ()}, "an output"),
+        ({"flops": -1}, "flops is a whole number"),
+        ({"traffic_bytes": 1.5}, "traffic_bytes is a whole number"),
     ],
 )
 def test_a_workload_that_cannot_be_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(WORKLOAD, **change)
+
+
+def test_a_workload_without_its_work_is_stored_as_before_work_was_counted() -> None:
+    spec = {"name": "x", "shape": [1, 3], "dtype": "float32"}
+    stored: dict[str, object] = {
+        "name": "m", "batch": 1, "structure": "0" * 64, "weights": "f" * 64, "inputs": [spec],
+        "outputs": [{"name": "y", "shape": [1], "dtype": "int64"}], "features": [], "former": "",
+    }  # fmt: skip
+    assert json.loads(json.dumps(WORKLOAD.as_dict())) == stored
+    assert Workload.from_dict(stored) == WORKLOAD and WORKLOAD.flops is None
+    counted = dataclasses.replace(WORKLOAD, flops=0, traffic_bytes=20)
+    assert Workload.from_dict(json.loads(json.dumps(counted.as_dict()))) == counted
+    with pytest.raises(ValueError, match="a later version of autotune"):
+        Workload.from_dict({**stored, "schema": 3})
 
 
 def test_a_tensor_needs_a_name_and_sizes() -> None:
