@@ -11,8 +11,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, aliased
 
 from autotune.database.artifacts import ArtifactStore
+from autotune.database.engine import schema_version
 from autotune.database.files import hashed, open_plain
 from autotune.database.manifest import is_digest
+from autotune.database.plan_rows import REVISIONS
 from autotune.database.rows import (
     kernel_record,
     kernel_values,
@@ -20,6 +22,7 @@ from autotune.database.rows import (
     parse_instant,
     plan_of,
     plan_values,
+    roofs_values,
     study_keys,
     study_record,
     trial_record,
@@ -31,6 +34,7 @@ from autotune.database.schema import (
     KernelTrialTable,
     MeasurementTable,
     PlanTable,
+    RoofsTable,
     StudyTable,
     TrialTable,
     WorkloadTable,
@@ -40,6 +44,7 @@ from autotune.database.sweep import GRACE_S, Unneeded, blobs_of, strays, sweep, 
 from autotune.errors import ArtifactError, DatabaseError
 from autotune.records.canonical import canonical
 from autotune.records.device import Device
+from autotune.records.roofs import Roofs
 from autotune.records.trial import Measurement
 from autotune.records.workload import Workload
 
@@ -204,13 +209,20 @@ def _database(store: Store) -> Iterator[Finding]:
 
 
 def _rows(store: Store) -> Iterator[Finding]:
-    for table in Base.__subclasses__():
+    for table in _tables(store):
         with store.transactions.reading() as session:
             try:
                 yield from _unreadable(session, table)
             except DBAPIError as error:
                 reason = str(error.orig).split("\n")[0]
                 yield Finding(kind="damaged", what="table", name=table.__tablename__, found=reason, remedy=_COPY)
+
+
+def _tables(store: Store) -> list[type[Base]]:
+    """Return the tables of this version, without one that a later revision than that of a read-only database added."""
+    with store.transactions.reading() as session:
+        version = schema_version(session.connection())
+    return [table for table in Base.__subclasses__() if table is not RoofsTable or version == REVISIONS[-1]]
 
 
 def _unreadable(session: Session, table: type[Base]) -> Iterator[Finding]:
@@ -302,6 +314,11 @@ def _kernel_trial(_: Session, row: KernelTrialTable) -> Mapping[str, object]:
     return {name: value for name, value in values.items() if name != "record"}
 
 
+def _roofs(_: Session, row: RoofsTable) -> Mapping[str, object]:
+    parse_instant(row.created)
+    return roofs_values(Roofs.from_dict(row.record))
+
+
 def _plan(_: Session, row: PlanTable) -> Mapping[str, object]:
     return plan_values(plan_of(row))
 
@@ -313,6 +330,7 @@ _READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, object]]] = 
     TrialTable: _trial,
     MeasurementTable: _measurement,
     KernelTrialTable: _kernel_trial,
+    RoofsTable: _roofs,
     PlanTable: _plan,
 }
 

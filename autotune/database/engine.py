@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from autotune.database.location import Location, check_file, database_errors
-from autotune.database.plan_rows import REVISIONS, VERSION_TABLE
+from autotune.database.plan_rows import READABLE, REVISIONS, VERSION_TABLE
 from autotune.database.sqlite_file import ReadOnlyFile
 from autotune.errors import DatabaseError
 
@@ -45,7 +45,7 @@ def engine_at(location: Location, *, create: bool = True) -> Engine:
 
     On PostgreSQL each of its statements is a transaction; for several in one see for_reading and for_writing.
     Raises DatabaseError if the database is absent (and ``create`` is false), newer than this version, or unusable;
-    also if it is older and read-only.
+    also if it is read-only and older than :data:`~autotune.database.plan_rows.READABLE`.
     """
     if location.file is not None:
         check_file(location.file, create=create)
@@ -232,6 +232,8 @@ def _bring_up_to_date(engine: Engine, location: Location, *, create: bool) -> No
         if version is None and not create:
             raise DatabaseError(f"{location.shown} is no tuning database", found="a database without its tables")
         if only_reads(connection):
+            if version in READABLE:
+                return
             raise DatabaseError(
                 f"The tuning database {location.shown} is read-only and has to be brought up to date before it is read",
                 found=f"schema {version or 'none'}",

@@ -1,4 +1,4 @@
-"""Studies, trials, measurements, kernel trials and plans between databases, in one zip file.
+"""Studies, trials, measurements, kernel trials, roofs and plans between databases, in one zip file.
 
 ``records.json`` holds the records, ``artifacts/<digest>/<name>`` the files of the plans' artifacts, uncompressed. A
 file is checked from end to end before a row or an artifact is written; the size of its unpacked content is bounded by
@@ -31,6 +31,7 @@ from autotune.database.parcel import (
     from_json,
     to_json,
 )
+from autotune.database.roof_store import roofs_rows
 from autotune.database.rows import kernel_record, plan_of, study_record, trial_record
 from autotune.database.schema import (
     DeviceTable,
@@ -55,8 +56,8 @@ _UNSOUND = (ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfil
 def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: bool = True) -> dict[str, int]:
     """Write the finished trials, measurements and plans of studies (by name, all their batches) into a file.
 
-    Kernel trials belong to no study: those of the studies' device classes are added, or without a name all kernel
-    trials alone. Returns the number of each kind. ``artifacts`` adds the plans' artifacts, as far as the store has
+    Kernel trials and roofs belong to no study: those of the studies' device classes are added, or without a name all of
+    them alone. Returns the number of each kind. ``artifacts`` adds the plans' artifacts, as far as the store has
     them. The file appears only when it is complete. Raises DatabaseError for an unknown study, if there is nothing to
     write, or if ``out`` cannot be written.
     """
@@ -123,8 +124,10 @@ def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
     with store.transactions.reading() as session:
         studies = session.scalars(select(StudyTable).where(StudyTable.name.in_(names)).order_by(StudyTable.uid)).all()
         unknown = sorted(set(names) - {study.name for study in studies})
-        kernels = tuple(_kernel_trials(session, {study.device_class for study in studies} if names else None))
-        if unknown or not (names or kernels):
+        classes = {study.device_class for study in studies} if names else None
+        kernels = tuple(_kernel_trials(session, classes))
+        roofs = tuple(row for row in roofs_rows(session) if classes is None or row.device_class in classes)
+        if unknown or not (names or kernels or roofs):
             others = session.scalars(select(StudyTable.name).distinct().order_by(StudyTable.name)).all()
             raise DatabaseError(
                 f"{store.location} has no study {', '.join(unknown) or 'without a name'}",
@@ -146,6 +149,7 @@ def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
             trials=tuple(parcel_trials),
             measurements=tuple(_measurements(session, parcel_trials)),
             kernel_trials=kernels,
+            roofs=roofs,
             plans=tuple(promoted),
             artifacts={name: store.artifacts.files(name) for name in digests if store.artifacts.has(name)},
         )

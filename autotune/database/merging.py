@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 from autotune.database import plans, trials
 from autotune.database.kernel_trials import kernel_trial_key, supersede
 from autotune.database.parcel import Parcel, TravellingKernelTrial, TravellingTrial
+from autotune.database.roof_store import put_roofs
 from autotune.database.rows import (
     kernel_values,
     measurement_uid,
@@ -21,7 +22,7 @@ from autotune.records.identity import objective_content
 from autotune.records.plan import Plan
 from autotune.records.trial import Trial
 
-KINDS = ("studies", "trials", "measurements", "kernel_trials", "plans", "artifacts")
+KINDS = ("studies", "trials", "measurements", "kernel_trials", "roofs", "plans", "artifacts")
 Counts = dict[str, dict[str, int]]
 
 
@@ -55,6 +56,8 @@ def put(session: Session, store: Store, parcel: Parcel) -> Counts:
         count("measurements", new)
     for kernel in parcel.kernel_trials:
         count("kernel_trials", _put_kernel_trial(session, kernel))
+    for roofs in parcel.roofs:
+        count("roofs", put_roofs(session, roofs))
     replaced: set[str] = set()
     for plan in parcel.plans:
         count("plans", _put_plan(session, plan, replaced))

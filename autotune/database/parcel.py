@@ -17,6 +17,7 @@ from autotune.database.rows import (
     kernel_values,
     parse_instant,
     plan_values,
+    roofs_values,
     trial_values,
 )
 from autotune.records.canonical import canonical
@@ -26,6 +27,7 @@ from autotune.records.identity import Conditions, objective_content
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
+from autotune.records.roofs import Roofs
 from autotune.records.trial import Measurement, Trial
 from autotune.records.workload import Workload
 
@@ -132,6 +134,7 @@ class ParcelRecords(_ParcelEntry):
     trials: list[TrialEntry]
     measurements: list[MeasurementEntry]
     kernel_trials: list[KernelTrialEntry] = []
+    roofs: list[Json] = []
     plans: list[Json]
     artifacts: dict[Digest, list[FileEntry]]
 
@@ -175,6 +178,7 @@ class Parcel:
     trials: tuple[TravellingTrial, ...]
     measurements: tuple[TravellingMeasurement, ...]
     kernel_trials: tuple[TravellingKernelTrial, ...]
+    roofs: tuple[Roofs, ...]
     plans: tuple[Plan, ...]
     artifacts: Mapping[str, tuple[ArtifactFile, ...]]
 
@@ -190,6 +194,7 @@ class Parcel:
         names = {workload.name for workload in self.workloads} | {device.name for device in self.devices}
         names |= {study.name for study in self.studies} | {plan.name for plan in self.plans}
         names |= {item.trial.device_class for item in self.kernel_trials}
+        names |= {roofs.device_class for roofs in self.roofs}
         for name in sorted(names):
             if not name.isprintable():
                 raise ValueError(f"the name {name!r} holds a character that does not print")
@@ -225,6 +230,7 @@ def to_json(parcel: Parcel) -> bytes:
                 {"uid": item.uid, "created": item.created, **kernel_values(item.trial)["record"]}
                 for item in parcel.kernel_trials
             ],
+            "roofs": [roofs.as_dict() for roofs in parcel.roofs],
             "plans": [plan.as_dict() for plan in parcel.plans],
             "artifacts": {digest: [file.as_dict() for file in files] for digest, files in parcel.artifacts.items()},
         }
@@ -266,6 +272,7 @@ def from_json(content: bytes) -> Parcel:
             trials=tuple(_trial(entry) for entry in document.trials),
             measurements=tuple(_measurement(entry) for entry in document.measurements),
             kernel_trials=tuple(_kernel_trial(entry) for entry in document.kernel_trials),
+            roofs=tuple(_roofs(data) for data in document.roofs),
             plans=tuple(_plan(data) for data in document.plans),
             artifacts={
                 digest: tuple(ArtifactFile(**file.model_dump()) for file in files)
@@ -316,6 +323,14 @@ def _kernel_trial(entry: KernelTrialEntry) -> TravellingKernelTrial:
     trial = kernel_record(entry.model_dump(exclude={"uid", "created"}))
     kernel_values(trial)
     return TravellingKernelTrial(uid=entry.uid, trial=trial, created=parse_instant(entry.created))
+
+
+def _roofs(data: Json) -> Roofs:
+    roofs = Roofs.from_dict(_checked(data))
+    if not isinstance(roofs.device_class, str):
+        raise ValueError(f"the device class of roofs is no text, found {roofs.device_class!r}")
+    roofs_values(roofs)
+    return roofs
 
 
 def _plan(data: Json) -> Plan:

@@ -10,8 +10,12 @@ from autotune.records.device import slug
 from autotune.records.evidence import PlanEvidence
 from autotune.records.plan import Plan
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """The revisions that this version can read, oldest first; :mod:`autotune.database.schema` describes the last one."""
+
+READABLE = REVISIONS[2:]
+"""The revisions whose rows are those of the last one: 0004 only adds a table. They are read without an upgrade if a
+database can only be read."""
 
 VERSION_TABLE = "autotune_version"
 
@@ -36,7 +40,7 @@ class StoredEvidence(PlanEvidence):
         """Parse the text; Python calls this for a field that has no value yet."""
         if name not in FIELDS:
             raise AttributeError(f"evidence has no field {name!r}")
-        with readable(self._uid):
+        with readable(f"Plan {self._uid}"):
             parsed = PlanEvidence.from_dict(dict(json.loads(self._text)))
         for field in FIELDS:
             object.__setattr__(self, field, getattr(parsed, field))
@@ -49,21 +53,21 @@ class StoredEvidence(PlanEvidence):
 
 def plan_record(uid: str, record: Mapping[str, object] | str, evidence: str) -> Plan:
     """Return the plan of a row's two JSON columns; raises DatabaseError if they hold none."""
-    with readable(uid):
+    with readable(f"Plan {uid}"):
         data = json.loads(record) if isinstance(record, str) else record
         return Plan.from_dict({**data, "evidence": StoredEvidence(evidence, uid)})
 
 
 @contextmanager
-def readable(uid: str) -> Iterator[None]:
-    """Turn the error of a row that holds no plan into DatabaseError."""
+def readable(row: str, *, expected: str = "a plan that autotune wrote") -> Iterator[None]:
+    """Turn the error of a row that holds no record into DatabaseError."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DatabaseError(
-            f"Plan {uid} of the tuning database cannot be read",
+            f"{row} of the tuning database cannot be read",
             found=f"{type(error).__name__}: {error}".split("\n")[0],
-            expected="a plan that autotune wrote",
+            expected=expected,
             run="autotune db check",
         ) from error
 

@@ -39,7 +39,7 @@ def find(connection: Connection, key: PlanKey, weights: str | None) -> Plan | No
 
 
 def _key(row: Row[tuple[str, ...]], requested: PlanKey) -> PlanKey:
-    with readable(row.uid):
+    with readable(f"Plan {row.uid}"):
         objective = Objective.from_dict(json.loads(row.objective))
     return replace(requested, form=row.form, objective=objective, serve_as=row.serve_as)
 

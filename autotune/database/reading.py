@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autotune import environment
 from autotune.database.artifacts import ArtifactStore
-from autotune.database.plan_rows import REVISIONS, VERSION_TABLE, device_classes, plan_record
+from autotune.database.plan_rows import READABLE, VERSION_TABLE, device_classes, plan_record
 from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
 from autotune.records.plan import Plan
 
@@ -33,9 +33,9 @@ class PlanReader:
 
     @property
     def is_current(self) -> bool:
-        """Whether the database has the schema that this version reads."""
+        """Whether the database has the plans of this version's schema."""
         (version,) = self._connection.execute(f"SELECT version_num FROM {VERSION_TABLE}").fetchone()
-        return bool(version == REVISIONS[-1])
+        return version in READABLE
 
     def close(self) -> None:
         """Close the database, and delete the copies that were needed to read it."""

@@ -16,6 +16,7 @@ from autotune.records.identity import Conditions, Identity, objective_content
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
+from autotune.records.roofs import Roofs
 from autotune.records.trial import Failure, Measurement, Trial, TrialState
 
 Role = Literal["screening", "finals", "alone"]
@@ -67,6 +68,14 @@ class KernelTrialValues(TypedDict):
     configuration: str
     state: str
     median_us: float | None
+    record: dict[str, object]
+
+
+class RoofsValues(TypedDict):
+    """The columns of measured roofs."""
+
+    device_class: str
+    created: str
     record: dict[str, object]
 
 
@@ -266,6 +275,13 @@ def kernel_record(data: Mapping[str, Any]) -> KernelTrial:
     """Return the kernel trial of a row's record."""
     failure = failure_record(data["failure"])
     return KernelTrial.from_dict({**data, "failure": None if failure is None else failure.as_dict()})
+
+
+def roofs_values(roofs: Roofs) -> RoofsValues:
+    """Return the columns of measured roofs; raises ``ValueError`` for a date that is malformed."""
+    record = roofs.as_dict()
+    canonical(record)  # refuses NaN and infinity anywhere inside
+    return {"device_class": roofs.device_class, "created": parse_instant(roofs.created), "record": record}
 
 
 def plan_values(plan: Plan) -> PlanValues:

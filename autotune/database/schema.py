@@ -238,6 +238,16 @@ class KernelTrialTable(Base):
     record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
+class RoofsTable(Base):
+    """The newest measured roofs of a device class; ``record`` is all of them, other columns follow from it."""
+
+    __tablename__ = "roofs"
+
+    device_class: Mapped[str] = mapped_column(Text, primary_key=True)
+    created: Mapped[str] = mapped_column(Instant)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
+
+
 class PlanTable(Base):
     """A promoted winner; ``record`` lacks the evidence, which is large and seldom read, so that a look-up is fast."""
 

@@ -11,6 +11,7 @@ from autotune.database.lease_store import LeaseStore
 from autotune.database.leases import Lease
 from autotune.database.location import locate
 from autotune.database.plan_store import PlanStore
+from autotune.database.roof_store import RoofStore
 from autotune.database.study_store import StudyStore
 from autotune.database.transactions import Transactions, utc_now
 from autotune.database.trial_store import TrialStore
@@ -19,10 +20,10 @@ from autotune.database.trial_store import TrialStore
 class Store:
     """The tuning database and its artifacts, in parts; close it, or use it as a context manager.
 
-    ``studies``, ``leases``, ``trials``, ``plans`` and ``kernels`` read and write records; ``artifacts`` holds files,
-    ``transactions`` is for the modules of this package. Safe to use from several threads and processes: one writes at a
-    time. Every method of a part may raise DatabaseError, and ``ValueError`` if it is given what cannot be true; nothing
-    is half-written then.
+    ``studies``, ``leases``, ``trials``, ``plans``, ``kernels`` and ``roofs`` read and write records, ``artifacts``
+    holds files, ``transactions`` is for the modules of this package. Safe to use from several threads and processes:
+    one writes at a time. Every method of a part may raise DatabaseError, and ``ValueError`` if it is given what cannot
+    be true; nothing is half-written then.
     """
 
     def __init__(self, transactions: Transactions, artifacts: ArtifactStore) -> None:
@@ -32,8 +33,9 @@ class Store:
         self.leases = LeaseStore(transactions)
         self.trials = TrialStore(transactions, artifacts)
         self.plans = PlanStore(transactions, artifacts)
-        # Kernel trials belong to no study, so no lease is checked.
+        # Kernel trials and roofs belong to no study, so no lease is checked.
         self.kernels = KernelTrials(transactions.under(None))
+        self.roofs = RoofStore(transactions.under(None))
 
     @classmethod
     def open(cls, url: str | None = None, *, create: bool = True, clock: Callable[[], datetime] = utc_now) -> "Store":

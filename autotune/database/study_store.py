@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from autotune.database.plan_rows import readable
 from autotune.database.rows import StudyRow, study_keys, study_record
 from autotune.database.schema import DeviceTable, StudyTable, WorkloadTable
 from autotune.database.transactions import Transactions
@@ -95,9 +96,9 @@ class StudyStore:
             return Workload.from_dict(session.get_one(WorkloadTable, (study.structure, study.weights)).record)
 
     def workloads(self) -> Sequence[Workload]:
-        """Return all workloads."""
+        """Return all workloads; DatabaseError if a row holds none."""
         query = select(WorkloadTable).order_by(WorkloadTable.structure, WorkloadTable.weights)
-        with self._transactions.reading() as session:
+        with self._transactions.reading() as session, readable("A workload", expected="one that autotune captured"):
             return [Workload.from_dict(row.record) for row in session.scalars(query)]
 
     def device(self, device_class: str) -> Device:

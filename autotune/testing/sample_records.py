@@ -14,6 +14,7 @@ from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
+from autotune.records.roofs import Roof, Roofs
 from autotune.records.trial import Failure, FailureKind, Measurement, Stage, Trial
 from autotune.records.workload import TensorSpec, Workload
 
@@ -81,6 +82,25 @@ KEY = PlanKey(structure=PLAN.structure, form="", device_class=DEVICE.device_clas
 """The key that the plan is found by."""
 
 PROBLEM = GemmProblem(m=128, n=768, k=3072, bias=True)
+
+
+def sample_roof(value: float = 100.0, flags: tuple[str, ...] = ()) -> Roof:
+    """Return a roof that was measured by three samples."""
+    measurement = Measurement(samples_ms=((1.0, 1.1, 1.2),), conditions={"flags": list(flags)})
+    return Roof(value=value, interval=(0.9 * value, 1.1 * value), size=2048, samples=3, measurement=measurement)
+
+
+def sample_roofs(
+    device: Device = DEVICE, created: str = "2026-01-01T00:00:00.000000+00:00", *, copy_gb_s: float = 4000.0,
+    matrix_tflops: Mapping[str, float] | None = None, launch_us: float = 5.0,
+) -> Roofs:  # fmt: skip
+    """Return the roofs of a device, which has no fp16 unless ``matrix_tflops`` has it."""
+    rates = {"fp32": 50.0, "bf16": 700.0} if matrix_tflops is None else matrix_tflops
+    return Roofs(
+        device_class=device.device_class, copy_gb_s=sample_roof(copy_gb_s),
+        matrix_tflops={name: sample_roof(rate) for name, rate in rates.items()}, launch_us=sample_roof(launch_us),
+        toolchain=TOOLCHAIN, created=created, absent={} if "fp16" in rates else {"fp16": "no such product"},
+    )  # fmt: skip
 
 
 def begin(

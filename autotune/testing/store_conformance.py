@@ -21,7 +21,7 @@ import pytest
 from autotune.database.leases import LIMIT_S, Lease, Owner
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
-from autotune.errors import DatabaseError, StudyHeldError, StudyTakenOverError
+from autotune.errors import DatabaseError, DeviceError, StudyHeldError, StudyTakenOverError
 from autotune.records.objective import Objective
 from autotune.records.trial import Failure
 from autotune.testing.plan_conformance import PlanConformance
@@ -39,6 +39,7 @@ from autotune.testing.sample_records import (
     configuration,
     digest,
     kernel_trial,
+    sample_roofs,
     sample_workload,
     stored,
 )
@@ -187,7 +188,7 @@ class StoreConformance(TrialConformance, PlanConformance):
     def test_a_coordinator_that_lost_its_lease_can_write_nothing(
         self, store: Store, clock: SteppingClock, tmp_path: Path
     ) -> None:
-        """Every part of the store checks the lease, except for kernel trials, which belong to no study."""
+        """Every part of the store checks the lease, except for kernel trials and roofs, which belong to no study."""
         study = begin(store)
         stale = store.under(store.leases.take(study.uid, ELSEWHERE))
         claimed = stale.trials.claim(study.uid, configuration(), TOOLCHAIN.digest)
@@ -218,7 +219,7 @@ class StoreConformance(TrialConformance, PlanConformance):
             with pytest.raises(StudyTakenOverError, match=r"under number 1, now 2 is held by process \d+"):
                 write()
         assert _content(store, study) == before and store.artifacts.has(artifact)
-        assert stale.kernels.add([kernel_trial()]) == 1
+        assert stale.kernels.add([kernel_trial()]) == 1 and stale.roofs.put(sample_roofs())
 
     # Kernels
 
@@ -245,6 +246,25 @@ class StoreConformance(TrialConformance, PlanConformance):
         with pytest.raises(DatabaseError):
             store.kernels.add([kernel_trial(), kernel_trial(1, 1e305)])
         assert store.kernels.of(PROBLEM, DEVICE.device_class, TOOLCHAIN.digest) == ()
+
+    # Roofs
+
+    def test_the_newest_roofs_of_a_device_class_stay(self, store: Store) -> None:
+        """Roofs that are as old, or older, change nothing; other device classes keep theirs."""
+        assert store.roofs.list() == []
+        old = sample_roofs(created="2026-01-01T01:00:00+01:00")
+        new = sample_roofs(created="2026-01-01T00:00:01Z", launch_us=6.0)
+        other = sample_roofs(OTHER_DEVICE)
+        assert store.roofs.put(old) and not store.roofs.put(old)
+        assert store.roofs.put(new) and not store.roofs.put(old)
+        assert store.roofs.put(other)
+        assert store.roofs.list() == [other, new]
+        assert store.roofs.list("h200") == store.roofs.list(DEVICE.device_class) == [new]
+        assert store.roofs.list("l4") == []
+        with pytest.raises(DeviceError, match="could be several"):
+            store.roofs.list("nvidia")
+        with pytest.raises(ValueError, match="time zone"):
+            store.roofs.put(replace(new, created="2026-01-02"))
 
 
 def _overtake(store: Store, clock: SteppingClock, study: StudyRow) -> Lease:

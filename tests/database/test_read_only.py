@@ -13,7 +13,7 @@ from autotune.database import migrate
 from autotune.database.artifacts import ArtifactStore
 from autotune.database.engine import engine_at, for_writing
 from autotune.database.location import locate
-from autotune.database.plan_rows import REVISIONS
+from autotune.database.plan_rows import READABLE, REVISIONS
 from autotune.database.sqlite_file import ReadOnlyFile, is_read_only
 from autotune.database.store import Store
 from autotune.errors import DatabaseError
@@ -21,6 +21,9 @@ from autotune.programs.reliability.postgresql import Server
 from tests.database.records import begin, folder_with, plan, workload
 from tests.databases import TEMPLATE
 from tests.read_only import ROOT, WAYS, run_python
+
+OLD = REVISIONS[REVISIONS.index(READABLE[0]) - 1]
+"""The newest revision that has to be upgraded before it is read."""
 
 LOGS = ("none", "with its index", "without its index")
 """What a process that was killed left beside the file."""
@@ -97,7 +100,7 @@ def test_an_old_schema_that_nobody_may_write_names_the_upgrade(tmp_path: Path, w
     folder = tmp_path / "frozen"
     engine = engine_at(locate(str(folder / "a.db")))
     with for_writing(engine).begin() as connection:
-        migrate.downgrade(connection, REVISIONS[-2])
+        migrate.downgrade(connection, OLD)
     engine.dispose()
     code = """
 import json, sys
@@ -111,7 +114,7 @@ except DatabaseError as error:
     print(json.dumps(str(error)))
 """
     message = child(way, folder, code, str(folder / "a.db"))
-    assert "read-only" in message and f"schema {REVISIONS[-2]}" in message and "autotune db upgrade" in message
+    assert "read-only" in message and f"schema {OLD}" in message and "autotune db upgrade" in message
 
 
 def test_while_another_process_may_write_its_log_is_heeded(tmp_path: Path) -> None:
@@ -275,7 +278,7 @@ def test_a_role_that_may_only_read_looks_plans_up(postgresql: Server, how: str) 
         with pytest.raises(DatabaseError, match=r"is read-only\n(.*\n)*.*--db PATH"):
             store.plans.promote(plan("p2", workload("bert-base")))
     with for_writing(engine).begin() as connection:
-        migrate.downgrade(connection, REVISIONS[-2])
+        migrate.downgrade(connection, OLD)
     with pytest.raises(DatabaseError, match="read-only") as caught:
         Store.open(reader)
     assert "autotune db upgrade" in str(caught.value)
