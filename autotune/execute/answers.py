@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from autotune.execute.step_record import StepRecord
 from autotune.records.kernel_problem import GemmProblem
+from autotune.records.roofs import Roof
 from autotune.records.trial import Failure, Measurement
 from autotune.records.workload import Workload
 
@@ -137,6 +138,16 @@ class ProveAnswer(StepRecord):
     configuration: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoofsAnswer(StepRecord):
+    """The roofs of a device, those of matrix products by precision; ``absent`` has the reason for one without."""
+
+    copy: Roof
+    matrix: Mapping[str, Roof]
+    launch: Roof
+    absent: Mapping[str, str]
+
+
 ANSWERS: Mapping[str, type[StepRecord]] = {
     "prepare": PrepareAnswer,
     "metrics": MetricsAnswer,
@@ -149,5 +160,6 @@ ANSWERS: Mapping[str, type[StepRecord]] = {
     "features": FeaturesAnswer,
     "problems": ProblemsAnswer,
     "capture_toy": Done,
+    "roofs": RoofsAnswer,
     "prove": ProveAnswer,
 }

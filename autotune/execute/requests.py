@@ -163,3 +163,17 @@ class ProveRequest(StepRecord):
     folder: Path
     backend: str
     device: Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoofsRequest(StepRecord):
+    """Measure the roofs of a device: copies of ``buffer_bytes`` and products of up to ``matrix_rows``.
+
+    ``limit_s`` is the longest time of the samples of one roof.
+    """
+
+    device: Device
+    buffer_bytes: int
+    matrix_rows: int
+    limit_s: float
+    seed: int

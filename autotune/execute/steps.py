@@ -9,7 +9,15 @@ store of artifacts, which lies beside the tuning database; no step opens the dat
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from autotune.execute import build_steps, finals_steps, graph_steps, measure_steps, metric_steps, proof_steps
+from autotune.execute import (
+    build_steps,
+    finals_steps,
+    graph_steps,
+    measure_steps,
+    metric_steps,
+    proof_steps,
+    roof_steps,
+)
 from autotune.execute.channel import Channel
 from autotune.execute.requests import (
     BuildRequest,
@@ -24,6 +32,7 @@ from autotune.execute.requests import (
     ProblemsRequest,
     ProveRequest,
     ReferenceRequest,
+    RoofsRequest,
 )
 from autotune.execute.step_record import StepRecord
 
@@ -50,5 +59,6 @@ STEPS: Mapping[str, Step] = {
     "features": typed_step(FeaturesRequest, graph_steps.features),
     "problems": typed_step(ProblemsRequest, graph_steps.problems),
     "capture_toy": typed_step(CaptureToyRequest, proof_steps.capture_toy),
+    "roofs": typed_step(RoofsRequest, roof_steps.roofs),
     "prove": typed_step(ProveRequest, proof_steps.prove),
 }

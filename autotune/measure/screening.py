@@ -104,6 +104,7 @@ def screen(
     conditions: Mapping[str, object] | None = None,
     observers: Observers | None = None,
     sleep: Callable[[float], None] = time.sleep,
+    wait_s: float = WAIT_S,
 ) -> Screening:
     """Warm up, then sample until the rule (default :func:`screening_rule`) is finished; inputs take turns.
 
@@ -111,11 +112,11 @@ def screen(
     is pruned. ``conditions`` (such as the seed) are stored with those that are recorded here. An error of the function
     passes through.
 
-    With ``observers`` it waits up to :data:`WAIT_S` for a device that others use, samples up to :data:`RETAKES` times
+    With ``observers`` it waits up to ``wait_s`` for a device that others use, samples up to :data:`RETAKES` times
     again if the readings make the samples invalid, and keeps the last, flagged.
     """
     if observers is not None:
-        wait_for_quiet(observers, clock, sleep)
+        wait_for_quiet(observers, clock, sleep, wait_s)
     sm_clock_mhz = observers.sm_clock_mhz if observers is not None else lambda: None
     warm = warm_up(function, input_sets, timer, clock=clock, sm_clock_mhz=sm_clock_mhz)
     grouped = timer.grouping(warm.typical_ms)
@@ -154,13 +155,13 @@ def screen(
     return Screening(measurement=measurement, pruned=sampling.pruned, reason=sampling.reason)
 
 
-def wait_for_quiet(observers: Observers, clock: Clock, sleep: Callable[[float], None]) -> bool:
-    """Wait until no other process uses the device, up to :data:`WAIT_S`; returns whether it is quiet."""
+def wait_for_quiet(observers: Observers, clock: Clock, sleep: Callable[[float], None], wait_s: float = WAIT_S) -> bool:
+    """Wait until no other process uses the device, up to ``wait_s``; returns whether it is quiet."""
     started_ns = clock.now_ns()
     while True:
         observers.before()
         quiet = not invalid(observers.after())
-        if quiet or (clock.now_ns() - started_ns) / 1e9 >= WAIT_S:
+        if quiet or (clock.now_ns() - started_ns) / 1e9 >= wait_s:
             return quiet
         sleep(LOOK_EVERY_S)
 

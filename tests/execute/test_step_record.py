@@ -23,6 +23,7 @@ from autotune.records.kernel_problem import GemmProblem, Window
 from autotune.records.objective import Metric, Objective
 from autotune.records.trial import Failure, Measurement
 from autotune.records.workload import TensorSpec, Workload
+from autotune.testing.sample_records import sample_roof
 from tests.database.records import DEVICE
 
 ME = "a" * 32
@@ -62,6 +63,7 @@ RECORDS = [
     requests.ProblemsRequest(folder=FOLDER, device=DEVICE, configuration=CONFIGURATION),
     requests.CaptureToyRequest(folder=FOLDER),
     requests.ProveRequest(folder=FOLDER, backend="eager", device=DEVICE),
+    requests.RoofsRequest(device=DEVICE, buffer_bytes=2**30, matrix_rows=8192, limit_s=2.0, seed=0),
     answers.Done(),
     answers.PrepareAnswer(workload=WORKLOAD, imported=("timm",), read=READ, notes=("a note",)),
     answers.MetricCode(code="0" * 64, read=READ),
@@ -74,6 +76,9 @@ RECORDS = [
     answers.FeaturesAnswer(features={"native.conv_bn": 53}),
     answers.ProblemCount(problem=PROBLEM, count=2.0),
     answers.ProblemsAnswer(problems=(answers.ProblemCount(problem=PROBLEM, count=2.0),)),
+    answers.RoofsAnswer(
+        copy=sample_roof(), matrix={"fp32": sample_roof()}, launch=sample_roof(), absent={"tf32": "only GPUs have it"}
+    ),
     answers.ProveAnswer(signal_error=1e-6, configuration="eager(precision=fp32)"),
 ]  # fmt: skip
 
