@@ -30,6 +30,10 @@ def compare(
     ] = None,
     batch: Batch = None,
     prices: PricesFile = None,
+    roofs: Annotated[
+        Path | None,
+        typer.Option("--roofs", metavar="FILE", help="Roofs of devices without measurements: adds predicted rows."),
+    ] = None,
     at: Annotated[
         str | None,
         typer.Option("--at", metavar="BOUND", help="Also the most that each device serves within p99<=10ms, say."),
@@ -58,15 +62,17 @@ def compare(
     from autotune.comparison.bound import parse_bound, within_bound
     from autotune.comparison.comparison import compare_store
     from autotune.comparison.regression import changes, read_baseline
+    from autotune.comparison.supplied_roofs import read_supplied_roofs
     from autotune.report.comparison import bound_table, changes_table, comparison_tables
 
     if html is not None:
         _require_page()
     known_prices, bound = _prices(prices), None if at is None else parse_bound(at)
     threshold = _share(fail_above, baseline)
+    supplied = None if roofs is None else read_supplied_roofs(roofs)
     before = None if baseline is None else read_baseline(baseline)
     with open_store(db) as store:
-        comparison = compare_store(store, _selection(models, batch, devices, by_weights), known_prices)
+        comparison = compare_store(store, _selection(models, batch, devices, by_weights), known_prices, supplied)
         held = [] if bound is None else within_bound(comparison, bound, store)
     changed = [] if before is None else changes(comparison, before, threshold)
     if html is not None:

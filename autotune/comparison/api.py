@@ -6,6 +6,7 @@ from pathlib import Path
 from autotune.comparison.comparison import DeviceComparison, compare_store
 from autotune.comparison.prices import read_prices
 from autotune.comparison.selection import Selection
+from autotune.comparison.supplied_roofs import read_supplied_roofs
 from autotune.database.store import Store
 from autotune.runtime import discovery
 
@@ -16,17 +17,19 @@ def compare(
     devices: str | Sequence[str] = (),
     batch: int | None = None,
     prices: str | Path | None = None,
+    roofs: str | Path | None = None,
     by_weights: bool = False,
     db: str | None = None,
 ) -> DeviceComparison:
     """Compare the plans of a tuning database by device class, as ``autotune compare`` does.
 
     ``models`` are names of studies, ``devices`` parts of SKU names (``cpu`` is this machine's); empty ones admit all.
-    ``prices`` is a TOML file of prices per hour (see :mod:`autotune.comparison.prices`). ``db`` is a path or a URL;
-    otherwise ``AUTOTUNE_DB``, or SQLite in the user's data folder.
+    ``prices`` is a TOML file of prices per hour (see :mod:`autotune.comparison.prices`), ``roofs`` one of roofs of
+    devices without measurements, which get predicted rows (see :mod:`autotune.comparison.supplied_roofs`). ``db`` is a
+    path or a URL; otherwise ``AUTOTUNE_DB``, or SQLite in the user's data folder.
 
     A notebook shows the result as a table; ``to_frame()`` makes it a pandas frame. Raises RequestError for an unknown
-    name or a file of prices that cannot be used, DatabaseError if the database cannot be read.
+    name or a file that cannot be used, DatabaseError if the database cannot be read.
     """
     names = [devices] if isinstance(devices, str) else list(devices)
     selection = Selection(
@@ -34,8 +37,9 @@ def compare(
         **in_classes(names),
     )  # fmt: skip
     known_prices = None if prices is None else read_prices(Path(prices))
+    supplied = None if roofs is None else read_supplied_roofs(Path(roofs))
     with Store.open(db) as store:
-        return compare_store(store, selection, known_prices)
+        return compare_store(store, selection, known_prices, supplied)
 
 
 def in_classes(devices: Sequence[str]) -> dict[str, tuple[str, ...]]:

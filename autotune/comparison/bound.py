@@ -87,6 +87,8 @@ def within_bound(comparison: DeviceComparison, bound: Bound, store: Store) -> li
     """
     operations: dict[tuple[str, str], list[Operation]] = {}
     for workload, cell in comparison.cells():
+        if cell.state == "predicted":
+            continue
         operations.setdefault((workload.name, cell.device_class), []).extend(
             _operations(comparison, workload, cell, bound, store)
         )

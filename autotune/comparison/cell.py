@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from autotune.comparison.figures import Figure
+from autotune.comparison.roofline import Limit
 from autotune.records.plan import Plan
 
-CellState = Literal["compared", "apart", "missing"]
+CellState = Literal["compared", "apart", "predicted", "missing"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +24,8 @@ class Cell:
     """A plan with its figures by quantity, or the command that fills a cell without one.
 
     ``compared`` cells were measured under one protocol, constraints and serving format; ``apart`` ones were not, and
-    ``reasons`` say in which way. ``command`` reproduces the cell or, if it is ``missing``, fills it.
+    ``reasons`` say in which way. A ``predicted`` cell has no plan: its latency is a limit and no measurement.
+    ``command`` reproduces the cell or, if it has no plan, fills it. ``limit`` is how fast its device could be at most.
     ``weights_known`` is the number of different weights that the plans of the cell are for; the newest is shown.
     """
 
@@ -34,6 +36,7 @@ class Cell:
     figures: Mapping[str, Figure] = field(default_factory=dict)
     reasons: tuple[Reason, ...] = ()
     weights_known: int = 0
+    limit: Limit | None = None
 
     @property
     def sku(self) -> str:
@@ -54,6 +57,7 @@ class Cell:
             "command": self.command,
             "plan": None if self.plan is None else _plan_values(self.plan, self.weights_known),
             "figures": {name: figure.as_dict() for name, figure in self.figures.items()},
+            "limit": None if self.limit is None else self.limit.as_dict(),
         }
 
 

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from autotune.comparison import protocol
-from autotune.comparison.cell import Cell, Reason
+from autotune.comparison import predicted, protocol
+from autotune.comparison.cell import Cell, CellState, Reason
 from autotune.comparison.cost import break_even, cost_figure
 from autotune.comparison.figures import QUANTITIES, Figure, figures_of
 from autotune.comparison.frame import frame_of, html_of, row_of
 from autotune.comparison.prices import Prices
+from autotune.comparison.roofline import Roofline
 from autotune.comparison.selection import Selection
+from autotune.comparison.supplied_roofs import SuppliedRoofs
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
 from autotune.records.plan import Plan
@@ -57,7 +59,7 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedWorkload:
-    """The cells of one model, batch and objective: the compared ones first, then those apart, then missing ones."""
+    """The cells of one model, batch and objective: compared ones, then those apart, predicted and missing ones."""
 
     name: str
     batch: int
@@ -105,13 +107,15 @@ class ComparedWorkload:
 class DeviceComparison:
     """Plans of several models on several device classes.
 
-    ``notes`` are sentences about the whole, such as that there is only one SKU. ``prices`` are the user's own.
+    ``notes`` are sentences about the whole, such as that there is only one SKU. ``prices`` and ``supplied_roofs`` are
+    the user's own.
     """
 
     device_classes: tuple[str, ...]
     workloads: tuple[ComparedWorkload, ...]
     prices: Prices | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
+    supplied_roofs: SuppliedRoofs | None = None
 
     def cells(self) -> Iterator[tuple[ComparedWorkload, Cell]]:
         """Yield every cell with its workload."""
@@ -128,6 +132,7 @@ class DeviceComparison:
             "device_classes": list(self.device_classes),
             "quantities": quantities,
             "prices": None if self.prices is None else self.prices.as_dict(),
+            "supplied_roofs": None if self.supplied_roofs is None else self.supplied_roofs.as_dict(),
             "notes": list(self.notes),
             "workloads": [workload.as_dict() for workload in self.workloads],
         }
@@ -156,36 +161,52 @@ class DeviceComparison:
         return {name: self.unit(name) for name in QUANTITIES}
 
 
-def compare_store(store: Store, selection: Selection | None = None, prices: Prices | None = None) -> DeviceComparison:
+def compare_store(
+    store: Store,
+    selection: Selection | None = None,
+    prices: Prices | None = None,
+    supplied_roofs: SuppliedRoofs | None = None,
+) -> DeviceComparison:
     """Compare the plans of a database that a selection admits, by default all of them.
 
     Raises RequestError for a name or a SKU that the database does not know.
     """
-    return compare_plans(store.plans.list(), store.studies.list(), selection or Selection(), prices)
+    roofline = Roofline.of(store.roofs.list(), store.studies.workloads())
+    return compare_plans(
+        store.plans.list(), store.studies.list(), selection or Selection(), prices, roofline, supplied_roofs
+    )
 
 
 def compare_plans(
-    plans: Sequence[Plan], studies: Sequence[StudyRow], selection: Selection, prices: Prices | None = None
+    plans: Sequence[Plan],
+    studies: Sequence[StudyRow],
+    selection: Selection,
+    prices: Prices | None = None,
+    roofline: Roofline | None = None,
+    supplied_roofs: SuppliedRoofs | None = None,
 ) -> DeviceComparison:
     """Compare plans that were found by these studies; errors as those of :func:`compare_store`."""
-    rows = {row.uid: row for row in studies}
+    rows, roofline = {row.uid: row for row in studies}, roofline or Roofline()
     classes = selection.device_classes(plans, studies)
-    chosen = selection.plans(plans, classes)
+    unmeasured, notes = predicted.unmeasured(supplied_roofs, {plan.device.device_class for plan in plans})
     groups: dict[tuple[str, int, str], list[Plan]] = {}
-    for plan in chosen:
+    for plan in selection.plans(plans, classes):
         groups.setdefault((plan.name, plan.batch, plan.objective.name), []).append(plan)
-    workloads = tuple(
-        ComparedWorkload(
-            name=name,
-            batch=batch,
-            objective=objective,
-            cells=_cells(groups[name, batch, objective], classes, rows, prices, by_weights=selection.by_weights),
+    workloads = []
+    for name, batch, objective in sorted(groups):
+        group = groups[name, batch, objective]
+        cells = [
+            *_cells(group, classes, rows, prices, roofline, by_weights=selection.by_weights),
+            *predicted.predicted_cells(group, unmeasured, roofline),
+        ]
+        workloads.append(
+            ComparedWorkload(name=name, batch=batch, objective=objective, cells=tuple(sorted(cells, key=_place)))
         )
-        for name, batch, objective in sorted(groups)
-    )
+        notes += predicted.not_predicted(name, batch, cells, unmeasured)
     return DeviceComparison(
-        device_classes=classes, workloads=workloads, prices=prices, notes=tuple(_notes(classes, prices))
-    )
+        device_classes=classes, workloads=tuple(workloads), prices=prices, supplied_roofs=supplied_roofs,
+        notes=(*_notes(classes, prices), *dict.fromkeys(notes)),
+    )  # fmt: skip
 
 
 def _notes(classes: Sequence[str], prices: Prices | None) -> Iterator[str]:
@@ -204,23 +225,23 @@ def _cells(
     classes: Sequence[str],
     rows: Mapping[str, StudyRow],
     prices: Prices | None,
+    roofline: Roofline,
     *,
     by_weights: bool,
-) -> tuple[Cell, ...]:
+) -> list[Cell]:
     newest = [(plan, 1) for plan in plans] if by_weights else _newest(plans)
     own = {plan.uid: tuple(protocol.own_reasons(plan, rows)) for plan, _ in newest}
     group = protocol.group_to_compare([plan for plan, _ in newest if not own[plan.uid]])
     cells = []
     for plan, weights_known in newest:
         reasons = (*own[plan.uid], *protocol.other_group(plan, group))
-        cells.append(_cell(plan, weights_known, reasons, prices))
-    cells += [_missing(plans[0], name) for name in classes if all(cell.device_class != name for cell in cells)]
-    states = ("compared", "apart", "missing")
-    return tuple(sorted(cells, key=lambda cell: (states.index(cell.state), _rank(cell), cell.device_class)))
+        cells.append(_cell(plan, weights_known, reasons, prices, roofline))
+    return cells + [_missing(plans[0], name) for name in classes if all(cell.device_class != name for cell in cells)]
 
 
-def _rank(cell: Cell) -> float:
-    return cell.plan.latency_ms if cell.plan is not None else 0.0
+def _place(cell: Cell) -> tuple[int, float, str]:
+    """Return the place of a cell among those of its workload: by its state, then the fastest first."""
+    return get_args(CellState).index(cell.state), cell.figure("latency").value or 0.0, cell.device_class
 
 
 def _newest(plans: Sequence[Plan]) -> list[tuple[Plan, int]]:
@@ -234,13 +255,15 @@ def _newest(plans: Sequence[Plan]) -> list[tuple[Plan, int]]:
     ]
 
 
-def _cell(plan: Plan, weights_known: int, reasons: tuple[Reason, ...], prices: Prices | None) -> Cell:
+def _cell(
+    plan: Plan, weights_known: int, reasons: tuple[Reason, ...], prices: Prices | None, roofline: Roofline
+) -> Cell:
     figures = figures_of(plan)
     return Cell(
         device_class=plan.device.device_class, state="apart" if reasons else "compared", reasons=reasons, plan=plan,
         command=f"autotune reproduce {plan.name} {plan.evidence.trial} --batch {plan.batch}",
         figures={**figures, "cost": cost_figure(figures, plan.device.device_class, prices)},
-        weights_known=weights_known,
+        weights_known=weights_known, limit=roofline.limit(plan),
     )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import pandas
 
 PLACE = ("model", "batch", "objective", "device", "device_class", "state", "reasons", "backend", "status", "speedup")
-COLUMNS = (*PLACE, *(f"{name}{part}" for name in QUANTITIES for part in ("", "_low", "_high")), "command")
+LIMIT = ("limit_ms", "limit_by", "distance")
+COLUMNS = (*PLACE, *(f"{name}{part}" for name in QUANTITIES for part in ("", "_low", "_high")), *LIMIT, "command")
 
 
 def row_of(name: str, batch: int, objective: str, cell: Cell) -> dict[str, object]:
@@ -25,14 +26,20 @@ def row_of(name: str, batch: int, objective: str, cell: Cell) -> dict[str, objec
         "backend": None if plan is None else plan.configuration.backend,
         "status": None if plan is None else plan.status,
         "speedup": float("nan") if plan is None else plan.speedup,
+        "limit_ms": _number(None if cell.limit is None else cell.limit.ms),
+        "limit_by": None if cell.limit is None else cell.limit.by,
+        "distance": _number(None if cell.limit is None else cell.limit.distance),
         "command": cell.command,
     }  # fmt: skip
     for quantity in QUANTITIES:
         figure = cell.figure(quantity)
         low, high = figure.interval or (float("nan"), float("nan"))
-        value = float("nan") if figure.value is None else figure.value
-        values |= {quantity: value, f"{quantity}_low": low, f"{quantity}_high": high}
+        values |= {quantity: _number(figure.value), f"{quantity}_low": low, f"{quantity}_high": high}
     return values
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
 
 
 def frame_of(rows: Sequence[Mapping[str, object]], units: Mapping[str, str]) -> "pandas.DataFrame":
@@ -50,7 +57,7 @@ def frame_of(rows: Sequence[Mapping[str, object]], units: Mapping[str, str]) -> 
 
 def html_of(rows: Sequence[Mapping[str, object]], units: Mapping[str, str], notes: Sequence[str]) -> str:
     """Return the rows as an HTML table with the notes below; all text is escaped."""
-    columns = (*PLACE, *QUANTITIES)
+    columns = (*PLACE, *QUANTITIES, *LIMIT)
     heads = (f"{column.replace('_', ' ')}{f' ({units[column]})' if column in units else ''}" for column in columns)
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
     body = "".join(f"<tr>{''.join(_html_cell(row[column]) for column in columns)}</tr>" for row in rows)

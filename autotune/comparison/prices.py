@@ -121,8 +121,16 @@ def _electricity(place: str, data: Mapping[str, object]) -> float | None:
 
 
 def _price(place: str, key: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    number = positive_number(value)
+    if number is None:
         raise _refused(place, f"{key} = {value!r}", "a number above 0")
+    return number
+
+
+def positive_number(value: object) -> float | None:
+    """Return a value of a TOML file as a number above 0; ``None`` for another value."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        return None
     return float(value)
 
 

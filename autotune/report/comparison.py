@@ -17,6 +17,9 @@ from autotune.report.fitting_table import FittingTable
 
 APART = "dim"
 """The style of a row whose figures do not stand beside the others."""
+PREDICTED = "italic dim"
+"""The style of a row that was not measured."""
+STYLES = {"compared": "", "apart": APART, "predicted": PREDICTED, "missing": APART}
 
 
 def comparison_tables(comparison: DeviceComparison) -> RenderableType:
@@ -84,20 +87,27 @@ def _table(comparison: DeviceComparison, workload: ComparedWorkload) -> FittingT
         table.add_column(name, justify="right", no_wrap=True)
     if comparison.prices is not None:
         table.add_column(f"{comparison.prices.currency} per million", justify="right", no_wrap=True)
+    limits = any(cell.limit is not None and cell.limit.distance is not None for _, cell in comparison.cells())
+    if limits:
+        table.add_column("limit", overflow="fold")
     table.add_column("remarks", overflow="fold")
     for cell in workload.cells:
         figures = ("energy", "sm_utilisation", "gpu_utilisation")
         row = [cell.device_class, *_plan_columns(cell, parts), *(short(name, cell.figure(name)) for name in figures)]
         if comparison.prices is not None:
             row.append(short("cost", cell.figure("cost")))
-        table.add_row(*row, remarks(cell), style="" if cell.state == "compared" else APART)
+        if limits:
+            row.append(limit_words(cell))
+        table.add_row(*row, remarks(cell), style=STYLES[cell.state])
     return table
 
 
 def _plan_columns(cell: Cell, parts: Sequence[str]) -> list[str]:
     plan = cell.plan
     if plan is None:
-        return [*("" for _ in parts), "", "not tuned", "", "", ""]
+        latency = cell.figure("latency").value
+        predicted = "" if latency is None else f"at least {words.figure(latency, 'ms')}"
+        return [*("" for _ in parts), "", "predicted" if predicted else "not tuned", predicted, "", ""]
     compared, unit = plan.evidence.objective, plan.objective.unit
     baseline = words.figure(plan.baseline_latency_ms, "ms")
     own = words.figure_with_interval(plan.latency_ms, plan.interval_ms, "ms")
@@ -125,6 +135,17 @@ def short(quantity: str, figure: Figure) -> str:
     return f"{figure.value:.4g}" if quantity == "energy" else f"{figure.value:.0%}"
 
 
+def limit_words(cell: Cell) -> str:
+    """Write how far a plan is from the limit of its device; a dash if that is not known."""
+    limit = cell.limit
+    if limit is None or limit.by is None:
+        return "–"
+    if limit.distance is None:
+        return f"by {limit.by}"
+    digits = 2 if limit.distance < 1 else 1 if limit.distance < 100 else 0
+    return f"{limit.distance:,.{digits}f}× the limit, by {limit.by}"
+
+
 def remarks(cell: Cell) -> str:
     """Name the reasons why a cell stands apart, and the conditions that its figures were measured under."""
     flags = () if cell.plan is None else cell.plan.flags
@@ -136,8 +157,10 @@ def explanations(comparison: DeviceComparison) -> list[str]:
     """Explain each remark and each dash of the tables once, with the devices that it is about."""
     about: dict[str, list[str]] = {}
     for _, cell in comparison.cells():
-        texts = [f"{reason.name}: {reason.text}" for reason in cell.reasons if cell.state == "apart"]
+        texts = [f"{reason.name}: {reason.text}" for reason in cell.reasons if cell.state in ("apart", "predicted")]
         if cell.plan is not None:
+            if cell.limit is not None and cell.limit.note:
+                texts.append(": ".join(filter(None, ("limit", cell.limit.note, cell.limit.command))))
             texts += [f"{name.replace('_', ' ')}: {cell.figure(name).note}" for name in _absent(cell)]
         for text in texts:
             about.setdefault(text, []).append(cell.sku)

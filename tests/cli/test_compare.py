@@ -7,7 +7,8 @@ from typer.testing import CliRunner
 
 from autotune.cli.main import app
 from autotune.database.store import Store
-from tests.comparison.database import CPU, H200, L4, add
+from autotune.testing.sample_records import sample_roofs
+from tests.comparison.database import CPU, H200, L4, add, count_work
 
 
 @pytest.fixture
@@ -104,3 +105,25 @@ def test_prices_are_checked_against_the_devices_of_the_database(database, prices
     assert "h300 fits no device of the database" in run(database, "prices", "check", str(other), code=1)
     document = json.loads(run(database, "prices", "check", prices, "--json"))
     assert document["priced"][H200.device_class] == 4.0 and document["unknown"] == {}
+
+
+def test_limits_and_predicted_rows_are_marked(database, tmp_path):
+    path = tmp_path / "roofs.toml"
+    path.write_text("[devices.a100]\nbandwidth_gb_s = 1555\ntflops = {fp32 = 19.5}\nlaunch_us = 6\n")
+    assert "limit: not known: no roofs of nvidia-h200 were measured: autotune roofs measure" in run(database, "compare")
+    with Store.open(database) as store:
+        count_work(store, flops=10**9, traffic_bytes=10**8)
+        store.roofs.put(sample_roofs(H200, copy_gb_s=1000.0, launch_us=10.0))
+    text = run(database, "compare", "resnet50", "--roofs", str(path))
+    assert "4.5× the limit, by bandwidth" in text
+    assert "predicted: the limit by roofs that the user supplied: it is no measurement (a100)" in text
+    (line,) = (line for line in text.splitlines() if " a100 " in line and "│" in line)
+    assert line.count("predicted") == 2 and "at least 0.07" in line
+    document = json.loads(run(database, "compare", "resnet50", "--roofs", str(path), "--json"))
+    (workload,) = document["workloads"]
+    assert [cell["state"] for cell in workload["cells"]] == ["compared"] * 3 + ["predicted"]
+    assert workload["cells"][0]["limit"]["distance"] == pytest.approx(0.5 / 0.11)
+    assert document["supplied_roofs"]["devices"]["a100"]["launch_us"] == 6.0
+    assert "a100" not in json.dumps(workload["winners"])
+    path.write_text("[devices]")
+    assert "the roofs in" in run(database, "compare", "--roofs", str(path), code=2)

@@ -67,3 +67,9 @@ def energy(value: float) -> dict[str, object]:
     interval = (0.9 * value, 1.1 * value)
     figures = ObjectiveFigures(name="energy", unit="J", value=value, interval=interval, baseline=3 * value)
     return {"objective": Objective(name="energy"), "figures": figures}
+
+
+def count_work(store: Store, name: str = "resnet50", batch: int = 1, *, flops: int, traffic_bytes: int) -> None:
+    """Store the work of a workload, as a study does that is begun by this version."""
+    model = replace(sample_records.sample_workload(name, batch), flops=flops, traffic_bytes=traffic_bytes)
+    sample_records.begin(store, name, workload=model)

@@ -1,0 +1,58 @@
+"""Rows for devices that nothing was measured on: the limit by roofs that the user supplied, marked as predicted."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from autotune.comparison.cell import Cell, Reason
+from autotune.comparison.figures import Figure
+from autotune.comparison.roofline import BYTES, Ceilings, Limit, LimitedBy, Roofline, least_ms, precision_of
+from autotune.comparison.supplied_roofs import SuppliedRoofs
+from autotune.records.plan import Plan
+
+PREDICTED = Reason(name="predicted", text="the limit by roofs that the user supplied: it is no measurement")
+
+
+def unmeasured(supplied: SuppliedRoofs | None, device_classes: Iterable[str]) -> tuple[dict[str, Ceilings], list[str]]:
+    """Return the supplied roofs of SKUs without measurements, and a sentence for each SKU that has some."""
+    if supplied is None:
+        return {}, []
+    measured = {name.split("/", 1)[0] for name in device_classes}
+    chosen, notes = {}, []
+    for sku, ceilings in supplied.by_sku.items():
+        same = sorted(name for name in measured if sku in name)
+        if same:
+            notes.append(f"nothing is predicted for {sku}: the database has measurements of {', '.join(same)}")
+        else:
+            chosen[sku] = ceilings
+    return chosen, notes
+
+
+def predicted_cells(plans: Sequence[Plan], roofs: dict[str, Ceilings], roofline: Roofline) -> Iterator[Cell]:
+    """Yield a cell for each SKU, in the precision with the lowest limit among those that the plans use."""
+    for sku, ceilings in roofs.items():
+        limits = [limit for plan in plans for limit in _limits(plan, ceilings, roofline)]
+        if not limits:
+            continue
+        ms, by, precision = min(limits)
+        note = f"{PREDICTED.text} ({precision}, by {by})"
+        yield Cell(
+            device_class=sku, state="predicted", reasons=(PREDICTED,),
+            command=f"autotune tune STUDY_FILE --batch {plans[0].batch} on a host with {sku}, which measures it",
+            figures={"latency": Figure(value=ms, note=note)}, limit=Limit(ms=ms, by=by, note=note),
+        )  # fmt: skip
+
+
+def not_predicted(name: str, batch: int, cells: Iterable[Cell], roofs: dict[str, Ceilings]) -> Iterator[str]:
+    """Yield a sentence for each SKU that no cell was predicted for."""
+    there = {cell.device_class for cell in cells if cell.state == "predicted"}
+    for sku in roofs:
+        if sku not in there:
+            yield (
+                f"nothing is predicted for {name} at batch {batch} on {sku}: the work of the model was not counted, or "
+                "the file has no rate in a precision that a plan of it uses"
+            )
+
+
+def _limits(plan: Plan, ceilings: Ceilings, roofline: Roofline) -> Iterator[tuple[float, LimitedBy, str]]:
+    work, precision = roofline.work(plan.structure), precision_of(plan.configuration)
+    if work is not None and precision in BYTES and ceilings.rate(precision) is not None:
+        yield (*least_ms(*work, precision, ceilings), precision)
