@@ -18,6 +18,9 @@ from autotune.records.objective import Objective
 from autotune.records.schema import KEY as SCHEMA
 from autotune.records.workload import Workload
 
+WORK = ("flops", "traffic_bytes")
+"""The fields of a workload that earlier versions did not have."""
+
 
 class StudyStore:
     """Studies, their workloads and their devices; errors as those of :class:`autotune.database.store.Store`."""
@@ -101,6 +104,19 @@ class StudyStore:
         with self._transactions.reading() as session, readable("A workload", expected="one that autotune captured"):
             return [Workload.from_dict(row.record) for row in session.scalars(query)]
 
+    def lacks_work(self, structure: str, weights: str) -> bool:
+        """Return whether the database has a workload without its work; false if it has no such workload."""
+        with self._transactions.reading() as session:
+            row = session.get(WorkloadTable, (structure, weights))
+            return row is not None and any(row.record.get(name) is None for name in WORK)
+
+    def add_work(self, workload: Workload) -> None:
+        """Add the work of a workload that the database has without it."""
+        with self._transactions.writing() as session:
+            row = session.get(WorkloadTable, (workload.structure, workload.weights))
+            if row is not None:
+                _add_work(row, workload)
+
     def device(self, device_class: str) -> Device:
         """Return the first device of a class that ran a study; raises ``ValueError`` if there was none."""
         with self._transactions.reading() as session:
@@ -160,7 +176,7 @@ def put_workload(session: Session, workload: Workload) -> None:
 def _add_work(row: WorkloadTable, workload: Workload) -> None:
     """Add the numbers that the record of a row lacks; the rest of it stays as it is."""
     stored, counted = row.record, workload.as_dict()
-    missing = {name for name in ("flops", "traffic_bytes") if name in counted and stored.get(name) is None}
+    missing = {name for name in WORK if name in counted and stored.get(name) is None}
     if missing:
         row.record = {**stored, **{name: counted[name] for name in (*missing, SCHEMA)}}
 

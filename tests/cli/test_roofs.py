@@ -9,11 +9,9 @@ from autotune.execute import roofs
 from autotune.execute.roofs import Sizes
 from autotune.records.roofs import Roofs
 from autotune.testing.sample_records import OTHER_DEVICE, sample_roof, sample_roofs
-from tests import short_timing
 
 
 def test_roofs_are_measured_kept_and_listed(autotune, tmp_path, monkeypatch):
-    short_timing.shorten(monkeypatch)
     monkeypatch.setitem(roofs.SIZES, "cpu", Sizes(buffer_bytes=1 << 20, matrix_rows=64))
     monkeypatch.setattr(roofs, "SAMPLING_S", 0.1)
     database = tmp_path / "a.db"

@@ -13,14 +13,12 @@ from autotune.records.device import Device
 from autotune.records.trial import Measurement
 from autotune.runtime import discovery
 from autotune.testing.sample_records import DEVICE
-from tests import short_timing
 
 CREATED = "2026-01-01T00:00:00.000000+00:00"
 
 
 @pytest.fixture
 def briefly(monkeypatch):
-    short_timing.shorten(monkeypatch)
     monkeypatch.setitem(roofs.SIZES, "cpu", Sizes(buffer_bytes=8 << 20, matrix_rows=128))
     monkeypatch.setattr(roofs, "SAMPLING_S", 0.2)
 
