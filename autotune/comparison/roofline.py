@@ -95,10 +95,10 @@ class Roofline:
     @classmethod
     def of(cls, roofs: "Iterable[Roofs]", workloads: "Iterable[Workload]") -> "Roofline":
         """Return the roofline of a database's roofs and workloads; of one structure those count whose work is known."""
-        known = [workload for workload in workloads if None not in (workload.flops, workload.traffic_bytes)]
+        counted = [workload for workload in workloads if None not in (workload.flops, workload.traffic_bytes)]
         return cls(
             ceilings={row.device_class: Ceilings.of(row) for row in roofs},
-            workloads={workload.structure: workload for workload in known},
+            workloads={workload.structure: workload for workload in counted},
         )
 
     def limit(self, plan: Plan) -> Limit:

@@ -90,10 +90,10 @@ def _number(place: str, key: str, value: object) -> float:
     return number
 
 
-def _refuse_unknown(place: str, where: str, entry: Mapping[str, object], known: Sequence[str]) -> None:
-    unknown = sorted(set(entry) - set(known))
+def _refuse_unknown(place: str, where: str, entry: Mapping[str, object], accepted: Sequence[str]) -> None:
+    unknown = sorted(set(entry) - set(accepted))
     if unknown:
-        raise _refused(place, f"{', '.join(unknown)} in {where}", f"only {', '.join(known)}")
+        raise _refused(place, f"{', '.join(unknown)} in {where}", f"only {', '.join(accepted)}")
 
 
 def _refused(path: str, found: str, expected: str) -> RequestError:

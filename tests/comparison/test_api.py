@@ -5,7 +5,7 @@ import pytest
 import autotune
 from autotune.database.store import Store
 from autotune.errors import RequestError
-from tests.comparison.database import CPU, H200, L4, add
+from tests.comparison.database import CPU, H200, L4, add, count_work
 
 
 @pytest.fixture
@@ -34,3 +34,13 @@ def test_the_cpu_of_this_machine_is_named_by_cpu(database):
 def test_an_unknown_device_is_refused(database):
     with pytest.raises(RequestError, match="nvidia-h200"):
         autotune.compare(devices="h300", db=database)
+
+
+def test_roofs_of_the_users_add_predicted_rows(store, tmp_path):
+    add(store, H200, 0.5)
+    count_work(store, flops=10**9, traffic_bytes=10**6)
+    path = tmp_path / "roofs.toml"
+    path.write_text("[devices.a100]\nbandwidth_gb_s = 1555\ntflops = {fp32 = 19.5}\nlaunch_us = 6\n")
+    comparison = autotune.compare(roofs=path, db=store.location)
+    assert [cell.state for _, cell in comparison.cells()] == ["compared", "predicted"]
+    assert comparison.supplied_roofs.path == str(path)
