@@ -87,7 +87,7 @@ def _table(comparison: DeviceComparison, workload: ComparedWorkload) -> FittingT
         table.add_column(name, justify="right", no_wrap=True)
     if comparison.prices is not None:
         table.add_column(f"{comparison.prices.currency} per million", justify="right", no_wrap=True)
-    limits = any(cell.limit is not None and cell.limit.distance is not None for _, cell in comparison.cells())
+    limits = has_limits(comparison)
     if limits:
         table.add_column("limit", overflow="fold")
     table.add_column("remarks", overflow="fold")
@@ -133,6 +133,11 @@ def short(quantity: str, figure: Figure) -> str:
     if quantity == "cost":
         return f"{figure.value:,.4g}"
     return f"{figure.value:.4g}" if quantity == "energy" else f"{figure.value:.0%}"
+
+
+def has_limits(comparison: DeviceComparison) -> bool:
+    """Return whether the limit of any plan is known."""
+    return any(cell.limit is not None and cell.limit.distance is not None for _, cell in comparison.cells())
 
 
 def limit_words(cell: Cell) -> str:

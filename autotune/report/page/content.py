@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from autotune import __version__
 from autotune.comparison.cell import Cell
 from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
+from autotune.report import words
 from autotune.report.comparison import explanations
 from autotune.report.page import sentences
 from autotune.report.page.entries import TableColumn, TableEntry, columns_of
@@ -123,7 +124,12 @@ def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: s
 
 def _row(cell: Cell, columns: Sequence[TableColumn]) -> TableRow:
     names = ", ".join(reason.name for reason in cell.reasons)
-    texts = {"compared": "", "apart": f"apart: {names}", "missing": "no plan"}
+    texts = {
+        "compared": "",
+        "apart": f"apart: {names}",
+        "predicted": "predicted: a limit, no measurement",
+        "missing": "no plan",
+    }
     return TableRow(
         device_class=cell.device_class,
         sku=cell.sku,
@@ -131,8 +137,14 @@ def _row(cell: Cell, columns: Sequence[TableColumn]) -> TableRow:
         state_text=texts[cell.state],
         entries=() if cell.plan is None else tuple(column.entry(cell.plan, cell) for column in columns),
         command=cell.command,
-        reason="; ".join(f"{reason.name}: {reason.text}" for reason in cell.reasons),
+        reason=_reason(cell),
     )
+
+
+def _reason(cell: Cell) -> str:
+    latency = cell.figure("latency").value if cell.state == "predicted" else None
+    predicted = [] if latency is None else [f"at least {words.figure(latency, 'ms')}"]
+    return "; ".join([*predicted, *(f"{reason.name}: {reason.text}" for reason in cell.reasons)])
 
 
 def _parameter_column(cell: Cell, cells: Sequence[Cell]) -> str:

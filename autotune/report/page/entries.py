@@ -9,7 +9,7 @@ from autotune.comparison.figures import Figure
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 from autotune.report import distinction, words
-from autotune.report.comparison import differing_parts, part_of, remarks, short
+from autotune.report.comparison import differing_parts, has_limits, limit_words, part_of, remarks, short
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +55,8 @@ def _columns(comparison: DeviceComparison, workload: ComparedWorkload) -> Iterat
         yield _figure_column(f"{comparison.prices.currency} per million items", "cost")
     yield _figure_column("SM use", "sm_utilisation")
     yield _figure_column("GPU use", "gpu_utilisation")
+    if has_limits(comparison):
+        yield TableColumn(title="limit", entry=lambda _, cell: _limit(cell))
     yield TableColumn(title="satisfies the constraints", entry=_of_plan(_constraints), is_number=False)
     yield TableColumn(title="remarks", entry=lambda _, cell: TableEntry(text=remarks(cell) or "none"), is_number=False)
 
@@ -84,6 +86,13 @@ def _of_plan(entry: Callable[[Plan], TableEntry]) -> Callable[[Plan, Cell], Tabl
 
 def _part_entry(part: str) -> Callable[[Plan, Cell], TableEntry]:
     return lambda plan, cell: TableEntry(text=part_of(cell, plan, part))
+
+
+def _limit(cell: Cell) -> TableEntry:
+    limit = cell.limit
+    if limit is None or limit.distance is None:
+        return TableEntry(text="unknown", title="" if limit is None else limit.note, is_absent=True)
+    return TableEntry(text=limit_words(cell).partition(" the limit")[0], below=f"by {limit.by}", number=limit.distance)
 
 
 def _baseline(plan: Plan) -> TableEntry:

@@ -15,11 +15,14 @@ from typer.testing import CliRunner
 
 from autotune.cli.main import app
 from autotune.comparison.comparison import DeviceComparison, compare_store
+from autotune.comparison.roofline import Ceilings
+from autotune.comparison.supplied_roofs import SuppliedRoofs
 from autotune.database.store import Store
 from autotune.errors import RequestError, WorkError
 from autotune.records.objective import Objective
 from autotune.report.page.page import write_page
-from tests.comparison.database import CPU, H200, L4, add
+from autotune.testing.sample_records import sample_roofs
+from tests.comparison.database import CPU, H200, L4, add, count_work
 from tests.report.page import comparisons
 from tests.report.page.comparisons import NAME, SCRIPT
 
@@ -114,6 +117,25 @@ def test_a_row_says_everything_about_its_device(store, tmp_path):
         "autotune tune STUDY_FILE --batch",
         "Parameters of the plans: 1 of 4 differ",
         "Not drawn: nvidia-l4/whole/72w (busy host), amd-epyc-2c/avx2 (not tuned).",
+    ):
+        assert part in text, part
+
+
+def test_limits_and_predicted_rows_are_marked_as_what_they_are(store, tmp_path):
+    add(store, H200, 0.5, configuration=comparisons.FAST)
+    add(store, L4, 2.0)
+    count_work(store, flops=3 * 10**10, traffic_bytes=10**8)
+    roofs = sample_roofs(H200, copy_gb_s=1000.0, matrix_tflops={"fp16": 300.0}, launch_us=10.0)
+    store.roofs.put(roofs)
+    supplied = SuppliedRoofs(by_sku={"nvidia-a100": Ceilings(bandwidth_gb_s=1e3, tflops={"fp16": 3e2}, launch_us=10.0)})
+    text = written(compare_store(store, supplied_roofs=supplied), tmp_path / "a.html").text
+    for part in (
+        "4.5× by compute",
+        "unknown",
+        "nvidia-a100 predicted: a limit, no measurement",
+        "at least 0.1100 ms; predicted:",
+        "Not drawn: nvidia-a100 (predicted).",
+        "no roofs of nvidia-l4 were measured",
     ):
         assert part in text, part
 
