@@ -110,8 +110,10 @@ class Roofline:
             return Limit(note=f"not known: no roofs of {device.sku} were measured", command=command)
         work, precision = self.work(plan.structure), precision_of(plan.configuration)
         if work is None:
-            command = f"autotune tune STUDY_FILE --batch {plan.batch} with {plan.name}'s study file, which counts it"
-            return Limit(note=f"not known: the work of {plan.name} was not counted", command=command)
+            command = f"autotune tune STUDY_FILE --batch {plan.batch} with a larger budget or another --db counts it"
+            return Limit(
+                note=f"not known: the version that found {plan.name}'s plan did not count its work", command=command
+            )
         if precision not in BYTES or ceilings.rate(precision) is None:
             return Limit(note=f"not known: no rate of {precision} was measured on {device.sku}", command=MEASURE)
         ms, by = least_ms(*work, precision, ceilings)

@@ -104,19 +104,6 @@ class StudyStore:
         with self._transactions.reading() as session, readable("A workload", expected="one that autotune captured"):
             return [Workload.from_dict(row.record) for row in session.scalars(query)]
 
-    def lacks_work(self, structure: str, weights: str) -> bool:
-        """Return whether the database has a workload without its work; false if it has no such workload."""
-        with self._transactions.reading() as session:
-            row = session.get(WorkloadTable, (structure, weights))
-            return row is not None and any(row.record.get(name) is None for name in WORK)
-
-    def add_work(self, workload: Workload) -> None:
-        """Add the work of a workload that the database has without it."""
-        with self._transactions.writing() as session:
-            row = session.get(WorkloadTable, (workload.structure, workload.weights))
-            if row is not None:
-                _add_work(row, workload)
-
     def device(self, device_class: str) -> Device:
         """Return the first device of a class that ran a study; raises ``ValueError`` if there was none."""
         with self._transactions.reading() as session:

@@ -37,7 +37,6 @@ from autotune.study.rebuild import StudyRebuild
 from autotune.study.request import StudyOutcome, StudyRequest
 from autotune.study.search import StudySearch
 from autotune.study.space import participants, search_spaces
-from autotune.study.work import add_work
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +51,6 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     progress = progress or Silent()
     cached = stored_outcome(request, store)
     if cached is not None:
-        add_work(request, cached, store, progress)
         progress.event("finished", outcome=cached)
         return cached
     search_spaces(request, None)  # refuses a space without candidates before anything is begun

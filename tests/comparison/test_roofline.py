@@ -88,7 +88,7 @@ def test_what_is_missing_for_a_limit_is_named_with_the_command(store):
     assert "no roofs of nvidia-h200 were measured" in limit.note and "autotune roofs measure" in limit.command
     store.roofs.put(sample_roofs(H200))
     limit = cell_of(store).limit
-    assert "the work of resnet50 was not counted" in limit.note and "autotune tune" in limit.command
+    assert "found resnet50's plan did not count its work" in limit.note and "autotune tune" in limit.command
     count_work(store, flops=1, traffic_bytes=1)
     limit = cell_of(store).limit
     assert "no rate of int8" in limit.note and limit.command == "autotune roofs measure"
