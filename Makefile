@@ -48,7 +48,7 @@ demo: setup
 # cores. The thorough ones are left to .ci/run.
 test: setup
 	$(BIN)/python -m pytest -q -m "not gpu and not alone and not thorough" -n logical --dist loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest -q -m "not gpu and alone"
+	$(BIN)/python -m pytest -q -m "not gpu and alone and not thorough"
 
 lint: setup
 	$(BIN)/ruff check .

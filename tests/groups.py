@@ -7,7 +7,7 @@ is marked ``slow``, by a mark of its own or by :data:`SLOW`. A test that needs a
 ``make check`` runs all tests but the ``thorough`` ones: side by side those that are not marked ``alone``, by a mark of
 their own or by :data:`ALONE`, then the others one after the other. A test has to run alone if it times something for
 real or looks for other processes that use the device; timing is short in all others (tests/short_timing.py).
-``.ci/run`` also runs the tests in :data:`THOROUGH`: more cases, or larger models, of what other tests say already.
+``.ci/run`` also runs the tests in :data:`THOROUGH`.
 """
 
 import resource
@@ -73,17 +73,25 @@ THOROUGH = (
     "backends/native/cuda_kernels/test_gemm_hopper.py",
     "backends/native/fusions/test_transformers.py",
     "backends/native/test_study_graphs.py",
+    "cli/test_tune.py::test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan",
     "examples/test_examples.py::test_compare_machines",
     "examples/test_examples.py::test_cpu_service",
     "examples/test_examples.py::test_huggingface_encoder",
     "examples/test_examples.py::test_team_database",
-    "programs/identity_pairs/test_main.py::test_no_pair_of_two_hundred_shares_a_key_that_it_must_not_share",
-    "programs/random_models/test_main.py",
-    "programs/test_busy_host.py::test_a_study_is_tuned_by_the_users_own_command",
+    "examples/test_readme.py::test_the_program_runs",
+    "programs",
+    "report/page/test_in_browser.py",
     "studies/test_study_models.py",
+    "study/test_identity.py::test_a_module_that_fails_as_the_baseline_does_not_cost_the_study",
+    "study/test_objectives.py::test_the_limit_of_a_steps_memory_ends_the_sweep_in_whatever_step",
+    "study/test_with_kernels.py::test_a_baseline_that_fails_when_it_is_built_again_ends_the_study_without_blaming_the_installation",
+    "study/test_with_kernels.py::test_a_plan_that_does_not_beat_the_baseline_with_the_kernels_of_now_does_not_hold",
+    "study/test_with_kernels.py::test_a_trial_of_another_study_is_taken_over_only_if_its_kernels_are_those_of_now",
     "study/test_with_kernels.py::test_what_was_left_out_for_want_of_time_is_tried_when_the_study_is_given_more",
+    "study/test_with_kernels.py::test_what_would_build_longer_than_the_budget_lasts_is_left_for_more_budget",
 )
-"""Files, and single tests of files, that only CI runs."""
+"""Folders, files, and single tests that only CI runs: larger models, rarer endings, a browser, and the programs that
+measure autotune itself."""
 
 ON_THE_DEVICE = {
     "study": ("study",),
