@@ -1,4 +1,4 @@
-# `make demo` tunes ResNet-50 on this machine, `make quick` checks a change, `make check` runs every test. Each sets
+# `make demo` tunes ResNet-50 on this machine, `make quick` checks a change, `make check` runs the tests. Each sets
 # everything up first.
 PYTHON ?= python3
 VENV ?= .venv
@@ -19,7 +19,7 @@ help:
 	@echo "make demo    tune $(DEMO_STUDY) at batch $(DEMO_BATCH) on this machine ($(DEMO_BUDGET) of search)"
 	@echo "make quick   lint, strict types and the tests that take moments: 2 minutes on one core"
 	@echo "make test    all tests"
-	@echo "make check   lint, strict types and all tests: about half an hour on two cores"
+	@echo "make check   lint, strict types and all tests: 14 minutes on two cores"
 	@echo "make docs    build the documentation into build/site; a warning is an error"
 	@echo "make setup   make $(VENV) with everything that the above need"
 	@echo "make clean   remove what was built, and the demo's database"
