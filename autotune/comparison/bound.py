@@ -92,7 +92,7 @@ def within_bound(comparison: DeviceComparison, bound: Bound, store: Store) -> li
         operations.setdefault((workload.name, cell.device_class), []).extend(
             _operations(comparison, workload, cell, bound, store)
         )
-    return [_best(name, device_class, found, bound) for (name, device_class), found in sorted(operations.items())]
+    return [_best(name, device_class, entries, bound) for (name, device_class), entries in sorted(operations.items())]
 
 
 def _operations(
@@ -132,9 +132,9 @@ def _best(name: str, device_class: str, operations: list[Operation], bound: Boun
     if held:
         best = max(held, key=lambda entry: (entry.throughput.value or 0.0, entry.plan.batch))
         return WithinBound(name=name, device_class=device_class, operation=best)
-    known = [entry.latency.value for entry in operations if entry.latency.value is not None]
-    if known:
-        reason = f"no plan holds {bound}: the nearest takes {min(known):.4g} ms"
+    latencies = [entry.latency.value for entry in operations if entry.latency.value is not None]
+    if latencies:
+        reason = f"no plan holds {bound}: the nearest takes {min(latencies):.4g} ms"
     elif operations:
         reason = operations[0].latency.note
     else:

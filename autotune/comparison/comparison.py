@@ -74,8 +74,8 @@ class ComparedWorkload:
     @property
     def winners(self) -> dict[str, Winner]:
         """The winner by each quantity that two device classes or more have a figure of."""
-        found = {name: _winner(name, self.compared) for name, kind in QUANTITIES.items() if kind.better != "neither"}
-        return {name: winner for name, winner in found.items() if winner is not None}
+        winners = {name: _winner(name, self.compared) for name, kind in QUANTITIES.items() if kind.better != "neither"}
+        return {name: winner for name, winner in winners.items() if winner is not None}
 
     def break_evens(self, prices: Prices | None) -> tuple[BreakEven, ...]:
         """Return for each device class but the cheapest the price at which it would cost as much as the cheapest."""
@@ -85,12 +85,14 @@ class ComparedWorkload:
             return ()
         _, cheapest = min(priced, key=lambda entry: entry[0])
         paid = prices.of(cheapest.device_class)
-        found = []
+        break_evens = []
         for _, cell in priced:
             price = break_even(cell.figure("throughput"), cheapest.figure("throughput"), paid or 0.0)
             if cell is not cheapest and price:
-                found.append(BreakEven(device_class=cell.device_class, against=cheapest.device_class, per_hour=price))
-        return tuple(found)
+                break_evens.append(
+                    BreakEven(device_class=cell.device_class, against=cheapest.device_class, per_hour=price)
+                )
+        return tuple(break_evens)
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""

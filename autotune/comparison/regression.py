@@ -59,15 +59,15 @@ def read_baseline(path: Path) -> dict[Key, Figure]:
 def changes(comparison: DeviceComparison, baseline: Mapping[Key, Figure], threshold: float) -> list[Change]:
     """Return the change of every cell that one of the two has, worst first; ``threshold`` is a share, such as 0.03."""
     now = {key: figure for workload in comparison.workloads for key, figure in _figures(workload)}
-    found = []
+    judged = []
     for key in [*now, *(key for key in baseline if key not in now)]:
         name, batch, objective, device_class, *_ = key
         place = {"name": name, "batch": batch, "objective": objective, "device_class": device_class}
         if key not in baseline or key not in now:
-            found.append(Change(**place, judgement="new" if key in now else "gone"))  # type: ignore[arg-type]
+            judged.append(Change(**place, judgement="new" if key in now else "gone"))  # type: ignore[arg-type]
         else:
-            found.append(_change(place, baseline[key], now[key], threshold))
-    return sorted(found, key=lambda change: -(change.ratio or 0.0))
+            judged.append(_change(place, baseline[key], now[key], threshold))
+    return sorted(judged, key=lambda change: -(change.ratio or 0.0))
 
 
 def _change(place: Mapping[str, Any], before: Figure, now: Figure, threshold: float) -> Change:
