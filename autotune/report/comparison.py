@@ -11,6 +11,7 @@ from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
 from autotune.comparison.figures import Figure
 from autotune.comparison.prices import Prices
 from autotune.comparison.regression import Change
+from autotune.comparison.roofline import MEASURE
 from autotune.records.plan import Plan
 from autotune.report import distinction, words
 from autotune.report.fitting_table import FittingTable
@@ -161,15 +162,17 @@ def remarks(cell: Cell) -> str:
 def explanations(comparison: DeviceComparison) -> list[str]:
     """Explain each remark and each dash of the tables once, with the devices that it is about."""
     about: dict[str, list[str]] = {}
+    limits = has_limits(comparison)
     for _, cell in comparison.cells():
         texts = [f"{reason.name}: {reason.text}" for reason in cell.reasons if cell.state in ("apart", "predicted")]
         if cell.plan is not None:
-            if cell.limit is not None and cell.limit.note:
+            if limits and cell.limit is not None and cell.limit.note:
                 texts.append(": ".join(filter(None, ("limit", cell.limit.note, cell.limit.command))))
             texts += [f"{name.replace('_', ' ')}: {cell.figure(name).note}" for name in _absent(cell)]
         for text in texts:
             about.setdefault(text, []).append(cell.sku)
-    return [f"{text} ({', '.join(dict.fromkeys(skus))})" for text, skus in about.items()]
+    texts = [f"{text} ({', '.join(dict.fromkeys(skus))})" for text, skus in about.items()]
+    return texts if limits else [*texts, f"no limits: {MEASURE} measures those of a device"]
 
 
 def _absent(cell: Cell) -> Iterator[str]:
