@@ -79,28 +79,31 @@ class ComparedWorkload:
 
     def break_evens(self, prices: Prices | None) -> tuple[BreakEven, ...]:
         """Return for each device class but the cheapest the price at which it would cost as much as the cheapest."""
-        costs = [(cell, cell.figure("cost").value) for cell in self.compared]
-        priced = [(cost, cell) for cell, cost in costs if cost is not None]
+        costs = [(cell.figure("cost").value, cell) for cell in self.compared]
+        priced = [(cost, cell) for cost, cell in costs if cost is not None]
         if prices is None or len(priced) < 2:
             return ()
         _, cheapest = min(priced, key=lambda entry: entry[0])
-        paid = prices.of(cheapest.device_class)
         break_evens = []
         for _, cell in priced:
-            price = break_even(cell.figure("throughput"), cheapest.figure("throughput"), paid or 0.0)
-            if cell is not cheapest and price:
+            paid = prices.of(cell.device_class)
+            if cell is cheapest or paid is None:
+                continue
+            price = break_even(cell.figure("throughput"), cell.figure("cost"), cheapest.figure("cost"), paid)
+            if price is not None:
                 break_evens.append(
                     BreakEven(device_class=cell.device_class, against=cheapest.device_class, per_hour=price)
                 )
         return tuple(break_evens)
 
-    def as_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
+    def as_dict(self, prices: Prices | None = None) -> dict[str, object]:
+        """Plain data for JSON; the break-even prices need the prices."""
         return {
             "name": self.name,
             "batch": self.batch,
             "objective": self.objective,
             "winners": {name: winner.as_dict() for name, winner in self.winners.items()},
+            "break_even": [entry.as_dict() for entry in self.break_evens(prices)],
             "cells": [cell.as_dict() for cell in self.cells],
         }
 
@@ -136,7 +139,7 @@ class DeviceComparison:
             "prices": None if self.prices is None else self.prices.as_dict(),
             "supplied_roofs": None if self.supplied_roofs is None else self.supplied_roofs.as_dict(),
             "notes": list(self.notes),
-            "workloads": [workload.as_dict() for workload in self.workloads],
+            "workloads": [workload.as_dict(self.prices) for workload in self.workloads],
         }
 
     def unit(self, quantity: str) -> str:
@@ -280,7 +283,7 @@ def _missing(sibling: Plan, device_class: str) -> Cell:
 def _winner(quantity: str, cells: Sequence[Cell]) -> Winner | None:
     entries = [(cell.device_class, cell.figure(quantity)) for cell in cells]
     entries = [(name, figure) for name, figure in entries if figure.value is not None]
-    if len(entries) < 2:
+    if len({name for name, _ in entries}) < 2:
         return None
     lower = QUANTITIES[quantity].better == "lower"
     _, best = (min if lower else max)(entries, key=lambda entry: entry[1].value or 0.0)

@@ -36,11 +36,14 @@ def _with_energy(hire: Figure, basis: str, energy: Figure, prices: Prices) -> Fi
     return Figure(value=hire.value + factor * energy.value, interval=(low, high), note=f"{basis}; with electricity")
 
 
-def break_even(own: Figure, other: Figure, per_hour: float) -> float | None:
-    """Return the price per hour at which a device costs as much as another one, at their present throughputs.
+def break_even(throughput: Figure, own: Figure, other: Figure, per_hour: float) -> float | None:
+    """Return the price per hour at which a device costs as much as another one, at its present throughput.
 
-    ``own`` and ``other`` are their throughputs, ``per_hour`` is the price of the other; ``None`` if one is unknown.
+    ``own`` and ``other`` are the costs of a million items, ``per_hour`` is the present price of the device, so that its
+    electricity stays as it is. ``None`` if a figure is unknown, or if the electricity alone costs as much.
     """
-    if own.value is None or other.value is None:
+    if throughput.value is None or own.value is None or other.value is None:
         return None
-    return per_hour * own.value / other.value
+    hours = MILLION / throughput.value / SECONDS_PER_HOUR
+    price = per_hour + (other.value - own.value) / hours
+    return price if price > 0 else None

@@ -11,20 +11,13 @@
 No price is known to autotune itself, and none is ever guessed.
 """
 
-import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autotune.comparison.own_file import OwnFile
 from autotune.comparison.selection import nearest
-from autotune.errors import RequestError
 from autotune.records.device import slug
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 EXAMPLE = 'currency = "EUR" and, for each SKU, [devices."nvidia-h200"] with per_hour = 3.90'
 
@@ -55,7 +48,9 @@ class Prices:
         longest = max(map(len, fitting))
         best = [name for name in fitting if len(name) == longest]
         if len(best) > 1:
-            raise _refused(self.path, f"two prices for {sku}: {' and '.join(sorted(best))}", "one price for each SKU")
+            raise _file(Path(self.path)).refused(
+                f"two prices for {sku}: {' and '.join(sorted(best))}", "one price for each SKU"
+            )
         return best[0]
 
     def as_dict(self) -> dict[str, object]:
@@ -68,25 +63,18 @@ class Prices:
 
 def read_prices(path: Path) -> Prices:
     """Read a file of prices; RequestError says which entry cannot be used."""
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _refused(str(path), error.strerror or str(error), f"a TOML file: {EXAMPLE}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise _refused(str(path), str(error), f"a TOML file: {EXAMPLE}") from error
-    place = str(path)
-    _refuse_unknown(place, "the file", data, ("currency", "electricity_per_kwh", "devices"))
+    file = _file(path)
+    data = file.read(("currency", "electricity_per_kwh", "devices"))
     currency = data.get("currency")
     if not isinstance(currency, str) or not currency.strip():
-        raise _refused(place, f"currency {currency!r}", 'the currency of all prices, such as currency = "EUR"')
-    devices = data.get("devices")
-    if not isinstance(devices, dict) or not devices:
-        raise _refused(place, "no devices", EXAMPLE)
+        raise file.refused(f"currency {currency!r}", 'the currency of all prices, such as currency = "EUR"')
+    currency = currency.strip()
+    electricity = data.get("electricity_per_kwh")
     return Prices(
-        currency=currency.strip(),
-        per_hour={name: _device_price(place, name, entry, currency.strip()) for name, entry in devices.items()},
-        electricity_per_kwh=_electricity(place, data),
-        path=place,
+        currency=currency,
+        per_hour={name: _device_price(file, name, entry, currency) for name, entry in file.devices(data).items()},
+        electricity_per_kwh=None if electricity is None else file.positive("electricity_per_kwh", electricity),
+        path=str(path),
     )
 
 
@@ -97,50 +85,20 @@ def unknown_names(prices: Prices, device_classes: Sequence[str]) -> dict[str, st
     return {name: nearest(slug(name), skus) for name in prices.per_hour if name not in used}
 
 
-def _device_price(place: str, name: str, entry: object, currency: str) -> float:
+def _file(path: Path) -> OwnFile:
+    return OwnFile(path=path, what="the prices", example=EXAMPLE, run=f"autotune prices check {path}")
+
+
+def _device_price(file: OwnFile, name: str, entry: Mapping[str, object], currency: str) -> float:
     if not slug(name):
-        raise _refused(place, f"a device {name!r}", "a part of an SKU's name")
-    if not isinstance(entry, dict):
-        raise _refused(place, f"devices.{name} = {entry!r}", f'[devices."{name}"] with per_hour = 3.90')
-    _refuse_unknown(place, f"devices.{name}", entry, ("per_hour", "currency"))
+        raise file.refused(f"a device {name!r}", "a part of an SKU's name")
+    file.refuse_others(f"devices.{name}", entry, ("per_hour", "currency"))
     own = entry.get("currency", currency)
     if own != currency:
-        raise _refused(
-            place, f"{name} is priced in {own}, the file in {currency}",
+        raise file.refused(
+            f"{name} is priced in {own}, the file in {currency}",
             "one currency for all devices: no rate of exchange is known here",
-        )  # fmt: skip
+        )
     if "per_hour" not in entry:
-        raise _refused(place, f"devices.{name} has no per_hour", "its price for an hour of use")
-    return _price(place, f"devices.{name}.per_hour", entry["per_hour"])
-
-
-def _electricity(place: str, data: Mapping[str, object]) -> float | None:
-    if "electricity_per_kwh" not in data:
-        return None
-    return _price(place, "electricity_per_kwh", data["electricity_per_kwh"])
-
-
-def _price(place: str, key: str, value: object) -> float:
-    number = positive_number(value)
-    if number is None:
-        raise _refused(place, f"{key} = {value!r}", "a number above 0")
-    return number
-
-
-def positive_number(value: object) -> float | None:
-    """Return a value of a TOML file as a number above 0; ``None`` for another value."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        return None
-    return float(value)
-
-
-def _refuse_unknown(place: str, where: str, entry: Mapping[str, object], known: Sequence[str]) -> None:
-    unknown = sorted(set(entry) - set(known))
-    if unknown:
-        raise _refused(place, f"{', '.join(unknown)} in {where}", f"only {', '.join(known)}")
-
-
-def _refused(path: str, found: str, expected: str) -> RequestError:
-    return RequestError(
-        f"the prices in {path} cannot be used", found=found, expected=expected, run=f"autotune prices check {path}"
-    )
+        raise file.refused(f"devices.{name} has no per_hour", "its price for an hour of use")
+    return file.positive(f"devices.{name}.per_hour", entry["per_hour"])

@@ -99,6 +99,16 @@ def test_the_newest_plan_stands_for_all_weights_and_says_for_how_many(store):
     assert cell.plan.latency_ms == 0.6 and cell.weights_known == 2
 
 
+def test_weights_of_one_device_do_not_compete_for_the_first_place(store):
+    add(store, H200, 0.5)
+    add(store, H200, 0.6, weights=sample_records.digest("other"))
+    workload = only(compare(store, Selection(by_weights=True)))
+    assert len(workload.compared) == 2 and workload.winners == {}
+    add(store, L4, 2.0)
+    latency = only(compare(store, Selection(by_weights=True))).winners["latency"]
+    assert latency.device_classes == (H200.device_class,) and latency.margin == pytest.approx(4.0)
+
+
 def test_one_device_alone_is_shown_with_a_note(store):
     add(store, H200, 0.5)
     comparison = compare(store)
@@ -129,6 +139,12 @@ def test_cost_follows_from_throughput_price_and_energy(store):
     assert l4.value == pytest.approx(0.8 * 2000 / 3600 + 0.25 * 0.1e6 / 3.6e6)
     (even,) = workload.break_evens(prices)
     assert even.against == L4.device_class and even.device_class == H200.device_class
+    # At this price and with its own electricity a million items cost as much as on the other.
+    assert even.per_hour * 500 / 3600 + 0.1 * 0.25 == pytest.approx(l4.value)
+    document = compare(store, prices=prices).as_dict()
+    assert document["workloads"][0]["break_even"] == [even.as_dict()]
+    free = Prices(currency="EUR", per_hour={"h200": 4.0, "l4": 0.8}, path="prices.toml")
+    (even,) = only(compare(store, prices=free)).break_evens(free)
     assert even.per_hour == pytest.approx(0.8 * 4), "it serves four times as many"
 
 
