@@ -18,7 +18,7 @@ STAMP := $(VENV)/.autotune-$(subst $(comma),-,$(EXTRAS))
 help:
 	@echo "make demo    tune $(DEMO_STUDY) at batch $(DEMO_BATCH) on this machine ($(DEMO_BUDGET) of search)"
 	@echo "make quick   lint, strict types and the tests that take moments: 2 minutes on one core"
-	@echo "make test    all tests"
+	@echo "make test    all tests but those that only CI runs"
 	@echo "make check   lint, strict types and all tests: 14 minutes on two cores"
 	@echo "make docs    build the documentation into build/site; a warning is an error"
 	@echo "make setup   make $(VENV) with everything that the above need"

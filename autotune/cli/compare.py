@@ -8,49 +8,56 @@ import typer
 from autotune.cli.output import Batch, Db, Json, errors, open_store, print_json, show
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from autotune.comparison.bound import WithinBound
     from autotune.comparison.comparison import DeviceComparison
     from autotune.comparison.prices import Prices
+    from autotune.comparison.regression import Change
     from autotune.comparison.selection import Selection
 
 app = typer.Typer(help="Check a file of prices.", no_args_is_help=True)
 
-PricesFile = Annotated[
+Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names of studies; without them, all.")]
+Devices = Annotated[
+    str | None, typer.Option("--devices", metavar="A,B", help="Parts of SKU names; cpu is the CPU of this machine.")
+]
+PricesFile = Annotated[Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per hour, a TOML file.")]
+RoofsFile = Annotated[
     Path | None,
-    typer.Option("--prices", metavar="FILE", help="Your prices per hour, a TOML file."),
+    typer.Option("--roofs", metavar="FILE", help="Roofs of devices without measurements: adds predicted rows."),
+]
+At = Annotated[
+    str | None,
+    typer.Option("--at", metavar="BOUND", help="Also the most that each device serves within p99<=10ms, say."),
+]
+ByWeights = Annotated[
+    bool, typer.Option("--by-weights", help="A row for each weights of a model, not only for the newest.")
+]
+Baseline = Annotated[
+    Path | None, typer.Option("--baseline", metavar="FILE", help="An earlier output of --json to compare with.")
+]
+FailAbove = Annotated[
+    str | None,
+    typer.Option("--fail-above", metavar="SHARE", help="Exit with 1 if a plan is slower by more, such as 3%."),
+]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a page for a browser, which needs no network.")
 ]
 THRESHOLD = 0.03
 
 
 def compare(
-    models: Annotated[
-        list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names of studies; without them, all.")
-    ] = None,
-    devices: Annotated[
-        str | None, typer.Option("--devices", metavar="A,B", help="Parts of SKU names; cpu is the CPU of this machine.")
-    ] = None,
+    models: Models = None,
+    devices: Devices = None,
     batch: Batch = None,
     prices: PricesFile = None,
-    roofs: Annotated[
-        Path | None,
-        typer.Option("--roofs", metavar="FILE", help="Roofs of devices without measurements: adds predicted rows."),
-    ] = None,
-    at: Annotated[
-        str | None,
-        typer.Option("--at", metavar="BOUND", help="Also the most that each device serves within p99<=10ms, say."),
-    ] = None,
-    by_weights: Annotated[
-        bool, typer.Option("--by-weights", help="A row for each weights of a model, not only for the newest.")
-    ] = False,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="FILE", help="An earlier output of --json to compare with.")
-    ] = None,
-    fail_above: Annotated[
-        str | None,
-        typer.Option("--fail-above", metavar="SHARE", help="Exit with 1 if a plan is slower by more, such as 3%."),
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a page for a browser, which needs no network.")
-    ] = None,
+    roofs: RoofsFile = None,
+    at: At = None,
+    by_weights: ByWeights = False,
+    baseline: Baseline = None,
+    fail_above: FailAbove = None,
+    html: Html = None,
     db: Db = None,
     json: Json = False,
 ) -> None:
@@ -73,27 +80,36 @@ def compare(
     before = None if baseline is None else read_baseline(baseline)
     with open_store(db) as store:
         comparison = compare_store(store, _selection(models, batch, devices, by_weights), known_prices, supplied)
-        held = [] if bound is None else within_bound(comparison, bound, store)
-    changed = [] if before is None else changes(comparison, before, threshold)
+        held = None if bound is None else within_bound(comparison, bound, store)
+    changed = None if before is None else changes(comparison, before, threshold)
     if html is not None:
         _write_page(comparison, html)
     if json:
-        document = comparison.as_dict()
-        if bound is not None:
-            document["within_bound"] = {"bound": str(bound), "devices": [entry.as_dict() for entry in held]}
-        if before is not None:
-            document["changes"] = [change.as_dict() for change in changed]
-        print_json(document)
+        print_json(_document(comparison, at, held, changed))
     else:
         show(comparison_tables(comparison))
-        if bound is not None:
+        if bound is not None and held is not None:
             show(bound_table(held, bound, comparison))
-        if before is not None:
+        if changed is not None:
             show(changes_table(changed, threshold))
-    slower = [change for change in changed if change.judgement == "slower"]
+    slower = [change for change in changed or () if change.judgement == "slower"]
     if fail_above is not None and slower:
         errors().print(f"slower than the baseline by more than {threshold:.1%}: {len(slower)} plans")
         raise typer.Exit(1)
+
+
+def _document(
+    comparison: "DeviceComparison",
+    at: str | None,
+    held: "Sequence[WithinBound] | None",
+    changed: "Sequence[Change] | None",
+) -> dict[str, object]:
+    document = comparison.as_dict()
+    if held is not None:
+        document["within_bound"] = {"bound": at, "devices": [entry.as_dict() for entry in held]}
+    if changed is not None:
+        document["changes"] = [change.as_dict() for change in changed]
+    return document
 
 
 @app.command("check")

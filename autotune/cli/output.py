@@ -87,11 +87,12 @@ def open_plans(db: str | None) -> "Store | PlanReader":
 
 def device_class(name: str | None) -> str | None:
     """Return the device class of a device of this machine (auto, cpu, cuda, cuda:N); other names are parts of a SKU."""
-    if name is None or not (name in ("auto", "cpu", "cuda") or name.startswith("cuda:")):
-        return name
-    from autotune.runtime.discovery import find
+    if name is None:
+        return None
+    from autotune.runtime.discovery import local
 
-    return find(name).device_class
+    device = local(name)
+    return name if device is None else device.device_class
 
 
 def console(stream: TextIO) -> "Console":

@@ -44,9 +44,6 @@ def compare(
 
 def in_classes(devices: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return the devices and ``here`` of a selection: names of devices of this machine become their classes."""
-    local = {name: discovery.find(name.lower()).device_class for name in devices if _is_of_this_machine(name.lower())}
-    return {"devices": tuple(local.get(name, name) for name in devices), "here": tuple(local.values())}
-
-
-def _is_of_this_machine(name: str) -> bool:
-    return name in ("auto", "cpu", "cuda") or name.startswith("cuda:")
+    local = [(name, discovery.local(name)) for name in devices]
+    here = {name: device.device_class for name, device in local if device is not None}
+    return {"devices": tuple(here.get(name, name) for name in devices), "here": tuple(here.values())}

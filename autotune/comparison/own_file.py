@@ -16,7 +16,10 @@ else:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnFile:
-    """A file by its path. ``what`` is in it, such as ``the prices``; ``run`` is the command that helps after a refusal."""
+    """A file by its path.
+
+    ``what`` it holds, such as ``the prices``, begins each refusal; ``run`` is the command that helps after one.
+    """
 
     path: Path
     what: str

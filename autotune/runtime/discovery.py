@@ -35,6 +35,12 @@ def devices() -> list[Device]:
     return [*_gpus()[0], cpu()]
 
 
+def local(name: str) -> Device | None:
+    """Find the device that a name of :func:`find` means here, in whatever case; ``None`` for every other name."""
+    lower = name.lower()
+    return find(lower) if lower in ("auto", "cpu", "cuda") or lower.startswith("cuda:") else None
+
+
 def find(asked: str) -> Device:
     """Find the device for ``auto`` (first GPU, else CPU), ``cpu``, ``cuda`` or ``cuda:N``.
 
