@@ -86,7 +86,9 @@ def unknown_names(prices: Prices, device_classes: Sequence[str]) -> dict[str, st
 
 
 def _file(path: Path) -> OwnFile:
-    return OwnFile(path=path, what="the prices", example=EXAMPLE, run=f"autotune prices check {path}")
+    return OwnFile(
+        path=path, what="the prices", example=EXAMPLE, run=f"autotune prices check {path}, after the entry is mended"
+    )
 
 
 def _device_price(file: OwnFile, name: str, entry: Mapping[str, object], currency: str) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autotune.comparison.comparison import SCHEMA, ComparedWorkload, DeviceComparison
-from autotune.comparison.figures import QUANTITIES, Figure
+from autotune.comparison.figures import Figure
 from autotune.errors import RequestError
 
 Judgement = Literal["slower", "faster", "same", "undecided", "gone", "new"]
@@ -113,7 +113,6 @@ def _compared(cell: Mapping[str, Any]) -> Figure:
 
 def _refused(path: Path, found: str) -> RequestError:
     return RequestError(
-        f"{path} is no baseline to compare with", found=found,
-        expected=f"the output of autotune compare --json with the quantities {', '.join(QUANTITIES)}",
-        run=f"autotune compare --json > {path}",
+        f"{path} is no baseline to compare with", found=found, expected="the output of autotune compare --json",
+        run="autotune compare --json > baseline.json",
     )  # fmt: skip

@@ -8,7 +8,7 @@ from rich.text import Text
 from autotune.comparison.bound import Bound, WithinBound
 from autotune.comparison.cell import Cell
 from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
-from autotune.comparison.figures import Figure
+from autotune.comparison.figures import QUANTITIES, Figure
 from autotune.comparison.prices import Prices
 from autotune.comparison.regression import Change
 from autotune.comparison.roofline import MEASURE
@@ -168,7 +168,7 @@ def explanations(comparison: DeviceComparison) -> list[str]:
         if cell.plan is not None:
             if limits and cell.limit is not None and cell.limit.note:
                 texts.append(": ".join(filter(None, ("limit", cell.limit.note, cell.limit.command))))
-            texts += [f"{name.replace('_', ' ')}: {cell.figure(name).note}" for name in _absent(cell)]
+            texts += [f"{QUANTITIES[name].title}: {cell.figure(name).note}" for name in _absent(cell)]
         for text in texts:
             about.setdefault(text, []).append(cell.sku)
     texts = [f"{text} ({', '.join(dict.fromkeys(skus))})" for text, skus in about.items()]
