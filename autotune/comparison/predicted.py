@@ -27,9 +27,9 @@ def unmeasured(supplied: SuppliedRoofs | None, device_classes: Iterable[str]) ->
 
 
 def predicted_cells(plans: Sequence[Plan], roofs: dict[str, Ceilings], roofline: Roofline) -> Iterator[Cell]:
-    """Yield a cell for each SKU, in the precision with the lowest limit among those that the plans use."""
+    """Yield a cell for each SKU, in fp32 or in a precision that the plans use: the one with the lowest limit."""
     for sku, ceilings in roofs.items():
-        limits = [limit for plan in plans for limit in _limits(plan, ceilings, roofline)]
+        limits = list(_limits(plans, ceilings, roofline))
         if not limits:
             continue
         ms, by, precision = min(limits)
@@ -48,11 +48,14 @@ def not_predicted(name: str, batch: int, cells: Iterable[Cell], roofs: dict[str,
         if sku not in there:
             yield (
                 f"nothing is predicted for {name} at batch {batch} on {sku}: the work of the model was not counted, or "
-                "the file has no rate in a precision that a plan of it uses"
+                "the file has no rate in fp32, nor in a precision that a plan of it uses"
             )
 
 
-def _limits(plan: Plan, ceilings: Ceilings, roofline: Roofline) -> Iterator[tuple[float, LimitedBy, str]]:
-    work, precision = roofline.work(plan.structure), precision_of(plan.configuration)
-    if work is not None and precision in BYTES and ceilings.rate(precision) is not None:
-        yield (*least_ms(*work, precision, ceilings), precision)
+def _limits(plans: Sequence[Plan], ceilings: Ceilings, roofline: Roofline) -> Iterator[tuple[float, LimitedBy, str]]:
+    """Yield the limit in fp32, which every model keeps its accuracy in, and in each precision that a plan uses."""
+    for plan in plans:
+        work = roofline.work(plan.structure)
+        for precision in ("fp32", precision_of(plan.configuration)):
+            if work is not None and precision in BYTES and ceilings.rate(precision) is not None:
+                yield (*least_ms(*work, precision, ceilings), precision)

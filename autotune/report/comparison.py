@@ -148,7 +148,9 @@ def limit_words(cell: Cell) -> str:
         return "–"
     if limit.distance is None:
         return f"by {limit.by}"
-    digits = 2 if limit.distance < 1 else 1 if limit.distance < 100 else 0
+    if limit.distance < 1:
+        return "beyond the roofs"
+    digits = 1 if limit.distance < 100 else 0
     return f"{limit.distance:,.{digits}f}× the limit, by {limit.by}"
 
 

@@ -65,9 +65,18 @@ def test_what_cannot_be_predicted_is_said(store):
     comparison = compare_store(store, supplied_roofs=supplied(nvidia_a100=A100))
     assert "nothing is predicted for resnet50 at batch 1 on nvidia-a100" in comparison.notes[-1]
     count_work(store, flops=1, traffic_bytes=1)
-    comparison = compare_store(store, supplied_roofs=supplied(nvidia_a100=A100))
-    assert "no rate in a precision that a plan of it uses" in comparison.notes[-1]
+    half = Ceilings(bandwidth_gb_s=1000.0, tflops={"fp16": 300.0}, launch_us=10.0)
+    comparison = compare_store(store, supplied_roofs=supplied(nvidia_a100=half))
+    assert "no rate in fp32, nor in a precision that a plan of it uses" in comparison.notes[-1]
     assert [cell.state for _, cell in comparison.cells()] == ["compared"]
+
+
+def test_a_precision_that_no_plan_uses_is_not_promised_but_fp32_is(store):
+    add(store, H200, 0.5, configuration=Configuration.of("inductor", {"precision": "tf32"}))
+    count_work(store, flops=2 * 10**9, traffic_bytes=1)
+    ((_, _), (_, cell)) = compare_store(store, supplied_roofs=supplied(nvidia_a100=A100)).cells()
+    assert cell.state == "predicted" and cell.figure("latency").value == pytest.approx(0.1 + 0.01), "20 TFLOP/s"
+    assert "fp32" in cell.figure("latency").note
 
 
 def test_predicted_rows_come_before_missing_ones(tuned):
