@@ -41,6 +41,10 @@ FailAbove = Annotated[
     str | None,
     typer.Option("--fail-above", metavar="SHARE", help="Exit with 1 if a plan is slower by more, such as 3%."),
 ]
+Carried = Annotated[
+    bool,
+    typer.Option("--carried", help="Also what a plan loses on another device, against the one tuned there."),
+]
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write a page for a browser, which needs no network.")
 ]
@@ -57,6 +61,7 @@ def compare(
     by_weights: ByWeights = False,
     baseline: Baseline = None,
     fail_above: FailAbove = None,
+    carried: Carried = False,
     html: Html = None,
     db: Db = None,
     json: Json = False,
@@ -70,6 +75,7 @@ def compare(
     from autotune.comparison.comparison import compare_store
     from autotune.comparison.regression import changes, read_baseline
     from autotune.comparison.supplied_roofs import read_supplied_roofs
+    from autotune.report.carried import carried_tables
     from autotune.report.comparison import bound_table, changes_table, comparison_tables
 
     if html is not None:
@@ -88,6 +94,8 @@ def compare(
         print_json(_document(comparison, at, held, changed))
     else:
         show(comparison_tables(comparison))
+        if carried:
+            show(carried_tables(comparison))
         if bound is not None and held is not None:
             show(bound_table(held, bound, comparison))
         if changed is not None:
