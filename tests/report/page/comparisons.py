@@ -7,7 +7,8 @@ from autotune.comparison.prices import Prices
 from autotune.database.store import Store
 from autotune.records.configuration import Configuration
 from autotune.records.objective import Metric, Objective
-from tests.comparison.database import CPU, H200, L4, add, energy
+from autotune.testing.sample_records import sample_roofs
+from tests.comparison.database import CPU, H200, L4, add, count_work, energy
 
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = '"><img src=x onerror=alert(2)>'
@@ -19,10 +20,15 @@ PRICES = Prices(
 )
 FAST = Configuration.of("tensorrt", {"precision": "fp16", "layout": "nhwc", "level": 3})
 SLOW = Configuration.of("tensorrt", {"precision": "fp16", "layout": "nchw", "level": 3})
+H200_ROOFS = sample_roofs(H200, copy_gb_s=1000.0, matrix_tflops={"fp32": 50.0, "fp16": 300.0}, launch_us=10.0)
+L4_ROOFS = sample_roofs(L4, copy_gb_s=300.0, matrix_tflops={"fp32": 15.0, "fp16": 60.0}, launch_us=10.0)
 
 
 def plain(store: Store) -> DeviceComparison:
-    """Two models on three devices: a compared workload, one with apart and missing cells, and one by energy."""
+    """Two models on three devices: a compared workload, one with apart and missing cells, and one by energy.
+
+    The roofs of the GPUs and the work of resnet50 are known.
+    """
     add(store, H200, 0.5, configuration=FAST)
     add(store, L4, 2.0, configuration=SLOW)
     add(store, CPU, 40.0, configuration=FAST)
@@ -30,6 +36,10 @@ def plain(store: Store) -> DeviceComparison:
     add(store, L4, 3.0, name="bert-base", flags=("busy_host",))
     add(store, H200, 0.5, batch=8, **energy(4.0))
     add(store, L4, 2.5, batch=8, **energy(1.0))
+    for batch in (1, 8):
+        count_work(store, batch=batch, flops=batch * 8 * 10**9, traffic_bytes=10**8)
+    for roofs in (H200_ROOFS, L4_ROOFS):
+        store.roofs.put(roofs)
     return compare_store(store, prices=PRICES)
 
 
@@ -42,6 +52,9 @@ def hostile(store: Store) -> DeviceComparison:
     add(store, H200, 0.5, configuration=Configuration.of("eager", {"layout": name}), **values)
     add(store, split, 2.0, configuration=Configuration.of("eager", {"layout": "x"}), serve_as="any", **values)
     add(store, L4, 2.5, flags=("busy_host",), **{**values, "serve_as": name})
+    count_work(store, name, flops=10**9, traffic_bytes=10**8)
+    for device in (H200, split):
+        store.roofs.put(sample_roofs(device))
     prices = Prices(currency=name, per_hour={"h200": 4.0, name: 1.0}, path=name)
     comparison = compare_store(store, prices=prices)
     return replace(comparison, notes=(*comparison.notes, name))

@@ -117,6 +117,8 @@ def test_a_row_says_everything_about_its_device(store, tmp_path):
         "autotune tune STUDY_FILE --batch",
         "Parameters of the plans: 1 of 4 differ",
         "Not drawn: nvidia-l4/whole/72w (busy host), amd-epyc-2c/avx2 (not tuned).",
+        "nvidia-h200, fp16: 16 TFLOP/s at 160 operations per byte; 8.3× the limit, by bandwidth",
+        "amd-epyc-2c: limit not known: no roofs of amd-epyc-2c were measured",
     ):
         assert part in text, part
 
