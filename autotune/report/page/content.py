@@ -9,6 +9,7 @@ from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
 from autotune.report import words
 from autotune.report.comparison import explanations
 from autotune.report.page import sentences
+from autotune.report.page.carried import CarriedSection, carried_section
 from autotune.report.page.entries import TableColumn, TableEntry, columns_of
 from autotune.report.page.plots import labels, plots_of
 from autotune.report.page.roofline import KeyEntry, roofline_plot
@@ -56,6 +57,7 @@ class WorkloadSection:
     plots: dict[str, object]
     roofline_key: tuple[KeyEntry, ...]
     not_drawn: str
+    carried: CarriedSection
     fastest: TableEntry
     cheapest: TableEntry
 
@@ -129,6 +131,7 @@ def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: s
         plots=plots_of(comparison, workload, roofline),
         roofline_key=roofline.key,
         not_drawn=_not_drawn(workload),
+        carried=carried_section(workload.carried),
         fastest=_first(workload, "latency"),
         cheapest=_first(workload, "cost"),
     )
