@@ -48,17 +48,19 @@ class CarriedSection:
 def carried_section(carried: Sequence[CarriedPlan]) -> CarriedSection:
     """Return the section of a workload's carried plans.
 
-    Eight device classes have 56 pairs. If none of them was tried, the page does not name them.
+    Eight device classes have 56 pairs. If none of them was tried, the page names neither the missing ones nor those
+    whose two plans are the same.
     """
-    tried = [plan for plan in carried if plan.state != "missing"]
-    if not tried:
+    if all(plan.state in ("missing", "same") for plan in carried):
         return CarriedSection()
     missing = tuple(
         NotCarried(from_class=plan.from_class, to_class=plan.to_class, command=plan.command)
         for plan in carried
         if plan.state == "missing"
     )
-    return CarriedSection(rows=tuple(map(_row, tried)), missing=missing, columns=COLUMNS)
+    return CarriedSection(
+        rows=tuple(_row(plan) for plan in carried if plan.state != "missing"), missing=missing, columns=COLUMNS
+    )
 
 
 def _row(plan: CarriedPlan) -> CarriedRow:

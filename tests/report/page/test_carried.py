@@ -56,6 +56,9 @@ def test_a_plan_that_failed_says_why_and_has_no_figure():
 
 def test_plans_that_were_not_carried_are_named_beside_others_only():
     missing = carried("missing", carried=Figure(), loss=Figure(), verdict="", command="autotune tune --carry l4")
-    assert carried_section([missing]) == CarriedSection() == carried_section([])
-    section = carried_section([missing, carried()])
-    assert len(section.rows) == 1 and [entry.command for entry in section.missing] == ["autotune tune --carry l4"]
+    same = carried("same", verdict="no difference")
+    assert carried_section([missing, same]) == CarriedSection() == carried_section([])
+    section = carried_section([missing, same, carried()])
+    assert [row.state for row in section.rows] == ["same", "measured"] and [
+        entry.command for entry in section.missing
+    ] == ["autotune tune --carry l4"]
