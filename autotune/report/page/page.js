@@ -210,7 +210,7 @@
     const shape = (point) => SYMBOLS[point.mark.symbol];
     const ridges = marks(ridge, (point) => point.roof_tflops, (point) => `${shape(point)}-open`, 9, 2);
     const limits = marks((point) => point.intensity, (point) => point.limit_tflops, () => "line-ew", 18, 2.5);
-    const plans = marks((point) => point.intensity, (point) => point.tflops, shape, 12, 1, colour("paper"));
+    const plans = marks((point) => point.intensity, (point) => point.tflops, shape, 13, 1.5, colour("paper"));
     plans.hoverinfo = "text";
     plans.text = points.map((point) => [
       `${plain(clip(point.name, place, 0.5))}, ${plain(point.precision)}`, point.position, point.distance,
