@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from autotune import __version__
 from autotune.comparison.cell import Cell
 from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
-from autotune.report import words
+from autotune.report import toolchains, words
 from autotune.report.comparison import explanations
 from autotune.report.page import sentences
 from autotune.report.page.entries import TableColumn, TableEntry, columns_of
-from autotune.report.page.plots import labels, plots_of
+from autotune.report.page.plots import label, labels, plots_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,10 @@ class ParameterRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadSection:
-    """Everything that the page shows of one workload; ``parameter_columns`` name the plans of the parameters."""
+    """Everything that the page shows of one workload; ``parameter_columns`` name the plans of the parameters.
+
+    If the rows are toolchains, ``device_class`` is theirs, and ``fastest`` holds the change to the newest one.
+    """
 
     anchor: str
     name: str
@@ -53,11 +56,8 @@ class WorkloadSection:
     not_drawn: str
     fastest: TableEntry
     cheapest: TableEntry
-
-    @property
-    def title(self) -> str:
-        """The name of the workload with batch and objective."""
-        return f"{self.name}, batch {self.batch}, {self.objective}"
+    title: str
+    device_class: str = ""
 
     @property
     def differing(self) -> int:
@@ -76,6 +76,7 @@ class PageContent:
     has_costs: bool
     sections: tuple[WorkloadSection, ...]
     names: tuple[str, ...]
+    fastest_title: str = "fastest"
     version: str = __version__
 
     @property
@@ -95,7 +96,8 @@ def content_of(comparison: DeviceComparison) -> PageContent:
         newest=max(created, default="")[:16].replace("T", " "),
         notes=(*explanations(comparison), *comparison.notes),
         prices=sentences.priced(comparison.prices),
-        has_costs=comparison.prices is not None,
+        has_costs=comparison.prices is not None and comparison.by != "toolchain",
+        fastest_title="newest toolchain" if comparison.by == "toolchain" else "fastest",
         sections=sections,
         names=tuple(sorted({workload.name for workload in comparison.workloads} | set(comparison.device_classes))),
     )
@@ -109,7 +111,11 @@ def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: s
         name=workload.name,
         batch=workload.batch,
         objective=workload.objective,
-        winners=tuple(sentences.winners(workload)),
+        title=workload.title,
+        device_class=workload.device_class,
+        winners=tuple(f"{text}." for text in toolchains.sentences(workload))
+        if workload.device_class
+        else tuple(sentences.winners(workload)),
         break_evens=tuple(sentences.break_evens(workload, comparison.prices)),
         columns=columns,
         rows=tuple(_row(cell, columns) for cell in workload.cells),
@@ -117,7 +123,7 @@ def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: s
         parameters=tuple(_parameters(planned)),
         plots=plots_of(comparison, workload),
         not_drawn=_not_drawn(workload),
-        fastest=_first(workload, "latency"),
+        fastest=_newest(workload) if workload.device_class else _first(workload, "latency"),
         cheapest=_first(workload, "cost"),
     )
 
@@ -148,7 +154,7 @@ def _reason(cell: Cell) -> str:
 
 
 def _parameter_column(cell: Cell, cells: Sequence[Cell]) -> str:
-    name = labels(cells)[cell.device_class]
+    name = label(cell, labels(cells))
     return name if cell.state == "compared" else f"{name} (apart)"
 
 
@@ -179,8 +185,19 @@ def _first(workload: ComparedWorkload, quantity: str) -> TableEntry:
     return TableEntry(text=sentences.listed(winner.device_classes), below=below)
 
 
+def _newest(workload: ComparedWorkload) -> TableEntry:
+    """Return the change of the newest plan of a device class against the toolchain before."""
+    cell = next((cell for cell in workload.cells if cell.state == "compared"), None)
+    if cell is None or cell.toolchain is None or cell.toolchain.change is None:
+        return TableEntry(text="not compared", is_absent=True)
+    return TableEntry(
+        text=cell.toolchain.change.judgement, below=f"{cell.toolchain.change.value:.3f}× the older figure"
+    )
+
+
 def _not_drawn(workload: ComparedWorkload) -> str:
     """Name the device classes that the plots leave out, each with its reason."""
     apart = [cell for cell in workload.cells if cell.state != "compared"]
-    texts = [f"{cell.device_class} ({', '.join(reason.name for reason in cell.reasons)})" for cell in apart]
+    names = {cell.device_class: cell.device_class for cell in apart}
+    texts = [f"{label(cell, names)} ({', '.join(reason.name for reason in cell.reasons)})" for cell in apart]
     return f"Not drawn: {', '.join(texts)}." if texts else ""
