@@ -1,6 +1,6 @@
 """The content of the page as plain texts, which the template puts into HTML: PageContent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autotune import __version__
@@ -113,9 +113,7 @@ def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: s
         objective=workload.objective,
         title=workload.title,
         device_class=workload.device_class,
-        winners=tuple(f"{text}." for text in toolchains.sentences(workload))
-        if workload.device_class
-        else tuple(sentences.winners(workload)),
+        winners=tuple(_summary(workload)),
         break_evens=tuple(sentences.break_evens(workload, comparison.prices)),
         columns=columns,
         rows=tuple(_row(cell, columns) for cell in workload.cells),
@@ -126,6 +124,14 @@ def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: s
         fastest=_newest(workload) if workload.device_class else _first(workload, "latency"),
         cheapest=_first(workload, "cost"),
     )
+
+
+def _summary(workload: ComparedWorkload) -> Iterator[str]:
+    """Yield the sentences above a table: the changes between toolchains, or the winners of the devices."""
+    if workload.device_class:
+        yield from (f"{text}." for text in toolchains.sentences(workload))
+    else:
+        yield from sentences.winners(workload)
 
 
 def _row(cell: Cell, columns: Sequence[TableColumn]) -> TableRow:
@@ -187,12 +193,10 @@ def _first(workload: ComparedWorkload, quantity: str) -> TableEntry:
 
 def _newest(workload: ComparedWorkload) -> TableEntry:
     """Return the change of the newest plan of a device class against the toolchain before."""
-    cell = next((cell for cell in workload.cells if cell.state == "compared"), None)
-    if cell is None or cell.toolchain is None or cell.toolchain.change is None:
+    first = next((cell.toolchain for cell in workload.cells if cell.state == "compared"), None)
+    if first is None or first.change is None:
         return TableEntry(text="not compared", is_absent=True)
-    return TableEntry(
-        text=cell.toolchain.change.judgement, below=f"{cell.toolchain.change.value:.3f}× the older figure"
-    )
+    return TableEntry(text=first.change.judgement, below=f"{first.change.value:.3f}× the older figure")
 
 
 def _not_drawn(workload: ComparedWorkload) -> str:
