@@ -25,13 +25,13 @@ def succeed(session: Session, plan: Plan, replaced: PlanTable | None) -> None:
     after the new one are dropped, as if its date were right: otherwise merging would depend on the order.
     """
     measured = plan.measured_under.digest
-    for row in session.scalars(select(FormerPlanTable).filter_by(**plan_key_values(plan))):
+    for row in session.scalars(select(FormerPlanTable).filter_by(**plan_key_values(plan))).all():
         if row.measured == measured or (row.created, row.uid) > _age(plan):
             session.delete(row)
     session.flush()
     if replaced is not None:
         # The figures of a damaged plan cannot be kept, but that must not refuse the new plan.
-        with contextlib.suppress(DatabaseError):
+        with contextlib.suppress(DatabaseError, ValueError):
             keep(session, plan_of(replaced), plan)
 
 

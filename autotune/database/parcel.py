@@ -349,6 +349,8 @@ def _plan(data: Json) -> Plan:
             raise ValueError(f"plan {plan.uid!r}: {name} is no text, found {value!r}")
     if type(plan.batch) is not int or not 1 <= plan.batch < 2**31:
         raise ValueError(f"plan {plan.uid}: batch must be at least 1, found {plan.batch!r}")
+    if not all(isinstance(text, str) for entry in plan.measured_under.versions for text in entry):
+        raise ValueError(f"plan {plan.uid}: the versions of its evidence are no texts")
     plan_values(plan)
     return plan
 

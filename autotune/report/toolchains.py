@@ -31,12 +31,12 @@ def sentences(workload: ComparedWorkload) -> Iterator[str]:
 
 
 def change_sentence(entries: ToolchainEntries) -> str:
-    """Write the entries of a toolchain that changed, and the change of the plan's figure."""
+    """Write the entries of a toolchain that changed, and the change of the plan's figure: above 1 it became worse."""
     change = entries.change
     if change is None:
         return ""
     low, high = change.interval
-    return f"{entries.steps}: {change.judgement}, {change.value:.3f} times the older figure [{low:.3f} – {high:.3f}]"
+    return f"{entries.steps}: {change.judgement}, factor {change.value:.3f} [{low:.3f} – {high:.3f}]"
 
 
 def change_words(cell: Cell) -> str:

@@ -91,7 +91,7 @@ def upgraded(tmp_path):
 def test_toolchains_of_a_device_class_are_compared(upgraded, tmp_path):
     text = run(upgraded, "compare", "--by", "toolchain")
     assert f"resnet50, batch 1, latency_p50, {H200.device_class}" in text
-    assert "torch 2.11.0 → 2.13.0: slower, 1.200 times the older figure [1.153 – 1.249]" in text
+    assert "torch 2.11.0 → 2.13.0: slower, factor 1.200 [1.153 – 1.249]" in text
     assert [line.split()[2] for line in text.splitlines() if "torch 2.1" in line and "│" in line] == [
         "2.13.0",
         "2.11.0",

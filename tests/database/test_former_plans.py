@@ -162,7 +162,8 @@ def test_a_file_of_an_older_version_is_merged_and_one_with_malformed_plans_refus
     with Store.open(str(tmp_path / "all.db")) as store:
         good = measured("a", "2.11", 1).as_dict()
         for change in ({"artifact": digest("x")}, {"created": "yesterday"}, {"uid": ""}, {"structure": "x"},
-                       {"name": "a\x00b"}, {"evidence": {"toolchain": {"torch": 7}}}):  # fmt: skip
+                       {"name": "a\x00b"}, {"evidence": {"toolchain": {"torch": {}}}},
+                       {"evidence": {"toolchain": ["torch"]}}):  # fmt: skip
             with pytest.raises(DatabaseError, match="cannot be merged"):
                 merge_file(store, rewritten(file, former_plans=[{**good, **change}]))
         assert uids(store) == ([], [])

@@ -196,7 +196,7 @@ def _newest(workload: ComparedWorkload) -> TableEntry:
     first = next((cell.toolchain for cell in workload.cells if cell.state == "compared"), None)
     if first is None or first.change is None:
         return TableEntry(text="not compared", is_absent=True)
-    return TableEntry(text=first.change.judgement, below=f"{first.change.value:.3f}× the older figure")
+    return TableEntry(text=first.change.judgement, below=f"factor {first.change.value:.3f}")
 
 
 def _not_drawn(workload: ComparedWorkload) -> str:
