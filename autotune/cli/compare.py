@@ -103,8 +103,8 @@ def compare(
             show(changes_table(changed, threshold))
     slower = _slower(comparison, changed)
     if fail_above is not None and slower:
-        before = "under the toolchain before" if selection.by == "toolchain" else "the baseline"
-        errors().print(f"slower than {before} by more than {threshold:.1%}: {slower} plans")
+        older = "under the toolchain before" if selection.by == "toolchain" else "the baseline"
+        errors().print(f"slower than {older} by more than {threshold:.1%}: {slower} plans")
         raise typer.Exit(1)
 
 

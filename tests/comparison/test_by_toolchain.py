@@ -80,7 +80,7 @@ def test_plans_under_other_constraints_are_compared_among_themselves(store):
     loose = Objective(signal_error=0.05)
     for latency_ms, torch, day in ((1.0, "2.11.0", 1), (1.5, "2.13.0", 2)):
         measured(store, H200, latency_ms, torch, day)
-        measured(store, H200, latency_ms / 2, torch, day, objective=loose)
+        measured(store, H200, latency_ms / 2, torch, day + 10, objective=loose)
     (workload,) = compare(store).workloads
     assert {cell.state for cell in workload.cells} == {"compared"} and len(workload.cells) == 4
     assert sorted(slower(compare(store))) == [0.75, 1.5]

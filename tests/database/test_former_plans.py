@@ -58,10 +58,11 @@ def test_plans_of_other_keys_are_kept_apart(tmp_path: Path) -> None:
 
 def test_a_plan_that_is_dated_after_its_successor_is_not_kept(tmp_path: Path) -> None:
     with Store.open(str(tmp_path / "a.db")) as store:
-        store.plans.promote(measured("a", "2.11", 1))
-        store.plans.promote(measured("b", "2.12", 9))
-        store.plans.promote(measured("c", "2.13", 2))
-        assert uids(store) == (["c"], ["a"])
+        for uid, torch, day in (("a", "2.11", 1), ("b", "2.12", 5), ("c", "2.13", 9)):
+            store.plans.promote(measured(uid, torch, day))
+        assert uids(store) == (["c"], ["b", "a"])
+        store.plans.promote(measured("d", "2.14", 2))
+        assert uids(store) == (["d"], ["a"])
 
 
 def test_no_artifact_is_kept_for_a_former_plan(tmp_path: Path) -> None:
@@ -69,7 +70,7 @@ def test_no_artifact_is_kept_for_a_former_plan(tmp_path: Path) -> None:
         artifacts = [store.artifacts.add(folder_with(tmp_path / name, {"w": name.encode()})) for name in "ab"]
         store.plans.promote(measured("a", "2.11", 1, artifact=artifacts[0]))
         store.plans.promote(measured("b", "2.12", 2, artifact=artifacts[1]))
-        assert store.plans.former()[0].artifact is None and store.artifacts.digests() == {artifacts[1]}
+        assert store.plans.former()[0].artifact is None and store.artifacts.digests() == artifacts[1:]
         assert collect_garbage(store, 1e12 + GRACE_S).size_bytes == 0 and check(store, 1e12) == []
 
 
@@ -142,10 +143,10 @@ def test_hosts_of_several_versions_are_together_after_a_merge_in_any_order(
     with Store.open(databases.url(tmp_path / "all.db")) as store:
         for file in (files[number] for number in order):
             merge_file(store, file)
-        assert uids(store) == (["b"], ["e", "c"])
+        assert uids(store) == (["b"], ["c", "e"])
         for file in files:
             assert merge_file(store, file)["former_plans"]["added"] == 0
-        assert uids(store) == (["b"], ["e", "c"]) and check(store, 0.0) == []
+        assert uids(store) == (["b"], ["c", "e"]) and check(store, 0.0) == []
 
 
 def test_a_former_plan_that_loses_against_nothing_here_waits_for_its_successor(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_damaged_row_is_named_by_check(tmp_path: Path, damage: str, reason: st
         store.plans.promote(measured("a", "2.11", 1))
         store.plans.promote(measured("b", "2.12", 2))
         with store.transactions.writing() as session:
-            session.execute(text(f"UPDATE former_plan SET {damage}"))
+            session.connection().exec_driver_sql(f"UPDATE former_plan SET {damage}")
         (finding,) = check(store, 0.0)
         assert finding.what == "former_plan row" and reason in finding.found
 
