@@ -11,6 +11,7 @@ from autotune.comparison.cell import Cell, ToolchainEntries
 from autotune.comparison.figures import compared_figure
 from autotune.comparison.protocol import Group, group_of
 from autotune.comparison.ratio import ratio_of
+from autotune.comparison.same_model import SameModels
 from autotune.errors import RequestError
 from autotune.records.plan import Plan
 
@@ -23,15 +24,16 @@ ONE_TOOLCHAIN = (
 def refuse_beside(options: Mapping[str, object]) -> None:
     """Raise RequestError for the first option that has a value although the rows are toolchains."""
     for name, value in options.items():
+        given = name if value is True else f"{name} {value}"
         if value is not None:
             raise RequestError(
-                f"toolchains were to be compared with {name} {value}", found="both --by toolchain and " + name,
+                f"toolchains were to be compared with {given}", found="both --by toolchain and " + name,
                 expected=f"one of them: {name} is about the present plans of devices",
                 run="autotune compare --by toolchain",
             )  # fmt: skip
 
 
-def with_changes(cells: Sequence[Cell], threshold: float) -> list[Cell]:
+def with_changes(cells: Sequence[Cell], threshold: float, same: SameModels) -> list[Cell]:
     """Return the cells of one device class, each with its toolchain: compared ones first, then the newest first.
 
     A compared cell has the change against the next older compared one of the same structure, constraints and serving
@@ -39,29 +41,30 @@ def with_changes(cells: Sequence[Cell], threshold: float) -> list[Cell]:
     """
     pairs = sorted(_planned(cells), key=lambda pair: (pair[1].created, pair[1].uid))
     names = _differing([plan for _, plan in pairs])
+    newest = {group_of(plan, same): plan.uid for _, plan in pairs}
     older: dict[Group, Cell] = {}
     changed = []
     for cell, plan in pairs:
         versions = plan.measured_under.as_dict()
-        entries = ToolchainEntries(versions={name: versions.get(name, "") for name in names})
-        before = older.get(group_of(plan))
+        group = group_of(plan, same)
+        entries = ToolchainEntries(
+            versions={name: versions.get(name, "") for name in names}, is_newest=newest[group] == plan.uid
+        )
+        before = older.get(group)
         if cell.state == "compared" and before is not None:
             entries = _against(entries, plan, before, threshold)
         # A comment of the shell: the command can be copied, but it takes the versions that are installed.
         command = f"{cell.command}  # with {entries}" if names else cell.command
         changed.append(replace(cell, toolchain=entries, command=command))
         if cell.state == "compared":
-            older[group_of(plan)] = changed[-1]
+            older[group] = changed[-1]
     return sorted(reversed(changed), key=lambda cell: cell.state != "compared")
 
 
 def newest_slower(cells: Iterable[Cell]) -> list[Cell]:
     """Return the cells that are slower than the next older one, of those that are the newest of their kind."""
-    newest: dict[tuple[str, int, str, str, Group], tuple[Cell, Plan]] = {}
-    for cell, plan in sorted(_planned(cells), key=lambda pair: (pair[1].created, pair[1].uid)):
-        newest[plan.name, plan.batch, plan.objective.name, cell.device_class, group_of(plan)] = cell, plan
-    changes = [(cell, cell.toolchain.change) for cell, _ in newest.values() if cell.toolchain is not None]
-    return [cell for cell, change in changes if change is not None and change.judgement == "slower"]
+    newest = [(cell, cell.toolchain) for cell in cells if cell.toolchain is not None and cell.toolchain.is_newest]
+    return [cell for cell, row in newest if row.change is not None and row.change.judgement == "slower"]
 
 
 def _against(entries: ToolchainEntries, plan: Plan, before: Cell, threshold: float) -> ToolchainEntries:

@@ -25,12 +25,14 @@ class ToolchainEntries:
     """The toolchain that a plan was measured under, and the change against the next older row of its device class.
 
     ``versions`` are the entries in which the rows of its table differ, with an empty text for an absent one; ``before``
-    are those of the older row. ``change`` is ``None`` if there is no older row to compare with.
+    are those of the older row. ``change`` is ``None`` if there is no older row to compare with. ``is_newest`` says that
+    no row of the same constraints and serving format is newer.
     """
 
     versions: Mapping[str, str]
     before: Mapping[str, str] = field(default_factory=dict)
     change: Ratio | None = None
+    is_newest: bool = False
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {version or 'absent'}" for name, version in self.versions.items())

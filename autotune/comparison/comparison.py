@@ -13,6 +13,7 @@ from autotune.comparison.frame import frame_of, html_of, row_of
 from autotune.comparison.prices import Prices
 from autotune.comparison.ratio import THRESHOLD
 from autotune.comparison.roofline import Roofline
+from autotune.comparison.same_model import SameModels, notes_of, same_models
 from autotune.comparison.selection import RowSubject, Selection
 from autotune.comparison.supplied_roofs import SuppliedRoofs
 from autotune.database.rows import StudyRow
@@ -224,9 +225,11 @@ def compare_plans(
     workloads = []
     for (name, batch, objective, device_class), group in sorted(groups.items()):
         columns = (device_class,) if device_class else classes
-        cells = _cells(group, columns, rows, prices, roofline, by=selection.by)
+        same = same_models(group, rows, roofline.workloads)
+        cells = _cells(group, columns, rows, prices, roofline, same, by=selection.by)
+        notes += notes_of([cell.plan for cell in cells if cell.plan is not None], same)
         if device_class:
-            cells = by_toolchain.with_changes(cells, threshold)
+            cells = by_toolchain.with_changes(cells, threshold, same)
         else:
             cells = sorted([*cells, *predicted.predicted_cells(group, unmeasured, roofline)], key=_place)
             notes += predicted.not_predicted(name, batch, cells, unmeasured)
@@ -262,17 +265,18 @@ def _cells(
     rows: Mapping[str, StudyRow],
     prices: Prices | None,
     roofline: Roofline,
+    same: SameModels,
     *,
     by: RowSubject,
 ) -> list[Cell]:
-    newest = [(plan, 1) for plan in plans] if by == "weights" else _newest(plans, by)
+    newest = [(plan, 1) for plan in plans] if by == "weights" else _newest(plans, by, same)
     own = {plan.uid: tuple(protocol.own_reasons(plan, rows)) for plan, _ in newest}
     # Toolchains are compared within each group, so that no group stands apart for being another one.
     comparable = [] if by == "toolchain" else [plan for plan, _ in newest if not own[plan.uid]]
-    group = protocol.group_to_compare(comparable)
+    group = protocol.group_to_compare(comparable, same)
     cells = []
     for plan, weights_known in newest:
-        reasons = (*own[plan.uid], *protocol.other_group(plan, group))
+        reasons = (*own[plan.uid], *protocol.other_group(plan, group, same))
         cells.append(_cell(plan, weights_known, reasons, prices, roofline))
     return cells + [_missing(plans[0], name) for name in classes if all(cell.device_class != name for cell in cells)]
 
@@ -282,12 +286,12 @@ def _place(cell: Cell) -> tuple[int, float, str]:
     return get_args(CellState).index(cell.state), cell.figure("latency").value or 0.0, cell.device_class
 
 
-def _newest(plans: Sequence[Plan], by: RowSubject) -> list[tuple[Plan, int]]:
+def _newest(plans: Sequence[Plan], by: RowSubject, same: SameModels) -> list[tuple[Plan, int]]:
     """Return the newest plan of each device class, group and, if asked, toolchain; with its number of weights."""
     groups: dict[tuple[str, protocol.Group, str], list[Plan]] = {}
     for plan in plans:
         toolchain = plan.measured_under.digest if by == "toolchain" else ""
-        groups.setdefault((plan.device.device_class, protocol.group_of(plan), toolchain), []).append(plan)
+        groups.setdefault((plan.device.device_class, protocol.group_of(plan, same), toolchain), []).append(plan)
     return [
         (max(group, key=lambda plan: (plan.created, plan.uid)), len({plan.weights for plan in group}))
         for group in groups.values()

@@ -139,7 +139,7 @@ def _backend(plan: Plan) -> TableEntry:
 
 
 def _speedup(plan: Plan) -> TableEntry:
-    below = {"tie": "tie with the baseline", "baseline": "the baseline won"}.get(plan.status, "")
+    below = {"tie": "tie with another finalist", "baseline": "the baseline won"}.get(plan.status, "")
     return TableEntry(text=words.speedup(plan.speedup), below=below, number=plan.speedup)
 
 
