@@ -8,7 +8,7 @@ import typer
 from autotune.cli.output import Batch, Db, Json, errors, open_store, print_json, show
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from autotune.comparison.bound import WithinBound
     from autotune.comparison.comparison import DeviceComparison
@@ -31,15 +31,21 @@ At = Annotated[
     str | None,
     typer.Option("--at", metavar="BOUND", help="Also the most that each device serves within p99<=10ms, say."),
 ]
-ByWeights = Annotated[
-    bool, typer.Option("--by-weights", help="A row for each weights of a model, not only for the newest.")
+By = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="SUBJECT",
+        help="A row for each device, for each weights of a model, or for each toolchain of a device class, with the "
+        "change against the older one: device, weights, toolchain.",
+    ),
 ]
 Baseline = Annotated[
     Path | None, typer.Option("--baseline", metavar="FILE", help="An earlier output of --json to compare with.")
 ]
 FailAbove = Annotated[
     str | None,
-    typer.Option("--fail-above", metavar="SHARE", help="Exit with 1 if a plan is slower by more, such as 3%."),
+    typer.Option("--fail-above", metavar="SHARE", help="Exit with 1 if a plan became slower by more, such as 3%."),
 ]
 Carried = Annotated[
     bool,
@@ -48,7 +54,6 @@ Carried = Annotated[
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write a page for a browser, which needs no network.")
 ]
-THRESHOLD = 0.03
 
 
 def compare(
@@ -58,7 +63,7 @@ def compare(
     prices: PricesFile = None,
     roofs: RoofsFile = None,
     at: At = None,
-    by_weights: ByWeights = False,
+    by: By = "device",
     baseline: Baseline = None,
     fail_above: FailAbove = None,
     carried: Carried = False,
@@ -69,23 +74,29 @@ def compare(
     """Compare devices: for each model, batch and objective one row per device class, with the winners.
 
     Only figures that were measured under the same protocol and constraints stand side by side; others are grey, with
-    the reason. With --baseline the plans of now are compared with an earlier output of --json.
+    the reason. With --baseline the plans of now are compared with an earlier output of --json, with --by toolchain each
+    plan with the one that was measured under the toolchain before.
     """
     from autotune.comparison.bound import parse_bound, within_bound
     from autotune.comparison.comparison import compare_store
     from autotune.comparison.regression import changes, read_baseline
     from autotune.comparison.supplied_roofs import read_supplied_roofs
     from autotune.report.carried import carried_tables
-    from autotune.report.comparison import bound_table, changes_table, comparison_tables
+    from autotune.report.comparison import bound_table, changes_table
+    from autotune.report.toolchains import tables_of
 
+    selection = _selection(models, batch, devices, by)
+    _refuse_beside_toolchains(
+        selection, {"--baseline": baseline, "--at": at, "--roofs": roofs, "--carried": carried or None}
+    )
     if html is not None:
         _require_page()
     known_prices, bound = _prices(prices), None if at is None else parse_bound(at)
-    threshold = _share(fail_above, baseline)
+    threshold = _share(fail_above, has_older=baseline is not None or selection.by == "toolchain")
     supplied = None if roofs is None else read_supplied_roofs(roofs)
     before = None if baseline is None else read_baseline(baseline)
     with open_store(db) as store:
-        comparison = compare_store(store, _selection(models, batch, devices, by_weights), known_prices, supplied)
+        comparison = compare_store(store, selection, known_prices, supplied, threshold)
         held = None if bound is None else within_bound(comparison, bound, store)
     changed = None if before is None else changes(comparison, before, threshold)
     if html is not None:
@@ -93,17 +104,27 @@ def compare(
     if json:
         print_json(_document(comparison, at, held, changed))
     else:
-        show(comparison_tables(comparison))
+        show(tables_of(comparison))
         if carried:
             show(carried_tables(comparison))
         if bound is not None and held is not None:
             show(bound_table(held, bound, comparison))
         if changed is not None:
             show(changes_table(changed, threshold))
-    slower = [change for change in changed or () if change.judgement == "slower"]
+    slower = _slower(comparison, changed)
     if fail_above is not None and slower:
-        errors().print(f"slower than the baseline by more than {threshold:.1%}: {len(slower)} plans")
+        older = "under the toolchain before" if selection.by == "toolchain" else "the baseline"
+        errors().print(f"slower than {older} by more than {threshold:.1%}: {slower} plans")
         raise typer.Exit(1)
+
+
+def _slower(comparison: "DeviceComparison", changed: "Sequence[Change] | None") -> int:
+    """Return the number of plans that became slower: against a baseline, or than under the toolchain before."""
+    if changed is not None:
+        return sum(change.judgement == "slower" for change in changed)
+    from autotune.comparison.by_toolchain import newest_slower
+
+    return len(newest_slower(cell for _, cell in comparison.cells()))
 
 
 def _document(
@@ -141,12 +162,19 @@ def check_prices(
         raise typer.Exit(1)
 
 
-def _selection(models: list[str] | None, batch: int | None, devices: str | None, by_weights: bool) -> "Selection":
+def _selection(models: list[str] | None, batch: int | None, devices: str | None, by: str) -> "Selection":
     from autotune.comparison.api import in_classes
-    from autotune.comparison.selection import Selection
+    from autotune.comparison.selection import Selection, row_subject
 
     parts = [part.strip() for part in (devices or "").split(",") if part.strip()]
-    return Selection(models=tuple(models or ()), batch=batch, by_weights=by_weights, **in_classes(parts))
+    return Selection(models=tuple(models or ()), batch=batch, by=row_subject(by), **in_classes(parts))
+
+
+def _refuse_beside_toolchains(selection: "Selection", options: "Mapping[str, object]") -> None:
+    from autotune.comparison.by_toolchain import refuse_beside
+
+    if selection.by == "toolchain":
+        refuse_beside(options)
 
 
 def _prices(path: Path | None) -> "Prices | None":
@@ -168,15 +196,17 @@ def _write_page(comparison: "DeviceComparison", path: Path) -> None:
     errors().print(f"page: {path}", markup=False)
 
 
-def _share(text: str | None, baseline: Path | None) -> float:
-    """Return a share such as ``3%`` or ``0.03`` as a number; RequestError for another text, or without a baseline."""
+def _share(text: str | None, *, has_older: bool) -> float:
+    """Return a share such as ``3%`` or ``0.03`` as a number; RequestError for another text, or if nothing is older."""
+    from autotune.comparison.ratio import THRESHOLD
     from autotune.errors import RequestError
 
     if text is None:
         return THRESHOLD
-    if baseline is None:
+    if not has_older:
         raise RequestError(
-            f"--fail-above {text} was given", found="no --baseline", expected="an earlier comparison to fail against",
+            f"--fail-above {text} was given", found="no --baseline, and no --by toolchain",
+            expected="figures to fail against: an earlier comparison, or those of the toolchain before",
             run="autotune compare --json > baseline.json",
         )  # fmt: skip
     number = text.strip().removesuffix("%")

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from autotune.comparison.by_toolchain import refuse_beside
 from autotune.comparison.comparison import DeviceComparison, compare_store
 from autotune.comparison.prices import read_prices
-from autotune.comparison.selection import Selection
+from autotune.comparison.selection import RowSubject, Selection, row_subject
 from autotune.comparison.supplied_roofs import read_supplied_roofs
 from autotune.database.store import Store
 from autotune.runtime import discovery
@@ -18,7 +19,7 @@ def compare(
     batch: int | None = None,
     prices: str | Path | None = None,
     roofs: str | Path | None = None,
-    by_weights: bool = False,
+    by: RowSubject = "device",
     db: str | None = None,
 ) -> DeviceComparison:
     """Compare the plans of a tuning database by device class, as ``autotune compare`` does.
@@ -26,14 +27,18 @@ def compare(
     ``models`` are names of studies, ``devices`` parts of SKU names (``cpu`` is this machine's); empty ones admit all.
     ``prices`` is a TOML file of prices per hour (see :mod:`autotune.comparison.prices`), ``roofs`` one of roofs of
     devices without measurements, which get predicted rows (see :mod:`autotune.comparison.supplied_roofs`). ``db`` is a
-    path or a URL; otherwise ``AUTOTUNE_DB``, or SQLite in the user's data folder.
+    path or a URL; otherwise ``AUTOTUNE_DB``, or SQLite in the user's data folder. ``by="weights"`` has a row for each
+    weights of a model, ``by="toolchain"`` one for each toolchain that a device class was measured under, with the
+    change against the older one.
 
     A notebook shows the result as a table; ``to_frame()`` makes it a pandas frame. Raises RequestError for an unknown
     name or a file that cannot be used, DatabaseError if the database cannot be read.
     """
+    if by == "toolchain":
+        refuse_beside({"roofs": roofs})
     names = [devices] if isinstance(devices, str) else list(devices)
     selection = Selection(
-        models=(models,) if isinstance(models, str) else tuple(models), batch=batch, by_weights=by_weights,
+        models=(models,) if isinstance(models, str) else tuple(models), batch=batch, by=row_subject(by),
         **in_classes(names),
     )  # fmt: skip
     known_prices = None if prices is None else read_prices(Path(prices))

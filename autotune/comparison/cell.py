@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from autotune.comparison.figures import Figure
+from autotune.comparison.ratio import Ratio
 from autotune.comparison.roofline import Limit
 from autotune.records.plan import Plan
 
@@ -20,6 +21,36 @@ class Reason:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolchainEntries:
+    """The toolchain that a plan was measured under, and the change against the next older row of its device class.
+
+    ``versions`` are the entries in which the rows of its table differ, with an empty text for an absent one; ``before``
+    are those of the older row. ``change`` is ``None`` if there is no older row to compare with. ``is_newest`` says that
+    no row of the same constraints and serving format is newer.
+    """
+
+    versions: Mapping[str, str]
+    before: Mapping[str, str] = field(default_factory=dict)
+    change: Ratio | None = None
+    is_newest: bool = False
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {version or 'absent'}" for name, version in self.versions.items())
+
+    @property
+    def steps(self) -> str:
+        """The entries that differ from the older row, such as ``torch 2.11.0 → 2.13.0``."""
+        pairs = {name: (self.before.get(name, ""), version) for name, version in self.versions.items()}
+        differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+        return ", ".join(f"{name} {old or 'absent'} → {new or 'absent'}" for name, (old, new) in differing.items())
+
+    def as_dict(self) -> dict[str, object]:
+        """Plain data for JSON."""
+        change = {"judgement": None, "ratio": None, "interval": None} if self.change is None else self.change.as_dict()
+        return {"versions": dict(self.versions), "before": dict(self.before), **change}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """A plan with its figures by quantity, or the command that fills a cell without one.
 
@@ -27,6 +58,7 @@ class Cell:
     ``reasons`` say in which way. A ``predicted`` cell has no plan: its latency is a limit and no measurement.
     ``command`` reproduces the cell or, if it has no plan, fills it. ``limit`` is how fast its device could be at most.
     ``weights_known`` is the number of different weights that the plans of the cell are for; the newest is shown.
+    ``toolchain`` is there if the rows are the toolchains of one device class.
     """
 
     device_class: str
@@ -37,6 +69,7 @@ class Cell:
     reasons: tuple[Reason, ...] = ()
     weights_known: int = 0
     limit: Limit | None = None
+    toolchain: ToolchainEntries | None = None
 
     @property
     def sku(self) -> str:
@@ -58,6 +91,7 @@ class Cell:
             "plan": None if self.plan is None else _plan_values(self.plan, self.weights_known),
             "figures": {name: figure.as_dict() for name, figure in self.figures.items()},
             "limit": None if self.limit is None else self.limit.as_dict(),
+            "toolchain": None if self.toolchain is None else self.toolchain.as_dict(),
         }
 
 
@@ -82,5 +116,6 @@ def _plan_values(plan: Plan, weights_known: int) -> dict[str, object]:
         "constraints": {name: value for name, value in plan.objective.as_dict().items() if name != "name"},
         "serve_as": plan.serve_as,
         "toolchain": plan.toolchain.as_dict(),
+        "measured_under": plan.measured_under.as_dict(),
         "created": plan.created,
     }  # fmt: skip

@@ -4,15 +4,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
-from autotune.comparison import predicted, protocol
+from autotune.comparison import by_toolchain, predicted, protocol
 from autotune.comparison.carried import CarriedPlan, carried_plans
 from autotune.comparison.cell import Cell, CellState, Reason
 from autotune.comparison.cost import break_even, cost_figure
 from autotune.comparison.figures import QUANTITIES, Figure, figures_of
 from autotune.comparison.frame import frame_of, html_of, row_of
 from autotune.comparison.prices import Prices
+from autotune.comparison.ratio import THRESHOLD
 from autotune.comparison.roofline import Roofline
-from autotune.comparison.selection import Selection
+from autotune.comparison.same_model import SameModels, notes_of, same_models
+from autotune.comparison.selection import RowSubject, Selection
 from autotune.comparison.supplied_roofs import SuppliedRoofs
 from autotune.database.rows import StudyRow
 from autotune.database.store import Store
@@ -60,12 +62,21 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparedWorkload:
-    """The cells of one model, batch and objective: compared ones, then those apart, predicted and missing ones."""
+    """The cells of one model, batch and objective: compared ones, then those apart, predicted and missing ones.
+
+    ``device_class`` is there if the cells are the toolchains of that class alone.
+    """
 
     name: str
     batch: int
     objective: str
     cells: tuple[Cell, ...]
+    device_class: str = ""
+
+    @property
+    def title(self) -> str:
+        """Its name for people."""
+        return ", ".join(filter(None, (self.name, f"batch {self.batch}", self.objective, self.device_class)))
 
     @property
     def carried(self) -> tuple[CarriedPlan, ...]:
@@ -93,7 +104,7 @@ class ComparedWorkload:
         break_evens = []
         for _, cell in priced:
             paid = prices.of(cell.device_class)
-            if cell is cheapest or paid is None:
+            if cell.device_class == cheapest.device_class or paid is None:
                 continue
             price = break_even(cell.figure("throughput"), cell.figure("cost"), cheapest.figure("cost"), paid)
             if price is not None:
@@ -108,6 +119,7 @@ class ComparedWorkload:
             "name": self.name,
             "batch": self.batch,
             "objective": self.objective,
+            "device_class": self.device_class or None,
             "winners": {name: winner.as_dict() for name, winner in self.winners.items()},
             "break_even": [entry.as_dict() for entry in self.break_evens(prices)],
             "cells": [cell.as_dict() for cell in self.cells],
@@ -120,7 +132,7 @@ class DeviceComparison:
     """Plans of several models on several device classes.
 
     ``notes`` are sentences about the whole, such as that there is only one SKU. ``prices`` and ``supplied_roofs`` are
-    the user's own.
+    the user's own. ``by`` is the subject of a row, see :class:`autotune.comparison.selection.Selection`.
     """
 
     device_classes: tuple[str, ...]
@@ -128,6 +140,7 @@ class DeviceComparison:
     prices: Prices | None = None
     notes: tuple[str, ...] = field(default_factory=tuple)
     supplied_roofs: SuppliedRoofs | None = None
+    by: RowSubject = "device"
 
     def cells(self) -> Iterator[tuple[ComparedWorkload, Cell]]:
         """Yield every cell with its workload."""
@@ -141,6 +154,7 @@ class DeviceComparison:
                       for name, kind in QUANTITIES.items()}  # fmt: skip
         return {
             "schema": SCHEMA,
+            "by": self.by,
             "device_classes": list(self.device_classes),
             "quantities": quantities,
             "prices": None if self.prices is None else self.prices.as_dict(),
@@ -178,15 +192,17 @@ def compare_store(
     selection: Selection | None = None,
     prices: Prices | None = None,
     supplied_roofs: SuppliedRoofs | None = None,
+    threshold: float = THRESHOLD,
 ) -> DeviceComparison:
     """Compare the plans of a database that a selection admits, by default all of them.
 
-    Raises RequestError for a name or a SKU that the database does not know.
+    ``threshold`` is the share by which a figure has to differ between two toolchains, such as 0.03. Raises RequestError
+    for a name or a SKU that the database does not know.
     """
+    selection = selection or Selection()
     roofline = Roofline.of(store.roofs.list(), store.studies.workloads())
-    return compare_plans(
-        store.plans.list(), store.studies.list(), selection or Selection(), prices, roofline, supplied_roofs
-    )
+    plans = [*store.plans.list(), *(store.plans.former() if selection.by == "toolchain" else ())]
+    return compare_plans(plans, store.studies.list(), selection, prices, roofline, supplied_roofs, threshold)
 
 
 def compare_plans(
@@ -196,33 +212,44 @@ def compare_plans(
     prices: Prices | None = None,
     roofline: Roofline | None = None,
     supplied_roofs: SuppliedRoofs | None = None,
+    threshold: float = THRESHOLD,
 ) -> DeviceComparison:
     """Compare plans that were found by these studies; errors as those of :func:`compare_store`."""
     rows, roofline = {row.uid: row for row in studies}, roofline or Roofline()
     classes = selection.device_classes(plans, studies)
     unmeasured, notes = predicted.unmeasured(supplied_roofs, {plan.device.device_class for plan in plans})
-    groups: dict[tuple[str, int, str], list[Plan]] = {}
+    groups: dict[tuple[str, int, str, str], list[Plan]] = {}
     for plan in selection.plans(plans, classes):
-        groups.setdefault((plan.name, plan.batch, plan.objective.name), []).append(plan)
+        device_class = plan.device.device_class if selection.by == "toolchain" else ""
+        groups.setdefault((plan.name, plan.batch, plan.objective.name, device_class), []).append(plan)
     workloads = []
-    for name, batch, objective in sorted(groups):
-        group = groups[name, batch, objective]
-        cells = [
-            *_cells(group, classes, rows, prices, roofline, by_weights=selection.by_weights),
-            *predicted.predicted_cells(group, unmeasured, roofline),
-        ]
+    for (name, batch, objective, device_class), group in sorted(groups.items()):
+        columns = (device_class,) if device_class else classes
+        same = same_models(group, rows, roofline.workloads)
+        cells = _cells(group, columns, rows, prices, roofline, same, by=selection.by)
+        notes += notes_of([cell.plan for cell in cells if cell.plan is not None], same)
+        if device_class:
+            cells = by_toolchain.with_changes(cells, threshold, same)
+        else:
+            cells = sorted([*cells, *predicted.predicted_cells(group, unmeasured, roofline)], key=_place)
+            notes += predicted.not_predicted(name, batch, cells, unmeasured)
         workloads.append(
-            ComparedWorkload(name=name, batch=batch, objective=objective, cells=tuple(sorted(cells, key=_place)))
+            ComparedWorkload(name=name, batch=batch, objective=objective, device_class=device_class, cells=tuple(cells))
         )
-        notes += predicted.not_predicted(name, batch, cells, unmeasured)
+    notes = [*_notes(classes, prices, workloads, selection.by), *dict.fromkeys(notes)]
     return DeviceComparison(
         device_classes=classes, workloads=tuple(workloads), prices=prices, supplied_roofs=supplied_roofs,
-        notes=(*_notes(classes, prices), *dict.fromkeys(notes)),
+        notes=tuple(notes), by=selection.by,
     )  # fmt: skip
 
 
-def _notes(classes: Sequence[str], prices: Prices | None) -> Iterator[str]:
-    if len(classes) == 1:
+def _notes(
+    classes: Sequence[str], prices: Prices | None, workloads: Sequence[ComparedWorkload], by: RowSubject
+) -> Iterator[str]:
+    if by == "toolchain":
+        if workloads and not any(cell.toolchain and cell.toolchain.versions for w in workloads for cell in w.cells):
+            yield by_toolchain.ONE_TOOLCHAIN
+    elif len(classes) == 1:
         yield f"only one device class has plans: {classes[0]}; tune on another and merge its export to compare"
     if prices is None:
         yield "no costs: give a file of your prices with --prices"
@@ -238,15 +265,18 @@ def _cells(
     rows: Mapping[str, StudyRow],
     prices: Prices | None,
     roofline: Roofline,
+    same: SameModels,
     *,
-    by_weights: bool,
+    by: RowSubject,
 ) -> list[Cell]:
-    newest = [(plan, 1) for plan in plans] if by_weights else _newest(plans)
+    newest = [(plan, 1) for plan in plans] if by == "weights" else _newest(plans, by, same)
     own = {plan.uid: tuple(protocol.own_reasons(plan, rows)) for plan, _ in newest}
-    group = protocol.group_to_compare([plan for plan, _ in newest if not own[plan.uid]])
+    # Toolchains are compared within each group, so that no group stands apart for being another one.
+    comparable = [] if by == "toolchain" else [plan for plan, _ in newest if not own[plan.uid]]
+    group = protocol.group_to_compare(comparable, same)
     cells = []
     for plan, weights_known in newest:
-        reasons = (*own[plan.uid], *protocol.other_group(plan, group))
+        reasons = (*own[plan.uid], *protocol.other_group(plan, group, same))
         cells.append(_cell(plan, weights_known, reasons, prices, roofline))
     return cells + [_missing(plans[0], name) for name in classes if all(cell.device_class != name for cell in cells)]
 
@@ -256,11 +286,12 @@ def _place(cell: Cell) -> tuple[int, float, str]:
     return get_args(CellState).index(cell.state), cell.figure("latency").value or 0.0, cell.device_class
 
 
-def _newest(plans: Sequence[Plan]) -> list[tuple[Plan, int]]:
-    """Return the newest plan of each device class and group, with the number of different weights there."""
-    groups: dict[tuple[str, protocol.Group], list[Plan]] = {}
+def _newest(plans: Sequence[Plan], by: RowSubject, same: SameModels) -> list[tuple[Plan, int]]:
+    """Return the newest plan of each device class, group and, if asked, toolchain; with its number of weights."""
+    groups: dict[tuple[str, protocol.Group, str], list[Plan]] = {}
     for plan in plans:
-        groups.setdefault((plan.device.device_class, protocol.group_of(plan)), []).append(plan)
+        toolchain = plan.measured_under.digest if by == "toolchain" else ""
+        groups.setdefault((plan.device.device_class, protocol.group_of(plan, same), toolchain), []).append(plan)
     return [
         (max(group, key=lambda plan: (plan.created, plan.uid)), len({plan.weights for plan in group}))
         for group in groups.values()

@@ -84,6 +84,14 @@ class Figure:
         return Figure(value=numerator / self.value, interval=interval, note=note or self.note)
 
 
+def compared_figure(plan: Plan) -> Figure:
+    """Return the value that the objective of a plan minimises, or its latency if that is not there."""
+    figures = plan.evidence.objective
+    if figures is None:
+        return Figure(value=plan.latency_ms, interval=plan.interval_ms)
+    return Figure(value=figures.value, interval=figures.interval)
+
+
 def figures_of(plan: Plan) -> dict[str, Figure]:
     """Return the figures of a plan by the names of :data:`QUANTITIES`, all but the cost."""
     return {

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 PLACE = ("model", "batch", "objective", "device", "device_class", "state", "reasons", "backend", "status", "speedup")
 LIMIT = ("limit_ms", "limit_by", "distance")
-COLUMNS = (*PLACE, *(f"{name}{part}" for name in QUANTITIES for part in ("", "_low", "_high")), *LIMIT, "command")
+CHANGE = ("toolchain", "change", "judgement")
+"""The columns of rows that are toolchains: the entries that differ, the ratio to the older row, and its judgement."""
+FIGURES = tuple(f"{name}{part}" for name in (*QUANTITIES, "change") for part in ("", "_low", "_high"))
+COLUMNS = (*PLACE, *FIGURES, *LIMIT, "toolchain", "judgement", "command")
 
 
 def row_of(name: str, batch: int, objective: str, cell: Cell) -> dict[str, object]:
@@ -30,12 +33,25 @@ def row_of(name: str, batch: int, objective: str, cell: Cell) -> dict[str, objec
         "limit_by": None if cell.limit is None else cell.limit.by,
         "distance": _number(None if cell.limit is None else cell.limit.distance),
         "command": cell.command,
+        **_change(cell),
     }  # fmt: skip
     for quantity in QUANTITIES:
         figure = cell.figure(quantity)
         low, high = figure.interval or (float("nan"), float("nan"))
         values |= {quantity: _number(figure.value), f"{quantity}_low": low, f"{quantity}_high": high}
     return values
+
+
+def _change(cell: Cell) -> dict[str, object]:
+    change = None if cell.toolchain is None else cell.toolchain.change
+    low, high = (None, None) if change is None else change.interval
+    return {
+        "toolchain": str(cell.toolchain or ""),
+        "judgement": "" if change is None else change.judgement,
+        "change": _number(None if change is None else change.value),
+        "change_low": _number(low),
+        "change_high": _number(high),
+    }
 
 
 def _number(value: float | None) -> float:
@@ -57,7 +73,7 @@ def frame_of(rows: Sequence[Mapping[str, object]], units: Mapping[str, str]) -> 
 
 def html_of(rows: Sequence[Mapping[str, object]], units: Mapping[str, str], notes: Sequence[str]) -> str:
     """Return the rows as an HTML table with the notes below; all text is escaped."""
-    columns = (*PLACE, *QUANTITIES, *LIMIT)
+    columns = (*PLACE, *(CHANGE if any(row["toolchain"] for row in rows) else ()), *QUANTITIES, *LIMIT)
     heads = (f"{column.replace('_', ' ')}{f' ({units[column]})' if column in units else ''}" for column in columns)
     head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
     body = "".join(f"<tr>{''.join(_html_cell(row[column]) for column in columns)}</tr>" for row in rows)

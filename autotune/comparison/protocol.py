@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from autotune.comparison.cell import Reason
+from autotune.comparison.same_model import SameModels
 from autotune.database.rows import StudyRow
 from autotune.measure.flags import explain
 from autotune.records.canonical import canonical
@@ -19,10 +20,10 @@ Group = tuple[str, str, str]
 """Structure, constraints and serving format of a plan: figures of two groups answer different questions."""
 
 
-def group_of(plan: Plan) -> Group:
-    """Return the group whose plans may be put side by side."""
+def group_of(plan: Plan, same: SameModels) -> Group:
+    """Return the group whose plans may be put side by side; ``same`` joins several graphs of one model."""
     constraints = {key: value for key, value in objective_content(plan.objective).items() if key != "name"}
-    return plan.structure, canonical(constraints), plan.serve_as
+    return same.get(plan.structure, plan.structure), canonical(constraints), plan.serve_as
 
 
 def own_reasons(plan: Plan, studies: Mapping[str, StudyRow]) -> Iterator[Reason]:
@@ -45,16 +46,16 @@ def own_reasons(plan: Plan, studies: Mapping[str, StudyRow]) -> Iterator[Reason]
         yield Reason(name="no interval", text="its latency lies outside of its interval; tune again to compare")
 
 
-def group_to_compare(plans: Sequence[Plan]) -> Group | None:
+def group_to_compare(plans: Sequence[Plan], same: SameModels) -> Group | None:
     """Return the group that most device classes have a plan of; of equal ones that of the newest plan."""
     if not plans:
         return None
-    classes = Counter(group for group, _ in {(group_of(plan), plan.device.device_class) for plan in plans})
-    newest = {group_of(plan): plan.created for plan in sorted(plans, key=lambda plan: plan.created)}
+    classes = Counter(group for group, _ in {(group_of(plan, same), plan.device.device_class) for plan in plans})
+    newest = {group_of(plan, same): plan.created for plan in sorted(plans, key=lambda plan: plan.created)}
     return max(classes, key=lambda group: (classes[group], newest[group], group))
 
 
-def other_group(plan: Plan, group: Group | None) -> Iterator[Reason]:
+def other_group(plan: Plan, group: Group | None, same: SameModels) -> Iterator[Reason]:
     """Yield the parts in which a plan is of another group than the compared one."""
     if group is None:
         return
@@ -64,6 +65,6 @@ def other_group(plan: Plan, group: Group | None) -> Iterator[Reason]:
         "it was found under other constraints of accuracy",
         f"it is served as {plan.serve_as}, the others as {group[2]}",
     )
-    for name, text, own, theirs in zip(names, texts, group_of(plan), group, strict=True):
+    for name, text, own, theirs in zip(names, texts, group_of(plan, same), group, strict=True):
         if own != theirs:
             yield Reason(name=name, text=text)

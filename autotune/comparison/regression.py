@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from autotune.comparison.comparison import SCHEMA, ComparedWorkload, DeviceComparison
 from autotune.comparison.figures import Figure
+from autotune.comparison.ratio import ratio_of
 from autotune.errors import RequestError
 
 Judgement = Literal["slower", "faster", "same", "undecided", "gone", "new"]
@@ -49,6 +50,8 @@ def read_baseline(path: Path) -> dict[Key, Figure]:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data["schema"] != SCHEMA:
             raise _refused(path, f"a comparison of schema {data['schema']!r}")
+        if data.get("by") == "toolchain":
+            raise _refused(path, "a comparison by toolchain, which has several plans of a device class")
         return dict(_stored_figures(data))
     except OSError as error:
         raise _refused(path, error.strerror or str(error)) from error
@@ -71,16 +74,8 @@ def changes(comparison: DeviceComparison, baseline: Mapping[Key, Figure], thresh
 
 
 def _change(place: Mapping[str, Any], before: Figure, now: Figure, threshold: float) -> Change:
-    low, high = now.ends[0] / before.ends[1], now.ends[1] / before.ends[0]
-    ratio = (now.value or 0.0) / (before.value or 1.0)
-    judgement: Judgement = "undecided"
-    if low > 1 + threshold:
-        judgement = "slower"
-    elif high < 1 / (1 + threshold):
-        judgement = "faster"
-    elif low >= 1 / (1 + threshold) and high <= 1 + threshold:
-        judgement = "same"
-    return Change(**place, judgement=judgement, ratio=ratio, interval=(low, high))
+    ratio = ratio_of(now, before, threshold)
+    return Change(**place, judgement=ratio.judgement, ratio=ratio.value, interval=ratio.interval)
 
 
 def _figures(workload: ComparedWorkload) -> Iterator[tuple[Key, Figure]]:

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from autotune.database.plan_rows import device_classes
 from autotune.database.rows import StudyRow
@@ -11,6 +12,8 @@ from autotune.records.device import slug
 from autotune.records.plan import Plan
 
 NEAREST = 3
+RowSubject = Literal["device", "weights", "toolchain"]
+SUBJECTS: tuple[RowSubject, ...] = ("device", "weights", "toolchain")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,14 +21,15 @@ class Selection:
     """Names of studies, a batch, and devices: parts of SKUs, or whole device classes; empty ones admit all.
 
     ``here`` are device classes of this machine: they may be named although the database has nothing of them.
-    ``by_weights`` asks for a cell for each weights of a model, not only for the newest.
+    ``by`` is the subject of a row: a device class, each weights of a model on it, or each toolchain that its plans were
+    measured under.
     """
 
     models: tuple[str, ...] = ()
     batch: int | None = None
     devices: tuple[str, ...] = ()
     here: tuple[str, ...] = ()
-    by_weights: bool = False
+    by: RowSubject = "device"
 
     def plans(self, plans: Sequence[Plan], classes: Sequence[str]) -> list[Plan]:
         """Return the plans that the selection admits; PlanNotFoundError names a model without one."""
@@ -64,6 +68,14 @@ class Selection:
                 )  # fmt: skip
             chosen += [name for name in fitting if name not in chosen]
         return tuple(chosen)
+
+
+def row_subject(text: str) -> RowSubject:
+    """Return the subject of this name; RequestError for another text."""
+    for subject in SUBJECTS:
+        if subject == text:
+            return subject
+    raise RequestError(f"plans cannot be compared by {text!r}", expected=f"one of {', '.join(SUBJECTS)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

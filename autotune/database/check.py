@@ -14,8 +14,9 @@ from autotune.database.artifacts import ArtifactStore
 from autotune.database.engine import schema_version
 from autotune.database.files import hashed, open_plain
 from autotune.database.manifest import is_digest
-from autotune.database.plan_rows import REVISIONS
+from autotune.database.plan_rows import READABLE, REVISIONS
 from autotune.database.rows import (
+    former_plan_values,
     kernel_record,
     kernel_values,
     measurement_uid,
@@ -31,6 +32,7 @@ from autotune.database.rows import (
 from autotune.database.schema import (
     Base,
     DeviceTable,
+    FormerPlanTable,
     KernelTrialTable,
     MeasurementTable,
     PlanTable,
@@ -51,6 +53,9 @@ from autotune.records.workload import Workload
 Kind = Literal["damaged", "missing", "orphaned", "leftover", "stray"]
 BATCH = 500
 """Rows read at once: enough that a million take seconds, few enough for SQLite's limit on parameters."""
+
+_SINCE: Mapping[type[Base], str] = {RoofsTable: "0004", FormerPlanTable: "0005"}
+"""The tables that the first readable revision lacks, with the revision that added each."""
 
 _GC = "autotune db gc"
 _COPY = "a copy of the database from before"
@@ -219,10 +224,10 @@ def _rows(store: Store) -> Iterator[Finding]:
 
 
 def _tables(store: Store) -> list[type[Base]]:
-    """Return the tables of this version, without one that a later revision than that of a read-only database added."""
+    """Return the tables that the database has: a read-only one may lack those that a later revision added."""
     with store.transactions.reading() as session:
-        version = schema_version(session.connection())
-    return [table for table in Base.__subclasses__() if table is not RoofsTable or version == REVISIONS[-1]]
+        version = schema_version(session.connection()) or REVISIONS[-1]
+    return [table for table in Base.__subclasses__() if version >= _SINCE.get(table, READABLE[0])]
 
 
 def _unreadable(session: Session, table: type[Base]) -> Iterator[Finding]:
@@ -323,6 +328,10 @@ def _plan(_: Session, row: PlanTable) -> Mapping[str, object]:
     return plan_values(plan_of(row))
 
 
+def _former_plan(_: Session, row: FormerPlanTable) -> Mapping[str, object]:
+    return former_plan_values(plan_of(row))
+
+
 _READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, object]]] = {
     WorkloadTable: _workload,
     DeviceTable: _device,
@@ -332,6 +341,7 @@ _READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, object]]] = 
     KernelTrialTable: _kernel_trial,
     RoofsTable: _roofs,
     PlanTable: _plan,
+    FormerPlanTable: _former_plan,
 }
 
 

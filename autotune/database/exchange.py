@@ -1,4 +1,4 @@
-"""Studies, trials, measurements, kernel trials, roofs and plans between databases, in one zip file.
+"""Studies, trials, measurements, kernel trials, roofs, plans and former plans between databases, in one zip file.
 
 ``records.json`` holds the records, ``artifacts/<digest>/<name>`` the files of the plans' artifacts, uncompressed. A
 file is checked from end to end before a row or an artifact is written; the size of its unpacked content is bounded by
@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from autotune.database import trials
 from autotune.database.files import CHUNK_BYTES
+from autotune.database.former_plans import former_plans
 from autotune.database.manifest import ArtifactFile
 from autotune.database.merging import KINDS, Counts, put
 from autotune.database.parcel import (
@@ -54,7 +55,7 @@ _UNSOUND = (ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfil
 
 
 def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: bool = True) -> dict[str, int]:
-    """Write the finished trials, measurements and plans of studies (by name, all their batches) into a file.
+    """Write the finished trials, measurements, plans and former plans of studies (by name) into a file.
 
     Kernel trials and roofs belong to no study: those of the studies' device classes are added, or without a name all of
     them alone. Returns the number of each kind. ``artifacts`` adds the plans' artifacts, as far as the store has
@@ -151,6 +152,7 @@ def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
             kernel_trials=kernels,
             roofs=roofs,
             plans=tuple(promoted),
+            former_plans=tuple(former_plans(session, names)),
             artifacts={name: store.artifacts.files(name) for name in digests if store.artifacts.has(name)},
         )
 
@@ -188,7 +190,8 @@ def merge_file(store: Store, path: Path) -> Counts:
     """Merge a file of :func:`export_studies`; returns how many of each kind were ``added`` and ``known`` already.
 
     A study with the same identity is one study here too; a trial counts once, by its uid, and so does a kernel trial;
-    of two plans with one key the newer stays. A damaged artifact of the store is replaced. Raises DatabaseError for a
+    of two plans with one key the newer stays, and the other one becomes a former plan if it was measured under another
+    toolchain. A damaged artifact of the store is replaced. Raises DatabaseError for a
     file that is damaged, or if a row of this database cannot be read; then nothing is written.
     """
     added: list[str] = []

@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from autotune.database import plans, trials
+from autotune.database import former_plans, plans, trials
 from autotune.database.kernel_trials import kernel_trial_key, supersede
 from autotune.database.parcel import Parcel, TravellingKernelTrial, TravellingTrial
 from autotune.database.roof_store import put_roofs
@@ -11,6 +11,7 @@ from autotune.database.rows import (
     kernel_values,
     measurement_uid,
     parse_instant,
+    plan_of,
     study_keys,
     trial_values,
 )
@@ -22,7 +23,7 @@ from autotune.records.identity import objective_content
 from autotune.records.plan import Plan
 from autotune.records.trial import Trial
 
-KINDS = ("studies", "trials", "measurements", "kernel_trials", "roofs", "plans", "artifacts")
+KINDS = ("studies", "trials", "measurements", "kernel_trials", "roofs", "plans", "former_plans", "artifacts")
 Counts = dict[str, dict[str, int]]
 
 
@@ -60,7 +61,12 @@ def put(session: Session, store: Store, parcel: Parcel) -> Counts:
         count("roofs", put_roofs(session, roofs))
     replaced: set[str] = set()
     for plan in parcel.plans:
-        count("plans", _put_plan(session, plan, replaced))
+        new = _put_plan(session, plan, replaced)
+        count("plans", new)
+        if not new and _put_former_plan(session, plan):
+            count("former_plans", True)
+    for plan in parcel.former_plans:
+        count("former_plans", _put_former_plan(session, plan))
     store.artifacts.discard(trials.unneeded(session, replaced))
     return counts
 
@@ -150,13 +156,24 @@ def _put_kernel_trial(session: Session, incoming: TravellingKernelTrial) -> bool
 
 def _put_plan(session: Session, plan: Plan, replaced: set[str]) -> bool:
     """Keep the newer of two plans with one key; of two as old, the one with the greater uid. True if it is this one."""
-    former = plans.same_key(session, plan)
-    named = session.get(PlanTable, plan.uid)
-    _refuse_clash(named is not None and (former is None or former.uid != plan.uid), f"plan {plan.uid}")
+    former = _present(session, plan)
     if former is not None and (parse_instant(plan.created), plan.uid) <= (former.created, former.uid):
         return False
     replaced |= plans.put(session, plan)
     return True
+
+
+def _put_former_plan(session: Session, plan: Plan) -> bool:
+    """Keep a plan beside the newer one of its key, if that was measured under another toolchain; true if it is new."""
+    present = _present(session, plan)
+    return former_plans.keep(session, plan, None if present is None else plan_of(present))
+
+
+def _present(session: Session, plan: Plan) -> PlanTable | None:
+    """Return the row of this plan's key."""
+    row, named = plans.same_key(session, plan), session.get(PlanTable, plan.uid)
+    _refuse_clash(named is not None and (row is None or row.uid != plan.uid), f"plan {plan.uid}")
+    return row
 
 
 def _refuse_clash(clashes: bool, record: str) -> None:

@@ -13,6 +13,7 @@ from autotune.database.rows import (
     StudyRow,
     failure_dict,
     failure_record,
+    former_plan_values,
     kernel_record,
     kernel_values,
     parse_instant,
@@ -136,6 +137,7 @@ class ParcelRecords(_ParcelEntry):
     kernel_trials: list[KernelTrialEntry] = []
     roofs: list[Json] = []
     plans: list[Json]
+    former_plans: list[Json] = []
     artifacts: dict[Digest, list[FileEntry]]
 
 
@@ -180,6 +182,7 @@ class Parcel:
     kernel_trials: tuple[TravellingKernelTrial, ...]
     roofs: tuple[Roofs, ...]
     plans: tuple[Plan, ...]
+    former_plans: tuple[Plan, ...]
     artifacts: Mapping[str, tuple[ArtifactFile, ...]]
 
     def __post_init__(self) -> None:
@@ -192,7 +195,7 @@ class Parcel:
         if len({item.uid for item in self.kernel_trials}) != len(self.kernel_trials):
             raise ValueError("two kernel trials have the same uid")
         names = {workload.name for workload in self.workloads} | {device.name for device in self.devices}
-        names |= {study.name for study in self.studies} | {plan.name for plan in self.plans}
+        names |= {study.name for study in self.studies} | {plan.name for plan in (*self.plans, *self.former_plans)}
         names |= {item.trial.device_class for item in self.kernel_trials}
         names |= {roofs.device_class for roofs in self.roofs}
         for name in sorted(names):
@@ -232,6 +235,7 @@ def to_json(parcel: Parcel) -> bytes:
             ],
             "roofs": [roofs.as_dict() for roofs in parcel.roofs],
             "plans": [plan.as_dict() for plan in parcel.plans],
+            "former_plans": [plan.as_dict() for plan in parcel.former_plans],
             "artifacts": {digest: [file.as_dict() for file in files] for digest, files in parcel.artifacts.items()},
         }
     ).encode()
@@ -274,6 +278,7 @@ def from_json(content: bytes) -> Parcel:
             kernel_trials=tuple(_kernel_trial(entry) for entry in document.kernel_trials),
             roofs=tuple(_roofs(data) for data in document.roofs),
             plans=tuple(_plan(data) for data in document.plans),
+            former_plans=tuple(_former_plan(data) for data in document.former_plans),
             artifacts={
                 digest: tuple(ArtifactFile(**file.model_dump()) for file in files)
                 for digest, files in document.artifacts.items()
@@ -344,5 +349,13 @@ def _plan(data: Json) -> Plan:
             raise ValueError(f"plan {plan.uid!r}: {name} is no text, found {value!r}")
     if type(plan.batch) is not int or not 1 <= plan.batch < 2**31:
         raise ValueError(f"plan {plan.uid}: batch must be at least 1, found {plan.batch!r}")
+    if not all(isinstance(text, str) for entry in plan.measured_under.versions for text in entry):
+        raise ValueError(f"plan {plan.uid}: the versions of its evidence are no texts")
     plan_values(plan)
+    return plan
+
+
+def _former_plan(data: Json) -> Plan:
+    plan = _plan(data)
+    former_plan_values(plan)
     return plan

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from autotune.database import plans
+from autotune.database import former_plans, plans
 from autotune.database.artifacts import ArtifactStore
 from autotune.database.transactions import Transactions
 from autotune.database.trials import unneeded
@@ -56,17 +56,29 @@ class PlanStore:
         with self._transactions.reading() as session:
             return plans.by_uid(session, uid)
 
+    def former(self) -> Sequence[Plan]:
+        """Return the plans that others have replaced under another toolchain, newest first, without their artifacts.
+
+        They are for comparisons: no look-up returns one. A database of an earlier revision that can only be read has
+        none.
+        """
+        with self._transactions.reading() as session:
+            return former_plans.former_plans(session)
+
     def replace_artifact(self, uid: str, digest: str, weights: str, toolchain: Toolchain, **changes: Any) -> Plan:
         """Store the artifact that was built again from a plan's configuration and passed the gate again.
 
         ``changes`` are other fields of the plan, such as ``form``, ``kernels`` or new figures. With the plan's own
         weights and form it is changed in place. With others a second plan is stored beside it, so that two models of
-        one structure do not take each other's artifact away.
+        one structure do not take each other's artifact away. New figures under another toolchain are those of a new
+        plan, and the former one is kept as for :meth:`promote`.
         """
         with self._transactions.writing() as session:
             former = plans.by_uid(session, uid)
             plan = dataclasses.replace(former, artifact=digest, weights=weights, toolchain=toolchain, **changes)
             if plan.weights != former.weights or former.form not in ("", plan.form):
                 plan = dataclasses.replace(plan, uid=uuid.uuid4().hex)
+            elif "evidence" in changes and plan.measured_under != former.measured_under:
+                plan = dataclasses.replace(plan, uid=uuid.uuid4().hex, created=self._transactions.now())
             self._artifacts.discard(unneeded(session, plans.put(session, plan) - {digest}))
             return plan

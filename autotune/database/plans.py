@@ -6,8 +6,9 @@ from dataclasses import replace
 from sqlalchemy import Connection, Row, Text, bindparam, delete, select, type_coerce
 from sqlalchemy.orm import Session
 
+from autotune.database import former_plans
 from autotune.database.plan_rows import device_classes, plan_record, readable
-from autotune.database.rows import plan_values
+from autotune.database.rows import plan_key_values, plan_values
 from autotune.database.schema import PlanTable
 from autotune.records.identity import PlanKey
 from autotune.records.objective import Objective
@@ -76,24 +77,21 @@ def by_uid(session: Session, uid: str) -> Plan:
 
 
 def put(session: Session, plan: Plan) -> set[str]:
-    """Write a plan in place of the one with its key; returns the artifacts that were replaced."""
+    """Write a plan in place of the one with its key; returns the artifacts that were replaced.
+
+    The figures of that one are kept if they were measured under another toolchain, see
+    :mod:`autotune.database.former_plans`.
+    """
     values = plan_values(plan)
-    former = [row for row in (same_key(session, plan), session.get(PlanTable, plan.uid)) if row is not None]
-    session.execute(delete(PlanTable).where(PlanTable.uid.in_([row.uid for row in former])))
+    replaced = same_key(session, plan)
+    rows = [row for row in (replaced, session.get(PlanTable, plan.uid)) if row is not None]
+    former_plans.succeed(session, plan, replaced)
+    session.execute(delete(PlanTable).where(PlanTable.uid.in_([row.uid for row in rows])))
     session.add(PlanTable(**values))
     session.flush()
-    return {row.artifact for row in former if row.artifact is not None}
+    return {row.artifact for row in rows if row.artifact is not None}
 
 
 def same_key(session: Session, plan: Plan) -> PlanTable | None:
     """Return the row that a plan would replace."""
-    values = plan_values(plan)
-    query = select(PlanTable).where(
-        PlanTable.structure == values["structure"],
-        PlanTable.form == values["form"],
-        PlanTable.weights == values["weights"],
-        PlanTable.device_class == values["device_class"],
-        PlanTable.serve_as == values["serve_as"],
-        PlanTable.objective_digest == values["objective_digest"],
-    )
-    return session.scalars(query).first()
+    return session.scalars(select(PlanTable).filter_by(**plan_key_values(plan))).first()

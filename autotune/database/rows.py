@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 
 from autotune.database.manifest import is_digest
 from autotune.database.plan_rows import plan_record
-from autotune.database.schema import PlanTable, StudyTable, TrialTable
+from autotune.database.schema import FormerPlanTable, PlanTable, StudyTable, TrialTable
 from autotune.records.canonical import canonical, digest
 from autotune.records.configuration import Configuration
 from autotune.records.identity import Conditions, Identity, objective_content
@@ -79,23 +79,40 @@ class RoofsValues(TypedDict):
     record: dict[str, object]
 
 
-class PlanValues(TypedDict):
+class PlanKeyValues(TypedDict):
+    """The columns that a plan has alone in its table."""
+
+    structure: str
+    form: str
+    device_class: str
+    weights: str
+    serve_as: str
+    objective_digest: str
+
+
+class PlanValues(PlanKeyValues):
     """The columns of a plan."""
 
     uid: str
     name: str
     batch: int
-    structure: str
-    weights: str
-    device_class: str
     objective_name: str
     objective: dict[str, object]
-    objective_digest: str
-    serve_as: str
-    form: str
     toolchain: str
     artifact: str | None
     latency_ms: float
+    created: str
+    record: dict[str, object]
+    evidence: str
+
+
+class FormerPlanValues(PlanKeyValues):
+    """The columns of a former plan."""
+
+    measured: str
+    uid: str
+    name: str
+    batch: int
     created: str
     record: dict[str, object]
     evidence: str
@@ -284,6 +301,18 @@ def roofs_values(roofs: Roofs) -> RoofsValues:
     return {"device_class": roofs.device_class, "created": parse_instant(roofs.created), "record": record}
 
 
+def plan_key_values(plan: Plan) -> PlanKeyValues:
+    """Return the columns that a plan has alone in its table."""
+    return {
+        "structure": plan.structure,
+        "form": plan.form,
+        "device_class": plan.device.device_class,
+        "weights": plan.weights,
+        "serve_as": plan.serve_as,
+        "objective_digest": digest(objective_content(plan.objective)),
+    }
+
+
 def plan_values(plan: Plan) -> PlanValues:
     """Return the columns of a plan; raises ``ValueError`` for an artifact, a uid or a date that is malformed."""
     if plan.artifact is not None and not is_digest(plan.artifact):
@@ -293,17 +322,12 @@ def plan_values(plan: Plan) -> PlanValues:
     record = plan.as_dict()
     evidence = record.pop("evidence")
     return {
+        **plan_key_values(plan),
         "uid": plan.uid,
         "name": plan.name,
         "batch": plan.batch,
-        "structure": plan.structure,
-        "weights": plan.weights,
-        "device_class": plan.device.device_class,
         "objective_name": plan.objective.name,
         "objective": objective_content(plan.objective),
-        "objective_digest": digest(objective_content(plan.objective)),
-        "serve_as": plan.serve_as,
-        "form": plan.form,
         "toolchain": plan.toolchain.digest,
         "artifact": plan.artifact,
         "latency_ms": plan.latency_ms,
@@ -313,6 +337,23 @@ def plan_values(plan: Plan) -> PlanValues:
     }
 
 
-def plan_of(row: PlanTable) -> Plan:
+def former_plan_values(plan: Plan) -> FormerPlanValues:
+    """Return the columns of a former plan; raises ``ValueError`` for one that names an artifact, or is malformed."""
+    if plan.artifact is not None:
+        raise ValueError(f"former plan {plan.name}: its artifact {plan.artifact} is kept for nobody")
+    values = plan_values(plan)
+    return {
+        **plan_key_values(plan),
+        "measured": plan.measured_under.digest,
+        "uid": values["uid"],
+        "name": values["name"],
+        "batch": values["batch"],
+        "created": values["created"],
+        "record": values["record"],
+        "evidence": values["evidence"],
+    }
+
+
+def plan_of(row: PlanTable | FormerPlanTable) -> Plan:
     """Return the record of a plan's row."""
     return plan_record(row.uid, row.record, row.evidence)

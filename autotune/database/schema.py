@@ -278,3 +278,27 @@ class PlanTable(Base):
     record: Mapped[JsonObject] = mapped_column(CanonicalJson)
     evidence: Mapped[str] = mapped_column(Text)
     form: Mapped[str] = mapped_column(Text, server_default="")
+
+
+class FormerPlanTable(Base):
+    """The newest plan of a key that was measured under another toolchain than the present plan, without its artifact.
+
+    ``measured`` is the digest of the versions at the time of its finals; ``record`` and ``evidence`` are as in a plan.
+    No look-up reads this table.
+    """
+
+    __tablename__ = "former_plan"
+
+    structure: Mapped[str] = mapped_column(Digest, primary_key=True)
+    form: Mapped[str] = mapped_column(Text, primary_key=True)
+    device_class: Mapped[str] = mapped_column(Text, primary_key=True)
+    weights: Mapped[str] = mapped_column(Digest, primary_key=True)
+    serve_as: Mapped[str] = mapped_column(Text, primary_key=True)
+    objective_digest: Mapped[str] = mapped_column(Digest, primary_key=True)
+    measured: Mapped[str] = mapped_column(Digest, primary_key=True)
+    uid: Mapped[str] = mapped_column(Uid)
+    name: Mapped[str] = mapped_column(Text)
+    batch: Mapped[int]
+    created: Mapped[str] = mapped_column(Instant)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
+    evidence: Mapped[str] = mapped_column(Text)

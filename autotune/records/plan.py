@@ -79,6 +79,12 @@ class Plan:
         return ArtifactKey(weights=self.weights, toolchain=self.toolchain, kernels=self.kernels)
 
     @property
+    def measured_under(self) -> Toolchain:
+        """All versions that its finals were measured under; older evidence has none, then those that it depends on."""
+        versions = self.evidence.toolchain
+        return self.toolchain if versions is None else Toolchain.of(versions)
+
+    @property
     def flags(self) -> tuple[str, ...]:
         """The conditions that disturbed its rounds in the finals, as in :mod:`autotune.measure.flags`."""
         winner = self.evidence.winner

@@ -75,8 +75,7 @@ def bound_table(entries: Sequence[WithinBound], bound: Bound, comparison: Device
 
 
 def _table(comparison: DeviceComparison, workload: ComparedWorkload) -> FittingTable:
-    title = f"{workload.name}, batch {workload.batch}, {workload.objective}"
-    table = FittingTable(title=title, title_justify="left")
+    table = FittingTable(title=workload.title, title_justify="left")
     parts = differing_parts(workload.cells)
     table.add_column("device class", overflow="fold")
     for name in parts:
@@ -203,18 +202,24 @@ def _sentences(comparison: DeviceComparison, workload: ComparedWorkload) -> Iter
 
 
 def differing_parts(cells: Sequence[Cell]) -> list[str]:
-    """Return the parts that distinguish the rows of a table; weights are among them if a row has several."""
+    """Return the parts that distinguish the rows of a table; weights are among them if a row has several.
+
+    Toolchains are among them if they are the rows.
+    """
     plans = [cell.plan for cell in cells if cell.plan is not None]
     names = ("structure", "constraints", "served as")
     differing = [name for name in names if len({distinction.part(plan, name) for plan in plans}) > 1]
     compared = [(cell.plan.device.device_class, cell.plan.weights) for cell in cells if cell.plan is not None]
     if any(cell.weights_known > 1 for cell in cells) or len(set(compared)) > len({name for name, _ in compared}):
         differing.append("weights")
-    return [name for name in distinction.PARTS if name in differing]
+    parts = [name for name in distinction.PARTS if name in differing]
+    return ["toolchain", *parts] if any(cell.toolchain and cell.toolchain.versions for cell in cells) else parts
 
 
 def part_of(cell: Cell, plan: Plan, name: str) -> str:
     """Write one of these parts of a cell; for weights of several plans, that they are the newest of them."""
+    if name == "toolchain":
+        return str(cell.toolchain or "")
     text = distinction.part(plan, name)
     return f"{text} (newest of {cell.weights_known})" if name == "weights" and cell.weights_known > 1 else text
 

@@ -7,7 +7,6 @@ from rich.text import Text
 
 from autotune.records.plan import Plan
 from autotune.report import distinction, words
-from autotune.report.carried import carried_lines
 from autotune.report.facts import Facts
 from autotune.report.fitting_table import FittingTable
 
@@ -73,8 +72,16 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool | None, parts: S
         facts.add_row(name, value)
     title = Text(distinction.named(plan, parts), style="bold underline")
     finals = finals_table(plan)
-    carried = [Text(line) for line in carried_lines(plan)]
-    return Group(title, facts, *([finals] if finals else []), *carried, Text(""))
+    return Group(title, facts, *([finals] if finals else []), *_carried(plan), Text(""))
+
+
+def _carried(plan: Plan) -> list[Text]:
+    """Return a line for each plan that was carried to its device; only these need the libraries of statistics."""
+    if not plan.evidence.carried:
+        return []
+    from autotune.report.carried import carried_lines
+
+    return [Text(line) for line in carried_lines(plan)]
 
 
 def _objective(plan: Plan) -> list[tuple[str, str]]:

@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from autotune.cli.main import app
 from autotune.database.store import Store
-from autotune.testing.sample_records import sample_roofs
-from tests.comparison.database import CPU, H200, L4, add, count_work
+from autotune.testing.sample_records import digest, sample_roofs
+from tests.comparison.database import CPU, H200, L4, add, count_work, measured
 
 
 @pytest.fixture
@@ -77,9 +77,54 @@ def test_a_slower_plan_fails_a_build_only_if_asked(database, tmp_path):
     assert document["changes"][0]["judgement"] == "slower"
 
 
+@pytest.fixture
+def upgraded(tmp_path):
+    """A database with plans of two versions of torch on a GPU, of which the newer is slower."""
+    path = str(tmp_path / "upgraded.db")
+    with Store.open(path, create=True) as store:
+        measured(store, H200, 1.0, "2.11.0", 1)
+        measured(store, H200, 1.2, "2.13.0", 2)
+        measured(store, L4, 2.0, "2.13.0", 2)
+    return path
+
+
+def test_toolchains_of_a_device_class_are_compared(upgraded, tmp_path):
+    text = run(upgraded, "compare", "--by", "toolchain")
+    assert f"resnet50, batch 1, latency_p50, {H200.device_class}" in text
+    assert "torch 2.11.0 → 2.13.0: slower, factor 1.200 [1.153 – 1.249]" in text
+    assert [line.split()[2] for line in text.splitlines() if "torch 2.1" in line and "│" in line] == [
+        "2.13.0",
+        "2.11.0",
+    ]
+    assert "There is no older toolchain to compare with" in text and "best" not in text
+    document = json.loads(run(upgraded, "compare", "--by", "toolchain", "--json"))
+    assert document["workloads"][0]["cells"][0]["toolchain"]["judgement"] == "slower"
+
+
+def test_a_plan_that_an_upgrade_made_slower_fails_a_build_only_if_asked(upgraded):
+    arguments = ("compare", "--by", "toolchain", "--fail-above")
+    assert "slower than under the toolchain before by more than 3.0%: 1 plans" in run(
+        upgraded, *arguments, "3%", code=1
+    )
+    assert "undecided" in run(upgraded, *arguments, "20%")
+    run(upgraded, *arguments, "3%", "--devices", "L4")
+
+
+def test_weights_may_have_rows_of_their_own(database):
+    with Store.open(database) as store:
+        add(store, H200, 0.6, weights=digest("other"))
+    document = json.loads(run(database, "compare", "resnet50", "--by", "weights", "--json"))
+    cells = [cell for cell in document["workloads"][0]["cells"] if cell["device"] == "nvidia-h200"]
+    assert len({cell["plan"]["weights"] for cell in cells}) == 2 == len(cells)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--by", "colour"), "device, weights, toolchain"),
+        (("--by", "toolchain", "--at", "p99<=1ms"), "both --by toolchain and --at"),
+        (("--by", "toolchain", "--baseline", "b.json"), "both --by toolchain and --baseline"),
+        (("--by", "toolchain", "--roofs", "r.toml"), "both --by toolchain and --roofs"),
         (("--fail-above", "3%"), "no --baseline"),
         (("--at", "p98<=1ms"), "p99<=10ms"),
         (("--devices", "h300"), "nvidia-h200"),

@@ -1,5 +1,6 @@
 """A small database of plans to compare: two GPUs, a CPU, two models, and plans that stand apart for each reason."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from autotune.database.store import Store
@@ -35,9 +36,13 @@ def add(
     flags: tuple[str, ...] = (),
     known: bool = True,
     protocol: Conditions | None = None,
+    versions: Mapping[str, str] | None = None,
     **changes: object,
 ) -> Plan:
-    """Store a plan with its study; ``known=False`` leaves the study out, ``protocol`` are its conditions."""
+    """Store a plan with its study; ``known=False`` leaves the study out, ``protocol`` are its conditions.
+
+    ``versions`` are those of the libraries at the time of its finals.
+    """
     objective = objective or Objective()
     model = sample_records.sample_workload(name, batch)
     study = None
@@ -55,11 +60,17 @@ def add(
     values = {
         "structure": model.structure, "weights": model.weights, "device": device, "objective": objective,
         "latency_ms": latency_ms, "interval_ms": interval, "baseline_latency_ms": 3 * latency_ms, "speedup": 3.0,
-        "evidence": PlanEvidence(study=study, trial=trial, finalists=(winner,), objective=figures),
+        "evidence": PlanEvidence(study=study, trial=trial, finalists=(winner,), objective=figures, toolchain=versions),
     }  # fmt: skip
     plan = replace(sample_records.PLAN, uid=trial, name=name, batch=batch, **{**values, **changes})
     store.plans.promote(plan)
     return store.plans.get(plan.uid)
+
+
+def measured(store: Store, device: Device, latency_ms: float, torch: str, day: int, **changes: object) -> Plan:
+    """Store a plan that was measured under a version of torch on a day."""
+    versions = {"torch": torch, "triton": "3.5.0"}
+    return add(store, device, latency_ms, versions=versions, created=f"2026-01-{day:02}T00:00:00+00:00", **changes)
 
 
 def energy(value: float) -> dict[str, object]:

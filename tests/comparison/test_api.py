@@ -5,7 +5,7 @@ import pytest
 import autotune
 from autotune.database.store import Store
 from autotune.errors import RequestError
-from tests.comparison.database import CPU, H200, L4, add, count_work
+from tests.comparison.database import CPU, H200, L4, add, count_work, measured
 
 
 @pytest.fixture
@@ -44,3 +44,17 @@ def test_roofs_of_the_users_add_predicted_rows(store, tmp_path):
     comparison = autotune.compare(roofs=path, db=store.location)
     assert [cell.state for _, cell in comparison.cells()] == ["compared", "predicted"]
     assert comparison.supplied_roofs.path == str(path)
+
+
+def test_rows_may_be_toolchains_which_no_roofs_predict(store, tmp_path):
+    measured(store, H200, 1.0, "2.11.0", 1)
+    measured(store, H200, 1.5, "2.13.0", 2)
+    frame = autotune.compare(by="toolchain", db=store.location).to_frame()
+    assert frame.toolchain.tolist() == ["torch 2.13.0", "torch 2.11.0"] and frame.judgement.tolist() == ["slower", ""]
+    assert frame.change[0] == pytest.approx(1.5) and frame.change_low[0] < 1.5 < frame.change_high[0]
+    text = autotune.compare(by="toolchain", db=store.location)._repr_html_()
+    assert "torch 2.11.0" in text and "judgement" not in autotune.compare(db=store.location)._repr_html_()
+    with pytest.raises(RequestError, match="roofs"):
+        autotune.compare(by="toolchain", roofs=tmp_path / "roofs.toml", db=store.location)
+    with pytest.raises(RequestError, match="device, weights, toolchain"):
+        autotune.compare(by="colour", db=store.location)

@@ -102,10 +102,10 @@ def test_the_newest_plan_stands_for_all_weights_and_says_for_how_many(store):
 def test_weights_of_one_device_do_not_compete_for_the_first_place(store):
     add(store, H200, 0.5)
     add(store, H200, 0.6, weights=sample_records.digest("other"))
-    workload = only(compare(store, Selection(by_weights=True)))
+    workload = only(compare(store, Selection(by="weights")))
     assert len(workload.compared) == 2 and workload.winners == {}
     add(store, L4, 2.0)
-    latency = only(compare(store, Selection(by_weights=True))).winners["latency"]
+    latency = only(compare(store, Selection(by="weights"))).winners["latency"]
     assert latency.device_classes == (H200.device_class,) and latency.margin == pytest.approx(4.0)
 
 

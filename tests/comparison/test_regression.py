@@ -6,6 +6,7 @@ import pytest
 
 from autotune.comparison.comparison import compare_store as compare
 from autotune.comparison.regression import changes, read_baseline
+from autotune.comparison.selection import Selection
 from autotune.errors import RequestError
 from tests.comparison.database import H200, L4, add
 
@@ -41,6 +42,14 @@ def test_cells_of_one_side_only_are_new_or_gone(store, baseline, tmp_path):
     assert found == {H200.device_class: "undecided", L4.device_class: "new"}
     gone = changes(compare(store), {("bert-base", 1, "latency_p50", "x/y/z", "{}", "any"): None}, 0.03)
     assert {change.judgement for change in gone} == {"new", "gone"}
+
+
+def test_a_comparison_by_toolchain_is_no_baseline(store, tmp_path):
+    add(store, H200, 1.0)
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(compare(store, Selection(by="toolchain")).as_dict()))
+    with pytest.raises(RequestError, match="by toolchain"):
+        read_baseline(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9, "workloads": []}', '{"schema": 1, "workloads": [1]}'])

@@ -13,6 +13,7 @@ from autotune.database.rows import kernel_record
 from autotune.database.schema import KernelTrialTable
 from autotune.database.store import Store
 from autotune.database.transactions import Transactions
+from autotune.records.evidence import PlanEvidence
 from autotune.records.identity import PlanKey
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.plan import Plan
@@ -85,6 +86,12 @@ def plan(uid: str = "p1", model: Workload | None = None, **changes: Any) -> Plan
     model = model or workload()
     named = replace(PLAN, uid=uid, name=model.name, batch=model.batch, structure=model.structure, weights=model.weights)
     return replace(named, **changes)
+
+
+def measured(uid: str, torch: str, day: int, **changes: Any) -> Plan:
+    """A plan that was measured under a version of torch on a day."""
+    evidence = PlanEvidence(toolchain={"torch": torch, "python": "3.11"})
+    return plan(uid, evidence=evidence, created=f"2026-01-{day:02}T00:00:00+00:00", **changes)
 
 
 def folder_with(path: Path, files: dict[str, bytes]) -> Path:

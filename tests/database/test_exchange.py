@@ -3,6 +3,7 @@ import os
 import sqlite3
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.database.records import (
     kernel_content,
     key,
     lost,
+    measured,
     plan,
     tried,
     workload,
@@ -59,8 +61,8 @@ def live(store: Store, history: History, machine: str, folder: Path) -> None:
         if day:
             built = folder / f"{machine}-built-{name}-{day}"
             artifact = store.artifacts.add(folder_with(built, {"w": b"shared", name: machine.encode()}))
-            created = f"2026-01-0{day}T00:00:00+00:00"
-            store.plans.promote(plan(f"{machine}-{name}-{seed}", workload(name), artifact=artifact, created=created))
+            promoted = measured(f"{machine}-{name}-{seed}", f"2.{(day + seed) % 2}", day, model=workload(name))
+            store.plans.promote(replace(promoted, artifact=artifact))
 
 
 def content(store: Store) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def content(store: Store) -> dict[str, Any]:
         },
         "kernels": kernel_content(store),
         "plans": {found.uid: found for found in store.plans.list()},
+        "former_plans": {found.uid: found for found in store.plans.former()},
         "artifacts": store.artifacts.digests(),
     }
 
@@ -121,13 +124,12 @@ def test_merging_unites_in_any_order_and_twice_is_once(databases: Databases, lef
             counts = [merge_file(store, file) for file in (files[0], files[1], files[0])]
             assert all(found["added"] == 0 for found in counts[0].values())
             united = content(store)
-        assert {key: united[key] for key in ("trials", "measurements", "kernels", "plans")} == {
-            key: results[0][key] for key in ("trials", "measurements", "kernels", "plans")
-        }
+        same = ("trials", "measurements", "kernels", "plans", "former_plans")
+        assert {key: united[key] for key in same} == {key: results[0][key] for key in same}
         assert {uid for _, uid, *_ in before["trials"]} <= {uid for _, uid, *_ in united["trials"]}
 
 
-DELETABLE = ("measurement", "trial", "kernel_trial", "plan", "study", "workload", "device")
+DELETABLE = ("measurement", "trial", "kernel_trial", "plan", "former_plan", "study", "workload", "device")
 
 
 # What is gone or damaged: rows of a table by their place, and files of artifacts by theirs.
@@ -204,7 +206,7 @@ def test_a_plan_arrives_with_or_without_its_artifact(databases: Databases, tmp_p
         with_it = export_studies(there, ["resnet50"], tmp_path / "with.zip")
         without = export_studies(there, ["resnet50"], tmp_path / "without.zip", artifacts=False)
     assert with_it == {"studies": 1, "trials": 1, "measurements": 1, "kernel_trials": 0, "roofs": 0, "plans": 1,
-                       "artifacts": 1}  # fmt: skip
+                       "former_plans": 0, "artifacts": 1}  # fmt: skip
     assert without == with_it | {"artifacts": 0}
     with Store.open(databases.url(tmp_path / "b.db")) as here:
         merge_file(here, tmp_path / "without.zip")

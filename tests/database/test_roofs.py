@@ -82,11 +82,11 @@ def test_a_damaged_row_is_named_by_check_and_refused_by_reading(tmp_path: Path) 
             store.roofs.list()
 
 
-def former(url: str) -> None:
-    """Bring a database back to revision 0003."""
+def former(url: str, revision: str = "0003") -> None:
+    """Bring a database back to an earlier revision."""
     engine = engine_at(locate(url))
     with for_writing(engine).begin() as connection:
-        migrate.downgrade(connection, "0003")
+        migrate.downgrade(connection, revision)
     engine.dispose()
 
 

@@ -1,17 +1,17 @@
 """The content of the page as plain texts, which the template puts into HTML: PageContent."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from autotune import __version__
 from autotune.comparison.cell import Cell
 from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
-from autotune.report import words
+from autotune.report import toolchains, words
 from autotune.report.comparison import explanations
 from autotune.report.page import sentences
 from autotune.report.page.carried import CarriedSection, carried_section
 from autotune.report.page.entries import TableColumn, TableEntry, columns_of
-from autotune.report.page.plots import labels, plots_of
+from autotune.report.page.plots import label, labels, plots_of
 from autotune.report.page.roofline import KeyEntry, roofline_plot
 
 
@@ -42,6 +42,7 @@ class WorkloadSection:
     """Everything that the page shows of one workload.
 
     ``parameter_columns`` name the plans of the parameters. ``roofline_key`` is empty if there is no roofline to draw.
+    If the rows are toolchains, ``device_class`` is theirs, and ``fastest`` holds the change to the newest one.
     """
 
     anchor: str
@@ -60,11 +61,8 @@ class WorkloadSection:
     carried: CarriedSection
     fastest: TableEntry
     cheapest: TableEntry
-
-    @property
-    def title(self) -> str:
-        """The name of the workload with batch and objective."""
-        return f"{self.name}, batch {self.batch}, {self.objective}"
+    title: str
+    device_class: str = ""
 
     @property
     def differing(self) -> int:
@@ -83,6 +81,7 @@ class PageContent:
     has_costs: bool
     sections: tuple[WorkloadSection, ...]
     names: tuple[str, ...]
+    fastest_title: str = "fastest"
     version: str = __version__
 
     @property
@@ -107,7 +106,8 @@ def content_of(comparison: DeviceComparison) -> PageContent:
         newest=max(created, default="")[:16].replace("T", " "),
         notes=(*explanations(comparison), *comparison.notes),
         prices=sentences.priced(comparison.prices),
-        has_costs=comparison.prices is not None,
+        has_costs=comparison.prices is not None and comparison.by != "toolchain",
+        fastest_title="newest toolchain" if comparison.by == "toolchain" else "fastest",
         sections=sections,
         names=tuple(sorted({workload.name for workload in comparison.workloads} | set(comparison.device_classes))),
     )
@@ -122,7 +122,9 @@ def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: s
         name=workload.name,
         batch=workload.batch,
         objective=workload.objective,
-        winners=tuple(sentences.winners(workload)),
+        title=workload.title,
+        device_class=workload.device_class,
+        winners=tuple(_summary(workload)),
         break_evens=tuple(sentences.break_evens(workload, comparison.prices)),
         columns=columns,
         rows=tuple(_row(cell, columns) for cell in workload.cells),
@@ -132,9 +134,17 @@ def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: s
         roofline_key=roofline.key,
         not_drawn=_not_drawn(workload),
         carried=carried_section(workload.carried),
-        fastest=_first(workload, "latency"),
+        fastest=_newest(workload) if workload.device_class else _first(workload, "latency"),
         cheapest=_first(workload, "cost"),
     )
+
+
+def _summary(workload: ComparedWorkload) -> Iterator[str]:
+    """Yield the sentences above a table: the changes between toolchains, or the winners of the devices."""
+    if workload.device_class:
+        yield from (f"{text}." for text in toolchains.sentences(workload))
+    else:
+        yield from sentences.winners(workload)
 
 
 def _row(cell: Cell, columns: Sequence[TableColumn]) -> TableRow:
@@ -163,7 +173,7 @@ def _reason(cell: Cell) -> str:
 
 
 def _parameter_column(cell: Cell, cells: Sequence[Cell]) -> str:
-    name = labels(cells)[cell.device_class]
+    name = label(cell, labels(cells))
     return name if cell.state == "compared" else f"{name} (apart)"
 
 
@@ -194,8 +204,17 @@ def _first(workload: ComparedWorkload, quantity: str) -> TableEntry:
     return TableEntry(text=sentences.listed(winner.device_classes), below=below)
 
 
+def _newest(workload: ComparedWorkload) -> TableEntry:
+    """Return the change of the newest plan of a device class against the toolchain before."""
+    first = next((cell.toolchain for cell in workload.cells if cell.state == "compared"), None)
+    if first is None or first.change is None:
+        return TableEntry(text="not compared", is_absent=True)
+    return TableEntry(text=first.change.judgement, below=f"factor {first.change.value:.3f}")
+
+
 def _not_drawn(workload: ComparedWorkload) -> str:
     """Name the device classes that the plots leave out, each with its reason."""
     apart = [cell for cell in workload.cells if cell.state != "compared"]
-    texts = [f"{cell.device_class} ({', '.join(reason.name for reason in cell.reasons)})" for cell in apart]
+    names = {cell.device_class: cell.device_class for cell in apart}
+    texts = [f"{label(cell, names)} ({', '.join(reason.name for reason in cell.reasons)})" for cell in apart]
     return f"Not drawn: {', '.join(texts)}." if texts else ""

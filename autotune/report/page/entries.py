@@ -47,6 +47,8 @@ def _columns(comparison: DeviceComparison, workload: ComparedWorkload) -> Iterat
     yield TableColumn(title="plan [95% interval]", entry=_of_plan(_own))
     yield TableColumn(title="backend", entry=_of_plan(_backend), is_number=False)
     yield TableColumn(title="speedup", entry=_of_plan(_speedup))
+    if workload.device_class:
+        yield TableColumn(title="to the older one [95% interval]", entry=lambda _, cell: _change(cell))
     if workload.objective != Objective().name:
         yield _figure_column("latency, ms", "latency")
     yield _figure_column("throughput, items/s", "throughput")
@@ -97,6 +99,15 @@ def _part_entry(part: str) -> Callable[[Plan, Cell], TableEntry]:
     return lambda plan, cell: TableEntry(text=part_of(cell, plan, part))
 
 
+def _change(cell: Cell) -> TableEntry:
+    change = None if cell.toolchain is None else cell.toolchain.change
+    if change is None:
+        return TableEntry(text="no older one", title="no older row is measured under the same rules", is_absent=True)
+    low, high = change.interval
+    below = f"{change.judgement} [{low:.3f} – {high:.3f}]"
+    return TableEntry(text=f"{change.value:.3f}×", below=below, number=change.value)
+
+
 def _limit(cell: Cell) -> TableEntry:
     limit = cell.limit
     if limit is None or limit.distance is None:
@@ -128,7 +139,7 @@ def _backend(plan: Plan) -> TableEntry:
 
 
 def _speedup(plan: Plan) -> TableEntry:
-    below = {"tie": "tie with the baseline", "baseline": "the baseline won"}.get(plan.status, "")
+    below = {"tie": "tie with another finalist", "baseline": "the baseline won"}.get(plan.status, "")
     return TableEntry(text=words.speedup(plan.speedup), below=below, number=plan.speedup)
 
 

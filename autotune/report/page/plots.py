@@ -33,6 +33,11 @@ def labels(cells: Sequence[Cell]) -> Mapping[str, str]:
     return {cell.device_class: cell.sku if skus[cell.sku] == 1 else cell.device_class for cell in cells}
 
 
+def label(cell: Cell, names: Mapping[str, str]) -> str:
+    """Return the short name of a cell: of its device class, or of its toolchain if these are the rows."""
+    return str(cell.toolchain or "") or names[cell.device_class]
+
+
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the positions of the points that no other point is at least as low as in both values and lower in one."""
     return [
@@ -54,7 +59,7 @@ def _bars(workload: ComparedWorkload) -> list[dict[str, object]]:
     note = "tie" if first is not None and first.is_tie else "fastest"
     return [
         {
-            "name": names[cell.device_class],
+            "name": label(cell, names),
             **_value_and_ends(cell, "latency"),
             "note": note if cell.device_class in best else "",
         }
@@ -67,7 +72,7 @@ def _points(cells: Sequence[Cell], names: Mapping[str, str]) -> list[dict[str, o
     front = set(pareto_front(values))
     return [
         {
-            "name": names[cell.device_class],
+            "name": label(cell, names),
             "latency": _value_and_ends(cell, "latency"),
             "cost": _value_and_ends(cell, "cost"),
             "front": position in front,

@@ -50,8 +50,9 @@ def subject(comparison: DeviceComparison) -> str:
     """Return the number of workloads, models and device classes, and the names of the latter."""
     workloads, classes = comparison.workloads, comparison.device_classes
     models = {workload.name for workload in workloads}
+    different = {(workload.name, workload.batch, workload.objective) for workload in workloads}
     return (
-        f"{counted(len(workloads), 'workload')} of {counted(len(models), 'model')} on "
+        f"{counted(len(different), 'workload')} of {counted(len(models), 'model')} on "
         f"{counted(len(classes), 'device class', 'device classes')}: {listed(classes) or 'none'}."
     )
 

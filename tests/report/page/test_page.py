@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from autotune.cli.main import app
 from autotune.comparison.comparison import DeviceComparison, compare_store
 from autotune.comparison.roofline import Ceilings
+from autotune.comparison.selection import Selection
 from autotune.comparison.supplied_roofs import SuppliedRoofs
 from autotune.database.store import Store
 from autotune.errors import RequestError, WorkError
 from autotune.records.objective import Objective
 from autotune.report.page.page import write_page
 from autotune.testing.sample_records import sample_roofs
-from tests.comparison.database import CPU, H200, L4, add, count_work
+from tests.comparison.database import CPU, H200, L4, add, count_work, measured
 from tests.report.page import comparisons
 from tests.report.page.comparisons import NAME, SCRIPT
 
@@ -154,6 +155,20 @@ def test_limits_and_predicted_rows_are_marked_as_what_they_are(store, tmp_path):
         "no roofs of nvidia-l4 were measured",
     ):
         assert part in text, part
+
+
+def test_rows_that_are_toolchains_have_their_change_and_a_command_that_names_the_versions(store, tmp_path):
+    measured(store, H200, 1.0, "2.11.0", 1)
+    measured(store, H200, 1.5, "2.13.0", 2)
+    measured(store, L4, 2.0, "2.13.0", 2)
+    parsed = written(compare_store(store, Selection(by="toolchain")), tmp_path / "page.html")
+    assert "1 workload of 1 model on 2 device classes" in parsed.text
+    assert "torch 2.11.0 → 2.13.0: slower, factor 1.500 [1.441 – 1.561]." in parsed.text
+    assert "There is no older toolchain to compare with." in parsed.text
+    assert "newest toolchain" in parsed.text and "slower factor 1.500" in parsed.text
+    assert "# with torch 2.11.0" in parsed.text and "1.500× slower [1.441 – 1.561]" in parsed.text
+    bars = json.loads(parsed.scripts[0])["w1"]["bars"]
+    assert [bar["name"] for bar in bars] == ["torch 2.13.0", "torch 2.11.0"]
 
 
 def test_a_figure_that_is_absent_says_why_and_is_never_zero_or_blank(store, tmp_path):
