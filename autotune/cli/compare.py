@@ -47,6 +47,10 @@ FailAbove = Annotated[
     str | None,
     typer.Option("--fail-above", metavar="SHARE", help="Exit with 1 if a plan became slower by more, such as 3%."),
 ]
+Carried = Annotated[
+    bool,
+    typer.Option("--carried", help="Also what a plan loses on another device, against the one tuned there."),
+]
 Html = Annotated[
     Path | None, typer.Option("--html", metavar="FILE", help="Write a page for a browser, which needs no network.")
 ]
@@ -62,6 +66,7 @@ def compare(
     by: By = "device",
     baseline: Baseline = None,
     fail_above: FailAbove = None,
+    carried: Carried = False,
     html: Html = None,
     db: Db = None,
     json: Json = False,
@@ -76,11 +81,14 @@ def compare(
     from autotune.comparison.comparison import compare_store
     from autotune.comparison.regression import changes, read_baseline
     from autotune.comparison.supplied_roofs import read_supplied_roofs
+    from autotune.report.carried import carried_tables
     from autotune.report.comparison import bound_table, changes_table
     from autotune.report.toolchains import tables_of
 
     selection = _selection(models, batch, devices, by)
-    _refuse_beside_toolchains(selection, {"--baseline": baseline, "--at": at, "--roofs": roofs})
+    _refuse_beside_toolchains(
+        selection, {"--baseline": baseline, "--at": at, "--roofs": roofs, "--carried": carried or None}
+    )
     if html is not None:
         _require_page()
     known_prices, bound = _prices(prices), None if at is None else parse_bound(at)
@@ -97,6 +105,8 @@ def compare(
         print_json(_document(comparison, at, held, changed))
     else:
         show(tables_of(comparison))
+        if carried:
+            show(carried_tables(comparison))
         if bound is not None and held is not None:
             show(bound_table(held, bound, comparison))
         if changed is not None:

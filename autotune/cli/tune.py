@@ -44,18 +44,27 @@ def tune(
     results: Annotated[
         Path | None, typer.Option("--results", metavar="DIR", help="Also write DIR/<study>/<sku>-b<batch>.json.")
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Run the finals again, such as after an upgrade, also if there is a plan.")
+    ] = False,
+    carry: Annotated[
+        list[str] | None,
+        typer.Option("--carry", metavar="DEVICE", help="Time the plan of another device as well; or all. Repeatable."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Find the fastest way to run a study's model on a device, and keep it as its plan.
 
-    A study that was stopped is continued; a finished study prints its plan and measures nothing. Exit code 1 if the
-    finals of a study could not decide, after the studies of the other batches.
+    A study that was stopped is continued; a finished study prints its plan and measures nothing, unless it is told to
+    run its finals --again, or has plans to --carry. Exit code 1 if the finals of a study could not decide, after the
+    studies of the other batches.
     """
     from autotune.report.outcome import sweep_view
     from autotune.study.file import read_study
 
     file = read_study(study)
     requests = study_requests(file, batch=batch, device=device, trials=trials, budget=budget)
+    requests = [replace(request, again=again, carry=tuple(carry or ())) for request in requests]
     swept = file.sweeps and batch is None
     if results is not None and results.exists() and not results.is_dir():
         raise RequestError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, get_args
 
 from autotune.comparison import by_toolchain, predicted, protocol
+from autotune.comparison.carried import CarriedPlan, carried_plans
 from autotune.comparison.cell import Cell, CellState, Reason
 from autotune.comparison.cost import break_even, cost_figure
 from autotune.comparison.figures import QUANTITIES, Figure, figures_of
@@ -77,6 +78,11 @@ class ComparedWorkload:
         return ", ".join(filter(None, (self.name, f"batch {self.batch}", self.objective, self.device_class)))
 
     @property
+    def carried(self) -> tuple[CarriedPlan, ...]:
+        """The plans of its device classes carried to each other."""
+        return carried_plans(self.cells)
+
+    @property
     def compared(self) -> tuple[Cell, ...]:
         """The cells whose figures stand side by side."""
         return tuple(cell for cell in self.cells if cell.state == "compared")
@@ -116,6 +122,7 @@ class ComparedWorkload:
             "winners": {name: winner.as_dict() for name, winner in self.winners.items()},
             "break_even": [entry.as_dict() for entry in self.break_evens(prices)],
             "cells": [cell.as_dict() for cell in self.cells],
+            "carried": [entry.as_dict() for entry in self.carried],
         }
 
 

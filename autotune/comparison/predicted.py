@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from autotune.comparison.cell import Cell, Reason
 from autotune.comparison.figures import Figure
-from autotune.comparison.roofline import BYTES, Ceilings, Limit, LimitedBy, Roofline, least_ms, precision_of
+from autotune.comparison.roofline import BYTES, Ceilings, Limit, LimitInputs, Roofline, precision_of
 from autotune.comparison.supplied_roofs import SuppliedRoofs
 from autotune.records.plan import Plan
 
@@ -32,12 +32,13 @@ def predicted_cells(plans: Sequence[Plan], roofs: dict[str, Ceilings], roofline:
         limits = list(_limits(plans, ceilings, roofline))
         if not limits:
             continue
-        ms, by, precision = min(limits)
-        note = f"{PREDICTED.text} ({precision}, by {by})"
+        inputs = min(limits, key=lambda candidate: (*candidate.least_ms(), candidate.precision))
+        ms, by = inputs.least_ms()
+        note = f"{PREDICTED.text} ({inputs.precision}, by {by})"
         yield Cell(
             device_class=sku, state="predicted", reasons=(PREDICTED,),
             command=f"autotune tune STUDY_FILE --batch {plans[0].batch} on a host with {sku}, which measures it",
-            figures={"latency": Figure(value=ms, note=note)}, limit=Limit(ms=ms, by=by, note=note),
+            figures={"latency": Figure(value=ms, note=note)}, limit=Limit(ms=ms, by=by, note=note, inputs=inputs),
         )  # fmt: skip
 
 
@@ -52,10 +53,13 @@ def not_predicted(name: str, batch: int, cells: Iterable[Cell], roofs: dict[str,
             )
 
 
-def _limits(plans: Sequence[Plan], ceilings: Ceilings, roofline: Roofline) -> Iterator[tuple[float, LimitedBy, str]]:
-    """Yield the limit in fp32, which every model keeps its accuracy in, and in each precision that a plan uses."""
+def _limits(plans: Sequence[Plan], ceilings: Ceilings, roofline: Roofline) -> Iterator[LimitInputs]:
+    """Yield the inputs of the limit in fp32 and in each precision that a plan uses.
+
+    In fp32 every model keeps its accuracy.
+    """
     for plan in plans:
         work = roofline.work(plan.structure)
         for precision in ("fp32", precision_of(plan.configuration)):
             if work is not None and precision in BYTES and ceilings.rate(precision) is not None:
-                yield (*least_ms(*work, precision, ceilings), precision)
+                yield LimitInputs.of(*work, precision, ceilings)

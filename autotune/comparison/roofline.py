@@ -51,10 +51,56 @@ class Ceilings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitInputs:
+    """The values that a limit is computed from: the work of a call in a precision, and the roofs of its device.
+
+    ``traffic_bytes`` are those in the precision; ``tflops`` is the matrix rate of the precision.
+    """
+
+    precision: str
+    flops: int
+    traffic_bytes: float
+    bandwidth_gb_s: float
+    tflops: float
+    launch_us: float
+
+    @classmethod
+    def of(cls, flops: int, fp32_bytes: int, precision: str, ceilings: Ceilings) -> "LimitInputs":
+        """Return the inputs for work that is counted in fp32; ``ValueError`` for a precision without a rate."""
+        rate = ceilings.rate(precision)
+        if rate is None or precision not in BYTES:
+            raise ValueError(f"no rate of {precision} is known")
+        return cls(
+            precision=precision, flops=flops, traffic_bytes=fp32_bytes * BYTES[precision] / 4,
+            bandwidth_gb_s=ceilings.bandwidth_gb_s, tflops=rate, launch_us=ceilings.launch_us,
+        )  # fmt: skip
+
+    def least_ms(self) -> tuple[float, LimitedBy]:
+        """Return the shortest time of a call in milliseconds, and the part that is the longest of it."""
+        parts: dict[LimitedBy, float] = {
+            "compute": self.flops / (self.tflops * 1e12) * 1e3,
+            "bandwidth": self.traffic_bytes / (self.bandwidth_gb_s * 1e9) * 1e3,
+            "launch": self.launch_us / 1e3,
+        }
+        longest = max(parts, key=lambda name: parts[name])
+        return max(parts["compute"], parts["bandwidth"]) + parts["launch"], longest
+
+    @property
+    def intensity(self) -> float | None:
+        """The operations per byte of traffic; ``None`` without any traffic."""
+        return self.flops / self.traffic_bytes if self.traffic_bytes else None
+
+    def tflops_within(self, ms: float) -> float:
+        """Return the rate in TFLOP/s of a call that takes these milliseconds."""
+        return self.flops / ms / 1e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
     """The shortest time that the roofs of a device allow a call, or none and the reason with the command that helps.
 
     ``distance`` is the latency of a plan over the limit; ``note`` also says what to know of a limit that is known.
+    ``inputs`` are the values that a known limit is computed from.
     """
 
     ms: float | None = None
@@ -62,27 +108,11 @@ class Limit:
     distance: float | None = None
     note: str = ""
     command: str = ""
+    inputs: LimitInputs | None = None
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return asdict(self)
-
-
-def least_ms(flops: int, traffic_bytes: int, precision: str, ceilings: Ceilings) -> tuple[float, LimitedBy]:
-    """Return the shortest time of a call in milliseconds, and the part that is the longest of it.
-
-    ``traffic_bytes`` are those in fp32. Raises ``ValueError`` for a precision without a rate.
-    """
-    rate = ceilings.rate(precision)
-    if rate is None or precision not in BYTES:
-        raise ValueError(f"no rate of {precision} is known")
-    parts: dict[LimitedBy, float] = {
-        "compute": flops / (rate * 1e12) * 1e3,
-        "bandwidth": traffic_bytes * BYTES[precision] / 4 / (ceilings.bandwidth_gb_s * 1e9) * 1e3,
-        "launch": ceilings.launch_us / 1e3,
-    }
-    longest = max(parts, key=lambda name: parts[name])
-    return max(parts["compute"], parts["bandwidth"]) + parts["launch"], longest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +146,10 @@ class Roofline:
             )
         if precision not in BYTES or ceilings.rate(precision) is None:
             return Limit(note=f"not known: no rate of {precision} was measured on {device.sku}", command=MEASURE)
-        ms, by = least_ms(*work, precision, ceilings)
+        inputs = LimitInputs.of(*work, precision, ceilings)
+        ms, by = inputs.least_ms()
         distance = plan.latency_ms / ms
-        return Limit(ms=ms, by=by, distance=distance, note=_remark(distance, ceilings.flags))
+        return Limit(ms=ms, by=by, distance=distance, note=_remark(distance, ceilings.flags), inputs=inputs)
 
     def work(self, structure: str) -> tuple[int, int] | None:
         """Return the operations and the bytes of a structure; ``None`` if they are not known."""

@@ -175,6 +175,33 @@ class FinalistRecord(StoredRecord):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CarriedRecord(StoredRecord):
+    """A plan of another device class, carried to the device of these finals: its configuration was built as it is.
+
+    ``plan`` is the uid of that plan, ``trial`` the uid of the finalist here. Without a trial it took no part in the
+    finals: it failed, for the reason in ``failure``, or it was far slower in screening, with ``screened`` in the unit
+    of the objective.
+    """
+
+    names: ClassVar = ("device_class", "plan", "configuration", "trial", "screened", "failure")
+    optional: ClassVar = frozenset({"screened", "failure"})
+
+    device_class: str
+    plan: str
+    configuration: Configuration
+    trial: str = ""
+    screened: float | None = None
+    failure: str | None = None
+    stored_keys: tuple[str, ...] | None = None
+    beside: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "CarriedRecord":
+        """Read what :meth:`as_dict` wrote."""
+        return cls(**_read(cls, data, {"configuration": Configuration.from_dict}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PlanEvidence(StoredRecord):
     """The finals that promoted a plan, and how they can be repeated.
 
@@ -182,13 +209,14 @@ class PlanEvidence(StoredRecord):
     ``processes`` holds the process of each round; ``disturbed_processes`` are those in which others used the device.
     ``study`` is the uid of the study; ``inputs`` say how its inputs are made (empty for tensors that were given in
     Python), under ``seed``. ``toolchain`` holds all versions of that time, not only those that the plan depends on.
+    ``carried`` are the plans of other device classes that were asked to take part.
     """
 
     names: ClassVar = (
         "study", "trial", "objective", "finalists", "tied_with", "rounds", "processes", "disturbed_processes", "inputs",
-        "seed", "toolchain",
+        "seed", "toolchain", "carried",
     )  # fmt: skip
-    optional: ClassVar = frozenset({"study", "objective", "inputs", "seed", "toolchain"})
+    optional: ClassVar = frozenset({"study", "objective", "inputs", "seed", "toolchain", "carried"})
 
     trial: str = ""
     objective: ObjectiveFigures | None = None
@@ -201,6 +229,7 @@ class PlanEvidence(StoredRecord):
     inputs: tuple[Mapping[str, Any], ...] | None = None
     seed: int | None = None
     toolchain: Mapping[str, str] | None = None
+    carried: tuple[CarriedRecord, ...] | None = None
     stored_keys: tuple[str, ...] | None = None
     beside: Mapping[str, object] = field(default_factory=dict)
 
@@ -209,7 +238,7 @@ class PlanEvidence(StoredRecord):
         """Read what :meth:`as_dict` wrote; ``ValueError`` if a later version of autotune wrote it."""
         readers: Readers = {
             "objective": ObjectiveFigures.from_dict, "finalists": _finalists, "tied_with": tuple, "processes": tuple,
-            "disturbed_processes": tuple, "inputs": tuple,
+            "disturbed_processes": tuple, "inputs": tuple, "carried": _carried,
         }  # fmt: skip
         return cls(**_read(cls, data, readers))
 
@@ -239,6 +268,10 @@ def _read(kind: type[StoredRecord], data: Mapping[str, object], readers: Readers
 
 def _finalists(entries: Iterable[Mapping[str, object]]) -> tuple[FinalistRecord, ...]:
     return tuple(FinalistRecord.from_dict(entry) for entry in entries)
+
+
+def _carried(entries: Iterable[Mapping[str, object]]) -> tuple[CarriedRecord, ...]:
+    return tuple(CarriedRecord.from_dict(entry) for entry in entries)
 
 
 def _blocks(rounds: Iterable[Iterable[float] | None]) -> Blocks:

@@ -1,25 +1,20 @@
 """The table and the lines that ``autotune tune`` ends with."""
 
-import math
 import shlex
 from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autotune.execute.finals import statistic_of
-from autotune.measure.paired import RoundFigures
-from autotune.measure.statistics import median_interval
+from autotune.comparison.paired import paired_ratio
 from autotune.records.evidence import FinalistRecord
 from autotune.records.plan import Plan
 from autotune.report import words
+from autotune.report.carried import carried_lines
 from autotune.report.distinction import constraints
 from autotune.report.fitting_table import FittingTable
 from autotune.study.request import StudyOutcome
 from autotune.study.sweep import items_per_s, saturated
-
-FEWEST_ROUNDS = 6
-"""The fewest rounds for an interval: with fewer values no two of them are a 95% interval of their median."""
 
 
 def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: str | None = None) -> RenderableType:
@@ -37,6 +32,7 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: 
     else:
         plan = outcome.plan
         lines = [_speedup_line(outcome, plan), _accuracy_line(outcome, plan), *_next(deploy), *_fp32_line(outcome)]
+        lines += carried_lines(plan)
     if outcome.untried:
         lines.append(f"not tried within --trials and --budget: {', '.join(outcome.untried)}")
     lines += [_trials_line(outcome), *_split_line(outcome)]
@@ -213,14 +209,8 @@ def speedup_interval(plan: Plan) -> tuple[float, float] | None:
     baseline = next((finalist for finalist in plan.evidence.finalists if finalist.is_baseline), None)
     if own is None or baseline is None:
         return None
-    pair = {"base": baseline, "fast": own}
-    blocks = {name: finalist.figures or finalist.samples_ms for name, finalist in pair.items()}
-    if len({len(rounds) for rounds in blocks.values()}) != 1 or not all(map(any, blocks.values())):
-        return None
-    disturbed = {name: finalist.disturbed for name, finalist in pair.items()}
-    figures = RoundFigures(blocks, statistic_of(plan.objective), disturbed=disturbed)
-    ratios = [math.exp(ratio) for ratio in figures.log_ratios("base", "fast")]
-    return median_interval(ratios) if len(ratios) >= FEWEST_ROUNDS else None
+    ratio = paired_ratio(plan, baseline, own)
+    return None if ratio is None else ratio.interval
 
 
 def _fp32_line(outcome: StudyOutcome) -> list[str]:

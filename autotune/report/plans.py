@@ -7,6 +7,7 @@ from rich.text import Text
 
 from autotune.records.plan import Plan
 from autotune.report import distinction, words
+from autotune.report.carried import carried_lines
 from autotune.report.facts import Facts
 from autotune.report.fitting_table import FittingTable
 
@@ -72,7 +73,8 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool | None, parts: S
         facts.add_row(name, value)
     title = Text(distinction.named(plan, parts), style="bold underline")
     finals = finals_table(plan)
-    return Group(title, facts, *([finals] if finals else []), Text(""))
+    carried = [Text(line) for line in carried_lines(plan)]
+    return Group(title, facts, *([finals] if finals else []), *carried, Text(""))
 
 
 def _objective(plan: Plan) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from autotune.errors import StudyInterruptedError
 from autotune.execute.executor import Executor
 from autotune.progress import Progress
 from autotune.records.device import Toolchain
+from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
 from autotune.records.trial import Trial
 from autotune.records.workload import Workload
@@ -22,7 +23,8 @@ from autotune.study.request import StudyRequest
 class StudyContext:
     """A running study: its request, its rows in the store, and the executor of its steps.
 
-    ``supply`` has the tuned kernels of every build. ``stop`` is set by others to end the study.
+    ``supply`` has the tuned kernels of every build. ``stop`` is set by others to end the study. ``carried`` are plans
+    of other device classes that take part in the finals.
     """
 
     request: StudyRequest
@@ -35,6 +37,7 @@ class StudyContext:
     row: StudyRow
     workload: Workload
     spaces: Sequence[SearchSpace]
+    carried: tuple[Plan, ...] = ()
 
     @property
     def defaults(self) -> frozenset[str]:

@@ -11,7 +11,7 @@ from autotune.measure.statistics import median_interval
 from autotune.measure.verdict import FinalistResult
 from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
-from autotune.records.evidence import Blocks, FinalistRecord, ObjectiveFigures, PlanEvidence
+from autotune.records.evidence import Blocks, CarriedRecord, FinalistRecord, ObjectiveFigures, PlanEvidence
 from autotune.records.objective import Objective
 from autotune.records.plan import PlanStatus
 
@@ -64,7 +64,7 @@ class FinalsEvidence:
 
     def record(
         self, *, study: str | None, inputs: tuple[Mapping[str, object], ...] | None, seed: int | None,
-        toolchain: Toolchain, beside: Mapping[str, object] | None = None,
+        toolchain: Toolchain, carried: tuple[CarriedRecord, ...] = (), beside: Mapping[str, object] | None = None,
     ) -> PlanEvidence:  # fmt: skip
         """Return the evidence of a plan that these finals promote, with every raw sample."""
         verdict = self.result.verdict
@@ -80,6 +80,7 @@ class FinalsEvidence:
             inputs=inputs,
             seed=seed,
             toolchain=toolchain.as_dict(),
+            carried=carried or None,
             beside=beside or {},
         )
 

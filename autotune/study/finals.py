@@ -12,6 +12,7 @@ from autotune.measure.block import undisturbed_of
 from autotune.records.identity import FINGERPRINT
 from autotune.records.plan import Plan
 from autotune.records.trial import Trial
+from autotune.study.carry import carried_records
 from autotune.study.context import StudyContext
 from autotune.study.evidence import Finalist, FinalsEvidence
 from autotune.study.rebuild import Rebuilder, best_concurrency, timed_alone
@@ -36,6 +37,7 @@ class StudyFinals:
         self.context = context
         self._defaults = context.defaults
         self._baselines: frozenset[str] = frozenset()
+        self._chosen: frozenset[str] = frozenset()
 
     def run(self) -> Plan | Undecided:
         """Measure the finalists, promote the winner, and drop the artifacts of the others.
@@ -55,10 +57,7 @@ class StudyFinals:
 
     def _finals(self) -> tuple[FinalsResult, dict[str, Trial]]:
         row = self.context.row
-        complete = [
-            trial for trial in self.context.store.trials.of_study(row.uid)
-            if trial.state == "complete" and trial.toolchain == self.context.toolchain_of(trial)
-        ]  # fmt: skip
+        complete = [trial for trial in self._tried() if trial.state == "complete"]
         baselines = self._baselines_of(complete)
         if not baselines:
             failed = [
@@ -73,7 +72,10 @@ class StudyFinals:
                 expected="the model to run in eager mode", run=f"autotune trials {row.name} --failed",
             )  # fmt: skip
         defaults = [configuration for space in self.context.spaces for configuration in space.defaults]
-        chosen = choose_finalists(complete, baselines, defaults, self._disturbed(complete))
+        digests = {plan.configuration.digest for plan in self.context.carried}
+        carried = {trial.uid for trial in complete if trial.configuration.digest in digests}
+        chosen = choose_finalists(complete, baselines, defaults, self._disturbed(complete), carried)
+        self._chosen = frozenset(trial.uid for trial in chosen)
         ready = [self._with_artifact(trial, trial.uid in baselines) for trial in chosen]
         trials = {trial.uid: trial for trial in ready if trial is not None}
         self.context.progress.event("finals_started", count=len(trials))
@@ -82,6 +84,11 @@ class StudyFinals:
         for uid, measurement in result.measurements.items():
             self.context.store.trials.add_measurement(uid, "finals", measurement)
         return result, trials
+
+    def _tried(self) -> list[Trial]:
+        """Return the trials of the study under the present toolchain."""
+        trials = self.context.store.trials.of_study(self.context.row.uid)
+        return [trial for trial in trials if trial.toolchain == self.context.toolchain_of(trial)]
 
     def _disturbed(self, complete: Sequence[Trial]) -> frozenset[str]:
         """Return the uids of the trials during whose whole screening other processes used the device."""
@@ -196,6 +203,7 @@ class StudyFinals:
                 inputs=tuple(asdict(spec) for spec in self.context.request.inputs),
                 seed=self.context.request.seed,
                 toolchain=self.context.toolchain,
+                carried=carried_records(self.context.carried, self._tried(), self._chosen, result.samples_ms),
             ),
         )
         self.context.store.plans.promote(plan)

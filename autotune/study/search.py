@@ -131,6 +131,7 @@ class StudySearch:
         if not referenced:
             self._reference()
         self._time_stand_ins()
+        self._time_carried()
         return search
 
     def _reference(self) -> None:
@@ -152,6 +153,20 @@ class StudySearch:
             self.context.progress.event("message", text=text)
             self._defaults |= {graph.digest for graph in missing}
             self._generation(missing, SHORTEST_BUILD_S)
+            self.context.check_stop()
+
+    def _time_carried(self) -> None:
+        """Time the configurations of carried plans that were not tried, also without budget.
+
+        They are built as they are, also if the spaces of this device do not have them.
+        """
+        ended = {trial.configuration.digest for trial in self._trials() if trial.state != "running"}
+        missing = {plan.configuration.digest: plan.configuration for plan in self.context.carried}
+        for digest, configuration in missing.items():
+            if digest in ended or self.context.stop.is_set():
+                continue
+            self._defaults |= {digest}
+            self._generation([configuration], 0.0, least_build_s=BUILD_TIMEOUT_S)
             self.context.check_stop()
 
     def _next_batch(
@@ -186,19 +201,25 @@ class StudySearch:
         """The number of builds that run at once; a large build keeps about two cores busy."""
         return 1 if self.context.request.device.kind == "cpu" else max(1, self.context.request.device.cores // 2)
 
-    def _generation(self, batch: list[Configuration], left_s: float) -> list[Trial]:
-        """Build configurations together, then check and time them in turn; ``left_s`` is left of the budget."""
+    def _generation(
+        self, batch: list[Configuration], left_s: float, *, least_build_s: float = SHORTEST_BUILD_S
+    ) -> list[Trial]:
+        """Build configurations together, then check and time them in turn; ``left_s`` is left of the budget.
+
+        A build may take ``least_build_s`` even if less is left.
+        """
         builds: dict[Path, _StoredBuild] = {}
         with contextlib.ExitStack() as held:
-            finished = self._built_and_finished(batch, left_s, builds, held)
+            finished = self._built_and_finished(batch, left_s, least_build_s, builds, held)
         in_rows = {trial.artifact for trial in finished}
         for digest in {build.digest for build in builds.values() if build.digest is not None} - in_rows:
             self.context.store.trials.drop_unnamed(digest)
         return finished
 
     def _built_and_finished(
-        self, batch: list[Configuration], left_s: float, stored: dict[Path, _StoredBuild], held: contextlib.ExitStack
-    ) -> list[Trial]:
+        self, batch: list[Configuration], left_s: float, least_build_s: float, stored: dict[Path, _StoredBuild],
+        held: contextlib.ExitStack,
+    ) -> list[Trial]:  # fmt: skip
         """Return the trials that ended; artifacts of ``stored`` builds are ``held`` until a row names them."""
         begin = time.monotonic()
         finished: list[Trial] = []
@@ -222,7 +243,7 @@ class StudySearch:
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
         rest_s = left_s - self.context.executor.split.worked_s(begin, time.monotonic())
         builds = self.context.executor.build(
-            [trial.configuration for trial in claimed], workers, max(SHORTEST_BUILD_S, rest_s), kernels=kernels.get,
+            [trial.configuration for trial in claimed], workers, max(least_build_s, rest_s), kernels=kernels.get,
             then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target, held)),
         ) if claimed else []  # fmt: skip
         for trial, (built, target) in zip(claimed, builds, strict=True):

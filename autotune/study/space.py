@@ -25,6 +25,10 @@ of the pairs. Loading a third of the finalists took longer than timing them.
 """
 
 
+CARRIED = 4.0
+"""The same for a plan that is carried from another device class. A slower one would use up the time of the finals."""
+
+
 def is_baseline(configuration: Configuration, request: StudyRequest, *, stand_in: bool = False) -> bool:
     """Return true if a configuration is the model as its user runs it today (on a CPU: at some thread count).
 
@@ -108,6 +112,7 @@ def choose_finalists(
     baselines: Iterable[str],
     defaults: Sequence[Configuration],
     disturbed: Collection[str] = frozenset(),
+    carried: Collection[str] = frozenset(),
 ) -> list[Trial]:
     """Return the trials that enter the finals, fastest first.
 
@@ -116,7 +121,8 @@ def choose_finalists(
     finalists besides the baselines; there are more if more must enter.
 
     ``disturbed`` are the uids of trials during whose whole screening other processes used the device. Their latency is
-    unknown, so all baselines and defaults among them enter.
+    unknown, so all baselines and defaults among them enter. ``carried`` are the uids of trials of carried plans, which
+    enter unless they are slower than :data:`CARRIED` times the best.
     """
     ranked = [trial for trial in complete if trial.ranked_by is not None]
     ranked.sort(key=lambda trial: (trial.ranked_by, trial.uid))
@@ -127,6 +133,7 @@ def choose_finalists(
     in_class = {trial.uid for trial in _within(ranked, OUTCLASSED)} | set(disturbed)
     default_trials = [trial for trial in ranked if trial.configuration.digest in default_digests]
     must = base | {trial.uid for trial in default_trials if trial.uid in in_class}
+    must |= {trial.uid for trial in _within(ranked, CARRIED) if trial.uid in set(carried)}
     for precision in (None, "fp32"):
         seen: set[str] = set()
         for trial in ranked:

@@ -28,6 +28,7 @@ from autotune.records.workload import Workload
 from autotune.runtime import toolchain as versions
 from autotune.scratch import ScratchFolder
 from autotune.study.cache import Sources, asks_more, misfits, outcome, package_versions, stored_outcome
+from autotune.study.carry import has_carried, plans_to_carry
 from autotune.study.context import StudyContext
 from autotune.study.finals import StudyFinals, Undecided
 from autotune.study.identity import conditions, request_digest, with_metric_code
@@ -44,12 +45,15 @@ log = logging.getLogger(__name__)
 def run_study(request: StudyRequest, store: Store, progress: Progress | None = None) -> StudyOutcome:
     """Search for the fastest plan, or continue the search; a finished study returns its plan and measures nothing.
 
+    Unless the request says ``again``, or has plans to ``carry`` that took no part in the finals: then these are run.
+
     Raises StudyInterruptedError on SIGINT or SIGTERM; finished trials are kept, and the same call continues. Raises
     StudyHeldError if another process coordinates the study, StudyTakenOverError if another one takes it over, and
     OutOfMemoryError if the model or its baseline takes more memory than there is.
     """
     progress = progress or Silent()
-    cached = stored_outcome(request, store)
+    plans_to_carry(request, store)  # refuses a device without a plan before anything is begun
+    cached = None if request.again or request.carry else stored_outcome(request, store)
     if cached is not None:
         progress.event("finished", outcome=cached)
         return cached
@@ -100,7 +104,10 @@ class Study:
     def _coordinate(
         self, row: StudyRow, workload: Workload, spaces: Sequence[SearchSpace], begin: float
     ) -> StudyOutcome:
-        stored = self._finished_plan(row)
+        carried = plans_to_carry(self.request, self.store, workload.structure)
+        stored = None if self.request.again else self._finished_plan(row)
+        if stored is not None and not has_carried(stored.evidence, carried):
+            stored = None
         plan = None if stored is None else self.usable(stored, workload)
         if plan is not None:
             limits = {"trials": self.request.trials, "budget_s": self.request.budget_s}
@@ -115,6 +122,7 @@ class Study:
         context = StudyContext(
             request=self.request, store=self.store, progress=self.progress, executor=self.executor,
             supply=self.supply, stop=self.stop, toolchain=self.toolchain, row=row, workload=workload, spaces=spaces,
+            carried=carried,
         )  # fmt: skip
         search = StudySearch(context).run()
         decided = self.finals(context).run()

@@ -40,6 +40,8 @@ def test_a_device_without_measurements_has_a_row_in_the_best_precision_that_plan
     assert (cell.device_class, cell.sku, cell.plan) == ("nvidia-a100", "nvidia-a100", None)
     assert cell.figure("latency").value == pytest.approx(0.1 + 0.01) == cell.limit.ms
     assert "fp16" in cell.figure("latency").note and "no measurement" in cell.figure("latency").note
+    inputs = cell.limit.inputs
+    assert (inputs.precision, inputs.tflops, inputs.traffic_bytes) == ("fp16", 300.0, 5e7)
     assert cell.limit.distance is None and "with nvidia-a100" in cell.command
 
 

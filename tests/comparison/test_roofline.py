@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.comparison.comparison import compare_store as compare
-from autotune.comparison.roofline import BYTES, Ceilings, Limit, Roofline, least_ms
+from autotune.comparison.roofline import BYTES, Ceilings, Limit, LimitInputs, Roofline
 from autotune.records.configuration import Configuration
 from autotune.report.comparison import limit_words
 from autotune.testing import sample_records
@@ -21,6 +21,10 @@ ceilings = st.builds(
     tflops=st.fixed_dictionaries(dict.fromkeys(("fp32", "tf32", "bf16", "fp16"), rates)),
 )  # fmt: skip
 precisions = st.sampled_from(sorted(BYTES))
+
+
+def least_ms(flops, fp32_bytes, precision, of):
+    return LimitInputs.of(flops, fp32_bytes, precision, of).least_ms()
 
 
 @given(flops=amounts, traffic=amounts, precision=precisions, of=ceilings)
@@ -71,6 +75,12 @@ def test_a_plan_has_its_distance_to_the_limit_of_its_precision(store):
     row = compare(store).to_frame().iloc[0]
     assert row.limit_ms == limit.ms and row.limit_by == limit.by and row.distance == limit.distance
     assert cell_of(store).as_dict()["limit"] == limit.as_dict()
+    assert limit.as_dict()["inputs"] == {
+        "precision": "bf16", "flops": 7 * 10**10, "traffic_bytes": 4e8, "bandwidth_gb_s": 4000.0, "tflops": 700.0,
+        "launch_us": 50.0,
+    }  # fmt: skip
+    assert limit.inputs.intensity == pytest.approx(175.0)
+    assert limit.inputs.tflops_within(0.5) == pytest.approx(140.0)
 
 
 def test_a_plan_without_a_precision_computes_in_fp32(store):
@@ -80,6 +90,7 @@ def test_a_plan_without_a_precision_computes_in_fp32(store):
     assert cell_of(store).limit.ms == pytest.approx(2.001) and cell_of(store).limit.by == "compute"
     assert cell_of(store).limit.note.startswith("faster than the limit: its data stays in a cache, or the roofs")
     assert limit_words(cell_of(store)) == "beyond the roofs"
+    assert cell_of(store).limit.inputs.intensity is None, "no traffic was counted"
 
 
 def test_what_is_missing_for_a_limit_is_named_with_the_command(store):
@@ -92,7 +103,7 @@ def test_what_is_missing_for_a_limit_is_named_with_the_command(store):
     count_work(store, flops=1, traffic_bytes=1)
     limit = cell_of(store).limit
     assert "no rate of int8" in limit.note and limit.command == "autotune roofs measure"
-    assert (limit.ms, limit.by, limit.distance) == (None, None, None) and limit_words(cell_of(store)) == "–"
+    assert (limit.ms, limit.by, limit.distance, limit.inputs) == (None,) * 4 and limit_words(cell_of(store)) == "–"
 
 
 def test_flags_of_the_roofs_are_part_of_the_note(store):

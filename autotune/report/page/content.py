@@ -9,8 +9,10 @@ from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
 from autotune.report import toolchains, words
 from autotune.report.comparison import explanations
 from autotune.report.page import sentences
+from autotune.report.page.carried import CarriedSection, carried_section
 from autotune.report.page.entries import TableColumn, TableEntry, columns_of
 from autotune.report.page.plots import label, labels, plots_of
+from autotune.report.page.roofline import KeyEntry, roofline_plot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +39,9 @@ class ParameterRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadSection:
-    """Everything that the page shows of one workload; ``parameter_columns`` name the plans of the parameters.
+    """Everything that the page shows of one workload.
 
+    ``parameter_columns`` name the plans of the parameters. ``roofline_key`` is empty if there is no roofline to draw.
     If the rows are toolchains, ``device_class`` is theirs, and ``fastest`` holds the change to the newest one.
     """
 
@@ -53,7 +56,9 @@ class WorkloadSection:
     parameter_columns: tuple[str, ...]
     parameters: tuple[ParameterRow, ...]
     plots: dict[str, object]
+    roofline_key: tuple[KeyEntry, ...]
     not_drawn: str
+    carried: CarriedSection
     fastest: TableEntry
     cheapest: TableEntry
     title: str
@@ -84,6 +89,11 @@ class PageContent:
         """The data of all plots by the anchors of their sections."""
         return {section.anchor: section.plots for section in self.sections if section.plots}
 
+    @property
+    def has_rooflines(self) -> bool:
+        """Whether any section has a roofline."""
+        return any(section.roofline_key for section in self.sections)
+
 
 def content_of(comparison: DeviceComparison) -> PageContent:
     """Return the content of the page of a comparison."""
@@ -106,6 +116,7 @@ def content_of(comparison: DeviceComparison) -> PageContent:
 def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: str) -> WorkloadSection:
     columns = columns_of(comparison, workload)
     planned = [cell for cell in workload.cells if cell.plan is not None]
+    roofline = roofline_plot(workload.compared, labels(workload.compared), comparison.device_classes)
     return WorkloadSection(
         anchor=anchor,
         name=workload.name,
@@ -119,8 +130,10 @@ def _section(comparison: DeviceComparison, workload: ComparedWorkload, anchor: s
         rows=tuple(_row(cell, columns) for cell in workload.cells),
         parameter_columns=tuple(_parameter_column(cell, planned) for cell in planned),
         parameters=tuple(_parameters(planned)),
-        plots=plots_of(comparison, workload),
+        plots=plots_of(comparison, workload, roofline),
+        roofline_key=roofline.key,
         not_drawn=_not_drawn(workload),
+        carried=carried_section(workload.carried),
         fastest=_newest(workload) if workload.device_class else _first(workload, "latency"),
         cheapest=_first(workload, "cost"),
     )

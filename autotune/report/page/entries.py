@@ -74,6 +74,15 @@ def figure_entry(quantity: str, figure: Figure) -> TableEntry:
     return TableEntry(text=_number(quantity, figure.value), below=below, title=figure.note, number=figure.value)
 
 
+def objective_entry(value: float, interval: tuple[float, float] | None, unit: str) -> TableEntry:
+    """Return a value of an objective in the unit that people use for it, with its interval below."""
+    if interval is None:
+        return TableEntry(text=words.figure(value, unit), number=value)
+    text, _, rest = words.figure_with_interval(value, interval, unit).partition(" [")
+    ends, _, shown_unit = rest.partition("] ")
+    return TableEntry(text=f"{text} {shown_unit}", below=f"[{ends}]", number=value)
+
+
 def _number(quantity: str, value: float) -> str:
     return words.milliseconds(value) if quantity == "latency" else short(quantity, Figure(value=value))
 
@@ -114,12 +123,9 @@ def _baseline(plan: Plan) -> TableEntry:
 
 def _own(plan: Plan) -> TableEntry:
     compared = plan.evidence.objective
-    value, bounds = (
-        (plan.latency_ms, plan.interval_ms) if compared is None else (compared.value, compared.interval)
-    )  # fmt: skip
-    text, _, interval = words.figure_with_interval(value, bounds, _unit(plan)).partition(" [")
-    ends, _, unit = interval.partition("] ")
-    return TableEntry(text=f"{text} {unit}", below=f"[{ends}]", number=value)
+    if compared is None:
+        return objective_entry(plan.latency_ms, plan.interval_ms, "ms")
+    return objective_entry(compared.value, compared.interval, plan.objective.unit)
 
 
 def _unit(plan: Plan) -> str:

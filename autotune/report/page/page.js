@@ -180,12 +180,51 @@
     const y = axis(`${plain(currency)} per million items`, costs, ink);
     return [[line, marks], { ...layout(ink), xaxis: axis("latency, ms", latencies, ink), yaxis: y }];
   };
+  // A symbol and a dash beside each colour, by the numbers of the key.
+  const SYMBOLS = ["circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star"];
+  const DASHES = ["solid", "dash", "dot", "dashdot"];
+  const powers = (title, [least, most], ink) => ({
+    title: { text: `${title}, logarithmic`, font: { size: 13 }, standoff: 8 }, range: [Math.log10(least), Math.log10(most)],
+    type: "log", dtick: most > 500 * least ? 1 : "D2", tickformat: ",~g", fixedrange: true, gridcolor: colour("line"),
+    linecolor: ink, zeroline: false, automargin: true,
+  });
+  const around = (values, factor) => [Math.min(...values) / factor, Math.max(...values) * factor];
+  const roofline = (points, place) => {
+    const ink = colour("text");
+    // A roof rises with the bytes that a device copies, up to its matrix rate: GB/s times operations per byte is GFLOP/s.
+    const ridge = (point) => 1e3 * point.roof_tflops / point.bandwidth_gb_s;
+    const reach = around(points.flatMap((point) => [point.intensity, ridge(point)]), 5);
+    const rates = around(points.flatMap((point) => [point.tflops, point.limit_tflops, point.roof_tflops]), 2);
+    const tint = (point) => colour(`colour-${point.mark.colour}`);
+    const lines = points.map((point) => ({
+      type: "scatter", mode: "lines", hoverinfo: "skip", line: { color: tint(point), width: 2, dash: DASHES[point.mark.dash] },
+      x: [reach[0], ridge(point), reach[1]],
+      y: [reach[0] * point.bandwidth_gb_s / 1e3, point.roof_tflops, point.roof_tflops],
+    }));
+    const marks = (x, y, symbol, size, width, ring) => ({
+      type: "scatter", mode: "markers", hoverinfo: "skip", cliponaxis: false, x: points.map(x), y: points.map(y),
+      marker: {
+        size, symbol: points.map(symbol), color: points.map(tint), opacity: 1, line: { width, color: ring || points.map(tint) },
+      },
+    });
+    const shape = (point) => SYMBOLS[point.mark.symbol];
+    const ridges = marks(ridge, (point) => point.roof_tflops, (point) => `${shape(point)}-open`, 9, 2);
+    const limits = marks((point) => point.intensity, (point) => point.limit_tflops, () => "line-ew", 18, 2.5);
+    const plans = marks((point) => point.intensity, (point) => point.tflops, shape, 12, 1, colour("paper"));
+    plans.hoverinfo = "text";
+    plans.text = points.map((point) => [
+      `${plain(clip(point.name, place, 0.5))}, ${plain(point.precision)}`, point.position, point.distance,
+    ].join("<br>"));
+    const axes = { xaxis: powers("operations per byte", reach, ink), yaxis: powers("TFLOP/s", rates, ink) };
+    return [[...lines, ridges, limits, plans], { ...layout(ink), ...axes, hoverlabel: { align: "left" } }];
+  };
+  const kinds = { bars, scatter, roofline };
   const draw = async (place) => {
     drawn.add(place);
     try {
       const plotly = await load();
       const plot = data[place.closest("section").id][place.dataset.plot];
-      const [traces, shape] = place.dataset.plot === "bars" ? bars(plot, place) : scatter(plot, place);
+      const [traces, shape] = kinds[place.dataset.plot](plot, place);
       await plotly.react(place, traces, shape, { displayModeBar: false, responsive: true });
       place.dataset.drawn = "true";
     } catch (error) {

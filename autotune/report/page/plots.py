@@ -1,4 +1,4 @@
-"""The data of the plots: bars of latency, and latency against cost with its Pareto front."""
+"""The data of the plots: bars of latency, latency against cost with its Pareto front, and the roofline."""
 
 import json
 from collections import Counter
@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from autotune.comparison.cell import Cell
 from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
+from autotune.report.page.roofline import RooflinePlot
 
 
-def plots_of(comparison: DeviceComparison, workload: ComparedWorkload) -> dict[str, object]:
-    """Return the plots of a workload by their names, as plain data; ``scatter`` is there if two cells have a cost.
+def plots_of(comparison: DeviceComparison, workload: ComparedWorkload, roofline: RooflinePlot) -> dict[str, object]:
+    """Return the plots of a workload by their names, as plain data.
 
+    ``scatter`` is there if two cells have a cost, and ``roofline`` if the roofline has a point.
     Only compared cells are drawn: the figures of those apart do not stand beside the others.
     """
     cells = workload.compared
@@ -20,6 +22,8 @@ def plots_of(comparison: DeviceComparison, workload: ComparedWorkload) -> dict[s
     priced = [cell for cell in cells if cell.figure("cost").value is not None]
     if comparison.prices is not None and len(priced) > 1:
         plots["scatter"] = {"currency": comparison.prices.currency, "points": _points(priced, labels(cells))}
+    if roofline.points:
+        plots["roofline"] = [point.as_dict() for point in roofline.points]
     return plots
 
 

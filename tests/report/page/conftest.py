@@ -14,7 +14,7 @@ def pages(tmp_path_factory):
     """The written pages by the names of their comparisons."""
     folder = tmp_path_factory.mktemp("pages")
     paths = {}
-    for build in (comparisons.plain, comparisons.hostile):
+    for build in (comparisons.plain, comparisons.hostile, comparisons.carried):
         with Store.open(str(folder / f"{build.__name__}.db")) as store:
             paths[build.__name__] = folder / f"{build.__name__}.html"
             write_page(build(store), paths[build.__name__])

@@ -11,6 +11,8 @@ pytestmark = pytest.mark.slow
 AXE = Path(__file__).parent / "axe" / "axe.min.js"
 FIRST_TABLE = "#w2 table.devices"
 """The table of resnet50 at batch 1, with three compared devices."""
+ROOFLINE = "#w2 [data-plot=roofline]"
+"""Its roofline, with the roofs of two of them."""
 
 
 def eventually(page, expression):
@@ -43,6 +45,47 @@ def test_every_plot_draws_all_of_its_devices(open_page, draw_all):
         if "scatter" in data:
             scatter = page.locator(f"#{anchor} [data-plot=scatter]")
             assert scatter.locator(".scatterlayer .points .point").count() == len(data["scatter"]["points"])
+        if "roofline" in data:
+            roofline, number = page.locator(f"#{anchor} [data-plot=roofline]"), len(data["roofline"])
+            assert roofline.locator(".scatterlayer .js-line").count() == number, "a roof each"
+            assert roofline.locator(".scatterlayer .points .point").count() == 3 * number, "ridge, limit and plan"
+
+
+def test_a_roof_rises_with_the_bytes_to_the_matrix_rate(open_page, draw_all):
+    page = open_page("plain")
+    draw_all(page)
+    traces = page.evaluate(f"document.querySelector('{ROOFLINE}').data.map(({{ x, y }}) => ({{ x, y }}))")
+    (fast, slow), (ridges, limits, plans) = traces[:2], traces[2:]
+    for roof, bandwidth_gb_s, tflops in ((fast, 1000.0, 300.0), (slow, 300.0, 60.0)):
+        start, ridge, end = zip(roof["x"], roof["y"], strict=True)
+        assert start[1] == pytest.approx(start[0] * bandwidth_gb_s / 1e3) and start[0] < ridge[0] < end[0]
+        assert ridge == pytest.approx((tflops / bandwidth_gb_s * 1e3, tflops)) and end[1] == tflops
+    assert ridges["y"] == [300.0, 60.0] and plans["x"] == limits["x"] == pytest.approx([160.0, 160.0])
+    assert plans["y"] == pytest.approx([16.0, 4.0]) and limits["y"] == pytest.approx([8 / 0.06, 8 / 0.17667], rel=1e-3)
+
+
+def test_a_plan_of_the_roofline_is_described_by_hover_and_by_a_list(open_page, draw_all):
+    page = open_page("plain")
+    draw_all(page)
+    plot = page.locator(ROOFLINE)
+    words = page.locator(f"#{plot.get_attribute('aria-describedby')} li").all_inner_texts()
+    assert words[0] == "nvidia-h200, fp16: 16 TFLOP/s at 160 operations per byte; 8.3× the limit, by bandwidth"
+    plot.scroll_into_view_if_needed()
+    place = plot.locator(".scatterlayer .trace").last.locator(".point").first.bounding_box()
+    page.mouse.move(place["x"] + place["width"] / 2, place["y"] + place["height"] / 2)
+    plot.locator(".hoverlayer text").first.wait_for()
+    assert "8.3× the limit, by bandwidth" in plot.locator(".hoverlayer").text_content()
+
+
+def test_plans_of_the_roofline_differ_by_shape_and_the_key_has_the_same(open_page, draw_all):
+    page = open_page("plain")
+    draw_all(page)
+    shapes = page.locator(f"{ROOFLINE} .scatterlayer .trace").last.locator(".point")
+    assert len({shape.get_attribute("d") for shape in shapes.all()}) == shapes.count() == 2
+    fill = "(element) => getComputedStyle(element).fill"
+    for shape, mark in zip(shapes.all(), page.locator("#w2 .key svg").all(), strict=True):
+        assert shape.evaluate(fill) == mark.locator("use").evaluate(fill)
+        assert mark.locator("use").evaluate("(element) => element.getBBox().width") > 5
 
 
 def test_plots_are_drawn_when_they_come_into_view(open_page):
@@ -127,8 +170,9 @@ def test_a_command_is_copied(open_page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_axe_sees_no_serious_violation(open_page, draw_all, scheme, width):
-    page = open_page("plain", width=width, color_scheme=scheme)
+@pytest.mark.parametrize("name", ["plain", "carried"])
+def test_axe_sees_no_serious_violation(open_page, draw_all, name, scheme, width):
+    page = open_page(name, width=width, color_scheme=scheme)
     draw_all(page)
     page.evaluate("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
     page.evaluate("scrollTo(0, 0)")
@@ -168,14 +212,14 @@ def test_it_is_printed_in_light_colours_with_every_plot(open_page):
     eventually(page, f"{ink} !== '{light}'")
 
 
-@pytest.mark.parametrize("name", ["plain", "hostile"])
+@pytest.mark.parametrize("name", ["plain", "hostile", "carried"])
 def test_a_telephone_needs_no_sideways_scroll(open_page, draw_all, name):
     page = open_page(name, width=390, height=844)
     draw_all(page)
     page.evaluate("document.querySelectorAll('details').forEach((element) => { element.open = true; })")
     assert page.evaluate("[document.documentElement.scrollWidth, document.body.scrollWidth]") == [390, 390]
     wider = "(table) => table.scrollWidth > table.parentElement.clientWidth"
-    assert page.evaluate(f"[...document.querySelectorAll('table.devices')].filter({wider}).length") == 0, "no cards"
+    assert page.evaluate(f"[...document.querySelectorAll('table[role]')].filter({wider}).length") == 0, "no cards"
 
 
 def test_hostile_text_stays_text(open_page, draw_all):
@@ -188,6 +232,7 @@ def test_hostile_text_stays_text(open_page, draw_all):
     assert name in page.locator("details tbody").first.inner_text()
     ticks = page.locator("[data-plot=bars] .ytick text").all_text_contents()
     assert any(MARKUP in tick for tick in ticks), ticks
+    assert MARKUP in page.locator(".key").inner_text()
     titles = page.locator("[data-plot=scatter] .ytitle").all_text_contents()
     assert any(name in title for title in titles), titles
     page.locator("#filter").fill(IMAGE)

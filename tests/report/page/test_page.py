@@ -47,7 +47,7 @@ class Parsed(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
 
-@pytest.fixture(params=["plain", "hostile"])
+@pytest.fixture(params=["plain", "hostile", "carried"])
 def parsed(pages, request):
     return Parsed(pages[request.param].read_text(encoding="utf-8"))
 
@@ -118,8 +118,24 @@ def test_a_row_says_everything_about_its_device(store, tmp_path):
         "autotune tune STUDY_FILE --batch",
         "Parameters of the plans: 1 of 4 differ",
         "Not drawn: nvidia-l4/whole/72w (busy host), amd-epyc-2c/avx2 (not tuned).",
+        "nvidia-h200, fp16: 16 TFLOP/s at 160 operations per byte; 8.3× the limit, by bandwidth",
+        "amd-epyc-2c: limit not known: no roofs of amd-epyc-2c were measured",
     ):
         assert part in text, part
+
+
+def test_carried_plans_are_a_table_with_their_loss(pages):
+    text = Parsed(pages["carried"].read_text(encoding="utf-8")).text
+    for part in (
+        "Carried plans Each row is the plan of one device class",
+        "nvidia-l4/whole/72w nvidia-h200/whole/700w tensorrt fp16, layout=nchw, level=3",
+        "+25.2% [+25.",
+        f"not measured 0.5000 ms [0.4900 – 0.5100] not measured failed {NAME}",
+        "Plans that were not carried: 4",
+        "nvidia-h200/whole/700w on nvidia-l4/whole/72w: autotune tune STUDY_FILE",
+    ):
+        assert part in text, part
+    assert "Carried plans" not in Parsed(pages["plain"].read_text(encoding="utf-8")).text, "none was tried"
 
 
 def test_limits_and_predicted_rows_are_marked_as_what_they_are(store, tmp_path):
