@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autotune.comparison.cell import Cell
-from autotune.comparison.figures import Figure
+from autotune.comparison.figures import Figure, compared_figure
 from autotune.comparison.paired import paired_ratio
 from autotune.records.configuration import Configuration
 from autotune.records.evidence import CarriedRecord
@@ -97,17 +97,10 @@ def _fits(cell: Cell, own: Plan, other: Cell) -> bool:
     )
 
 
-def _own_figure(own: Plan) -> Figure:
-    compared = own.evidence.objective
-    if compared is None:
-        return Figure(value=own.latency_ms, interval=own.interval_ms)
-    return Figure(value=compared.value, interval=compared.interval)
-
-
 def _recorded(own: Plan, record: CarriedRecord, remark: str) -> CarriedPlan:
     finalists = {finalist.uid: finalist for finalist in own.evidence.finalists}
     finalist, winner = finalists.get(record.trial), own.evidence.winner
-    figure = _own_figure(own)
+    figure = compared_figure(own)
     if finalist is None or winner is None:
         return _not_timed(own, record, figure)
     if finalist is winner:
@@ -149,7 +142,7 @@ def _entry(
 
 
 def _same(own: Plan, device_class: str) -> CarriedPlan:
-    figure = _own_figure(own)
+    figure = compared_figure(own)
     return CarriedPlan(
         from_class=device_class, to_class=own.device.device_class, unit=own.objective.unit, state="same", own=figure,
         carried=figure, loss=Figure(value=0.0, note="the same configuration"), configuration=own.configuration,
@@ -163,7 +156,7 @@ def _missing(own: Plan, plan: Plan) -> CarriedPlan:
     tune = f"autotune tune STUDY_FILE --batch {own.batch} --carry {there}"
     return CarriedPlan(
         from_class=plan.device.device_class, to_class=own.device.device_class, unit=own.objective.unit,
-        state="missing", own=_own_figure(own), carried=Figure(note=reason), loss=Figure(note=reason),
+        state="missing", own=compared_figure(own), carried=Figure(note=reason), loss=Figure(note=reason),
         configuration=plan.configuration, reason=reason,
         command=f"{tune} with {own.name}'s study file on a host with {here}; merge the export of {there} there",
     )  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from autotune.comparison.figures import Figure
-from autotune.comparison.ratio import Ratio
+from autotune.comparison.ratio import FigureRatio
 from autotune.comparison.roofline import Limit
 from autotune.records.plan import Plan
 
@@ -31,7 +31,7 @@ class ToolchainEntries:
 
     versions: Mapping[str, str]
     before: Mapping[str, str] = field(default_factory=dict)
-    change: Ratio | None = None
+    change: FigureRatio | None = None
     is_newest: bool = False
 
     def __str__(self) -> str:

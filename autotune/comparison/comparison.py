@@ -80,8 +80,8 @@ class ComparedWorkload:
 
     @property
     def carried(self) -> tuple[CarriedPlan, ...]:
-        """The plans of its device classes carried to each other."""
-        return carried_plans(self.cells)
+        """The plans of its device classes carried to each other; none if its rows are toolchains."""
+        return () if self.device_class else carried_plans(self.cells)
 
     @property
     def compared(self) -> tuple[Cell, ...]:

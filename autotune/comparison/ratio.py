@@ -1,4 +1,4 @@
-"""How much a figure has changed, and if that is more than its intervals allow to be chance: Ratio, ratio_of."""
+"""How much a figure has changed, and if that is more than its intervals allow to be chance: FigureRatio, ratio_of."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +12,7 @@ RatioJudgement = Literal["slower", "faster", "same", "undecided"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ratio:
+class FigureRatio:
     """A figure divided by an earlier one, above 1 if it has become worse.
 
     ``interval`` holds the least and the largest ratio that the intervals of both allow.
@@ -27,7 +27,7 @@ class Ratio:
         return {"judgement": self.judgement, "ratio": self.value, "interval": list(self.interval)}
 
 
-def ratio_of(now: Figure, before: Figure, threshold: float) -> Ratio:
+def ratio_of(now: Figure, before: Figure, threshold: float) -> FigureRatio:
     """Compare two figures whose samples do not pair; ``threshold`` is a share, such as 0.03."""
     low, high = now.ends[0] / before.ends[1], now.ends[1] / before.ends[0]
     judgement: RatioJudgement = "undecided"
@@ -37,4 +37,4 @@ def ratio_of(now: Figure, before: Figure, threshold: float) -> Ratio:
         judgement = "faster"
     elif low >= 1 / (1 + threshold) and high <= 1 + threshold:
         judgement = "same"
-    return Ratio(value=(now.value or 0.0) / (before.value or 1.0), interval=(low, high), judgement=judgement)
+    return FigureRatio(value=(now.value or 0.0) / (before.value or 1.0), interval=(low, high), judgement=judgement)

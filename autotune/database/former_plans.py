@@ -2,7 +2,7 @@
 
 A former plan was replaced by one that was measured under another toolchain, so that both can be compared. Of each plan
 key and measured toolchain the newest is kept: the table of plans has the newest of all toolchains, and this one that of
-every other toolchain. What is kept therefore does not depend on the order in which plans arrive.
+every other toolchain. So the result does not depend on the order in which plans arrive.
 """
 
 import contextlib

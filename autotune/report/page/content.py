@@ -11,7 +11,8 @@ from autotune.report.comparison import explanations
 from autotune.report.page import sentences
 from autotune.report.page.carried import CarriedSection, carried_section
 from autotune.report.page.entries import TableColumn, TableEntry, columns_of
-from autotune.report.page.plots import label, labels, plots_of
+from autotune.report.page.labels import label, labels
+from autotune.report.page.plots import plots_of
 from autotune.report.page.roofline import KeyEntry, roofline_plot
 
 

@@ -48,7 +48,7 @@ def _columns(comparison: DeviceComparison, workload: ComparedWorkload) -> Iterat
     yield TableColumn(title="backend", entry=_of_plan(_backend), is_number=False)
     yield TableColumn(title="speedup", entry=_of_plan(_speedup))
     if workload.device_class:
-        yield TableColumn(title="to the older one [95% interval]", entry=lambda _, cell: _change(cell))
+        yield TableColumn(title="to the older one", entry=lambda _, cell: _change(cell))
     if workload.objective != Objective().name:
         yield _figure_column("latency, ms", "latency")
     yield _figure_column("throughput, items/s", "throughput")
@@ -102,7 +102,7 @@ def _part_entry(part: str) -> Callable[[Plan, Cell], TableEntry]:
 def _change(cell: Cell) -> TableEntry:
     change = None if cell.toolchain is None else cell.toolchain.change
     if change is None:
-        return TableEntry(text="no older one", title="no older row is measured under the same rules", is_absent=True)
+        return TableEntry(text="not compared", title="there is no older row to compare with", is_absent=True)
     low, high = change.interval
     below = f"{change.judgement} [{low:.3f} – {high:.3f}]"
     return TableEntry(text=f"{change.value:.3f}×", below=below, number=change.value)

@@ -1,11 +1,11 @@
 """The data of the plots: bars of latency, latency against cost with its Pareto front, and the roofline."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from autotune.comparison.cell import Cell
 from autotune.comparison.comparison import ComparedWorkload, DeviceComparison
+from autotune.report.page.labels import label, labels
 from autotune.report.page.roofline import RooflinePlot
 
 
@@ -25,17 +25,6 @@ def plots_of(comparison: DeviceComparison, workload: ComparedWorkload, roofline:
     if roofline.points:
         plots["roofline"] = [point.as_dict() for point in roofline.points]
     return plots
-
-
-def labels(cells: Sequence[Cell]) -> Mapping[str, str]:
-    """Return a short name for each device class: its SKU if no other one shares it."""
-    skus = Counter(sku for sku, _ in {(cell.sku, cell.device_class) for cell in cells})
-    return {cell.device_class: cell.sku if skus[cell.sku] == 1 else cell.device_class for cell in cells}
-
-
-def label(cell: Cell, names: Mapping[str, str]) -> str:
-    """Return the short name of a cell: of its device class, or of its toolchain if these are the rows."""
-    return str(cell.toolchain or "") or names[cell.device_class]
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from autotune.comparison.cell import Cell
 from autotune.report.comparison import limit_words
+from autotune.report.page.labels import label
 
 COLOURS = SYMBOLS = 8
 DASHES = 4
@@ -77,11 +78,11 @@ def roofline_plot(cells: Sequence[Cell], names: Mapping[str, str], classes: Sequ
     A device class has the same mark in all plots of a page.
     """
     marks = {name: Mark.of(number) for number, name in enumerate(classes)}
-    points = [_point(cell, names[cell.device_class], marks[cell.device_class]) for cell in cells]
+    points = [_point(cell, label(cell, names), marks[cell.device_class]) for cell in cells]
     drawn = tuple(point for point in points if point is not None)
     if not drawn:
         return RooflinePlot()
-    key = tuple(_entry(cell, names[cell.device_class], point) for cell, point in zip(cells, points, strict=True))
+    key = tuple(_entry(cell, label(cell, names), point) for cell, point in zip(cells, points, strict=True))
     return RooflinePlot(points=drawn, key=key)
 
 

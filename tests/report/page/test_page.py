@@ -169,6 +169,9 @@ def test_rows_that_are_toolchains_have_their_change_and_a_command_that_names_the
     assert "# with torch 2.11.0" in parsed.text and "1.500× slower [1.441 – 1.561]" in parsed.text
     bars = json.loads(parsed.scripts[0])["w1"]["bars"]
     assert [bar["name"] for bar in bars] == ["torch 2.13.0", "torch 2.11.0"]
+    measured(store, H200, 1.5, NAME, 3)
+    hostile = written(compare_store(store, Selection(by="toolchain")), tmp_path / "page.html")
+    assert len(hostile.scripts) == len(parsed.scripts) and NAME in hostile.text
 
 
 def test_a_figure_that_is_absent_says_why_and_is_never_zero_or_blank(store, tmp_path):

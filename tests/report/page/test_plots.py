@@ -5,7 +5,8 @@ import json
 import pytest
 
 from autotune.comparison.cell import Cell
-from autotune.report.page.plots import as_script, labels, pareto_front
+from autotune.report.page.labels import labels
+from autotune.report.page.plots import as_script, pareto_front
 
 
 @pytest.mark.parametrize(
