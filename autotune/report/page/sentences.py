@@ -1,5 +1,6 @@
 """The sentences of the page: the winners of a workload, and the subject of the whole comparison."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from autotune.comparison.comparison import ComparedWorkload, DeviceComparison, Winner
@@ -53,8 +54,14 @@ def subject(comparison: DeviceComparison) -> str:
     different = {(workload.name, workload.batch, workload.objective) for workload in workloads}
     return (
         f"{counted(len(different), 'workload')} of {counted(len(models), 'model')} on "
-        f"{counted(len(classes), 'device class', 'device classes')}: {listed(classes) or 'none'}."
+        f"{counted(len(classes), 'device class', 'device classes')}: {listed(_short(classes)) or 'none'}."
     )
+
+
+def _short(classes: Sequence[str]) -> list[str]:
+    """Return the SKU of each device class, and the whole class if several share the SKU."""
+    skus = Counter(name.split("/", 1)[0] for name in classes)
+    return [name.split("/", 1)[0] if skus[name.split("/", 1)[0]] == 1 else name for name in classes]
 
 
 def priced(prices: Prices | None) -> str:
