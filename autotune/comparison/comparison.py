@@ -216,7 +216,8 @@ def compare_plans(
 ) -> DeviceComparison:
     """Compare plans that were found by these studies; errors as those of :func:`compare_store`."""
     rows, roofline = {row.uid: row for row in studies}, roofline or Roofline()
-    classes = selection.device_classes(plans, studies)
+    supplied_roofs = None if supplied_roofs is None else supplied_roofs.named(selection.devices)
+    classes = selection.device_classes(plans, studies, supplied_roofs)
     unmeasured, notes = predicted.unmeasured(supplied_roofs, {plan.device.device_class for plan in plans})
     groups: dict[tuple[str, int, str, str], list[Plan]] = {}
     for plan in selection.plans(plans, classes):

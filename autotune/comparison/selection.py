@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from autotune.comparison.supplied_roofs import SuppliedRoofs
 from autotune.database.plan_rows import device_classes
 from autotune.database.rows import StudyRow
 from autotune.errors import PlanNotFoundError, RequestError
@@ -50,8 +51,13 @@ class Selection:
             )  # fmt: skip
         return [plan for plan in chosen if plan.device.device_class in classes] if self.devices else chosen
 
-    def device_classes(self, plans: Sequence[Plan], rows: Iterable[StudyRow]) -> tuple[str, ...]:
-        """Return the device classes to compare in their order; RequestError for a name that fits none of them."""
+    def device_classes(
+        self, plans: Sequence[Plan], rows: Iterable[StudyRow], supplied: SuppliedRoofs | None = None
+    ) -> tuple[str, ...]:
+        """Return the device classes to compare in their order.
+
+        RequestError for a name that fits none of them, and no device that the user supplied roofs of.
+        """
         stored = sorted({plan.device.device_class for plan in plans} | {row.device_class for row in rows})
         if not self.devices:
             with_plans = {plan.device.device_class for plan in self.plans(plans, ())}
@@ -59,7 +65,7 @@ class Selection:
         chosen: list[str] = []
         for device in self.devices:
             fitting = device_classes(stored, device) or [name for name in self.here if name == device]
-            if not fitting:
+            if not fitting and not (supplied is not None and supplied.named([device]).by_sku):
                 skus = {name.split("/", 1)[0] for name in stored}
                 raise RequestError(
                     f"device {device!r} is not one to compare", found=nearest(slug(device), skus) or "no device at all",

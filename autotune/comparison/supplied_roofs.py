@@ -10,8 +10,8 @@
 Nothing is known of a device but what the file says, and no measured figure is ever replaced by one of it.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from autotune.comparison.own_file import OwnFile
@@ -29,6 +29,12 @@ class SuppliedRoofs:
 
     by_sku: Mapping[str, Ceilings]
     path: str = ""
+
+    def named(self, devices: Sequence[str]) -> "SuppliedRoofs":
+        """Return the roofs of those SKUs whose names have one of the parts in them; without parts all."""
+        parts = [slug(device) for device in devices]
+        chosen = {sku: rates for sku, rates in self.by_sku.items() if not parts or any(part in sku for part in parts)}
+        return replace(self, by_sku=chosen)
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""

@@ -7,6 +7,7 @@ import pytest
 from autotune.comparison.bound import parse_bound, within_bound
 from autotune.comparison.comparison import compare_store
 from autotune.comparison.roofline import Ceilings
+from autotune.comparison.selection import Selection
 from autotune.comparison.supplied_roofs import SuppliedRoofs, read_supplied_roofs
 from autotune.errors import RequestError
 from autotune.records.configuration import Configuration
@@ -141,3 +142,11 @@ def test_a_file_with_anything_else_is_refused(tmp_path, text, found):
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(RequestError, match=r"absent\.toml"):
         read_supplied_roofs(tmp_path / "absent.toml")
+
+
+def test_a_chosen_device_may_be_one_of_the_file_and_others_of_it_are_left_out(tuned):
+    roofs = supplied(nvidia_a100=A100, nvidia_l4=A100)
+    (workload,) = compare_store(tuned, Selection(devices=("H200", "A100")), supplied_roofs=roofs).workloads
+    assert [cell.sku for cell in workload.cells] == ["nvidia-h200", "nvidia-a100"]
+    with pytest.raises(RequestError, match="T4"):
+        compare_store(tuned, Selection(devices=("H200", "T4")), supplied_roofs=roofs)
