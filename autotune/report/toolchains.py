@@ -27,7 +27,7 @@ def tables_of(comparison: DeviceComparison) -> RenderableType:
 def sentences(workload: ComparedWorkload) -> Iterator[str]:
     """Yield a sentence for each change, the newest first; a single one if there is none."""
     changes = [change_sentence(cell.toolchain) for cell in workload.cells if cell.toolchain and cell.toolchain.change]
-    yield from changes or ["There is no older toolchain to compare with"]
+    yield from changes or ["No two rows can be compared"]
 
 
 def change_sentence(entries: ToolchainEntries) -> str:

@@ -164,7 +164,7 @@ def test_rows_that_are_toolchains_have_their_change_and_a_command_that_names_the
     parsed = written(compare_store(store, Selection(by="toolchain")), tmp_path / "page.html")
     assert "1 workload of 1 model on 2 device classes" in parsed.text
     assert "torch 2.11.0 → 2.13.0: slower, factor 1.500 [1.441 – 1.561]." in parsed.text
-    assert "There is no older toolchain to compare with." in parsed.text
+    assert "No two rows can be compared." in parsed.text
     assert "newest toolchain" in parsed.text and "slower factor 1.500" in parsed.text
     assert "# with torch 2.11.0" in parsed.text and "1.500× slower [1.441 – 1.561]" in parsed.text
     bars = json.loads(parsed.scripts[0])["w1"]["bars"]
