@@ -78,10 +78,10 @@ def _carried_to(cell: Cell, own: Plan, cells: Sequence[Cell]) -> Iterator[Carrie
         record, plan = records.get(device_class), others.get(device_class)
         if record is not None and (plan is None or plan.configuration == record.configuration):
             yield _recorded(own, record, "")
-        elif plan is not None and plan.configuration == own.configuration:
-            yield _same(own, device_class)
         elif record is not None:
             yield _recorded(own, record, f"an earlier plan of {device_class}; the present one was not carried")
+        elif plan is not None and plan.configuration == own.configuration:
+            yield _same(own, device_class)
         elif plan is not None:
             yield _missing(own, plan)
 
@@ -102,12 +102,12 @@ def _recorded(own: Plan, record: CarriedRecord, remark: str) -> CarriedPlan:
     finalist, winner = finalists.get(record.trial), own.evidence.winner
     figure = compared_figure(own)
     if finalist is None or winner is None:
-        return _not_timed(own, record, figure)
+        return _not_timed(own, record, figure, remark)
     if finalist is winner:
-        return _same(own, record.device_class)
+        return _same(own, record.device_class, remark)
     ratio = paired_ratio(own, finalist, winner)
     if ratio is None:
-        return _not_timed(own, record, figure)
+        return _not_timed(own, record, figure, remark)
     loss = Figure(
         value=ratio.value - 1, note="in pairs of rounds",
         interval=None if ratio.interval is None else (ratio.interval[0] - 1, ratio.interval[1] - 1),
@@ -119,11 +119,11 @@ def _recorded(own: Plan, record: CarriedRecord, remark: str) -> CarriedPlan:
     return _entry(own, record, "measured", figure, timed, loss, verdict=verdict, reason=remark)
 
 
-def _not_timed(own: Plan, record: CarriedRecord, figure: Figure) -> CarriedPlan:
+def _not_timed(own: Plan, record: CarriedRecord, figure: Figure, remark: str) -> CarriedPlan:
     if record.screened is None:
-        reason = record.failure or "the finals have no sample of it"
+        reason = _joined(record.failure or "the finals have no sample of it", remark)
         return _entry(own, record, "failed", figure, Figure(note=reason), Figure(note=reason), reason=reason)
-    reason = "too slow in screening to be timed in the finals"
+    reason = _joined("too slow in screening to be timed in the finals", remark)
     timed = Figure(value=record.screened, note=reason)
     ratio = record.screened / (figure.value or record.screened)
     return _entry(
@@ -141,12 +141,16 @@ def _entry(
     )  # fmt: skip
 
 
-def _same(own: Plan, device_class: str) -> CarriedPlan:
+def _joined(*reasons: str) -> str:
+    return "; ".join(filter(None, reasons))
+
+
+def _same(own: Plan, device_class: str, remark: str = "") -> CarriedPlan:
     figure = compared_figure(own)
     return CarriedPlan(
         from_class=device_class, to_class=own.device.device_class, unit=own.objective.unit, state="same", own=figure,
         carried=figure, loss=Figure(value=0.0, note="the same configuration"), configuration=own.configuration,
-        verdict="no difference", reason="both plans have the same configuration",
+        verdict="no difference", reason=_joined("both plans have the same configuration", remark),
     )  # fmt: skip
 
 

@@ -172,12 +172,23 @@ class StudyFinals:
         return best_concurrency(self.context.store, uid)
 
     def _tie_key(self, trial: Trial) -> tuple[object, ...]:
-        """Return the key that decides a tie: artifact size, then the simpler backend, number of threads, digest."""
+        """Return the key that decides a tie.
+
+        A configuration that was found here comes before a carried one. Then the artifact's size, the simpler backend,
+        the number of threads and the digest decide.
+        """
         names = registry.names()
         backend = trial.configuration.backend
         size = self.context.store.artifacts.size_bytes(trial.artifact) if trial.artifact else 0
         threads = trial.configuration.get("threads", 0)
-        return (size, names.index(backend) if backend in names else len(names), threads, trial.configuration.digest)
+        is_carried = any(plan.configuration == trial.configuration for plan in self.context.carried)
+        return (
+            is_carried,
+            size,
+            names.index(backend) if backend in names else len(names),
+            threads,
+            trial.configuration.digest,
+        )
 
     def _promote(self, result: FinalsResult, trials: Mapping[str, Trial]) -> Plan:
         row, workload = self.context.row, self.context.workload

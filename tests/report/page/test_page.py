@@ -128,7 +128,7 @@ def test_carried_plans_are_a_table_with_their_loss(pages):
     text = Parsed(pages["carried"].read_text(encoding="utf-8")).text
     for part in (
         "Carried plans Each row is the plan of one device class",
-        "nvidia-l4/whole/72w nvidia-h200/whole/700w tensorrt fp16, layout=nchw, level=3",
+        "nvidia-l4 /whole/72w nvidia-h200/whole/700w tensorrt fp16, layout=nchw, level=3",
         "+25.2% [+25.",
         f"not measured 0.5000 ms [0.4900 – 0.5100] not measured failed {NAME}",
         "Plans that were not carried: 4",
