@@ -4,10 +4,12 @@ A page asks for such a part by a line ``<!-- generated: NAME ARGUMENT... -->``; 
 """
 
 import ast
+import functools
 import inspect
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,69 @@ def _launches(explained: Path) -> tuple[str, str]:
     return kernels, f"{after['gpu_utilisation']:.0%}"
 
 
+def committed_plans() -> str:
+    """Write the plans of ``studies/plans.zip`` as ``autotune compare`` shows them: a row a model, batch and device."""
+    from autotune.report import words
+
+    lines = [
+        "| model, batch | device | plan | latency in ms | speedup | distance to the limit | beside the others |",
+        "| --- | --- | --- | ---: | ---: | --- | --- |",
+    ]
+    for workload, cell in _committed().cells():
+        if cell.plan is None:
+            continue
+        plan, limit = cell.plan, cell.limit
+        distance = "–" if limit is None or limit.distance is None else f"{limit.distance:.1f}×, by {limit.by}"
+        label = f"{plan.configuration.backend}, {words.precision_of(plan.configuration)}"
+        figure = words.latency(plan.latency_ms, plan.interval_ms)
+        beside = ", ".join(reason.name for reason in cell.reasons) or "yes"
+        row = [
+            f"{workload.name}, {workload.batch}",
+            cell.sku,
+            label,
+            figure,
+            words.speedup(plan.speedup),
+            distance,
+            beside,
+        ]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def committed_carried() -> str:
+    """Write the carried plans of ``studies/plans.zip`` that were tried."""
+    from autotune.report import words
+    from autotune.report.carried import loss_words
+
+    lines = [
+        "| model, batch | plan of | timed on | its configuration | carried | tuned there | loss | remark |",
+        "| --- | --- | --- | --- | ---: | ---: | ---: | --- |",
+    ]
+    for workload in _committed().workloads:
+        for entry in workload.carried:
+            if entry.carried.value is None:
+                continue
+            classes = [name.split("/", 1)[0] for name in (entry.from_class, entry.to_class)]
+            label = f"{entry.configuration.backend}: {words.knobs(entry.configuration)}"
+            figures = [words.figure(value or 0.0, entry.unit) for value in (entry.carried.value, entry.own.value)]
+            short = entry.reason.replace(entry.from_class, classes[0]) or entry.verdict
+            row = [f"{workload.name}, {workload.batch}", *classes, label, *figures, loss_words(entry.loss), short]
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+@functools.cache
+def _committed() -> Any:
+    """Return the comparison of a new database into which the committed plans are merged."""
+    from autotune.comparison.comparison import compare_store
+    from autotune.database.exchange import merge_file
+    from autotune.database.store import Store
+
+    with tempfile.TemporaryDirectory() as folder, Store.open(str(Path(folder) / "plans.db"), create=True) as store:
+        merge_file(store, ROOT / "studies" / "plans.zip")
+        return compare_store(store)
+
+
 def checks(*files: str) -> str:
     """Write what programs that measure the product printed, a column a file; a figure beyond its limit is bold."""
     documents = [json.loads((ROOT / file).read_text()) for file in files]
@@ -224,6 +289,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "results": results,
     "engine-results": engine_results,
     "checks": checks,
+    "committed-plans": committed_plans,
+    "committed-carried": committed_carried,
     "flags": flags,
     "conditions": conditions,
     "programs": programs,

@@ -1,7 +1,9 @@
 """The plans of results files in one file, and what a comparison of them says."""
 
+import json
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +90,25 @@ def test_figures_that_do_not_follow_from_the_samples_are_refused(studies, tmp_pa
     assert main([str(folder), "--out", str(tmp_path / "plans.zip")]) == 1
     assert "speedup" in capsys.readouterr().err
     assert not (tmp_path / "plans.zip").exists()
+
+
+def test_the_committed_file_has_the_plan_of_every_results_file(tmp_path):
+    """``db merge studies/plans.zip`` and ``compare`` have the figures of the documentation."""
+    studies = Path(__file__).parents[2] / "studies"
+    with Store.open(str(tmp_path / "committed.db"), create=True) as store:
+        merge_file(store, studies / "plans.zip")
+        comparison = compare_store(store)
+    shown = {
+        (workload.name, workload.batch, cell.device_class): cell.plan
+        for workload, cell in comparison.cells() if cell.plan is not None
+    }  # fmt: skip
+    paths = sorted(studies.glob("*/results/*.json"))
+    for path in paths:
+        document = json.loads(path.read_text())
+        plan = shown[document["name"], document["batch"], document["device"]["device_class"]]
+        assert (plan.latency_ms, plan.speedup) == (document["plan"]["latency_ms"], document["plan"]["speedup"]), path
+        assert plan.configuration.as_dict() == document["plan"]["configuration"]
+    assert len(shown) == len(paths)
+    page = (studies.parent / "docs" / "comparison-example.html").read_text()
+    newest = max(plan.created for plan in shown.values())[:16].replace("T", " ")
+    assert f"The newest plan is of {newest}" in page
