@@ -98,7 +98,7 @@ def compare(
     with open_store(db) as store:
         comparison = compare_store(store, selection, known_prices, supplied, threshold)
         held = None if bound is None else within_bound(comparison, bound, store)
-    changed = None if before is None else changes(comparison, before, threshold)
+    changed = None if before is None else changes(comparison, before, threshold, selection)
     if html is not None:
         _write_page(comparison, html)
     if json:

@@ -93,7 +93,6 @@ def _fits(cell: Cell, own: Plan, other: Cell) -> bool:
         and (cell.state, other.state) == ("compared", "compared")
         and cell.device_class != other.device_class
         and own.device.kind == plan.device.kind
-        and own.structure == plan.structure
     )
 
 
@@ -123,7 +122,7 @@ def _not_timed(own: Plan, record: CarriedRecord, figure: Figure, remark: str) ->
     if record.screened is None:
         reason = _joined(record.failure or "the finals have no sample of it", remark)
         return _entry(own, record, "failed", figure, Figure(note=reason), Figure(note=reason), reason=reason)
-    reason = _joined("too slow in screening to be timed in the finals", remark)
+    reason = _joined("too slow in screening to be timed in the finals; compared with the plan's figure there", remark)
     timed = Figure(value=record.screened, note=reason)
     ratio = record.screened / (figure.value or record.screened)
     return _entry(

@@ -312,10 +312,9 @@ def _cell(
 
 
 def _missing(sibling: Plan, device_class: str) -> Cell:
-    sku = device_class.split("/", 1)[0]
     reason = Reason(name="not tuned", text=f"{sibling.name} at batch {sibling.batch} has no plan for it")
     tune, merge = f"autotune tune STUDY_FILE --batch {sibling.batch}", "autotune db merge"
-    command = f"{tune} with {sibling.name}'s study file on a host with {sku}, then {merge} its export here"
+    command = f"{tune} with {sibling.name}'s study file on a host with {device_class}, then {merge} its export here"
     return Cell(device_class=device_class, state="missing", reasons=(reason,), command=command)
 
 

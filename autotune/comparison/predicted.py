@@ -6,6 +6,7 @@ from autotune.comparison.cell import Cell, Reason
 from autotune.comparison.figures import Figure
 from autotune.comparison.roofline import BYTES, Ceilings, Limit, LimitInputs, Roofline, precision_of
 from autotune.comparison.supplied_roofs import SuppliedRoofs
+from autotune.records.device import names_sku
 from autotune.records.plan import Plan
 
 PREDICTED = Reason(name="predicted", text="the limit by roofs that the user supplied: it is no measurement")
@@ -18,7 +19,7 @@ def unmeasured(supplied: SuppliedRoofs | None, device_classes: Iterable[str]) ->
     measured = {name.split("/", 1)[0] for name in device_classes}
     chosen, notes = {}, []
     for sku, ceilings in supplied.by_sku.items():
-        same = sorted(name for name in measured if sku in name)
+        same = sorted(name for name in measured if names_sku(sku, name))
         if same:
             notes.append(f"nothing is predicted for {sku}: the database has measurements of {', '.join(same)}")
         else:

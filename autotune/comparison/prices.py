@@ -17,7 +17,7 @@ from pathlib import Path
 
 from autotune.comparison.own_file import OwnFile
 from autotune.comparison.selection import nearest
-from autotune.records.device import slug
+from autotune.records.device import names_sku, slug
 
 EXAMPLE = 'currency = "EUR" and, for each SKU, [devices."nvidia-h200"] with per_hour = 3.90'
 
@@ -34,7 +34,7 @@ class Prices:
     def of(self, device_class: str) -> float | None:
         """Return the price per hour of a device class; ``None`` if the file has none.
 
-        The longest name that fits counts. RequestError if two of that length fit.
+        The name with most letters counts if several fit. RequestError if two of that length fit.
         """
         name = self.name_for(device_class)
         return None if name is None else self.per_hour[name]
@@ -42,7 +42,7 @@ class Prices:
     def name_for(self, device_class: str) -> str | None:
         """Return the name in the file that a device class is priced by."""
         sku = device_class.split("/", 1)[0]
-        fitting = [name for name in self.per_hour if name in (device_class, sku) or slug(name) in sku]
+        fitting = [name for name in self.per_hour if name in (device_class, sku) or names_sku(name, sku)]
         if not fitting:
             return None
         longest = max(map(len, fitting))
@@ -79,15 +79,25 @@ def read_prices(path: Path) -> Prices:
 
 
 def unknown_names(prices: Prices, device_classes: Sequence[str]) -> dict[str, str]:
-    """Return the names of a file that fit no device class, each with the nearest SKUs."""
+    """Return the names of a file that price no device class, each with the reason."""
     skus = {name.split("/", 1)[0] for name in device_classes}
     used = {prices.name_for(name) for name in device_classes}
-    return {name: nearest(slug(name), skus) for name in prices.per_hour if name not in used}
+    unknown = {}
+    for name in prices.per_hour:
+        fitting = sorted(sku for sku in skus if names_sku(name, sku))
+        if name in used:
+            continue
+        if fitting:
+            longer = " and ".join(sorted({str(prices.name_for(sku)) for sku in fitting}))
+            unknown[name] = f"fits {', '.join(fitting)}, and so does the longer name {longer}, which counts"
+        else:
+            unknown[name] = f"fits no device of the database; there are: {nearest(slug(name), skus) or 'none'}"
+    return unknown
 
 
 def _file(path: Path) -> OwnFile:
     return OwnFile(
-        path=path, what="the prices", example=EXAMPLE, run=f"autotune prices check {path}, after the entry is mended"
+        path=path, what="the prices", example=EXAMPLE, run=f"autotune prices check {path}, once it is corrected"
     )
 
 

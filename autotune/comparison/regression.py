@@ -12,7 +12,9 @@ from typing import Any, Literal
 from autotune.comparison.comparison import SCHEMA, ComparedWorkload, DeviceComparison
 from autotune.comparison.figures import Figure
 from autotune.comparison.ratio import ratio_of
+from autotune.comparison.selection import Selection
 from autotune.errors import RequestError
+from autotune.records.objective import Objective
 
 Judgement = Literal["slower", "faster", "same", "undecided", "gone", "new"]
 Key = tuple[str, int, str, str, str, str]
@@ -52,15 +54,46 @@ def read_baseline(path: Path) -> dict[Key, Figure]:
             raise _refused(path, f"a comparison of schema {data['schema']!r}")
         if data.get("by") == "toolchain":
             raise _refused(path, "a comparison by toolchain, which has several plans of a device class")
+        _refuse_units(path, data)
         return dict(_stored_figures(data))
     except OSError as error:
         raise _refused(path, error.strerror or str(error)) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _refused(path, f"{type(error).__name__}: {error}".split("\n")[0]) from error
+    except json.JSONDecodeError as error:
+        raise _refused(path, f"no JSON: {error}") from error
+    except KeyError as error:
+        raise _refused(path, f"no entry {error}") from error
+    except (TypeError, AttributeError) as error:
+        raise _refused(path, f"an entry of another kind: {error}".split("\n")[0]) from error
+    except ValueError as error:
+        raise _refused(path, str(error).split("\n")[0]) from error
 
 
-def changes(comparison: DeviceComparison, baseline: Mapping[Key, Figure], threshold: float) -> list[Change]:
-    """Return the change of every cell that one of the two has, worst first; ``threshold`` is a share, such as 0.03."""
+def _refuse_units(path: Path, data: Mapping[str, Any]) -> None:
+    """Raise RequestError for figures in another unit than those of this version."""
+    latency = data["quantities"]["latency"]["unit"]
+    for cell in (cell for workload in data["workloads"] for cell in workload["cells"] if cell["plan"] is not None):
+        figures = cell["plan"]["objective"]
+        unit, name = (latency, "latency_p50") if figures is None else (figures["unit"], figures["name"])
+        if unit != Objective(name=name).unit:
+            raise _refused(path, f"{name} in {unit}; this version compares it in {Objective(name=name).unit}")
+
+
+def changes(
+    comparison: DeviceComparison,
+    baseline: Mapping[Key, Figure],
+    threshold: float,
+    selection: Selection | None = None,
+) -> list[Change]:
+    """Return the change of every cell that one of the two has, worst first; ``threshold`` is a share, such as 0.03.
+
+    Rows of the baseline that the ``selection`` does not admit are left out.
+    """
+    admitted = selection or Selection()
+    baseline = {
+        key: figure for key, figure in baseline.items()
+        if (not admitted.models or key[0] in admitted.models) and admitted.batch in (None, key[1])
+        and (not admitted.devices or key[3] in comparison.device_classes)
+    }  # fmt: skip
     now = {key: figure for workload in comparison.workloads for key, figure in _figures(workload)}
     judged = []
     for key in [*now, *(key for key in baseline if key not in now)]:
@@ -102,6 +135,9 @@ def _key(entry: Mapping[str, Any]) -> Key:
 def _compared(cell: Mapping[str, Any]) -> Figure:
     """Return the value that the objective minimises, or the latency if that is not there."""
     stored = cell["plan"]["objective"] or cell["figures"]["latency"]
+    if stored["interval"] is None:
+        place = f"{cell['plan']['backend']} plan on {cell['device_class']}"
+        raise ValueError(f"a {place} without an interval, which no comparison writes")
     low, high = stored["interval"]
     return Figure(value=float(stored["value"]), interval=(float(low), float(high)))
 

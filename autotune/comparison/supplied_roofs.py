@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autotune.comparison.own_file import OwnFile
 from autotune.comparison.roofline import Ceilings
-from autotune.records.device import slug
+from autotune.records.device import names_sku, slug
 from autotune.records.roofs import PRECISIONS
 
 EXAMPLE = '[devices."nvidia-a100"] with bandwidth_gb_s = 1555, tflops = {fp16 = 312} and launch_us = 6'
@@ -32,9 +32,10 @@ class SuppliedRoofs:
 
     def named(self, devices: Sequence[str]) -> "SuppliedRoofs":
         """Return the roofs of those SKUs whose names have one of the parts in them; without parts all."""
-        parts = [slug(device) for device in devices]
-        chosen = {sku: rates for sku, rates in self.by_sku.items() if not parts or any(part in sku for part in parts)}
-        return replace(self, by_sku=chosen)
+        if not devices:
+            return self
+        chosen = [sku for sku in self.by_sku if any(names_sku(part, sku) for part in devices)]
+        return replace(self, by_sku={sku: self.by_sku[sku] for sku in chosen})
 
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from autotune.errors import DatabaseError, DeviceError
-from autotune.records.device import slug
+from autotune.records.device import names_sku, slug
 from autotune.records.evidence import PlanEvidence
 from autotune.records.plan import Plan
 
@@ -77,7 +77,7 @@ def device_classes(stored: list[str], device: str) -> list[str]:
     part = device if "/" in device else slug(device)
     sku = {name: name.split("/", 1)[0] for name in stored}
     exact = [name for name in stored if part in (name, sku[name])]
-    fitting = exact or [name for name in stored if part and part in sku[name]]
+    fitting = exact or [name for name in stored if names_sku(part, sku[name])]
     skus = sorted({sku[name] for name in fitting})
     if len(skus) > 1:
         raise DeviceError(

@@ -17,6 +17,12 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
+def names_sku(part: str, sku: str) -> bool:
+    """Return whether a text names an SKU: by whole words of its slug, so that ``l4`` names no L40S."""
+    words = slug(part)
+    return bool(words) and f"-{words}-" in f"-{sku}-"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """One device. Plans are keyed by its :attr:`device_class`; the ``uuid`` is only for locks.

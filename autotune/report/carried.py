@@ -11,8 +11,8 @@ from autotune.report import words
 from autotune.report.fitting_table import FittingTable
 
 NOTHING = (
-    "no plan can be carried: that needs plans of one model, batch and objective for two device classes of one kind, "
-    "such as two GPUs or two CPUs"
+    "no plan was carried, and no two plans of one model for two GPUs or for two CPUs stand side by side; with the "
+    "plans of both in one database: autotune tune STUDY_FILE --carry DEVICE"
 )
 
 
@@ -65,7 +65,7 @@ def _table(workload: ComparedWorkload) -> FittingTable:
         figures = ("–" if value is None else words.figure(value, entry.unit) for value in values)
         table.add_row(
             entry.from_class, entry.to_class, f"{entry.configuration.backend}: {words.knobs(entry.configuration)}",
-            *figures, loss_words(entry.loss), entry.reason or entry.verdict,
+            *figures, loss_words(entry.loss), ", ".join(filter(None, (entry.verdict, entry.reason))),
             style="" if entry.verdict else "dim",
         )  # fmt: skip
     return table

@@ -119,7 +119,7 @@ def _plan_columns(cell: Cell, parts: Sequence[str]) -> list[str]:
         baseline,
         f"{plan.configuration.backend}: {words.knobs(plan.configuration)}",
         own,
-        words.speedup(plan.speedup),
+        words.speedup(plan.speedup) + (" (tie)" if plan.status == "tie" else ""),
         short("throughput", cell.figure("throughput")),
     ]
 
@@ -231,9 +231,7 @@ def prices_view(prices: Prices, priced: Mapping[str, float | None], unknown: Map
     table.add_column(f"{prices.currency} per hour", justify="right", no_wrap=True)
     for device_class, price in priced.items():
         table.add_row(device_class, "no price" if price is None else f"{price:g}")
-    lines = [
-        Text(f"{name} fits no device of the database; there are: {near or 'none'}") for name, near in unknown.items()
-    ]
+    lines = [Text(f"{name} {reason}") for name, reason in unknown.items()]
     if prices.electricity_per_kwh is None:
         lines.append(Text("no electricity_per_kwh: costs leave the energy out"))
     return Group(table, *lines)

@@ -8,7 +8,7 @@ from typing import Any
 from autotune.database.plan_rows import device_classes
 from autotune.database.store import Store
 from autotune.errors import RequestError
-from autotune.records.evidence import CarriedRecord, PlanEvidence
+from autotune.records.evidence import CarriedRecord
 from autotune.records.plan import Plan
 from autotune.records.trial import Trial
 from autotune.study.request import StudyRequest
@@ -46,10 +46,13 @@ def plans_to_carry(request: StudyRequest, store: Store, structure: str = "") -> 
     return tuple(newest[name] for name in sorted(newest))
 
 
-def has_carried(evidence: PlanEvidence, plans: Sequence[Plan]) -> bool:
-    """Return whether finals had every one of these plans among those that were asked to take part."""
-    stored = {(record.device_class, record.configuration.digest) for record in evidence.carried or ()}
-    return all((plan.device.device_class, plan.configuration.digest) in stored for plan in plans)
+def has_carried(own: Plan, plans: Sequence[Plan]) -> bool:
+    """Return whether the finals of a plan had each of these plans; one of its own configuration needs no finals."""
+    stored = {(record.device_class, record.configuration.digest) for record in own.evidence.carried or ()}
+    return all(
+        plan.configuration == own.configuration or (plan.device.device_class, plan.configuration.digest) in stored
+        for plan in plans
+    )
 
 
 def carried_records(

@@ -106,7 +106,7 @@ class Study:
     ) -> StudyOutcome:
         carried = plans_to_carry(self.request, self.store, workload.structure)
         stored = None if self.request.again else self._finished_plan(row)
-        if stored is not None and not has_carried(stored.evidence, carried):
+        if stored is not None and not has_carried(stored, carried):
             stored = None
         plan = None if stored is None else self.usable(stored, workload)
         if plan is not None:

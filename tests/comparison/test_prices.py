@@ -33,14 +33,30 @@ def test_the_longest_name_counts_and_two_of_one_length_are_refused(tmp_path):
     text = 'currency = "EUR"\n[devices.nvidia]\nper_hour = 9\n[devices."nvidia-l4"]\nper_hour = 2\n'
     prices = read_prices(written(tmp_path, text))
     assert prices.of(L4.device_class) == 2 and prices.of(H200.device_class) == 9
-    text = 'currency = "EUR"\n[devices.vid]\nper_hour = 9\n[devices.idi]\nper_hour = 2\n'
+    text = 'currency = "EUR"\n[devices.l4]\nper_hour = 9\n[devices.L4]\nper_hour = 2\n'
     with pytest.raises(RequestError, match="two prices for nvidia-l4"):
         read_prices(written(tmp_path, text)).of(L4.device_class)
 
 
 def test_names_that_fit_no_device_are_listed_with_the_nearest(tmp_path):
-    prices = read_prices(written(tmp_path, GOOD + "[devices.h20]\nper_hour = 1\n[devices.h300]\nper_hour = 1\n"))
-    assert unknown_names(prices, [H200.device_class, L4.device_class]) == {"h20": "nvidia-h200", "h300": "nvidia-h200"}
+    text = GOOD + "[devices.h20]\nper_hour = 1\n[devices.h300]\nper_hour = 1\n"
+    prices = read_prices(written(tmp_path, text))
+    unknown = unknown_names(prices, [H200.device_class, L4.device_class])
+    assert unknown["h20"] == unknown["h300"] == "fits no device of the database; there are: nvidia-h200"
+    assert set(unknown) == {"h20", "h300"}
+
+
+def test_a_name_that_a_longer_one_hides_is_said_to_fit(tmp_path):
+    text = 'currency = "EUR"\n[devices.l4]\nper_hour = 9\n[devices."nvidia-l4"]\nper_hour = 2\n'
+    unknown = unknown_names(read_prices(written(tmp_path, text)), [L4.device_class])
+    assert unknown == {"l4": "fits nvidia-l4, and so does the longer name nvidia-l4, which counts"}
+
+
+def test_a_name_fits_by_whole_words(tmp_path):
+    text = 'currency = "EUR"\n[devices.l4]\nper_hour = 9\n[devices."nvidia-h20"]\nper_hour = 2\n'
+    prices = read_prices(written(tmp_path, text))
+    assert prices.of(L4.device_class) == 9
+    assert prices.of("nvidia-l40s/whole/350w") is None and prices.of(H200.device_class) is None
 
 
 @pytest.mark.parametrize(

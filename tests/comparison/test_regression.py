@@ -60,3 +60,33 @@ def test_a_file_of_something_else_is_refused(tmp_path, text):
         read_baseline(path)
     with pytest.raises(RequestError, match="No such file"):
         read_baseline(tmp_path / "none.json")
+
+
+def test_rows_that_were_not_asked_for_are_not_gone(store, baseline):
+    add(store, L4, 2.0)
+    other = {("bert-base", 1, "latency_p50", H200.device_class, "{}", "any"): next(iter(baseline.values()))}
+    for selection in (Selection(models=("resnet50",)), Selection(devices=("l4",)), Selection(batch=8)):
+        judged = changes(compare(store, Selection(devices=selection.devices)), {**baseline, **other}, 0.03, selection)
+        gone = [change for change in judged if change.judgement == "gone"]
+        assert len(gone) == (0 if selection.models or selection.devices or selection.batch else 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        (lambda data: data["quantities"]["latency"].update(unit="s"), "latency_p50 in s"),
+        (
+            lambda data: data["workloads"][0]["cells"][0]["figures"]["latency"].update(interval=None),
+            "without an interval",
+        ),
+        (lambda data: data.pop("workloads"), "no entry 'workloads'"),
+    ],
+)
+def test_other_units_and_figures_without_intervals_are_refused_in_words(store, tmp_path, change, refused):
+    add(store, H200, 1.0)
+    data = json.loads(json.dumps(compare(store).as_dict()))
+    change(data)
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(RequestError, match=refused):
+        read_baseline(path)
