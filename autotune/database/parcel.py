@@ -298,7 +298,9 @@ def _study(entry: StudyEntry) -> StudyRow:
     canonical([entry.settings, entry.timings])
     data |= {"objective": Objective.from_dict(_checked(entry.objective)), "created": parse_instant(entry.created)}
     data["conditions"] = Conditions.from_dict(_checked(entry.conditions))
-    return StudyRow(**data)
+    study = StudyRow(**data)
+    _ = study.start, study.ended_s, study.curve  # raises for parts that are malformed
+    return study
 
 
 def _trial(entry: TrialEntry) -> TravellingTrial:
