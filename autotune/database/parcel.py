@@ -299,7 +299,9 @@ def _study(entry: StudyEntry) -> StudyRow:
     data |= {"objective": Objective.from_dict(_checked(entry.objective)), "created": parse_instant(entry.created)}
     data["conditions"] = Conditions.from_dict(_checked(entry.conditions))
     study = StudyRow(**data)
-    _ = study.start, study.ended_s, study.curve  # raises for parts that are malformed
+    _ = study.start, study.curve  # raises for parts that are malformed
+    if not all(seconds >= 0 for seconds in study.ended_s.values()):
+        raise ValueError(f"study {study.uid}: a trial ended before the search began")
     return study
 
 

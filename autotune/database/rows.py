@@ -164,7 +164,7 @@ class StudyRow:
 
     @property
     def start(self) -> StudyStart | None:
-        """What the database knew when it was begun; ``None`` if an earlier version began it."""
+        """The trials that the database had when it was begun; ``None`` if an earlier version began it."""
         data = self.timings.get("start")
         return None if data is None else StudyStart.from_dict(data)
 

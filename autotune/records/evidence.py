@@ -204,7 +204,7 @@ class CarriedRecord(StoredRecord):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StudyStart(StoredRecord):
-    """What the database knew when a study was first begun, and the limits of that run.
+    """The trials that the database had when a study was first begun, and the limits of that run.
 
     ``kernel_trials`` are those of the study's device class, ``other_kernel_trials`` those of other classes, of which a
     search takes hints. ``model_trials`` are trials of the same structure, on any device class, that have ended.

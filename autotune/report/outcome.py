@@ -21,8 +21,8 @@ from autotune.study.sweep import items_per_s, saturated
 def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: str | None = None) -> RenderableType:
     """Show the baseline and the best finalist of each backend, and the plan's speedup, accuracy and next step.
 
-    Below are what the database knew before, what more search brought, the numbers of trials, and the times. ``deploy``
-    is the command that deploys the plan; its lines are never broken.
+    Below are the trials that the database had before, the gain of more search, the numbers of trials, and the times.
+    ``deploy`` is the command that deploys the plan; its lines are never broken.
     """
     parts: list[RenderableType] = []
     if any(finalist.is_baseline for finalist in outcome.finalists):

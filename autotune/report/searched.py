@@ -1,4 +1,4 @@
-"""What a study knew at its start, and what more seconds of search brought, in one line each."""
+"""The knowledge of a study at its start, and the gain of more seconds of search, in one line each."""
 
 from autotune.records.evidence import StudyStart
 from autotune.records.search_curve import SearchCurve
@@ -12,7 +12,7 @@ LAST = 1 / 3
 
 
 def known_at_start(start: StudyStart | None) -> str:
-    """Return what the database knew when a study began, and its limits; ``None`` is unknown, which is not nothing."""
+    """Describe the trials that the database had when a study began, and its limits; ``None`` means unknown."""
     if start is None:
         return "unknown: an earlier version began the study"
     kernels = _count(start.kernel_trials, "kernel trial")
@@ -29,14 +29,19 @@ def curve_line(curve: SearchCurve | None) -> list[str]:
     """Return a line with the time after which most of the gain was there; nothing without a curve or a search."""
     if curve is None or curve.searched_s <= 0:
         return []
-    total = words.seconds(curve.searched_s)
+    total = _in_search(curve.searched_s)
     reached_s = curve.reached_s(SHARE)
     if reached_s is None:
         return [f"in screening: nothing was faster than the baseline in {total} of search"]
-    text = f"in screening: {SHARE:.0%} of the gain after {words.seconds(reached_s)} of {total} of search"
+    text = f"in screening: {SHARE:.0%} of the gain after {_in_search(reached_s)} of {total} of search"
     last_s = LAST * curve.searched_s
     lowered = curve.lowered_in_last(last_s)
-    return [text if lowered is None else f"{text}; the last {words.seconds(last_s)} brought {lowered:.1%}"]
+    return [text if lowered is None else f"{text}; the last {_in_search(last_s)} brought {lowered:.1%}"]
+
+
+def _in_search(seconds: float) -> str:
+    """Write seconds of search, all of one line in the same unit."""
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def _count(number: int, noun: str) -> str:
