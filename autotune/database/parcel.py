@@ -298,7 +298,11 @@ def _study(entry: StudyEntry) -> StudyRow:
     canonical([entry.settings, entry.timings])
     data |= {"objective": Objective.from_dict(_checked(entry.objective)), "created": parse_instant(entry.created)}
     data["conditions"] = Conditions.from_dict(_checked(entry.conditions))
-    return StudyRow(**data)
+    study = StudyRow(**data)
+    _ = study.start, study.curve  # raises for parts that are malformed
+    if not all(seconds >= 0 for seconds in study.ended_s.values()):
+        raise ValueError(f"study {study.uid}: a trial ended before the search began")
+    return study
 
 
 def _trial(entry: TrialEntry) -> TravellingTrial:

@@ -12,11 +12,13 @@ from autotune.database.plan_rows import plan_record
 from autotune.database.schema import FormerPlanTable, PlanTable, StudyTable, TrialTable
 from autotune.records.canonical import canonical, digest
 from autotune.records.configuration import Configuration
+from autotune.records.evidence import StudyStart
 from autotune.records.identity import Conditions, Identity, objective_content
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 from autotune.records.roofs import Roofs
+from autotune.records.search_curve import SearchCurve
 from autotune.records.trial import Failure, Measurement, Trial, TrialState
 
 Role = Literal["screening", "finals", "alone"]
@@ -34,6 +36,13 @@ def parse_instant(stamp: str) -> str:
     if moment.tzinfo is None:
         raise ValueError(f"{stamp!r} has no time zone")
     return instant(moment)
+
+
+class StudyLimits(TypedDict):
+    """The limits of a run of a study: distinct builds, and seconds of active search."""
+
+    trials: int
+    budget_s: float
 
 
 class StudyKeys(TypedDict):
@@ -123,7 +132,8 @@ class StudyRow:
     """A study in the database.
 
     ``active_s`` is the search time already spent over all its runs, ``timings`` the split of the time when it was
-    finished last, ``created`` ISO 8601 in UTC. ``conditions`` are ``None`` if it was recorded by fingerprint 1.
+    finished last, with the parts that have a property here. ``created`` is ISO 8601 in UTC. ``conditions`` are ``None``
+    if it was recorded by fingerprint 1.
     """
 
     uid: str
@@ -151,6 +161,23 @@ class StudyRow:
             objective=self.objective, serve_as=self.serve_as, space=self.space_digest, seed=self.seed,
             conditions=self.conditions,
         )  # fmt: skip
+
+    @property
+    def start(self) -> StudyStart | None:
+        """The trials that the database had when it was begun; ``None`` if an earlier version began it."""
+        data = self.timings.get("start")
+        return None if data is None else StudyStart.from_dict(data)
+
+    @property
+    def ended_s(self) -> Mapping[str, float]:
+        """The seconds of active search after which its trials ended, by their uids; reused trials have none."""
+        return {str(uid): float(seconds) for uid, seconds in self.timings.get("ended_s", {}).items()}
+
+    @property
+    def curve(self) -> SearchCurve | None:
+        """The curve of its search so far; ``None`` before its first search ends, or if an earlier version began it."""
+        data = self.timings.get("curve")
+        return None if data is None else SearchCurve.from_dict(data)
 
     @property
     def can_be_reproduced(self) -> bool:

@@ -4,22 +4,27 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from autotune.database.plan_rows import readable
-from autotune.database.rows import StudyRow, study_keys, study_record
-from autotune.database.schema import DeviceTable, StudyTable, WorkloadTable
+from autotune.database.rows import StudyLimits, StudyRow, study_keys, study_record
+from autotune.database.schema import DeviceTable, KernelTrialTable, StudyTable, TrialTable, WorkloadTable
 from autotune.database.transactions import Transactions
 from autotune.database.trials import study_row
 from autotune.records.device import Device
+from autotune.records.evidence import StudyStart
 from autotune.records.identity import Conditions, Identity, objective_content
 from autotune.records.objective import Objective
 from autotune.records.schema import KEY as SCHEMA
+from autotune.records.search_curve import SearchCurve
 from autotune.records.workload import Workload
 
 WORK = ("flops", "traffic_bytes")
 """The fields of a workload that earlier versions did not have."""
+
+KEPT = ("start", "ended_s", "curve")
+"""The timings of a study that belong to all its runs, and stay if a run that ends replaces the others."""
 
 
 class StudyStore:
@@ -39,11 +44,13 @@ class StudyStore:
         seed: int,
         settings: Mapping[str, object],
         conditions: Conditions | None = None,
+        limits: StudyLimits | None = None,
     ) -> StudyRow:
         """Return the study of this identity (:class:`autotune.records.identity.Identity`), and add it if it is new.
 
         One that exists stays as it is: see :meth:`describe` and :meth:`reopen`. Only the work of its workload is added
-        if an earlier version did not count it.
+        if an earlier version did not count it. A new study keeps its ``limits`` and the number of trials that the
+        database has now (:attr:`StudyRow.start`), if it is given limits.
         """
         identity = Identity(
             name=name, structure=workload.structure, weights=workload.weights, device_class=device.device_class,
@@ -54,6 +61,7 @@ class StudyStore:
             row = session.scalars(select(StudyTable).where(StudyTable.identity == keys["identity"])).first()
             put_workload(session, workload)
             if row is None:
+                start = None if limits is None else _start(session, identity, limits)
                 put_device(session, device)
                 row = StudyTable(
                     uid=uuid.uuid4().hex,
@@ -70,7 +78,7 @@ class StudyStore:
                     settings=dict(settings),
                     state="running",
                     active_s=0.0,
-                    timings={},
+                    timings={} if start is None else {"start": start.as_dict()},
                     created=self._transactions.now(),
                 )
                 session.add(row)
@@ -117,18 +125,42 @@ class StudyStore:
         with self._transactions.writing() as session:
             study_row(session, uid).settings = dict(settings)
 
-    def add_active_time(self, uid: str, seconds: float) -> None:
-        """Add to the search time that a study has spent."""
-        if not (math.isfinite(seconds) and seconds >= 0):
-            raise ValueError(f"search time is a number of seconds that is not negative, found {seconds!r}")
-        with self._transactions.writing(own=True) as session:
-            study_row(session, uid).active_s += seconds
+    def add_active_time(self, uid: str, seconds: float, ended_s: Mapping[str, float] | None = None) -> None:
+        """Add to the search time that a study has spent.
 
-    def finish(self, uid: str, timings: Mapping[str, object]) -> None:
-        """Set a study to finished, with the split of its time."""
+        ``ended_s`` holds the whole search time of the study at the end of some of its trials, by their uids.
+        """
+        ended_s = ended_s or {}
+        for value in (seconds, *ended_s.values()):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"search time is a number of seconds that is not negative, found {value!r}")
+        with self._transactions.writing(own=True) as session:
+            row = study_row(session, uid)
+            row.active_s += seconds
+            if ended_s:
+                row.timings = {**row.timings, "ended_s": {**study_record(row).ended_s, **ended_s}}
+
+    def note_continued(self, uid: str, limits: StudyLimits) -> None:
+        """Store the limits of a run that continues the search of a study; no-op if its start is unknown."""
         with self._transactions.writing() as session:
             row = study_row(session, uid)
-            row.state, row.timings = "finished", dict(timings)
+            start = study_record(row).start
+            if start is not None:
+                row.timings = {**row.timings, "start": start.continued(**limits).as_dict()}
+
+    def note_curve(self, uid: str, curve: SearchCurve | None) -> None:
+        """Store the curve of a study's search in place of an earlier one; ``None`` deletes that."""
+        with self._transactions.writing() as session:
+            row = study_row(session, uid)
+            others = {name: value for name, value in row.timings.items() if name != "curve"}
+            row.timings = others if curve is None else {**others, "curve": curve.as_dict()}
+
+    def finish(self, uid: str, timings: Mapping[str, object]) -> None:
+        """Set a study to finished, with the split of its time; the timings of all its runs stay (:data:`KEPT`)."""
+        with self._transactions.writing() as session:
+            row = study_row(session, uid)
+            kept = {name: row.timings[name] for name in KEPT if name in row.timings}
+            row.state, row.timings = "finished", {**timings, **kept}
 
     def reopen(self, uid: str) -> None:
         """Set a study to running again; its trials, time and timings stay."""
@@ -140,6 +172,20 @@ class StudyStore:
         with self._transactions.writing() as session:
             row = study_row(session, uid)
             row.timings = {**row.timings, "undecided": reason}
+
+
+def _start(session: Session, identity: Identity, limits: StudyLimits) -> StudyStart:
+    """Count the trials that the database has before a study begins."""
+    of_class = session.scalar(select(func.count()).where(KernelTrialTable.device_class == identity.device_class))
+    kernel_trials = session.scalar(select(func.count()).select_from(KernelTrialTable))
+    ended = (TrialTable.structure == identity.structure, TrialTable.state != "running")
+    model_trials = session.scalar(select(func.count()).where(*ended))
+    return StudyStart(
+        kernel_trials=of_class or 0,
+        other_kernel_trials=(kernel_trials or 0) - (of_class or 0),
+        model_trials=model_trials or 0,
+        **limits,
+    )
 
 
 def put_workload(session: Session, workload: Workload) -> None:

@@ -31,7 +31,7 @@ from autotune.programs.results_file import read_results_file
 from autotune.programs.surroundings import environment
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
-from autotune.records.evidence import FinalistRecord, ObjectiveFigures, PlanEvidence
+from autotune.records.evidence import FinalistRecord, ObjectiveFigures, PlanEvidence, StudyStart
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 from autotune.records.trial import Measurement, Trial
@@ -151,7 +151,7 @@ def _plan(
     finalists: Sequence[FinalistRecord],
     file: StudyFile,
 ) -> Plan:
-    entry = document["plan"]
+    entry, start = document["plan"], document.get("known_at_start")
     configuration = Configuration.from_dict(entry["configuration"])
     winner = next(finalist for finalist in finalists if finalist.configuration == configuration)
     interval = (entry["interval_ms"][0], entry["interval_ms"][1])
@@ -169,6 +169,7 @@ def _plan(
         evidence=PlanEvidence(
             study=study, trial=winner.uid, objective=figures, finalists=tuple(finalists), rounds=document.get("rounds"),
             processes=tuple(document["process_of_round"]), seed=file.search.seed, toolchain=toolchain.as_dict(),
+            known_at_start=None if start is None else StudyStart.from_dict(start),
         ),
         created=document["measured"],
     )  # fmt: skip

@@ -44,9 +44,7 @@ class DeviceEntry(TypedDict):
     device_class: str
 
 
-class ResultsFile(TypedDict):
-    """The results of one study on one device; other keys are not read here."""
-
+class _ResultsOfAnyVersion(TypedDict):
     name: str
     batch: int
     objective: dict[str, Any]
@@ -57,6 +55,15 @@ class ResultsFile(TypedDict):
     backends: list[ResultsEntry]
     finals: list[FinalistEntry]
     process_of_round: list[int]
+
+
+class ResultsFile(_ResultsOfAnyVersion, total=False):
+    """The results of one study on one device; other keys are not read here.
+
+    Files of earlier versions have no ``known_at_start``.
+    """
+
+    known_at_start: dict[str, object] | None
 
 
 def read_results_file(path: Path) -> ResultsFile:

@@ -1,6 +1,7 @@
 """The table of results, made from every results file: ``python -m autotune.programs.results_table studies/``.
 
-Prints Markdown. A file whose figures do not follow from its raw samples is refused, with exit code 1.
+Prints Markdown. A study that the database could help from its start is marked, with a note below its table. A file
+whose figures do not follow from its raw samples is refused, with exit code 1.
 """
 
 import argparse
@@ -15,9 +16,19 @@ from autotune.programs.frame import Run, parser_of, run_program
 from autotune.programs.results_file import ResultsEntry, ResultsFile, ResultsPlanEntry, read_results_file
 from autotune.programs.surroundings import environment
 from autotune.records.configuration import Configuration
+from autotune.records.evidence import StudyStart
 from autotune.report import words
 
 NAME = "results_table"
+
+MARKS = {"some": " †", "unknown": " ‡"}
+"""The marks of results whose study had help from the database at its start, or for which that is unknown."""
+
+NOTES = {
+    "some": "When this study began, the database had kernel trials or trials of the model.",
+    "unknown": "The file does not record which trials the database had when this study began.",
+}
+ALL_UNKNOWN = "The files do not record which trials the database had when these studies began."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,20 +95,33 @@ def _device_table(documents: Sequence[ResultsFile]) -> str:
         f"| {' | '.join(heads)} |",
         f"| --- |{' ---: |' * (len(heads) - 1)}",
     ]
+    shown = {_knowledge(document) for document in documents}
+    marks = {} if shown == {"unknown"} else MARKS  # a mark in every row would mark nothing
     for document in documents:
         plan = document["plan"]
         cells_of = {entry["backend"]: _cell(entry, plan) for entry in _candidates(document)}
         if plan["configuration"] != document["baseline"]["configuration"]:
             cells_of[plan["backend"]] = _cell(plan, plan)  # of several that are level the plan need not be the fastest
         cells = [
-            f"{document['name']}, {document['batch']}",
+            f"{document['name']}, {document['batch']}{marks.get(_knowledge(document), '')}",
             _cell(document["baseline"], plan),
             *(cells_of.get(backend, "–") for backend in backends),
             words.speedup(plan["speedup"]) + (" (tie)" if plan["status"] == "tie" else ""),
             words.signal_error(plan["signal_error"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    if not marks:
+        return "\n".join([*lines, "", ALL_UNKNOWN])
+    notes = [f"{mark.strip()} {NOTES[name]}" for name, mark in marks.items() if name in shown]
+    return "\n".join([*lines, *(line for note in notes for line in ("", note))])
+
+
+def _knowledge(document: ResultsFile) -> str:
+    """Return ``some`` if the database could help the search from its start, else ``none``; or ``unknown``."""
+    start = document.get("known_at_start")
+    if start is None:
+        return "unknown"
+    return "none" if StudyStart.from_dict(start).was_empty else "some"
 
 
 def _candidates(document: ResultsFile) -> list[ResultsEntry]:

@@ -1,5 +1,6 @@
 """The evidence of a plan: its finals, with everything that takes part in them and every raw sample."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
 from dataclasses import dataclass, field, replace
@@ -202,6 +203,61 @@ class CarriedRecord(StoredRecord):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StudyStart(StoredRecord):
+    """The trials that the database had when a study was first begun, and the limits of that run.
+
+    ``kernel_trials`` are those of the study's device class, ``other_kernel_trials`` those of other classes, of which a
+    search takes hints. ``model_trials`` are trials of the same structure, on any device class, that have ended.
+    ``continued_trials`` and ``continued_budget_s`` are the limits of the last run that continued the search; the
+    database may have learned more in between.
+    """
+
+    names: ClassVar = (
+        "kernel_trials", "other_kernel_trials", "model_trials", "trials", "budget_s", "continued_trials",
+        "continued_budget_s",
+    )  # fmt: skip
+    optional: ClassVar = frozenset({"continued_trials", "continued_budget_s"})
+
+    kernel_trials: int
+    other_kernel_trials: int
+    model_trials: int
+    trials: int
+    budget_s: float
+    continued_trials: int | None = None
+    continued_budget_s: float | None = None
+    stored_keys: tuple[str, ...] | None = None
+    beside: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("kernel_trials", "other_kernel_trials", "model_trials", "trials"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 0):
+                raise ValueError(f"{name} at the start of a study is a number that is not negative, found {value!r}")
+        for name, budget_s in (("budget_s", self.budget_s), ("continued_budget_s", self.continued_budget_s)):
+            if budget_s is not None and not 0 < budget_s < math.inf:
+                raise ValueError(f"{name} of a study is a positive number of seconds, found {budget_s!r}")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, object]) -> "StudyStart":
+        """Read what :meth:`as_dict` wrote."""
+        return cls(**_read(cls, data, {}))
+
+    @property
+    def was_continued(self) -> bool:
+        """True if a later run continued the search."""
+        return self.continued_budget_s is not None
+
+    @property
+    def was_empty(self) -> bool:
+        """True if the database had nothing that could help the search."""
+        return not (self.kernel_trials or self.other_kernel_trials or self.model_trials)
+
+    def continued(self, *, trials: int, budget_s: float) -> "StudyStart":
+        """Return the record with the limits of a run that continues the search."""
+        return replace(self, stored_keys=None, continued_trials=trials, continued_budget_s=budget_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PlanEvidence(StoredRecord):
     """The finals that promoted a plan, and how they can be repeated.
 
@@ -209,14 +265,15 @@ class PlanEvidence(StoredRecord):
     ``processes`` holds the process of each round; ``disturbed_processes`` are those in which others used the device.
     ``study`` is the uid of the study; ``inputs`` say how its inputs are made (empty for tensors that were given in
     Python), under ``seed``. ``toolchain`` holds all versions of that time, not only those that the plan depends on.
-    ``carried`` are the plans of other device classes that were asked to take part.
+    ``carried`` are the plans of other device classes that were asked to take part. ``known_at_start`` is ``None`` if an
+    earlier version began the study.
     """
 
     names: ClassVar = (
         "study", "trial", "objective", "finalists", "tied_with", "rounds", "processes", "disturbed_processes", "inputs",
-        "seed", "toolchain", "carried",
+        "seed", "toolchain", "carried", "known_at_start",
     )  # fmt: skip
-    optional: ClassVar = frozenset({"study", "objective", "inputs", "seed", "toolchain", "carried"})
+    optional: ClassVar = frozenset({"study", "objective", "inputs", "seed", "toolchain", "carried", "known_at_start"})
 
     trial: str = ""
     objective: ObjectiveFigures | None = None
@@ -230,6 +287,7 @@ class PlanEvidence(StoredRecord):
     seed: int | None = None
     toolchain: Mapping[str, str] | None = None
     carried: tuple[CarriedRecord, ...] | None = None
+    known_at_start: StudyStart | None = None
     stored_keys: tuple[str, ...] | None = None
     beside: Mapping[str, object] = field(default_factory=dict)
 
@@ -239,6 +297,7 @@ class PlanEvidence(StoredRecord):
         readers: Readers = {
             "objective": ObjectiveFigures.from_dict, "finalists": _finalists, "tied_with": tuple, "processes": tuple,
             "disturbed_processes": tuple, "inputs": tuple, "carried": _carried,
+            "known_at_start": StudyStart.from_dict,
         }  # fmt: skip
         return cls(**_read(cls, data, readers))
 

@@ -13,6 +13,7 @@ from autotune.report import words
 from autotune.report.carried import carried_lines
 from autotune.report.distinction import constraints
 from autotune.report.fitting_table import FittingTable
+from autotune.report.searched import curve_line, known_at_start
 from autotune.study.request import StudyOutcome
 from autotune.study.sweep import items_per_s, saturated
 
@@ -20,8 +21,8 @@ from autotune.study.sweep import items_per_s, saturated
 def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: str | None = None) -> RenderableType:
     """Show the baseline and the best finalist of each backend, and the plan's speedup, accuracy and next step.
 
-    Below are the numbers of trials and the times of the study. ``deploy`` is the command that deploys the plan; its
-    lines are never broken.
+    Below are the trials that the database had before, the gain of more search, the numbers of trials, and the times.
+    ``deploy`` is the command that deploys the plan; its lines are never broken.
     """
     parts: list[RenderableType] = []
     if any(finalist.is_baseline for finalist in outcome.finalists):
@@ -35,6 +36,7 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: 
         lines += carried_lines(plan)
     if outcome.untried:
         lines.append(f"not tried within --trials and --budget: {', '.join(outcome.untried)}")
+    lines += [f"known at the start: {known_at_start(outcome.known_at_start)}", *curve_line(outcome.curve)]
     lines += [_trials_line(outcome), *_split_line(outcome)]
     if outcome.plan is not None:
         command = f"autotune plan show {outcome.name} --batch {outcome.batch}{f' --db {shlex.quote(db)}' if db else ''}"

@@ -9,6 +9,7 @@ from autotune.records.plan import Plan
 from autotune.report import distinction, words
 from autotune.report.facts import Facts
 from autotune.report.fitting_table import FittingTable
+from autotune.report.searched import known_at_start
 
 
 def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
@@ -66,6 +67,7 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool | None, parts: S
         ("weights", plan.weights),
         ("artifact", artifact),
         ("created", plan.created or "unknown"),
+        ("known at the start", known_at_start(plan.evidence.known_at_start)),
         ("stored in", location),
     ]
     for name, value in rows:

@@ -48,7 +48,8 @@ class WrittenResults:
 def results_document(outcome: StudyOutcome, command: str) -> dict[str, object]:
     """Return the content of a results file; WorkError if the study is undecided, or the evidence has no finals.
 
-    The seconds and their split are those of this run; they are absent if the plan came from the database.
+    The seconds and their split are those of this run; they are absent if the plan came from the database. The search's
+    limits are in ``known_at_start``. That and the ``curve`` are null if an earlier version began the study.
     """
     plan = outcome.plan
     if plan is None or outcome.undecided:
@@ -92,6 +93,8 @@ def results_document(outcome: StudyOutcome, command: str) -> dict[str, object]:
         },
         "backends": [_figures(finalist, plan.batch) for finalist in best_of_backends(finalists)],
         "trials": dict(outcome.trials),
+        "known_at_start": None if outcome.known_at_start is None else outcome.known_at_start.as_dict(),
+        "curve": None if outcome.curve is None else outcome.curve.as_dict(),
     }
     if not outcome.cached:
         document |= {"seconds": outcome.seconds, "split_s": dict(outcome.split)}

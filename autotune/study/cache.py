@@ -2,7 +2,7 @@
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TypedDict
 
 from autotune import registry
@@ -50,8 +50,8 @@ def stored_outcome(request: StudyRequest, store: Store) -> StudyOutcome | None:
         if plan is None or not _is_of(plan, row, store):
             continue
         if not misfits(plan, row.weights, row.conditions.form, versions.current(request.device), store):
-            trials = store.trials.of_study(plan.evidence.study or row.uid)
-            return outcome(request, plan, plan.evidence.finalists, trials, cached=True, seconds=0.0)
+            study = plan.evidence.study or row.uid
+            return outcome(request, store, study, plan, plan.evidence.finalists, cached=True, seconds=0.0)
     return None
 
 
@@ -82,9 +82,10 @@ def misfits(plan: Plan, weights: str, form: str, toolchain: Toolchain, store: St
 
 def outcome(
     request: StudyRequest,
+    store: Store,
+    study: str,
     plan: Plan | None,
     finalists: Iterable[FinalistRecord],
-    trials: Sequence[Trial],
     *,
     seconds: float,
     cached: bool = False,
@@ -93,8 +94,10 @@ def outcome(
 ) -> StudyOutcome:
     """Return the outcome of a study: its plan or, if the finals could not decide, their ``doubt`` and the incumbent.
 
-    A plan from the database has its own device and objective, which may be stricter than the request's.
+    ``study`` is the uid of the study that the plan is from, or whose finals could not decide. A plan from the database
+    has its own device and objective, which may be stricter than the request's.
     """
+    row, trials = store.studies.get(study), store.trials.of_study(study)
     answered = request if plan is None or doubt else plan
     return StudyOutcome(
         name=answered.name,
@@ -111,6 +114,8 @@ def outcome(
         split=split or {},
         finalists=_in_short(finalists),
         untried=untried(request, trials),
+        known_at_start=row.start,
+        curve=row.curve,
     )
 
 

@@ -11,7 +11,7 @@ from autotune.measure.statistics import median_interval
 from autotune.measure.verdict import FinalistResult
 from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
-from autotune.records.evidence import Blocks, CarriedRecord, FinalistRecord, ObjectiveFigures, PlanEvidence
+from autotune.records.evidence import Blocks, CarriedRecord, FinalistRecord, ObjectiveFigures, PlanEvidence, StudyStart
 from autotune.records.objective import Objective
 from autotune.records.plan import PlanStatus
 
@@ -64,7 +64,8 @@ class FinalsEvidence:
 
     def record(
         self, *, study: str | None, inputs: tuple[Mapping[str, object], ...] | None, seed: int | None,
-        toolchain: Toolchain, carried: tuple[CarriedRecord, ...] = (), beside: Mapping[str, object] | None = None,
+        toolchain: Toolchain, carried: tuple[CarriedRecord, ...] = (), known_at_start: StudyStart | None = None,
+        beside: Mapping[str, object] | None = None,
     ) -> PlanEvidence:  # fmt: skip
         """Return the evidence of a plan that these finals promote, with every raw sample."""
         verdict = self.result.verdict
@@ -81,6 +82,7 @@ class FinalsEvidence:
             seed=seed,
             toolchain=toolchain.as_dict(),
             carried=carried or None,
+            known_at_start=known_at_start,
             beside=beside or {},
         )
 

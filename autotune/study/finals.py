@@ -215,6 +215,7 @@ class StudyFinals:
                 seed=self.context.request.seed,
                 toolchain=self.context.toolchain,
                 carried=carried_records(self.context.carried, self._tried(), self._chosen, result.samples_ms),
+                known_at_start=self.context.store.studies.get(row.uid).start,
             ),
         )
         self.context.store.plans.promote(plan)

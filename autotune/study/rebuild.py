@@ -158,7 +158,7 @@ class StudyRebuild:
         earlier = plan.evidence
         evidence = finals.record(
             study=earlier.study, inputs=earlier.inputs, seed=earlier.seed, toolchain=self.toolchain,
-            beside=earlier.beside,
+            known_at_start=earlier.known_at_start, beside=earlier.beside,
         )  # fmt: skip
         return {**finals.figures(), "evidence": evidence}
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 from autotune import registry
 from autotune.errors import RequestError
 from autotune.records.device import Device
-from autotune.records.evidence import FinalistRecord
+from autotune.records.evidence import FinalistRecord, StudyStart
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
+from autotune.records.search_curve import SearchCurve
 
 if TYPE_CHECKING:
     from autotune.model.inputs import InputSpec
@@ -91,7 +92,8 @@ class StudyOutcome:
     Otherwise ``plan`` is the plan that was promoted now or was in the database, and ``status`` is its own. ``split``
     holds the seconds of building, checking, sampling and other (imports, loading, starting, database, waiting).
     ``finalists`` has one record a finalist, in order of latency. ``untried`` are the backends that work here and
-    offer the study a configuration, and that its limits left no trial.
+    offer the study a configuration, and that its limits left no trial. ``known_at_start`` and ``curve`` are those of
+    the study that the plan is from; ``None`` if an earlier version began it.
     """
 
     name: str
@@ -108,6 +110,8 @@ class StudyOutcome:
     split: Mapping[str, float] = field(default_factory=dict)
     finalists: tuple[FinalistRecord, ...] = ()
     untried: tuple[str, ...] = ()
+    known_at_start: StudyStart | None = None
+    curve: SearchCurve | None = None
 
     def __post_init__(self) -> None:
         if self.status not in get_args(OutcomeStatus):
@@ -148,6 +152,8 @@ class StudyOutcome:
                 "cached": self.cached,
             },
             "untried": list(self.untried),
+            "known_at_start": None if self.known_at_start is None else self.known_at_start.as_dict(),
+            "curve": None if self.curve is None else self.curve.as_dict(),
             "trials": {state: self.trials.get(state, 0) for state in ("complete", "pruned", "infeasible", "failed")},
             "seconds": self.seconds,
             "split_s": dict(self.split),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from autotune import registry
-from autotune.database.rows import StudyRow
+from autotune.database.rows import StudyLimits, StudyRow
 from autotune.database.store import Store
 from autotune.errors import StudyInterruptedError
 from autotune.execute.executor import Executor
@@ -113,9 +113,8 @@ class Study:
             limits = {"trials": self.request.trials, "budget_s": self.request.budget_s}
             self.store.studies.finish(row.uid, {**row.timings, "asked": {**row.timings.get("asked", {}), **limits}})
             return outcome(
-                self.request, plan, plan.evidence.finalists,
-                self.store.trials.of_study(plan.evidence.study or row.uid), cached=plan == stored,
-                seconds=time.monotonic() - begin,
+                self.request, self.store, plan.evidence.study or row.uid, plan, plan.evidence.finalists,
+                cached=plan == stored, seconds=time.monotonic() - begin,
             )  # fmt: skip
         if row.state == "finished":
             self.store.studies.reopen(row.uid)
@@ -132,15 +131,16 @@ class Study:
             return self._undecided(row, decided, end - begin, split)
         limits = {"trials": self.request.trials, "budget_s": self.request.budget_s, "exhausted": search.exhausted}
         self.store.studies.finish(row.uid, {"split": split, "seconds": end - begin, "asked": limits})
-        trials = self.store.trials.of_study(row.uid)
-        return outcome(self.request, decided, decided.evidence.finalists, trials, seconds=end - begin, split=split)
+        return outcome(
+            self.request, self.store, row.uid, decided, decided.evidence.finalists, seconds=end - begin, split=split
+        )
 
     def _undecided(self, row: StudyRow, finals: Undecided, seconds: float, split: Mapping[str, float]) -> StudyOutcome:
         """Return the outcome of finals that could not decide; the study stays open, and the same call repeats them."""
         self.store.studies.note_undecided(row.uid, finals.reason)
         incumbent = self.store.plans.find(row.identity.plan, row.weights)
         return outcome(
-            self.request, incumbent, finals.finals.finalist_records(), self.store.trials.of_study(row.uid),
+            self.request, self.store, row.uid, incumbent, finals.finals.finalist_records(),
             seconds=seconds, split=split, doubt=finals.reason,
         )  # fmt: skip
 
@@ -205,6 +205,7 @@ class Study:
             request.name, workload, self.device, request.objective, request.serve_as,
             digest([space.digest for space in spaces]), request.seed, settings,
             conditions(request, self.executor, self.toolchain),
+            StudyLimits(trials=request.trials, budget_s=request.budget_s),
         )  # fmt: skip
         return row, settings
 

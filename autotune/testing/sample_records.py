@@ -19,7 +19,7 @@ from autotune.records.trial import Failure, FailureKind, Measurement, Stage, Tri
 from autotune.records.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
-    from autotune.database.rows import StudyRow
+    from autotune.database.rows import StudyLimits, StudyRow
     from autotune.database.store import Store
 
 TOOLCHAIN = Toolchain.of({"torch": "2.13.0"})
@@ -115,11 +115,14 @@ def begin(
     seed: int = 0,
     settings: Mapping[str, object] | None = None,
     conditions: Conditions | None = CONDITIONS,
+    limits: "StudyLimits | None" = None,
 ) -> "StudyRow":
     """Begin a study in a store."""
     workload = workload or sample_workload(name)
     settings = {"trials": 60} if settings is None else settings
-    return store.studies.begin(name, workload, device, objective, serve_as, space_digest, seed, settings, conditions)
+    return store.studies.begin(
+        name, workload, device, objective, serve_as, space_digest, seed, settings, conditions, limits
+    )
 
 
 def complete(trial: Trial, latency_ms: float = 1.1, artifact: str | None = None) -> Trial:

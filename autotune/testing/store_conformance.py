@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 
 from autotune.database.leases import LIMIT_S, Lease, Owner
-from autotune.database.rows import StudyRow
+from autotune.database.rows import StudyLimits, StudyRow
 from autotune.database.store import Store
 from autotune.errors import DatabaseError, DeviceError, StudyHeldError, StudyTakenOverError
 from autotune.records.objective import Objective
+from autotune.records.search_curve import CurvePoint, SearchCurve
 from autotune.records.trial import Failure
 from autotune.testing.plan_conformance import PlanConformance
 from autotune.testing.sample_records import (
@@ -42,6 +43,7 @@ from autotune.testing.sample_records import (
     sample_roofs,
     sample_workload,
     stored,
+    tried,
 )
 from autotune.testing.trial_conformance import TrialConformance
 
@@ -139,6 +141,40 @@ class StoreConformance(TrialConformance, PlanConformance):
                 store.studies.add_active_time(study.uid, seconds)
         with pytest.raises(ValueError, match="no study"):
             store.studies.finish("absent", {})
+
+    def test_a_study_keeps_what_the_database_knew_at_its_start_and_the_curve_of_its_search(self, store: Store) -> None:
+        """They belong to all its runs; a study that was begun without limits has no start, which is not zero trials."""
+        tried(store, begin(store, seed=1))
+        store.trials.claim(begin(store, seed=1).uid, configuration(1), TOOLCHAIN.digest)  # it has not ended
+        tried(store, begin(store, "bert-base", seed=1))
+        assert begin(store).start is None
+        limits = StudyLimits(trials=60, budget_s=180.0)
+        study = begin(store, seed=2, limits=limits)
+        expected = {"kernel_trials": 0, "other_kernel_trials": 0, "model_trials": 1, **limits}
+        assert study.start is not None and study.start.as_dict() == expected
+        assert (study.ended_s, study.curve) == ({}, None)
+        tried(store, study)
+        later = begin(store, seed=2, limits=StudyLimits(trials=1, budget_s=1.0))
+        assert later.start == study.start, "only the first run counts"
+        point = CurvePoint(seconds=2.0, best=1.5, backend="inductor")
+        curve = SearchCurve.of([point], baseline=3.0, searched_s=4.5, unit="ms")
+        store.studies.add_active_time(study.uid, 2.5, {"a": 2.0})
+        store.studies.add_active_time(study.uid, 2.0, {"b": 4.5})
+        store.studies.note_curve(study.uid, curve)
+        store.studies.note_continued(study.uid, StudyLimits(trials=90, budget_s=600.0))
+        store.studies.finish(study.uid, {"build_s": 3.0})
+        finished = store.studies.get(study.uid)
+        assert (finished.ended_s, finished.curve, finished.active_s) == ({"a": 2.0, "b": 4.5}, curve, 4.5)
+        continued = {**expected, "continued_trials": 90, "continued_budget_s": 600.0}
+        assert finished.start is not None and finished.start.as_dict() == continued
+        assert finished.timings["build_s"] == 3.0
+        store.studies.note_curve(study.uid, None)
+        assert store.studies.get(study.uid).curve is None
+        other = begin(store)
+        store.studies.note_continued(other.uid, limits)
+        assert store.studies.get(other.uid) == other
+        with pytest.raises(ValueError, match="number of seconds"):
+            store.studies.add_active_time(study.uid, 1.0, {"c": float("nan")})
 
     def test_a_name_is_only_ever_a_name(self, store: Store) -> None:
         """No text of a record reaches the database as a statement."""

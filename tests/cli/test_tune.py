@@ -163,13 +163,21 @@ def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
     document = json.loads(file.read_text())
     assert verify_results(document) == []
     assert document["plan"]["latency_ms"] == plan["latency_ms"]
+    start, curve = entry["known_at_start"], entry["curve"]
+    assert (start["kernel_trials"], start["other_kernel_trials"], start["model_trials"]) == (0, 0, 0)
+    assert document["known_at_start"] == start and document["curve"] == curve
+    assert 0 < curve["points"][-1]["seconds"] <= curve["searched_s"] < entry["seconds"]
+    assert "known at the start: 0 kernel trials, 0 trials of this model; budget" in first.stderr
 
     second = autotune(*arguments, "--json")
     (again,) = json.loads(second.stdout)["studies"]
     assert again["plan"] == {**plan, "cached": True}
     assert again["deploy"] == entry["deploy"]
+    assert (again["known_at_start"], again["curve"]) == (start, curve)
     shown = json.loads(autotune("plan", "show", "toy", "--device", "cpu", "--db", database, "--json").stdout)
-    assert shown["latency_ms"] == plan["latency_ms"]
+    assert shown["latency_ms"] == plan["latency_ms"] and shown["evidence"]["known_at_start"] == start
+    facts = autotune("plan", "show", "toy", "--device", "cpu", "--db", database).stdout
+    assert "0 kernel trials, 0 trials of this model; budget" in " ".join(facts.split())
     table = autotune(*arguments)
     assert "nothing was measured" in table.stdout
     assert "(baseline)" in table.stdout

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from autotune.database.check import check
 from autotune.database.exchange import export_studies, merge_file
+from autotune.database.rows import StudyLimits
 from autotune.database.store import Store
 from autotune.errors import DatabaseError
+from autotune.records.search_curve import CurvePoint, SearchCurve
 from autotune.records.trial import Measurement
 from tests.database.records import (
     TOOLCHAIN,
@@ -86,6 +88,22 @@ def content(store: Store) -> dict[str, Any]:
         "former_plans": {found.uid: found for found in store.plans.former()},
         "artifacts": store.artifacts.digests(),
     }
+
+
+def test_what_was_known_at_the_start_and_the_curve_travel_with_a_study(tmp_path: Path) -> None:
+    limits = StudyLimits(trials=60, budget_s=180.0)
+    with Store.open(str(tmp_path / "a.db")) as home, Store.open(str(tmp_path / "b.db")) as away:
+        study = begin(home, limits=limits)
+        trial = tried(home, study)
+        home.studies.add_active_time(study.uid, 5.0, {trial.uid: 4.0})
+        point = CurvePoint(seconds=4.0, best=1.0, backend="inductor")
+        home.studies.note_curve(study.uid, SearchCurve.of([point], baseline=2.0, searched_s=5.0, unit="ms"))
+        export_studies(home, ["resnet50"], tmp_path / "a.zip")
+        begin(away, limits=StudyLimits(trials=1, budget_s=1.0))  # of the same identity, with less search
+        merge_file(away, tmp_path / "a.zip")
+        (here,), there = away.studies.list(), home.studies.get(study.uid)
+        assert (here.start, here.curve, here.ended_s) == (there.start, there.curve, there.ended_s)
+        assert here.start is not None and here.curve is not None and here.ended_s == {trial.uid: 4.0}
 
 
 def names_in(history: History) -> list[str]:

@@ -96,6 +96,10 @@ def of_kernel(document: dict[str, Any], state: str) -> dict[str, Any]:
     return next(each for each in document["kernel_trials"] if each["state"] == state)
 
 
+START = {"kernel_trials": 0, "other_kernel_trials": 0, "model_trials": 0, "trials": 60, "budget_s": 180.0}
+CURVE = {
+    "unit": "ms", "searched_s": 9.0, "baseline": 2.0, "points": [{"seconds": 1.0, "best": 1.0, "backend": "eager"}],
+}  # fmt: skip
 RECORD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "format": lambda d: d.update(format="another"),
     "newer schema": lambda d: d.update(schema_revision="9999"),
@@ -112,6 +116,14 @@ RECORD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "study NaN": lambda d: d["studies"][0].update(active_s=float("nan")),
     "study negative": lambda d: d["studies"][0].update(active_s=-1.0),
     "settings NaN": lambda d: d["studies"][0]["settings"].update(x=float("nan")),
+    "study start": lambda d: d["studies"][0]["timings"].update(start={"kernel_trials": 0}),
+    "study start negative": lambda d: d["studies"][0]["timings"].update(start={**START, "model_trials": -1}),
+    "study start budget": lambda d: d["studies"][0]["timings"].update(start={**START, "budget_s": 0}),
+    "study moment": lambda d: d["studies"][0]["timings"].update(ended_s={"a": "soon"}),
+    "study moment negative": lambda d: d["studies"][0]["timings"].update(ended_s={"a": -1.0}),
+    "study moments": lambda d: d["studies"][0]["timings"].update(ended_s=[1.0]),
+    "study curve": lambda d: d["studies"][0]["timings"].update(curve={**CURVE, "points": []}),
+    "study curve rises": lambda d: d["studies"][0]["timings"].update(curve={**CURVE, "baseline": 0.5}),
     "study no date": lambda d: d["studies"][0].update(created="now"),
     "study name": lambda d: d["studies"][0].update(name="a\x00b"),
     "seed": lambda d: d["studies"][0].update(seed=2**70),
@@ -165,6 +177,7 @@ RECORD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "plan date": lambda d: d["plans"][0].update(created=""),
     "plan key": lambda d: d["plans"][0].pop("objective"),
     "plan device": lambda d: d["plans"][0].update(device=None),
+    "plan start": lambda d: d["plans"][0]["evidence"].update(known_at_start={**START, "kernel_trials": "none"}),
     "evidence": lambda d: d["plans"][0].update(evidence=[1]),
     "artifact size": lambda d: next(iter(d["artifacts"].values()))[0].update(size_bytes=10**12),
     "artifact name": lambda d: next(iter(d["artifacts"].values()))[0].update(name="../../x"),
@@ -172,6 +185,21 @@ RECORD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "artifact digest": lambda d: d["artifacts"].update({"../x": []}),
     "artifact empty": lambda d: d["artifacts"].update({digest("x"): []}),
 }
+
+
+def test_a_file_whose_study_has_a_start_and_a_curve_is_merged(
+    databases: Databases, sound: Path, tmp_path: Path
+) -> None:
+    def change(members: dict[str, bytes]) -> None:
+        document = json.loads(members["records.json"])
+        document["studies"][0]["timings"].update(start=START, curve=CURVE, ended_s={"a": 1.0})
+        members["records.json"] = json.dumps(document).encode()
+
+    with Store.open(databases.url(tmp_path / "here.db")) as store:
+        merge_file(store, rewritten(sound, tmp_path / "good.zip", change))
+        (study,) = store.studies.list()
+        assert study.start is not None and study.start.as_dict() == START
+        assert study.curve is not None and study.curve.as_dict() == CURVE
 
 
 @pytest.mark.parametrize("name", RECORD_CHANGES)

@@ -13,11 +13,14 @@ from autotune.errors import WorkError
 from autotune.measure.verdict import verdict_from_samples
 from autotune.programs.results_table import markdown, read_results
 from autotune.records.configuration import Configuration
-from autotune.records.evidence import FinalistRecord, PlanEvidence
+from autotune.records.evidence import FinalistRecord, PlanEvidence, StudyStart
 from autotune.records.objective import Objective
+from autotune.records.search_curve import CurvePoint, SearchCurve
 from autotune.report import words
 from autotune.report.outcome import best_fp32, best_of_backends, outcome_view, sweep_view
+from autotune.report.plans import plan_view
 from autotune.report.results import results_document, verify_results, write_results
+from autotune.report.searched import curve_line
 from autotune.study.request import StudyOutcome
 from tests.database import records
 
@@ -98,6 +101,73 @@ def printed(renderable):
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(renderable)
     return " ".join(console.export_text().replace("│", " ").split())
+
+
+START = StudyStart(kernel_trials=0, other_kernel_trials=0, model_trials=0, trials=60, budget_s=180.0)
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (None, "unknown: an earlier version began the study"),
+        (START, "0 kernel trials, 0 trials of this model; budget 3 min"),
+        (
+            replace(START, kernel_trials=1, other_kernel_trials=113, model_trials=1, budget_s=90.0),
+            "1 kernel trial and 113 of other devices, 1 trial of this model; budget 90 s",
+        ),
+        (
+            START.continued(trials=60, budget_s=180.0),
+            "0 kernel trials, 0 trials of this model; budget 3 min; continued",
+        ),
+        (
+            START.continued(trials=90, budget_s=630.0),
+            "0 kernel trials, 0 trials of this model; budget 3 min; continued, budget 10 min 30 s",
+        ),
+    ],
+)
+def test_what_was_known_at_the_start_is_said_everywhere_and_unknown_is_not_zero(tmp_path, start, says):
+    changed = replace(outcome(), known_at_start=start)
+    evidence = replace(changed.plan.evidence, known_at_start=start, stored_keys=None)
+    changed = replace(changed, plan=replace(changed.plan, evidence=evidence))
+    assert f"known at the start: {says} " in printed(outcome_view(changed, "here"))
+    assert f"known at the start {says} " in printed(plan_view(changed.plan, "here", artifact_here=True))
+    expected = None if start is None else start.as_dict()
+    document = json.loads(write_results(changed, tmp_path, command="x").path.read_text())
+    assert document["known_at_start"] == changed.as_dict()["known_at_start"] == expected
+    assert verify_results(document) == []
+    assert PlanEvidence.from_dict(json.loads(json.dumps(evidence.as_dict()))).known_at_start == start
+
+
+@pytest.mark.parametrize(
+    ("points", "searched_s", "says"),
+    [
+        (
+            [(5.0, 4.0), (70.0, 1.004), (150.0, 1.0)], 180.0,
+            "in screening: 90% of the gain after 70 s of 180 s of search; the last 60 s brought 0.4%",
+        ),
+        (
+            [(0.0, 4.0), (0.5, 1.0)], 3.0,
+            "in screening: 90% of the gain after 0.5 s of 3.0 s of search; the last 1.0 s brought 0.0%",
+        ),
+        ([(5.0, 4.0)], 180.0, "in screening: nothing was faster than the baseline in 180 s of search"),
+        ([(150.0, 4.0), (170.0, 1.0)], 180.0, "in screening: 90% of the gain after 170 s of 180 s of search"),
+    ],
+)  # fmt: skip
+def test_the_outcome_says_what_more_search_brought_and_keeps_the_curve(tmp_path, points, searched_s, says):
+    ended = [CurvePoint(seconds=seconds, best=best, backend="inductor") for seconds, best in points]
+    curve = SearchCurve.of(ended, baseline=4.0, searched_s=searched_s, unit="ms")
+    assert curve_line(curve) == [says]
+    changed = replace(outcome(), curve=curve)
+    assert f" {says} trials: " in printed(outcome_view(changed, "here"))
+    document = json.loads(write_results(changed, tmp_path, command="x").path.read_text())
+    assert SearchCurve.from_dict(document["curve"]) == SearchCurve.from_dict(changed.as_dict()["curve"]) == curve
+    assert verify_results(document) == []
+
+
+def test_nothing_is_said_of_a_search_that_is_unknown_or_took_no_time():
+    assert curve_line(None) == []
+    point = CurvePoint(seconds=0.0, best=1.0, backend="inductor")
+    assert curve_line(SearchCurve.of([point], baseline=4.0, searched_s=0.0, unit="ms")) == []
 
 
 def test_the_final_table_says_what_won_and_by_how_much():
@@ -261,6 +331,30 @@ def test_the_markdown_table(tmp_path):
         path.write_text(other)
         with pytest.raises(ValueError, match=r"nvidia-h200-b1\.json is not what"):
             read_results(tmp_path)
+
+
+def test_the_markdown_table_marks_results_that_had_help_from_the_database(tmp_path):
+    path = write_results(replace(outcome(), known_at_start=START), tmp_path / "resnet50" / "results", command="x").path
+    document = json.loads(path.read_text())
+
+    def table(**starts):
+        for name, start in starts.items():
+            path.with_name(f"{name}.json").write_text(json.dumps({**document, "name": name, "known_at_start": start}))
+        path.unlink(missing_ok=True)
+        return markdown(read_results(tmp_path)).splitlines()[4:]
+
+    helped = {**START.as_dict(), "model_trials": 3}
+    (row,) = table(a=START.as_dict())
+    assert row.startswith("| a, 1 | ")
+    rows = table(b=helped)
+    assert [row[:10] for row in rows] == ["| a, 1 | 4", "| b, 1 † |", "", "† When thi"]
+    rows = table(c=None)
+    assert [row[:10] for row in rows[1:]] == ["| b, 1 † |", "| c, 1 ‡ |", "", "† When thi", "", "‡ The file"]
+    for name in "ab":
+        path.with_name(f"{name}.json").unlink()
+    (row, empty, note) = table()
+    assert row.startswith("| c, 1 | ") and not empty
+    assert note == "The files do not record which trials the database had when these studies began."
 
 
 @pytest.mark.parametrize(
