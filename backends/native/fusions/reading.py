@@ -44,6 +44,11 @@ def cast_source(node: object) -> Node | None:
     return source if before.stride() == after.stride() else None
 
 
+def is_elementwise(node: Node) -> bool:
+    """Return true if torch marks an operator as one that computes element by element, or if it is a cast."""
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or cast_source(node) is not None
+
+
 def sole_user(node: Node) -> Node | None:
     """Return the only user of a node, or ``None`` if it has more or fewer."""
     return next(iter(node.users)) if len(node.users) == 1 else None
