@@ -9,7 +9,7 @@ Owner = Literal["own", "torch"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
+class OperatorRefusal:
     """The function that left an operator as it was, such as ``sites._conv_problem``, and its reason in words."""
 
     function: str
@@ -31,7 +31,7 @@ class GraphLaunch:
     traffic_bytes: int
     flops: int = 0
     is_product: bool = False
-    refusals: tuple[Refusal, ...] = ()
+    refusals: tuple[OperatorRefusal, ...] = ()
 
     def as_dict(self) -> dict[str, object]:
         """Return plain data for JSON."""

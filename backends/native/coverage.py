@@ -24,7 +24,7 @@ from autotune.backends.native.sites import CONV2D, GEMM, fused_nodes, sites
 from autotune.backends.native.triton_codegen import planned_sites
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
-from autotune.records.graph_coverage import GraphCoverage, GraphLaunch, Refusal
+from autotune.records.graph_coverage import GraphCoverage, GraphLaunch, OperatorRefusal
 from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces import native as spaces
 
@@ -33,11 +33,12 @@ log = logging.getLogger(__name__)
 _FUSED = torch.ops.autotune_native
 _ATTENTION = {aten.scaled_dot_product_attention.default, _FUSED.attention.default}
 _PADS = {aten.pad.default, aten.constant_pad_nd.default}
+_FILL = "fill"
 _READ_BY_ROWS = {aten.embedding.default, aten.gather.default, aten.index.Tensor, aten.index_select.default}
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 _CONVOLUTIONS |= {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 _CONVOLUTIONS |= {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
-_COPIED = Refusal(function="binding", reason="a kernel reads rows that lie in one piece")
+_COPIED = OperatorRefusal(function="binding", reason="a kernel reads rows that lie in one piece")
 _WITHOUT_LAUNCH = {aten._assert_tensor_metadata.default}
 
 
@@ -97,7 +98,9 @@ def _of_node(node: Node, own: _Own, refused: Refused) -> Iterator[GraphLaunch]:
         yield from (replace(beside, traffic_bytes=2 * _bytes(operand)) for operand in _copied(node, own[node]))
     yield launch
     for step in _more_steps(node) if node not in own else ():
-        yield replace(beside, operator=f"{step} of {launch.operator}", traffic_bytes=2 * written)
+        # a fill writes the answer; any other step reads it, too
+        moved = written if step == _FILL else 2 * written
+        yield replace(beside, operator=f"{step} of {launch.operator}", traffic_bytes=moved)
 
 
 def _words(node: Node) -> str:
@@ -110,7 +113,7 @@ def _words(node: Node) -> str:
 def _more_steps(node: Node) -> list[str]:
     """Return the steps that torch launches after the first one: cuDNN fuses all of them, if they end in a ReLU."""
     if node.target in _PADS:
-        return ["fill"]
+        return [_FILL]
     if node.target in _CONVOLUTIONS:
         return ["bias"] if any(operand is not None for operand in node.args[2:3]) else []
     if node.target not in (CONV2D, GEMM):

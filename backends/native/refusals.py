@@ -8,9 +8,9 @@ from typing import Literal
 
 from torch.fx import Node
 
-from autotune.records.graph_coverage import Refusal
+from autotune.records.graph_coverage import OperatorRefusal
 
-Refused = dict[Node, list[Refusal]]
+Refused = dict[Node, list[OperatorRefusal]]
 """The refusals of each operator in the order in which they were reported, each once."""
 
 _recorded: ContextVar[Refused | None] = ContextVar("recorded", default=None)
@@ -36,7 +36,7 @@ def refuse(node: Node, reason: str) -> Literal[False]:
     if refused is not None:
         caller = sys._getframe(1)
         module = str(caller.f_globals["__name__"]).rpartition(".")[2]
-        refusal = Refusal(function=f"{module}.{caller.f_code.co_name}", reason=reason)
+        refusal = OperatorRefusal(function=f"{module}.{caller.f_code.co_name}", reason=reason)
         if refusal not in refused.setdefault(node, []):
             refused[node].append(refusal)
     return False

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from autotune.records.graph_coverage import GraphCoverage, GraphLaunch, Refusal
+from autotune.records.graph_coverage import GraphCoverage, GraphLaunch, OperatorRefusal
 from autotune.records.roofs import Roofs
 
 LAUNCH_US = 2.0
@@ -18,7 +18,7 @@ MATRIX_FLOPS_PER_S = 500e12
 """In fp16 and bf16. An H200 reaches 440 to 730 TFLOP/s in products of 4,096 rows and more
 (studies/kernels/nvidia-h200-comparison.md)."""
 
-NO_PATTERN = Refusal(function="fusions", reason="no fusion reads this operator")
+NO_PATTERN = OperatorRefusal(function="fusions", reason="no fusion reads this operator")
 """For an operator that no function refused."""
 
 
@@ -65,7 +65,7 @@ class Group:
     operator: str
     launches: int
     share: float
-    refusals: Mapping[Refusal, int]
+    refusals: Mapping[OperatorRefusal, int]
 
     def as_dict(self) -> dict[str, object]:
         """Return plain data for JSON."""
@@ -133,5 +133,5 @@ class ModelCoverage:
         }  # fmt: skip
 
 
-def _refusals(launches: Iterable[GraphLaunch]) -> Counter[Refusal]:
+def _refusals(launches: Iterable[GraphLaunch]) -> Counter[OperatorRefusal]:
     return Counter(refusal for launch in launches for refusal in launch.refusals or (NO_PATTERN,))
