@@ -1,7 +1,8 @@
 """The launches of a call before and after the rewriting: their bytes, their operations, and who computes each.
 
-Nothing is compiled or computed. Copies that a kernel's module makes of operands in another layout are launches too, as
-far as the graph shows them.
+Nothing is compiled or computed. An operator that torch computes is one launch (an LSTM too), with further ones for the
+steps that torch does not fuse with a convolution or a product, and for the fill of a pad. Copies that a kernel's module
+makes of operands in another layout are launches, as far as the graph shows them.
 """
 
 import logging

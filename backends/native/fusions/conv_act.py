@@ -41,7 +41,7 @@ class Convolution:
 def convolution(module: GraphModule, node: Node) -> Convolution | None:
     """Read a node as a convolution; ``None`` if it is none, or its padding is not the same on both sides."""
     if node.target in _OF_OTHERS:
-        refuse(node, "it is no convolution of images in two dimensions, or a transposed one")
+        refuse(node, "convolutions are read in two dimensions, and not transposed")
     if node.target not in (aten.conv2d.default, aten.conv2d.padding) or node.kwargs:
         return None
     operands = (*node.args, *_DEFAULTS[len(node.args) - 2 :])

@@ -45,8 +45,9 @@ def cast_source(node: object) -> Node | None:
 
 
 def is_elementwise(node: Node) -> bool:
-    """Return true if torch marks an operator as one that computes element by element, or if it is a cast."""
-    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or cast_source(node) is not None
+    """Return true if an operator computes element by element, as torch marks it, or is a cast; false for a copy."""
+    is_marked = torch.Tag.pointwise in getattr(node.target, "tags", ()) and node.target is not aten.clone.default
+    return is_marked or cast_source(node) is not None
 
 
 def sole_user(node: Node) -> Node | None:

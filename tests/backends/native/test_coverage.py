@@ -88,13 +88,17 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], str, list[tuple[str, str]]]] 
             ("pointwise._grow", "it is smaller than the operators that read it"), SINGLE,
         ],
     ),
+    "a copy into another layout": (
+        Module(lambda m, x: x.transpose(1, 2).contiguous().cumsum(1)), (2, 16, 32), "clone",
+        [("identities.identities", "its operand has other strides, another type or another shape")],
+    ),
     "a product of two values": (
         Module(lambda m, x: x @ x.transpose(1, 2)), (2, 16, 32), "matmul",
         [("products.product_of", "a product of two computed tensors")],
     ),
     "a convolution over one dimension": (
         nn.Conv1d(16, 16, 3, bias=False), (2, 16, 32), "conv1d",
-        [("conv_act.convolution", "it is no convolution of images in two dimensions, or a transposed one")],
+        [("conv_act.convolution", "convolutions are read in two dimensions, and not transposed")],
     ),
     "a convolution of twelve channels": (
         nn.Conv2d(12, 16, 3, bias=False), (2, 12, 8, 8), "conv2d",
