@@ -22,6 +22,7 @@ from autotune.errors import (
 from autotune.kernel import KernelProvider, KnownKernels
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.device import Device
+from autotune.records.graph_coverage import GraphCoverage
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.search_space import Constraint, Parameter, SearchSpace
 from autotune.records.workload import TensorSpec, Workload
@@ -43,6 +44,7 @@ __all__ = [
     "ExplainsArtifacts",
     "FindsGraphFeatures",
     "GemmProblem",
+    "GraphCoverage",
     "KernelKind",
     "KernelProvider",
     "KnownKernels",
@@ -50,6 +52,7 @@ __all__ = [
     "OffersBaseline",
     "Parameter",
     "PreparesBuilds",
+    "ReportsCoverage",
     "RequestError",
     "Runner",
     "Scalar",
@@ -260,6 +263,15 @@ class ExplainsArtifacts(Protocol):
         ...
 
 
+@runtime_checkable
+class ReportsCoverage(Protocol):
+    """A backend that reports which operators of a model its own kernels compute, for the program ``coverage``."""
+
+    def coverage(self, model: SourceModel, configuration: Configuration, device: Device) -> GraphCoverage:
+        """Return the launches of the graph that a configuration builds; runs nothing on the device."""
+        ...
+
+
 ABILITIES: tuple[type, ...] = (
     OffersBaseline,
     ServesFormats,
@@ -268,5 +280,6 @@ ABILITIES: tuple[type, ...] = (
     FindsGraphFeatures,
     TunesKernels,
     ExplainsArtifacts,
+    ReportsCoverage,
 )
 """Every optional ability."""

@@ -19,6 +19,7 @@ from autotune.backend import (
     KernelKind,
     OffersBaseline,
     PreparesBuilds,
+    ReportsCoverage,
     ServesFormats,
     TimesKernelsAtBuild,
     TunesKernels,
@@ -128,6 +129,12 @@ def explaining(name: str) -> ExplainsArtifacts | None:
     """Return the backend if it can explain its artifacts, else ``None``."""
     owner = backend(name)
     return owner if isinstance(owner, ExplainsArtifacts) else None
+
+
+def reporting_coverage(name: str) -> ReportsCoverage | None:
+    """Return the backend if it can report what its own kernels compute, else ``None``."""
+    owner = backend(name)
+    return owner if isinstance(owner, ReportsCoverage) else None
 
 
 def tuning_kernels() -> tuple[str, ...]:

@@ -28,6 +28,7 @@ SLOW = (
     "backends/native/cutlass",
     "backends/native/fusions",
     "backends/native/test_backend.py",
+    "backends/native/test_coverage.py",
     "backends/native/test_native_kernels.py",
     "backends/native/test_passes.py",
     "backends/native/test_random_graphs.py",

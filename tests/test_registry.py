@@ -59,6 +59,7 @@ ABLE = """
     def graph_features(self, model, device): return {"layers": 2}
     def kernel_problems(self, model, configuration, device): return {}
     def explain_artifact(self, folder): return {}
+    def coverage(self, model, configuration, device): return None
 
 BACKEND = Toy()
 """
@@ -234,6 +235,7 @@ def test_every_built_in_backend_declares_what_the_core_needs() -> None:
     assert [name for name in registry.BUILT_IN if registry.builds_slowly(name)] == ["inductor", "native"]
     assert list(registry.finding_features(registry.BUILT_IN)) == ["native"]
     assert [name for name in registry.BUILT_IN if registry.explaining(name)] == ["native"]
+    assert [name for name in registry.BUILT_IN if registry.reporting_coverage(name)] == ["native"]
     assert registry.library_kinds() == ("cublaslt", "torch")
     shares = {name: kind.tensor_rate_share for name, kind in registry.kernel_kinds().items()}
     assert {name for name, share in shares.items() if share} == {"cluster_gemm", "triton_gemm"}
@@ -253,6 +255,7 @@ def test_a_plugin_has_every_ability_that_it_declares(packages: Packages) -> None
     assert modules.count("torch.onnx") == 1 and modules[-1] == "json"
     assert registry.builds_slowly("able")
     assert list(registry.finding_features(["eager", "able"])) == ["able"]
+    assert registry.reporting_coverage("able") is able
     assert registry.explaining("able") is able and registry.kernel_tuner("able") is able
     assert registry.kernel_kinds()["toykind"] == KernelKind(name="toykind", tensor_rate_share=0.5)
     # Two backends may share a kind; the built-in one comes first.
@@ -267,6 +270,7 @@ def test_a_plugin_without_abilities_has_none(packages: Packages) -> None:
         assert not any(isinstance(registry.backend("toy"), ability) for ability in ABILITIES)
     assert registry.builds_alone(plain), "a build that may time kernels has the device alone"
     assert not registry.is_baseline(plain, has_factory=True) and not registry.builds_slowly("toy")
+    assert registry.reporting_coverage("toy") is None
     assert registry.explaining("toy") is None and registry.finding_features(["toy"]) == {}
     with pytest.raises(RequestError, match=r"the kernels of backend 'toy' cannot be tuned") as refused:
         registry.kernels("toy")

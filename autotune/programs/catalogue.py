@@ -15,6 +15,7 @@ PROGRAMS: Mapping[str, str] = {
     "kernel_recording": "Compiles a space of kernels and times it.",
     "kernel_search": "Measures the search over tiles on recorded spaces.",
     "kernel_comparison": "Times own kernels beside the calls of libraries, on 40 products.",
+    "coverage": "Estimates the share of models that the native engine leaves to torch, and says why.",
     "committed_plans": "Writes the plans of committed results to one file, for autotune db merge.",
     "comparison_cost": "Times the comparison of devices and its page on a large database.",
     "results_table": "Prints the table of results from every results file.",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from autotune.backends.native.fusions import Fused
     from autotune.kernel import KernelProvider
+    from autotune.records.graph_coverage import GraphCoverage
 
 PROGRAM = "program.pt2"
 
@@ -121,6 +122,12 @@ class NativeBackend:
         from autotune.backends.native.native_record import read_record
 
         return describe(read_record(folder))
+
+    def coverage(self, model: SourceModel, configuration: Configuration, device: Device) -> "GraphCoverage":
+        """Return the launches of a call before and after the rewriting; nothing is compiled."""
+        from autotune.backends.native.coverage import coverage
+
+        return coverage(model.program(str(configuration["precision"]), _host(device)), configuration, device)
 
     def _rewritten(
         self, model: SourceModel, configuration: Configuration, device: Device

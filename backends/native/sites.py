@@ -14,6 +14,7 @@ from torch.fx import GraphModule, Node
 
 from autotune.backends.native import operators
 from autotune.backends.native.graph import place, value
+from autotune.backends.native.refusals import refuse
 from autotune.records.kernel_problem import GemmProblem, OperandType, Window
 
 DTYPES: dict[torch.dtype, OperandType] = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -69,6 +70,8 @@ def sites(module: GraphModule, *, channels_last: bool) -> list[Site]:
             problem = _gemm_problem(node)
         elif node.target is CONV2D and channels_last:
             problem = _conv_problem(node)
+        elif node.target is CONV2D:
+            refuse(node, "the model does not run in channels-last memory")
         name = cast("torch._ops.OpOverload", node.target)._schema.name.rpartition("::")[2]
         listed.append(Site(index=index, name=node.name, operator=name, problem=problem, place=place(node)))
     return listed
@@ -78,6 +81,7 @@ def _gemm_problem(node: Node) -> GemmProblem | None:
     a, b, bias, residual, activation = node.args
     x, weight = value(a), value(b)
     if x is None or weight is None or not x.numel() or not _stored(b, bias) or not weight.is_contiguous():
+        refuse(node, "its matrix is computed, or not stored in rows")
         return None
     return _problem(x.numel() // x.shape[-1], weight, bias, residual, str(activation))
 
@@ -86,7 +90,11 @@ def _conv_problem(node: Node) -> GemmProblem | None:
     """Return the GEMM of a convolution of whole images; without a window if each pixel is read once."""
     x, weight = value(node.args[0]), value(node.args[1])
     bias, residual, stride, padding, dilation, groups, activation = node.args[2:]
-    if x is None or weight is None or groups != 1 or not x.numel() or not _stored(node.args[1], bias):
+    if groups != 1:
+        refuse(node, "a convolution with groups")
+        return None
+    if x is None or weight is None or not x.numel() or not _stored(node.args[1], bias):
+        refuse(node, "its weights are computed")
         return None
     window = Window(
         height=x.shape[2], width=x.shape[3], channels=x.shape[1], kernel=_pair(weight.shape[2:]),
@@ -96,6 +104,7 @@ def _conv_problem(node: Node) -> GemmProblem | None:
     if is_split(x.shape, window.kernel, window.stride, window.padding, window.dilation):
         return _problem(x.shape[0] * pixels, weight, bias, residual, str(activation))
     if window.channels % VECTOR or weight.dtype == torch.float32:
+        refuse(node, f"{window.channels} channels in {weight.dtype}: kernels read {VECTOR} at once, in half precision")
         return None
     return _problem(x.shape[0] * pixels, weight, bias, residual, str(activation), window)
 

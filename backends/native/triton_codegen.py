@@ -19,6 +19,7 @@ from torch.fx.node import Argument
 from autotune import environment
 from autotune.backends.native.graph import value
 from autotune.backends.native.native_record import PlanEntry
+from autotune.backends.native.refusals import refuse
 from autotune.backends.native.sites import DTYPES, fused_nodes
 from autotune.backends.native.triton_codegen_sites import (
     ADD_NORM,
@@ -85,16 +86,8 @@ def compile_triton_sites(
     """
     if device.kind != "cuda":
         return {}
-    plans: dict[int, list[LayoutPlan]] = {}
-    refused: dict[int, PackedPlans] = {}
-    for index, node in enumerate(fused_nodes(module)):
-        if node.target in GENERATED:
-            try:
-                plans[index] = list(
-                    _planned(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
-                )
-            except (WorkError, ValueError) as error:
-                refused[index] = PackedPlans(why=str(error))
+    plans, reasons = planned_sites(module, channels_last=channels_last, programmatic_launch=programmatic_launch)
+    refused = {index: PackedPlans(why=why) for index, why in reasons.items()}
     try:
         compiler = TritonCompiler.find(device)
     except WorkError as error:
@@ -107,6 +100,24 @@ def compile_triton_sites(
         log.warning("torch computes norms and pointwise operators: %s", error)
         return dict.fromkeys([*plans, *refused], PackedPlans(why=str(error)))
     return {**refused, **{index: _packed(node_plans, compiled, folder) for index, node_plans in plans.items()}}
+
+
+def planned_sites(
+    module: GraphModule, *, channels_last: bool, programmatic_launch: bool = False
+) -> tuple[dict[int, list[LayoutPlan]], dict[int, str]]:
+    """Plan kernels without a compiler; returns the plans, and the reasons of sites without, by their positions."""
+    plans: dict[int, list[LayoutPlan]] = {}
+    reasons: dict[int, str] = {}
+    for index, node in enumerate(fused_nodes(module)):
+        if node.target in GENERATED:
+            try:
+                plans[index] = list(
+                    _planned(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+                )
+            except (WorkError, ValueError) as error:
+                reasons[index] = str(error)
+                refuse(node, str(error))
+    return plans, reasons
 
 
 def _planned(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:

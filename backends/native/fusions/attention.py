@@ -16,6 +16,7 @@ from autotune.backends.native.fusions.attention_scores import factor_of, followe
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, prune
 from autotune.backends.native.graph import Fusion, aten, place, reaches_output, replace, value
 from autotune.backends.native.passes.casts_and_views import lossless
+from autotune.backends.native.refusals import refuse
 
 SDPA = aten.scaled_dot_product_attention.default
 _PERMUTATIONS = {aten.transpose.int, aten.permute.default}
@@ -65,17 +66,17 @@ def _fuse(module: GraphModule, masks: Masks, end: Node) -> bool:
     lead, scale = _lead([*scores.shapes, *tensors]), scores.scale * query_scale * key_scale
     operands_in_order = (query, key, (last.right, last.right_order))
     if lead is None or not 0 < scale < math.inf or any(0 in shape for shape in tensors):
-        return False
+        return refuse(end, "the tensors of this attention do not share batch and heads, or its scale is not positive")
     if any(value(node).dtype is not meta.dtype for node, _ in operands_in_order):  # type: ignore[union-attr]
-        return False
+        return refuse(end, "the operands of this attention differ in type")
     # a contiguous answer in the shape and the order of the existing one
     dims = [*lead, tensors[0][-2], tensors[2][-1]]
     natural = meta.new_empty(dims if meta.dim() == 4 else [math.prod(lead), *dims[2:]]).permute(last.answer_order)
     if meta.stride() not in (natural.stride(), meta.new_empty(meta.shape).stride()):
-        return False
+        return refuse(end, "the answer of this attention has a layout that torch's operator does not write")
     mask = masks.mask(list(scores.terms), meta, lead, (tensors[0][-2], tensors[1][-2]), end)
     if mask is None:
-        return False
+        return refuse(end, "the masks of this attention cannot be joined into one")
     answer = call(
         end,
         SDPA,

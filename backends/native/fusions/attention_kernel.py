@@ -8,6 +8,7 @@ from autotune.backends.native import operators
 from autotune.backends.native.fusions.attention import SDPA
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call
 from autotune.backends.native.graph import Fusion, aten, constant, place, put_in_place, replace, same_layout, value
+from autotune.backends.native.refusals import refuse
 
 _BOTH = (aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default)
 _ATTENTION = getattr(torch.ops, operators.NAMESPACE).attention.default
@@ -23,15 +24,15 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
     operands = [given["query"], given["key"], given["value"]]
     query, key, values = (value(one) for one in operands)
     if query is None or key is None or values is None or given["dropout_p"] or given["enable_gqa"]:
-        return False
+        return refuse(node, "it has dropout, or heads that share keys")
     if any(one.dim() != 4 or one.dtype is not query.dtype or not one.numel() for one in (query, key, values)):
-        return False
+        return refuse(node, "its operands have no batch and heads, or differ in type")
     if query.dtype not in FLOATS or query.shape[:2] != key.shape[:2] or key.shape != values.shape:
-        return False
+        return refuse(node, "its keys and values differ in shape, or in heads from its queries")
     mask = _shortest(module, given["attn_mask"])
     meta = value(mask)
     if mask is not None and (meta is None or meta.dtype not in (torch.bool, query.dtype)):
-        return False
+        return refuse(node, "its mask has another type than its queries")
     args = (*operands, mask, bool(given["is_causal"]), given["scale"])
     new = call(node, _ATTENTION, args)
     if not same_layout(value(new), value(node)):
@@ -39,9 +40,10 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
         if not same_layout(value(contiguous), value(node)):
             node.graph.erase_node(contiguous)
             node.graph.erase_node(new)
-            return False
+            return refuse(node, "torch's answer has a layout that the kernel does not write")
         put_in_place(new, node)
         new = contiguous
+        refuse(new, "it copies the kernel's answer, which the graph reads in torch's order of memory")
     put_in_place(new, node)
     replace(node, new)
     return True

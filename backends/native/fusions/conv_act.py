@@ -11,10 +11,13 @@ from torch.fx.node import Argument
 from autotune.backends.native.fusions.patterns import epilogue, of_one_dtype, put
 from autotune.backends.native.fusions.reading import call
 from autotune.backends.native.graph import Fusion, aten, constant, place, put_in_place, value
+from autotune.backends.native.refusals import refuse
 
 _CONV2D = torch.ops.autotune_native.conv2d.default
 _Operands = tuple[Argument, Argument, Argument, Sequence[int], str | Sequence[int], Sequence[int], int]
 _DEFAULTS = (None, [1, 1], [0, 0], [1, 1], 1)
+_OF_OTHERS = {aten.conv1d.default, aten.conv1d.padding, aten.conv3d.default, aten.conv3d.padding}
+_OF_OTHERS |= {aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input}
 
 
 def conv_act(module: GraphModule) -> list[str]:
@@ -37,17 +40,22 @@ class Convolution:
 
 def convolution(module: GraphModule, node: Node) -> Convolution | None:
     """Read a node as a convolution; ``None`` if it is none, or its padding is not the same on both sides."""
+    if node.target in _OF_OTHERS:
+        refuse(node, "convolutions are read in two dimensions, and not transposed")
     if node.target not in (aten.conv2d.default, aten.conv2d.padding) or node.kwargs:
         return None
     operands = (*node.args, *_DEFAULTS[len(node.args) - 2 :])
     x, weight, bias, stride, padding, dilation, groups = cast("_Operands", operands)
     meta, kernel = value(x), constant(module, weight)
     if not isinstance(x, Node) or not isinstance(weight, Node) or meta is None or meta.dim() != 4 or kernel is None:
+        refuse(node, "its weights are computed, or its input has no batch")
         return None
     if not (bias is None or (isinstance(bias, Node) and constant(module, bias) is not None)):
+        refuse(node, "its bias is computed")
         return None
     around = _padding(padding, kernel.shape[2:], pair(dilation))
     if around is None or not of_one_dtype(x, weight, bias, node):
+        refuse(node, "its padding differs between two sides" if around is None else "its operands differ in type")
         return None
     return Convolution(
         x=x, weight=weight, bias=bias, stride=pair(stride), padding=around, dilation=pair(dilation), groups=groups

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from autotune.backends.native.graph import Fusion, add_constant, aten, constant, place, replace, value
+from autotune.backends.native.refusals import refuse
 
 _NORM = aten._native_batch_norm_legit_no_training.default
 _CONVOLUTIONS = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
@@ -22,14 +23,14 @@ def conv_bn(module: GraphModule) -> list[str]:
 def _fold(module: GraphModule, norm: Node) -> bool:
     layer = norm.args[0]
     if not isinstance(layer, Node) or not _can_take(layer) or set(layer.users) != {norm}:
-        return False
+        return refuse(norm, "no convolution or linear layer before it that nothing else reads")
     answers = list(norm.users)
     if any(user.target is not operator.getitem or user.args[1] != 0 for user in answers):
         return False
     read = [layer.args[1], layer.args[2] if len(layer.args) > 2 else None, *norm.args[1:5]]
     tensors = [constant(module, source) for source in read]
     if any(tensor is None and source is not None for tensor, source in zip(tensors, read, strict=True)):
-        return False
+        return refuse(norm, "weights of it, or of the layer before it, are computed")
     weight, bias, gain, shift, mean, variance = tensors
     meta, eps = value(layer.args[1]), norm.args[6]
     if weight is None or mean is None or variance is None or meta is None or not isinstance(eps, float):
@@ -42,7 +43,7 @@ def _fold(module: GraphModule, norm: Node) -> bool:
     offset = offset * scale if shift is None else offset * scale + shift.double()
     scaled = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
     if not _fits(scaled, offset, weight.dtype):
-        return False
+        return refuse(norm, "its folded weights would be outside the range of their type")
     folded = scaled.to(weight.dtype).contiguous(memory_format=_memory_format(weight))
     new = add_constant(module, "normed_weight", folded, meta, before=layer)
     moved = add_constant(module, "normed_bias", offset.to(weight.dtype), meta.new_empty(len(offset)), before=layer)

@@ -7,6 +7,7 @@ from autotune.backends.native.fusions.patterns import epilogue, put
 from autotune.backends.native.fusions.products import product_of, weight_of
 from autotune.backends.native.fusions.reading import call
 from autotune.backends.native.graph import Fusion, aten, place, put_in_place, value
+from autotune.backends.native.refusals import refuse
 
 _GEMM = torch.ops.autotune_native.gemm.default
 
@@ -24,11 +25,11 @@ def _fuse(module: GraphModule, node: Node) -> bool:
     size, end, residual = value(node), value(following.end), following.residual
     assert size is not None and end is not None
     if not end.is_contiguous():
-        return False
+        return refuse(node, "the end of its epilogue is not contiguous")
     added = value(residual)
     if added is not None and added.shape != size.shape:  # a view between the product and the sum
         if not added.is_contiguous():
-            return False
+            return refuse(node, "the residual behind a view is not contiguous")
         residual = call(following.end, aten.view.default, (residual, list(size.shape)))
     weight = weight_of(module, product, before=following.end)
     new = call(following.end, _GEMM, (product.a, weight, following.bias, residual, following.activation))

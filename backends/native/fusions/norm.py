@@ -11,8 +11,10 @@ from torch.fx import GraphModule, Node
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, number, prune, sole_user
 from autotune.backends.native.graph import Fusion, aten, place, put_in_place, replace, value
 from autotune.backends.native.passes.casts_and_views import lossless
+from autotune.backends.native.refusals import refuse
 
 _FUSED = torch.ops.autotune_native
+_OF_OTHERS = {aten.group_norm.default, aten.native_group_norm.default, aten.instance_norm.default}
 
 
 def norm(module: GraphModule) -> list[str]:
@@ -24,12 +26,12 @@ def _fuse(module: GraphModule, node: Node) -> bool:
     if node.target in (aten.mul.Tensor, aten.div.Tensor):
         return _spelled_out(module, node)
     if node.target not in (aten.layer_norm.default, aten.rms_norm.default):
-        return False
+        return refuse(node, "it is no norm over the last dimension") if node.target in _OF_OTHERS else False
     given = arguments(node)
     if (
         len(given["normalized_shape"]) != 1 or given["eps"] is None
     ):  # the default eps of rms_norm depends on its backend
-        return False
+        return refuse(node, "a norm over several dimensions, or of an eps that depends on torch's backend")
     if node.target is aten.rms_norm.default:
         return _rms(node, given["input"], given["weight"], given["eps"])
     parameters = given["weight"], given["bias"], given["eps"], "layer"
@@ -39,7 +41,7 @@ def _fuse(module: GraphModule, node: Node) -> bool:
 def _alone(node: Node, x: Node, weight: Node | None, bias: Node | None, eps: float, kind: str) -> bool:
     """Replace a node by a norm without a sum before it."""
     if not _alike(node, x):
-        return False
+        return refuse(node, "its input and its answer are not contiguous tensors of one type")
     replace(node, call(node, _FUSED.norm.default, (x, weight, bias, eps, kind)))
     return True
 

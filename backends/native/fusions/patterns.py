@@ -1,7 +1,7 @@
 """The operators after a product or a convolution that fusions match: sums, views and activations in any spelling."""
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
-from autotune.backends.native.fusions.reading import FLOATS, number, sole_user
-from autotune.backends.native.graph import aten, constant, same_layout, value
+from autotune.backends.native.fusions.reading import FLOATS, is_elementwise, number, sole_user
+from autotune.backends.native.graph import aten, constant, is_view, same_layout, value
 from autotune.backends.native.operators import ACTIVATIONS
 from autotune.backends.native.passes.casts_and_views import lossless
+from autotune.backends.native.refusals import operator_name, refuse
 
 LIMIT = 16
 """The most operators of one activation; the longest known spelling, GELU's polynomial, has ten."""
@@ -49,6 +50,7 @@ def epilogue(module: GraphModule, product: Node, bias: Node | None, residual: No
     that keep this dimension are skipped.
     """
     end, replaced = product, [product]
+    user: Node | None = None
     while residual is None:
         viewed, views = _behind_views(end) if rows else (end, [])
         user, other = added(viewed)
@@ -59,6 +61,7 @@ def epilogue(module: GraphModule, product: Node, bias: Node | None, residual: No
         elif _same_size(other, viewed) and (rows or value(other).stride() == value(viewed).stride()):  # type: ignore[union-attr]
             residual = other
         else:
+            refuse(user, "its addend is neither a bias nor a residual of the product's shape and layout")
             break
         end = user
         replaced += [*views, user]
@@ -67,6 +70,9 @@ def epilogue(module: GraphModule, product: Node, bias: Node | None, residual: No
     if parts:
         end = parts[-1]
         replaced += [*views, *parts]
+    else:
+        for reader, reason in _elementwise_readers(viewed, but=user):
+            refuse(reader, reason)
     return Epilogue(end=end, replaced=tuple(replaced), bias=bias, residual=residual, activation=name)
 
 
@@ -103,7 +109,7 @@ def put(fused: Epilogue, new: Node) -> bool:
     """Replace all nodes of an epilogue by a fused operator, if its layout is the same."""
     if not same_layout(value(new), value(fused.end)):
         new.graph.erase_node(new)
-        return False
+        return refuse(fused.replaced[0], "the fused operator would write its answer in another layout")
     fused.end.replace_all_uses_with(new)
     for node in reversed(fused.replaced):
         node.graph.erase_node(node)
@@ -139,6 +145,19 @@ def _behind_views(node: Node) -> tuple[Node, list[Node]]:
         views.append(user)
         node = user
     return node, views
+
+
+def _elementwise_readers(end: Node, *, but: Node | None) -> Iterator[tuple[Node, str]]:
+    """Yield the elementwise operators that read the end of an epilogue, at once or behind a view, all ``but`` one.
+
+    Each comes with the reason why it is not part of the epilogue.
+    """
+    many = f", and the product has {len(end.users)} readers" if len(end.users) > 1 else ""
+    for user in end.users:
+        behind = f" behind {operator_name(user)}" if is_view(user) else ""
+        for reader in user.users if behind else [user]:
+            if reader is not but and is_elementwise(reader):
+                yield reader, f"{operator_name(reader)}{behind} is no activation of an epilogue{many}"
 
 
 def _elementwise_after(module: GraphModule, start: Node) -> list[Node]:

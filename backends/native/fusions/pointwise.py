@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
-from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, number
+from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, is_elementwise, number
 from autotune.backends.native.graph import Fusion, aten, place, replace, value
 from autotune.backends.native.pointwise import DTYPES, Operand, PointwiseProgram, PointwiseStep, Reference
+from autotune.backends.native.refusals import refuse
 
 _StepOperand = Node | float | str | None
 
@@ -50,13 +51,13 @@ def pointwise(module: GraphModule) -> list[str]:
 def _fuse(module: GraphModule, root: Node) -> bool:
     meta = value(root)
     if meta is None or _step(module, root) is None:
-        return False
+        return refuse(root, "programs have no such step") if is_elementwise(root) else False
     order = sorted(range(meta.dim()), key=lambda dim: (-meta.stride()[dim], dim))
     back = [order.index(dim) for dim in range(meta.dim())]
     dense = meta.new_empty([meta.shape[dim] for dim in order]).permute(back)
     tree = _grow(module, root)
     if dense.stride() != meta.stride() or len(tree) < 2:
-        return False
+        return refuse(root, "a single operator" if len(tree) < 2 else "its answer has gaps in memory")
     inputs = _inputs(module, tree)
     program = _program(module, tree, inputs)
     if program is None:
@@ -78,9 +79,15 @@ def _grow(module: GraphModule, root: Node) -> set[Node]:
         grown = False
         for node in sorted(_inputs(module, tree), reverse=True):
             given = value(node)
-            if given is None or given.shape != meta.shape or not set(node.users) <= tree:
+            if given is None or _step(module, node) is None:
                 continue
-            if _step(module, node) is not None and len(_inputs(module, tree | {node})) <= INPUTS:
+            if given.shape != meta.shape:
+                refuse(node, "it is smaller than the operators that read it")
+            elif not set(node.users) <= tree:
+                refuse(node, "several operators read it")
+            elif len(_inputs(module, tree | {node})) > INPUTS:
+                refuse(node, f"the program would read more than {INPUTS} tensors")
+            else:
                 tree.add(node)
                 grown = True
     return tree

@@ -7,6 +7,7 @@ from torch.fx import GraphModule, Node
 
 from autotune.backends.native.fusions.patterns import of_one_dtype
 from autotune.backends.native.graph import add_constant, aten, constant, same_layout, value
+from autotune.backends.native.refusals import refuse
 
 _TURNS = {aten.t.default, aten.transpose.int, aten.permute.default}
 
@@ -42,6 +43,7 @@ def product_of(module: GraphModule, node: Node) -> LinearProduct | None:
         return None
     matrix, left, answer = _constant_matrix(module, weight), value(a), value(node)
     if matrix is None or left is None or answer is None or not of_one_dtype(a, weight, added, node):
+        refuse(node, "a product of two computed tensors" if matrix is None else "its operands differ in type")
         return None
     matrix = matrix if node.target is aten.linear.default else matrix.t()
     if not left.dim() or not left.numel() or not matrix.numel():
@@ -54,6 +56,7 @@ def product_of(module: GraphModule, node: Node) -> LinearProduct | None:
         elif meta is not None and meta.shape == answer.shape:
             residual = added
         else:
+            refuse(node, "its addend is neither a vector of constants nor of the answer's shape")
             return None
     return LinearProduct(a=a, weight=weight, matrix=matrix, bias=bias, residual=residual)
 

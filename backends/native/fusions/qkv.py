@@ -20,6 +20,7 @@ from autotune.backends.native.graph import (
     same_layout,
     value,
 )  # fmt: skip
+from autotune.backends.native.refusals import refuse
 
 
 def qkv(module: GraphModule) -> list[str]:
@@ -55,7 +56,9 @@ def _join(module: GraphModule, group: list[tuple[Node, LinearProduct]]) -> Node:
     for (node, _), part in zip(group, parts, strict=True):
         changed = _with(node, value(part))
         if changed is None:  # another node needs the layer's own strides
-            replace(node, call(node, aten.clone.default, (part,), {"memory_format": torch.contiguous_format}))
+            copy = call(node, aten.clone.default, (part,), {"memory_format": torch.contiguous_format})
+            refuse(copy, "another operator needs the strides of a layer of its own")
+            replace(node, copy)
             continue
         for user, answer in changed.items():
             user.meta["val"] = answer

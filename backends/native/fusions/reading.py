@@ -44,6 +44,12 @@ def cast_source(node: object) -> Node | None:
     return source if before.stride() == after.stride() else None
 
 
+def is_elementwise(node: Node) -> bool:
+    """Return true if an operator computes element by element, as torch marks it, or is a cast; false for a copy."""
+    is_marked = torch.Tag.pointwise in getattr(node.target, "tags", ()) and node.target is not aten.clone.default
+    return is_marked or cast_source(node) is not None
+
+
 def sole_user(node: Node) -> Node | None:
     """Return the only user of a node, or ``None`` if it has more or fewer."""
     return next(iter(node.users)) if len(node.users) == 1 else None

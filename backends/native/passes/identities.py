@@ -14,6 +14,7 @@ from autotune.backends.native.graph import (
     same_layout,
     value,
 )
+from autotune.backends.native.refusals import refuse
 
 _VIEWS = {aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.slice.Tensor, aten.select.int}
 _VIEWS |= {aten.transpose.int, aten.permute.default, aten.t.default, aten.alias.default, aten.detach.default}
@@ -32,7 +33,13 @@ def identities(module: GraphModule) -> int:
             removed += 1
             continue
         source = _arithmetic(module, node) or _copied(node) or _same_view(node)
-        if source is not None and same_layout(value(node), value(source)) and may_replace(node, source):
+        if source is None:
+            continue
+        if not same_layout(value(node), value(source)):
+            refuse(node, "its operand has other strides, another type or another shape")
+        elif not may_replace(node, source):
+            refuse(node, "an output would share memory with another tensor")
+        else:
             replace(node, source)
             removed += 1
     return removed

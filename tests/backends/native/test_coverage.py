@@ -1,0 +1,222 @@
+"""The launches of small graphs: who computes each, and the functions that left an operator to torch, with reasons."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from autotune.backends.native.backend import BACKEND
+from autotune.backends.native.coverage import coverage
+from autotune.backends.native.refusals import recording, refuse
+from autotune.model import source
+from autotune.model.capture import capture
+from autotune.model.precision import in_precision
+from autotune.records.device import Device
+from autotune.records.graph_coverage import GraphCoverage, GraphLaunch, OperatorRefusal
+from autotune.search_spaces.native import native_space
+
+HOPPER = Device(kind="cuda", name="NVIDIA H200", uuid="gpu", capability=(9, 0))
+FP16 = native_space(HOPPER, None).hints[0]
+IMAGE = (2, 16, 8, 8)
+
+
+class Module(nn.Module):
+    """Layers by name, and a function of them and the inputs."""
+
+    def __init__(self, forward: Callable[..., Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict(layers)
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layers, x)
+
+
+def covered(module: nn.Module, *shape: int, integers: bool = False) -> GraphCoverage:
+    torch.manual_seed(0)
+    x = torch.arange(8).reshape(2, 4) if integers else torch.randn(*shape)
+    (name,) = inspect.signature(module.forward).parameters
+    program = capture("small", 1, module.eval(), {name: x}).program
+    return coverage(in_precision(program, (x,), "fp16"), FP16, HOPPER)
+
+
+def left(graph: GraphCoverage) -> dict[str, list[tuple[str, str]]]:
+    """The reasons of each operator that is left to torch; the casts at the border of the graph are left out."""
+    launches = [launch for launch in graph.after if launch.owner == "torch" and launch.operator != "cast"]
+    return {launch.operator: [(each.function, each.reason) for each in launch.refusals] for launch in launches}
+
+
+def conv(**options: Any) -> nn.Conv2d:
+    return nn.Conv2d(16, 16, 3, padding=1, **options)
+
+
+def gate(layers: Any, x: Tensor) -> Tensor:
+    image = layers["conv"](x)
+    return layers["after"](image * layers["squeeze"](image.mean((2, 3), keepdim=True)).sigmoid())
+
+
+def added_to_a_transposed_tensor(layers: Any, x: Tensor) -> Tensor:
+    return layers["last"](x).transpose(1, 2) + layers["first"](x)
+
+
+SINGLE = ("pointwise._fuse", "a single operator")
+CASES: dict[str, tuple[nn.Module, tuple[int, ...], str, list[tuple[str, str]]]] = {
+    "a convolution with groups": (
+        conv(groups=16, bias=False), IMAGE, "conv2d with groups",
+        [("sites._conv_problem", "a convolution with groups")],
+    ),
+    "an activation without an epilogue": (
+        nn.Sequential(conv(), nn.ReLU6(), conv()), IMAGE, "hardtanh",
+        [("patterns.epilogue", "hardtanh is no activation of an epilogue"), SINGLE],
+    ),
+    "a permute before the activation": (
+        Module(lambda m, x: m["last"](m["first"](x).transpose(1, 2).relu()).cumsum(1),
+               first=nn.Linear(32, 32), last=nn.Linear(16, 16)), (2, 16, 32), "relu",
+        [("patterns.epilogue", "relu behind transpose is no activation of an epilogue"), SINGLE],
+    ),
+    "the end of an epilogue that is not contiguous": (
+        Module(added_to_a_transposed_tensor, first=nn.Linear(16, 16), last=nn.Linear(16, 16, bias=False)),
+        (2, 16, 16), "linear", [("gemm_epilogue._fuse", "the end of its epilogue is not contiguous")],
+    ),
+    "a gate of another shape": (
+        Module(gate, conv=conv(), squeeze=nn.Conv2d(16, 16, 1), after=conv()), IMAGE, "sigmoid",
+        [
+            ("patterns.epilogue", "sigmoid is no activation of an epilogue"),
+            ("pointwise._grow", "it is smaller than the operators that read it"), SINGLE,
+        ],
+    ),
+    "a copy into another layout": (
+        Module(lambda m, x: x.transpose(1, 2).contiguous().cumsum(1)), (2, 16, 32), "clone",
+        [("identities.identities", "its operand has other strides, another type or another shape")],
+    ),
+    "a product of two values": (
+        Module(lambda m, x: x @ x.transpose(1, 2)), (2, 16, 32), "matmul",
+        [("products.product_of", "a product of two computed tensors")],
+    ),
+    "a convolution over one dimension": (
+        nn.Conv1d(16, 16, 3, bias=False), (2, 16, 32), "conv1d",
+        [("conv_act.convolution", "convolutions are read in two dimensions, and not transposed")],
+    ),
+    "a convolution of twelve channels": (
+        nn.Conv2d(12, 16, 3, bias=False), (2, 12, 8, 8), "conv2d",
+        [("sites._conv_problem", "12 channels in torch.float16: kernels read 8 at once, in half precision")],
+    ),
+    "a group norm": (
+        nn.Sequential(conv(), nn.GroupNorm(4, 16)), IMAGE, "group_norm",
+        [("norm._fuse", "it is no norm over the last dimension")],
+    ),
+    "a norm of a transposed tensor": (
+        Module(lambda m, x: m["norm"](m["conv"](x).permute(0, 2, 3, 1)), conv=conv(), norm=nn.LayerNorm(16)), IMAGE,
+        "layer_norm", [("norm._alone", "its input and its answer are not contiguous tensors of one type")],
+    ),
+    "a sum over images": (
+        Module(lambda m, x: m["after"](m["conv"](x) + x.amax((2, 3), keepdim=True)), conv=conv(), after=conv()), IMAGE,
+        "add", [("patterns.epilogue", "its addend is neither a bias nor a residual of the product's shape and layout"),
+                SINGLE],
+    ),
+    "a mean of small windows": (
+        nn.Sequential(conv(), nn.AvgPool2d(2)), IMAGE, "avg_pool2d",
+        [("pooling._rewrite", "it is neither a maximum nor a mean of whole images")],
+    ),
+    "windows of many rows": (
+        nn.Conv2d(32, 32, 3, padding=1, bias=False), (1, 32, 128, 128), "conv2d",
+        [("coverage._own_nodes", "no kind of kernels has a tile for 16384×32×288")],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_deciding_function_reports_its_reason(case: str) -> None:
+    module, shape, operator, reasons = CASES[case]
+    assert left(covered(module, *shape))[operator] == reasons
+
+
+def test_what_a_kernel_computes_is_not_left_and_the_same_problems_are_tuned(tmp_path: Any) -> None:
+    module = nn.Sequential(conv(), nn.ReLU(), conv(groups=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 24))
+    x = {"input": torch.randn(*IMAGE)}
+    source.write(tmp_path, capture("small", 1, module.eval(), x), x, factory=None, seed=0)
+    model = source.CapturedModel(tmp_path)
+    graph = BACKEND.coverage(model, FP16, HOPPER)
+    assert (graph.own_products, graph.products) == (2, 3)
+    assert sum(BACKEND.kernel_problems(model, FP16, HOPPER).values()) == graph.own_products
+    assert [launch.operator for launch in graph.after if launch.owner == "own"] == ["conv2d", "mean_pool2d", "gemm"]
+    assert list(left(graph)) == ["conv2d with groups", "bias of conv2d with groups"]
+    # relu, and the bias of each convolution, are launches of their own before
+    assert len(graph.before) == len(graph.after) + 2
+    assert graph.fusions["conv_act"] == 2 and graph.fusions["gemm_epilogue"] == 1
+
+
+def test_bytes_and_operations_of_a_product_are_counted() -> None:
+    gemm = next(launch for launch in covered(nn.Linear(64, 128), 4, 64).after if launch.operator == "gemm")
+    assert gemm.flops == 2 * 4 * 64 * 128
+    assert gemm.traffic_bytes == 2 * (4 * 64 + 64 * 128 + 128 + 4 * 128)
+    grouped = covered(conv(groups=4, bias=False), *IMAGE).after
+    (launch,) = [launch for launch in grouped if launch.is_product]
+    assert launch.flops == 2 * (2 * 16 * 8 * 8) * (4 * 3 * 3)
+
+
+def test_operations_of_attention_are_counted_alike_before_and_after() -> None:
+    def forward(layers: Any, x: Tensor) -> Tensor:
+        heads = [part.view(2, 16, 2, 32).transpose(1, 2) for part in layers["all"](x).chunk(3, -1)]
+        return nn.functional.scaled_dot_product_attention(*heads)
+
+    graph = covered(Module(forward, all=nn.Linear(64, 192)), 2, 16, 64)
+    product, attention = 2 * 32 * 64 * 192, 2 * (2 * 2) * 16 * 16 * (32 + 32)
+    for launches in (graph.before, graph.after):
+        assert sorted(launch.flops for launch in launches if launch.flops) == sorted([product, attention])
+    assert graph.products == graph.own_products == 1  # attention is no product
+
+
+def test_a_table_is_read_by_rows_and_a_graph_may_have_nothing_of_ours() -> None:
+    graph = covered(nn.Embedding(50_000, 64), integers=True)
+    (lookup,) = [launch for launch in graph.after if launch.operator == "embedding"]
+    assert lookup.traffic_bytes == 2 * (2 * 4 * 64 * 2) + 8 * 8
+    assert lookup.refusals == () and graph.products == 0
+    assert all(launch.owner == "torch" for launch in graph.after)
+
+
+def test_a_pad_fills_and_then_copies() -> None:
+    padded = Module(lambda m, x: m["conv"](nn.functional.pad(x, (0, 1, 0, 1))), conv=conv(bias=False))
+    pad, fill = [launch for launch in covered(padded, *IMAGE).after if "pad" in launch.operator]
+    image, answer = 2 * 2 * 16 * 8 * 8, 2 * 2 * 16 * 9 * 9
+    assert (pad.traffic_bytes, fill.operator, fill.traffic_bytes) == (image + answer, "fill of pad", answer)
+
+
+def test_copies_that_a_kernel_needs_are_launches() -> None:
+    graph = covered(nn.Conv2d(8, 32, 4, stride=4), 2, 8, 16, 16)
+    copy, product = [launch for launch in graph.after if "conv2d" in launch.operator]
+    assert (copy.operator, copy.owner, copy.is_product) == ("copy of an operand of conv2d", "torch", False)
+    assert copy.traffic_bytes == 2 * 2 * 2 * 8 * 16 * 16
+    assert (product.owner, product.is_product) == ("own", True)
+
+
+def test_a_place_is_that_of_the_module_that_an_operator_was_captured_in() -> None:
+    graph = covered(nn.Sequential(conv(), nn.Sequential(nn.ReLU6()), conv()), *IMAGE)
+    assert [launch.place for launch in graph.after if launch.operator == "hardtanh"] == ["1.0"]
+
+
+def test_refusals_are_kept_within_the_block_alone_and_once() -> None:
+    node = torch.fx.Graph().placeholder("x")
+    assert refuse(node, "nobody reads this") is False
+    with recording() as outer:
+        refuse(node, "first")
+        with recording() as inner:
+            refuse(node, "second")
+        refuse(node, "first")
+    function = "test_coverage.test_refusals_are_kept_within_the_block_alone_and_once"
+    assert outer == {node: [OperatorRefusal(function=function, reason="first")]}
+    assert inner == {node: [OperatorRefusal(function=function, reason="second")]}
+
+
+def test_a_launch_is_plain_data() -> None:
+    launch = GraphLaunch(
+        operator="mul", node="mul_1", place="a.b", owner="torch", traffic_bytes=6,
+        refusals=(OperatorRefusal(function="a.b", reason="c"),),
+    )  # fmt: skip
+    assert launch.as_dict() == {
+        "operator": "mul", "node": "mul_1", "place": "a.b", "owner": "torch", "traffic_bytes": 6, "flops": 0,
+        "is_product": False, "refusals": [{"function": "a.b", "reason": "c"}],
+    }  # fmt: skip
