@@ -213,14 +213,17 @@ class FindsGraphFeatures(Protocol):
 class KernelKind:
     """A kind of tunable kernels; the configurations of its kernels have its ``name`` as their backend.
 
-    ``calls_library`` says that its kernels are a library's own calls, against which the others are compared. The rest
-    is for the cost model (:mod:`autotune.kernels.cost`), which knows tiles: ``tensor_rate_share`` is the share of the
+    ``calls_library`` says that its kernels are a library's own calls, against which the others are compared.
+    ``compile_s`` is about how long a compiler takes for one of its kernels, 0 if that does not matter: a kind whose
+    kernels take too long for a budget is left out, except for kernels that are compiled already. The rest is for the
+    cost model (:mod:`autotune.kernels.cost`), which knows tiles: ``tensor_rate_share`` is the share of the
     tensor cores' rate that the kernels reach if they do not use the newest instructions, and ``one_tile_per_block``
     says that each thread block computes one tile and ends.
     """
 
     name: str
     calls_library: bool = False
+    compile_s: float = 0.0
     tensor_rate_share: float | None = None
     one_tile_per_block: bool = False
 

@@ -4,9 +4,9 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 
 from autotune import environment, registry
@@ -27,6 +27,7 @@ from autotune.kernels.report import KernelReport, TunedProblem
 from autotune.kernels.schedule import MOST_BUILDS, KernelSchedule
 from autotune.kernels.search import KernelSearch
 from autotune.kernels.timing import needed_bytes
+from autotune.kernels.work import Batch, Compiled, WithoutKinds, Work
 from autotune.progress import Progress, Silent
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -39,6 +40,19 @@ log = logging.getLogger(__name__)
 
 BUILD_SHARE = 0.8
 """The share of the budget for builds; the rest is for other launches of the best builds, which need no compiler."""
+
+LEAST_KERNELS = 8
+"""A kind is left out if its compiler would not make so many of its kernels, one after the other, in the budget.
+
+A CUTLASS kernel takes 40 to 50 s. Four of them in the first batch of a default study on an H200 used up its budget for
+kernels, so that 3 of the 44 problems of ResNet-50 had a kernel of ours tried.
+"""
+
+BATCH = 4
+"""The most builds of a batch: the search learns between batches, and each problem has its first batch early."""
+
+SLOW_S = 20.0
+"""Kernels that take longer to compile take gigabytes of memory: a CUTLASS kernel 5.7 GB."""
 
 SHORTEST_COMPILE_S = 60.0
 """The least time limit of a compilation, if less of the budget is left."""
@@ -80,67 +94,13 @@ def tune_kernels(
     return tuner.run(stop or threading.Event())
 
 
-@dataclass(slots=True, kw_only=True)
-class _Work:
-    """The state of one problem: its candidates, their trials, and the counts of this run.
-
-    ``search`` continues ``without`` the kinds whose compiler is missing, except for the builds in ``cached``, by kind.
-    """
-
-    problem: GemmProblem
-    weight: float
-    space: KernelSpace | None = None
-    search: KernelSearch | None = None
-    without: frozenset[str] = frozenset()
-    trials: dict[Configuration, KernelTrial] = field(default_factory=dict)
-    compile_s: dict[Configuration, float] = field(default_factory=dict)
-    cached: dict[str, frozenset[Configuration]] = field(default_factory=dict)
-    measured: int = 0
-    compiled: int = 0
-    trouble: AutotuneError | None = None
-
-    @property
-    def best_us(self) -> float | None:
-        return min((trial.median_us for trial in self.trials.values() if trial.median_us is not None), default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Batch:
-    """Builds of one problem that are being compiled; ``requested`` by the schedule."""
-
-    work: _Work
-    requested: int
-    builds: Sequence[Configuration]
-    result: "Future[tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]]"
-
-
-class _WithoutKinds:
-    """A space without the builds of kinds whose compiler is missing, except for builds that are compiled already."""
-
-    def __init__(self, space: KernelSpace, kinds: frozenset[str], compiled: frozenset[Configuration]) -> None:
-        self._space, self._kinds, self._compiled = space, kinds, compiled
-        self.builds = self._left(space.builds)
-        self.ready = space.ready
-
-    def first(self, count: int) -> Sequence[Configuration]:
-        return self._left(self._space.first(count)) if self.builds else ()
-
-    def suggested(self, count: int) -> Sequence[Configuration]:
-        return self._left(self._space.suggested(count))
-
-    def launches(self, build: Configuration) -> Sequence[Configuration]:
-        return self._space.launches(build)
-
-    def _left(self, builds: Sequence[Configuration]) -> tuple[Configuration, ...]:
-        return tuple(build for build in builds if build.backend not in self._kinds or build in self._compiled)
-
-
 class _Tuner:
     def __init__(
         self, problems: Mapping[GemmProblem, float], device: Device, store: Store, server: WorkerServer, backend: str,
         budget_s: float, builds: int, progress: Progress, seed: int,
     ) -> None:  # fmt: skip
         self.provider = registry.kernels(backend)
+        self.kinds = {kind.name: kind for kind in registry.kernel_tuner(backend).kernel_kinds}
         self.device, self.store, self.server, self.progress, self.seed = device, store, server, progress, seed
         self.toolchain = toolchain_of(self.provider, versions.current(device)).digest
         folder = kernels_folder()
@@ -154,7 +114,7 @@ class _Tuner:
                 run="the same command with XDG_CACHE_HOME set to such a folder",
             ) from error
         self.executor = KernelExecutor(server, device, backend, folder, toolchain=self.toolchain, seed=seed)
-        self.works = [_Work(problem=problem, weight=weight) for problem, weight in problems.items()]
+        self.works = [Work(problem=problem, weight=weight) for problem, weight in problems.items()]
         self.budget_s, self.builds = budget_s, builds
         self.missing: dict[str, AutotuneError] = {}
         self.rates: DeviceRates | None = None
@@ -173,6 +133,7 @@ class _Tuner:
         able = [work for work in self.works if work.space is not None]
         if not able and self.works:
             raise self.works[0].trouble or SpaceError("no kernel problem has a candidate")
+        self._leave_out_slow_kinds(able)
         if any(work.space is not None and work.space.builds for work in able):
             self.rates = self.executor.rates(lambda text: self.progress.event("message", text=text))
         schedule = KernelSchedule(
@@ -182,8 +143,11 @@ class _Tuner:
             most_builds=self.builds,
             clock=self._worked_s,
         )
-        with ThreadPoolExecutor(1, thread_name_prefix="autotune-compile") as pool:
-            self._build(able, schedule, pool)
+        with ThreadPoolExecutor(self._compilers, thread_name_prefix="autotune-compile") as pool:
+            try:
+                self._build(able, schedule, pool)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
         for work in sorted(able, key=lambda one: one.weight * (one.best_us or 0.0), reverse=True):
             while self._worked_s() - worked_from_s < self.budget_s and not self._stopped:
                 launches = self._search(work).ask_launches(LAUNCHES)
@@ -196,6 +160,20 @@ class _Tuner:
             notes=tuple(_no_more(kind, error) for kind, error in self.missing.items()),
         )  # fmt: skip
 
+    def _leave_out_slow_kinds(self, able: Sequence[Work]) -> None:
+        """Continue without the kinds whose kernels take too long to compile for the budget, and say so."""
+        offered = {build.backend for work in able if work.space is not None for build in work.space.builds}
+        for kind in self.kinds.values():
+            needed_s = LEAST_KERNELS * kind.compile_s
+            if kind.name in offered and needed_s > self.budget_s:
+                error = SpaceError(
+                    f"compiling one takes about {kind.compile_s:.0f} s",
+                    found=f"a budget of {self.budget_s:.0f} s for kernels", expected=f"at least {needed_s:.0f} s",
+                    run="autotune kernels tune with such a --budget: later studies use its kernels",
+                )  # fmt: skip
+                self.missing[kind.name] = error
+                self.progress.event("message", text=_no_more(kind.name, error))
+
     def _worked_s(self) -> float:
         """Return the seconds without those in which timing waits for another process to leave the device."""
         return time.monotonic() - self.executor.waited_s
@@ -204,7 +182,7 @@ class _Tuner:
     def _stopped(self) -> bool:
         return self.stop.is_set() or self.server.closed
 
-    def _know(self, work: _Work) -> None:
+    def _know(self, work: Work) -> None:
         """List a problem's candidates and read their trials from the database."""
         needed = needed_bytes(work.problem)
         try:
@@ -221,7 +199,7 @@ class _Tuner:
         for trial in self.store.kernels.of(work.problem, self.device.device_class, self.toolchain):
             work.trials.setdefault(trial.configuration, trial)
 
-    def _search(self, work: _Work) -> KernelSearch:
+    def _search(self, work: Work) -> KernelSearch:
         """Return a problem's search, created on first use, and again if a kind's compiler turns out to be missing."""
         assert work.space is not None  # a problem without candidates is not tuned
         if work.search is None or work.without != self.missing.keys():
@@ -236,7 +214,7 @@ class _Tuner:
             )
         return work.search
 
-    def _without_missing(self, work: _Work) -> KernelSpace:
+    def _without_missing(self, work: Work) -> KernelSpace:
         """Return the space without builds that need a missing compiler and are not in the cache."""
         assert work.space is not None
         for kind in self.missing.keys() - work.cached.keys():
@@ -244,43 +222,82 @@ class _Tuner:
             cached = self.provider.compiled(self.device, work.problem, of_kind, self.executor.folder)
             work.cached[kind] = frozenset(cached)
         available = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
-        return _WithoutKinds(work.space, frozenset(self.missing), available)
+        return WithoutKinds(work.space, frozenset(self.missing), available)
 
-    def _build(self, able: Sequence[_Work], schedule: KernelSchedule, pool: ThreadPoolExecutor) -> None:
-        """Time the libraries' calls, then builds in the schedule's order; on a GPU the next ones compile meanwhile."""
-        overlap = self.device.kind == "cuda"
+    def _build(self, able: Sequence[Work], schedule: KernelSchedule, pool: ThreadPoolExecutor) -> None:
+        """Time builds in the schedule's order, each problem's libraries' calls before or with its first builds.
+
+        On a GPU the next builds compile meanwhile; while none is compiled, libraries' calls are timed.
+        """
         works = {work.problem: work for work in able}
-        batch = self._next(works, schedule, pool) if overlap else None
-        for work in able:
-            assert work.space is not None
-            if not self._time(work, work.space.ready):
-                schedule.finish(work.problem)
+        libraries = set(works) if self._overlaps else set()
+        compiling: list[Batch] = []
+        if not self._overlaps:
+            self._time_libraries(works, works, schedule)
         while not self._stopped:
-            batch = batch or self._next(works, schedule, pool)
-            if batch is None:
-                return
+            self._fill(compiling, works, schedule, pool)
+            if libraries and not any(batch.result.done() for batch in compiling):
+                problem = self._library_turn(able, libraries, compiling)
+                libraries.remove(problem)
+                self._time_libraries([problem], works, schedule)
+                continue
+            if not compiling:
+                break
+            batch = self._first_done(compiling)
+            compiling.remove(batch)
             results, missing = batch.result.result()
             if missing:
-                batch = self._without(missing, batch, pool, schedule)
+                instead = self._without(missing, batch, pool, schedule, compiling)
+                compiling += [] if instead is None else [instead]
                 continue
-            following = self._next(works, schedule, pool) if overlap else None
+            if self._overlaps:
+                self._fill(compiling, works, schedule, pool)
             timed = self._record_batch(batch, results)
+            libraries.discard(batch.work.problem)
             schedule.tell(
                 batch.work.problem, requested=batch.requested, built=len(batch.builds), best_us=batch.work.best_us
             )
             if not timed:
                 schedule.finish(batch.work.problem)
-            batch = following
 
-    def _next(
-        self, works: Mapping[GemmProblem, _Work], schedule: KernelSchedule, pool: ThreadPoolExecutor
-    ) -> _Batch | None:
-        """Begin to compile the schedule's next batch, ``None`` at its end."""
-        while not self._stopped and (turn := self._turn(schedule)) is not None:
-            batch = self._begin(works[turn[0]], turn[1], schedule, pool)
+    def _library_turn(
+        self, able: Sequence[Work], libraries: Collection[GemmProblem], compiling: Sequence[Batch]
+    ) -> GemmProblem:
+        """Return the problem whose libraries' calls are timed next: the most work first, those in batches last."""
+        soon = {batch.work.problem for batch in compiling}
+        left = [work for work in able if work.problem in libraries]
+        return max(left, key=lambda work: (work.problem not in soon, work.weight * work.problem.flops)).problem
+
+    def _time_libraries(
+        self, problems: Iterable[GemmProblem], works: Mapping[GemmProblem, Work], schedule: KernelSchedule
+    ) -> None:
+        """Time the libraries' calls of problems."""
+        for work in [works[problem] for problem in problems]:
+            if work.space is not None and not self._time(work, work.space.ready):
+                schedule.finish(work.problem)
+
+    @property
+    def _overlaps(self) -> bool:
+        """Whether kernels compile while others are timed; on a CPU that would disturb the timing."""
+        return self.device.kind == "cuda"
+
+    def _fill(
+        self,
+        compiling: list[Batch],
+        works: Mapping[GemmProblem, Work],
+        schedule: KernelSchedule,
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """Begin to compile the schedule's next batches, as many as compile at once."""
+        while len(compiling) < self._compilers and not self._stopped and (turn := self._turn(schedule)) is not None:
+            batch = self._begin(works[turn[0]], turn[1], schedule, pool, compiling)
             if batch is not None:
-                return batch
-        return None
+                compiling.append(batch)
+
+    def _first_done(self, compiling: Sequence[Batch]) -> Batch:
+        """Return the first batch that has been compiled; wait for one if there is none."""
+        wait([batch.result for batch in compiling], return_when=FIRST_COMPLETED)
+        return next(batch for batch in compiling if batch.result.done())
 
     def _turn(self, schedule: KernelSchedule) -> tuple[GemmProblem, int] | None:
         """Return the next problem and its builds; ``None`` if the longest time so far does not fit into the budget."""
@@ -288,19 +305,36 @@ class _Tuner:
             return None
         return schedule.next(self._at_once)
 
-    def _begin(self, work: _Work, requested: int, schedule: KernelSchedule, pool: ThreadPoolExecutor) -> _Batch | None:
-        """Begin to compile the next builds of a problem; if it has no more, inform the schedule and return ``None``."""
+    def _begin(
+        self,
+        work: Work,
+        requested: int,
+        schedule: KernelSchedule,
+        pool: ThreadPoolExecutor,
+        compiling: Sequence[Batch],
+    ) -> Batch | None:
+        """Begin to compile the next builds of a problem; if it has no more, inform the schedule and return ``None``.
+
+        A build serves many problems: while another batch compiles one of these builds, this one waits for it, and finds
+        it in the cache.
+        """
         builds = self._search(work).ask(requested)
         if not builds:
             schedule.tell(work.problem, requested=requested, built=0, best_us=work.best_us)
             return None
         limit_s = max(SHORTEST_COMPILE_S, self.budget_s - schedule.elapsed_s)
-        result = pool.submit(self._compile, work.problem, builds, limit_s)
-        return _Batch(work=work, requested=requested, builds=builds, result=result)
+        same = [batch.result for batch in compiling if not set(builds).isdisjoint(batch.builds)]
+        result = pool.submit(self._compile, work.problem, builds, limit_s, same)
+        return Batch(work=work, requested=requested, builds=builds, result=result)
 
     def _compile(
-        self, problem: GemmProblem, builds: Sequence[Configuration], limit_s: float
-    ) -> tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]:
+        self,
+        problem: GemmProblem,
+        builds: Sequence[Configuration],
+        limit_s: float,
+        after: Sequence["Future[Compiled]"],
+    ) -> Compiled:
+        wait(after)
         begin = time.monotonic()
         results = self.executor.compile(problem, builds, limit_s)
         self.longest_s = max(self.longest_s, time.monotonic() - begin)
@@ -309,19 +343,36 @@ class _Tuner:
     @property
     def _at_once(self) -> int:
         """The builds of a batch: a compiler uses one core, and the search learns between batches."""
-        return min(8, max(2, self.device.cores // 2))
+        return min(BATCH, max(2, self.device.cores // 2))
+
+    @property
+    def _compilers(self) -> int:
+        """The batches that compile at once: a core for each of their builds, and as many for the timing beside them.
+
+        Kernels that take long to compile need gigabytes of memory, so their batches come one after the other.
+        """
+        slow = any(kind.compile_s > SLOW_S for name, kind in self.kinds.items() if name not in self.missing)
+        return 1 if slow or not self._overlaps else max(1, self.device.cores // self._at_once - 1)
 
     def _without(
-        self, missing: Mapping[str, AutotuneError], batch: _Batch, pool: ThreadPoolExecutor, schedule: KernelSchedule
-    ) -> _Batch | None:
+        self,
+        missing: Mapping[str, AutotuneError],
+        batch: Batch,
+        pool: ThreadPoolExecutor,
+        schedule: KernelSchedule,
+        compiling: Sequence[Batch],
+    ) -> Batch | None:
         """Continue without kinds that cannot be compiled here, with other builds instead."""
         for kind, error in missing.items():
             self.missing[kind] = error
             self.progress.event("message", text=_no_more(kind, error))
-        return self._begin(batch.work, batch.requested, schedule, pool)
+        return self._begin(batch.work, batch.requested, schedule, pool, compiling)
 
-    def _record_batch(self, batch: _Batch, results: Mapping[Configuration, BuildResult]) -> bool:
-        """Record the builds that the compiler refused and time the rest; false if that fails for this problem."""
+    def _record_batch(self, batch: Batch, results: Mapping[Configuration, BuildResult]) -> bool:
+        """Record the builds that the compiler refused and time the rest; false if that fails for this problem.
+
+        Libraries' calls without a trial are timed in the same session.
+        """
         work, launched = batch.work, []
         for build in batch.builds:
             result, candidate = results[build], self._search(work).plainest(build)
@@ -334,9 +385,10 @@ class _Tuner:
                 self._record(work, self.executor.failed(work.problem, candidate, failure))
             elif result is not None:
                 self._record(work, self.executor.failed(work.problem, candidate, result))
-        return self._time(work, launched)
+        assert work.space is not None
+        return self._time(work, [*work.space.ready, *launched])
 
-    def _time(self, work: _Work, candidates: Sequence[Configuration]) -> bool:
+    def _time(self, work: Work, candidates: Sequence[Configuration]) -> bool:
         """Check and time candidates without a trial; false if that fails for this problem."""
         untried = [candidate for candidate in candidates if candidate not in work.trials]
         if not untried or self._stopped:
@@ -351,7 +403,7 @@ class _Tuner:
             return False
         return True
 
-    def _record(self, work: _Work, trial: KernelTrial) -> None:
+    def _record(self, work: Work, trial: KernelTrial) -> None:
         """Record one trial, and store it unless its failure may not be the kernel's."""
         build = self._search(work).build_of(trial.configuration)
         if build in work.compile_s:
@@ -365,11 +417,11 @@ class _Tuner:
                 other.search.tell([trial])
         self.progress.event("kernel_tried", trial=trial, best_us=work.best_us)
 
-    def _fail(self, work: _Work, error: AutotuneError) -> None:
+    def _fail(self, work: Work, error: AutotuneError) -> None:
         work.trouble = error
         self.progress.event("message", text=f"{work.problem.canonical}: {error}")
 
-    def _tuned(self, work: _Work) -> TunedProblem:
+    def _tuned(self, work: Work) -> TunedProblem:
         def rank(trial: KernelTrial) -> tuple[bool, float, str]:
             return trial.state != "complete", trial.median_us or 0.0, trial.configuration.digest
 

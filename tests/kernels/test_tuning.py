@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from autotune.backend import KernelKind
 from autotune.database.store import Store
 from autotune.errors import RequestError, SpaceError, WorkError
 from autotune.execute.server import WorkerServer
@@ -13,7 +14,7 @@ from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.trial import Failure
-from tests.toy_kernels import FAULTS, LIBRARY, build, launch
+from tests.toy_kernels import FAULTS, LIBRARY, ToySpace, build, launch
 
 H200 = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0), cores=4, power_limit_w=700)
 
@@ -180,7 +181,7 @@ class FakeExecutor:
     waited_s = 0.0
 
     def __init__(self, server, device, backend, folder, *, toolchain, seed):
-        self.device, self.toolchain, self.spans = device, toolchain, []
+        self.device, self.folder, self.toolchain, self.spans = device, folder, toolchain, []
         self.begun, self.batches, self.overlapped = threading.Semaphore(0), 0, []
 
     def rates(self, tell):
@@ -208,6 +209,90 @@ class FakeExecutor:
 
 class FakeServer:
     closed = False
+
+
+class Crowded(FakeExecutor):
+    """The first compilations end when three of them run; notes what runs beside what."""
+
+    def __init__(self, *arguments, **values):
+        super().__init__(*arguments, **values)
+        self.lock, self.together, self.running = threading.Lock(), threading.Barrier(3), []
+        self.calls, self.most, self.shared, self.libraries_first = 0, 0, [], None
+
+    def compile(self, problem, builds, limit_s):
+        with self.lock:
+            self.calls += 1
+            first = self.calls <= 3
+            self.shared += [build for build in builds if build in self.running]
+            self.running += builds
+            self.most = max(self.most, len(self.running))
+        if first:
+            self.together.wait(timeout=30.0)
+        with self.lock:
+            self.running = [build for build in self.running if build not in builds]
+        return {build: CompileResult() for build in builds}, {}
+
+    def time(self, problem, candidates, best_us, tell):
+        if self.libraries_first is None:
+            self.libraries_first = candidates[0] == LIBRARY
+        self.overlapped += [None] * 3
+        super().time(problem, candidates, best_us, tell)
+
+
+@pytest.fixture
+def on_a_gpu(tmp_path, toykernels, monkeypatch):
+    """Tune with a fake executor on a GPU whose host has 16 cores; returns the executor and the messages."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def run(problems, kind=Crowded, **values):
+        executors, events = [], Events()
+        monkeypatch.setattr(
+            "autotune.kernels.tuning.KernelExecutor",
+            lambda *arguments, **values: executors.append(kind(*arguments, **values)) or executors[0],
+        )
+        with Store.open(str(tmp_path / "kernels.db")) as store:
+            report = tune_kernels(
+                problems, dataclasses.replace(H200, cores=16), store, FakeServer(), backend="toykernels",
+                progress=events, **values,
+            )  # fmt: skip
+        return executors[0], events, report
+
+    return run
+
+
+def test_batches_of_several_problems_compile_side_by_side(on_a_gpu, monkeypatch):
+    monkeypatch.setattr(
+        "tests.toy_kernels.ToyKernels.space",
+        lambda self, device, problem: ToySpace(tuple(build("none", 10 * problem.m + number) for number in range(2))),
+    )
+    executor, _, report = on_a_gpu({problem(m): 1.0 for m in range(20, 26)}, budget_s=60.0)
+    assert executor.most >= 6 and not executor.shared
+    assert all(len(tuned.trials) >= 3 for tuned in report.problems), "each has its builds and its libraries' call"
+    assert executor.libraries_first, "the device does not wait for a compiler"
+
+
+def test_a_build_that_another_problem_compiles_is_waited_for_and_not_compiled_beside_it(on_a_gpu):
+    executor, _, report = on_a_gpu({problem(m): 1.0 for m in range(20, 26)}, kind=Waiting, budget_s=60.0)
+    assert not executor.shared and all(tuned.compiled == 5 for tuned in report.problems)
+
+
+class Waiting(Crowded):
+    """Compilations end at once."""
+
+    def __init__(self, *arguments, **values):
+        super().__init__(*arguments, **values)
+        self.calls = 3
+
+
+def test_a_kind_that_compiles_too_slowly_for_the_budget_is_left_out_and_said_to_be(on_a_gpu, monkeypatch):
+    kinds = (KernelKind(name="nowhere", compile_s=50.0), KernelKind(name="toy"), KernelKind(name=LIBRARY.backend))
+    monkeypatch.setattr("tests.toy_kernels.ToyBackend.kernel_kinds", kinds)
+    _, events, report = on_a_gpu({problem(4): 1.0}, kind=Waiting, budget_s=390.0)
+    (message,) = events.messages
+    assert "no kernels of kind nowhere but those that are compiled already: compiling one takes about 50 s" in message
+    assert {trial.configuration.backend for trial in report.problems[0].trials} == {"toy", "torch"}
+    _, events, report = on_a_gpu({problem(4): 1.0}, kind=Waiting, budget_s=400.0)
+    assert not events.messages and {trial.configuration.backend for trial in report.problems[0].trials} > {"nowhere"}
 
 
 def test_on_a_gpu_the_next_builds_compile_while_others_are_timed(tmp_path, toykernels, monkeypatch):
