@@ -5,11 +5,9 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from autotune import registry
-from autotune.database.rows import StudyLimits
 from autotune.execute.answers import BuildAnswer, MeasureAnswer
 from autotune.execute.executor import BUILD_TIMEOUT_S, EarlyLoad
 from autotune.execute.step_result import StepResult
@@ -20,8 +18,8 @@ from autotune.records.trial import Measurement, Trial, TrialState
 from autotune.search.search import Search
 from autotune.study.cache import as_outcome
 from autotune.study.context import StudyContext
-from autotune.study.curve import search_curve
 from autotune.study.kernel_tuning import StudyKernels
+from autotune.study.search_clock import SearchClock
 from autotune.study.space import is_baseline, participants, stand_ins
 
 log = logging.getLogger(__name__)
@@ -100,7 +98,7 @@ class StudySearch:
         self._kernels = StudyKernels(context)
         self._spaces = {space.backend: space for space in context.spaces}
         self._left_out: list[Configuration] = []
-        self._ended: dict[str, float] = {}
+        self._clock = SearchClock(context)
 
     def run(self) -> Search:
         """Propose, build, check and time until trials, budget or space are used up; the reference is computed first."""
@@ -112,7 +110,7 @@ class StudySearch:
                 search.observe(as_outcome(trial))
                 self._note_build(trial)
         interrupted = [trial.configuration for trial in earlier if trial.state == "running"]
-        self._mark_unmarked(earlier)
+        self._clock.mark_unmarked(earlier)
         spent_s, count = row.active_s, sum(not trial.reused for trial in earlier if trial.state != "running")
         referenced = False
         while count < self.context.request.trials and spent_s < self.context.request.budget_s:
@@ -123,7 +121,7 @@ class StudySearch:
                 break
             if not referenced:
                 if earlier or row.active_s:
-                    self._note_continued()
+                    self._clock.note_continued()
                 self._reference()
                 referenced = True
             begin = time.monotonic()
@@ -132,44 +130,15 @@ class StudySearch:
                 search.observe(as_outcome(trial))
             count += sum(not trial.reused for trial in finished)
             elapsed_s = self.context.executor.split.worked_s(begin, time.monotonic())
-            self._add_active_time(elapsed_s, spent_s, begin)
+            self._clock.add(elapsed_s, spent_s, begin)
             spent_s += elapsed_s
             self.context.check_stop()
         if not referenced:
             self._reference()
         self._time_stand_ins(spent_s)
         self._time_carried(spent_s)
-        self._note_curve()
+        self._clock.note_curve(self._trials())
         return search
-
-    def _mark_unmarked(self, earlier: Sequence[Trial]) -> None:
-        """Give trials without a moment the search time of the study now, which is the latest that they can have ended.
-
-        Their coordinator died before it stored their moments, or they came from another database.
-        """
-        row = self.context.row
-        complete = [trial for trial in earlier if trial.state == "complete" and not trial.reused]
-        unmarked = {trial.uid: row.active_s for trial in complete if trial.uid not in row.ended_s}
-        if unmarked and row.start is not None:
-            self.context.store.studies.add_active_time(row.uid, 0.0, unmarked)
-
-    def _note_continued(self) -> None:
-        limits = StudyLimits(trials=self.context.request.trials, budget_s=self.context.request.budget_s)
-        self.context.store.studies.note_continued(self.context.row.uid, limits)
-
-    def _add_active_time(self, elapsed_s: float, spent_s: float, begin: float) -> None:
-        """Store the search time of trials that were begun together, after ``spent_s``, and the moments of their ends.
-
-        ``elapsed_s`` is 0 for trials that the budget does not pay for.
-        """
-        split = self.context.executor.split
-        ended_s = {uid: spent_s + min(elapsed_s, split.worked_s(begin, moment)) for uid, moment in self._ended.items()}
-        self._ended.clear()
-        self.context.store.studies.add_active_time(self.context.row.uid, elapsed_s, ended_s)
-
-    def _note_curve(self) -> None:
-        row = self.context.store.studies.get(self.context.row.uid)
-        self.context.store.studies.note_curve(row.uid, search_curve(row, self._trials(), self.context.request))
 
     def _reference(self) -> None:
         request = self.context.request
@@ -191,7 +160,7 @@ class StudySearch:
             self._defaults |= {graph.digest for graph in missing}
             begin = time.monotonic()
             self._generation(missing, SHORTEST_BUILD_S)
-            self._add_active_time(0.0, spent_s, begin)
+            self._clock.add(0.0, spent_s, begin)
             self.context.check_stop()
 
     def _time_carried(self, spent_s: float) -> None:
@@ -207,7 +176,7 @@ class StudySearch:
             self._defaults |= {digest}
             begin = time.monotonic()
             self._generation([configuration], 0.0, least_build_s=BUILD_TIMEOUT_S)
-            self._add_active_time(0.0, spent_s, begin)
+            self._clock.add(0.0, spent_s, begin)
             self.context.check_stop()
 
     def _next_batch(
@@ -298,7 +267,7 @@ class StudySearch:
             if self.context.stop.is_set():
                 break
             self.context.store.trials.finish(ended, {"screening": measurement} if measurement else {})
-            self._ended[ended.uid] = time.monotonic()
+            self._clock.ended[ended.uid] = time.monotonic()
             finished.append(ended)
             self._note_build(ended)
             self.context.progress.event("trial_finished", trial=ended, best_ms=self._pace.best_ms)

@@ -189,7 +189,7 @@ def test_of_a_study_that_an_earlier_version_began_start_and_curve_stay_unknown(l
 
 
 def test_a_trial_without_a_moment_leaves_the_curve_unknown(lab, monkeypatch):
-    monkeypatch.setattr("autotune.study.search.StudySearch._mark_unmarked", lambda self, earlier: None)
+    monkeypatch.setattr("autotune.study.search_clock.SearchClock.mark_unmarked", lambda self, earlier: None)
     lab.run()
     lab.forget("ended_s")
     assert lab.run(trials=6).curve is None
