@@ -96,11 +96,10 @@ class NativeBackend:
 
     def load(self, folder: Path, device: Device) -> Runner:
         """Load graph and kernels; needs neither nvcc nor Triton's compiler."""
-        import torch
-
         from autotune.backends.native import operators  # noqa: F401 (registers the operators that the graph names)
         from autotune.backends.native.packing import set_known_kernels
         from autotune.backends.native.sites import reads_any_layout
+        from autotune.backends.native.weight_layout import convolutions_in_channels_last
         from autotune.model.precision import flat_module, on_device
         from autotune.model.program import load_program
         from autotune.runtime.artifact import read_example
@@ -109,7 +108,7 @@ class NativeBackend:
         settings = Settings.read(folder)
         module = flat_module(on_device(load_program(folder / PROGRAM), device.torch_name))
         if settings.channels_last:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            convolutions_in_channels_last(module)
         any_layout = reads_any_layout(module)
         set_known_kernels(folder, module, device)
         if any_layout:

@@ -1,14 +1,29 @@
 """Fused attention becomes our operator, for which we may have a kernel; else torch chooses among its own."""
 
+from collections.abc import Mapping
+from typing import cast
+
 import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
 from autotune.backends.native import operators
 from autotune.backends.native.fusions.attention import SDPA
+from autotune.backends.native.fusions.qkv import values_with
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call
-from autotune.backends.native.graph import Fusion, aten, constant, place, put_in_place, replace, same_layout, value
+from autotune.backends.native.graph import (
+    Fusion,
+    aten,
+    constant,
+    is_view,
+    place,
+    put_in_place,
+    replace,
+    same_layout,
+    value,
+)
 from autotune.backends.native.refusals import refuse
+from autotune.backends.native.triton_kernels.launch_plan import POINTER_ALIGNMENT_BYTES
 
 _BOTH = (aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default)
 _ATTENTION = getattr(torch.ops, operators.NAMESPACE).attention.default
@@ -16,7 +31,49 @@ _ATTENTION = getattr(torch.ops, operators.NAMESPACE).attention.default
 
 def attention_kernel(module: GraphModule) -> list[str]:
     """Rewrite torch's fused attention of batches and heads as our operator; returns the attentions' places."""
-    return [place(node) for node in list(module.graph.nodes) if node.target is SDPA and _rewrite(module, node)]
+    places = [place(node) for node in list(module.graph.nodes) if node.target is SDPA and _rewrite(module, node)]
+    for node in list(module.graph.nodes):
+        if node.target is aten.clone.default:
+            _drop_copy(node)
+    return places
+
+
+def _drop_copy(copy: Node) -> bool:
+    """Drop a copy of queries, keys, values or an answer that changes strides only, if its readers need none.
+
+    The kernel reads rows at any distance, and a copy of the answer's copy reads any tensor.
+    """
+    source = copy.args[0]
+    tensor, meta = value(source), value(copy)
+    changed = None if tensor is None or meta is None else values_with(copy, tensor)
+    if changed is None or not isinstance(source, Node):
+        return False
+    readers = [node for node in changed if not is_view(node)]
+    if source.target is _ATTENTION and all(node.target is aten.clone.default for node in readers):
+        return _put_source(copy, source, changed)
+    if not readers or any(node.target is not _ATTENTION or node.args[3] in (copy, *changed) for node in readers):
+        return False
+    now = {**changed, copy: tensor}
+    for node in readers:
+        operands = [now.get(cast(Node, one), value(one)) for one in node.args[:3]]
+        if any(not isinstance(one, torch.Tensor) or not _is_read(one) for one in operands):
+            return False
+    return _put_source(copy, source, changed)
+
+
+def _put_source(copy: Node, source: Node, changed: Mapping[Node, torch.Tensor]) -> bool:
+    for node, answer in changed.items():
+        node.meta["val"] = answer
+    replace(copy, source)
+    return True
+
+
+def _is_read(tensor: torch.Tensor) -> bool:
+    """Return true if the kernel reads a tensor: elements of a row are neighbours, and rows begin where loads may."""
+    starts = [tensor.storage_offset(), *tensor.stride()[:-1]]
+    return tensor.stride(-1) == 1 and not any(
+        start * tensor.element_size() % POINTER_ALIGNMENT_BYTES for start in starts
+    )
 
 
 def _rewrite(module: GraphModule, node: Node) -> bool:

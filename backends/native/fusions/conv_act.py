@@ -1,15 +1,16 @@
 """A convolution of images becomes one operator with its residual and activation."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
 from autotune.backends.native.fusions.patterns import epilogue, of_one_dtype, put
-from autotune.backends.native.fusions.reading import call
+from autotune.backends.native.fusions.reading import arguments, call
 from autotune.backends.native.graph import Fusion, aten, constant, place, put_in_place, value
 from autotune.backends.native.refusals import refuse
 
@@ -66,12 +67,52 @@ def _fuse(module: GraphModule, node: Node) -> bool:
     convolved = convolution(module, node)
     if convolved is None:
         return False
+    convolved = _padding_itself(module, convolved, value(node))
     following = epilogue(module, node, convolved.bias, None, rows=False)
     settings = (convolved.stride, convolved.padding, convolved.dilation, convolved.groups)
     args = (convolved.x, convolved.weight, convolved.bias, following.residual, *settings, following.activation)
     new = call(following.end, _CONV2D, args)
     put_in_place(new, node)
     return put(following, new)
+
+
+def unpadded(convolved: Convolution) -> Convolution:
+    """Return the convolution of the source of zero pads, with their sizes added to the padding.
+
+    These are the sizes above and to the left; those below and to the right may be others.
+    """
+    while (padded := _zero_pad(convolved.x)) is not None:
+        x, (left, above) = padded
+        convolved = replace(convolved, x=x, padding=[convolved.padding[0] + above, convolved.padding[1] + left])
+    return convolved
+
+
+def _zero_pad(node: Node) -> tuple[Node, tuple[int, int]] | None:
+    """Return the source of a pad of images by zeros, and its size to the left and above; ``None`` if it is none."""
+    if node.target not in (aten.pad.default, aten.constant_pad_nd.default):
+        return None
+    given = arguments(node)
+    sizes, source, meta = given["pad"], given["self"], value(given["self"])
+    mode = given.get("mode", "constant")
+    if mode != "constant" or given["value"] not in (None, 0) or meta is None or meta.dim() != 4:
+        return None
+    if any(size < 0 for size in sizes) or any(sizes[4:]):
+        return None
+    return source, (sizes[0], sizes[2] if len(sizes) > 2 else 0)
+
+
+def _padding_itself(module: GraphModule, convolved: Convolution, answer: Tensor | None) -> Convolution:
+    """Return a convolution without the zero pad before it, if padding on both sides alike has the same answer.
+
+    It has if the answer has as many places: the windows begin at the same pixels, and read zeros outside the image.
+    """
+    candidate = unpadded(convolved)
+    image, weight = value(candidate.x), constant(module, candidate.weight)
+    if image is None or weight is None or answer is None:
+        return convolved
+    sides = zip(image.shape[2:], weight.shape[2:], candidate.padding, candidate.dilation, candidate.stride, strict=True)
+    places = [(size + 2 * pad - step * (kernel - 1) - 1) // stride + 1 for size, kernel, pad, step, stride in sides]
+    return candidate if places == list(answer.shape[2:]) else convolved
 
 
 def pair(sizes: int | Sequence[int]) -> list[int]:

@@ -58,7 +58,9 @@ def epilogue(module: GraphModule, product: Node, bias: Node | None, residual: No
             break
         if rows and bias is None and _is_vector(module, other, viewed):
             bias = other
-        elif _same_size(other, viewed) and (rows or value(other).stride() == value(viewed).stride()):  # type: ignore[union-attr]
+        elif _same_size(other, viewed) and (
+            _in_rows(product, other, user) if rows else value(other).stride() == value(viewed).stride()  # type: ignore[union-attr]
+        ):
             residual = other
         else:
             refuse(user, "its addend is neither a bias nor a residual of the product's shape and layout")
@@ -127,6 +129,17 @@ def of_one_dtype(*nodes: Node | None) -> bool:
 def _same_size(other: Node | None, node: Node) -> bool:
     tensor, meta = value(other), value(node)
     return tensor is not None and meta is not None and tensor.shape == meta.shape and of_one_dtype(other, node)
+
+
+def _in_rows(product: Node, other: Node | None, total: Node) -> bool:
+    """Return true if a kernel that writes the rows of a product can write the sum of it and another tensor.
+
+    A sum with a tensor in another order of memory may be in that order; then the epilogue ends before it.
+    """
+    size, added, answer = value(product), value(other), value(total)
+    if size is None or added is None or answer is None or not answer.is_contiguous():
+        return False
+    return added.shape == size.shape or added.is_contiguous()
 
 
 def _is_vector(module: GraphModule, other: Node | None, node: Node) -> bool:

@@ -54,7 +54,7 @@ def _join(module: GraphModule, group: list[tuple[Node, LinearProduct]]) -> Node:
         parts.append(call(first, aten.slice.Tensor, (layer, meta.dim() - 1, start, end)))
         start = end
     for (node, _), part in zip(group, parts, strict=True):
-        changed = _with(node, value(part))
+        changed = values_with(node, value(part))
         if changed is None:  # another node needs the layer's own strides
             copy = call(node, aten.clone.default, (part,), {"memory_format": torch.contiguous_format})
             refuse(copy, "another operator needs the strides of a layer of its own")
@@ -66,7 +66,7 @@ def _join(module: GraphModule, group: list[tuple[Node, LinearProduct]]) -> Node:
     return layer
 
 
-def _with(start: Node, instead: Tensor | None) -> dict[Node, Tensor] | None:
+def values_with(start: Node, instead: Tensor | None) -> dict[Node, Tensor] | None:
     """Return the values of the nodes after ``start`` if it has other strides, up to nodes whose strides do not change.
 
     ``None`` if an operator refuses the strides, or those or the memory of an output would change.

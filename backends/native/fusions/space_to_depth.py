@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from autotune.backends.native import operators
-from autotune.backends.native.fusions.conv_act import Convolution, convolution
+from autotune.backends.native.fusions.conv_act import Convolution, convolution, unpadded
 from autotune.backends.native.fusions.reading import call, cast_source, prune, sole_user
 from autotune.backends.native.graph import Fusion, add_constant, aten, constant, place, replace, same_layout, value
 from autotune.search_spaces.hopper_gemm import BOX_COLUMNS
@@ -28,7 +28,8 @@ def space_to_depth(module: GraphModule) -> list[str]:
 
 
 def _rewrite(module: GraphModule, node: Node) -> bool:
-    given = convolution(module, node)
+    convolved = convolution(module, node)
+    given = None if convolved is None else unpadded(convolved)  # blocks may be padded on each side by another size
     weight = None if given is None else constant(module, given.weight)
     if given is None or weight is None or not _is_wanted(given, weight):
         return False
@@ -43,7 +44,7 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
     kernel = [math.ceil((off + size) / side) for off, size, side in zip(shift, sides, block, strict=True)]
     size = [places + reach - 1 for places, reach in zip(answer.shape[2:], kernel, strict=True)]
     channels = _channels(meta.shape[1] * math.prod(block), kernel[1])
-    source = cast_source(given.x) if sole_user(given.x) is node else None
+    source = cast_source(given.x) if sole_user(given.x) is not None else None
     args = (source or given.x, block, before, size, channels, meta.dtype)
     images = call(node, _SPACE_TO_DEPTH, args)
     folded = operators.space_to_depth(weight, block, shift, kernel, channels, weight.dtype).contiguous()

@@ -1,5 +1,8 @@
 """A pass that removes operators whose result equals an argument, bit by bit."""
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -21,9 +24,11 @@ _VIEWS |= {aten.transpose.int, aten.permute.default, aten.t.default, aten.alias.
 _VIEWS |= {aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims}
 """Operators that return the memory of their first argument, bit by bit, and never copy or convert it."""
 
+_PADS = {aten.pad.default, aten.constant_pad_nd.default}
+
 
 def identities(module: GraphModule) -> int:
-    """Remove multiplications by one, neutral sums, copies and views without effect; returns their number.
+    """Remove multiplications by one, neutral sums, copies, pads and views without effect; returns their number.
 
     A dropout in evaluation mode is a copy in a functional graph.
     """
@@ -115,7 +120,9 @@ def _takes_nothing(operand: Tensor, meta: Tensor) -> bool:
 
 
 def _copied(node: Node) -> Node | None:
-    source = node.args[0] if node.target is aten.clone.default else None
+    """Return the operand of a copy, or of a pad that adds nothing."""
+    adds_nothing = node.target in _PADS and not any(cast("Sequence[int]", node.args[1]))
+    source = node.args[0] if adds_nothing or node.target is aten.clone.default else None
     return source if isinstance(source, Node) else None
 
 

@@ -44,6 +44,8 @@ def run(one: Any, function: Function, *inputs: Tensor, **constants: Tensor) -> S
         (lambda m, x: (x * m.ones).abs(), MATRIX),
         (lambda m, x: x.clone().abs(), F32),
         (lambda m, x: nn.functional.dropout(x, 0.5, training=False).abs(), F32),
+        (lambda m, x: nn.functional.pad(x, (0, 0)).abs(), F32),
+        (lambda m, x: nn.functional.pad(x, (0, 0, 0, 0), mode="constant", value=1.0).abs(), MATRIX),
         (lambda m, x: x.view(2, 3).abs(), MATRIX),
         (lambda m, x: x.expand(2, 3).abs(), MATRIX),
         (lambda m, x: x.t().t().abs(), MATRIX),
@@ -74,6 +76,8 @@ def test_identities_are_taken_out(function: Function, x: Tensor) -> None:
         (lambda m, x: (x * m.wide).sin(), F32),
         (lambda m, x: x.expand(2, 8).contiguous().view(-1).sin(), F32),
         (lambda m, x: x * 1, F32),  # the output would be the input
+        (lambda m, x: nn.functional.pad(x, (0, 0)), F32),
+        (lambda m, x: nn.functional.pad(x, (0, 1)).sin(), F32),
     ],
 )
 def test_what_only_looks_like_an_identity_stays(function: Function, x: Tensor) -> None:

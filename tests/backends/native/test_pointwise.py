@@ -7,8 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from autotune.backends.native.pointwise import DTYPES, OPERATORS, PointwiseProgram, PointwiseStep, Reference, parse
+from autotune.backends.native.pointwise import (
+    DTYPES,
+    OPERATORS,
+    PointwiseProgram,
+    PointwiseStep,
+    Reference,
+    parse,
+    pointwise,
+)
 from autotune.errors import WorkError
 
 IN0, IN1 = Reference(kind="in", index=0), Reference(kind="in", index=1)
@@ -112,3 +121,28 @@ def test_numbers_are_captured_in_a_cuda_graph() -> None:
     x.copy_(torch.ones_like(x))
     graph.replay()
     torch.testing.assert_close(answer, torch.full_like(x, 0.3))
+
+
+class HostTensors(TorchDispatchMode):
+    """Counts the tensors that are made from numbers on the host: their copy to a GPU cannot be captured."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += operator is torch.ops.aten.lift_fresh.default
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_no_number_is_copied_from_the_host(name: str) -> None:
+    operands = [{"x": 0.3, "n": 2.5, "b": 0.5, "d": "float16"}[letter] for letter in OPERATORS[name].form]
+    step = PointwiseStep(name=name, operands=(IN0, *operands[1:]))
+    text = PointwiseProgram(dtype="float32", steps=(step,)).text()
+    with HostTensors() as made:
+        pointwise._init_fn([torch.ones(2)], text)  # the function itself: a mode sees an operator as a whole
+    assert made.count == 0
+    with HostTensors() as made:
+        torch.tensor(0.3)
+    assert made.count == 1

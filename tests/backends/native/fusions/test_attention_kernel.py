@@ -78,3 +78,37 @@ def test_other_attention_stays(function: Any) -> None:
     done = simplify(program_of(function, Q), [*EXACT, ATTENTION_KERNEL])
     assert done.matches["attention_kernel"] == 0
     assert not any("autotune_native" in one for one in operators(done))
+
+
+@pytest.mark.parametrize(
+    ("depth", "copies"),
+    [(8, 0), (3, 3)],  # rows of 12 bytes do not begin where the kernel may load
+)
+def test_copies_of_queries_keys_and_values_are_dropped_if_the_kernel_reads_their_source(
+    depth: int, copies: int
+) -> None:
+    torch.manual_seed(0)
+    heads, x = 2, torch.randn(2, 5, 16)
+    weights = {name: torch.randn(heads * depth, 16) for name in "qkv"}
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        layers = [functional.linear(x, m.get_buffer(name)) for name in "qkv"]
+        parts = [one.view(2, 5, heads, depth).transpose(1, 2).contiguous() for one in layers]
+        return functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+
+    done, before, after = fused(program_of(forward, x, **weights), ["qkv", "attention_kernel"], x)
+    assert done.matches == {"qkv": 1, "attention_kernel": 1}
+    assert sum("clone" in one for one in operators(done)) == copies
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_copy_that_others_read_or_that_is_turned_stays() -> None:
+    def forward(m: Any, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        copied, turned = q.transpose(1, 2).contiguous(), k.mT.contiguous()
+        return functional.scaled_dot_product_attention(copied, turned, turned) * 2, copied.exp()
+
+    q, k = torch.randn(2, 5, 3, 8), torch.randn(2, 3, 8, 5)
+    done, before, after = fused(program_of(forward, q, k), ["attention_kernel"], q, k)
+    # of the queries, of keys that are values too, and of the answer, whose strides the product keeps
+    assert done.matches == {"attention_kernel": 1} and sum("clone" in one for one in operators(done)) == 3
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)

@@ -111,3 +111,53 @@ def test_an_epilogue_ends_where_it_must(follow: Any, expected: tuple[bool, str])
 def test_other_convolutions_stay(function: Any) -> None:
     program = program_of(function, torch.randn(1, 4, 3, 3), weight=torch.randn(4, 4, 2, 2))
     assert simplify(program, [*EXACT, CONV_ACT]).matches["conv_act"] == 0
+
+
+def test_pads_of_zeros_before_convolutions_are_folded_as_far_as_padding_can_express_them() -> None:
+    folded = []
+
+    @settings(FEW, max_examples=examples(40))
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        draw = data.draw
+        torch.manual_seed(draw(st.integers(0, 1000)))
+        pads = draw(st.lists(st.integers(-1, 2), min_size=4, max_size=4))
+        size, kernel, stride = draw(st.integers(5, 8)), draw(st.integers(1, 3)), draw(st.integers(1, 2))
+        padding, dilation = draw(st.integers(0, 1)), draw(st.integers(1, 2))
+        x, weight = torch.randn(2, 8, size, size + 1), torch.randn(8, 8, kernel, kernel)
+
+        def forward(m: Any, x: Tensor) -> Tensor:
+            return functional.conv2d(functional.pad(x, pads), m.weight, None, stride, padding, dilation).relu()
+
+        done, before, after = fused(program_of(forward, x, weight=weight), ["conv_act"], x)
+        left = [one for one in operators(done) if "pad" in one]
+        torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+        if pads[0] == pads[1] >= 0 and pads[2] == pads[3] >= 0:
+            assert not left
+        if min(pads) < 0:
+            assert left
+        folded.append((not left, pads[0] != pads[1] or pads[2] != pads[3]))
+
+    check()
+    # also pads of two sizes, whose end no window reads, and such that no padding expresses
+    assert {(True, True), (False, True)} <= set(folded)
+
+
+@pytest.mark.parametrize(
+    "pad",
+    [
+        lambda x: functional.pad(x, (1, 1, 1, 1), value=1.0),
+        lambda x: functional.pad(x, (1, 1, 1, 1), mode="reflect"),
+        lambda x: functional.pad(x, (0, 0, 0, 0, 2, 2)),
+        lambda x: functional.pad(x, (0, 1, 0, 1)),
+    ],
+    ids=["ones", "reflection", "channels", "the end alone"],
+)
+def test_other_pads_stay(pad: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 6, 6)
+    weight = torch.randn(4, pad(x).shape[1], 3, 3)
+    program = program_of(lambda m, x: functional.conv2d(pad(x), m.weight, stride=2), x, weight=weight)
+    done, before, after = fused(program, ["conv_act"], x)
+    assert any("pad" in one for one in operators(done))
+    torch.testing.assert_close(after, before)

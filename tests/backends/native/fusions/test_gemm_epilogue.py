@@ -111,6 +111,9 @@ LINEAR = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
         (lambda m, y, r: y.sigmoid() * r, (False, False, "none")),
         (lambda m, y, r: (y.relu(), y * 2), (False, False, "none")),
         (lambda m, y, r: (y + m.vector).relu() + r, (True, False, "relu")),
+        (lambda m, y, r: r.t() + (y + m.vector), (True, False, "none")),  # the sum is in the order of the residual
+        (lambda m, y, r: r.t() + y.relu(), (False, False, "relu")),
+        (lambda m, y, r: (y + m.vector)[None] + r.t()[None], (True, False, "none")),
         (lambda m, y, r: (y + r) + m.vector, (False, True, "none")),
         (lambda m, y, r: torch.relu(torch.relu(y + r)), (False, True, "relu")),
         (lambda m, y, r: y + m.vector + m.vector, (True, False, "none")),

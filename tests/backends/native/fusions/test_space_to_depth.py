@@ -76,3 +76,15 @@ def test_a_cast_that_others_read_stays() -> None:
     done, before, after = fused(program_of(forward, X, weight=WEIGHT.half()), ["space_to_depth"], X)
     assert done.matches == {"space_to_depth": 1} and any("_to_copy" in one for one in operators(done))
     torch.testing.assert_close(after, before, rtol=4e-3, atol=4e-3)
+
+
+@pytest.mark.parametrize("pads", [(0, 1, 0, 1), (1, 0, 2, 1), (1, 1, 1, 1)])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_blocks_have_the_zeros_of_a_pad_of_any_sizes(pads: Any, padding: int) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return functional.conv2d(functional.pad(x.half(), pads), m.weight, None, 2, padding)
+
+    done, before, after = fused(program_of(forward, X, weight=WEIGHT.half()), ["space_to_depth"], X)
+    assert done.matches == {"space_to_depth": 1}
+    assert not any("pad" in one or "_to_copy" in one for one in operators(done))
+    torch.testing.assert_close(after, before, rtol=4e-3, atol=4e-3)
