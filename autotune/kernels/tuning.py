@@ -27,7 +27,7 @@ from autotune.kernels.report import KernelReport, TunedProblem
 from autotune.kernels.schedule import MOST_BUILDS, KernelSchedule
 from autotune.kernels.search import KernelSearch
 from autotune.kernels.timing import needed_bytes
-from autotune.kernels.work import Batch, Compiled, WithoutKinds, Work
+from autotune.kernels.work import Batch, Compiled, TunedWork, WithoutKinds
 from autotune.progress import Progress, Silent
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -114,7 +114,7 @@ class _Tuner:
                 run="the same command with XDG_CACHE_HOME set to such a folder",
             ) from error
         self.executor = KernelExecutor(server, device, backend, folder, toolchain=self.toolchain, seed=seed)
-        self.works = [Work(problem=problem, weight=weight) for problem, weight in problems.items()]
+        self.works = [TunedWork(problem=problem, weight=weight) for problem, weight in problems.items()]
         self.budget_s, self.builds = budget_s, builds
         self.missing: dict[str, AutotuneError] = {}
         self.rates: DeviceRates | None = None
@@ -160,7 +160,7 @@ class _Tuner:
             notes=tuple(_no_more(kind, error) for kind, error in self.missing.items()),
         )  # fmt: skip
 
-    def _leave_out_slow_kinds(self, able: Sequence[Work]) -> None:
+    def _leave_out_slow_kinds(self, able: Sequence[TunedWork]) -> None:
         """Continue without the kinds whose kernels take too long to compile for the budget, and say so."""
         offered = {build.backend for work in able if work.space is not None for build in work.space.builds}
         for kind in self.kinds.values():
@@ -182,7 +182,7 @@ class _Tuner:
     def _stopped(self) -> bool:
         return self.stop.is_set() or self.server.closed
 
-    def _know(self, work: Work) -> None:
+    def _know(self, work: TunedWork) -> None:
         """List a problem's candidates and read their trials from the database."""
         needed = needed_bytes(work.problem)
         try:
@@ -199,7 +199,7 @@ class _Tuner:
         for trial in self.store.kernels.of(work.problem, self.device.device_class, self.toolchain):
             work.trials.setdefault(trial.configuration, trial)
 
-    def _search(self, work: Work) -> KernelSearch:
+    def _search(self, work: TunedWork) -> KernelSearch:
         """Return a problem's search, created on first use, and again if a kind's compiler turns out to be missing."""
         assert work.space is not None  # a problem without candidates is not tuned
         if work.search is None or work.without != self.missing.keys():
@@ -214,7 +214,7 @@ class _Tuner:
             )
         return work.search
 
-    def _without_missing(self, work: Work) -> KernelSpace:
+    def _without_missing(self, work: TunedWork) -> KernelSpace:
         """Return the space without builds that need a missing compiler and are not in the cache."""
         assert work.space is not None
         for kind in self.missing.keys() - work.cached.keys():
@@ -224,7 +224,7 @@ class _Tuner:
         available = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
         return WithoutKinds(work.space, frozenset(self.missing), available)
 
-    def _build(self, able: Sequence[Work], schedule: KernelSchedule, pool: ThreadPoolExecutor) -> None:
+    def _build(self, able: Sequence[TunedWork], schedule: KernelSchedule, pool: ThreadPoolExecutor) -> None:
         """Time builds in the schedule's order, each problem's libraries' calls before or with its first builds.
 
         On a GPU the next builds compile meanwhile; while none is compiled, libraries' calls are timed.
@@ -261,7 +261,7 @@ class _Tuner:
                 schedule.finish(batch.work.problem)
 
     def _library_turn(
-        self, able: Sequence[Work], libraries: Collection[GemmProblem], compiling: Sequence[Batch]
+        self, able: Sequence[TunedWork], libraries: Collection[GemmProblem], compiling: Sequence[Batch]
     ) -> GemmProblem:
         """Return the problem whose libraries' calls are timed next: the most work first, those in batches last."""
         soon = {batch.work.problem for batch in compiling}
@@ -269,7 +269,7 @@ class _Tuner:
         return max(left, key=lambda work: (work.problem not in soon, work.weight * work.problem.flops)).problem
 
     def _time_libraries(
-        self, problems: Iterable[GemmProblem], works: Mapping[GemmProblem, Work], schedule: KernelSchedule
+        self, problems: Iterable[GemmProblem], works: Mapping[GemmProblem, TunedWork], schedule: KernelSchedule
     ) -> None:
         """Time the libraries' calls of problems."""
         for work in [works[problem] for problem in problems]:
@@ -284,7 +284,7 @@ class _Tuner:
     def _fill(
         self,
         compiling: list[Batch],
-        works: Mapping[GemmProblem, Work],
+        works: Mapping[GemmProblem, TunedWork],
         schedule: KernelSchedule,
         pool: ThreadPoolExecutor,
     ) -> None:
@@ -307,7 +307,7 @@ class _Tuner:
 
     def _begin(
         self,
-        work: Work,
+        work: TunedWork,
         requested: int,
         schedule: KernelSchedule,
         pool: ThreadPoolExecutor,
@@ -388,7 +388,7 @@ class _Tuner:
         assert work.space is not None
         return self._time(work, [*work.space.ready, *launched])
 
-    def _time(self, work: Work, candidates: Sequence[Configuration]) -> bool:
+    def _time(self, work: TunedWork, candidates: Sequence[Configuration]) -> bool:
         """Check and time candidates without a trial; false if that fails for this problem."""
         untried = [candidate for candidate in candidates if candidate not in work.trials]
         if not untried or self._stopped:
@@ -403,7 +403,7 @@ class _Tuner:
             return False
         return True
 
-    def _record(self, work: Work, trial: KernelTrial) -> None:
+    def _record(self, work: TunedWork, trial: KernelTrial) -> None:
         """Record one trial, and store it unless its failure may not be the kernel's."""
         build = self._search(work).build_of(trial.configuration)
         if build in work.compile_s:
@@ -417,11 +417,11 @@ class _Tuner:
                 other.search.tell([trial])
         self.progress.event("kernel_tried", trial=trial, best_us=work.best_us)
 
-    def _fail(self, work: Work, error: AutotuneError) -> None:
+    def _fail(self, work: TunedWork, error: AutotuneError) -> None:
         work.trouble = error
         self.progress.event("message", text=f"{work.problem.canonical}: {error}")
 
-    def _tuned(self, work: Work) -> TunedProblem:
+    def _tuned(self, work: TunedWork) -> TunedProblem:
         def rank(trial: KernelTrial) -> tuple[bool, float, str]:
             return trial.state != "complete", trial.median_us or 0.0, trial.configuration.digest
 

@@ -17,7 +17,7 @@ Compiled = tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]
 
 
 @dataclass(slots=True, kw_only=True)
-class Work:
+class TunedWork:
     """The state of one problem: its candidates, their trials, and the counts of this run.
 
     ``search`` continues ``without`` the kinds whose compiler is missing, except for the builds in ``cached``, by kind.
@@ -45,7 +45,7 @@ class Work:
 class Batch:
     """Builds of one problem that are being compiled; ``requested`` by the schedule."""
 
-    work: Work
+    work: TunedWork
     requested: int
     builds: Sequence[Configuration]
     result: "Future[Compiled]"
