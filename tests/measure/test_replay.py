@@ -208,7 +208,19 @@ def test_a_tail_can_be_replayed():
     assert winner_regret(samples, 5, random.Random(0), ["eager"], statistic=max) == [0.0] * 5
 
 
-@pytest.mark.parametrize("name", RESULTS)
+UNSTEADY = {
+    "mobilenet-v2-amd-epyc-2c-b1": "a tie, in which OpenVINO's rounds of 3 ms have two levels: docs/results.md says so"
+}
+"""Committed finals whose winner another run may change."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(reason=UNSTEADY[name], strict=True)) if name in UNSTEADY else name
+        for name in RESULTS
+    ],
+)
 def test_winners_of_committed_finals_are_seldom_regretted(name):
     samples, baselines, processes = recorded(RESULTS[name])
     regrets = winner_regret(samples, 20, random.Random(0), baselines, processes=processes)

@@ -15,7 +15,7 @@ def test_every_figure_of_a_committed_result_follows_from_its_samples(path):
     assert verify_results(document) == []
     assert document["name"] == path.parts[-3]
     usual = f"{document['device']['sku']}-b{document['batch']}"
-    assert re.fullmatch(rf"{re.escape(usual)}(-[0-9a-f]+)?\.json", path.name), "a digest distinguishes studies of one SKU"
+    assert re.fullmatch(rf"{re.escape(usual)}(-[0-9a-f]+)?\.json", path.name), path
     assert path.name == f"{usual}.json" or path.with_name(f"{usual}.json").exists()
 
 
