@@ -11,13 +11,14 @@ import json
 import subprocess
 import tempfile
 import uuid
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autotune import standard_streams
-from autotune.database.exchange import export_studies, merge_file
+from autotune.database.exchange import RECORDS, export_studies, merge_file
 from autotune.database.rows import parse_instant
 from autotune.database.store import Store
 from autotune.errors import WorkError
@@ -74,6 +75,7 @@ def _collect(run: Run) -> int:
         if not kept:
             raise WorkError(f"plans of {run.options.studies}", found="no results file", expected="*/results/*.json")
         export_studies(store, sorted(set(kept)), run.options.out, artifacts=False)
+    without_places(run.options.out, run.options.studies.name)
     results = [
         CheckResult(
             check=name, figure=f"{kept.count(name)} plans", limit="figures follow from the raw samples", passed=True
@@ -81,6 +83,30 @@ def _collect(run: Run) -> int:
         for name in sorted(set(kept))
     ]
     return run.report(rows_of(results), environment("cpu"))
+
+
+def without_places(exported: Path, studies: str) -> None:
+    """Rewrite an export without paths of the hosts that measured: factories and files lie in the folder of studies."""
+    with zipfile.ZipFile(exported) as archive:
+        records = json.loads(archive.read(RECORDS))
+    for study in records["studies"]:
+        settings = study["settings"]
+        settings["read"] = {"packages": (settings.get("read") or {}).get("packages", {})}
+        settings["factory"] = _within(settings.get("factory"), studies)
+        for entry in settings.get("inputs", ()):
+            entry["file"] = _within(entry.get("file"), studies)
+    for plan in records["plans"]:
+        for entry in plan["evidence"].get("inputs") or ():
+            entry["file"] = _within(entry.get("file"), studies)
+    with zipfile.ZipFile(exported, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(RECORDS), json.dumps(records), zipfile.ZIP_DEFLATED)
+
+
+def _within(place: str | None, studies: str) -> str | None:
+    """Return a path from the folder of studies on."""
+    if not place or f"/{studies}/" not in place:
+        return place
+    return f"{studies}/{place.split(f'/{studies}/', 1)[1]}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,12 @@ def test_the_committed_file_has_the_plan_of_every_results_file(tmp_path):
     page = (studies.parent / "docs" / "comparison-example.html").read_text()
     newest = max(plan.created for plan in shown.values())[:16].replace("T", " ")
     assert f"The newest plan is of {newest}" in page
+
+
+def test_the_committed_file_has_no_path_of_a_host():
+    with zipfile.ZipFile(Path(__file__).parents[2] / "studies" / "plans.zip") as archive:
+        records = json.loads(archive.read("records.json"))
+    for study in records["studies"]:
+        assert not (study["settings"].get("factory") or "").startswith("/"), study["name"]
+        assert set(study["settings"].get("read") or {}) <= {"packages"}
+    assert '"/' not in json.dumps([records["studies"], records["plans"]])
