@@ -165,8 +165,13 @@ def check_prices(
 def _selection(models: list[str] | None, batch: int | None, devices: str | None, by: str) -> "Selection":
     from autotune.comparison.api import in_classes
     from autotune.comparison.selection import Selection, row_subject
+    from autotune.errors import RequestError
 
     parts = [part.strip() for part in (devices or "").split(",") if part.strip()]
+    if devices is not None and not parts:
+        raise RequestError(
+            f"--devices {devices!r} names no device", expected="parts of SKU names, such as H200,cpu; without it, all"
+        )
     return Selection(models=tuple(models or ()), batch=batch, by=row_subject(by), **in_classes(parts))
 
 

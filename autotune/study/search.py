@@ -109,7 +109,8 @@ class StudySearch:
             if trial.state != "running":
                 search.observe(as_outcome(trial))
                 self._note_build(trial)
-        interrupted = [trial.configuration for trial in earlier if trial.state == "running"]
+        running = [trial.configuration for trial in earlier if trial.state == "running"]
+        interrupted = [configuration for configuration in running if self._is_offered(configuration)]
         self._clock.mark_unmarked(earlier)
         spent_s, count = row.active_s, sum(not trial.reused for trial in earlier if trial.state != "running")
         referenced = False
@@ -139,6 +140,11 @@ class StudySearch:
         self._time_carried(spent_s)
         self._clock.note_curve(self._trials())
         return search
+
+    def _is_offered(self, configuration: Configuration) -> bool:
+        """Return whether a space of the study has a configuration; that of a carried plan may be in none."""
+        space = self._spaces.get(configuration.backend)
+        return space is not None and space.refusal(configuration) is None
 
     def _reference(self) -> None:
         request = self.context.request

@@ -108,6 +108,9 @@ class Study:
         stored = None if self.request.again else self._finished_plan(row)
         if stored is not None and not has_carried(stored, carried):
             stored = None
+        same = [other for other in carried if stored is not None and other.configuration == stored.configuration]
+        for other in same:
+            self._tell(f"the plan of {other.device.device_class} has the same configuration as the plan here")
         plan = None if stored is None else self.usable(stored, workload)
         if plan is not None:
             limits = {"trials": self.request.trials, "budget_s": self.request.budget_s}

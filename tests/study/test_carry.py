@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune import registry
 from autotune.comparison.carried import carried_to
 from autotune.database.store import Store
 from autotune.errors import RequestError
@@ -13,6 +14,7 @@ from autotune.records.configuration import Configuration
 from autotune.records.evidence import PlanEvidence
 from autotune.report.results import results_document, verify_results
 from autotune.runtime import discovery
+from autotune.runtime import toolchain as versions
 from autotune.study.request import StudyRequest
 from autotune.study.study import run_study
 
@@ -83,6 +85,18 @@ def test_its_finals_replaced_the_ones_before_and_are_not_run_twice(finished, req
     again = run_study(replace(request_, carry=("all",)), store)
     assert again.cached and again.plan.uid == outcome.plan.uid
     assert run_study(request_, store).cached
+
+
+def test_a_carried_configuration_that_was_cut_off_does_not_stop_a_study_that_goes_on(request_, misbehaving, tmp_path):
+    """A process that is killed leaves the trial of a carried plan running; its backend takes no part in the study."""
+    with Store.open(str(tmp_path / "autotune.db")) as store:
+        first = run_study(request_, store)
+        study = first.plan.evidence.study
+        cut_off = Configuration.of(misbehaving, {"fault": "error", "precision": "fp32"})
+        toolchain = versions.current(request_.device).only(registry.backend(misbehaving).toolchain).digest
+        assert store.trials.claim(study, cut_off, toolchain).state == "running"
+        outcome = run_study(replace(request_, trials=request_.trials + 1), store)
+    assert outcome.trials["complete"] > first.trials["complete"] and outcome.plan.evidence.study == study
 
 
 def test_again_runs_the_finals_although_there_is_a_plan(finished, request_):
