@@ -4,8 +4,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +20,14 @@ from autotune.errors import (
 )
 from autotune.execute.server import WorkerServer
 from autotune.kernel import CompileResult, KernelSpace, toolchain_of
+from autotune.kernels.compile_queue import CompileQueue
 from autotune.kernels.executor import BuildResult, KernelExecutor
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import KernelReport, TunedProblem
 from autotune.kernels.schedule import MOST_BUILDS, KernelSchedule
 from autotune.kernels.search import KernelSearch
 from autotune.kernels.timing import needed_bytes
-from autotune.kernels.work import Batch, Compiled, TunedWork, WithoutKinds
+from autotune.kernels.work import Batch, TunedWork, WithoutKinds
 from autotune.progress import Progress, Silent
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -119,7 +119,6 @@ class _Tuner:
         self.missing: dict[str, AutotuneError] = {}
         self.rates: DeviceRates | None = None
         self.stop = threading.Event()
-        self.longest_s = 0.0
 
     def run(self, stop: threading.Event) -> KernelReport:
         self.stop = stop
@@ -143,11 +142,8 @@ class _Tuner:
             most_builds=self.builds,
             clock=self._worked_s,
         )
-        with ThreadPoolExecutor(self._compilers, thread_name_prefix="autotune-compile") as pool:
-            try:
-                self._build(able, schedule, pool)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        with CompileQueue(self.executor, self._compilers) as queue:
+            self._build(able, schedule, queue)
         for work in sorted(able, key=lambda one: one.weight * (one.best_us or 0.0), reverse=True):
             while self._worked_s() - worked_from_s < self.budget_s and not self._stopped:
                 launches = self._search(work).ask_launches(LAUNCHES)
@@ -224,121 +220,70 @@ class _Tuner:
         available = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
         return WithoutKinds(work.space, frozenset(self.missing), available)
 
-    def _build(self, able: Sequence[TunedWork], schedule: KernelSchedule, pool: ThreadPoolExecutor) -> None:
+    def _build(self, able: Sequence[TunedWork], schedule: KernelSchedule, queue: CompileQueue) -> None:
         """Time builds in the schedule's order, each problem's libraries' calls before or with its first builds.
 
         On a GPU the next builds compile meanwhile; while none is compiled, libraries' calls are timed.
         """
         works = {work.problem: work for work in able}
-        libraries = set(works) if self._overlaps else set()
-        compiling: list[Batch] = []
-        if not self._overlaps:
-            self._time_libraries(works, works, schedule)
+        libraries = dict(works) if self._overlaps else {}
+        for work in () if self._overlaps else able:
+            self._time_libraries(work, schedule)
         while not self._stopped:
-            self._fill(compiling, works, schedule, pool)
-            if libraries and not any(batch.result.done() for batch in compiling):
-                problem = self._library_turn(able, libraries, compiling)
-                libraries.remove(problem)
-                self._time_libraries([problem], works, schedule)
+            self._fill(queue, works, schedule)
+            if libraries and not queue.has_compiled:
+                self._time_libraries(libraries.pop(self._library_turn(libraries, queue)), schedule)
                 continue
-            if not compiling:
+            if queue.is_empty:
                 break
-            batch = self._first_done(compiling)
-            compiling.remove(batch)
+            batch = queue.take()
             results, missing = batch.result.result()
             if missing:
-                instead = self._without(missing, batch, pool, schedule, compiling)
-                compiling += [] if instead is None else [instead]
+                self._without(missing, batch, queue, schedule)
                 continue
             if self._overlaps:
-                self._fill(compiling, works, schedule, pool)
+                self._fill(queue, works, schedule)
             timed = self._record_batch(batch, results)
-            libraries.discard(batch.work.problem)
+            libraries.pop(batch.work.problem, None)
             schedule.tell(
                 batch.work.problem, requested=batch.requested, built=len(batch.builds), best_us=batch.work.best_us
             )
             if not timed:
                 schedule.finish(batch.work.problem)
 
-    def _library_turn(
-        self, able: Sequence[TunedWork], libraries: Collection[GemmProblem], compiling: Sequence[Batch]
-    ) -> GemmProblem:
+    def _library_turn(self, libraries: Mapping[GemmProblem, TunedWork], queue: CompileQueue) -> GemmProblem:
         """Return the problem whose libraries' calls are timed next: the most work first, those in batches last."""
-        soon = {batch.work.problem for batch in compiling}
-        left = [work for work in able if work.problem in libraries]
-        return max(left, key=lambda work: (work.problem not in soon, work.weight * work.problem.flops)).problem
+        soon = queue.problems
+        return max(libraries, key=lambda problem: (problem not in soon, libraries[problem].weight * problem.flops))
 
-    def _time_libraries(
-        self, problems: Iterable[GemmProblem], works: Mapping[GemmProblem, TunedWork], schedule: KernelSchedule
-    ) -> None:
-        """Time the libraries' calls of problems."""
-        for work in [works[problem] for problem in problems]:
-            if work.space is not None and not self._time(work, work.space.ready):
-                schedule.finish(work.problem)
+    def _time_libraries(self, work: TunedWork, schedule: KernelSchedule) -> None:
+        assert work.space is not None
+        if not self._time(work, work.space.ready):
+            schedule.finish(work.problem)
 
     @property
     def _overlaps(self) -> bool:
         """Whether kernels compile while others are timed; on a CPU that would disturb the timing."""
         return self.device.kind == "cuda"
 
-    def _fill(
-        self,
-        compiling: list[Batch],
-        works: Mapping[GemmProblem, TunedWork],
-        schedule: KernelSchedule,
-        pool: ThreadPoolExecutor,
-    ) -> None:
+    def _fill(self, queue: CompileQueue, works: Mapping[GemmProblem, TunedWork], schedule: KernelSchedule) -> None:
         """Begin to compile the schedule's next batches, as many as compile at once."""
-        while len(compiling) < self._compilers and not self._stopped and (turn := self._turn(schedule)) is not None:
-            batch = self._begin(works[turn[0]], turn[1], schedule, pool, compiling)
-            if batch is not None:
-                compiling.append(batch)
+        while queue.has_room and not self._stopped and (turn := self._turn(schedule, queue)) is not None:
+            self._begin(works[turn[0]], turn[1], schedule, queue)
 
-    def _first_done(self, compiling: Sequence[Batch]) -> Batch:
-        """Return the first batch that has been compiled; wait for one if there is none."""
-        wait([batch.result for batch in compiling], return_when=FIRST_COMPLETED)
-        return next(batch for batch in compiling if batch.result.done())
-
-    def _turn(self, schedule: KernelSchedule) -> tuple[GemmProblem, int] | None:
+    def _turn(self, schedule: KernelSchedule, queue: CompileQueue) -> tuple[GemmProblem, int] | None:
         """Return the next problem and its builds; ``None`` if the longest time so far does not fit into the budget."""
-        if schedule.elapsed_s + self.longest_s > self.budget_s:
+        if schedule.elapsed_s + queue.longest_s > self.budget_s:
             return None
         return schedule.next(self._at_once)
 
-    def _begin(
-        self,
-        work: TunedWork,
-        requested: int,
-        schedule: KernelSchedule,
-        pool: ThreadPoolExecutor,
-        compiling: Sequence[Batch],
-    ) -> Batch | None:
-        """Begin to compile the next builds of a problem; if it has no more, inform the schedule and return ``None``.
-
-        A build serves many problems: while another batch compiles one of these builds, this one waits for it, and finds
-        it in the cache.
-        """
+    def _begin(self, work: TunedWork, requested: int, schedule: KernelSchedule, queue: CompileQueue) -> None:
+        """Begin to compile the next builds of a problem; if it has no more, inform the schedule."""
         builds = self._search(work).ask(requested)
-        if not builds:
+        if builds:
+            queue.add(work, requested, builds, max(SHORTEST_COMPILE_S, self.budget_s - schedule.elapsed_s))
+        else:
             schedule.tell(work.problem, requested=requested, built=0, best_us=work.best_us)
-            return None
-        limit_s = max(SHORTEST_COMPILE_S, self.budget_s - schedule.elapsed_s)
-        same = [batch.result for batch in compiling if not set(builds).isdisjoint(batch.builds)]
-        result = pool.submit(self._compile, work.problem, builds, limit_s, same)
-        return Batch(work=work, requested=requested, builds=builds, result=result)
-
-    def _compile(
-        self,
-        problem: GemmProblem,
-        builds: Sequence[Configuration],
-        limit_s: float,
-        after: Sequence["Future[Compiled]"],
-    ) -> Compiled:
-        wait(after)
-        begin = time.monotonic()
-        results = self.executor.compile(problem, builds, limit_s)
-        self.longest_s = max(self.longest_s, time.monotonic() - begin)
-        return results
 
     @property
     def _at_once(self) -> int:
@@ -355,18 +300,14 @@ class _Tuner:
         return 1 if slow or not self._overlaps else max(1, self.device.cores // self._at_once - 1)
 
     def _without(
-        self,
-        missing: Mapping[str, AutotuneError],
-        batch: Batch,
-        pool: ThreadPoolExecutor,
-        schedule: KernelSchedule,
-        compiling: Sequence[Batch],
-    ) -> Batch | None:
+        self, missing: Mapping[str, AutotuneError], batch: Batch, queue: CompileQueue, schedule: KernelSchedule
+    ) -> None:
         """Continue without kinds that cannot be compiled here, with other builds instead."""
         for kind, error in missing.items():
-            self.missing[kind] = error
-            self.progress.event("message", text=_no_more(kind, error))
-        return self._begin(batch.work, batch.requested, schedule, pool, compiling)
+            if kind not in self.missing:  # another batch may have said it
+                self.missing[kind] = error
+                self.progress.event("message", text=_no_more(kind, error))
+        self._begin(batch.work, batch.requested, schedule, queue)
 
     def _record_batch(self, batch: Batch, results: Mapping[Configuration, BuildResult]) -> bool:
         """Record the builds that the compiler refused and time the rest; false if that fails for this problem.
