@@ -20,7 +20,7 @@ app = typer.Typer(help="Check a file of prices.", no_args_is_help=True)
 
 Models = Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names of studies; without them, all.")]
 Devices = Annotated[
-    str | None, typer.Option("--devices", metavar="A,B", help="Parts of SKU names; cpu is the CPU of this machine.")
+    str | None, typer.Option("--devices", metavar="A,B", help="Words of SKU names; cpu is the CPU of this machine.")
 ]
 PricesFile = Annotated[Path | None, typer.Option("--prices", metavar="FILE", help="Your prices per hour, a TOML file.")]
 RoofsFile = Annotated[
@@ -170,7 +170,7 @@ def _selection(models: list[str] | None, batch: int | None, devices: str | None,
     parts = [part.strip() for part in (devices or "").split(",") if part.strip()]
     if devices is not None and not parts:
         raise RequestError(
-            f"--devices {devices!r} names no device", expected="parts of SKU names, such as H200,cpu; without it, all"
+            f"--devices {devices!r} names no device", expected="words of SKU names, such as H200,cpu; without it, all"
         )
     return Selection(models=tuple(models or ()), batch=batch, by=row_subject(by), **in_classes(parts))
 

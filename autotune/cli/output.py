@@ -31,7 +31,7 @@ Batch = Annotated[int | None, typer.Option("--batch", metavar="N", help="Only th
 DeviceOption = Annotated[
     str | None,
     typer.Option(
-        "--device", metavar="SKU", help="Any part of a SKU name that fits one SKU only; cpu is the CPU of this machine."
+        "--device", metavar="SKU", help="Words of a SKU name that fit one SKU only; cpu is the CPU of this machine."
     ),
 ]
 

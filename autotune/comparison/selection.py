@@ -69,7 +69,7 @@ class Selection:
                 skus = {name.split("/", 1)[0] for name in stored}
                 raise RequestError(
                     f"device {device!r} is not one to compare", found=nearest(slug(device), skus) or "no device at all",
-                    expected="a part of the name of an SKU that the database has a study of",
+                    expected="whole words of the name of an SKU that the database has a study of",
                     run="autotune plan list; results of another host come in with autotune db merge",
                 )  # fmt: skip
             chosen += [name for name in fitting if name not in chosen]

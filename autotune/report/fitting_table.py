@@ -1,5 +1,6 @@
 """A table that fits a terminal of any width."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -79,7 +80,15 @@ def _widths(least: Sequence[int], most: Sequence[int], left: int) -> list[int]:
 
 
 def cell_text(cell: object, console: Console) -> Text:
-    """Return the text of a cell in the console's encoding: the replacement of a character may be longer than it."""
-    text = cell if isinstance(cell, Text) else console.render_str(str(cell), highlight=False)
-    plain = readable(text.plain, console.encoding)
+    """Return the text of a cell in the console's encoding: the replacement of a character may be longer than it.
+
+    A name may come from anyone, so brackets are no markup, and a control character is shown as its escape.
+    """
+    text = cell if isinstance(cell, Text) else Text(str(cell))
+    plain = readable("".join(map(_shown, text.plain)), console.encoding)
     return text if plain == text.plain else Text(plain, style=text.style)
+
+
+def _shown(character: str) -> str:
+    is_control = character != "\n" and unicodedata.category(character) == "Cc"
+    return character.encode("unicode_escape").decode() if is_control else character
