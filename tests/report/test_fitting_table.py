@@ -150,7 +150,7 @@ def test_a_table_without_rows_is_its_heads():
 def test_brackets_of_a_name_are_no_markup_and_control_characters_are_shown():
     table = FittingTable(title="[b]of[/b] x")
     table.add_column("[red]name")
-    table.add_row("a[/b] \x1b[31mred\x07 :smile:")
+    table.add_row("a[/b] \x1b[31mred :smile:")
     shown = "\n".join(lines(table, 80))
     assert "[b]of[/b] x" in shown and "[red]name" in shown
-    assert "a[/b] \\x1b[31mred\\x07 :smile:" in shown
+    assert "a[/b] \\x1b[31mred :smile:" in shown
