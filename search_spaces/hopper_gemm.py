@@ -83,6 +83,19 @@ def stages(tile: Tile) -> int:
     return min(MOST_STAGES, (share - bias) // (_stage_bytes(tile) + BARRIER_BYTES))
 
 
+def threads(tile: Tile) -> int:
+    """Return the threads of a block: groups of four warps that multiply, and a warp that copies."""
+    return 128 * int(tile["groups"]) + 32
+
+
+def shared_bytes(tile: Tile) -> int:
+    """Return the shared memory of a block: its stages or the sums that replace them, their barriers, the bias."""
+    rows, columns, count = int(tile["tile_m"]), int(tile["tile_n"]), stages(tile)
+    padding = 4 if tile["swapped"] else 8 if columns % 16 == 0 else 0  # so that a warp's stores meet in no bank
+    body = max(count * _stage_bytes(tile), rows * (columns + padding) * SUM_BYTES)
+    return ALIGNMENT_BYTES + body + count * BARRIER_BYTES + columns * SUM_BYTES
+
+
 def _stage_bytes(tile: Tile) -> int:
     return (int(tile["tile_m"]) + int(tile["tile_n"])) * int(tile["tile_k"]) * OPERAND_BYTES
 
