@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from autotune.backends.native.cuda_kernels.cubin_compiler import CubinCompiler
+from autotune.backends.native.cuda_kernels.cubin_compiler import Cubin, CubinCompiler
 from autotune.backends.native.cuda_kernels.kernel_source import KernelSource
 from autotune.backends.native.cuda_kernels.launch_arguments import ABI
 from autotune.backends.native.kernel_kind import copy_atomically
@@ -28,6 +28,10 @@ from autotune.search_spaces.split_gemm import SplitBuild
 
 SCHEMA = 1
 BYTES_A_KERNEL = 0.4e9
+
+MOST_SPILLED_BYTES = 64
+"""A kernel that spills more of a thread is refused, as tiles of `cluster_gemm` of 128 by 64 by two warps, which spill 320."""
+
 SUFFIXES = ("cubin", "json")
 """Of a kernel's files; the record appears last, so a kernel with a record is whole."""
 
@@ -167,6 +171,8 @@ class CubinCache:
         start = time.perf_counter()
         result = compiler.compile(source, scratch)
         compile_s = time.perf_counter() - start
+        if isinstance(result, Cubin) and result.spilled_bytes > MOST_SPILLED_BYTES:
+            result = f"it spills {result.spilled_bytes} bytes of a thread; the limit is {MOST_SPILLED_BYTES}"
         if isinstance(result, str):
             _appear(refusal, result.encode(), scratch)
             return CubinRefusal(detail=result, compile_s=compile_s)

@@ -75,6 +75,21 @@ struct Applied {
   __device__ __forceinline__ float operator()(float x) const { return activated<Output, kFormula>(by, x); }
 };
 
+// The others are called: with all of them in the code of a kernel, ptxas gives its main loop other registers, and tiles of
+// gemm_cluster.cuh took up to twice as long.
+template <class Output>
+__device__ __noinline__ float rarely_activated(Activation const& by, float x) {
+  if (by.formula == kBend) return activated<Output, kBend>(by, x);
+  return by.formula == kClamp ? activated<Output, kClamp>(by, x) : activated<Output, kTimesClamp>(by, x);
+}
+
+template <class Output>
+struct RarelyApplied {
+  Activation const& by;
+
+  __device__ __forceinline__ float operator()(float x) const { return rarely_activated<Output>(by, x); }
+};
+
 // Calls `use` with a function that applies the activation: one of a few pieces of code, each for all of a thread's values.
 template <class Output, class Use>
 __device__ __forceinline__ void with_frequent_activation(Activation const& by, Use use) {
@@ -86,9 +101,9 @@ template <class Output, class Use>
 __device__ __forceinline__ void with_activation(Activation const& by, Use use) {
   switch (by.formula) {
     case kRelu: use(Applied<Output, kRelu>{by}); break;
-    case kClamp: use(Applied<Output, kClamp>{by}); break;
-    case kTimesClamp: use(Applied<Output, kTimesClamp>{by}); break;
-    case kBend: use(Applied<Output, kBend>{by}); break;
+    case kClamp:
+    case kTimesClamp:
+    case kBend: use(RarelyApplied<Output>{by}); break;
     case kTimesBend: use(Applied<Output, kTimesBend>{by}); break;
     case kErf:
       if constexpr (sizeof(Output) == 4) use(Applied<Output, kErf>{by});

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.backends.native.cuda_kernels.cubin_cache import CompiledKernel, CubinCache, CubinRefusal
+from autotune.backends.native.cuda_kernels.cubin_cache import MOST_SPILLED_BYTES, CompiledKernel, CubinCache, CubinRefusal
 from autotune.backends.native.cuda_kernels.cubin_compiler import Cubin
 from autotune.backends.native.cuda_kernels.cuda_kind import CLUSTER_GEMM, HOPPER_GEMM
 from autotune.backends.native.cuda_kernels.kernel_source import KernelSource, headers_of
@@ -23,7 +23,7 @@ PROBLEM = GemmProblem(m=128, n=768, k=3072)
 class FakeCompiler:
     """Refuses what it is asked to refuse, and counts."""
 
-    name, cuda = "nvrtc 13.0", (13, 0)
+    name, cuda, spilled_bytes = "nvrtc 13.0", (13, 0), 0
 
     def __init__(self, refused: str = "") -> None:
         self.refused, self.compiled, self._lock = refused, [], threading.Lock()
@@ -35,7 +35,7 @@ class FakeCompiler:
             self.compiled.append(source.key)
         if source.key == self.refused:
             return "error: no such tile"
-        return Cubin(code=b"\x7fELF" + source.key.encode(), registers=80, spilled_bytes=0)
+        return Cubin(code=b"\x7fELF" + source.key.encode(), registers=80, spilled_bytes=self.spilled_bytes)
 
 
 def sources(count: int) -> list[KernelSource]:
@@ -62,6 +62,13 @@ def test_each_kernel_is_compiled_once_and_refusals_are_kept(tmp_path: Path) -> N
     record, code = first.read()
     assert (record.abi, record.build, record.registers) == (ABI, wanted[0].build, 80)
     assert code.endswith(wanted[0].key.encode())
+
+
+def test_a_kernel_that_spills_is_refused(tmp_path: Path) -> None:
+    compiler = FakeCompiler()
+    compiler.spilled_bytes = MOST_SPILLED_BYTES + 8
+    (refusal,) = CubinCache(tmp_path).compile(compiler, sources(1))
+    assert isinstance(refusal, CubinRefusal) and "it spills 72 bytes of a thread" in refusal.detail
 
 
 def test_a_damaged_kernel_is_named_and_not_used(tmp_path: Path) -> None:

@@ -21,8 +21,6 @@ from tests.backends.native.kernel_problems import check, convolution, epilogues
 HOPPER = Device(kind="cuda", name="Test GPU", uuid="gpu", capability=(9, 0))
 PROBLEM = GemmProblem(m=128, n=768, k=3072, bias=True, activation="gelu")
 KINDS = (CLUSTER_GEMM, HOPPER_GEMM)
-FEW_BYTES = 16
-"""What the smallest tiles with the most stages may spill of a thread, which costs nothing."""
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="needs NVRTC or nvcc")
 
 
@@ -112,12 +110,12 @@ def test_random_tiles_compute_every_epilogue_of_any_shape(
         problem = draw.choice(list(epilogues(replace(base, dtype=dtype, output=output))))  # type: ignore[arg-type]
         builds = kind.builds(device, problem)
         builds = draw.sample(list(builds), min(8, len(builds)))
-        assert all(made.refusal is None for made in kind.compile(device, problem, builds, tmp_path))
-        for build in builds:
+        results = kind.compile(device, problem, builds, tmp_path)
+        assert all(made.refusal is None or "it spills" in made.refusal for made in results)
+        for build in (build for build, made in zip(builds, results, strict=True) if made.refusal is None):
             for candidate in kind.launches(device, problem, build):
                 for programmatic_launch in (False, True):
                     kernel = kind.load(device, problem, candidate, tmp_path, programmatic_launch=programmatic_launch)
-                    assert kernel.resource_usage["spilled_bytes"] <= FEW_BYTES, candidate
                     check(kernel, problem, 5, device.torch_name)
                 tried.add(candidate)
     assert len({candidate["splits"] for candidate in tried}) == 6
