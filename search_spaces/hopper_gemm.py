@@ -36,6 +36,9 @@ ROWS_OF_INSTRUCTION, MOST_COLUMNS = 64, 256
 BOX_COLUMNS = 64
 """The columns of each row that one copy fetches."""
 
+COMMON_ROWS = frozenset({8, 16, 24, 32, 40, 56, 80, 96, 112, 160, 224})
+"""Further rows that every problem may take: those of the kernels that are compiled in advance."""
+
 PARTS = 8
 """The most parts into which rows are divided by tiles of exactly that size."""
 
@@ -101,10 +104,10 @@ def _stage_bytes(tile: Tile) -> int:
 
 
 def _parameters(problem: GemmProblem) -> tuple[Parameter, ...]:
-    """Return the sides of tiles: those of the instructions, and those that divide few rows evenly."""
+    """Return the sides of tiles: those of the instructions, those that divide few rows evenly, and common ones."""
     whole = (64, 128, 192, 256)
     even = {math.ceil(problem.m / parts / 8) * 8 for parts in range(1, PARTS + 1)}
-    rows = sorted({size for size in even if size <= MOST_COLUMNS} - set(whole))
+    rows = sorted(({size for size in even if size <= MOST_COLUMNS} | COMMON_ROWS) - set(whole))
     return (
         Parameter(name="swapped", choices=(False, True)),
         Parameter(name="tile_m", choices=(*whole, *rows)),

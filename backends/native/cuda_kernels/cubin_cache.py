@@ -8,8 +8,9 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,7 +31,7 @@ SCHEMA = 1
 BYTES_A_KERNEL = 0.4e9
 
 MOST_SPILLED_BYTES = 64
-"""A kernel that spills more of a thread is refused, as tiles of `cluster_gemm` of 128 by 64 by two warps, which spill 320."""
+"""A kernel that spills more of a thread is refused; one of ``cluster_gemm``, 128 by 64 by two warps, spills 320."""
 
 SUFFIXES = ("cubin", "json")
 """Of a kernel's files; the record appears last, so a kernel with a record is whole."""
@@ -83,25 +84,35 @@ class CompiledKernel:
         """The key of its source."""
         return self.name.split(".")[1]
 
+    def record(self) -> KernelRecord:
+        """Read the record alone; raises WorkError if it is missing or damaged."""
+        with self._reading():
+            return KernelRecord.from_dict(json.loads((self.folder / f"{self.name}.json").read_text()))
+
     def read(self) -> tuple[KernelRecord, bytes]:
         """Read both files; raises WorkError if they are missing or damaged, or of another ABI."""
-        try:
-            record = KernelRecord.from_dict(json.loads((self.folder / f"{self.name}.json").read_text()))
+        record = self.record()
+        with self._reading():
             code = (self.folder / f"{self.name}.cubin").read_bytes()
             if hashlib.sha256(code).hexdigest() != record.cubin_sha256:
                 raise ValueError("the cubin is not the one that its record describes")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WorkError(
-                f"reading kernel {self.name} in {self.folder}", found=f"{type(error).__name__}: {error}",
-                expected=f"{self.name}.cubin and {self.name}.json as they were compiled",
-                run="the same command after deleting both: they are compiled again",
-            ) from error  # fmt: skip
         if record.abi != ABI:
             raise WorkError(
                 f"reading kernel {self.name} in {self.folder}", found=f"a kernel of ABI {record.abi}",
                 expected=f"ABI {ABI}, which this release launches", run="the build of the artifact or pack again",
             )  # fmt: skip
         return record, code
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WorkError(
+                f"reading kernel {self.name} in {self.folder}", found=f"{type(error).__name__}: {error}",
+                expected=f"{self.name}.cubin and {self.name}.json as they were compiled",
+                run="the same command after deleting both: they are compiled again",
+            ) from error  # fmt: skip
 
     def copy_to(self, folder: Path) -> "CompiledKernel":
         """Copy both files."""
@@ -145,10 +156,19 @@ class CubinCache:
         builds = {name: _build_in(self.folder, name) for name in sorted(names)}
         return {name: build for name, build in builds.items() if build is not None}
 
+    def all(self) -> Iterator[CompiledKernel]:
+        """List all kernels, also those of other releases."""
+        for path in sorted(self.folder.glob("*.json")):
+            yield CompiledKernel(folder=self.folder, name=path.name.removesuffix(".json"))
+
     def compile(
-        self, compiler: CubinCompiler, sources: Sequence[KernelSource], *, at_once: int | None = None
-    ) -> list[CompiledKernel | CubinRefusal]:
-        """Compile the kernels that are not in the cache; returns all, in their order. Refusals are kept as well."""
+        self, compiler: CubinCompiler, sources: Sequence[KernelSource], *, at_once: int | None = None,
+        tell: Callable[[int, int], None] | None = None,
+    ) -> list[CompiledKernel | CubinRefusal]:  # fmt: skip
+        """Compile the kernels that are not in the cache; returns all, in their order. Refusals are kept as well.
+
+        ``tell`` gets the number of kernels that are compiled, and of all.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         distinct = list(dict.fromkeys(sources))
         with (
@@ -156,7 +176,11 @@ class CubinCache:
             ThreadPoolExecutor(at_once or kernels_at_once(), thread_name_prefix="autotune-cubin") as pool,
         ):
             results = pool.map(lambda source: self._compile_one(compiler, source, scratch), distinct)
-            compiled = dict(zip(distinct, results, strict=True))
+            compiled = {}
+            for source, result in zip(distinct, results, strict=True):
+                compiled[source] = result
+                if tell is not None:
+                    tell(len(compiled), len(distinct))
         return [compiled[source] for source in sources]
 
     def _compile_one(

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from autotune.backends.native.cuda_kernels.cubin_cache import MOST_SPILLED_BYTES, CompiledKernel, CubinCache, CubinRefusal
+from autotune.backends.native.cuda_kernels.cubin_cache import (
+    MOST_SPILLED_BYTES,
+    CompiledKernel,
+    CubinCache,
+    CubinRefusal,
+)
 from autotune.backends.native.cuda_kernels.cubin_compiler import Cubin
 from autotune.backends.native.cuda_kernels.cuda_kind import CLUSTER_GEMM, HOPPER_GEMM
 from autotune.backends.native.cuda_kernels.kernel_source import KernelSource, headers_of
