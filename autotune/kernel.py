@@ -43,7 +43,7 @@ class KnownKernels:
     ``best`` has the fastest kernel of each problem, ``library`` the fastest call of a library. ``near`` has our own
     kernels that take at most :data:`NEAR` times as long as the best, the fastest first: a time that was measured alone
     does not show how a kernel runs beside its neighbours. ``folder`` is the cache with the compiled kernels,
-    ``toolchain`` the digest of the versions that they depend on, see :func:`toolchain_of`.
+    ``toolchain`` the digest of all that they depend on, see :class:`KernelToolchains`.
     """
 
     folder: Path
@@ -267,9 +267,53 @@ class PacksKernels(Protocol):
         ...
 
 
-def toolchain_of(provider: KernelProvider, installed: Toolchain) -> Toolchain:
-    """Return all that the kernels of a provider depend on: installed versions, and the provider's own sources."""
-    return Toolchain.of({**installed.only(provider.toolchain).as_dict(), "sources": provider.sources})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindIdentity:
+    """All that the kernels of one kind depend on.
+
+    ``toolchain`` names entries of a toolchain, ``sources`` is the digest of the files that they are compiled from.
+    """
+
+    toolchain: tuple[str, ...]
+    sources: str
+
+
+@runtime_checkable
+class IdentifiesKinds(Protocol):
+    """The further member of a :class:`KernelProvider` that tells its kinds of kernels apart.
+
+    Without it a change of any source, or of any version, means other kernels of every kind.
+    """
+
+    identities: Mapping[str, KindIdentity]
+    """By the name of the kind."""
+
+
+class KernelToolchains:
+    """The digests that the trials of a provider's kernels are stored under, one for each kind of kernel.
+
+    A digest has the versions and the sources that the kind depends on, so an edit of one kind's source, or another
+    release of another kind's compiler, leaves its trials valid.
+    """
+
+    def __init__(self, provider: KernelProvider, installed: Toolchain) -> None:
+        whole = {**installed.only(provider.toolchain).as_dict(), "sources": provider.sources}
+        identities = provider.identities if isinstance(provider, IdentifiesKinds) else {}
+        self._by_kind = {
+            kind: Toolchain.of({**installed.only(one.toolchain).as_dict(), "sources": one.sources, "kind": kind}).digest
+            for kind, one in identities.items()
+        }
+        self.digest = Toolchain.of(whole).digest
+        """The digest of all of them, and of kinds that are not told apart."""
+
+    def of(self, kind: str) -> str:
+        """Return the digest of a kind."""
+        return self._by_kind.get(kind, self.digest)
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests of all kinds, each once."""
+        return tuple(dict.fromkeys((*self._by_kind.values(), self.digest)))
 
 
 def wants_kernels(configuration: Configuration) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from sqlalchemy import ColumnElement, and_, case, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from autotune import registry
 from autotune.database.plan_rows import device_classes
@@ -22,19 +22,19 @@ BATCH = 500
 """Rows read at once by their uids, few enough for SQLite's limit on parameters."""
 
 _PLACE = (KernelTrialTable.problem, KernelTrialTable.device_class, KernelTrialTable.toolchain)
+_PROBLEM = (KernelTrialTable.problem, KernelTrialTable.device_class)
 _IS_COMPLETE = KernelTrialTable.state == "complete"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelProblemRow:
-    """A problem on one device class under one toolchain.
+    """A problem on one device class, with its trials under all toolchains.
 
     ``best`` is the fastest complete trial, ``library_us`` the fastest median of a library's own call.
     """
 
     problem: GemmProblem
     device_class: str
-    toolchain: str
     trials: int
     failed: int
     best: KernelTrial | None
@@ -43,6 +43,8 @@ class KernelProblemRow:
 
 class KernelTrials:
     """Kernel trials by problem (shape, types, layout, epilogue), device class and the digest of a toolchain.
+
+    The kinds of kernels have different toolchains (:class:`autotune.kernel.KernelToolchains`), so queries take several.
 
     They belong to no study: any process may add some at any time, without a lease. Errors as those of
     :class:`autotune.database.store.Store`.
@@ -61,14 +63,18 @@ class KernelTrials:
         with self._transactions.writing() as session:
             return _add(session, values, self._transactions.now())
 
-    def of(self, problem: GemmProblem, device_class: str, toolchain: str) -> tuple[KernelTrial, ...]:
-        """Return all trials of a problem, complete ones first, the fastest first.
+    def of(self, problem: GemmProblem, device_class: str, *toolchains: str) -> tuple[KernelTrial, ...]:
+        """Return all trials of a problem under some toolchains, complete ones first, the fastest first.
 
         A configuration that several machines have tried is returned once for each of them.
         """
         query = (
             select(KernelTrialTable)
-            .where(*_at(problem.digest, device_class, toolchain))
+            .where(
+                KernelTrialTable.problem == problem.digest,
+                KernelTrialTable.device_class == device_class,
+                KernelTrialTable.toolchain.in_(toolchains),
+            )
             .order_by(KernelTrialTable.state, KernelTrialTable.median_us, KernelTrialTable.uid)
         )
         with self._transactions.reading() as session:
@@ -84,23 +90,22 @@ class KernelTrials:
         with self._transactions.reading() as session:
             return {row.problem: kernel_record(row.record) for row in _fastest(session, *where)}
 
-    def hints(self, problem: GemmProblem, device_class: str, toolchain: str) -> tuple[Configuration, ...]:
+    def hints(self, problem: GemmProblem, device_class: str, *toolchains: str) -> tuple[Configuration, ...]:
         """Return the best configurations of a problem under other toolchains and on other device classes.
 
         Calls of libraries are left out. Nearest first: device classes are near if their names begin alike, for a name
         begins with the vendor and the series (``nvidia-h100/…`` is nearer to ``nvidia-h200/…`` than ``nvidia-l40s/…``);
         of one device class the newest first.
         """
-        here = (device_class, toolchain)
         with self._transactions.reading() as session:
             rows = _fastest(session, KernelTrialTable.problem == problem.digest, ~_is_library())
-            rows = [row for row in rows if (row.device_class, row.toolchain) != here]
+            rows = [row for row in rows if row.device_class != device_class or row.toolchain not in toolchains]
             rows.sort(key=lambda row: row.created, reverse=True)
             rows.sort(key=lambda row: _common_prefix(row.device_class, device_class), reverse=True)
             return tuple(dict.fromkeys(kernel_record(row.record).configuration for row in rows))
 
     def problems(self, device: str | None = None) -> list[KernelProblemRow]:
-        """Return the problems that have trials, by device class, toolchain and shape.
+        """Return the problems that have trials, by device class and shape.
 
         ``device`` is a device class, or any part of a SKU that fits one SKU only (else DeviceError).
         """
@@ -109,24 +114,23 @@ class KernelTrials:
             if device is not None:
                 stored = session.scalars(select(KernelTrialTable.device_class).distinct()).all()
                 where = [KernelTrialTable.device_class.in_(device_classes(list(stored), device))]
-            fastest = _fastest(session, *where)
-            best = {(row.problem, row.device_class, row.toolchain): kernel_record(row.record) for row in fastest}
+            fastest = _fastest(session, *where, of=_PROBLEM)
+            best = {(row.problem, row.device_class): kernel_record(row.record) for row in fastest}
             query = select(
-                *_PLACE,
+                *_PROBLEM,
                 func.count().label("trials"),
                 func.sum(case((_IS_COMPLETE, 0), else_=1)).label("failed"),
                 func.min(case((and_(_IS_COMPLETE, _is_library()), KernelTrialTable.median_us))).label("library_us"),
                 func.min(KernelTrialTable.uid).label("some"),
             )
             problems = []
-            for row in session.execute(query.where(*where).group_by(*_PLACE)):
-                trial = best.get((row.problem, row.device_class, row.toolchain))
+            for row in session.execute(query.where(*where).group_by(*_PROBLEM)):
+                trial = best.get((row.problem, row.device_class))
                 some = trial or kernel_record(session.get_one(KernelTrialTable, row.some).record)
                 problems.append(
                     KernelProblemRow(
                         problem=some.problem,
                         device_class=row.device_class,
-                        toolchain=row.toolchain,
                         trials=row.trials,
                         failed=row.failed,
                         best=trial,
@@ -184,11 +188,13 @@ def _at(problem: str, device_class: str, toolchain: str) -> tuple[ColumnElement[
     return tuple(column == value for column, value in zip(_PLACE, (problem, device_class, toolchain), strict=True))
 
 
-def _fastest(session: Session, *where: ColumnElement[bool]) -> list[KernelTrialTable]:
+def _fastest(
+    session: Session, *where: ColumnElement[bool], of: Sequence[InstrumentedAttribute[str]] = _PLACE
+) -> list[KernelTrialTable]:
     """Return the complete row with the lowest median of every problem, device class and toolchain, of some rows."""
     # In two steps, each with one query plan to choose: for a join with the lowest medians PostgreSQL took 115 s among
     # 15,000 rows while it had no statistics of a table that was new.
-    rank = func.row_number().over(partition_by=_PLACE, order_by=(KernelTrialTable.median_us, KernelTrialTable.uid))
+    rank = func.row_number().over(partition_by=of, order_by=(KernelTrialTable.median_us, KernelTrialTable.uid))
     ranked = select(KernelTrialTable.uid, rank.label("rank")).where(_IS_COMPLETE, *where).subquery()
     uids = session.scalars(select(ranked.c.uid).where(ranked.c.rank == 1).order_by(ranked.c.uid)).all()
     rows: list[KernelTrialTable] = []
@@ -203,6 +209,6 @@ def _common_prefix(left: str, right: str) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
-def _order(row: KernelProblemRow) -> tuple[str, str, int, int, int, str]:
+def _order(row: KernelProblemRow) -> tuple[str, int, int, int, str]:
     problem = row.problem
-    return row.device_class, row.toolchain, problem.m, problem.n, problem.k, problem.canonical
+    return row.device_class, problem.m, problem.n, problem.k, problem.canonical

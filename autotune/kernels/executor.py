@@ -13,7 +13,7 @@ from autotune.execute.executor import BUILD_TIMEOUT_S
 from autotune.execute.server import WorkerServer
 from autotune.execute.session import LINGER_S, Session
 from autotune.execute.step_result import Span
-from autotune.kernel import CompileResult
+from autotune.kernel import CompileResult, KernelToolchains
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.requests import CompileRequest, RatesRequest, TimeRequest
 from autotune.kernels.timing import TimingLimits
@@ -52,14 +52,21 @@ BuildResult = CompileResult | Failure | None
 class KernelExecutor:
     """Runs the steps of tuned kernels; one thread may compile while another one times.
 
-    ``folder`` is the cache of compiled kernels, ``toolchain`` the digest that trials are recorded with.
+    ``folder`` is the cache of compiled kernels, ``toolchains`` have the digests that trials are recorded with.
     """
 
     def __init__(
-        self, server: WorkerServer, device: Device, backend: str, folder: Path, *, toolchain: str, seed: int
+        self,
+        server: WorkerServer,
+        device: Device,
+        backend: str,
+        folder: Path,
+        *,
+        toolchains: KernelToolchains,
+        seed: int,
     ) -> None:
         self.server, self.device, self.backend, self.folder = server, device, backend, folder
-        self.toolchain, self.seed = toolchain, seed
+        self.toolchains, self.seed = toolchains, seed
         self._spans: list[Span] = []
         self._waited_s = 0.0
         self._idle: Session | None = None
@@ -240,7 +247,8 @@ class KernelExecutor:
     def _trial(self, problem: GemmProblem, candidate: Configuration, message: Mapping[str, Any]) -> KernelTrial:
         failure = Failure(**message["failure"]) if "failure" in message else None
         return KernelTrial(
-            problem=problem, device_class=self.device.device_class, toolchain=self.toolchain, configuration=candidate,
+            problem=problem, device_class=self.device.device_class,
+            toolchain=self.toolchains.of(candidate.backend), configuration=candidate,
             state="complete" if failure is None else "failed", samples_us=tuple(message.get("samples_us", ())),
             error=message.get("error"), made=message.get("made", {}), conditions=message.get("conditions", {}),
             failure=failure,

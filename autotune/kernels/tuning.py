@@ -19,7 +19,7 @@ from autotune.errors import (
     WorkError,
 )
 from autotune.execute.server import WorkerServer
-from autotune.kernel import CompileResult, KernelSpace, toolchain_of
+from autotune.kernel import CompileResult, KernelSpace, KernelToolchains
 from autotune.kernels.compile_queue import CompileQueue
 from autotune.kernels.executor import BuildResult, KernelExecutor
 from autotune.kernels.rates import DeviceRates
@@ -102,7 +102,7 @@ class _Tuner:
         self.provider = registry.kernels(backend)
         self.kinds = {kind.name: kind for kind in registry.kernel_tuner(backend).kernel_kinds}
         self.device, self.store, self.server, self.progress, self.seed = device, store, server, progress, seed
-        self.toolchain = toolchain_of(self.provider, versions.current(device)).digest
+        self.toolchains = KernelToolchains(self.provider, versions.current(device))
         folder = kernels_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,7 @@ class _Tuner:
                 expected="a folder that this user can write",
                 run="the same command with XDG_CACHE_HOME set to such a folder",
             ) from error
-        self.executor = KernelExecutor(server, device, backend, folder, toolchain=self.toolchain, seed=seed)
+        self.executor = KernelExecutor(server, device, backend, folder, toolchains=self.toolchains, seed=seed)
         self.works = [TunedWork(problem=problem, weight=weight) for problem, weight in problems.items()]
         self.budget_s, self.builds = budget_s, builds
         self.missing: dict[str, AutotuneError] = {}
@@ -151,7 +151,8 @@ class _Tuner:
                     break
         self.executor.close()  # the spans of its process are known after its end
         return KernelReport(
-            problems=tuple(self._tuned(work) for work in self.works), toolchain=self.toolchain, rates=self.rates,
+            problems=tuple(self._tuned(work) for work in self.works), toolchain=self.toolchains.digest,
+            rates=self.rates,
             seconds=time.monotonic() - begin, spans=tuple(self.executor.spans), stopped=self._stopped,
             notes=tuple(_no_more(kind, error) for kind, error in self.missing.items()),
         )  # fmt: skip
@@ -192,7 +193,7 @@ class _Tuner:
         except RequestError as error:
             self._fail(work, error)
             return
-        for trial in self.store.kernels.of(work.problem, self.device.device_class, self.toolchain):
+        for trial in self.store.kernels.of(work.problem, self.device.device_class, *self.toolchains.digests):
             work.trials.setdefault(trial.configuration, trial)
 
     def _search(self, work: TunedWork) -> KernelSearch:
@@ -204,7 +205,7 @@ class _Tuner:
                 self._without_missing(work) if self.missing else work.space,
                 work.problem,
                 earlier=[trial for one in self.works for trial in one.trials.values()],
-                hints=self.store.kernels.hints(work.problem, self.device.device_class, self.toolchain),
+                hints=self.store.kernels.hints(work.problem, self.device.device_class, *self.toolchains.digests),
                 rates=self.rates,
                 seed=self.seed,
             )

@@ -149,7 +149,7 @@ def problems_document(rows: "Sequence[KernelProblemRow]") -> list[dict[str, obje
             "problem": row.problem.as_dict(),
             "digest": row.problem.digest,
             "device_class": row.device_class,
-            "toolchain": row.toolchain,
+            "toolchain": row.best.toolchain if row.best else None,
             "trials": row.trials,
             "failed": row.failed,
             "best": row.best.configuration.as_dict() if row.best else None,
@@ -166,7 +166,6 @@ def problems_table(rows: "Sequence[KernelProblemRow]") -> RenderableType:
     table = FittingTable(title=f"{len(rows)} kernel problems", title_justify="left")
     table.add_column("problem", overflow="fold")
     table.add_column("device", overflow="fold")
-    table.add_column("toolchain", no_wrap=True)
     table.add_column("tried", justify="right", no_wrap=True)
     table.add_column("failed", justify="right", no_wrap=True)
     table.add_column("best kernel", overflow="fold")
@@ -177,7 +176,6 @@ def problems_table(rows: "Sequence[KernelProblemRow]") -> RenderableType:
         table.add_row(
             problem_words(row.problem),
             row.device_class,
-            row.toolchain[:8],
             str(row.trials),
             str(row.failed),
             "–" if best is None else f"{best.configuration.backend}: {words.knobs(best.configuration)}",

@@ -7,7 +7,7 @@ from autotune import registry
 from autotune.database.store import Store
 from autotune.environment import cache_folder
 from autotune.execute.executor import Executor
-from autotune.kernel import NEAR, KnownKernel, KnownKernels, toolchain_of, wants_kernels
+from autotune.kernel import NEAR, KernelToolchains, KnownKernel, KnownKernels, wants_kernels
 from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
 from autotune.records.kernel_problem import GemmProblem
@@ -41,13 +41,13 @@ class KernelSupply:
         """Return the tuned kernels in the database for a configuration's graph; ``None`` if it wants none."""
         if not wants_kernels(configuration):
             return None
-        toolchain = toolchain_of(registry.kernels(configuration.backend), self._toolchain).digest
+        toolchains = KernelToolchains(registry.kernels(configuration.backend), self._toolchain)
         best: dict[str, KnownKernel] = {}
         library: dict[str, KnownKernel] = {}
         near: dict[str, tuple[KnownKernel, ...]] = {}
         library_kinds = registry.library_kinds()
         for problem in self.problems(configuration):
-            complete = _by_time(self._store.kernels.of(problem, self._device_class, toolchain))
+            complete = _by_time(self._store.kernels.of(problem, self._device_class, *toolchains.digests))
             calls = [kernel for kernel in complete if kernel.configuration.backend in library_kinds]
             for fastest, kernels in ((best, complete), (library, calls)):
                 if kernels:
@@ -58,7 +58,7 @@ class KernelSupply:
                 if kernel not in calls and kernel.median_us <= NEAR * complete[0].median_us
             )
         folder = cache_folder() / "kernels"
-        return KnownKernels(folder=folder, toolchain=toolchain, best=best, library=library, near=near)
+        return KnownKernels(folder=folder, toolchain=toolchains.digest, best=best, library=library, near=near)
 
     def digest(self, configuration: Configuration) -> str:
         """Return the digest of the kernels that a build would get now; empty if the configuration wants none."""

@@ -18,7 +18,7 @@ from autotune.backends.native.kernel_kind import CompiledKind, LibraryKind
 from autotune.backends.native.library import TORCH
 from autotune.backends.native.triton_kernels.triton_kind import TRITON_GEMM
 from autotune.errors import DeviceError, SpaceError, WorkError
-from autotune.kernel import CompileResult, LoadedKernel, StoredKernel
+from autotune.kernel import CompileResult, KindIdentity, LoadedKernel, StoredKernel
 from autotune.records.canonical import digest
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -39,9 +39,6 @@ COMPILED: Mapping[str, CompiledKind] = {
 
 
 SMS_OF_H200 = 132
-
-SOURCES = ("cutlass/*.h", "cutlass/*.cuh", "cuda_kernels/*.cuh", "triton_kernels/gemm_kernels.py")
-"""The files that tuned kernels are compiled from. Code that is generated from a configuration is not in a file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +96,29 @@ class NativeKernels:
     graph separate from the others.
     """
 
-    # The entries that decide a kernel's code or a library's choice. nvcc is not among them: it translates the same code
-    # for the same architecture, so kernels that another machine or another release compiled are valid too.
     toolchain: tuple[str, ...] = ("cublaslt", "cutlass", "torch", "triton")
 
     @cached_property
     def sources(self) -> str:
-        """Digest of the headers and of the text of the Triton kernels of GEMMs."""
-        here = Path(__file__).parent
-        files = [path for pattern in SOURCES for path in sorted(here.glob(pattern))]
-        return digest({path.relative_to(here).as_posix(): path.read_text() for path in files})
+        """Digest of the sources of all kinds."""
+        return digest({kind: identity.sources for kind, identity in self.identities.items()})
+
+    @cached_property
+    def identities(self) -> Mapping[str, KindIdentity]:
+        """The versions and the sources that the kernels of each kind depend on.
+
+        A compiler of CUDA is not among the versions: it translates the same code for the same architecture, so kernels
+        that another machine or another release compiled are valid too.
+        """
+        cutlass, triton = _texts("cutlass/*.h", "cutlass/*.cuh"), _texts("triton_kernels/gemm_kernels.py")
+        return {
+            cublaslt.NAME: KindIdentity(toolchain=("cublaslt", "torch"), sources=""),
+            library.NAME: KindIdentity(toolchain=("cublaslt", "torch"), sources=""),
+            hopper_gemm.NAME: KindIdentity(toolchain=(), sources=digest({"abi": ABI, **HOPPER_GEMM.sources})),
+            cluster_gemm.NAME: KindIdentity(toolchain=(), sources=digest({"abi": ABI, **CLUSTER_GEMM.sources})),
+            cutlass_gemm.NAME: KindIdentity(toolchain=("cutlass",), sources=digest(cutlass)),
+            triton_gemm.NAME: KindIdentity(toolchain=("triton",), sources=digest(triton)),
+        }
 
     def __init__(self, *, sm_count: int | None = None) -> None:
         self.sm_count = sm_count
@@ -223,6 +233,12 @@ class NativeKernels:
 
 
 KERNELS = NativeKernels()
+
+
+def _texts(*patterns: str) -> Mapping[str, str]:
+    here = Path(__file__).parent
+    files = [path for pattern in patterns for path in sorted(here.glob(pattern))]
+    return {path.relative_to(here).as_posix(): path.read_text() for path in files}
 
 
 def _grouped(builds: Sequence[Configuration]) -> Iterator[tuple[str, list[Configuration]]]:

@@ -18,6 +18,17 @@ from autotune.records.kernel_problem import GemmProblem
 from autotune.records.trial import Failure
 from tests.toy_kernels import LIBRARY, build, launch
 
+
+class OneToolchain:
+    """The same digest for every kind of kernel."""
+
+    digest = "t"
+
+    def of(self, kind):
+        return self.digest
+
+
+TOOLCHAINS = OneToolchain()
 PROBLEM = GemmProblem(m=8, n=16, k=32, dtype="fp32", output="fp32")
 
 
@@ -27,7 +38,9 @@ def executor(tmp_path, cpu, toykernels, monkeypatch):
     (tmp_path / "cache").mkdir()
     with (
         WorkerServer(tmp_path, steps=STEPS) as server,
-        closing(KernelExecutor(server, cpu, "toykernels", tmp_path / "cache", toolchain="t", seed=0)) as executor,
+        closing(
+            KernelExecutor(server, cpu, "toykernels", tmp_path / "cache", toolchains=TOOLCHAINS, seed=0)
+        ) as executor,
     ):
         yield executor
 
@@ -49,7 +62,11 @@ def test_who_crashes_or_hangs_is_the_only_one_to_fail(executor):
     ]  # fmt: skip
     good = found[0]
     assert good.median_us > 0 and good.made == {"registers": 32.0}
-    assert (good.problem, good.device_class, good.toolchain) == (PROBLEM, executor.device.device_class, "t")
+    assert (good.problem, good.device_class, good.toolchain) == (
+        PROBLEM,
+        executor.device.device_class,
+        TOOLCHAINS.digest,
+    )
     assert "expected: a kernel" in found[4].failure.detail
     assert found[6].error > 0
 
@@ -141,7 +158,7 @@ def test_a_gpu_whose_rates_cannot_be_read_has_none_and_says_so_once(tmp_path, mo
     gpu, told = Device(kind="cuda", name="A GPU that is not here", uuid="gpu-not-here", capability=(12, 0)), []
     with (
         WorkerServer(tmp_path, steps=STEPS) as server,
-        closing(KernelExecutor(server, gpu, "toykernels", tmp_path, toolchain="t", seed=0)) as executor,
+        closing(KernelExecutor(server, gpu, "toykernels", tmp_path, toolchains=TOOLCHAINS, seed=0)) as executor,
     ):
         assert executor.rates(told.append) is None and executor.rates(told.append) is None
     assert len(told) == 1 and told[0].startswith(f"{gpu.name}: ")

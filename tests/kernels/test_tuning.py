@@ -180,8 +180,8 @@ class FakeExecutor:
 
     waited_s = 0.0
 
-    def __init__(self, server, device, backend, folder, *, toolchain, seed):
-        self.device, self.folder, self.toolchain, self.spans = device, folder, toolchain, []
+    def __init__(self, server, device, backend, folder, *, toolchains, seed):
+        self.device, self.folder, self.toolchains, self.spans = device, folder, toolchains, []
         self.begun, self.batches, self.overlapped = threading.Semaphore(0), 0, []
 
     def rates(self, tell):
@@ -198,7 +198,7 @@ class FakeExecutor:
         for candidate in candidates:
             tell(
                 KernelTrial(
-                    problem=problem, device_class=self.device.device_class, toolchain=self.toolchain,
+                    problem=problem, device_class=self.device.device_class, toolchain=self.toolchains.digest,
                     configuration=candidate, state="complete", samples_us=(5.0,),
                 )
             )  # fmt: skip

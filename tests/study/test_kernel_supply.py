@@ -7,7 +7,7 @@ import pytest
 from autotune import registry
 from autotune.database.store import Store
 from autotune.execute.answers import ProblemCount, ProblemsAnswer
-from autotune.kernel import KnownKernel, KnownKernels, toolchain_of
+from autotune.kernel import KernelToolchains, KnownKernel, KnownKernels
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.trial import Failure
@@ -15,7 +15,7 @@ from autotune.study.kernel_supply import KernelSupply
 from tests.database import records
 
 ONE, TWO = GemmProblem(m=8, n=16, k=32), GemmProblem(m=8, n=32, k=16)
-TOOLCHAIN = toolchain_of(registry.kernels("native"), records.TOOLCHAIN).digest
+TOOLCHAIN = KernelToolchains(registry.kernels("native"), records.TOOLCHAIN).digest
 TIMES_US = {"library": 10.0, "near": 10.9, "far": 11.1}
 MADE = {name: Configuration.of("cublaslt" if name == "library" else "hopper_gemm", {"name": name}) for name in TIMES_US}
 

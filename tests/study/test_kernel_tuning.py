@@ -12,7 +12,7 @@ from autotune.errors import StudyInterruptedError, StudyTakenOverError
 from autotune.execute.executor import Executor
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
-from autotune.kernel import toolchain_of
+from autotune.kernel import KernelToolchains
 from autotune.kernels.executor import STEPS
 from autotune.model.inputs import InputSpec
 from autotune.records.configuration import Configuration
@@ -101,7 +101,7 @@ def budgets(monkeypatch):
 
 def stored(study, problem):
     """The kernel trials of a problem in the study's database."""
-    toolchain = toolchain_of(registry.kernels("toytuned"), study.toolchain).digest
+    toolchain = KernelToolchains(registry.kernels("toytuned"), study.toolchain).digest
     return study.store.kernels.of(problem, study.request.device.device_class, toolchain)
 
 

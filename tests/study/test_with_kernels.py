@@ -14,7 +14,7 @@ from autotune.database.exchange import export_studies, merge_file
 from autotune.database.store import Store
 from autotune.errors import WorkError
 from autotune.execute.executor import Executor
-from autotune.kernel import toolchain_of
+from autotune.kernel import KernelToolchains
 from autotune.model.factory import make_module
 from autotune.model.inputs import InputSpec
 from autotune.records.kernel_trial import KernelTrial
@@ -89,7 +89,7 @@ class Place:
 
     def learn(self, store, kernel, us=0.001):
         """Let a database know a kernel that is faster than every other."""
-        toolchain = toolchain_of(registry.kernels("toytuned"), versions.current(self.device)).digest
+        toolchain = KernelToolchains(registry.kernels("toytuned"), versions.current(self.device)).digest
         store.kernels.add(
             [
                 KernelTrial(

@@ -23,7 +23,7 @@ from autotune import environment, registry
 from autotune.database.store import Store
 from autotune.errors import RequestError
 from autotune.execute.server import WorkerServer
-from autotune.kernel import toolchain_of
+from autotune.kernel import KernelToolchains
 from autotune.kernels.cost import FIXED_S
 from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.rates import DeviceRates
@@ -182,7 +182,8 @@ def _compare(options: argparse.Namespace, command: str) -> int:
     with _executor(device, options, folder) as executor, Store.open(options.db) as store:
         document: dict[str, object] = {
             "schema": SCHEMA, "command": command, "device_class": device.device_class,
-            "toolchain": versions.current(device).as_dict(), "kernels": executor.toolchain, "environment": conditions,
+            "toolchain": versions.current(device).as_dict(), "kernels": executor.toolchains.digest,
+            "environment": conditions,
         }  # fmt: skip
         budget_s = options.budget if options.budget is not None else (1 - FINALS_SHARE) * options.limit
         report = _tuned(options, shapes, device, store, executor.server, min(budget_s, options.limit), executor.rates())
@@ -322,12 +323,12 @@ def _shapes(only: str | None) -> list[ComparedShape]:
 
 @contextmanager
 def _executor(device: Device, options: argparse.Namespace, folder: Path) -> Iterator[KernelExecutor]:
-    toolchain = toolchain_of(registry.kernels(options.backend), versions.current(device)).digest
+    toolchains = KernelToolchains(registry.kernels(options.backend), versions.current(device))
     with (
         ScratchFolder("comparison") as scratch,
         WorkerServer(scratch, steps=STEPS, work="a comparison of kernels") as server,
     ):
-        executor = KernelExecutor(server, device, options.backend, folder, toolchain=toolchain, seed=options.seed)
+        executor = KernelExecutor(server, device, options.backend, folder, toolchains=toolchains, seed=options.seed)
         with closing(executor):
             yield executor
 

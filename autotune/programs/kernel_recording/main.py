@@ -17,7 +17,7 @@ from pathlib import Path
 from autotune import registry
 from autotune.errors import RequestError
 from autotune.execute.server import WorkerServer
-from autotune.kernel import toolchain_of
+from autotune.kernel import KernelToolchains
 from autotune.kernels.executor import STEPS, KernelExecutor
 from autotune.programs.frame import parser_of, positive, run_program, say
 from autotune.programs.kernel_recording.builds import FILE, RATES, Recording, choose, read_rates, recorded_problems
@@ -165,12 +165,12 @@ def _chosen(options: argparse.Namespace, device: Device, executor: KernelExecuto
 
 @contextmanager
 def _executor(device: Device, backend: str, folder: Path, seed: int) -> Iterator[KernelExecutor]:
-    toolchain = toolchain_of(registry.kernels(backend), versions.current(device)).digest
+    toolchains = KernelToolchains(registry.kernels(backend), versions.current(device))
     with (
         ScratchFolder("recording") as scratch,
         WorkerServer(scratch, steps=STEPS, work="a recording of kernels") as server,
     ):
-        executor = KernelExecutor(server, device, backend, folder.resolve(), toolchain=toolchain, seed=seed)
+        executor = KernelExecutor(server, device, backend, folder.resolve(), toolchains=toolchains, seed=seed)
         with closing(executor):
             yield executor
 

@@ -13,7 +13,7 @@ from autotune.backends.native import native_kernels as module
 from autotune.backends.native.cuda_kernels.cubin_compiler import find_compiler
 from autotune.backends.native.native_kernels import KERNELS, NativeKernels
 from autotune.errors import DeviceError, SpaceError, WorkError
-from autotune.kernel import CompileResult, KernelProvider, toolchain_of
+from autotune.kernel import CompileResult, IdentifiesKinds, KernelProvider, KernelToolchains
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
 from autotune.records.kernel_problem import GemmProblem
@@ -123,12 +123,26 @@ def test_builds_of_several_kinds_come_back_in_their_order(tmp_path: Path, monkey
     assert KERNELS.pack(HOPPER, PROBLEM, builds[0], tmp_path, tmp_path) == {"two/file": "two two"}
 
 
-def test_another_source_is_another_toolchain(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed = Toolchain.of({"torch": "2.13", "python": "3.11"})
-    found = toolchain_of(KERNELS, installed)
-    assert found.as_dict() == {"torch": "2.13", "sources": KERNELS.sources}
-    monkeypatch.setattr(module, "SOURCES", ("cutlass/*.h",))
-    assert toolchain_of(NativeKernels(), installed).digest != found.digest
+def test_a_kind_has_the_identity_of_what_its_kernels_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(KERNELS, IdentifiesKinds)
+    kinds = ("hopper_gemm", "cluster_gemm", "cutlass", "triton_gemm", "cublaslt", "torch")
+
+    def digests(provider: NativeKernels, **versions: str) -> dict[str, str]:
+        installed = Toolchain.of({"torch": "2.13", "triton": "3.6", "cutlass": "4.2", "python": "3.11", **versions})
+        toolchains = KernelToolchains(provider, installed)
+        assert toolchains.digest in toolchains.digests and len(set(toolchains.digests)) == len(kinds) + 1
+        return {kind: toolchains.of(kind) for kind in kinds}
+
+    def changed(left: dict[str, str], right: dict[str, str]) -> set[str]:
+        return {kind for kind in kinds if left[kind] != right[kind]}
+
+    here = digests(KERNELS)
+    assert changed(here, digests(KERNELS, python="3.12")) == set()
+    assert changed(here, digests(KERNELS, triton="3.7")) == {"triton_gemm"}
+    assert changed(here, digests(KERNELS, torch="2.14")) == {"cublaslt", "torch"}
+    texts = module._texts
+    monkeypatch.setattr(module, "_texts", lambda *patterns: {**texts(*patterns), "more": " ".join(patterns)})
+    assert changed(here, digests(NativeKernels())) == {"cutlass", "triton_gemm"}
 
 
 def test_a_kernel_that_another_machine_compiled_is_compiled_to_be_packed(tmp_path: Path) -> None:
