@@ -20,6 +20,11 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "gelu": functional.gelu,
         "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
         "silu": functional.silu,
+        "relu6": functional.relu6,
+        "hardswish": functional.hardswish,
+        "hardsigmoid": functional.hardsigmoid,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
     }
 )
 """By the names of :data:`autotune.records.kernel_problem.Activation`."""
