@@ -23,6 +23,7 @@ from autotune.backends.native.passes import EXACT
 from autotune.backends.native.refusals import Refused, operator_name, recording, refuse
 from autotune.backends.native.sites import CONV2D, GEMM, fused_nodes, sites
 from autotune.backends.native.triton_codegen import planned_sites
+from autotune.backends.native.triton_codegen_sites import NORM
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.graph_coverage import GraphCoverage, GraphLaunch, OperatorRefusal
@@ -131,10 +132,18 @@ def _copied(node: Node, problem: GemmProblem | None) -> list[Tensor]:
     if node.target is GEMM:
         operands = [value(node.args[0]), value(node.args[3])]
         return [operand for operand in operands if operand is not None and not operand.is_contiguous()]
+    if node.target is NORM:
+        images = value(node.args[0])
+        return [images] if images is not None and not _lies_in_rows(images) else []
     x, weight = value(node.args[0]), value(node.args[1]) if node.target is CONV2D else None
     if x is None or weight is None or problem is None or problem.window is not None or weight.shape[2:].numel() == 1:
         return []
     return [x]
+
+
+def _lies_in_rows(tensor: Tensor) -> bool:
+    """Return true if a tensor is contiguous, or is if images lie in channels-last memory."""
+    return tensor.is_contiguous() or (tensor.dim() == 4 and tensor.permute(0, 3, 1, 2).is_contiguous())
 
 
 def _read(node: Node) -> int:

@@ -89,16 +89,16 @@ def _(
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
     """Normalise over the last dimension: ``kind`` ``layer`` (mean and variance) or ``rms`` (mean of squares).
 
-    ``weight`` and ``bias`` have the last dimension's length; statistics are fp32 at least.
+    ``weight`` and ``bias`` have the last dimension's length; statistics are fp32 at least. The answer is contiguous.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     if kind == "layer":
-        return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, eps).contiguous()
     answer = x.to(wide)
     answer = answer * (answer.square().mean(-1, keepdim=True) + eps).rsqrt()
     answer = answer if weight is None else answer * weight.to(wide)
     answer = answer if bias is None else answer + bias.to(wide)
-    return answer.to(x.dtype)
+    return answer.to(x.dtype).contiguous()
 
 
 @norm.register_fake

@@ -1,7 +1,7 @@
 """Trees of elementwise operators become one operator, which reads and writes memory once.
 
-A single operator is a tree, too: torch's kernel for it is slower if it broadcasts or converts, and no launch may begin
-before it ends.
+A single operator is a tree, too: torch's kernel for it is slower if it broadcasts, converts or copies into another
+layout, and no launch may begin before it ends.
 Only the last operator of a tree is read outside of it. An operator of a smaller shape is not part of a tree: outside it
 is computed once instead of for each element that it is broadcast to. The operator's answer is contiguous: a tree whose
 answer is dense in another order of dimensions (channels last, transposed heads) is computed on permuted views of its
@@ -113,7 +113,8 @@ def _inputs(module: GraphModule, tree: set[Node]) -> list[Node]:
 
 
 def _program(module: GraphModule, tree: set[Node], inputs: list[Node]) -> PointwiseProgram | None:
-    """Return the tree as a program; a final cast and casts that lose nothing in the dtype of the steps are left out."""
+    """Return the tree as a program; a final cast copies, and casts that lose nothing in the dtype of the steps
+    are left out."""
     tensors = [value(source) for source in inputs]
     is_wide = any(tensor is not None and tensor.dtype is torch.float64 for tensor in tensors)
     wide = torch.float64 if is_wide else torch.float32
@@ -125,7 +126,7 @@ def _program(module: GraphModule, tree: set[Node], inputs: list[Node]) -> Pointw
         assert step is not None  # a tree has no other nodes
         name = step[0]
         operands = tuple(references[operand] if isinstance(operand, Node) else operand for operand in step[1])
-        if name == "cast" and (node is last or DTYPES[str(operands[1])] in (wide, torch.float64)):
+        if name == "cast" and (node is last or DTYPES[str(operands[1])] in (wide, torch.float64) or _is_copy(node)):
             references[node] = operands[0]
             continue
         references[node] = Reference(kind="step", index=len(steps))
@@ -143,7 +144,7 @@ def _step(module: GraphModule, node: Node) -> tuple[str, list[_StepOperand]] | N
     meta = value(node)
     if node.op != "call_function" or meta is None or meta.dtype not in FLOATS or meta.layout is not torch.strided:
         return None
-    if (source := cast_source(node)) is not None:
+    if (source := cast_source(node) or _copied(node, meta)) is not None:
         return "cast", [source, _name(meta)]
     spelled = _spelled(node)
     if spelled is None:
@@ -168,6 +169,18 @@ def _step(module: GraphModule, node: Node) -> tuple[str, list[_StepOperand]] | N
         if tensor.dtype is torch.float64 and meta.dtype is not torch.float64:
             return None  # it has no dimensions, and all others would be computed in float64
     return name, operands
+
+
+def _copied(node: Node, meta: Tensor) -> Node | None:
+    """Return the operand of a copy into another layout: a program reads it in its own layout."""
+    source = node.args[0] if _is_copy(node) else None
+    before = value(source)
+    is_alike = before is not None and (before.dtype, before.device) == (meta.dtype, meta.device)
+    return source if isinstance(source, Node) and is_alike else None
+
+
+def _is_copy(node: Node) -> bool:
+    return node.target is aten.clone.default
 
 
 def _spelled(node: Node) -> tuple[str, Sequence[Argument]] | None:

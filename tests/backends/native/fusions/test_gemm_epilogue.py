@@ -122,7 +122,7 @@ LINEAR = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
         (lambda m, y, r: y * torch.sigmoid(1.702 * y), (False, False, "none")),
         (lambda m, y, r: 0.5 * y * (1 + torch.tanh(0.8 * (y + 0.0447 * y**3))), (False, False, "none")),
         (lambda m, y, r: y.t() + r, (False, False, "none")),
-        (lambda m, y, r: y.reshape(2, 8) + r.reshape(2, 8), (False, False, "none")),
+        (lambda m, y, r: y.reshape(2, 8) + r.reshape(2, 8), (False, True, "none")),
         (lambda m, y, r: y.sigmoid() * r, (False, False, "sigmoid")),
         (lambda m, y, r: (y.relu(), y * 2), (False, False, "none")),
         (lambda m, y, r: (y + m.vector).relu() + r, (True, False, "relu")),
