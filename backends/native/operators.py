@@ -122,6 +122,23 @@ def _(
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
+@torch.library.custom_op(f"{NAMESPACE}::group_norm", mutates_args=())
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str
+) -> Tensor:
+    """Return activation(norm) over ``groups`` of the channels of ``x`` [batch, channels, ...].
+
+    The answer is contiguous, or in channels-last memory if ``x`` is.
+    """
+    answer = ACTIVATIONS[activation](torch.group_norm(x, groups, weight, bias, eps))
+    return answer.contiguous(memory_format=_memory_format(x))
+
+
+@group_norm.register_fake
+def _(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str) -> Tensor:
+    return torch.empty_like(x, memory_format=_memory_format(x))
+
+
 @torch.library.custom_op(f"{NAMESPACE}::max_pool2d", mutates_args=())
 def max_pool2d(
     x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
@@ -192,6 +209,12 @@ def attention(
 def _(query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
     batch, heads, rows, _ = query.shape
     return query.new_empty((batch, rows, heads, values.shape[-1])).transpose(1, 2)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Return channels last for images that lie in it and not in contiguous memory, too."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not x.is_contiguous() else torch.contiguous_format
 
 
 def _fresh(answer: Tensor, *operands: Tensor) -> Tensor:

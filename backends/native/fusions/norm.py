@@ -1,4 +1,4 @@
-"""A residual sum and its norm become one operator, and so does a spelled-out RMS norm.
+"""A residual sum and its norm become one operator, and so do a spelled-out RMS norm and a group norm.
 
 The fused operators return contiguous tensors, so only contiguous answers match. The input of a norm alone may have
 another layout: the images behind a permutation are contiguous in channels-last memory, in which convolutions write.
@@ -9,18 +9,19 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
+from autotune.backends.native.fusions.group_norm import group_norm
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, number, prune, sole_user
 from autotune.backends.native.graph import Fusion, aten, place, put_in_place, replace, value
 from autotune.backends.native.passes.casts_and_views import lossless
 from autotune.backends.native.refusals import refuse
 
 _FUSED = torch.ops.autotune_native
-_OF_OTHERS = {aten.group_norm.default, aten.native_group_norm.default, aten.instance_norm.default}
+_OF_OTHERS = {aten.native_group_norm.default, aten.instance_norm.default}
 
 
 def norm(module: GraphModule) -> list[str]:
-    """Fuse residual sums with their norms, and the operators of an RMS norm; returns the norms' places."""
-    return [place(node) for node in list(module.graph.nodes) if node.users and _fuse(module, node)]
+    """Fuse residual sums and norms, the operators of an RMS norm, and group norms and activations; returns places."""
+    return group_norm(module) + [place(node) for node in list(module.graph.nodes) if node.users and _fuse(module, node)]
 
 
 def _fuse(module: GraphModule, node: Node) -> bool:

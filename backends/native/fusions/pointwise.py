@@ -113,8 +113,7 @@ def _inputs(module: GraphModule, tree: set[Node]) -> list[Node]:
 
 
 def _program(module: GraphModule, tree: set[Node], inputs: list[Node]) -> PointwiseProgram | None:
-    """Return the tree as a program; a final cast copies, and casts that lose nothing in the dtype of the steps
-    are left out."""
+    """Return the tree as a program, without a final cast, copies, and casts that lose nothing in the steps' dtype."""
     tensors = [value(source) for source in inputs]
     is_wide = any(tensor is not None and tensor.dtype is torch.float64 for tensor in tensors)
     wide = torch.float64 if is_wide else torch.float32

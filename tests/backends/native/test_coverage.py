@@ -90,8 +90,8 @@ CASES: dict[str, tuple[nn.Module, tuple[int, ...], str, list[tuple[str, str]]]] 
         nn.Conv2d(12, 16, 3, bias=False), (2, 12, 8, 8), "conv2d",
         [("sites.conv_problem", "12 channels in torch.float16: kernels read 8 at once, in half precision")],
     ),
-    "a group norm": (
-        nn.Sequential(conv(), nn.GroupNorm(4, 16)), IMAGE, "group_norm",
+    "an instance norm": (
+        nn.Sequential(conv(), nn.InstanceNorm2d(16)), IMAGE, "instance_norm",
         [("norm._fuse", "it is no norm over the last dimension")],
     ),
     "a norm of a transposed tensor": (
@@ -123,8 +123,16 @@ def test_the_deciding_function_reports_its_reason(case: str) -> None:
         (nn.Sequential(conv(), nn.ReLU6(), conv(), nn.Hardswish(), conv(), nn.Tanh()), 0),
         (nn.Sequential(conv(), nn.LeakyReLU(), conv()), 1),
         (Module(lambda m, x: m["norm"](m["conv"](x).permute(0, 2, 3, 1)), conv=conv(), norm=nn.LayerNorm(16)), 0),
+        (nn.Sequential(nn.GroupNorm(4, 16), nn.SiLU(), conv(), nn.GroupNorm(2, 16), conv()), 0),
     ],
-    ids=["a gate of another shape", "a sum over images", "activations", "an activation alone", "a norm over channels"],
+    ids=[
+        "a gate of another shape",
+        "a sum over images",
+        "activations",
+        "an activation alone",
+        "a norm over channels",
+        "group norms",
+    ],
 )
 def test_single_operators_and_activations_are_not_left(module: nn.Module, programs: int) -> None:
     graph = covered(module, *IMAGE)
