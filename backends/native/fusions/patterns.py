@@ -10,6 +10,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
 from autotune.backends.native.fusions.reading import FLOATS, is_elementwise, number, prune, sole_user
+from autotune.backends.native.fusions.strides import values_with
 from autotune.backends.native.fusions.view_chain import ViewChain, views_after
 from autotune.backends.native.graph import aten, constant, is_view, same_layout, value
 from autotune.backends.native.operators import ACTIVATIONS
@@ -69,7 +70,9 @@ def epilogue(module: GraphModule, product: Node, bias: Node | None, residual: No
         if rows and bias is None and further.keeps_features and _is_vector(module, other, viewed):
             bias = other
         elif _same_size(other, viewed) and (
-            _in_rows(further, other, user) if rows else not further.views and _same_strides(other, viewed)
+            _in_rows(further, other, user) or _put_in_rows(further, other, user)
+            if rows
+            else not further.views and _same_strides(other, viewed)
         ):
             residual, residual_chain = other, further
         else:
@@ -155,6 +158,28 @@ def _in_rows(views: ViewChain, other: Node | None, total: Node) -> bool:
         return False
     rows = views.undo(added)
     return rows is not None and (rows.is_contiguous() or (added.shape == size.shape and not views.permutes))
+
+
+def _put_in_rows(views: ViewChain, other: Node | None, total: Node) -> bool:
+    """Let the sum with images lie in the order of the product's rows, as far as all its readers allow it.
+
+    Images are in this order in channels-last memory, in which convolutions write; in other memory the kernel's module
+    copies them, and the stream of residuals that begins with the sum is in this order from there on.
+    """
+    size, images = value(views.source), value(other)
+    if size is None or images is None or images.dim() != 4 or not views.permutes:
+        return False
+    rows = views.undo(images.new_empty(images.shape).contiguous(memory_format=torch.channels_last))
+    written = views.replay(size.new_empty(size.shape))
+    if rows is None or not rows.is_contiguous() or written is None or views.undo(images) is None:
+        return False
+    changed = values_with(total, written)
+    if changed is None:
+        return refuse(total, "an output or another operator needs the strides of the sum")
+    total.meta["val"] = written
+    for node, tensor in changed.items():
+        node.meta["val"] = tensor
+    return True
 
 
 def _same_strides(other: Node | None, node: Node) -> bool:

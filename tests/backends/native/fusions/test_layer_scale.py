@@ -7,9 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from autotune.backends.native.fusions import FUSIONS, fuse
+from autotune.backends.native.weight_layout import convolutions_in_channels_last
+from autotune.model.precision import flat_module
 from tests.backends.native.fusions.comparing import DTYPES, FEW, bound, fused, magnitude, nodes, within
 from tests.backends.native.graphs import operators, program_of
 
@@ -94,3 +97,52 @@ def test_what_is_no_factor_of_a_feature_stays(scale: Callable[..., Any], folds: 
     done, before, after = fused(program, ["gemm_epilogue"], x)
     assert any("mul" in name for name in operators(done)) != folds
     torch.testing.assert_close(after, before, rtol=4e-3, atol=4e-3)
+
+
+class Stream(nn.Module):
+    """Blocks whose stream of residuals begins with a convolution's answer, that is captured in contiguous memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.depthwise = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1, groups=8) for _ in range(2))
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(2))
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+        self.factors = nn.ParameterList(torch.rand(8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        x = self.stem(x)
+        for depthwise, norm, layer, factor in zip(self.depthwise, self.norms, self.layers, self.factors, strict=True):
+            x = x + (layer(norm(depthwise(x).permute(0, 2, 3, 1))) * factor).permute(0, 3, 1, 2)
+        return (x,)
+
+
+class Pooled(Stream):
+    """The mean over images: its strides do not depend on those of the stream."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        (x,) = super().forward(x)
+        return (x.mean((2, 3)),)
+
+
+@pytest.mark.parametrize(("kind", "residuals"), [(Pooled, 2), (Stream, 0)])
+@pytest.mark.parametrize("names", [["norm", "gemm_epilogue"], list(FUSIONS)], ids=["two", "all"])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_stream_of_residuals_is_put_in_the_order_of_rows_unless_it_is_an_output(
+    kind: type[Stream], residuals: int, names: list[str], memory: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    model, x = kind().double().eval(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    with torch.no_grad():
+        program = torch.export.export(model, (x,))
+        done = fuse(program, names)
+        again = flat_module(torch.export.export(done.module, (x,)))
+        # as it runs: weights of convolutions in channels-last memory
+        if memory is torch.channels_last:
+            convolutions_in_channels_last(again)
+        (before,), (after,) = flat_module(program)(x), again(x.contiguous(memory_format=memory))
+    torch.testing.assert_close(after, before, rtol=1e-10, atol=1e-10)
+    products = [node for name in ("gemm", "gemm_gemm") for node in nodes(done, name)]
+    assert sum(node.args[-2] is not None for node in products) == residuals
+    if memory is torch.contiguous_format:
+        assert after.stride() == before.stride()
