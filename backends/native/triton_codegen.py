@@ -208,8 +208,7 @@ def _group_norm_plans(node: Node, *, channels_last: bool, programmatic_launch: b
     if given is None or given.dtype not in DTYPES or unread:
         raise ValueError("its operands are of types that kernels do not read")
     lying = [given, *([_as_channels_last(given)] if channels_last else [])]
-    for shape, strides in dict.fromkeys(map(layout, lying)):
-        tensor = next(one for one in lying if layout(one) == (shape, strides))
+    for (shape, strides), tensor in {layout(tensor): tensor for tensor in lying}.items():
         is_last = not tensor.is_contiguous()
         if is_last and not (tensor.dim() == len(NHWC) and tensor.is_contiguous(memory_format=torch.channels_last)):
             raise ValueError("its input has gaps in memory, or another order of dimensions")
