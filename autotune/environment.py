@@ -40,6 +40,11 @@ def nvcc() -> str | None:
     return os.environ.get("NVCC", "").strip() or shutil.which("nvcc")
 
 
+def nvrtc() -> str | None:
+    """Return the path of NVIDIA's run-time compiler that ``NVRTC`` names; ``None`` if it is unset or empty."""
+    return os.environ.get("NVRTC", "").strip() or None
+
+
 def cache_folder() -> Path:
     """Return the folder for files that can be made again: ``$XDG_CACHE_HOME/autotune``, else ``~/.cache/autotune``."""
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))

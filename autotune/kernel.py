@@ -1,7 +1,7 @@
 """The interface to kernels that are tuned one problem at a time: KernelProvider, KernelSpace and LoadedKernel."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -218,6 +218,52 @@ class KernelProvider(Protocol):
         self, problem: GemmProblem, a: "Tensor", b: "Tensor", bias: "Tensor | None", residual: "Tensor | None"
     ) -> "Tensor":
         """Compute the problem in plain torch, in the operands' precision: a kernel must equal this within rounding."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredKernel:
+    """A compiled kernel in a cache or a pack, whose ``files`` are relative to it.
+
+    ``kind`` and ``group`` (architecture, types, form) describe it in words. ``cuda`` is the release that compiled it:
+    a driver of an earlier one does not load it. A release of this package launches the kernels of its own ``abi``.
+    """
+
+    name: str
+    kind: str
+    architecture: str
+    group: str
+    abi: int
+    cuda: tuple[int, int]
+    files: tuple[str, ...]
+
+
+@runtime_checkable
+class PacksKernels(Protocol):
+    """The further members of a :class:`KernelProvider` whose compiled kernels travel between machines as packs.
+
+    ``abi`` is the number of the interface to its kernels, ``architectures`` those that it has a standard set for.
+    """
+
+    abi: int
+    architectures: tuple[str, ...]
+
+    def stored(self, folder: Path) -> Sequence[StoredKernel]:
+        """List the whole kernels of a cache; damaged ones are left out."""
+        ...
+
+    def check_stored(self, folder: Path, kernel: StoredKernel) -> None:
+        """Read a kernel; raises WorkError if it is damaged or of another ABI."""
+        ...
+
+    def compile_set(
+        self, architecture: str, dtypes: Sequence[str], problems: Sequence[GemmProblem], folder: Path, *, jobs: int,
+        tell: Callable[[int, int], None],
+    ) -> list[CompileResult]:  # fmt: skip
+        """Compile the standard set of an architecture and the first builds of problems, ``jobs`` at once.
+
+        ``tell`` gets the number of compiled kernels, and of all. Raises WorkError without a compiler.
+        """
         ...
 
 

@@ -36,6 +36,9 @@ ROWS_OF_INSTRUCTION, MOST_COLUMNS = 64, 256
 BOX_COLUMNS = 64
 """The columns of each row that one copy fetches."""
 
+COMMON_ROWS = frozenset({8, 16, 24, 32, 40, 56, 80, 96, 112, 160, 224})
+"""Further rows that every problem may take: those of the kernels that are compiled in advance."""
+
 PARTS = 8
 """The most parts into which rows are divided by tiles of exactly that size."""
 
@@ -83,15 +86,28 @@ def stages(tile: Tile) -> int:
     return min(MOST_STAGES, (share - bias) // (_stage_bytes(tile) + BARRIER_BYTES))
 
 
+def threads(tile: Tile) -> int:
+    """Return the threads of a block: groups of four warps that multiply, and a warp that copies."""
+    return 128 * int(tile["groups"]) + 32
+
+
+def shared_bytes(tile: Tile) -> int:
+    """Return the shared memory of a block: its stages or the sums that replace them, their barriers, the bias."""
+    rows, columns, count = int(tile["tile_m"]), int(tile["tile_n"]), stages(tile)
+    padding = 4 if tile["swapped"] else 8 if columns % 16 == 0 else 0  # so that a warp's stores meet in no bank
+    body = max(count * _stage_bytes(tile), rows * (columns + padding) * SUM_BYTES)
+    return ALIGNMENT_BYTES + body + count * BARRIER_BYTES + columns * SUM_BYTES
+
+
 def _stage_bytes(tile: Tile) -> int:
     return (int(tile["tile_m"]) + int(tile["tile_n"])) * int(tile["tile_k"]) * OPERAND_BYTES
 
 
 def _parameters(problem: GemmProblem) -> tuple[Parameter, ...]:
-    """Return the sides of tiles: those of the instructions, and those that divide few rows evenly."""
+    """Return the sides of tiles: those of the instructions, those that divide few rows evenly, and common ones."""
     whole = (64, 128, 192, 256)
     even = {math.ceil(problem.m / parts / 8) * 8 for parts in range(1, PARTS + 1)}
-    rows = sorted({size for size in even if size <= MOST_COLUMNS} - set(whole))
+    rows = sorted(({size for size in even if size <= MOST_COLUMNS} | COMMON_ROWS) - set(whole))
     return (
         Parameter(name="swapped", choices=(False, True)),
         Parameter(name="tile_m", choices=(*whole, *rows)),

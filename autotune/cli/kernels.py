@@ -1,9 +1,12 @@
-"""The commands ``autotune kernels list`` and ``autotune kernels tune``."""
+"""The commands ``autotune kernels``: tuned kernels in the database, and compiled ones in the cache and in packs."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autotune.cli import kernel_packs
 from autotune.cli.output import (
     Db,
     DeviceOption,
@@ -20,6 +23,7 @@ from autotune.errors import RequestError, StudyInterruptedError, WorkError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autotune.kernel import StoredKernel
     from autotune.kernels.report import KernelReport
     from autotune.records.device import Device
     from autotune.records.kernel_problem import GemmProblem
@@ -27,12 +31,29 @@ if TYPE_CHECKING:
 DTYPES = ("fp16", "bf16", "fp32")
 EPILOGUES = ("none", "bias", "relu", "gelu", "gelu_tanh", "silu")
 
-app = typer.Typer(no_args_is_help=True, help="Tune the kernel of one problem, and list the tuned kernels.")
+app = typer.Typer(no_args_is_help=True, help="Tune single kernels, compile standard ones, and list both.")
+app.command("build")(kernel_packs.build)
+app.command("export")(kernel_packs.export)
+app.command("import")(kernel_packs.import_)
 
 
 @app.command("list")
-def list_kernels(device: DeviceOption = None, db: Db = None, json: Json = False) -> None:
-    """List the kernel problems in the database, each with its best kernel."""
+def list_kernels(
+    pack: Annotated[
+        Path | None,
+        typer.Argument(metavar="[PACK]", help="A file of autotune kernels export, whose content is listed."),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compiled", help="List the compiled kernels of this user instead.")
+    ] = False,
+    device: DeviceOption = None,
+    db: Db = None,
+    json: Json = False,
+) -> None:
+    """List the kernel problems in the database, each with its best kernel; or the content of a pack or the cache."""
+    if pack is not None or compiled:
+        _list_compiled(pack, json=json)
+        return
     with open_store(db) as store:
         rows = store.kernels.problems(device_class(device))
     from autotune.report.kernels import problems_document, problems_table
@@ -41,6 +62,24 @@ def list_kernels(device: DeviceOption = None, db: Db = None, json: Json = False)
         print_json(problems_document(rows))
     else:
         show(problems_table(rows))
+
+
+def _list_compiled(pack: Path | None, *, json: bool) -> None:
+    from autotune.kernels.compiled import kernels_folder
+    from autotune.kernels.pack import imported_packs, read_manifest
+    from autotune.report.compiled_kernels import compiled_document, compiled_table
+
+    if pack is not None:
+        manifest = read_manifest(pack)
+        kernels: Sequence[StoredKernel] = manifest.kernels
+        packs: Sequence[str] = (manifest.digest,)
+    else:
+        _, provider = kernel_packs.provider()
+        kernels, packs = provider.stored(kernels_folder()), imported_packs(kernels_folder())
+    if json:
+        print_json(compiled_document(kernels, packs))
+    else:
+        show(compiled_table(kernels, packs))
 
 
 @app.command("tune")

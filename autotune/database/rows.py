@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from autotune.database.manifest import is_digest
 from autotune.database.plan_rows import plan_record
@@ -39,10 +39,15 @@ def parse_instant(stamp: str) -> str:
 
 
 class StudyLimits(TypedDict):
-    """The limits of a run of a study: distinct builds, and seconds of active search."""
+    """The limits of a run of a study: distinct builds, and seconds of active search.
+
+    Of its first run also the number of compiled kernels for its device, and the digests of the packs with some.
+    """
 
     trials: int
     budget_s: float
+    compiled_kernels: NotRequired[int]
+    packs: NotRequired[tuple[str, ...]]
 
 
 class StudyKeys(TypedDict):

@@ -146,7 +146,10 @@ class StudyStore:
             row = study_row(session, uid)
             start = study_record(row).start
             if start is not None:
-                row.timings = {**row.timings, "start": start.continued(**limits).as_dict()}
+                row.timings = {
+                    **row.timings,
+                    "start": start.continued(trials=limits["trials"], budget_s=limits["budget_s"]).as_dict(),
+                }
 
     def note_curve(self, uid: str, curve: SearchCurve | None) -> None:
         """Store the curve of a study's search in place of an earlier one; ``None`` deletes that."""

@@ -209,20 +209,23 @@ class StudyStart(StoredRecord):
     ``kernel_trials`` are those of the study's device class, ``other_kernel_trials`` those of other classes, of which a
     search takes hints. ``model_trials`` are trials of the same structure, on any device class, that have ended.
     ``continued_trials`` and ``continued_budget_s`` are the limits of the last run that continued the search; the
-    database may have learned more in between.
+    database may have learned more in between. ``compiled_kernels`` are the compiled kernels for the device that its
+    machine had, ``packs`` the digests of the packs that have some; ``None`` if an earlier version began the study.
     """
 
     names: ClassVar = (
-        "kernel_trials", "other_kernel_trials", "model_trials", "trials", "budget_s", "continued_trials",
-        "continued_budget_s",
+        "kernel_trials", "other_kernel_trials", "model_trials", "trials", "budget_s", "compiled_kernels", "packs",
+        "continued_trials", "continued_budget_s",
     )  # fmt: skip
-    optional: ClassVar = frozenset({"continued_trials", "continued_budget_s"})
+    optional: ClassVar = frozenset({"compiled_kernels", "packs", "continued_trials", "continued_budget_s"})
 
     kernel_trials: int
     other_kernel_trials: int
     model_trials: int
     trials: int
     budget_s: float
+    compiled_kernels: int | None = None
+    packs: tuple[str, ...] | None = None
     continued_trials: int | None = None
     continued_budget_s: float | None = None
     stored_keys: tuple[str, ...] | None = None
@@ -240,7 +243,7 @@ class StudyStart(StoredRecord):
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "StudyStart":
         """Read what :meth:`as_dict` wrote."""
-        return cls(**_read(cls, data, {}))
+        return cls(**_read(cls, data, {"packs": tuple}))
 
     @property
     def was_continued(self) -> bool:

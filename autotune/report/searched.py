@@ -1,5 +1,6 @@
 """The knowledge of a study at its start, and the gain of more seconds of search, in one line each."""
 
+from autotune.kernels.pack import SHOWN
 from autotune.records.evidence import StudyStart
 from autotune.records.search_curve import SearchCurve
 from autotune.report import words
@@ -18,6 +19,8 @@ def known_at_start(start: StudyStart | None) -> str:
     kernels = _count(start.kernel_trials, "kernel trial")
     if start.other_kernel_trials:
         kernels += f" and {start.other_kernel_trials} of other devices"
+    if start.compiled_kernels:
+        kernels += f", {_count(start.compiled_kernels, 'compiled kernel')}{_of_packs(start.packs or ())}"
     text = f"{kernels}, {_count(start.model_trials, 'trial')} of this model; budget {_duration(start.budget_s)}"
     if not start.was_continued:
         return text
@@ -42,6 +45,11 @@ def curve_line(curve: SearchCurve | None) -> list[str]:
 def _in_search(seconds: float) -> str:
     """Write seconds of search, all of one line in the same unit."""
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def _of_packs(packs: tuple[str, ...]) -> str:
+    names = ", ".join(digest[:SHOWN] for digest in packs)
+    return f" ({'pack' if len(packs) == 1 else 'packs'} {names})" if packs else ""
 
 
 def _count(number: int, noun: str) -> str:

@@ -52,7 +52,20 @@ def torch_availability(device: Device) -> Availability:
     return WORKS
 
 
+def cuda_of_torch() -> tuple[int, int] | None:
+    """Return the release of CUDA that the installed torch is built for, such as (13, 0), without importing it."""
+    spec = importlib.util.find_spec("torch")
+    return _cuda_of(Path(spec.origin).parent) if spec is not None and spec.origin else None
+
+
 def _built_with_cuda(package: Path) -> bool:
+    return _cuda_of(package) is not None
+
+
+def _cuda_of(package: Path) -> tuple[int, int] | None:
     """Read the build's entry in ``torch/version.py``, such as ``cuda: Optional[str] = '13.0'``."""
     version = package / "version.py"
-    return version.is_file() and re.search(r"^cuda\b[^=]*=\s*['\"]\d", version.read_text(), re.MULTILINE) is not None
+    if not version.is_file():
+        return None
+    release = re.search(r"^cuda\b[^=]*=\s*['\"](\d+)\.(\d+)", version.read_text(), re.MULTILINE)
+    return (int(release[1]), int(release[2])) if release else None

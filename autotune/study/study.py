@@ -19,6 +19,7 @@ from autotune.errors import StudyInterruptedError
 from autotune.execute.executor import Executor
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
+from autotune.kernels.compiled import compiled_for
 from autotune.kernels.executor import STEPS
 from autotune.progress import Progress, Silent, message_sender
 from autotune.records.canonical import digest
@@ -204,11 +205,14 @@ class Study:
             "factory": request.factory,
             "inputs": [asdict(spec) for spec in request.inputs],
         }
+        compiled, packs = compiled_for(self.device)
         row = self.store.studies.begin(
             request.name, workload, self.device, request.objective, request.serve_as,
             digest([space.digest for space in spaces]), request.seed, settings,
             conditions(request, self.executor, self.toolchain),
-            StudyLimits(trials=request.trials, budget_s=request.budget_s),
+            StudyLimits(
+                trials=request.trials, budget_s=request.budget_s, compiled_kernels=compiled, packs=packs
+            ),
         )  # fmt: skip
         return row, settings
 

@@ -1,6 +1,6 @@
 """The kernels of the native backend, kind by kind, behind autotune.kernel.KernelProvider: NativeKernels."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import zip_longest
@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING
 
 from autotune.backends.native import cublaslt, library
 from autotune.backends.native.cublaslt import CUBLASLT
+from autotune.backends.native.cuda_kernels import kernel_sets
 from autotune.backends.native.cuda_kernels.cuda_kind import CLUSTER_GEMM, HOPPER_GEMM
+from autotune.backends.native.cuda_kernels.launch_arguments import ABI
 from autotune.backends.native.cutlass import matmul_heuristics
 from autotune.backends.native.cutlass.cutlass_kind import CUTLASS
 from autotune.backends.native.kernel_kind import CompiledKind, LibraryKind
 from autotune.backends.native.library import TORCH
 from autotune.backends.native.triton_kernels.triton_kind import TRITON_GEMM
 from autotune.errors import DeviceError, SpaceError, WorkError
-from autotune.kernel import CompileResult, LoadedKernel
+from autotune.kernel import CompileResult, LoadedKernel, StoredKernel
 from autotune.records.canonical import digest
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -35,6 +37,8 @@ COMPILED: Mapping[str, CompiledKind] = {
 }  # fmt: skip
 """Kinds of kernels that are compiled first."""
 
+
+SMS_OF_H200 = 132
 
 SOURCES = ("cutlass/*.h", "cutlass/*.cuh", "cuda_kernels/*.cuh", "triton_kernels/gemm_kernels.py")
 """The files that tuned kernels are compiled from. Code that is generated from a configuration is not in a file."""
@@ -182,6 +186,34 @@ class NativeKernels:
                 raise
             copied = kind.pack(device, problem, candidate, folder / name, target / name)
         return {f"{name}/{file}": source for file, source in copied.items()}
+
+    abi = ABI
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The architectures that have a standard set of kernels."""
+        return tuple(kernel_sets.architectures())
+
+    def stored(self, folder: Path) -> Sequence[StoredKernel]:
+        """List our CUDA kernels in a cache; those of Triton and CUTLASS are not packed."""
+        return kernel_sets.stored_kernels(folder)
+
+    def check_stored(self, folder: Path, kernel: StoredKernel) -> None:
+        """Read a kernel; raises WorkError if it is damaged or of another ABI."""
+        kernel_sets.check_stored(folder, kernel)
+
+    def compile_set(
+        self, architecture: str, dtypes: Sequence[str], problems: Sequence[GemmProblem], folder: Path, *, jobs: int,
+        tell: Callable[[int, int], None],
+    ) -> list[CompileResult]:  # fmt: skip
+        """Compile the standard set of an architecture and the first builds of problems; raises WorkError if it cannot.
+
+        Without ``sm_count`` the first builds are chosen for a GPU with as many SMs as an H200 has.
+        """
+        sources = list(kernel_sets.standard_sources(architecture, dtypes))
+        for problem in problems:
+            sources += kernel_sets.problem_sources(architecture, problem, sm_count=self.sm_count or SMS_OF_H200)
+        return kernel_sets.compile_set(sources, folder, jobs=jobs, tell=tell)
 
     def compute(
         self, problem: GemmProblem, a: "Tensor", b: "Tensor", bias: "Tensor | None", residual: "Tensor | None"

@@ -6,14 +6,22 @@
 // channels-last memory, of which a place outside holds zeros: a convolution.
 #pragma once
 
-#include <cstdint>
-
 #include "instructions.cuh"
 
 namespace autotune {
 
-// What passes between Python and a compiled kernel: kind.py has the same structures. `activation`: 0 none, 1 ReLU, 2
-// GELU with erf, 3 GELU with tanh, 4 SiLU.
+// What passes from Python to a kernel: launch_arguments.py has the same structures.
+enum Formula : int { kNone, kRelu, kClamp, kTimesClamp, kBend, kTimesBend, kErf };
+
+// The function between the sums and the results, by one of these formulas, so that a new function needs no new kernel:
+// kClamp: c = clamp(scale x + shift, 0, top), kTimesClamp: x c; kBend: b = gain tanh(u) + offset, u = x (p0 + s (p1 + s p2)),
+// s = min(x^2, most), kTimesBend: x (tanh(u) + 1) / 2; kErf: GELU by erf, for results in fp32 alone. NaN stays NaN.
+struct Activation {
+  Formula formula;
+  float scale, shift, top;
+  float p0, p1, p2, most, gain, offset;
+};
+
 struct Order {
   void const* a;
   void const* b;
@@ -21,7 +29,6 @@ struct Order {
   void const* residual;
   void* d;
   int m, n, k;
-  int activation;
   // Whether the launch may begin before the one before it in the stream has ended. Then B and the bias are constants.
   int early;
   // Of a window; k goes over the rows of its kernel, then the columns, then the channels, whose number is a multiple of 8.
@@ -29,54 +36,79 @@ struct Order {
   int kernel_w;
   int stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   int places_h, places_w;
+  Activation activation;
 };
 
-// What the compiler made of a kernel, in bytes but for the registers of a thread.
-struct Made {
-  int registers, spilled, shared;
-};
-
-constexpr int kSharedWithoutAsking = 48 * 1024;
 constexpr int kVector = 8;  // elements of 16 bytes
 
-__device__ __forceinline__ float as_float(__half value) { return __half2float(value); }
-__device__ __forceinline__ float as_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ __forceinline__ float as_float(float value) { return value; }
-
-template <class Output>
-__device__ __forceinline__ Output rounded(float value);
-template <>
-__device__ __forceinline__ __half rounded<__half>(float value) { return __float2half_rn(value); }
-template <>
-__device__ __forceinline__ __nv_bfloat16 rounded<__nv_bfloat16>(float value) { return __float2bfloat16_rn(value); }
-template <>
-__device__ __forceinline__ float rounded<float>(float value) { return value; }
-
 // Of a result in half precision the activation is off by 2.6e-4 of x at most, half of what rounding x costs: the hardware's
-// tanh is off by 2^-11, and erf(x / sqrt 2) = tanh(x P(x^2)) with this P within 1.9e-5 (fitted; beyond 4 both are 1).
-template <class Output, int kActivation>
-__device__ __forceinline__ float activated(float x) {
-  constexpr bool kExact = sizeof(Output) == 4;
-  if constexpr (kActivation == 1) {
-    return x < 0.0f ? 0.0f : x;  // NaN stays
-  } else if constexpr (kActivation == 2 && kExact) {
+// tanh is off by 2^-11, and GELU's erf(x / sqrt 2) = tanh(x P(x^2)) with a P within 1.9e-5 (fitted; beyond 4 both are 1).
+template <class Output, int kFormula>
+__device__ __forceinline__ float activated(Activation const& by, float x) {
+  if constexpr (kFormula == kRelu) {
+    return x < 0.0f ? 0.0f : x;
+  } else if constexpr (kFormula == kClamp || kFormula == kTimesClamp) {
+    float const share = clamped(by.scale * x + by.shift, by.top);
+    return kFormula == kTimesClamp ? x * share : share;
+  } else if constexpr (kFormula == kBend || kFormula == kTimesBend) {
+    float const square = fminf(x * x, by.most), inner = x * ((by.p2 * square + by.p1) * square + by.p0);
+    float bent;
+    if constexpr (sizeof(Output) == 4) {
+      bent = 1.0f - 2.0f / (1.0f + __expf(2.0f * inner));
+    } else {
+      bent = fast_tanh(inner);
+    }
+    if constexpr (kFormula == kBend) return by.gain * bent + by.offset;
+    float const half = 0.5f * x;
+    return half * bent + half;
+  } else if constexpr (kFormula == kErf) {
     return 0.5f * x * (1.0f + erff(x * 0.7071067811865476f));
-  } else if constexpr (kActivation == 2) {
-    float const square = fminf(x * x, 16.0f), half = 0.5f * x;
-    float const inner = x * ((-0.00031594865f * square + 0.036798727f) * square + 0.79771757f);
-    return half * fast_tanh(inner) + half;
-  } else if constexpr (kActivation == 3 && kExact) {  // 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u))
-    return x / (1.0f + __expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
-  } else if constexpr (kActivation == 3) {
-    float const half = 0.5f * x;
-    return half * fast_tanh(x * (0.035677408f * x * x + 0.7978845608f)) + half;
-  } else if constexpr (kActivation == 4 && kExact) {
-    return x / (1.0f + __expf(-x));
-  } else if constexpr (kActivation == 4) {
-    float const half = 0.5f * x;
-    return half * fast_tanh(half) + half;
   } else {
     return x;
+  }
+}
+
+template <class Output, int kFormula>
+struct Applied {
+  Activation const& by;
+
+  __device__ __forceinline__ float operator()(float x) const { return activated<Output, kFormula>(by, x); }
+};
+
+// The others are called: with all of them in the code of a kernel, ptxas gives its main loop other registers, and tiles of
+// gemm_cluster.cuh took up to twice as long.
+template <class Output>
+__device__ __noinline__ float rarely_activated(Activation const& by, float x) {
+  if (by.formula == kBend) return activated<Output, kBend>(by, x);
+  return by.formula == kClamp ? activated<Output, kClamp>(by, x) : activated<Output, kTimesClamp>(by, x);
+}
+
+template <class Output>
+struct RarelyApplied {
+  Activation const& by;
+
+  __device__ __forceinline__ float operator()(float x) const { return rarely_activated<Output>(by, x); }
+};
+
+// Calls `use` with a function that applies the activation: one of a few pieces of code, each for all of a thread's values.
+template <class Output, class Use>
+__device__ __forceinline__ void with_frequent_activation(Activation const& by, Use use) {
+  if (by.formula == kRelu) use(Applied<Output, kRelu>{by});
+  if (by.formula == kTimesBend) use(Applied<Output, kTimesBend>{by});
+}
+
+template <class Output, class Use>
+__device__ __forceinline__ void with_activation(Activation const& by, Use use) {
+  switch (by.formula) {
+    case kRelu: use(Applied<Output, kRelu>{by}); break;
+    case kClamp:
+    case kTimesClamp:
+    case kBend: use(RarelyApplied<Output>{by}); break;
+    case kTimesBend: use(Applied<Output, kTimesBend>{by}); break;
+    case kErf:
+      if constexpr (sizeof(Output) == 4) use(Applied<Output, kErf>{by});
+      break;
+    case kNone: break;
   }
 }
 
@@ -118,14 +150,8 @@ struct Epilogue {
       }
     };
     if (order.n % kVector != 0) return by(Some{order});
-    bool const adds = order.residual != nullptr;
-    switch (order.activation) {
-      case 1: return adds ? by(All<1, true>{order}) : by(All<1, false>{order});
-      case 2: return adds ? by(All<2, true>{order}) : by(All<2, false>{order});
-      case 3: return adds ? by(All<3, true>{order}) : by(All<3, false>{order});
-      case 4: return adds ? by(All<4, true>{order}) : by(All<4, false>{order});
-      default: return adds ? by(All<0, true>{order}) : by(All<0, false>{order});
-    }
+    if (order.residual != nullptr) return by(All<true>{order});
+    by(All<false>{order});
   }
 
  private:
@@ -138,7 +164,7 @@ struct Epilogue {
   }
 
   // Where rows are multiples of a vector.
-  template <int kActivation, bool kResidual>
+  template <bool kResidual>
   struct All {
     static constexpr int kTogether = kResidual ? 4 : 1;  // places in hand, so that memory is waited for once for all
 
@@ -162,8 +188,12 @@ struct Epilogue {
 #pragma unroll
         for (int i = 0; i < kVector; ++i) total[i] += as_float(kept[i]);
       }
+      with_activation<Output>(order.activation, [&](auto apply) {
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) kept[i] = rounded<Output>(activated<Output, kActivation>(total[i]));
+        for (int i = 0; i < kVector; ++i) total[i] = apply(total[i]);
+      });
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) kept[i] = rounded<Output>(total[i]);
       vectors(static_cast<Output*>(order.d) + static_cast<int64_t>(row) * order.n + column, kept);
     }
   };
@@ -184,12 +214,7 @@ struct Epilogue {
         float value = total[i];
         if (order.bias != nullptr) value += order.bias[column + i];
         if (order.residual != nullptr) value += as_float(static_cast<Output const*>(order.residual)[at + i]);
-        switch (order.activation) {
-          case 1: value = activated<Output, 1>(value); break;
-          case 2: value = activated<Output, 2>(value); break;
-          case 3: value = activated<Output, 3>(value); break;
-          case 4: value = activated<Output, 4>(value); break;
-        }
+        with_activation<Output>(order.activation, [&](auto apply) { value = apply(value); });
         static_cast<Output*>(order.d)[at + i] = rounded<Output>(value);
       }
     }
@@ -202,43 +227,5 @@ struct Epilogue {
     }
   }
 };
-
-// Zero, or one of cudaError_t; the launch is in the stream when this returns. The grid is of whole clusters.
-template <class Given>
-int launch_clusters(void (*kernel)(Given const), Given const& given, dim3 grid, dim3 blocks, int threads, int shared,
-                    bool early, cudaStream_t stream) {
-  if (shared > kSharedWithoutAsking) {
-    auto const set = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
-    if (set != cudaSuccess) return static_cast<int>(set);
-  }
-  cudaLaunchConfig_t how = {};
-  how.gridDim = grid;
-  how.blockDim = dim3(threads);
-  how.dynamicSmemBytes = shared;
-  how.stream = stream;
-  cudaLaunchAttribute attributes[2] = {};
-  if (blocks.x * blocks.y * blocks.z > 1) {
-    auto& cluster = attributes[how.numAttrs++];
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim.x = blocks.x;
-    cluster.val.clusterDim.y = blocks.y;
-    cluster.val.clusterDim.z = blocks.z;
-  }
-  if (early) {
-    auto& overlap = attributes[how.numAttrs++];
-    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    overlap.val.programmaticStreamSerializationAllowed = 1;
-  }
-  how.attrs = attributes;
-  return static_cast<int>(cudaLaunchKernelEx(&how, kernel, given));
-}
-
-template <class Kernel>
-int made(Kernel kernel, int shared, Made* told) {
-  cudaFuncAttributes found;
-  if (auto const error = cudaFuncGetAttributes(&found, kernel); error != cudaSuccess) return static_cast<int>(error);
-  *told = {found.numRegs, static_cast<int>(found.localSizeBytes), shared};
-  return 0;
-}
 
 }  // namespace autotune

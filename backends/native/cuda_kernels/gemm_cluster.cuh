@@ -178,22 +178,14 @@ struct GemmCluster {
   }
 };
 
-template <class Gemm>
-__global__ void __launch_bounds__(Gemm::kThreads) gemm_cluster(__grid_constant__ Order const order) {
-  Gemm::kernel(order);
-}
-
 }  // namespace autotune
 
-// One kernel under a name of its own; the arguments are those of GemmCluster.
-#define AUTOTUNE_GEMM_CLUSTER(NAME, ELEMENT, OUTPUT, WINDOW, M, N, ...)                                               \
-  using NAME##_kernel = autotune::GemmCluster<ELEMENT, OUTPUT, WINDOW, M, N, __VA_ARGS__>;                            \
-  extern "C" int NAME##_run(autotune::Order const* order, int splits, void* stream) {                                 \
-    dim3 const grid((order->m + M - 1) / M, (order->n + N - 1) / N, splits);                                          \
-    return autotune::launch_clusters(autotune::gemm_cluster<NAME##_kernel>, *order, grid, dim3(1, 1, splits),         \
-                                     NAME##_kernel::kThreads, NAME##_kernel::kShared, order->early != 0,              \
-                                     static_cast<cudaStream_t>(stream));                                              \
-  }                                                                                                                   \
-  extern "C" int NAME##_made(autotune::Made* told) {                                                                  \
-    return autotune::made(autotune::gemm_cluster<NAME##_kernel>, NAME##_kernel::kShared, told);                       \
+// One kernel under a name of its own, with the threads and the bytes of shared memory that it is launched with; the other
+// arguments are those of GemmCluster.
+#define AUTOTUNE_GEMM_CLUSTER(NAME, THREADS, SHARED, ...)                                                       \
+  using NAME##_gemm = autotune::GemmCluster<__VA_ARGS__>;                                                       \
+  static_assert(NAME##_gemm::kThreads == THREADS && NAME##_gemm::kShared == SHARED, "another launch");          \
+  extern "C" __global__ void __launch_bounds__(NAME##_gemm::kThreads)                                           \
+      NAME(__grid_constant__ autotune::Order const order) {                                                     \
+    NAME##_gemm::kernel(order);                                                                                 \
   }

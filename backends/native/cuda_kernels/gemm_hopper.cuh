@@ -9,12 +9,11 @@
 
 #include "epilogue_sm90.cuh"
 #include "instructions_sm90.cuh"
-#include "tensor_maps.cuh"
 
 namespace autotune {
 
 struct HopperOrder {
-  CUtensorMap a, b;
+  TensorMap a, b;
   Order order;
   int steps, share;  // along k, of all blocks of a cluster and of one
 };
@@ -277,50 +276,14 @@ struct GemmHopper {
   }
 };
 
-template <class Gemm>
-__global__ void __launch_bounds__(Gemm::kThreads, Gemm::kAtOnce) gemm_hopper(__grid_constant__ HopperOrder const given) {
-  Gemm::kernel(given);
-}
-
-// A window over few channels as one over the elements of as many neighbours as its kernel has columns: they lie side by side,
-// so that a copy brings whole boxes of them. Nobody may look beside the images' rows.
-inline Order of_whole_boxes(Order order) {
-  if (order.channels % kBoxColumns != 0) {
-    order.channels *= order.kernel_w;
-    order.width -= order.kernel_w - 1;
-    order.kernel_w = 1;
-  }
-  return order;
-}
-
-// Zero, or an error of the runtime or the driver; the launch is in the stream when this returns.
-template <class Gemm, class Element, bool kWindow, int kM, int kN, int kAlongM, int kAlongN>
-int launch_hopper(Order const& order, int splits, cudaStream_t stream) {
-  HopperOrder given;
-  given.order = kWindow ? of_whole_boxes(order) : order;
-  given.steps = (order.k + Gemm::kDepth - 1) / Gemm::kDepth;
-  given.share = (given.steps + splits - 1) / splits;
-  int64_t const row = static_cast<int64_t>(order.width) * order.channels;
-  int error = kWindow ? map_window<Element>(&given.a, given.order, order.channels, row, Gemm::kOwnM)
-                      : map_rows<Element>(&given.a, order.a, order.m, order.k, Gemm::kOwnM);
-  if (error == 0) error = map_rows<Element>(&given.b, order.b, order.n, order.k, Gemm::kOwnN);
-  if (error != 0) return error;
-  auto const whole = [](int size, int of) { return (size + of - 1) / of; };
-  dim3 const blocks(kAlongM, kAlongN, splits);
-  dim3 const grid(whole(order.m, kM * kAlongM) * kAlongM, whole(order.n, kN * kAlongN) * kAlongN, splits);
-  return launch_clusters(gemm_hopper<Gemm>, given, grid, blocks, Gemm::kThreads, Gemm::kShared, order.early != 0, stream);
-}
-
 }  // namespace autotune
 
-// One kernel under a name of its own; the arguments are those of GemmHopper.
-#define AUTOTUNE_GEMM_HOPPER(NAME, ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, K, GROUPS, RESIDENTS, STAGES, ALONG_M, ALONG_N) \
-  using NAME##_kernel =                                                                                                  \
-      autotune::GemmHopper<ELEMENT, OUTPUT, WINDOW, SWAPPED, M, N, K, GROUPS, RESIDENTS, STAGES, ALONG_M, ALONG_N>;      \
-  extern "C" int NAME##_run(autotune::Order const* order, int splits, void* stream) {                                    \
-    return autotune::launch_hopper<NAME##_kernel, ELEMENT, WINDOW, M, N, ALONG_M, ALONG_N>(                              \
-        *order, splits, static_cast<cudaStream_t>(stream));                                                              \
-  }                                                                                                                      \
-  extern "C" int NAME##_made(autotune::Made* told) {                                                                     \
-    return autotune::made(autotune::gemm_hopper<NAME##_kernel>, NAME##_kernel::kShared, told);                           \
+// One kernel under a name of its own, with the threads and the bytes of shared memory that it is launched with; the other
+// arguments are those of GemmHopper.
+#define AUTOTUNE_GEMM_HOPPER(NAME, THREADS, SHARED, ...)                                                        \
+  using NAME##_gemm = autotune::GemmHopper<__VA_ARGS__>;                                                        \
+  static_assert(NAME##_gemm::kThreads == THREADS && NAME##_gemm::kShared == SHARED, "another launch");          \
+  extern "C" __global__ void __launch_bounds__(NAME##_gemm::kThreads, NAME##_gemm::kAtOnce)                     \
+      NAME(__grid_constant__ autotune::HopperOrder const given) {                                               \
+    NAME##_gemm::kernel(given);                                                                                 \
   }

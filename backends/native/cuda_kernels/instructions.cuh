@@ -2,14 +2,55 @@
 #ifndef AUTOTUNE_INSTRUCTIONS
 #define AUTOTUNE_INSTRUCTIONS
 
-#include <cooperative_groups.h>
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
-#include <cstdint>
-
 namespace autotune {
+
+// NVRTC has no standard headers, and a kernel that includes none compiles without any.
+using uint8_t = unsigned char;
+using uint16_t = unsigned short;
+using int64_t = long long;
+using uint32_t = unsigned int;
+using uint64_t = unsigned long long;
+using uintptr_t = unsigned long long;
+
+template <class One, class Other>
+constexpr bool kSame = false;
+template <class Type>
+constexpr bool kSame<Type, Type> = true;
+
+// Half precision, as bits.
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat16 {
+  uint16_t bits;
+};
+
+__device__ __forceinline__ float as_float(float value) { return value; }
+__device__ __forceinline__ float as_float(Half value) {
+  float answer;
+  asm("cvt.f32.f16 %0, %1;\n" : "=f"(answer) : "h"(value.bits));
+  return answer;
+}
+__device__ __forceinline__ float as_float(Bfloat16 value) {
+  return __uint_as_float(static_cast<uint32_t>(value.bits) << 16);
+}
+
+template <class Output>
+__device__ __forceinline__ Output rounded(float value);
+template <>
+__device__ __forceinline__ float rounded<float>(float value) { return value; }
+template <>
+__device__ __forceinline__ Half rounded<Half>(float value) {
+  Half answer;
+  asm("cvt.rn.f16.f32 %0, %1;\n" : "=h"(answer.bits) : "f"(value));
+  return answer;
+}
+template <>
+__device__ __forceinline__ Bfloat16 rounded<Bfloat16>(float value) {
+  Bfloat16 answer;
+  asm("cvt.rn.bf16.f32 %0, %1;\n" : "=h"(answer.bits) : "f"(value));
+  return answer;
+}
 
 __device__ __forceinline__ unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char shared[];
@@ -35,7 +76,9 @@ struct Cluster {
   }
   // What lies in the shared memory of another one of those where `own` lies in this one's.
   __device__ __forceinline__ float const* of(float* own, int other) const {
-    return cooperative_groups::this_cluster().map_shared_rank(own, first + other * step);
+    uint64_t there;
+    asm("mapa.u64 %0, %1, %2;\n" : "=l"(there) : "l"(reinterpret_cast<uint64_t>(own)), "r"(first + other * step));
+    return reinterpret_cast<float const*>(there);
   }
 #else
   __device__ __forceinline__ void sync() const { __syncthreads(); }
@@ -67,6 +110,14 @@ __device__ __forceinline__ float fast_tanh(float x) {
   return answer;
 }
 
+// Zero to `top`, but NaN stays.
+__device__ __forceinline__ float clamped(float x, float top) {
+  float answer;
+  asm("max.NaN.f32 %0, %1, 0f00000000;\n" : "=f"(answer) : "f"(x));
+  asm("min.NaN.f32 %0, %0, %1;\n" : "+f"(answer) : "f"(top));
+  return answer;
+}
+
 __device__ __forceinline__ void copy_ahead(uint32_t to, void const* from, bool there) {
   int const bytes = there ? 16 : 0;  // the rest is filled with zeros
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes));
@@ -91,7 +142,7 @@ __device__ __forceinline__ uint32_t paired(float first, float second) {
   uint32_t both;
   if constexpr (sizeof(Element) == 4) {
     both = 0;
-  } else if constexpr (__is_same(Element, __half)) {
+  } else if constexpr (kSame<Element, Half>) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;\n" : "=r"(both) : "f"(second), "f"(first));
   } else {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;\n" : "=r"(both) : "f"(second), "f"(first));
@@ -101,8 +152,8 @@ __device__ __forceinline__ uint32_t paired(float first, float second) {
 
 template <class Element>
 __device__ __forceinline__ float2 unpaired(uint32_t both) {
-  if constexpr (__is_same(Element, __half)) {
-    return __half22float2(*reinterpret_cast<__half2 const*>(&both));
+  if constexpr (kSame<Element, Half>) {
+    return make_float2(as_float(Half{static_cast<uint16_t>(both)}), as_float(Half{static_cast<uint16_t>(both >> 16)}));
   } else {
     return make_float2(__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000u));
   }
@@ -112,7 +163,7 @@ template <class Element>
 __device__ __forceinline__ void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1);
 
 template <>
-__device__ __forceinline__ void multiply<__half>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void multiply<Half>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};\n"
@@ -121,7 +172,7 @@ __device__ __forceinline__ void multiply<__half>(float (&c)[4], uint32_t const (
 }
 
 template <>
-__device__ __forceinline__ void multiply<__nv_bfloat16>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0,
+__device__ __forceinline__ void multiply<Bfloat16>(float (&c)[4], uint32_t const (&a)[4], uint32_t b0,
                                                         uint32_t b1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "

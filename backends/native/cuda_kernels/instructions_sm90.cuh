@@ -3,11 +3,16 @@
 #ifndef AUTOTUNE_INSTRUCTIONS_SM90
 #define AUTOTUNE_INSTRUCTIONS_SM90
 
-#include <cuda.h>
-
 #include "instructions.cuh"
 
 namespace autotune {
+
+constexpr int kBoxColumns = 64;  // 128 bytes of half precision
+
+// A description of an operand in global memory for the copies of whole tiles: CUtensorMap of cuda.h, made by the driver.
+struct alignas(64) TensorMap {
+  uint64_t opaque[16];
+};
 
 // Whether a thread is the one of its warp that acts for it.
 __device__ __forceinline__ bool is_chosen() {
@@ -95,7 +100,7 @@ __device__ __forceinline__ void load_two_matrices(uint32_t (&two)[2], uint32_t a
   }
 }
 
-__device__ __forceinline__ void prefetch_map(CUtensorMap const* map) {
+__device__ __forceinline__ void prefetch_map(TensorMap const* map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
 }
 
@@ -104,7 +109,7 @@ __device__ __forceinline__ void prefetch_line(void const* at) { asm volatile("pr
 
 // A box of 64 columns of half precision, of as many rows as its map says; a row is 128 bytes, whose eight chunks are
 // turned by the row.
-__device__ __forceinline__ void copy_box(uint32_t to, CUtensorMap const* map, uint32_t barrier, int column, int row) {
+__device__ __forceinline__ void copy_box(uint32_t to, TensorMap const* map, uint32_t barrier, int column, int row) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];\n" ::"r"(to),
       "l"(map), "r"(barrier), "r"(column), "r"(row)
@@ -113,7 +118,7 @@ __device__ __forceinline__ void copy_box(uint32_t to, CUtensorMap const* map, ui
 
 // The same of images: from the pixel (x, y) of an image on, as many pixels as its map says in the order of a convolution's
 // places, each moved by (right, down).
-__device__ __forceinline__ void copy_pixels(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x,
+__device__ __forceinline__ void copy_pixels(uint32_t to, TensorMap const* map, uint32_t barrier, int channel, int x,
                                             int y, int image, int right, int down) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], "
@@ -124,7 +129,7 @@ __device__ __forceinline__ void copy_pixels(uint32_t to, CUtensorMap const* map,
 }
 
 // Both to the same place of every block of the cluster that is in `blocks`, whose barriers count the bytes.
-__device__ __forceinline__ void copy_box_to(uint32_t to, CUtensorMap const* map, uint32_t barrier, int column, int row,
+__device__ __forceinline__ void copy_box_to(uint32_t to, TensorMap const* map, uint32_t barrier, int column, int row,
                                             uint16_t blocks) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, %5}], "
@@ -133,7 +138,7 @@ __device__ __forceinline__ void copy_box_to(uint32_t to, CUtensorMap const* map,
       : "memory");
 }
 
-__device__ __forceinline__ void copy_pixels_to(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x,
+__device__ __forceinline__ void copy_pixels_to(uint32_t to, TensorMap const* map, uint32_t barrier, int channel, int x,
                                                int y, int image, int right, int down, uint16_t blocks) {
   asm volatile(
       "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%4, "
@@ -240,8 +245,8 @@ struct Product;
     }                                                                                                                  \
   };
 #define AUTOTUNE_PRODUCTS(N, A, B, ADD)               \
-  AUTOTUNE_PRODUCT(__half, "f16", N, A, B, ADD)       \
-  AUTOTUNE_PRODUCT(__nv_bfloat16, "bf16", N, A, B, ADD)
+  AUTOTUNE_PRODUCT(Half, "f16", N, A, B, ADD)       \
+  AUTOTUNE_PRODUCT(Bfloat16, "bf16", N, A, B, ADD)
 
 AUTOTUNE_PRODUCTS(8, "%4", "%5", "%6")
 AUTOTUNE_PRODUCTS(16, "%8", "%9", "%10")

@@ -4,7 +4,7 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from autotune.backends.native.triton_kernels.driver import LOCAL_SIZE_BYTES, NUM_REGS, CudaDriver, CudaModule, driver
+from autotune.backends.native.cuda_driver import LOCAL_SIZE_BYTES, NUM_REGS, CudaDriver, CudaModule, driver
 from autotune.backends.native.triton_kernels.launch_plan import POINTER_ALIGNMENT_BYTES, Argument, Launch
 from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin, CubinRecord
 from autotune.errors import WorkError

@@ -19,6 +19,7 @@
 #define __device__
 #define __global__
 #define __forceinline__ inline
+#define __noinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __expf expf
@@ -35,21 +36,36 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 using std::max;
 using std::min;
 
-using __half = _Float16;
-struct __nv_bfloat16 { uint16_t bits; };
-inline float __half2float(__half value) { return static_cast<float>(value); }
-inline __half __float2half_rn(float value) { return static_cast<__half>(value); }
-inline float __bfloat162float(__nv_bfloat16 value) {
+namespace autotune {
+
+struct Half {
+  _Float16 value;
+};
+struct Bfloat16 {
+  uint16_t bits;
+};
+inline float as_float(float value) { return value; }
+inline float as_float(Half value) { return static_cast<float>(value.value); }
+inline float as_float(Bfloat16 value) {
   uint32_t const bits = static_cast<uint32_t>(value.bits) << 16;
-  float found;
-  memcpy(&found, &bits, 4);
-  return found;
+  float answer;
+  memcpy(&answer, &bits, 4);
+  return answer;
 }
-inline __nv_bfloat16 __float2bfloat16_rn(float value) {
+template <class Output>
+Output rounded(float value);
+template <>
+inline float rounded<float>(float value) { return value; }
+template <>
+inline Half rounded<Half>(float value) { return {static_cast<_Float16>(value)}; }
+template <>
+inline Bfloat16 rounded<Bfloat16>(float value) {
   uint32_t bits;
   memcpy(&bits, &value, 4);
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};  // no NaN is rounded in these tests
 }
+
+}  // namespace autotune
 
 namespace emulated {
 
@@ -131,6 +147,7 @@ inline int uniform(int value) { return value; }
 inline void let_next_begin() {}
 inline void wait_for_earlier() {}
 inline float fast_tanh(float x) { return tanhf(x); }
+inline float clamped(float x, float top) { return x < 0.0f ? 0.0f : x > top ? top : x; }
 
 inline uint32_t shared_address(void const* at) {
   return static_cast<uint32_t>(static_cast<unsigned char const*>(at) - shared_memory());
@@ -169,12 +186,8 @@ template <class Element>
 uint32_t paired(float first, float second) {
   uint16_t two[2] = {};
   if constexpr (sizeof(Element) == 2) {
-    auto const round = [](float value) {
-      if constexpr (std::is_same_v<Element, __half>) return __float2half_rn(value);
-      else return __float2bfloat16_rn(value);
-    };
-    Element const rounded[2] = {round(first), round(second)};
-    memcpy(two, rounded, 4);
+    Element const both[2] = {rounded<Element>(first), rounded<Element>(second)};
+    memcpy(two, both, 4);
   }
   return two[0] | static_cast<uint32_t>(two[1]) << 16;
 }
@@ -191,10 +204,9 @@ inline void load_matrices(uint32_t (&to)[4], uint32_t from) {
 template <class Element>
 float element(uint32_t pair, int which) {
   uint16_t const bits = static_cast<uint16_t>(which ? pair >> 16 : pair);
-  Element found;
-  memcpy(&found, &bits, 2);
-  if constexpr (sizeof(found) == sizeof(__half) && std::is_same_v<Element, __half>) return __half2float(found);
-  else return __bfloat162float(found);
+  Element value;
+  memcpy(&value, &bits, 2);
+  return as_float(value);
 }
 
 template <class Element>
@@ -222,75 +234,87 @@ void multiply(float (&c)[4], uint32_t const (&a)[4], uint32_t b0, uint32_t b1) {
 
 }  // namespace autotune
 
-// The few things of the runtime that a launch uses.
-enum cudaError_t { cudaSuccess = 0 };
-using cudaStream_t = void*;
-enum {
-  cudaFuncAttributeMaxDynamicSharedMemorySize,
-  cudaLaunchAttributeClusterDimension,
-  cudaLaunchAttributeProgrammaticStreamSerialization
-};
-struct cudaLaunchAttribute {
-  int id;
-  struct {
-    dim3 clusterDim;
-    int programmaticStreamSerializationAllowed;
-  } val;
-};
-struct cudaLaunchConfig_t {
-  dim3 gridDim, blockDim;
-  size_t dynamicSmemBytes = 0;
-  cudaStream_t stream = nullptr;
-  cudaLaunchAttribute* attrs = nullptr;
-  int numAttrs = 0;
-};
-struct cudaFuncAttributes { int numRegs; size_t localSizeBytes; };
-
-template <class Kernel>
-cudaError_t cudaFuncSetAttribute(Kernel, int, int) { return cudaSuccess; }
-template <class Kernel>
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* found, Kernel) {
-  *found = {};
-  return cudaSuccess;
-}
-
 namespace emulated {
 
-template <class Kernel, class Order>
-struct Run {
-  static inline Kernel* kernel;
-  static inline Order const* order;
-  static void one() {
-    kernel(*order);
-    now->ended = true;
-    swapcontext(&now->context, &scheduler);
-  }
+struct Kernel {  // a function of a module
+  char const* name;
+  void (*call)(void const* parameter);
 };
+inline std::vector<Kernel> kernels;
+inline Kernel const* running = nullptr;
+inline void const* parameter = nullptr;
+
+inline void run_one() {
+  running->call(parameter);
+  now->ended = true;
+  swapcontext(&now->context, &scheduler);
+}
 
 }  // namespace emulated
 
-// Runs the clusters one after the other.
-template <class Order>
-cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* how, void (*kernel)(Order const), Order const& order) {
-  using namespace emulated;
-  using Runs = Run<void(Order const), Order>;
-  int const threads = how->blockDim.x;
-  dim3 of;
-  for (int i = 0; i < how->numAttrs; ++i) {
-    if (how->attrs[i].id == cudaLaunchAttributeClusterDimension) of = how->attrs[i].val.clusterDim;
+// Makes a kernel known to the driver below.
+#define EMULATE(NAME, PARAMETER)                                                                       \
+  static bool const NAME##_is_known = (emulated::kernels.push_back({#NAME, [](void const* parameter) { \
+                                         NAME(*static_cast<PARAMETER const*>(parameter));              \
+                                       }}),                                                            \
+                                       true);
+
+// The driver's calls that load and launch a kernel (cuda.h); there is one device, and its memory is the host's.
+extern "C" {
+struct LaunchAttribute {
+  int id, pad;
+  unsigned value[3];
+  char rest[52];
+};
+struct LaunchConfig {
+  unsigned grid[3], threads[3], shared_bytes;
+  void* stream;
+  LaunchAttribute* attributes;
+  unsigned attribute_count;
+};
+int cuInit(unsigned) { return 0; }
+int cuGetErrorName(int, char const** text) { return *text = "EMULATED", 0; }
+int cuGetErrorString(int, char const** text) { return *text = "refused by the emulation", 0; }
+int cuDriverGetVersion(int* version) { return *version = 13000, 0; }
+int cuDeviceGet(int* device, int number) { return *device = number, number; }
+int cuDevicePrimaryCtxRetain(void** context, int) { return *context = &emulated::cluster, 0; }
+int cuDevicePrimaryCtxRelease_v2(int) { return 0; }
+int cuCtxPushCurrent_v2(void*) { return 0; }
+int cuCtxPopCurrent_v2(void**) { return 0; }
+int cuModuleLoadData(void** module, void const*) { return *module = &emulated::kernels, 0; }
+int cuModuleUnload(void*) { return 0; }
+int cuModuleGetFunction(void** function, void*, char const* name) {
+  for (auto const& kernel : emulated::kernels) {
+    if (strcmp(kernel.name, name) == 0) return *function = const_cast<emulated::Kernel*>(&kernel), 0;
   }
-  gridDim = how->gridDim;
-  if (gridDim.x % of.x != 0 || gridDim.y % of.y != 0 || gridDim.z % of.z != 0) abort();
+  return 500;
+}
+int cuFuncSetAttribute(void*, int, int) { return 0; }
+int cuFuncGetAttribute(int* value, int, void*) { return *value = 0, 0; }
+int cuFuncSetCacheConfig(void*, int) { return 0; }
+
+// Runs the clusters one after the other.
+int cuLaunchKernelEx(LaunchConfig const* how, void* function, void** parameters, void**) {
+  using namespace emulated;
+  int const threads = how->threads[0];
+  dim3 of;
+  for (unsigned i = 0; i < how->attribute_count; ++i) {
+    auto const& value = how->attributes[i].value;
+    if (how->attributes[i].id == 4) of = {int(value[0]), int(value[1]), int(value[2])};
+  }
+  gridDim = {int(how->grid[0]), int(how->grid[1]), int(how->grid[2])};
+  if (gridDim.x % of.x != 0 || gridDim.y % of.y != 0 || gridDim.z % of.z != 0) return 1;
   int const size = of.x * of.y * of.z;
+  if (size > 8) return 1;
   dim3 const clusters(gridDim.x / of.x, gridDim.y / of.y, gridDim.z / of.z);
   warps_a_block = threads / 32;
-  Runs::kernel = kernel;
-  Runs::order = &order;
+  running = static_cast<Kernel const*>(function);
+  parameter = parameters[0];
   for (int at = 0; at < clusters.x * clusters.y * clusters.z; ++at) {
     blocks.assign(size, {threads, 0, 0});
     warps.assign(size * warps_a_block, {{32, 0, 0}, {}});
     // All bits set are NaN: what is read before it was written shows.
-    memories.assign(size, std::vector<unsigned char>(how->dynamicSmemBytes + 128, 0xff));
+    memories.assign(size, std::vector<unsigned char>(how->shared_bytes + 128, 0xff));
     cluster = {size * threads, 0, 0};
     if (begin_cluster) begin_cluster();
     fibers = std::vector<Fiber>(size * threads);
@@ -305,7 +329,7 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* how, void (*kernel)(Ord
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = kStack;
-      makecontext(&fiber.context, &Runs::one, 0);
+      makecontext(&fiber.context, &run_one, 0);
     }
     for (size_t left = fibers.size(); left > 0;) {
       for (size_t warp = 0; warp < fibers.size(); warp += 32) {
@@ -321,5 +345,6 @@ cudaError_t cudaLaunchKernelEx(cudaLaunchConfig_t const* how, void (*kernel)(Ord
       }
     }
   }
-  return cudaSuccess;
+  return 0;
+}
 }

@@ -1,21 +1,28 @@
-// What instructions_sm90.cuh and tensor_maps.cuh offer to the kernels, on a CPU. A copy's bytes are unknown from when it is
+// What instructions_sm90.cuh offers to the kernels, and the driver's descriptions of operands, on a CPU. A copy's bytes are unknown from when it is
 // begun until somebody waits for its barrier; products read their operands when they are waited for, and their sums are
 // unknown until then: so whoever reads or writes too early computes something else.
 #include "emulated.h"
 
 #define AUTOTUNE_INSTRUCTIONS_SM90
-#define AUTOTUNE_TENSOR_MAPS
 
 #include <functional>
 #include <map>
 
 #include "epilogue.cuh"
 
-struct CUtensorMap {
+namespace autotune {
+
+constexpr int kBoxColumns = 64;
+
+struct alignas(64) TensorMap {
   unsigned char const* from;
   int rank, sizes[4], box, lower[2], upper[2], steps[2];  // of images: channels, width, height, images
   int64_t pixel, row;
+  char rest[56];
 };
+static_assert(sizeof(TensorMap) == 128);
+
+}  // namespace autotune
 
 namespace emulated {
 
@@ -51,27 +58,6 @@ inline uint32_t turned(uint32_t at) { return at ^ (at >> 7 & 7) << 4; }
 }  // namespace emulated
 
 namespace autotune {
-
-constexpr int kBoxColumns = 64;
-
-template <class Element>
-int map_rows(CUtensorMap* map, void const* from, int rows, int columns, int box_rows) {
-  if (reinterpret_cast<uintptr_t>(from) % 16 != 0 || columns % 8 != 0 || box_rows > 256) return 1;
-  *map = {static_cast<unsigned char const*>(from), 2, {columns, rows}, box_rows};
-  return 0;
-}
-
-template <class Element>
-int map_window(CUtensorMap* map, Order const& order, int64_t pixel, int64_t row, int box_pixels) {
-  if (reinterpret_cast<uintptr_t>(order.a) % 16 != 0 || pixel % 8 != 0) return 1;
-  int const images = order.m / (order.places_h * order.places_w);
-  int const kernel_h = order.k / order.channels / order.kernel_w;
-  *map = {static_cast<unsigned char const*>(order.a), 4, {order.channels, order.width, order.height, images}, box_pixels,
-          {-order.padding_w, -order.padding_h},
-          {order.padding_w - (order.kernel_w - 1) * order.dilation_w, order.padding_h - (kernel_h - 1) * order.dilation_h},
-          {order.stride_w, order.stride_h}, pixel, row};
-  return 0;
-}
 
 inline bool is_chosen() { return threadIdx.x % 32 == 5; }
 
@@ -139,7 +125,7 @@ void load_two_matrices(uint32_t (&two)[2], uint32_t at) {
   });
 }
 
-inline void prefetch_map(CUtensorMap const*) {}
+inline void prefetch_map(TensorMap const*) {}
 inline void prefetch_line(void const*) {}
 
 using Source = std::function<unsigned char const*(int row, int chunk)>;
@@ -165,8 +151,8 @@ inline void copy_rows(uint32_t to, uint32_t barrier, int rows, uint16_t readers,
   }
 }
 
-inline void copy_box_to(uint32_t to, CUtensorMap const* map, uint32_t barrier, int column, int row, uint16_t readers) {
-  CUtensorMap const of = *map;
+inline void copy_box_to(uint32_t to, TensorMap const* map, uint32_t barrier, int column, int row, uint16_t readers) {
+  TensorMap const of = *map;
   if (of.rank != 2) abort();
   copy_rows(to, barrier, of.box, readers, [=](int i, int chunk) -> unsigned char const* {
     int const at = column + chunk * 8, in = row + i;
@@ -174,13 +160,13 @@ inline void copy_box_to(uint32_t to, CUtensorMap const* map, uint32_t barrier, i
     return of.from + (static_cast<int64_t>(in) * of.sizes[0] + at) * 2;
   });
 }
-inline void copy_box(uint32_t to, CUtensorMap const* map, uint32_t barrier, int column, int row) {
+inline void copy_box(uint32_t to, TensorMap const* map, uint32_t barrier, int column, int row) {
   copy_box_to(to, map, barrier, column, row, 1 << emulated::now->rank);
 }
 
-inline void copy_pixels_to(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x, int y, int image,
+inline void copy_pixels_to(uint32_t to, TensorMap const* map, uint32_t barrier, int channel, int x, int y, int image,
                            int right, int down, uint16_t readers) {
-  CUtensorMap const of = *map;
+  TensorMap const of = *map;
   if (of.rank != 4 || channel + kBoxColumns > of.sizes[0]) abort();
   // From the first pixel on through the box: its corners are counted from the first and the last pixel of an image.
   std::vector<std::array<int, 3>> places;
@@ -198,7 +184,7 @@ inline void copy_pixels_to(uint32_t to, CUtensorMap const* map, uint32_t barrier
     return of.from + ((static_cast<int64_t>(in) * of.sizes[2] + row) * of.row + column * of.pixel + channel + chunk * 8) * 2;
   });
 }
-inline void copy_pixels(uint32_t to, CUtensorMap const* map, uint32_t barrier, int channel, int x, int y, int image, int right,
+inline void copy_pixels(uint32_t to, TensorMap const* map, uint32_t barrier, int channel, int x, int y, int image, int right,
                         int down) {
   copy_pixels_to(to, map, barrier, channel, x, y, image, right, down, 1 << emulated::now->rank);
 }
@@ -249,3 +235,30 @@ struct Product {
 };
 
 }  // namespace autotune
+
+// The driver makes descriptions as cuda.h says; what the kernels need of them is checked.
+extern "C" {
+int cuTensorMapEncodeTiled(autotune::TensorMap* map, int type, unsigned rank, void* from, uint64_t const* sizes,
+                           uint64_t const* strides, unsigned const* box, unsigned const* steps, int interleave, int swizzle,
+                           int, int fill) {
+  auto const at = reinterpret_cast<uintptr_t>(from);
+  if (reinterpret_cast<uintptr_t>(map) % 64 != 0 || (type != 6 && type != 9) || interleave != 0 || swizzle != 3) return 1;
+  if (rank != 2 || at % 16 != 0 || strides[0] != sizes[0] * 2 || strides[0] % 16 != 0 || fill != 0) return 1;
+  if (box[0] != 64 || box[1] < 1 || box[1] > 256 || steps[0] != 1 || steps[1] != 1) return 1;
+  *map = {static_cast<unsigned char const*>(from), 2, {int(sizes[0]), int(sizes[1])}, int(box[1])};
+  return 0;
+}
+int cuTensorMapEncodeIm2col(autotune::TensorMap* map, int type, unsigned rank, void* from, uint64_t const* sizes,
+                            uint64_t const* strides, int const* lower, int const* upper, unsigned channels,
+                            unsigned pixels, unsigned const* steps, int interleave, int swizzle, int, int fill) {
+  auto const at = reinterpret_cast<uintptr_t>(from);
+  if (reinterpret_cast<uintptr_t>(map) % 64 != 0 || (type != 6 && type != 9) || interleave != 0 || swizzle != 3) return 1;
+  if (rank != 4 || at % 16 != 0 || channels != 64 || pixels < 1 || pixels > 256 || fill != 0) return 1;
+  if (strides[0] % 16 != 0 || strides[1] % strides[0] != 0 || strides[2] != strides[1] * sizes[2]) return 1;
+  if (steps[0] != 1 || steps[3] != 1) return 1;
+  *map = {static_cast<unsigned char const*>(from), 4,
+          {int(sizes[0]), int(sizes[1]), int(sizes[2]), int(sizes[3])}, int(pixels), {lower[0], lower[1]},
+          {upper[0], upper[1]}, {int(steps[1]), int(steps[2])}, int64_t(strides[0] / 2), int64_t(strides[1] / 2)};
+  return 0;
+}
+}

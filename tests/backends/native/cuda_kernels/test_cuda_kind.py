@@ -1,15 +1,15 @@
 """Our own GEMMs: compiled here for every architecture, and on a GPU held against the definition."""
 
-import ctypes
 import random
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from autotune.backends.native.cuda_kernels.cubin_cache import CompiledKernel
+from autotune.backends.native.cuda_kernels.cubin_compiler import find_compiler
 from autotune.backends.native.cuda_kernels.cuda_kind import CLUSTER_GEMM, HOPPER_GEMM, CudaKind
-from autotune.backends.native.cutlass.nvcc_compiler import CudaSource
+from autotune.backends.native.cuda_kernels.kernel_source import KernelSource
 from autotune.errors import WorkError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -21,9 +21,7 @@ from tests.backends.native.kernel_problems import check, convolution, epilogues
 HOPPER = Device(kind="cuda", name="Test GPU", uuid="gpu", capability=(9, 0))
 PROBLEM = GemmProblem(m=128, n=768, k=3072, bias=True, activation="gelu")
 KINDS = (CLUSTER_GEMM, HOPPER_GEMM)
-FEW_BYTES = 16
-"""What the smallest tiles with the most stages may spill of a thread, which costs nothing."""
-needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="needs NVRTC or nvcc")
 
 
 def first(kind: CudaKind) -> Configuration:
@@ -32,7 +30,7 @@ def first(kind: CudaKind) -> Configuration:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.tiles.name)
 def test_shapes_and_epilogues_share_their_kernels(kind: CudaKind) -> None:
-    def source(problem: GemmProblem) -> CudaSource:
+    def source(problem: GemmProblem) -> KernelSource:
         return kind.source_of(kind.tiles.build_of(HOPPER, problem, first(kind)))
 
     assert source(PROBLEM) == source(GemmProblem(m=16, n=1000, k=2048, residual=True))
@@ -50,14 +48,13 @@ def test_what_is_not_compiled_says_so(kind: CudaKind, tmp_path: Path) -> None:
             call()
 
 
-def test_without_a_compiler_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("NVCC", raising=False)
-    with pytest.raises(WorkError, match="no nvcc on PATH"):
+@pytest.mark.usefixtures("no_cuda_compiler")
+def test_without_a_compiler_the_reason_is_said(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="neither NVRTC nor nvcc"):
         CLUSTER_GEMM.compile(HOPPER, PROBLEM, [first(CLUSTER_GEMM)], tmp_path)
 
 
-@needs_nvcc
+@needs_compiler
 @pytest.mark.parametrize(
     ("kind", "capability"), [(CLUSTER_GEMM, (8, 0)), (CLUSTER_GEMM, (9, 0)), (HOPPER_GEMM, (9, 0))]
 )
@@ -65,15 +62,19 @@ def test_a_kernel_compiles_and_travels(kind: CudaKind, capability: tuple[int, in
     device = replace(HOPPER, capability=capability)
     (made,) = kind.compile(device, PROBLEM, [first(kind)], tmp_path)
     assert made.refusal is None
+    assert kind.compiled(device, PROBLEM, kind.builds(device, PROBLEM), tmp_path) == [first(kind)]
     candidate = kind.launches(device, PROBLEM, first(kind))[-1]
-    packed = kind.pack(device, PROBLEM, candidate, tmp_path, tmp_path / "to")
-    ((name, key),) = packed.items()
-    library = ctypes.CDLL(str(tmp_path / "to" / name))
-    assert hasattr(library, f"kernel_{key[:16]}_run") and hasattr(library, f"kernel_{key[:16]}_made")
-    assert f"{ARCHITECTURES[capability]}".encode() in (tmp_path / "to" / name).read_bytes()
+    target = tmp_path / "to"
+    packed = kind.pack(device, PROBLEM, candidate, tmp_path, target)
+    (name,) = {Path(file).stem for file in packed}
+    record, code = CompiledKernel(folder=target, name=name).read()
+    assert code.startswith(b"\x7fELF") and record.function.encode() in code
+    assert record.build.architecture == ARCHITECTURES[capability] and record.registers > 0
+    again = kind.compile(device, PROBLEM, [first(kind)], target)
+    assert again[0].compile_s == 0.0
 
 
-@needs_nvcc
+@needs_compiler
 def test_tiles_of_every_form_compile(tmp_path: Path) -> None:
     problem = GemmProblem(m=200, n=768, k=768)
     tiles = random.Random(3).sample(list(HOPPER_GEMM.builds(HOPPER, problem)), 6)
@@ -109,12 +110,12 @@ def test_random_tiles_compute_every_epilogue_of_any_shape(
         problem = draw.choice(list(epilogues(replace(base, dtype=dtype, output=output))))  # type: ignore[arg-type]
         builds = kind.builds(device, problem)
         builds = draw.sample(list(builds), min(8, len(builds)))
-        assert all(made.refusal is None for made in kind.compile(device, problem, builds, tmp_path))
-        for build in builds:
+        results = kind.compile(device, problem, builds, tmp_path)
+        assert all(made.refusal is None or "it spills" in made.refusal for made in results)
+        for build in (build for build, made in zip(builds, results, strict=True) if made.refusal is None):
             for candidate in kind.launches(device, problem, build):
                 for programmatic_launch in (False, True):
                     kernel = kind.load(device, problem, candidate, tmp_path, programmatic_launch=programmatic_launch)
-                    assert kernel.resource_usage["spilled_bytes"] <= FEW_BYTES, candidate
                     check(kernel, problem, 5, device.torch_name)
                 tried.add(candidate)
     assert len({candidate["splits"] for candidate in tried}) == 6

@@ -1,14 +1,17 @@
 """The cluster kernels' own code on a CPU, with emulated instructions, against the definition."""
 
-import ctypes
 from dataclasses import replace
 
 import pytest
 import torch
 
-from autotune.backends.native.cuda_kernels.cuda_kind import ELEMENTS
+from autotune.backends.native.cuda_kernels.cuda_kind import CLUSTER_GEMM
+from autotune.backends.native.cuda_kernels.kernel_source import KernelSource
+from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem, Window
-from tests.backends.native.cuda_kernels.emulating import Emulated, emulated
+from autotune.search_spaces import cluster_gemm
+from autotune.search_spaces.split_gemm import SplitBuild
+from tests.backends.native.cuda_kernels.emulating import EmulatedKernels, emulated
 from tests.backends.native.kernel_problems import check, convolution, epilogues
 
 TILES = (
@@ -29,38 +32,46 @@ CONVOLUTIONS = (
 )  # fmt: skip
 
 
+SIDES = ("tile_m", "tile_n", "tile_k", "warps_m", "warps_n", "stages")
+
+
+def source(number: int, *, window: bool) -> KernelSource:
+    dtype, output, sides = TILES[number]
+    tile = Configuration.of(cluster_gemm.NAME, dict(zip(SIDES, sides, strict=True)))
+    build = SplitBuild(
+        kind=cluster_gemm.NAME, architecture="sm_90a", dtype=dtype, output=output, window=window, tile=tile
+    )  # fmt: skip
+    return CLUSTER_GEMM.source_of(build)
+
+
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    lines = [
-        f"AUTOTUNE_GEMM_CLUSTER({kind}_{number}, {ELEMENTS[dtype]}, {ELEMENTS[output]}, {window}, "
-        f"{', '.join(map(str, sides))})"
-        for number, (dtype, output, sides) in enumerate(TILES)
-        for kind, window in (("tile", "false"), ("window", "true"))
-    ]
-    return emulated(tmp_path_factory.mktemp("emulated"), "emulated.h", "gemm_cluster.cuh", lines)
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> EmulatedKernels:
+    sources = [source(number, window=window) for number in range(len(TILES)) for window in (False, True)]
+    folder = tmp_path_factory.mktemp("emulated")
+    return emulated(folder, "emulated.h", CLUSTER_GEMM, "autotune::Order", sources)
 
 
 @pytest.mark.parametrize("number", range(len(TILES)))
-def test_tiles_compute_any_shape_by_any_number_of_splits(number: int, library: ctypes.CDLL) -> None:
+def test_tiles_compute_any_shape_by_any_number_of_splits(number: int, kernels: EmulatedKernels) -> None:
     dtype, output, _ = TILES[number]
     kinds = list(epilogues(GemmProblem(m=1, n=1, k=1, dtype=dtype, output=output)))  # type: ignore[arg-type]
     for turn, (m, n, k, splits) in enumerate(SHAPES):
         problem = replace(kinds[(3 * number + 5 * turn) % len(kinds)], m=m, n=n, k=k)
-        check(Emulated(getattr(library, f"tile_{number}_run"), problem, splits), problem, turn)
+        check(kernels.load(source(number, window=False), problem, splits), problem, turn)
 
 
 @pytest.mark.parametrize("number", range(len(TILES)))
-def test_tiles_compute_convolutions(number: int, library: ctypes.CDLL) -> None:
+def test_tiles_compute_convolutions(number: int, kernels: EmulatedKernels) -> None:
     dtype, output, _ = TILES[number]
     for turn, (problem, splits) in enumerate(CONVOLUTIONS):
         kinds = list(epilogues(replace(problem, dtype=dtype, output=output)))  # type: ignore[arg-type]
         one = kinds[(3 * number + 5 * turn) % len(kinds)]
-        check(Emulated(getattr(library, f"window_{number}_run"), one, splits), one, turn)
+        check(kernels.load(source(number, window=True), one, splits), one, turn)
 
 
-def test_splits_are_added_in_their_order(library: ctypes.CDLL) -> None:
+def test_splits_are_added_in_their_order(kernels: EmulatedKernels) -> None:
     problem = GemmProblem(m=40, n=64, k=1024)
-    kernel = Emulated(library.tile_0_run, problem, 4)
+    kernel = kernels.load(source(0, window=False), problem, 4)
     a, b = torch.randn(40, 1024).half(), torch.randn(64, 1024).half()
     first, again = torch.empty(2, 40, 64, dtype=torch.float16)
     kernel(a, b, None, None, first)

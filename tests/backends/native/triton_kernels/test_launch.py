@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from autotune.backends.native.triton_kernels.driver import CudaDriver
+from autotune.backends.native.cuda_driver import CudaDriver
 from autotune.backends.native.triton_kernels.launch import LoadedCubin, LoadedPlan
 from autotune.backends.native.triton_kernels.launch_plan import Launch, LaunchPlan
 from autotune.backends.native.triton_kernels.norm import NormShape, plan

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 LIBRARY = "libcuda.so.1"
 
+CUDA_ERROR_NOT_FOUND = 500
 LOCAL_SIZE_BYTES, NUM_REGS, MAX_DYNAMIC_SHARED_SIZE_BYTES = 3, 4, 8  # cuda.h, CUfunction_attribute
 PREFER_SHARED = 1  # cuda.h, CUfunc_cache
 STATIC_LIMIT_BYTES = 48 * 1024
@@ -35,14 +36,20 @@ _SIGNATURES: "dict[str, tuple[type[CData], ...]]" = {
     "cuFuncGetAttribute": (ctypes.POINTER(_I), _I, _P),
     "cuFuncSetCacheConfig": (_P, _I),
     "cuLaunchKernelEx": (_P, _P, ctypes.POINTER(_P), ctypes.POINTER(_P)),
+    "cuDriverGetVersion": (ctypes.POINTER(_I),),
+    "cuTensorMapEncodeTiled": (_P, _I, _U, _P, _P, _P, _P, _P, _I, _I, _I, _I),
+    "cuTensorMapEncodeIm2col": (_P, _I, _U, _P, _P, _P, _P, _P, _U, _U, _P, _I, _I, _I, _I),
 }
-PROGRAMMATIC_STREAM_SERIALIZATION = 6  # cuda.h, CUlaunchAttributeID
+LATER = ("cuTensorMapEncodeTiled", "cuTensorMapEncodeIm2col")
+"""The calls that came with CUDA 12; only kernels for sm_90 need them."""
+
+CLUSTER_DIMENSION, PROGRAMMATIC_STREAM_SERIALIZATION = 4, 6  # cuda.h, CUlaunchAttributeID
 
 
 class _Attribute(ctypes.Structure):
     """``CUlaunchAttribute``, whose value is a union of 64 bytes."""
 
-    _fields_ = (("id", _I), ("pad", _I), ("value", _I), ("rest", ctypes.c_char * 60))
+    _fields_ = (("id", _I), ("pad", _I), ("value", _U * 3), ("rest", ctypes.c_char * 52))
 
 
 class _LaunchConfig(ctypes.Structure):
@@ -59,11 +66,13 @@ class CudaDriver:
 
     def __init__(self, library: str = LIBRARY) -> None:
         """Open the driver's library; raises WorkError if it is missing, or finds no GPU."""
-        action = "loading a compiled Triton kernel"
+        action = "loading a compiled kernel"
         try:
             loaded = ctypes.CDLL(library)
             self._calls: dict[str, Callable[..., int]] = {}
             for name, types in _SIGNATURES.items():
+                if name in LATER and not hasattr(loaded, name):
+                    continue
                 call = getattr(loaded, name)
                 call.argtypes = types
                 self._calls[name] = call
@@ -75,12 +84,24 @@ class CudaDriver:
 
     def call(self, action: str, name: str, *arguments: object) -> None:
         """Make one call; raises DriverError with the driver's own message if it fails."""
+        if name not in self._calls:
+            raise DriverError(
+                action, found=f"a driver of CUDA {'.'.join(map(str, self.version))}, which has no {name}",
+                expected="a driver of CUDA 12 or later", run="nvidia-smi", code=CUDA_ERROR_NOT_FOUND,
+            )  # fmt: skip
         status = self._calls[name](*arguments)
         if status != 0:
             raise DriverError(
                 action, found=f"{name} returned error {status}: {self._words(status)}",
                 expected="a GPU of the architecture that the kernel was compiled for, in working order", code=status,
             )  # fmt: skip
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """The release of CUDA that the driver supports, such as (13, 0)."""
+        number = _I()
+        self.call("the version of CUDA's driver", "cuDriverGetVersion", ctypes.byref(number))
+        return number.value // 1000, number.value % 1000 // 10
 
     def _words(self, status: int) -> str:
         words = []
@@ -132,18 +153,21 @@ class CudaModule:
 
     def launch(
         self, grid: tuple[int, int, int], threads: int, shared_bytes: int, stream: int, values: "Sequence[CData]", *,
-        programmatic_launch: bool = False,
+        cluster: tuple[int, int, int] = (1, 1, 1), programmatic_launch: bool = False,
     ) -> None:  # fmt: skip
-        """Enqueue one launch in a stream; ``values`` are ctypes numbers, one for each of the kernel's parameters.
+        """Enqueue one launch in a stream; ``values`` are ctypes data, one for each of the kernel's parameters.
 
-        With ``programmatic_launch`` it may begin while the launch before it still runs.
+        The grid is of whole clusters. With ``programmatic_launch`` it may begin while the launch before it still runs.
         """
         addresses = (_P * len(values))(*(ctypes.addressof(value) for value in values))
-        overlap = _Attribute(id=PROGRAMMATIC_STREAM_SERIALIZATION, value=1)
+        attributes = []
+        if cluster != (1, 1, 1):
+            attributes.append(_Attribute(id=CLUSTER_DIMENSION, value=cluster))
+        if programmatic_launch:
+            attributes.append(_Attribute(id=PROGRAMMATIC_STREAM_SERIALIZATION, value=(1, 0, 0)))
         config = _LaunchConfig(
             grid=grid, threads=(threads, 1, 1), shared_bytes=shared_bytes, stream=stream or None,
-            attributes=ctypes.pointer(overlap) if programmatic_launch else None,
-            attribute_count=int(programmatic_launch),
+            attributes=(_Attribute * len(attributes))(*attributes), attribute_count=len(attributes),
         )  # fmt: skip
         with self._current():
             self._driver.call(self._action, "cuLaunchKernelEx", ctypes.byref(config), self._function, addresses, None)
