@@ -21,6 +21,9 @@ NAME = "cutlass"
 ARCHITECTURES = {(7, 5): "sm_75", (8, 0): "sm_80", (8, 6): "sm_86", (8, 9): "sm_89", (9, 0): "sm_90a"}
 """The architectures that kernels are compiled for, by compute capability."""
 
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
+"""The activations of kernel problems that kernels are written for."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutlassBuild:
@@ -145,7 +148,7 @@ def first_candidates(
 
 
 def _check_operands(problem: GemmProblem, target: str) -> None:
-    """Refuse operands without rules: mn-major ones would need other rules, fp32 ones have no tiles here."""
+    """Refuse operands and activations without rules: mn-major ones would need others, fp32 ones have no tiles here."""
     dtypes = ("fp16",) if target == "sm_75" else ("fp16", "bf16")
     if problem.dtype not in dtypes or (problem.output == "bf16" and "bf16" not in dtypes):
         raise SpaceError(
@@ -160,4 +163,10 @@ def _check_operands(problem: GemmProblem, target: str) -> None:
             if problem.window
             else f"A {problem.a_major}-major, B {problem.b_major}-major",
             expected="both k-major, and packed",
+        )
+    if problem.activation not in ACTIVATIONS:
+        raise SpaceError(
+            f"CUTLASS tiles for {problem.canonical} on {target}",
+            found=f"the activation {problem.activation}",
+            expected=f"one of {', '.join(ACTIVATIONS)}",
         )

@@ -10,7 +10,7 @@ Owner = Literal["own", "torch"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorRefusal:
-    """The function that left an operator as it was, such as ``sites._conv_problem``, and its reason in words."""
+    """The function that left an operator as it was, such as ``sites.conv_problem``, and its reason in words."""
 
     function: str
     reason: str

@@ -10,7 +10,9 @@ from autotune.records.canonical import canonical, digest
 from autotune.records.plain import values_in
 
 OperandType = Literal["fp16", "bf16", "fp32"]
-Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+Activation = Literal[
+    "none", "relu", "gelu", "gelu_tanh", "silu", "relu6", "hardswish", "hardsigmoid", "sigmoid", "tanh",
+]  # fmt: skip
 Major = Literal["k", "mn"]
 
 BYTES: Mapping[str, int] = {"fp16": 2, "bf16": 2, "fp32": 4}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
-from torch.fx.node import map_arg
+from torch.fx.node import Argument, map_arg
 from torch.utils.flop_counter import FlopCounterMode
 
 from autotune.backends.native.fusions import fuse
@@ -23,6 +23,7 @@ from autotune.backends.native.passes import EXACT
 from autotune.backends.native.refusals import Refused, operator_name, recording, refuse
 from autotune.backends.native.sites import CONV2D, GEMM, fused_nodes, sites
 from autotune.backends.native.triton_codegen import planned_sites
+from autotune.backends.native.triton_codegen_sites import NORM
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.graph_coverage import GraphCoverage, GraphLaunch, OperatorRefusal
@@ -131,10 +132,32 @@ def _copied(node: Node, problem: GemmProblem | None) -> list[Tensor]:
     if node.target is GEMM:
         operands = [value(node.args[0]), value(node.args[3])]
         return [operand for operand in operands if operand is not None and not operand.is_contiguous()]
+    if node.target is NORM:
+        rows = value(node.args[0])
+        return [rows] if rows is not None and not _lies_in_rows(node.args[0]) else []
     x, weight = value(node.args[0]), value(node.args[1]) if node.target is CONV2D else None
     if x is None or weight is None or problem is None or problem.window is not None or weight.shape[2:].numel() == 1:
         return []
     return [x]
+
+
+def _lies_in_rows(node: Argument) -> bool:
+    """Return true if a tensor is contiguous, or is a view of images that is if they lie in channels-last memory."""
+    views: list[Node] = []
+    tensor, source = value(node), node
+    while isinstance(source, Node) and is_view(source):
+        views.append(source)
+        source = source.args[0]
+    images = value(source)
+    if tensor is None or tensor.is_contiguous() or images is None or images.dim() != len("NCHW"):
+        return tensor is None or tensor.is_contiguous()
+    viewed: Tensor = images.new_empty(images.shape).contiguous(memory_format=torch.channels_last)
+    try:
+        for view in reversed(views):
+            viewed = view.target(viewed, *view.args[1:], **view.kwargs)  # type: ignore[operator]
+    except RuntimeError:
+        return False
+    return viewed.is_contiguous()
 
 
 def _read(node: Node) -> int:

@@ -148,12 +148,12 @@ def activate(values: "Tensor", activation: str) -> None:
     """Apply an activation in place, in torch's current stream."""
     import torch
 
-    if activation == "relu":
-        values.relu_()
-    elif activation == "silu":
-        torch.ops.aten.silu_(values)
-    elif activation in ("gelu", "gelu_tanh"):
+    if activation in ("gelu", "gelu_tanh"):
         torch.ops.aten.gelu_(values, approximate="tanh" if activation == "gelu_tanh" else "none")
+    elif activation == "relu6":
+        torch.ops.aten.hardtanh_(values, 0, 6)
+    elif activation != "none":
+        getattr(torch.ops.aten, f"{activation}_")(values)
 
 
 def compute(

@@ -20,6 +20,11 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
         "gelu": functional.gelu,
         "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
         "silu": functional.silu,
+        "relu6": functional.relu6,
+        "hardswish": functional.hardswish,
+        "hardsigmoid": functional.hardsigmoid,
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
     }
 )
 """By the names of :data:`autotune.records.kernel_problem.Activation`."""
@@ -84,16 +89,16 @@ def _(
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
     """Normalise over the last dimension: ``kind`` ``layer`` (mean and variance) or ``rms`` (mean of squares).
 
-    ``weight`` and ``bias`` have the last dimension's length; statistics are fp32 at least.
+    ``weight`` and ``bias`` have the last dimension's length; statistics are fp32 at least. The answer is contiguous.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
     if kind == "layer":
-        return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, eps).contiguous()
     answer = x.to(wide)
     answer = answer * (answer.square().mean(-1, keepdim=True) + eps).rsqrt()
     answer = answer if weight is None else answer * weight.to(wide)
     answer = answer if bias is None else answer + bias.to(wide)
-    return answer.to(x.dtype)
+    return answer.to(x.dtype).contiguous()
 
 
 @norm.register_fake
@@ -115,6 +120,23 @@ def _(
     x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
 ) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+@torch.library.custom_op(f"{NAMESPACE}::group_norm", mutates_args=())
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str
+) -> Tensor:
+    """Return activation(norm) over ``groups`` of the channels of ``x`` [batch, channels, ...].
+
+    The answer is contiguous, or in channels-last memory if ``x`` is.
+    """
+    answer = ACTIVATIONS[activation](torch.group_norm(x, groups, weight, bias, eps))
+    return answer.contiguous(memory_format=_memory_format(x))
+
+
+@group_norm.register_fake
+def _(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str) -> Tensor:
+    return torch.empty_like(x, memory_format=_memory_format(x))
 
 
 @torch.library.custom_op(f"{NAMESPACE}::max_pool2d", mutates_args=())
@@ -187,6 +209,12 @@ def attention(
 def _(query: Tensor, key: Tensor, values: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
     batch, heads, rows, _ = query.shape
     return query.new_empty((batch, rows, heads, values.shape[-1])).transpose(1, 2)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    """Return channels last for images that lie in it and not in contiguous memory, too."""
+    channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not x.is_contiguous() else torch.contiguous_format
 
 
 def _fresh(answer: Tensor, *operands: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def sites(module: GraphModule, *, channels_last: bool) -> list[Site]:
         if node.target is GEMM:
             problem = _gemm_problem(node)
         elif node.target is CONV2D and channels_last:
-            problem = _conv_problem(node)
+            problem = conv_problem(node)
         elif node.target is CONV2D:
             refuse(node, "the model does not run in channels-last memory")
         name = cast("torch._ops.OpOverload", node.target)._schema.name.rpartition("::")[2]
@@ -86,7 +86,7 @@ def _gemm_problem(node: Node) -> GemmProblem | None:
     return _problem(x.numel() // x.shape[-1], weight, bias, residual, str(activation))
 
 
-def _conv_problem(node: Node) -> GemmProblem | None:
+def conv_problem(node: Node) -> GemmProblem | None:
     """Return the GEMM of a convolution of whole images; without a window if each pixel is read once."""
     x, weight = value(node.args[0]), value(node.args[1])
     bias, residual, stride, padding, dilation, groups, activation = node.args[2:]

@@ -6,6 +6,7 @@ channels-last if the model runs in it. For any other layout torch's own operator
 """
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from autotune.backends.native.triton_codegen_sites import (
     ADD_NORM,
     ATTENTION,
     FOLDER,
+    GROUP_NORM,
     MAX_POOL,
     MEAN_POOL,
     NORM,
@@ -34,8 +36,9 @@ from autotune.backends.native.triton_codegen_sites import (
     layout,
     reads,
 )
-from autotune.backends.native.triton_kernels import attention, norm, pointwise, pooling, space_to_depth
+from autotune.backends.native.triton_kernels import attention, group_norm, norm, pointwise, pooling, space_to_depth
 from autotune.backends.native.triton_kernels.attention import AttentionShape, HalfType
+from autotune.backends.native.triton_kernels.group_norm import GroupNormShape
 from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan, TritonSource
 from autotune.backends.native.triton_kernels.norm import NormKind, NormShape
 from autotune.backends.native.triton_kernels.packed import pack_plan
@@ -55,7 +58,7 @@ from autotune.records.kernel_problem import Window
 log = logging.getLogger(__name__)
 
 NHWC = (0, 2, 3, 1)
-GENERATED = (NORM, ADD_NORM, POINTWISE, ATTENTION, MAX_POOL, MEAN_POOL, SPACE_TO_DEPTH)
+GENERATED = (NORM, ADD_NORM, POINTWISE, ATTENTION, GROUP_NORM, MAX_POOL, MEAN_POOL, SPACE_TO_DEPTH)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,9 @@ def _planned(node: Node, *, channels_last: bool, programmatic_launch: bool) -> I
         of_attention, layouts = _attention_shape(node, programmatic_launch=programmatic_launch)
         yield LayoutPlan(plan=attention.plan(of_attention), layouts=layouts)
         return
+    if node.target is GROUP_NORM:
+        yield from _group_norm_plans(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+        return
     if node.target is SPACE_TO_DEPTH:
         yield from _block_plans(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
         return
@@ -191,6 +197,27 @@ def _pool_shape(node: Node, *, channels_last: bool, programmatic_launch: bool) -
     return PoolShape(
         images=given.shape[0], window=window, dtype=DTYPES[given.dtype], programmatic_launch=programmatic_launch
     )
+
+
+def _group_norm_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:
+    x, groups, weight, bias, eps, activation = cast("tuple[Node, int, Node, Node, float, str]", node.args)
+    given = value(x)
+    vectors = [None if operand is None else value(operand) for operand in (weight, bias)]
+    dtypes = [None if vector is None else DTYPES.get(vector.dtype) for vector in vectors]
+    unread = any(vector is not None and dtype is None for vector, dtype in zip(vectors, dtypes, strict=True))
+    if given is None or given.dtype not in DTYPES or unread:
+        raise ValueError("its operands are of types that kernels do not read")
+    lying = [given, *([_as_channels_last(given)] if channels_last else [])]
+    for (shape, strides), tensor in {layout(tensor): tensor for tensor in lying}.items():
+        is_last = not tensor.is_contiguous()
+        if is_last and not (tensor.dim() == len(NHWC) and tensor.is_contiguous(memory_format=torch.channels_last)):
+            raise ValueError("its input has gaps in memory, or another order of dimensions")
+        of_images = GroupNormShape(
+            images=shape[0], groups=groups, channels=shape[1] // groups, pixels=math.prod(shape[2:]),
+            channels_last=is_last, dtype=DTYPES[given.dtype], weight=dtypes[0], bias=dtypes[1], eps=eps,
+            activation=activation, programmatic_launch=programmatic_launch,
+        )  # fmt: skip
+        yield LayoutPlan(plan=group_norm.plan(of_images), layouts=((shape, strides),))
 
 
 def _block_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:

@@ -22,6 +22,7 @@ FOLDER = "triton"
 _FUSED = torch.ops.autotune_native
 NORM, ADD_NORM, POINTWISE = _FUSED.norm.default, _FUSED.add_norm.default, _FUSED.pointwise.default
 ATTENTION, SPACE_TO_DEPTH = _FUSED.attention.default, _FUSED.space_to_depth.default
+GROUP_NORM = _FUSED.group_norm.default
 MAX_POOL, MEAN_POOL = _FUSED.max_pool2d.default, _FUSED.mean_pool2d.default
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
@@ -49,6 +50,8 @@ def load_site_module(entries: Sequence[PlanEntry], node: Node, folder: Path, dev
     layouts = [tuple((tuple(shape), tuple(strides)) for shape, strides in entry["layouts"]) for entry in entries]
     if node.target is SPACE_TO_DEPTH:
         return BlockSite(dict(zip((only for (only,) in layouts), plans, strict=True)), value(node))
+    if node.target is GROUP_NORM:
+        return GroupNormSite(dict(zip((only for (only,) in layouts), plans, strict=True)))
     if node.target in (MAX_POOL, MEAN_POOL):
         return PoolSite(plans[0], cast("Callable[..., Tensor]", node.target), value(node))
     if node.target is ATTENTION:
@@ -124,6 +127,23 @@ class PoolSite(nn.Module):
             return self._fallback(x, *sides)
         out = torch.empty(self._shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         self._plan({"x": x, "out": out})
+        return out
+
+
+class GroupNormSite(nn.Module):
+    """Kernels in the place of ``group_norm``, by the layout of its input; torch computes if there is none for it."""
+
+    def __init__(self, by_layout: Mapping[Layout, LoadedPlan]) -> None:
+        super().__init__()
+        self._by_layout = dict(by_layout)
+
+    def forward(self, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, *rest: object) -> Tensor:
+        """Compute into a fresh tensor of the same layout."""
+        plan = self._by_layout.get(layout(x))
+        if plan is None or x.data_ptr() % POINTER_ALIGNMENT_BYTES:
+            return cast(Tensor, GROUP_NORM(x, groups, weight, bias, *rest))
+        out = torch.empty_like(x)
+        plan({"x": x, **_prepared(weight=weight, bias=bias), "out": out})
         return out
 
 

@@ -101,7 +101,7 @@ def test_alignment_is_of_the_contiguous_dimension(values: dict[str, object], ali
         ({"dtype": "fp8"}, "dtype must be one of fp16, bf16, fp32, found 'fp8'"),
         ({"output": "int8"}, "output must be one of"),
         ({"a_major": "row"}, "a_major must be one of k, mn"),
-        ({"activation": "tanh", "bias": True}, "activation must be one of none, relu, gelu, gelu_tanh, silu"),
+        ({"activation": "elu", "bias": True}, "activation must be one of none, relu, gelu, gelu_tanh, silu"),
         ({"bias": 1}, "bias must be true or false"),
         ({"activation": "relu"}, "activation relu comes with a bias"),
     ],

@@ -226,6 +226,7 @@ def test_every_warp_of_a_multistage_kernel_loads(m: int, n: int, k: int, legal: 
         (gpu(7, 5), GemmProblem(m=8, n=8, k=8, dtype="bf16"), "operands of fp16"),
         (HOPPER, GemmProblem(m=8, n=8, k=8, dtype="fp32"), "operands of fp16 or bf16"),
         (HOPPER, GemmProblem(m=8, n=8, k=8, a_major="mn"), "both k-major"),
+        (HOPPER, GemmProblem(m=8, n=8, k=8, bias=True, activation="relu6"), "found: the activation relu6"),
     ],
 )
 def test_what_has_no_tiles_is_refused(device: Device, problem: GemmProblem, message: str) -> None:

@@ -9,8 +9,8 @@ from torch.fx.node import Argument
 
 from autotune.backends.native import operators
 from autotune.backends.native.fusions.attention import SDPA
-from autotune.backends.native.fusions.qkv import values_with
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call
+from autotune.backends.native.fusions.strides import values_with
 from autotune.backends.native.graph import (
     Fusion,
     aten,

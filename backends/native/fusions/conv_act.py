@@ -73,7 +73,7 @@ def _fuse(module: GraphModule, node: Node) -> bool:
     args = (convolved.x, convolved.weight, convolved.bias, following.residual, *settings, following.activation)
     new = call(following.end, _CONV2D, args)
     put_in_place(new, node)
-    return put(following, new)
+    return put(following, following.views.replayed(following.end, new))
 
 
 def unpadded(convolved: Convolution) -> Convolution:

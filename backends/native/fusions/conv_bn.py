@@ -42,7 +42,7 @@ def _fold(module: GraphModule, norm: Node) -> bool:
     offset = -mean.double() if bias is None else bias.double() - mean.double()
     offset = offset * scale if shift is None else offset * scale + shift.double()
     scaled = weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    if not _fits(scaled, offset, weight.dtype):
+    if not fits(scaled, offset, weight.dtype):
         return refuse(norm, "its folded weights would be outside the range of their type")
     folded = scaled.to(weight.dtype).contiguous(memory_format=_memory_format(weight))
     new = add_constant(module, "normed_weight", folded, meta, before=layer)
@@ -64,7 +64,7 @@ def _can_take(layer: Node) -> bool:
     return layer.target is aten.linear.default and answer is not None and answer.dim() == 2
 
 
-def _fits(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
+def fits(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
     """Return true if rounding changes values by at most half a unit in the last place of a channel's largest.
 
     Else a value is outside the range of the type, or was not a number before.

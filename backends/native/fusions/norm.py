@@ -1,6 +1,7 @@
-"""A residual sum and its norm become one operator, and so does a spelled-out RMS norm.
+"""A residual sum and its norm become one operator, and so do a spelled-out RMS norm and a group norm.
 
-The fused operators return contiguous tensors, so only contiguous tensors match.
+The fused operators return contiguous tensors, so only contiguous answers match. The input of a norm alone may have
+another layout: the images behind a permutation are contiguous in channels-last memory, in which convolutions write.
 """
 
 import operator
@@ -8,18 +9,19 @@ import operator
 import torch
 from torch.fx import GraphModule, Node
 
+from autotune.backends.native.fusions.group_norm import group_norm
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, number, prune, sole_user
 from autotune.backends.native.graph import Fusion, aten, place, put_in_place, replace, value
 from autotune.backends.native.passes.casts_and_views import lossless
 from autotune.backends.native.refusals import refuse
 
 _FUSED = torch.ops.autotune_native
-_OF_OTHERS = {aten.group_norm.default, aten.native_group_norm.default, aten.instance_norm.default}
+_OF_OTHERS = {aten.native_group_norm.default, aten.instance_norm.default}
 
 
 def norm(module: GraphModule) -> list[str]:
-    """Fuse residual sums with their norms, and the operators of an RMS norm; returns the norms' places."""
-    return [place(node) for node in list(module.graph.nodes) if node.users and _fuse(module, node)]
+    """Fuse residual sums and norms, the operators of an RMS norm, and group norms and activations; returns places."""
+    return group_norm(module) + [place(node) for node in list(module.graph.nodes) if node.users and _fuse(module, node)]
 
 
 def _fuse(module: GraphModule, node: Node) -> bool:
@@ -40,8 +42,8 @@ def _fuse(module: GraphModule, node: Node) -> bool:
 
 def _alone(node: Node, x: Node, weight: Node | None, bias: Node | None, eps: float, kind: str) -> bool:
     """Replace a node by a norm without a sum before it."""
-    if not _alike(node, x):
-        return refuse(node, "its input and its answer are not contiguous tensors of one type")
+    if not _alike(node, node) or not _same_type(node, x):
+        return refuse(node, "its answer is not contiguous, or of another type than its input")
     replace(node, call(node, _FUSED.norm.default, (x, weight, bias, eps, kind)))
     return True
 
@@ -172,11 +174,15 @@ def _exact(node: Node) -> Node:
 
 def _alike(left: object, right: object) -> bool:
     """Return true if two nodes are contiguous floating tensors of one shape and dtype."""
+    return _same_type(left, right) and all(value(node).is_contiguous() for node in (left, right))  # type: ignore[union-attr]
+
+
+def _same_type(left: object, right: object) -> bool:
+    """Return true if two nodes are floating tensors of one shape and dtype."""
     first, second = value(left), value(right)
     if first is None or second is None or first.dtype not in FLOATS or first.dtype is not second.dtype:
         return False
-    same = first.shape == second.shape and first.device == second.device
-    return same and first.is_contiguous() and second.is_contiguous()
+    return first.shape == second.shape and first.device == second.device
 
 
 NORM = Fusion(name="norm", fuse=norm)

@@ -1,5 +1,7 @@
 """Trees of elementwise operators become one operator, which reads and writes memory once.
 
+A single operator is a tree, too: torch's kernel for it is slower if it broadcasts, converts or copies into another
+layout, and no launch may begin before it ends.
 Only the last operator of a tree is read outside of it. An operator of a smaller shape is not part of a tree: outside it
 is computed once instead of for each element that it is broadcast to. The operator's answer is contiguous: a tree whose
 answer is dense in another order of dimensions (channels last, transposed heads) is computed on permuted views of its
@@ -13,6 +15,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
+from autotune.backends.native.fusions.convolution_steps import release_steps
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, is_elementwise, number
 from autotune.backends.native.graph import Fusion, aten, place, replace, value
 from autotune.backends.native.pointwise import DTYPES, Operand, PointwiseProgram, PointwiseStep, Reference
@@ -43,7 +46,8 @@ _CLAMPS: Mapping[object, tuple[str, str]] = {
 
 
 def pointwise(module: GraphModule) -> list[str]:
-    """Fuse trees of two or more elementwise operators; returns the places of their answers."""
+    """Fuse trees of elementwise operators; returns the places of their answers."""
+    release_steps(module)
     # from the back, so that a tree is matched at its answer, as large as possible
     return [place(root) for root in reversed(list(module.graph.nodes)) if root.users and _fuse(module, root)]
 
@@ -56,9 +60,11 @@ def _fuse(module: GraphModule, root: Node) -> bool:
     back = [order.index(dim) for dim in range(meta.dim())]
     dense = meta.new_empty([meta.shape[dim] for dim in order]).permute(back)
     tree = _grow(module, root)
-    if dense.stride() != meta.stride() or len(tree) < 2:
-        return refuse(root, "a single operator" if len(tree) < 2 else "its answer has gaps in memory")
+    if dense.stride() != meta.stride():
+        return refuse(root, "its answer has gaps in memory")
     inputs = _inputs(module, tree)
+    if len(tree) == 1 and torch.float64 in {value(tensor).dtype for tensor in (root, *inputs)}:  # type: ignore[union-attr]
+        return refuse(root, "a single operator of float64, for which programs have no kernel")
     program = _program(module, tree, inputs)
     if program is None:
         return False
@@ -107,7 +113,7 @@ def _inputs(module: GraphModule, tree: set[Node]) -> list[Node]:
 
 
 def _program(module: GraphModule, tree: set[Node], inputs: list[Node]) -> PointwiseProgram | None:
-    """Return the tree as a program; a final cast and casts that lose nothing in the dtype of the steps are left out."""
+    """Return the tree as a program, without a final cast, copies, and casts that lose nothing in the steps' dtype."""
     tensors = [value(source) for source in inputs]
     is_wide = any(tensor is not None and tensor.dtype is torch.float64 for tensor in tensors)
     wide = torch.float64 if is_wide else torch.float32
@@ -119,14 +125,16 @@ def _program(module: GraphModule, tree: set[Node], inputs: list[Node]) -> Pointw
         assert step is not None  # a tree has no other nodes
         name = step[0]
         operands = tuple(references[operand] if isinstance(operand, Node) else operand for operand in step[1])
-        if name == "cast" and (node is last or DTYPES[str(operands[1])] in (wide, torch.float64)):
+        if name == "cast" and (node is last or DTYPES[str(operands[1])] in (wide, torch.float64) or _is_copy(node)):
             references[node] = operands[0]
             continue
         references[node] = Reference(kind="step", index=len(steps))
         steps.append(PointwiseStep(name=name, operands=operands))
     meta = value(last)
-    if not steps or meta is None:
+    if meta is None:
         return None
+    if not steps:  # casts alone
+        steps.append(PointwiseStep(name="cast", operands=(references[last], _name(meta))))
     return PointwiseProgram(dtype=_name(meta), steps=tuple(steps))
 
 
@@ -135,7 +143,7 @@ def _step(module: GraphModule, node: Node) -> tuple[str, list[_StepOperand]] | N
     meta = value(node)
     if node.op != "call_function" or meta is None or meta.dtype not in FLOATS or meta.layout is not torch.strided:
         return None
-    if (source := cast_source(node)) is not None:
+    if (source := cast_source(node) or _copied(node, meta)) is not None:
         return "cast", [source, _name(meta)]
     spelled = _spelled(node)
     if spelled is None:
@@ -162,6 +170,18 @@ def _step(module: GraphModule, node: Node) -> tuple[str, list[_StepOperand]] | N
     return name, operands
 
 
+def _copied(node: Node, meta: Tensor) -> Node | None:
+    """Return the operand of a copy into another layout: a program reads it in its own layout."""
+    source = node.args[0] if _is_copy(node) else None
+    before = value(source)
+    is_alike = before is not None and (before.dtype, before.device) == (meta.dtype, meta.device)
+    return source if isinstance(source, Node) and is_alike else None
+
+
+def _is_copy(node: Node) -> bool:
+    return node.target is aten.clone.default
+
+
 def _spelled(node: Node) -> tuple[str, Sequence[Argument]] | None:
     if node.target in _UNARY:
         return _UNARY[node.target], node.args[:1]
@@ -173,6 +193,11 @@ def _spelled(node: Node) -> tuple[str, Sequence[Argument]] | None:
         return "clamp", (named["self"], named.get(low), named.get(high))
     if node.target is aten.gelu.default:
         return {"none": "gelu", "tanh": "gelu_tanh"}[arguments(node)["approximate"]], node.args[:1]
+    if node.target is aten.relu6.default:
+        return "clamp", (node.args[0], 0, 6)
+    if node.target is aten.leaky_relu.default:
+        named = arguments(node)
+        return "leaky_relu", (named["self"], named["negative_slope"])
     if node.target is aten.pow.Tensor_Scalar:
         return "pow", node.args
     if node.target is aten.square.default:

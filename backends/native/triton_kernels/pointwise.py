@@ -33,7 +33,7 @@ CALLS = {
 }  # fmt: skip
 FORMS = {
     "neg": "-{0}", "rsqrt": "1.0 / tl.sqrt({0})", "reciprocal": "1.0 / {0}", "silu": "{0} * sigmoid({0})",
-    "hardswish": "{0} * hardsigmoid({0})",
+    "hardswish": "{0} * hardsigmoid({0})", "leaky_relu": "tl.where({0} > 0.0, {0}, {0} * {1})",
 }  # fmt: skip
 
 

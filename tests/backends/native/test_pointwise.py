@@ -30,7 +30,7 @@ EXPECTED: dict[str, Any] = {
     "silu": lambda x: x / (1 + torch.exp(-x)), "hardswish": lambda x: x * functional.relu6(x + 3) / 6,
     "hardsigmoid": lambda x: functional.relu6(x + 3) / 6, "maximum": torch.maximum, "minimum": torch.minimum,
     "pow": lambda x, n: x**n, "clamp": lambda x, low, high: x.clamp(low, high),
-    "cast": lambda x, dtype: x.to(DTYPES[dtype]),
+    "cast": lambda x, dtype: x.to(DTYPES[dtype]), "leaky_relu": functional.leaky_relu,
 }  # fmt: skip
 
 

@@ -88,6 +88,18 @@ class Stem(nn.Module):
         return self.conv(x)
 
 
+class Grouped(nn.Module):
+    """A group norm with its activation between convolutions, and one alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3)
+        self.norms = nn.ModuleList([nn.GroupNorm(4, 16), nn.GroupNorm(2, 16)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norms[1](self.last(functional.silu(self.norms[0](self.first(x)))))
+
+
 IMAGES = torch.randn(2, 3, 8, 9)
 INPUTS = {
     Vision: IMAGES,
@@ -95,6 +107,7 @@ INPUTS = {
     Attentive: torch.randn(2, 5, 48),
     Pooled: IMAGES,
     Stem: IMAGES,
+    Grouped: IMAGES,
 }
 FUSIONS = {
     Vision: ["pointwise"],
@@ -102,10 +115,15 @@ FUSIONS = {
     Attentive: ["attention_kernel", "pointwise"],
     Pooled: ["pooling"],
     Stem: ["space_to_depth"],
+    Grouped: ["norm"],
 }
 KINDS = pytest.mark.parametrize(
     ("kind", "channels_last"),
-    [*((kind, last) for kind in (Vision, Language, Attentive) for last in (False, True)), (Pooled, True), (Stem, True)],
+    [
+        *((kind, last) for kind in (Vision, Language, Attentive, Grouped) for last in (False, True)),
+        (Pooled, True),
+        (Stem, True),
+    ],
 )
 
 
@@ -163,7 +181,7 @@ def test_kernels_in_their_places_answer_like_the_operators(
     assert len(record) == len(nodes) > 0
     for packed in record.values():
         assert packed.plans and all((tmp_path / "kernels" / name).is_file() for name in packed.sources)
-    images = kind in (Vision, Stem) and channels_last
+    images = kind in (Vision, Stem, Grouped) and channels_last
     assert [len(packed.plans) for packed in record.values()][-1] == (2 if images else 1)
     places = {
         index: load_site_module(json.loads(json.dumps(packed.plans)), nodes[index], tmp_path / "kernels", HOPPER)

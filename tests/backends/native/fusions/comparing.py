@@ -35,8 +35,16 @@ SPELLINGS: Mapping[str, Sequence[Callable[[Tensor], Tensor]]] = {
         lambda x: 0.5 * x * (1.0 + torch.tanh(x * (2 / torch.pi) ** 0.5 * (1.0 + 0.044715 * x * x))),
     ],
     "silu": [functional.silu, lambda x: x * x.sigmoid(), lambda x: x.sigmoid() * x, lambda x: x / (1 + torch.exp(-x))],
+    "relu6": [functional.relu6, lambda x: x.clamp(0, 6), lambda x: x.relu().clamp(max=6.0)],
+    "hardswish": [functional.hardswish, lambda x: x * functional.relu6(x + 3) / 6],
+    "hardsigmoid": [functional.hardsigmoid, lambda x: functional.relu6(x + 3) / 6],
+    "sigmoid": [torch.sigmoid, lambda x: 1 / (1 + torch.exp(-x))],
+    "tanh": [torch.tanh],
 }
 """Each activation as models write it."""
+
+AROUND_ONE = ("hardsigmoid", "sigmoid", "tanh")
+"""Activations that round numbers of about 1, however small x is."""
 
 
 def fused(program: ExportedProgram, names: Sequence[str], *inputs: Tensor) -> tuple[Fused, list[Tensor], list[Tensor]]:
@@ -68,13 +76,13 @@ def bound(terms: int, size: Tensor, dtype: torch.dtype) -> Tensor:
     """How far two ways of computing activation(sum) may lie apart; ``size`` is the sum of the terms' sizes.
 
     A sum of k products with a bias and a residual errs by (k + 3) u of its terms' sizes (Higham, Accuracy and Stability
-    of Numerical Algorithms, 3.1), u being half the type's eps, whatever the order. No activation is steeper than 1.2.
+    of Numerical Algorithms, 3.1), u being half the type's eps, whatever the order. No activation is steeper than 1.5.
     Spelled out it takes ten operators, each of which rounds a factor of x that is at most 2, so that sixteen roundings
     of x itself are more than they cost; the constants of a spelling may be off by 8 u of a float32. What is too small
     for the type's exponent loses less than its smallest number in each operator.
     """
     info = torch.finfo(dtype)
-    return 2 * (1.2 * (terms + 3) + 16 + 8) * info.eps / 2 * size + 32 * info.smallest_normal * info.eps
+    return 2 * (1.5 * (terms + 3) + 16 + 8) * info.eps / 2 * size + 32 * info.smallest_normal * info.eps
 
 
 def magnitude(*tensors: Any) -> list[Tensor | None]:

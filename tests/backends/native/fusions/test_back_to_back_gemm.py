@@ -9,7 +9,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from tests.backends.native.fusions.comparing import DTYPES, FEW, SPELLINGS, bound, fused, magnitude, nodes, within
+from tests.backends.native.fusions.comparing import (
+    AROUND_ONE,
+    DTYPES,
+    FEW,
+    SPELLINGS,
+    bound,
+    fused,
+    magnitude,
+    nodes,
+    within,
+)
 from tests.backends.native.graphs import program_of
 
 NAMES = ["gemm_epilogue", "back_to_back_gemm"]
@@ -42,10 +52,10 @@ def test_pairs_stay_within_rounding(data: st.DataObject) -> None:
         assert [one is not None for one in (node.args[2], node.args[5], node.args[6])] == [bias, True, residual]
         assert (node.args[3], node.args[7]) == (first, second)
     sx, s0, s1, t0, t1, sadd = magnitude(x, w0, w1, b0, b1, added)
-    inner = functional.linear(sx, s0, t0)  # type: ignore[arg-type]
-    size = functional.linear(inner, s1, t1) + sadd  # type: ignore[arg-type,operator]
+    inner = functional.linear(sx, s0, t0) + (first in AROUND_ONE)  # type: ignore[arg-type]
+    size = functional.linear(inner, s1, t1) + sadd + (second in AROUND_ONE)  # type: ignore[arg-type,operator]
     programmatic_launch = functional.linear(bound(k, inner, dtype), s1)  # type: ignore[arg-type]
-    assert within(before[0], after[0], 1.2 * programmatic_launch + bound(between, size, dtype))
+    assert within(before[0], after[0], 1.5 * programmatic_launch + bound(between, size, dtype))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +64,7 @@ def test_pairs_stay_within_rounding(data: st.DataObject) -> None:
         lambda m, x: functional.linear(functional.linear(x, m.a) + x, m.b),
         lambda m, x: functional.linear(functional.linear(x, m.a), m.b) + functional.linear(x, m.a),
         lambda m, x: functional.linear(functional.linear(x, m.a).t(), m.b),
-        lambda m, x: functional.linear(functional.linear(x, m.a).tanh(), m.b),
+        lambda m, x: functional.linear(functional.leaky_relu(functional.linear(x, m.a)), m.b),
     ],
     ids=["a residual between", "another user", "turned around", "another activation"],
 )

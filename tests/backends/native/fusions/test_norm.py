@@ -127,7 +127,6 @@ def test_what_is_left_is_the_operator_alone() -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        lambda m, x, r: layer(x.transpose(0, 1) + r.transpose(0, 1), m.w),
         lambda m, x, r: functional.layer_norm(x + r, [3, 8]),
         lambda m, x, r: x * torch.rsqrt(r.pow(2).mean(-1, keepdim=True) + EPS),
         lambda m, x, r: x * torch.rsqrt(x.pow(3).mean(-1, keepdim=True) + EPS),
@@ -154,6 +153,8 @@ def test_what_only_looks_like_a_norm_stays(function: Function) -> None:
         lambda m, x, r: layer(x, m.w),
         lambda m, x, r: layer(x + r[:1], m.w),
         lambda m, x, r: layer(torch.add(x, r, alpha=2), m.w),
+        lambda m, x, r: layer(x.transpose(0, 1) + r.transpose(0, 1), m.w),
+        lambda m, x, r: layer(x.transpose(0, 1), m.w),
     ],
 )
 def test_a_norm_without_a_sum_that_fits_stands_alone(function: Function) -> None:

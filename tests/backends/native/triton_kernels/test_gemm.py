@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autotune.backends.native.operators import ACTIVATIONS
-from autotune.backends.native.triton_kernels.gemm import plan
+from autotune.backends.native.triton_kernels.gemm import CODE, plan
 from autotune.errors import SpaceError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -18,8 +18,8 @@ from tests.backends.native.triton_kernels.interpreted import interpret
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 HOPPER = Device(kind="cuda", name="Test GPU", uuid="gpu-test", capability=(9, 0))
-STEEPEST = 1.2
-"""No activation answers a change of its argument with a larger one than this many times it (GELU's slope is 1.13)."""
+STEEPEST = 1.5
+"""No activation answers a change of its argument with a larger one than this many times it (hardswish: 1.5)."""
 
 
 def drawn(seed: int) -> tuple[GemmProblem, Configuration]:
@@ -64,13 +64,26 @@ def check(problem: GemmProblem, found: dict[str, Any]) -> None:
 
 
 def test_random_problems_by_random_kernels_equal_their_meaning(tmp_path: Path) -> None:
-    cases = [drawn(seed) for seed in range(36)]
+    cases = [drawn(seed) for seed in range(48)]
     splits = {int(candidate["split_k"]) for _, candidate in cases}
     assert {candidate["form"] for _, candidate in cases} == {"dot", "gemv"} and len(splits) > 2
     assert {problem.dtype for problem, _ in cases} == set(TYPES)
+    assert {problem.activation for problem, _ in cases} == set(get_args(Activation))
     orders = [(plan(*case), buffers(case[0], seed)) for seed, case in enumerate(cases)]
     for (problem, _), found in zip(cases, interpret(orders, tmp_path), strict=True):
         check(problem, found)
+
+
+def test_activations_outside_of_the_kernels_text_leave_the_keys_of_the_others_alone() -> None:
+    def of(activation: Activation, split_k: int) -> list[str]:
+        problem = GemmProblem(m=8, n=64, k=256, bias=True, activation=activation)
+        candidate = {"form": "dot", "block_n": 32, "block_k": 64, "split_k": split_k, "warps": 4, "stages": 3}
+        return [source.code for source in plan(problem, Configuration.of("triton_gemm", candidate)).sources]
+
+    assert of("silu", 1) == [CODE.read_text()] and of("silu", 2) == 2 * [CODE.read_text()]
+    assert of("sigmoid", 1)[0].startswith(CODE.read_text()) and of("sigmoid", 1) != [CODE.read_text()]
+    # the product of a split GEMM has no activation, so all problems share it
+    assert of("sigmoid", 2)[0] == CODE.read_text() != of("sigmoid", 2)[1]
 
 
 def test_problems_that_differ_in_size_alone_share_their_kernels() -> None:
