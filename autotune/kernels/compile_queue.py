@@ -1,13 +1,23 @@
 """The batches of builds that are being compiled while others are timed: CompileQueue."""
 
-import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
+from autotune.kernels.compile_pool import CompileJob, CompilePool
 from autotune.kernels.executor import KernelExecutor
-from autotune.kernels.work import Batch, Compiled, TunedWork
+from autotune.kernels.work import TunedWork
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Builds of one problem that are being compiled; ``requested`` by the schedule."""
+
+    work: TunedWork
+    requested: int
+    builds: Sequence[Configuration]
+    job: CompileJob
 
 
 class CompileQueue:
@@ -16,9 +26,8 @@ class CompileQueue:
     ``longest_s`` is the longest time that a batch has taken.
     """
 
-    def __init__(self, executor: KernelExecutor, size: int) -> None:
-        self._executor, self._size = executor, size
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix="autotune-compile")
+    def __init__(self, executor: KernelExecutor, size: int, pool: CompilePool) -> None:
+        self._executor, self._size, self._pool = executor, size, pool
         self._batches: list[Batch] = []
         self.longest_s = 0.0
 
@@ -26,7 +35,7 @@ class CompileQueue:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
 
     @property
     def has_room(self) -> bool:
@@ -41,7 +50,7 @@ class CompileQueue:
     @property
     def has_compiled(self) -> bool:
         """Whether :meth:`take` returns at once."""
-        return any(batch.result.done() for batch in self._batches)
+        return any(batch.job.done for batch in self._batches)
 
     @property
     def problems(self) -> frozenset[GemmProblem]:
@@ -54,26 +63,14 @@ class CompileQueue:
         A build serves many problems: while another batch compiles one of these builds, this one waits for it, and finds
         it in the cache.
         """
-        same = [batch.result for batch in self._batches if not set(builds).isdisjoint(batch.builds)]
-        result = self._pool.submit(self._compile, work.problem, builds, limit_s, same)
-        self._batches.append(Batch(work=work, requested=requested, builds=builds, result=result))
+        same = [batch.job for batch in self._batches if not set(builds).isdisjoint(batch.builds)]
+        job = self._pool.submit(lambda: self._executor.compile(work.problem, builds, limit_s), same)
+        self._batches.append(Batch(work=work, requested=requested, builds=builds, job=job))
 
     def take(self) -> Batch:
         """Remove and return the first batch that has been compiled; wait for one if there is none."""
-        wait([batch.result for batch in self._batches], return_when=FIRST_COMPLETED)
-        batch = next(batch for batch in self._batches if batch.result.done())
+        self._pool.wait([batch.job for batch in self._batches])
+        batch = next(batch for batch in self._batches if batch.job.done)
         self._batches.remove(batch)
+        self.longest_s = max(self.longest_s, batch.job.seconds)
         return batch
-
-    def _compile(
-        self,
-        problem: GemmProblem,
-        builds: Sequence[Configuration],
-        limit_s: float,
-        after: "Sequence[Future[Compiled]]",
-    ) -> Compiled:
-        wait(after)
-        begin = time.monotonic()
-        results = self._executor.compile(problem, builds, limit_s)
-        self.longest_s = max(self.longest_s, time.monotonic() - begin)
-        return results

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,15 @@ from autotune.errors import (
 )
 from autotune.execute.server import WorkerServer
 from autotune.kernel import CompileResult, KernelSpace, toolchain_of
-from autotune.kernels.compile_queue import CompileQueue
+from autotune.kernels.compile_queue import Batch, CompileQueue
 from autotune.kernels.executor import BuildResult, KernelExecutor
+from autotune.kernels.host import TuningHost
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import KernelReport, TunedProblem
 from autotune.kernels.schedule import MOST_BUILDS, KernelSchedule
 from autotune.kernels.search import KernelSearch
 from autotune.kernels.timing import needed_bytes
-from autotune.kernels.work import Batch, TunedWork, WithoutKinds
+from autotune.kernels.work import TunedWork, WithoutKinds
 from autotune.progress import Progress, Silent
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -81,23 +81,26 @@ def tune_kernels(
     progress: Progress | None = None,
     stop: threading.Event | None = None,
     seed: int = 0,
+    host: TuningHost | None = None,
 ) -> KernelReport:
     """Find fast kernels for problems, each with its number of computations in a call of its model; store every trial.
 
     A candidate with a trial of the same toolchain and device class is not tried again, whether it was timed, failed,
     crashed or hung. ``builds`` is the limit of a problem over all runs. The libraries' own calls are timed with any
-    budget. If ``stop`` is set, the server ends, or single problems fail, it returns the results so far. Raises
-    SpaceError if no problem has a candidate, RequestError if ``backend`` has no kernels to tune, WorkError if the cache
-    of compiled kernels cannot be written.
+    budget. ``host`` is another one than this in a simulation. If ``stop`` is set, the server ends, or single problems
+    fail, it returns the results so far. Raises SpaceError if no problem has a candidate, RequestError if ``backend``
+    has no kernels to tune, WorkError if the cache of compiled kernels cannot be written.
     """
-    tuner = _Tuner(problems, device, store, server, backend, budget_s, builds, progress or Silent(), seed)
+    tuner = _Tuner(
+        problems, device, store, server, backend, budget_s, builds, progress or Silent(), seed, host or TuningHost()
+    )
     return tuner.run(stop or threading.Event())
 
 
 class _Tuner:
     def __init__(
         self, problems: Mapping[GemmProblem, float], device: Device, store: Store, server: WorkerServer, backend: str,
-        budget_s: float, builds: int, progress: Progress, seed: int,
+        budget_s: float, builds: int, progress: Progress, seed: int, host: TuningHost,
     ) -> None:  # fmt: skip
         self.provider = registry.kernels(backend)
         self.kinds = {kind.name: kind for kind in registry.kernel_tuner(backend).kernel_kinds}
@@ -113,7 +116,9 @@ class _Tuner:
                 expected="a folder that this user can write",
                 run="the same command with XDG_CACHE_HOME set to such a folder",
             ) from error
-        self.executor = KernelExecutor(server, device, backend, folder, toolchain=self.toolchain, seed=seed)
+        self.host = host
+        begin = KernelExecutor if host.executor is None else host.executor
+        self.executor = begin(server, device, backend, folder, toolchain=self.toolchain, seed=seed)
         self.works = [TunedWork(problem=problem, weight=weight) for problem, weight in problems.items()]
         self.budget_s, self.builds = budget_s, builds
         self.missing: dict[str, AutotuneError] = {}
@@ -126,7 +131,7 @@ class _Tuner:
             return self._run()
 
     def _run(self) -> KernelReport:
-        begin, worked_from_s = time.monotonic(), self._worked_s()
+        begin, worked_from_s = self.host.clock(), self._worked_s()
         for work in self.works:
             self._know(work)
         able = [work for work in self.works if work.space is not None]
@@ -142,7 +147,7 @@ class _Tuner:
             most_builds=self.builds,
             clock=self._worked_s,
         )
-        with CompileQueue(self.executor, self._compilers) as queue:
+        with CompileQueue(self.executor, self._compilers, self.host.pool(self._compilers)) as queue:
             self._build(able, schedule, queue)
         for work in sorted(able, key=lambda one: one.weight * (one.best_us or 0.0), reverse=True):
             while self._worked_s() - worked_from_s < self.budget_s and not self._stopped:
@@ -152,7 +157,7 @@ class _Tuner:
         self.executor.close()  # the spans of its process are known after its end
         return KernelReport(
             problems=tuple(self._tuned(work) for work in self.works), toolchain=self.toolchain, rates=self.rates,
-            seconds=time.monotonic() - begin, spans=tuple(self.executor.spans), stopped=self._stopped,
+            seconds=self.host.clock() - begin, spans=tuple(self.executor.spans), stopped=self._stopped,
             notes=tuple(_no_more(kind, error) for kind, error in self.missing.items()),
         )  # fmt: skip
 
@@ -172,7 +177,7 @@ class _Tuner:
 
     def _worked_s(self) -> float:
         """Return the seconds without those in which timing waits for another process to leave the device."""
-        return time.monotonic() - self.executor.waited_s
+        return self.host.clock() - self.executor.waited_s
 
     @property
     def _stopped(self) -> bool:
@@ -215,7 +220,7 @@ class _Tuner:
         assert work.space is not None
         for kind in self.missing.keys() - work.cached.keys():
             of_kind = [build for build in work.space.builds if build.backend == kind]
-            cached = self.provider.compiled(self.device, work.problem, of_kind, self.executor.folder)
+            cached = self.executor.compiled(work.problem, of_kind)
             work.cached[kind] = frozenset(cached)
         available = frozenset[Configuration]().union(*(work.cached[kind] for kind in self.missing))
         return WithoutKinds(work.space, frozenset(self.missing), available)
@@ -237,7 +242,7 @@ class _Tuner:
             if queue.is_empty:
                 break
             batch = queue.take()
-            results, missing = batch.result.result()
+            results, missing = batch.job.result()
             if missing:
                 self._without(missing, batch, queue, schedule)
                 continue

@@ -1,7 +1,6 @@
 """The state of a tuning: a kernel problem with its candidates and trials, and builds that are being compiled."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from autotune.errors import AutotuneError
@@ -39,16 +38,6 @@ class TunedWork:
     def best_us(self) -> float | None:
         """The best median so far."""
         return min((trial.median_us for trial in self.trials.values() if trial.median_us is not None), default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Builds of one problem that are being compiled; ``requested`` by the schedule."""
-
-    work: TunedWork
-    requested: int
-    builds: Sequence[Configuration]
-    result: "Future[Compiled]"
 
 
 class WithoutKinds:

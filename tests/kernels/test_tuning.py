@@ -192,6 +192,9 @@ class FakeExecutor:
         self.begun.release()
         return {build: CompileResult() for build in builds}, {}
 
+    def compiled(self, problem, builds):
+        return ()
+
     def time(self, problem, candidates, best_us, tell):
         if len(self.overlapped) < 3:  # there are no builds after those of the third batch
             self.overlapped.append((candidates[0] == LIBRARY, self.begun.acquire(timeout=30.0)))
