@@ -133,12 +133,9 @@ def _spaces(model: ModelProblems) -> dict[GemmProblem, KernelSpace]:
 
 def _best_us(times: SimulatedTimes, problem: GemmProblem, space: KernelSpace, costs: SimulatedCosts) -> float:
     """Return the best time of all candidates of the kinds that compile quickly; note the scale of the libraries."""
-    launches = [
-        launch for build in space.builds if costs.compile_s[build.backend] <= SLOW_S for launch in space.launches(build)
-    ]
-    estimates = [us for launch in launches if (us := times.estimate_us(problem, launch)) is not None]
-    times.note_middle(problem, min(estimates))
-    return min(times.us(problem, candidate) for candidate in (*launches, *space.ready))
+    launches = [launch for build in _quick(space, costs) for launch in space.launches(build)]
+    own_us = times.best_us(problem, launches)
+    return min(own_us, *(times.us(problem, call) for call in space.ready))
 
 
 def _quick(space: KernelSpace, costs: SimulatedCosts) -> list[Configuration]:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from autotune import registry
 from autotune.errors import AutotuneError
 from autotune.execute.server import WorkerServer
@@ -145,25 +147,34 @@ class SimulatedTimes:
         self._seed, self._rates = seed, rates
         self._costs: dict[GemmProblem, KernelCost] = {}
         self._middle_us: dict[GemmProblem, float] = {}
+        self._estimates_us: dict[tuple[GemmProblem, Configuration], float] = {}
 
     def us(self, problem: GemmProblem, candidate: Configuration) -> float:
         """Return the time of a candidate."""
         if candidate.backend in registry.library_kinds():
             spread = self._normal(problem.digest, candidate.digest) * LIBRARY_NOISE
             return self._middle_us[problem] * LIBRARY_LEAD * math.exp(abs(spread))
-        estimate = self._cost(problem).us(candidate.backend, dict(candidate.values))
-        assert estimate is not None  # every compiled kind has a tile
+        estimate = self._estimate_us(problem, candidate)
         build = {name: value for name, value in candidate.values if name != "splits"}
         tile = self._normal(candidate.backend, *map(str, build.items())) * TILE_NOISE
         return estimate * math.exp(tile + self._normal(problem.digest, candidate.digest) * OWN_NOISE)
 
-    def note_middle(self, problem: GemmProblem, best_estimate_us: float) -> None:
-        """Take the best estimate of a problem's builds as the scale of its libraries' calls."""
-        self._middle_us[problem] = best_estimate_us
+    def best_us(self, problem: GemmProblem, candidates: Sequence[Configuration]) -> float:
+        """Return the time of the best candidate, and take the best estimate as the scale of the libraries' calls."""
+        cost = self._cost(problem)
+        estimates_us = cost.table(cost.tiles(candidates)).us
+        self._middle_us[problem] = float(np.nanmin(estimates_us))
+        self._estimates_us.update(
+            ((problem, one), us) for one, us in zip(candidates, estimates_us.tolist(), strict=True)
+        )
+        return min(self.us(problem, candidate) for candidate in candidates)
 
-    def estimate_us(self, problem: GemmProblem, candidate: Configuration) -> float | None:
-        """Return the estimate of a candidate without noise; ``None`` without a tile."""
-        return self._cost(problem).us(candidate.backend, dict(candidate.values))
+    def _estimate_us(self, problem: GemmProblem, candidate: Configuration) -> float:
+        if (problem, candidate) not in self._estimates_us:
+            estimate = self._cost(problem).estimate(candidate)
+            assert estimate is not None  # every compiled kind has a tile
+            self._estimates_us[problem, candidate] = estimate.us
+        return self._estimates_us[problem, candidate]
 
     def _cost(self, problem: GemmProblem) -> KernelCost:
         if problem not in self._costs:
