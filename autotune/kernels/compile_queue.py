@@ -1,4 +1,4 @@
-"""The batches of builds that are being compiled while others are timed: CompileQueue."""
+"""The builds that are being compiled while others are timed: CompileQueue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,29 +7,27 @@ from autotune.kernels.compile_pool import CompileJob, CompilePool
 from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.work import TunedWork
 from autotune.records.configuration import Configuration
-from autotune.records.kernel_problem import GemmProblem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Builds of one problem that are being compiled; ``requested`` by the schedule."""
+class CompilingBuilds:
+    """Builds of one kind that are being compiled for a problem, together."""
 
     work: TunedWork
-    requested: int
     builds: Sequence[Configuration]
     job: CompileJob
 
 
 class CompileQueue:
-    """Compiles at most ``size`` batches at once; a context, at whose end batches that have not begun are dropped.
+    """Compiles at most ``size`` jobs at once; a context, at whose end jobs that have not begun are dropped.
 
-    ``longest_s`` is the longest time that a batch has taken.
+    ``longest_s`` is the longest time that a job has taken, by its kind.
     """
 
     def __init__(self, executor: KernelExecutor, size: int, pool: CompilePool) -> None:
         self._executor, self._size, self._pool = executor, size, pool
-        self._batches: list[Batch] = []
-        self.longest_s = 0.0
+        self._jobs: list[CompilingBuilds] = []
+        self.longest_s: dict[str, float] = {}
 
     def __enter__(self) -> "CompileQueue":
         return self
@@ -39,38 +37,34 @@ class CompileQueue:
 
     @property
     def has_room(self) -> bool:
-        """Whether one more batch compiles at once."""
-        return len(self._batches) < self._size
+        """Whether one more job compiles at once."""
+        return len(self._jobs) < self._size
 
     @property
     def is_empty(self) -> bool:
-        """Whether no batch is here."""
-        return not self._batches
+        """Whether no job is here."""
+        return not self._jobs
 
     @property
     def has_compiled(self) -> bool:
         """Whether :meth:`take` returns at once."""
-        return any(batch.job.done for batch in self._batches)
+        return any(ended.job.done for ended in self._jobs)
 
     @property
-    def problems(self) -> frozenset[GemmProblem]:
-        """The problems of the batches."""
-        return frozenset(batch.work.problem for batch in self._batches)
+    def kinds(self) -> frozenset[str]:
+        """The kinds of the builds that are here."""
+        return frozenset(jobs.builds[0].backend for jobs in self._jobs)
 
-    def add(self, work: TunedWork, requested: int, builds: Sequence[Configuration], limit_s: float) -> None:
-        """Begin to compile builds of a problem, ``requested`` by the schedule.
+    def add(self, work: TunedWork, builds: Sequence[Configuration], limit_s: float) -> None:
+        """Begin to compile builds of one kind for a problem."""
+        job = self._pool.submit(lambda: self._executor.compile(work.problem, builds, limit_s))
+        self._jobs.append(CompilingBuilds(work=work, builds=builds, job=job))
 
-        A build serves many problems: while another batch compiles one of these builds, this one waits for it, and finds
-        it in the cache.
-        """
-        same = [batch.job for batch in self._batches if not set(builds).isdisjoint(batch.builds)]
-        job = self._pool.submit(lambda: self._executor.compile(work.problem, builds, limit_s), same)
-        self._batches.append(Batch(work=work, requested=requested, builds=builds, job=job))
-
-    def take(self) -> Batch:
-        """Remove and return the first batch that has been compiled; wait for one if there is none."""
-        self._pool.wait([batch.job for batch in self._batches])
-        batch = next(batch for batch in self._batches if batch.job.done)
-        self._batches.remove(batch)
-        self.longest_s = max(self.longest_s, batch.job.seconds)
-        return batch
+    def take(self) -> CompilingBuilds:
+        """Remove and return the first job that has ended; wait for one if there is none."""
+        self._pool.wait([here.job for here in self._jobs])
+        ended = next(here for here in self._jobs if here.job.done)
+        self._jobs.remove(ended)
+        kind = ended.builds[0].backend
+        self.longest_s[kind] = max(self.longest_s.get(kind, 0.0), ended.job.seconds)
+        return ended

@@ -263,7 +263,8 @@ def _ceil(size: int | Wholes, part: int | Wholes) -> Wholes:
 
 def _constant(tiles: Tiles, name: str) -> Floats:
     """Return a constant of each tile's group of kinds."""
-    return np.where(tiles.lean, getattr(LEAN, name), getattr(TILED, name))
+    constant: Floats = np.where(tiles.lean, getattr(LEAN, name), getattr(TILED, name))
+    return constant
 
 
 def _is_odd(tiles: Tiles) -> Truths:

@@ -87,7 +87,7 @@ def expected_gain(mean: Floats, deviation: Floats, best: float) -> Floats:
     z = (best - mean) / deviation
     density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     gain: Floats = deviation * (z * 0.5 * erfc(-z / math.sqrt(2)) + density)
-    return gain
+    return np.maximum(gain, np.finfo(float).tiny)  # the differences of tails may be below zero
 
 
 def _covariance(left: Floats, right: Floats) -> Floats:

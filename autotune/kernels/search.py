@@ -47,7 +47,7 @@ class KernelSearch:
     others only correct the estimates. ``hints`` are builds or candidates that were best elsewhere, best first; those
     that are not in the space are skipped, and the suggestions of the space's advisers follow. ``rates`` are the
     device's; without them all builds have the same estimate, and the search begins with the space's own rule
-    (:meth:`~autotune.kernel.KernelSpace.first`). Not thread-safe.
+    (:meth:`~autotune.kernel.KernelSpace.first`). ``first`` are the builds that it begins with. Not thread-safe.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class KernelSearch:
         hinted = dict.fromkeys(build for each in hints if (build := self.build_of(each)) is not None)
         ruled = dict.fromkeys(build for each in first if (build := self.build_of(each)) is not None)
         advised = [build for build in space.suggested(SUGGESTED) if build in self._prior]
-        self._first = tuple(dict.fromkeys((*tuple(hinted)[:HINTS], *advised, *ruled)))
+        self.first = tuple(dict.fromkeys((*tuple(hinted)[:HINTS], *advised, *ruled)))
         self.tell(earlier)
 
     @property
@@ -81,6 +81,16 @@ class KernelSearch:
         """The fastest trial of this problem, also of a candidate that needs no build."""
         complete = (trial for trial in self._trials.values() if trial.state == "complete")
         return min(complete, key=_median_us, default=None)
+
+    @property
+    def builds(self) -> tuple[Configuration, ...]:
+        """The builds, in the order of every array over them."""
+        return self._prior.builds
+
+    @property
+    def tried(self) -> Truths:
+        """True at the builds with a trial, failed ones included."""
+        return self.numbers(self._tried)
 
     @property
     def reached(self) -> float | None:
@@ -108,18 +118,18 @@ class KernelSearch:
         They are taken from those ``among`` which the caller can time, by default from the whole space. Proposed builds
         without a trial are assumed to have the predicted time.
         """
-        chosen = [build for build in self._first if build not in self._proposed and (among is None or build in among)]
+        chosen = [build for build in self.first if build not in self._proposed and (among is None or build in among)]
         chosen = chosen[:count]
         if chosen:
             self._propose(chosen)
         if len(chosen) == count:
             return tuple(chosen)
-        free = self._free() if among is None else self._numbers(build for build in among if build in self._prior)
+        free = self._free() if among is None else self.numbers(among)
         free &= self._free()
         if self._outdated:
             self._prediction = None
         while len(chosen) < count and free.any():
-            number = int(np.where(free, self.gains() * self._odds(), -1.0).argmax())
+            number = int(np.where(free, self.gains() * self.odds(), -1.0).argmax())
             free[number] = False
             chosen.append(self._prior.builds[number])
             self._propose(chosen[-1:])
@@ -179,12 +189,12 @@ class KernelSearch:
         return [build for build in self._proposed if build in self._prior and build not in self._tried]
 
     def _free(self) -> Truths:
-        return ~self._numbers(build for build in self._proposed if build in self._prior)
+        return ~self.numbers(self._proposed)
 
-    def _numbers(self, builds: Iterable[Configuration]) -> Truths:
-        """Return true at the numbers of some builds."""
+    def numbers(self, builds: Iterable[Configuration]) -> Truths:
+        """Return true at the numbers of some builds; others than those of this space are left out."""
         marked = np.zeros(len(self._prior.builds), dtype=bool)
-        marked[[self._prior.number(build) for build in builds]] = True
+        marked[[self._prior.number(build) for build in builds if build in self._prior]] = True
         return marked
 
     def _times_us(self) -> dict[Configuration, dict[Configuration, float]]:
@@ -209,7 +219,7 @@ class KernelSearch:
                 self._prediction.believe(build)
         return self._prediction
 
-    def _odds(self) -> Floats:
+    def odds(self) -> Floats:
         """Return the odds that each build works: Laplace's rule for its kind, without unfinished builds' success.
 
         So a kind that fails throughout costs few builds, and the first batch is not all of one kind.

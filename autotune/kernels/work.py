@@ -19,7 +19,9 @@ Compiled = tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]
 class TunedWork:
     """The state of one problem: its candidates, their trials, and the counts of this run.
 
-    ``search`` continues ``without`` the kinds whose compiler is missing, except for the builds in ``cached``, by kind.
+    ``search`` continues ``without`` the kinds whose compiler is missing, except for the builds that are ``ready``:
+    compiled for this problem or for another one that shares them. ``hope`` is the log time that other launches of its
+    builds are expected to save.
     """
 
     problem: GemmProblem
@@ -29,7 +31,8 @@ class TunedWork:
     without: frozenset[str] = frozenset()
     trials: dict[Configuration, KernelTrial] = field(default_factory=dict)
     compile_s: dict[Configuration, float] = field(default_factory=dict)
-    cached: dict[str, frozenset[Configuration]] = field(default_factory=dict)
+    ready: set[Configuration] = field(default_factory=set)
+    hope: float = 0.0
     measured: int = 0
     compiled: int = 0
     trouble: AutotuneError | None = None

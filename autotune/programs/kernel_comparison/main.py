@@ -26,9 +26,9 @@ from autotune.execute.server import WorkerServer
 from autotune.kernel import toolchain_of
 from autotune.kernels.cost import FIXED_S
 from autotune.kernels.executor import KernelExecutor
+from autotune.kernels.portfolio import MOST_BUILDS
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import KernelReport
-from autotune.kernels.schedule import MOST_BUILDS
 from autotune.kernels.search import KernelSearch
 from autotune.kernels.tuning import kernels_folder, tune_kernels
 from autotune.programs.frame import Run, add_seed, parser_of, positive, run_program, say
