@@ -69,7 +69,6 @@ class BuildStage:
         self._works = {work.problem: work for work in works}
         self._planned: list[TunedWork] = []
         self._compiled: dict[tuple[object, ...], bool] = {}
-        self._begun: set[tuple[object, ...]] = set()
         self._begin_s = bench.worked_s
 
     def run(self) -> None:
@@ -117,10 +116,9 @@ class BuildStage:
             self._planned.append(work)
         search = self._bench.search(work)
         if search.builds:
-            begun = {build for build in search.builds if self._binary(work, build) in self._begun}
             self._portfolio.put(
                 work.problem, work.weight, search.builds, search.predicted(), best=search.reached,
-                there=search.numbers(work.ready | begun), tried=search.tried, hinted=search.first,
+                there=search.numbers(work.ready), tried=search.tried, hinted=search.first,
             )  # fmt: skip
 
     def _in_cache(self, work: TunedWork, builds: Sequence[Configuration]) -> set[Configuration]:
@@ -155,7 +153,6 @@ class BuildStage:
             if chosen is None:
                 return
             problem, builds = chosen
-            self._begun |= {self._binary(self._works[problem], build) for build in builds}
             self._queue.add(self._works[problem], builds, max(SHORTEST_COMPILE_S, self._left_s))
 
     def _too_slow(self) -> frozenset[str]:
@@ -170,7 +167,6 @@ class BuildStage:
         """Take the results of a job; continue without kinds that cannot be compiled here."""
         results, missing = ended.job.result()
         for build in ended.builds:
-            self._begun.discard(self._binary(ended.work, build))
             if not self._note(ended.work, build, results):
                 self._portfolio.drop(ended.work.problem, build)
         for kind, error in missing.items():

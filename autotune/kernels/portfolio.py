@@ -56,7 +56,7 @@ def binary_of(kind: KernelKind, problem: GemmProblem, build: Configuration) -> t
 
 
 @dataclass(slots=True, kw_only=True)
-class _Entry:
+class _ProblemBuilds:
     """A problem with its builds, whose binaries have ``ids``.
 
     ``there`` marks builds that are compiled or being compiled, ``tried`` those with a trial, ``barred`` those that
@@ -138,8 +138,9 @@ class BuildPortfolio:
     def __init__(self, kinds: Mapping[str, KernelKind], *, most: int) -> None:
         self._kinds, self._most = kinds, most
         self._ids: dict[tuple[object, ...], int] = {}
-        self._entries: dict[GemmProblem, _Entry] = {}
+        self._entries: dict[GemmProblem, _ProblemBuilds] = {}
         self._costs: list[float] = []
+        self._there: set[int] = set()
 
     def put(
         self,
@@ -158,13 +159,15 @@ class BuildPortfolio:
         The ``hinted`` ones, which were good elsewhere, come first, in their order.
         """
         ids = np.array([self._id(problem, build) for build in builds], dtype=np.int64)
-        entry = _Entry(
+        entry = _ProblemBuilds(
             problem=problem, weight=weight, builds=builds, ids=ids,
             numbers={build: number for number, build in enumerate(builds)}, mean=prediction.mean,
             deviation=prediction.deviation, best=best, there=there, tried=tried,
             barred=np.zeros(len(builds), dtype=bool), most=self._most,
             bonus=np.zeros(len(builds)), odds=np.ones(len(builds)),
         )  # fmt: skip
+        # A binary that is being compiled for other problems will serve this one too.
+        entry.there |= np.isin(ids, list(self._there))
         for rank, build in enumerate(hinted):
             entry.bonus[entry.numbers[build]] = FIRST_GAIN * (1 - rank / (len(hinted) + 1))
         entry.refresh()
@@ -194,7 +197,7 @@ class BuildPortfolio:
         They are all of one kind, of none in ``barred``, and count as being compiled.
         """
         chosen: list[Configuration] = []
-        owner: _Entry | None = None
+        owner: _ProblemBuilds | None = None
         while len(chosen) < (count if owner is None or self._is_quick(chosen[0]) else 1):
             best = self._best(owner, chosen[0].backend if chosen else None, barred)
             if best is None:
@@ -204,14 +207,21 @@ class BuildPortfolio:
             self.mark_there(owner.problem, build)
         return (owner.problem, tuple(chosen)) if owner is not None else None
 
+    @property
+    def is_wanting(self) -> bool:
+        """Whether a problem has fewer builds than every problem is to have, and can get more."""
+        return any(entry.is_wanting for entry in self._entries.values())
+
     def mark_there(self, problem: GemmProblem, build: Configuration) -> None:
         """Count a build as compiled or being compiled, for all problems that its binary serves."""
+        self._there.add(self._id(problem, build))
         for entry, number in self._served(problem, build):
             entry.there[number] = True
             entry.weigh()
 
     def drop(self, problem: GemmProblem, build: Configuration) -> None:
         """Take back a build that could not be compiled, for all problems that its binary would serve."""
+        self._there.discard(self._id(problem, build))
         for entry, number in self._served(problem, build):
             entry.there[number], entry.barred[number] = False, True
             entry.refresh()
@@ -252,7 +262,7 @@ class BuildPortfolio:
         gain = float(entry.improvements[reachable].max()) if reachable.any() else 0.0
         return BuildState(ready=count, outstanding=coming or entry.is_wanting, gain=gain)
 
-    def _served(self, problem: GemmProblem, build: Configuration) -> list[tuple[_Entry, int]]:
+    def _served(self, problem: GemmProblem, build: Configuration) -> list[tuple[_ProblemBuilds, int]]:
         binary = self._id(problem, build)
         served = []
         for entry in self._entries.values():
@@ -262,8 +272,8 @@ class BuildPortfolio:
         return served
 
     def _best(
-        self, owner: _Entry | None, kind: str | None, barred: frozenset[str]
-    ) -> tuple[_Entry, Configuration] | None:
+        self, owner: _ProblemBuilds | None, kind: str | None, barred: frozenset[str]
+    ) -> tuple[_ProblemBuilds, Configuration] | None:
         """Return the build that promises most, among all or among an owner's of one kind, and its owner."""
         entries = [entry for entry in self._entries.values() if len(entry.gains)]
         if not entries:

@@ -55,7 +55,7 @@ def tune_kernels(
     host = host or TuningHost()
     toolchain = toolchain_of(registry.kernels(backend), versions.current(device)).digest
     begin = KernelExecutor if host.executor is None else host.executor
-    executor = begin(server, device, backend, _writable_folder(), toolchain=toolchain, seed=seed)
+    executor = begin(server, device, backend, writable_kernels_folder(), toolchain=toolchain, seed=seed)
     works = [TunedWork(problem=problem, weight=weight) for problem, weight in problems.items()]
     bench = KernelBench(
         works, device=device, store=store, executor=executor, progress=progress or Silent(),
@@ -65,7 +65,8 @@ def tune_kernels(
         return _tune(bench, budget_s, builds, host)
 
 
-def _writable_folder() -> Path:
+def writable_kernels_folder() -> Path:
+    """Return :func:`kernels_folder`, created if needed; raises WorkError if it cannot be written."""
     folder = kernels_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

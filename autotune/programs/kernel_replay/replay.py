@@ -21,7 +21,7 @@ from autotune.programs.kernel_replay.problems import BACKEND, H200, ModelProblem
 from autotune.programs.kernel_replay.simulated import (
     SimulatedClock,
     SimulatedCosts,
-    SimulatedExecutor,
+    SimulatedKernels,
     SimulatedPool,
     SimulatedTimes,
 )
@@ -90,11 +90,11 @@ def replay(
     spaces = _spaces(model)
     best_us = {problem: _best_us(times, problem, space, costs) for problem, space in spaces.items()}
     clock = SimulatedClock(thinking=thinking)
-    begun: list[SimulatedExecutor] = []
+    begun: list[SimulatedKernels] = []
     pools: list[SimulatedPool] = []
 
-    def executor(*given: Any, **named: Any) -> SimulatedExecutor:
-        begun.append(SimulatedExecutor(*given, **named, clock=clock, costs=costs, times=times))
+    def executor(*given: Any, **named: Any) -> SimulatedKernels:
+        begun.append(SimulatedKernels(*given, **named, clock=clock, costs=costs, times=times))
         return begun[0]
 
     def pool(workers: int) -> SimulatedPool:
@@ -152,7 +152,7 @@ def _figures(
     timed: Sequence[tuple[float, GemmProblem, Configuration, float]],
     best_us: Mapping[GemmProblem, float],
     offered: Mapping[GemmProblem, int],
-    executor: SimulatedExecutor,
+    executor: SimulatedKernels,
     pools: Sequence[SimulatedPool],
     end_s: float,
 ) -> ReplayedTuning:

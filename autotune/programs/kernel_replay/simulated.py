@@ -125,7 +125,7 @@ class SimulatedPool:
     ``waited_s`` are the seconds in which the coordinator, and so the device, waited for them.
     """
 
-    def __init__(self, workers: int, clock: SimulatedClock, executor: "Callable[[], SimulatedExecutor]") -> None:
+    def __init__(self, workers: int, clock: SimulatedClock, executor: "Callable[[], SimulatedKernels]") -> None:
         self._free_s = [0.0] * workers
         self._clock, self._executor = clock, executor
         self.waited_s = 0.0
@@ -193,7 +193,7 @@ class SimulatedTimes:
         return random.Random("/".join((str(self._seed), *names))).gauss(0, 1)
 
 
-class SimulatedExecutor(KernelExecutor):
+class SimulatedKernels(KernelExecutor):
     """Compiles and times in simulated time.
 
     ``timed`` has the moment, problem, candidate and true time of every trial; ``busy_s`` is the device's.
