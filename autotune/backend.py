@@ -215,15 +215,17 @@ class KernelKind:
 
     ``calls_library`` says that its kernels are a library's own calls, against which the others are compared.
     ``compile_s`` is about how long a compiler takes for one of its kernels, 0 if that does not matter: a kind whose
-    kernels take too long for a budget is left out, except for kernels that are compiled already. The rest is for the
-    cost model (:mod:`autotune.kernels.cost`), which knows tiles: ``tensor_rate_share`` is the share of the
-    tensor cores' rate that the kernels reach if they do not use the newest instructions, and ``one_tile_per_block``
-    says that each thread block computes one tile and ends.
+    kernels take too long for a budget is left out, except for kernels that are compiled already. With a
+    ``fixed_epilogue`` a kernel is compiled for one bias, residual and activation; otherwise it serves all of them, and
+    the problems of a model share it. The rest is for the cost model (:mod:`autotune.kernels.cost`), which knows tiles:
+    ``tensor_rate_share`` is the share of the tensor cores' rate that the kernels reach if they do not use the newest
+    instructions, and ``one_tile_per_block`` says that each thread block computes one tile and ends.
     """
 
     name: str
     calls_library: bool = False
     compile_s: float = 0.0
+    fixed_epilogue: bool = True
     tensor_rate_share: float | None = None
     one_tile_per_block: bool = False
 

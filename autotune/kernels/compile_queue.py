@@ -1,79 +1,70 @@
-"""The batches of builds that are being compiled while others are timed: CompileQueue."""
+"""The builds that are being compiled while others are timed: CompileQueue."""
 
-import time
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
+from autotune.kernels.compile_pool import CompileJob, CompilePool
 from autotune.kernels.executor import KernelExecutor
-from autotune.kernels.work import Batch, Compiled, TunedWork
+from autotune.kernels.work import TunedWork
 from autotune.records.configuration import Configuration
-from autotune.records.kernel_problem import GemmProblem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompilingBuilds:
+    """Builds of one kind that are being compiled for a problem, together."""
+
+    work: TunedWork
+    builds: Sequence[Configuration]
+    job: CompileJob
 
 
 class CompileQueue:
-    """Compiles at most ``size`` batches at once; a context, at whose end batches that have not begun are dropped.
+    """Compiles at most ``size`` jobs at once; a context, at whose end jobs that have not begun are dropped.
 
-    ``longest_s`` is the longest time that a batch has taken.
+    ``longest_s`` is the longest time that a job has taken, by its kind.
     """
 
-    def __init__(self, executor: KernelExecutor, size: int) -> None:
-        self._executor, self._size = executor, size
-        self._pool = ThreadPoolExecutor(size, thread_name_prefix="autotune-compile")
-        self._batches: list[Batch] = []
-        self.longest_s = 0.0
+    def __init__(self, executor: KernelExecutor, size: int, pool: CompilePool) -> None:
+        self._executor, self._size, self._pool = executor, size, pool
+        self._jobs: list[CompilingBuilds] = []
+        self.longest_s: dict[str, float] = {}
 
     def __enter__(self) -> "CompileQueue":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._pool.close()
 
     @property
     def has_room(self) -> bool:
-        """Whether one more batch compiles at once."""
-        return len(self._batches) < self._size
+        """Whether one more job compiles at once."""
+        return len(self._jobs) < self._size
 
     @property
     def is_empty(self) -> bool:
-        """Whether no batch is here."""
-        return not self._batches
+        """Whether no job is here."""
+        return not self._jobs
 
     @property
     def has_compiled(self) -> bool:
         """Whether :meth:`take` returns at once."""
-        return any(batch.result.done() for batch in self._batches)
+        return any(ended.job.done for ended in self._jobs)
 
     @property
-    def problems(self) -> frozenset[GemmProblem]:
-        """The problems of the batches."""
-        return frozenset(batch.work.problem for batch in self._batches)
+    def kinds(self) -> frozenset[str]:
+        """The kinds of the builds that are here."""
+        return frozenset(jobs.builds[0].backend for jobs in self._jobs)
 
-    def add(self, work: TunedWork, requested: int, builds: Sequence[Configuration], limit_s: float) -> None:
-        """Begin to compile builds of a problem, ``requested`` by the schedule.
+    def add(self, work: TunedWork, builds: Sequence[Configuration], limit_s: float) -> None:
+        """Begin to compile builds of one kind for a problem."""
+        job = self._pool.submit(lambda: self._executor.compile(work.problem, builds, limit_s))
+        self._jobs.append(CompilingBuilds(work=work, builds=builds, job=job))
 
-        A build serves many problems: while another batch compiles one of these builds, this one waits for it, and finds
-        it in the cache.
-        """
-        same = [batch.result for batch in self._batches if not set(builds).isdisjoint(batch.builds)]
-        result = self._pool.submit(self._compile, work.problem, builds, limit_s, same)
-        self._batches.append(Batch(work=work, requested=requested, builds=builds, result=result))
-
-    def take(self) -> Batch:
-        """Remove and return the first batch that has been compiled; wait for one if there is none."""
-        wait([batch.result for batch in self._batches], return_when=FIRST_COMPLETED)
-        batch = next(batch for batch in self._batches if batch.result.done())
-        self._batches.remove(batch)
-        return batch
-
-    def _compile(
-        self,
-        problem: GemmProblem,
-        builds: Sequence[Configuration],
-        limit_s: float,
-        after: "Sequence[Future[Compiled]]",
-    ) -> Compiled:
-        wait(after)
-        begin = time.monotonic()
-        results = self._executor.compile(problem, builds, limit_s)
-        self.longest_s = max(self.longest_s, time.monotonic() - begin)
-        return results
+    def take(self) -> CompilingBuilds:
+        """Remove and return the first job that has ended; wait for one if there is none."""
+        self._pool.wait([here.job for here in self._jobs])
+        ended = next(here for here in self._jobs if here.job.done)
+        self._jobs.remove(ended)
+        kind = ended.builds[0].backend
+        self.longest_s[kind] = max(self.longest_s.get(kind, 0.0), ended.job.seconds)
+        return ended

@@ -4,7 +4,7 @@ The time of a GEMM is a fixed part (launch, first bytes, last bytes) and the lon
 one SM for its share of the tiles, of all tensor cores at their sustained rate, of memory, and of the L2 cache. An SM's
 part counts whole tiles, so a last wave that is half empty costs a full one. One step along k takes the longest of the
 tensor cores, the copies into shared memory, and the latency of a copy that its stages do not hide. The epilogue comes
-on top, and pingpong hides a part.
+on top, and pingpong hides a part. A problem has thousands of tiles, which are estimated together.
 
 The constants are fitted to times on an H200 with cold caches, as in a model, those near the best counting most:
 of 219 CUTLASS and 37 cluster kernels, half precision with bias, on six shapes of 32 to 25088 rows (see this module's
@@ -14,14 +14,14 @@ cache of the former, the cost of activations, and Triton's rate. Quantities that
 that they are valid for other GPUs as far as those have the same structure.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from autotune import registry
-from autotune.backend import KernelKind
+import numpy as np
+
 from autotune.kernels.rates import DeviceRates
-from autotune.records.configuration import Configuration, Scalar
+from autotune.kernels.tile_table import Floats, Tiles, Truths, Wholes
+from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import BYTES, GemmProblem
 
 
@@ -118,39 +118,11 @@ class CostEstimate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Tile:
-    """The numbers of a configuration that decide its time.
+class CostTable:
+    """The times of tiles, and their parts by name; NaN for a tile without sides."""
 
-    ``scheduled`` kernels can split k, ``spread`` ones do; ``older_share`` is ``None`` with the newest instructions.
-    ``lean`` ones compute one tile per block, with ``ctas_per_sm`` blocks on an SM; ``swapped`` ones use the columns of
-    a tile as the rows of their instructions.
-    """
-
-    m: int
-    n: int
-    k: int
-    cluster_m: int
-    cluster_n: int
-    pingpong: bool
-    spread: bool
-    scheduled: bool
-    splits: int
-    stages: int
-    warps: int
-    older_share: float | None
-    lean: bool
-    ctas_per_sm: int
-    swapped: bool
-
-    @property
-    def constants(self) -> Constants:
-        """The constants of its group of kinds."""
-        return LEAN if self.lean else TILED
-
-    @property
-    def odd(self) -> bool:
-        """True if the columns are not a multiple of 32, the width of the stores of CUTLASS's newest kernels."""
-        return self.older_share is None and not self.lean and self.n > 16 and self.n % 32 != 0
+    us: Floats
+    parts: Mapping[str, Floats]
 
 
 class KernelCost:
@@ -159,42 +131,45 @@ class KernelCost:
     def __init__(self, rates: DeviceRates, problem: GemmProblem) -> None:
         self._rates, self._problem = rates, problem
         self._width = BYTES[problem.dtype]
-        self._us: dict[_Tile, float] = {}
 
     def estimate(self, candidate: Configuration) -> CostEstimate | None:
         """Return the estimate of a candidate, of a build at its plainest launch; ``None`` for one that has no tile."""
-        tile = self._tile(candidate.backend, dict(candidate.values))
-        return None if tile is None else self._estimate(tile)
-
-    def us(self, kind: str, values: Mapping[str, Scalar]) -> float | None:
-        """Return the time of :meth:`estimate` for a configuration of a kind, without its parts."""
-        tile = self._tile(kind, values)
-        if tile is None:
+        table = self.table(self.tiles([candidate]))
+        if np.isnan(table.us[0]):
             return None
-        if tile not in self._us:
-            self._us[tile] = self._estimate(tile).us
-        return self._us[tile]
+        return CostEstimate(us=float(table.us[0]), parts={name: float(part[0]) for name, part in table.parts.items()})
 
-    def _estimate(self, tile: _Tile) -> CostEstimate:
+    def tiles(self, candidates: Sequence[Configuration]) -> Tiles:
+        """Read the tiles of candidates."""
+        return Tiles.of(candidates, self._problem, shared_bytes=self._rates.shared_bytes)
+
+    def table(self, tiles: Tiles) -> CostTable:
+        """Estimate tiles together."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._table(tiles)
+
+    def _table(self, tiles: Tiles) -> CostTable:
         rates, problem = self._rates, self._problem
-        along_m = -(-problem.m // (tile.m * tile.cluster_m)) * tile.cluster_m
-        along_n = -(-problem.n // (tile.n * tile.cluster_n)) * tile.cluster_n
-        blocks, steps = along_m * along_n, -(-problem.k // tile.k)
-        units = blocks * tile.splits
-        together = min(self._ctas_per_sm(tile), -(-units // rates.sm_count))
-        step_s, tensor_s = self._step_s(tile, together)
-        epilogue_s = self._epilogue_s(tile) * together
-        busiest_s = self._busiest_sm_s(tile, blocks, steps, step_s, epilogue_s, together)
-        cache_s = self._cache_s(tile, blocks)
-        memory_s = problem.bytes / (tile.constants.cold_share * rates.memory_bytes_per_s)
-        sustained_s = 2 * blocks * tile.m * tile.n * problem.k / ((tile.older_share or 1.0) * rates.flops_per_s)
-        busy_s = sum(part**SHARPNESS for part in (busiest_s, sustained_s, cache_s, memory_s)) ** (1 / SHARPNESS)
-        total_s = tile.constants.fixed_s + busy_s + SPREAD_S * tile.scheduled
-        return CostEstimate(
-            us=1e6 * total_s,
+        along_m = _ceil(problem.m, tiles.m * tiles.cluster_m) * tiles.cluster_m
+        along_n = _ceil(problem.n, tiles.n * tiles.cluster_n) * tiles.cluster_n
+        blocks, steps = along_m * along_n, _ceil(problem.k, tiles.k)
+        units = blocks * tiles.splits
+        together = np.minimum(self._ctas_per_sm(tiles), _ceil(units, rates.sm_count))
+        step_s, tensor_s = self._step_s(tiles, together)
+        epilogue_s = self._epilogue_s(tiles) * together
+        busiest_s = self._busiest_sm_s(tiles, blocks, steps, step_s, epilogue_s, together)
+        cache_s = self._cache_s(tiles, blocks)
+        memory_s = problem.bytes / (_constant(tiles, "cold_share") * rates.memory_bytes_per_s)
+        sustained_s = 2 * blocks * tiles.m * tiles.n * problem.k / (tiles.rate_share * rates.flops_per_s)
+        busy_s = (busiest_s**SHARPNESS + sustained_s**SHARPNESS + cache_s**SHARPNESS + memory_s**SHARPNESS) ** (
+            1 / SHARPNESS
+        )
+        total_s = _constant(tiles, "fixed_s") + busy_s + SPREAD_S * tiles.scheduled
+        return CostTable(
+            us=np.where(tiles.has_sides, 1e6 * total_s, np.nan),
             parts={
-                "filled": units / (-(-units // rates.sm_count) * rates.sm_count),
-                "useful": problem.m * problem.n / (blocks * tile.m * tile.n),
+                "filled": units / (_ceil(units, rates.sm_count) * rates.sm_count),
+                "useful": problem.m * problem.n / (blocks * tiles.m * tiles.n),
                 "tensor": tensor_s / step_s,
                 "cache": cache_s / total_s,
                 "memory": memory_s / total_s,
@@ -202,114 +177,103 @@ class KernelCost:
             },
         )
 
-    def _tile(self, kind: str, values: Mapping[str, Scalar]) -> _Tile | None:
-        """Read a tile from the parameters of any kind of kernel."""
-        given = values.get
-        n, k = int(given("tile_n", given("block_n", 0))), int(given("tile_k", given("block_k", 0)))
-        if not (n and k):
-            return None
-        m = int(given("tile_m", given("block_m", 0))) or max(16, min(64, 1 << (self._problem.m - 1).bit_length()))
-        step_bytes = (m + n) * k * self._width
-        ctas_per_sm = int(given("residents", 1))
-        decomposition = given("decomposition", "heuristic")
-        splits = max(1, int(given("splits", given("split_k", 1))))
-        scheduled = given("scheduler") == "stream_k"
-        traits = registry.kernel_kinds().get(kind, KernelKind(name=kind))
-        return _Tile(
-            m=m,
-            n=n,
-            k=k,
-            cluster_m=int(given("cluster_m", 1)),
-            cluster_n=int(given("cluster_n", 1)),
-            pingpong=given("schedule") == "pingpong",
-            spread=scheduled and splits == 1 and decomposition not in ("data_parallel", "split_k"),
-            scheduled=scheduled,
-            splits=splits,
-            stages=max(1, int(given("stages", 0)) or int(0.85 * self._rates.shared_bytes / ctas_per_sm) // step_bytes),
-            warps=int(given("warps", 0)) or int(given("warps_m", 2)) * int(given("warps_n", 2)),
-            older_share=traits.tensor_rate_share,
-            lean=traits.one_tile_per_block,
-            ctas_per_sm=ctas_per_sm,
-            swapped=bool(given("swapped", False)),
-        )
-
-    def _ctas_per_sm(self, tile: _Tile) -> int:
+    def _ctas_per_sm(self, tiles: Tiles) -> Wholes:
         """Return the blocks per SM: the number that they are made for, or that fits."""
-        if tile.older_share is None:
-            return tile.ctas_per_sm
-        held = tile.stages * (tile.m + tile.n) * tile.k * self._width
-        registers = tile.m * tile.n * SUM_BYTES
-        return max(1, min(self._rates.shared_bytes // held, REGISTER_BYTES // registers, MOST_CTAS_PER_SM))
+        held = tiles.stages * (tiles.m + tiles.n) * tiles.k * self._width
+        registers = tiles.m * tiles.n * SUM_BYTES
+        fitting = np.minimum(self._rates.shared_bytes // held, REGISTER_BYTES // registers)
+        return np.where(tiles.newest, tiles.ctas_per_sm, np.clip(fitting, 1, MOST_CTAS_PER_SM))
 
-    def _step_s(self, tile: _Tile, together: int) -> tuple[float, float]:
+    def _step_s(self, tiles: Tiles, together: Wholes) -> tuple[Floats, Floats]:
         """Return the seconds of one step along k of an SM's blocks, and those of the tensor cores alone."""
         rates, problem = self._rates, self._problem
-        tensor = together * 2 * tile.m * tile.n * tile.k / rates.flops_per_clock
-        latency = tile.constants.copy_latency_s * rates.clock_hz
-        row_bytes = tile.k * self._width
-        if tile.older_share is None:
-            instructions = math.ceil((tile.n if tile.swapped else tile.m) / 64) * math.ceil(tile.k / 16)
-            tensor += together * instructions * tile.constants.instruction_clocks
-            tensor *= ODD_COLUMNS if tile.odd else 1.0
-            pieces = together * row_bytes / math.gcd(row_bytes, PIECE_BYTES)
-            copied = pieces * (tile.m + tile.n) * TILED.piece_clocks
-            if tile.lean:
-                fetched = pieces * (tile.m / tile.cluster_n + tile.n / tile.cluster_m)
-                copied = max(fetched * LEAN.piece_clocks, self._shared_clocks(tile, together))
-        else:
-            tensor *= max(1.0, SCHEDULERS / (tile.warps * together)) / tile.older_share
-            rows = min(tile.m, problem.m) + min(tile.n, problem.n)
-            copied = together * rows * row_bytes / INTAKE_BYTES_PER_CLOCK
+        tensor = together * 2 * tiles.m * tiles.n * tiles.k / rates.flops_per_clock
+        row_bytes = tiles.k * self._width
+        instructions = _ceil(np.where(tiles.swapped, tiles.n, tiles.m), 64) * _ceil(tiles.k, 16)
+        newest_tensor = tensor + together * instructions * _constant(tiles, "instruction_clocks")
+        newest_tensor = newest_tensor * np.where(_is_odd(tiles), ODD_COLUMNS, 1.0)
+        older_tensor = tensor * np.maximum(1.0, SCHEDULERS / (tiles.warps * together)) / tiles.rate_share
+        tensor = np.where(tiles.newest, newest_tensor, older_tensor)
+        pieces = together * row_bytes / np.gcd(row_bytes, PIECE_BYTES)
+        fetched = pieces * (tiles.m / tiles.cluster_n + tiles.n / tiles.cluster_m)
+        lean_copied = np.maximum(fetched * LEAN.piece_clocks, self._shared_clocks(tiles, together))
+        newest_copied = np.where(tiles.lean, lean_copied, pieces * (tiles.m + tiles.n) * TILED.piece_clocks)
+        rows = np.minimum(tiles.m, problem.m) + np.minimum(tiles.n, problem.n)
+        older_copied = together * rows * row_bytes / INTAKE_BYTES_PER_CLOCK
+        copied = np.where(tiles.newest, newest_copied, older_copied)
+        latency = _constant(tiles, "copy_latency_s") * rates.clock_hz
         # The stage in use cannot be filled.
-        arrival = latency + copied if tile.lean else latency
-        clocks = max(tensor, copied, arrival / max(tile.stages - 1, 1)) + tile.constants.barrier_clocks
+        arrival = np.where(tiles.lean, latency + copied, latency)
+        longest = np.maximum(np.maximum(tensor, copied), arrival / np.maximum(tiles.stages - 1, 1))
+        clocks = longest + _constant(tiles, "barrier_clocks")
         return clocks / rates.clock_hz, tensor / rates.clock_hz
 
-    def _shared_clocks(self, tile: _Tile, together: int) -> float:
+    def _shared_clocks(self, tiles: Tiles, together: Wholes) -> Floats:
         """Return the clocks in which shared memory writes one step's operands and reads them for the tensor cores."""
-        rows, columns = (tile.n, tile.m) if tile.swapped else (tile.m, tile.n)
-        instructions = math.ceil(rows / 64) * math.ceil(tile.k / 16)
-        moved = instructions * (64 + columns) * 16 + (tile.m + tile.n) * tile.k
-        return together * moved * self._width / SHARED_BYTES_PER_CLOCK
+        rows, columns = np.where(tiles.swapped, tiles.n, tiles.m), np.where(tiles.swapped, tiles.m, tiles.n)
+        instructions = _ceil(rows, 64) * _ceil(tiles.k, 16)
+        moved = instructions * (64 + columns) * 16 + (tiles.m + tiles.n) * tiles.k
+        clocks: Floats = together * moved * self._width / SHARED_BYTES_PER_CLOCK
+        return clocks
 
-    def _epilogue_s(self, tile: _Tile) -> float:
+    def _epilogue_s(self, tiles: Tiles) -> Floats:
         """Return the seconds of the epilogue of one tile."""
-        stripes = tile.older_share is None and not tile.lean and tile.n % 32 != 0
-        store = tile.constants.store_clocks * (ODD_STORES if stripes else 1.0)
+        stripes = tiles.newest & ~tiles.lean & (tiles.n % 32 != 0)
+        store = _constant(tiles, "store_clocks") * np.where(stripes, ODD_STORES, 1.0)
         clocks = store + ACTIVATION_CLOCKS[self._problem.activation] + 4 * self._problem.residual
-        return tile.constants.tile_s + tile.m * tile.n * clocks / (LANES * self._rates.clock_hz)
+        return _constant(tiles, "tile_s") + tiles.m * tiles.n * clocks / (LANES * self._rates.clock_hz)
 
     def _busiest_sm_s(
-        self, tile: _Tile, blocks: int, steps: int, step_s: float, epilogue_s: float, together: int
-    ) -> float:
+        self, tiles: Tiles, blocks: Wholes, steps: Wholes, step_s: Floats, epilogue_s: Floats, together: Wholes
+    ) -> Floats:
         """Return the seconds of the SM with the most work."""
         rates = self._rates
-        cluster = tile.cluster_m * tile.cluster_n
-        fill = LARGE_CLUSTERS_FILL if cluster >= LARGE_CLUSTER else 1.0
-        fill = CLUSTER_FILL.get(cluster * tile.splits, 1.0) if tile.lean else fill
-        usable = max(int(fill * rates.sm_count) // cluster * cluster, 1) * together
-        fold_s = tile.constants.fold_s + 2 * 4 * tile.m * tile.n / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
-        whole_s = self._waves_s(tile, -(-blocks // usable), steps, step_s, epilogue_s)
-        if tile.splits > 1:
-            waves = -(-blocks * tile.splits // usable)
-            folds_s = fold_s * (tile.splits - 1)
-            return self._waves_s(tile, waves, -(-steps // tile.splits), step_s, epilogue_s) + folds_s
-        if tile.spread and blocks % usable:
-            spread_s = -(-blocks * steps // usable) * step_s + -(-blocks // usable) * epilogue_s
-            return spread_s + fold_s * max(2, -(-usable // blocks))
-        return whole_s
+        cluster = tiles.cluster_m * tiles.cluster_n
+        tiled_fill = np.where(cluster >= LARGE_CLUSTER, LARGE_CLUSTERS_FILL, 1.0)
+        lean_fill = np.ones(len(cluster))
+        for size, share in CLUSTER_FILL.items():
+            lean_fill[cluster * tiles.splits == size] = share
+        sm_count = (np.where(tiles.lean, lean_fill, tiled_fill) * rates.sm_count).astype(np.int64)
+        usable = np.maximum(sm_count // cluster * cluster, 1) * together
+        moved_s = 2 * 4 * tiles.m * tiles.n / (INTAKE_BYTES_PER_CLOCK * rates.clock_hz)
+        fold_s = _constant(tiles, "fold_s") + moved_s
+        waves = _ceil(blocks * tiles.splits, usable)
+        folds_s = fold_s * (tiles.splits - 1)
+        whole_s = _waves_s(tiles, waves, _ceil(steps, tiles.splits), step_s, epilogue_s) + folds_s
+        spread_s = _ceil(blocks * steps, usable) * step_s + _ceil(blocks, usable) * epilogue_s
+        spread_s = spread_s + fold_s * np.maximum(2, _ceil(usable, blocks))
+        return np.where((tiles.splits == 1) & tiles.spread & (blocks % usable != 0), spread_s, whole_s)
 
-    def _cache_s(self, tile: _Tile, blocks: int) -> float:
+    def _cache_s(self, tiles: Tiles, blocks: Wholes) -> Floats:
         """Return the seconds in which the L2 cache serves operands (multicast: once per cluster) and partial sums."""
         rates, problem = self._rates, self._problem
-        rows, columns = min(tile.m, problem.m) / tile.cluster_n, min(tile.n, problem.n) / tile.cluster_m
-        moved = blocks * problem.k * self._width * (rows + columns) + 8 * tile.m * tile.n * blocks * (tile.splits - 1)
+        rows = np.minimum(tiles.m, problem.m) / tiles.cluster_n
+        columns = np.minimum(tiles.n, problem.n) / tiles.cluster_m
+        partial_bytes = 8 * tiles.m * tiles.n * blocks * (tiles.splits - 1)
+        moved = blocks * problem.k * self._width * (rows + columns) + partial_bytes
         held = (problem.m + problem.n) * problem.k * self._width <= rates.cache_bytes
-        share = tile.constants.cache_share * (1.0 if held else SPILLED)
-        return moved / (share * INTAKE_BYTES_PER_CLOCK * rates.clock_hz * rates.sm_count)
+        share = _constant(tiles, "cache_share") * (1.0 if held else SPILLED)
+        seconds: Floats = moved / (share * INTAKE_BYTES_PER_CLOCK * rates.clock_hz * rates.sm_count)
+        return seconds
 
-    def _waves_s(self, tile: _Tile, waves: int, steps: int, step_s: float, epilogue_s: float) -> float:
-        if tile.pingpong:
-            hidden_s = (1 - EXPOSED) * min(steps * step_s, epilogue_s)
-            return waves * (steps * step_s + epilogue_s) - (waves - 1) * hidden_s
-        return waves * (steps * step_s + epilogue_s)
+
+def _ceil(size: int | Wholes, part: int | Wholes) -> Wholes:
+    return np.asarray(-(-size // part))
+
+
+def _constant(tiles: Tiles, name: str) -> Floats:
+    """Return a constant of each tile's group of kinds."""
+    constant: Floats = np.where(tiles.lean, getattr(LEAN, name), getattr(TILED, name))
+    return constant
+
+
+def _is_odd(tiles: Tiles) -> Truths:
+    """Return true for columns that are not a multiple of 32, the width of the stores of CUTLASS's newest kernels."""
+    odd: Truths = tiles.newest & ~tiles.lean & (tiles.n > 16) & (tiles.n % 32 != 0)
+    return odd
+
+
+def _waves_s(tiles: Tiles, waves: Wholes, steps: Wholes, step_s: Floats, epilogue_s: Floats) -> Floats:
+    hidden_s = np.where(tiles.pingpong, (1 - EXPOSED) * np.minimum(steps * step_s, epilogue_s), 0.0)
+    busy_s: Floats = waves * (steps * step_s + epilogue_s) - (waves - 1) * hidden_s
+    return busy_s

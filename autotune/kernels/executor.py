@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from autotune import registry
 from autotune.errors import AutotuneError, WorkError
 from autotune.execute.channel import ChannelClosed
 from autotune.execute.executor import BUILD_TIMEOUT_S
@@ -120,6 +121,10 @@ class KernelExecutor:
             except AutotuneError as error:
                 missing[kind] = error
         return results, missing
+
+    def compiled(self, problem: GemmProblem, builds: Sequence[Configuration]) -> Sequence[Configuration]:
+        """Return the builds that are in the cache and need no compiler, in their order."""
+        return registry.kernels(self.backend).compiled(self.device, problem, builds, self.folder)
 
     def _compiled(self, problem: GemmProblem, builds: Sequence[Configuration], limit_s: float) -> list[BuildResult]:
         request = CompileRequest(

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import TypeVar
 
-from autotune.kernels.cost import CostEstimate
+from autotune.kernels.tile_table import Floats
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.kernel_problem import GemmProblem
 
@@ -24,17 +26,31 @@ PARTS, SIDES = 0.5, 4.0
 """The length scales of a part of an estimate, and of m, n, k in powers of two."""
 
 
-def features(problem: GemmProblem, candidate: Configuration, estimate: CostEstimate | None) -> dict[str, float]:
-    """Return scaled features by name; a feature that another tile does not have counts as 0 there."""
+ShareT = TypeVar("ShareT", float, Floats)
+
+TILES = 65536
+"""The tiles whose features are kept: a model's problems have the same ones."""
+
+
+def features_of_problem(problem: GemmProblem) -> dict[str, float]:
+    """Return the scaled features of a problem by name."""
+    sides = (("m", problem.m), ("n", problem.n), ("k", problem.k))
+    scaled = {side: math.log2(size) / SIDES for side, size in sides}
+    return {**scaled, f"activation {problem.activation}": APART / 2}
+
+
+@lru_cache(TILES)
+def features_of_tile(candidate: Configuration) -> Mapping[str, float]:
+    """Return the scaled features of a tile by name; a feature that another tile does not have counts as 0 there."""
     scaled = {f"kind {candidate.backend}": APART}
     for name, value in candidate.values:
         scaled.update(_of_parameter(name, value))
-    for side, size in (("m", problem.m), ("n", problem.n), ("k", problem.k)):
-        scaled[side] = math.log2(size) / SIDES
-    scaled[f"activation {problem.activation}"] = APART / 2
-    for name, share in (estimate.parts if estimate else {}).items():
-        scaled[f"part {name}"] = share / PARTS
     return scaled
+
+
+def features_of_parts(parts: Mapping[str, ShareT]) -> dict[str, ShareT]:
+    """Return the scaled features of the parts of an estimate, or of a table of estimates."""
+    return {f"part {name}": share / PARTS for name, share in parts.items()}
 
 
 def _of_parameter(name: str, value: Scalar) -> dict[str, float]:

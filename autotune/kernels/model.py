@@ -6,14 +6,13 @@ tile near a measured one gets a similar correction, a distant one keeps its esti
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
 from scipy.special import erfc
 
-Floats = npt.NDArray[np.float64]
+from autotune.kernels.tile_table import Floats
 
 OFFSET = 0.5
 """Standard deviation of the common error of all estimates, in log time."""
@@ -25,6 +24,33 @@ NOISE = 0.01
 """Standard deviation of a measured median."""
 
 
+class Prediction:
+    """The predicted log time of each place: ``mean``, and ``deviation``, which falls with results to come.
+
+    :meth:`believe` assumes that the result of a place will be the predicted one: the deviations of the places near it
+    fall as by a result, and no mean changes.
+    """
+
+    def __init__(self, mean: Floats, variance: Floats, column: Callable[[int], Floats]) -> None:
+        self.mean = mean
+        self._variance, self._column = variance, column
+        self._beliefs: list[Floats] = []
+
+    @property
+    def deviation(self) -> Floats:
+        """The standard deviation of each place."""
+        return np.sqrt(np.maximum(self._variance, NOISE**2))
+
+    def believe(self, place: int) -> None:
+        """Assume a result of the predicted time: one step of a Cholesky factorisation."""
+        column = self._column(place)
+        for belief in self._beliefs:
+            column = column - belief * belief[place]
+        belief = column / math.sqrt(max(column[place], 0.0) + NOISE**2)
+        self._beliefs.append(belief)
+        self._variance = self._variance - belief**2
+
+
 class ResidualModel:
     """Predicts residuals at ``places`` (one row of scaled features each) from those observed."""
 
@@ -33,21 +59,27 @@ class ResidualModel:
         self._residuals = np.asarray(residuals, dtype=float)
         if len(self._residuals):
             covariance = _covariance(places, places) + NOISE**2 * np.eye(len(places))
-            self._factor = cho_factor(covariance)
+            self._factor = cho_factor(covariance, lower=True)
             self._weights = cho_solve(self._factor, self._residuals)
 
-    def predict(self, places: Floats) -> tuple[Floats, Floats]:
-        """Return mean and standard deviation of the residual at each place.
+    def predict(self, places: Floats, offset: Floats | float = 0.0) -> Prediction:
+        """Predict the residual at each place, and add an offset to its mean.
 
         Before any result the offset's deviation is left out: it is the same for all tiles and decides nothing.
         """
         if not len(self._residuals):
-            return np.zeros(len(places)), np.full(len(places), SPREAD)
+            return Prediction(
+                np.zeros(len(places)) + offset, np.full(len(places), SPREAD**2),
+                lambda place: _covariance(places, places[place : place + 1])[:, 0],
+            )  # fmt: skip
         across = _covariance(places, self._places)
-        mean = across @ self._weights
-        explained = np.einsum("ij,ji->i", across, cho_solve(self._factor, across.T))
-        variance = OFFSET**2 + SPREAD**2 - explained
-        return mean, np.sqrt(np.maximum(variance, NOISE**2))
+        mean: Floats = across @ self._weights + offset
+        solved = solve_triangular(self._factor[0], across.T, lower=True, check_finite=False)
+        variance: Floats = OFFSET**2 + SPREAD**2 - np.einsum("ji,ji->i", solved, solved)
+        return Prediction(
+            mean, variance,
+            lambda place: _covariance(places, places[place : place + 1])[:, 0] - solved.T @ solved[:, place],
+        )  # fmt: skip
 
 
 def expected_gain(mean: Floats, deviation: Floats, best: float) -> Floats:
@@ -55,7 +87,7 @@ def expected_gain(mean: Floats, deviation: Floats, best: float) -> Floats:
     z = (best - mean) / deviation
     density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi)
     gain: Floats = deviation * (z * 0.5 * erfc(-z / math.sqrt(2)) + density)
-    return gain
+    return np.maximum(gain, np.finfo(float).tiny)  # the differences of tails may be below zero
 
 
 def _covariance(left: Floats, right: Floats) -> Floats:

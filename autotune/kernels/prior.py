@@ -2,32 +2,33 @@
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from autotune.kernel import KernelSpace
-from autotune.kernels.cost import CostEstimate, KernelCost
-from autotune.kernels.features import features
-from autotune.kernels.model import Floats, ResidualModel
+from autotune.kernels.cost import CostTable, KernelCost
+from autotune.kernels.features import features_of_parts, features_of_problem, features_of_tile
+from autotune.kernels.model import Prediction, ResidualModel
 from autotune.kernels.rates import DeviceRates
+from autotune.kernels.tile_table import Floats, Tiles, Wholes, spreads
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.kernel_problem import GemmProblem
 
 TIE = 1e-4
 """The difference of log times within which estimates are in random order."""
 
-_SHARES = ("decomposition", "splits")
-"""The launch parameters that an estimate depends on."""
+ESTIMATED = 16384
+"""Trials of other problems whose features are kept: each problem of a model is corrected by the same ones."""
 
 
 class KernelPrior:
     """The builds of a space, their estimated log times, and their features.
 
     A build counts with its launch of the best estimate, because a kernel that can split k may be faster than its
-    plainest launch. Without ``rates`` all builds have the same estimate. Thousands of estimates take most of a second:
-    they are computed on first use.
+    plainest launch. Without ``rates`` all builds have the same estimate. Thousands of estimates take some hundredths of
+    a second: they are computed on first use.
     """
 
     def __init__(self, space: KernelSpace, problem: GemmProblem, rates: DeviceRates | None, seed: int) -> None:
@@ -36,37 +37,72 @@ class KernelPrior:
         self._number = {build: number for number, build in enumerate(self.builds)}
         self._names = {build.backend: frozenset(dict(build.values)) for build in self.builds}
         self._cost = KernelCost(rates, problem) if rates else None
-        self._splittings: dict[tuple[str, Scalar | None, Scalar | None], tuple[dict[str, Scalar], ...]] = {}
+        self._splittings: dict[tuple[Scalar | None, ...], tuple[tuple[int, bool], ...]] = {}
 
     @cached_property
-    def _plain(self) -> list[CostEstimate | None]:
-        return [self._estimate(build) for build in self.builds]
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of the builds."""
+        return tuple(dict.fromkeys(build.backend for build in self.builds))
+
+    @cached_property
+    def kind_numbers(self) -> Wholes:
+        """The index of each build's kind in :attr:`kinds`."""
+        numbers = {kind: number for number, kind in enumerate(self.kinds)}
+        return np.array([numbers[build.backend] for build in self.builds], dtype=np.int64)
+
+    @cached_property
+    def _tiles(self) -> Tiles:
+        assert self._cost is not None  # without rates nothing is estimated
+        return self._cost.tiles(self.builds)
+
+    @cached_property
+    def _plain(self) -> CostTable | None:
+        return self._cost.table(self._tiles) if self._cost and self.builds else None
 
     @cached_property
     def _log_us(self) -> Floats:
         draw = random.Random(self._seed)
-        logs = [math.log(estimate.us) for estimate in self._plain if estimate]
-        middle = float(np.median(logs)) if logs else 0.0
-        return np.array(
-            [(math.log(estimate.us) if estimate else middle) + draw.uniform(0, TIE) for estimate in self._plain]
-        )
+        ties = np.array([draw.uniform(0, TIE) for _ in self.builds])
+        logs = np.zeros(len(self.builds)) if self._plain is None else np.log(self._plain.us)
+        known = ~np.isnan(logs)
+        filled: Floats = np.where(known, logs, np.median(logs[known]) if known.any() else 0.0) + ties
+        return filled
 
     @cached_property
     def saved(self) -> Floats:
-        """The log of the estimated time of each build's best launch relative to its plainest one."""
-        return np.array([self._saved_by_launch(*pair) for pair in zip(self.builds, self._plain, strict=True)])
+        """The log of the estimated time of each build's best launch relative to its plainest one: 0 or less."""
+        if self._plain is None or self._cost is None:
+            return np.zeros(len(self.builds))
+        best_us = self._plain.us.copy()
+        by_splitting: dict[tuple[int, bool], list[int]] = {}
+        for number, build in enumerate(self.builds):
+            for splitting in self._splittings_of(build):
+                by_splitting.setdefault(splitting, []).append(number)
+        for (splits, spread), numbers in by_splitting.items():
+            chosen = np.array(numbers)
+            split_us = self._cost.table(self._tiles.rows(chosen).split(splits, spread=spread)).us
+            best_us[chosen] = np.fmin(best_us[chosen], split_us)
+        return np.where(np.isnan(best_us), 0.0, np.minimum(np.log(best_us / self._plain.us), 0.0))
 
     def saved_of(self, build: Configuration) -> float:
-        """Return :attr:`saved` of one build alone."""
-        return self._saved_by_launch(build, self._estimate(build))
-
-    @cached_property
-    def _rows(self) -> list[dict[str, float]]:
-        return [features(self._problem, *pair) for pair in zip(self.builds, self._plain, strict=True)]
+        """Return :attr:`saved` of one build."""
+        return float(self.saved[self._number[build]])
 
     @cached_property
     def _columns(self) -> dict[str, int]:
-        return {name: column for column, name in enumerate(sorted({name for row in self._rows for name in row}))}
+        names = {name for row in self._rows for name in row}
+        return {name: column for column, name in enumerate(sorted(names))}
+
+    @cached_property
+    def _rows(self) -> list[Mapping[str, float]]:
+        shared = features_of_problem(self._problem)
+        parts = {} if self._plain is None else self._plain.parts
+        names, columns = zip(*features_of_parts(parts).items(), strict=True) if parts else ((), ())
+        shares = zip(*(column.tolist() for column in columns), strict=True) if columns else ((),) * len(self.builds)
+        return [
+            {**shared, **features_of_tile(build), **dict(zip(names, row, strict=True))}
+            for build, row in zip(self.builds, shares, strict=True)
+        ]
 
     @cached_property
     def _places(self) -> Floats:
@@ -77,6 +113,8 @@ class KernelPrior:
 
     def build_of(self, candidate: Configuration) -> Configuration | None:
         """Return the build of a candidate, ``None`` if it is no build of this space."""
+        if candidate in self._number:
+            return candidate
         names = self._names.get(candidate.backend, frozenset())
         build = Configuration.of(candidate.backend, {n: value for n, value in candidate.values if n in names})
         return build if build in self._number else None
@@ -87,68 +125,67 @@ class KernelPrior:
 
     def us(self, candidate: Configuration) -> float | None:
         """Return the estimated time of a candidate, ``None`` without an estimate."""
-        estimate = self._estimate(candidate)
+        estimate = self._cost.estimate(candidate) if self._cost else None
         return estimate.us if estimate else None
 
     def corrected(
         self, plain_us: Mapping[Configuration, float], elsewhere: Iterable[tuple[GemmProblem, Configuration, float]]
-    ) -> tuple[Floats, Floats]:
-        """Predict the log time of every build at its best launch: mean and standard deviation.
+    ) -> Prediction:
+        """Predict the log time of every build at its best launch.
 
         ``plain_us`` are the times of the plainest launches of this space's builds; ``elsewhere`` are candidates that
         were timed on other problems, which count only if they have an estimate.
         """
         numbers = [self._number[build] for build in plain_us]
         residuals = [math.log(us) - self._log_us[number] for us, number in zip(plain_us.values(), numbers, strict=True)]
-        others = list(self._residuals_of(elsewhere))
+        others = [] if self._rates is None else [
+            (row, math.log(us / estimated_us))
+            for problem, candidate, us in elsewhere
+            for row, estimated_us in (_estimated(self._rates, problem, candidate),) if estimated_us is not None
+        ]  # fmt: skip
+        places = self._places[numbers]
         if others:
-            places = np.vstack([self._places[numbers], self._matrix([row for row, _ in others])])
-        else:
-            places = self._places[numbers]
+            places = np.vstack([places, self._matrix([row for row, _ in others])])
         model = ResidualModel(places, [*residuals, *(residual for _, residual in others)])
-        mean, deviation = model.predict(self._places)
-        return self._log_us + self.saved + mean, deviation
-
-    def _residuals_of(
-        self, elsewhere: Iterable[tuple[GemmProblem, Configuration, float]]
-    ) -> Iterator[tuple[dict[str, float], float]]:
-        for problem, candidate, us in elsewhere:
-            estimate = KernelCost(self._rates, problem).estimate(candidate) if self._rates else None
-            if estimate is not None:
-                yield features(problem, candidate, estimate), math.log(us / estimate.us)
-
-    def _estimate(self, candidate: Configuration) -> CostEstimate | None:
-        return self._cost.estimate(candidate) if self._cost else None
+        return model.predict(self._places, offset=self._log_us + self.saved)
 
     def _matrix(self, rows: Sequence[Mapping[str, float]]) -> Floats:
         """Return one row of features each; a feature that no build of this space has is left out."""
         places = np.zeros((len(rows), len(self._columns)))
+        columns = self._columns
         for number, row in enumerate(rows):
             for name, value in row.items():
-                if name in self._columns:
-                    places[number, self._columns[name]] = value
+                if name in columns:
+                    places[number, columns[name]] = value
         return places
 
-    def _saved_by_launch(self, build: Configuration, plain: CostEstimate | None) -> float:
-        """Return the log of the best launch's estimated time relative to the plainest one's: 0 or less."""
-        if plain is None or self._cost is None:
-            return 0.0
-        values = dict(build.values)
-        times_of_splits = (
-            self._cost.us(build.backend, {**values, **splitting}) for splitting in self._splittings_of(build, values)
-        )
-        times = [us for us in times_of_splits if us is not None]
-        return min(math.log(min(times, default=plain.us) / plain.us), 0.0)
+    def _splittings_of(self, build: Configuration) -> tuple[tuple[int, bool], ...]:
+        """Return each way to split k: the splits, and true if the scheduler spreads what is left.
 
-    def _splittings_of(self, build: Configuration, values: Mapping[str, Scalar]) -> tuple[dict[str, Scalar], ...]:
-        """Return each way to split k.
-
-        Builds with the same kind, scheduler and depth of a tile have the same ways, so one of them decides.
+        Builds with the same kind, scheduler, depth of a tile and size of a cluster have the same ways, so one of them
+        decides.
         """
-        key = build.backend, values.get("scheduler"), values.get("tile_k")
+        given = dict(build.values).get
+        cluster = int(given("cluster_m", 1)) * int(given("cluster_n", 1))
+        key = build.backend, given("scheduler"), given("tile_k"), cluster
         if key not in self._splittings:
-            splittings = [
-                tuple((n, v) for n, v in launch.values if n in _SHARES) for launch in self._space.launches(build)
-            ]
-            self._splittings[key] = tuple(dict(splitting) for splitting in dict.fromkeys(splittings))
+            self._splittings[key] = tuple(dict.fromkeys(map(_splitting, self._space.launches(build))))
         return self._splittings[key]
+
+
+def _splitting(launch: Configuration) -> tuple[int, bool]:
+    given = dict(launch.values).get
+    splits = max(1, int(given("splits", given("split_k", 1))))
+    return splits, spreads(splits, str(given("decomposition", "heuristic")))
+
+
+@lru_cache(ESTIMATED)
+def _estimated(
+    rates: DeviceRates, problem: GemmProblem, candidate: Configuration
+) -> tuple[Mapping[str, float], float | None]:
+    """Return the features and the estimated time of a candidate of any problem."""
+    estimate = KernelCost(rates, problem).estimate(candidate)
+    if estimate is None:
+        return {}, None
+    parts = features_of_parts(estimate.parts)
+    return {**features_of_problem(problem), **features_of_tile(candidate), **parts}, estimate.us

@@ -8,14 +8,15 @@ chosen by expected improvement: the estimate of :mod:`~autotune.kernels.cost`, c
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from autotune.kernel import KernelSpace
-from autotune.kernels.model import Floats, expected_gain
+from autotune.kernels.model import Prediction, expected_gain
 from autotune.kernels.prior import KernelPrior
 from autotune.kernels.rates import DeviceRates
+from autotune.kernels.tile_table import Floats, Truths
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
@@ -46,7 +47,7 @@ class KernelSearch:
     others only correct the estimates. ``hints`` are builds or candidates that were best elsewhere, best first; those
     that are not in the space are skipped, and the suggestions of the space's advisers follow. ``rates`` are the
     device's; without them all builds have the same estimate, and the search begins with the space's own rule
-    (:meth:`~autotune.kernel.KernelSpace.first`). Not thread-safe.
+    (:meth:`~autotune.kernel.KernelSpace.first`). ``first`` are the builds that it begins with. Not thread-safe.
     """
 
     def __init__(
@@ -66,11 +67,13 @@ class KernelSearch:
         self._elsewhere: dict[tuple[GemmProblem, Configuration], KernelTrial] = {}
         self._proposed: set[Configuration] = set()
         self._tried: set[Configuration] = set()
+        self._prediction: Prediction | None = None
+        self._outdated = False
         first = space.first(HINTS) if self._prior.builds and rates is None else ()
         hinted = dict.fromkeys(build for each in hints if (build := self.build_of(each)) is not None)
         ruled = dict.fromkeys(build for each in first if (build := self.build_of(each)) is not None)
         advised = [build for build in space.suggested(SUGGESTED) if build in self._prior]
-        self._first = tuple(dict.fromkeys((*tuple(hinted)[:HINTS], *advised, *ruled)))
+        self.first = tuple(dict.fromkeys((*tuple(hinted)[:HINTS], *advised, *ruled)))
         self.tell(earlier)
 
     @property
@@ -78,6 +81,21 @@ class KernelSearch:
         """The fastest trial of this problem, also of a candidate that needs no build."""
         complete = (trial for trial in self._trials.values() if trial.state == "complete")
         return min(complete, key=_median_us, default=None)
+
+    @property
+    def builds(self) -> tuple[Configuration, ...]:
+        """The builds, in the order of every array over them."""
+        return self._prior.builds
+
+    @property
+    def tried(self) -> Truths:
+        """True at the builds with a trial, failed ones included."""
+        return self.numbers(self._tried)
+
+    @property
+    def reached(self) -> float | None:
+        """The log of the time that the best timed build may reach; ``None`` before any."""
+        return min(self._expected(self._plain_us()).values(), default=None)
 
     @property
     def spent(self) -> int:
@@ -94,18 +112,39 @@ class KernelSearch:
             self._plainest[build] = self._space.launches(build)[0]
         return self._plainest[build]
 
-    def ask(self, count: int) -> tuple[Configuration, ...]:
-        """Return the next builds to compile, each to be timed as :meth:`plainest`; none if none is left.
+    def ask(self, count: int, among: Collection[Configuration] | None = None) -> tuple[Configuration, ...]:
+        """Return the next builds, each to be timed as :meth:`plainest`; none if none is left.
 
-        Proposed builds without a trial are assumed to have the predicted time.
+        They are taken from those ``among`` which the caller can time, by default from the whole space. Proposed builds
+        without a trial are assumed to have the predicted time.
         """
-        chosen = [build for build in self._first if build not in self._proposed][:count]
-        self._proposed.update(chosen)
-        while len(chosen) < count and (free := self._free()).any():
-            build = self._prior.builds[int(np.where(free, self._gains() * self._odds(), -1.0).argmax())]
-            chosen.append(build)
-            self._proposed.add(build)
+        chosen = [build for build in self.first if build not in self._proposed and (among is None or build in among)]
+        chosen = chosen[:count]
+        if chosen:
+            self._propose(chosen)
+        if len(chosen) == count:
+            return tuple(chosen)
+        free = self._free() if among is None else self.numbers(among)
+        free &= self._free()
+        if self._outdated:
+            self._prediction = None
+        while len(chosen) < count and free.any():
+            number = int(np.where(free, self.gains() * self.odds(), -1.0).argmax())
+            free[number] = False
+            chosen.append(self._prior.builds[number])
+            self._propose(chosen[-1:])
         return tuple(chosen)
+
+    def gains(self) -> Floats:
+        """Return the expected improvement of each build's log time over the best build, unfinished ones included.
+
+        It takes this problem's trials into account, and those of others as far as they were known at the last
+        :meth:`ask`.
+        """
+        prediction = self.predicted()
+        pending = [self._prior.number(build) for build in self._pending()]
+        reached = [*self._expected(self._plain_us()).values(), *prediction.mean[pending]]
+        return expected_gain(prediction.mean, prediction.deviation, min(reached, default=float(prediction.mean.min())))
 
     def ask_launches(self, count: int) -> tuple[Configuration, ...]:
         """Return the next launches to time of the best builds, none twice; none if all worth trying were tried.
@@ -130,7 +169,9 @@ class KernelSearch:
             candidate = trial.configuration
             if trial.problem != self._problem:
                 self._elsewhere[trial.problem, candidate] = trial
+                self._outdated = True
                 continue
+            self._prediction = None
             self._trials[candidate] = trial
             self._proposed.add(candidate)
             build = self.build_of(candidate)
@@ -138,8 +179,23 @@ class KernelSearch:
                 self._proposed.add(build)
                 self._tried.add(build)
 
-    def _free(self) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-        return np.array([build not in self._proposed for build in self._prior.builds], dtype=bool)
+    def _propose(self, builds: Sequence[Configuration]) -> None:
+        self._proposed.update(builds)
+        if self._prediction is not None:
+            for build in builds:
+                self._prediction.believe(self._prior.number(build))
+
+    def _pending(self) -> list[Configuration]:
+        return [build for build in self._proposed if build in self._prior and build not in self._tried]
+
+    def _free(self) -> Truths:
+        return ~self.numbers(self._proposed)
+
+    def numbers(self, builds: Iterable[Configuration]) -> Truths:
+        """Return true at the numbers of some builds; others than those of this space are left out."""
+        marked = np.zeros(len(self._prior.builds), dtype=bool)
+        marked[[self._prior.number(build) for build in builds if build in self._prior]] = True
+        return marked
 
     def _times_us(self) -> dict[Configuration, dict[Configuration, float]]:
         """Return the times of complete candidates by build."""
@@ -154,27 +210,24 @@ class KernelSearch:
         """Return the time of each build's plainest launch; if only others were timed, the slowest of them."""
         return {build: us.get(self.plainest(build), max(us.values())) for build, us in self._times_us().items()}
 
-    def _gains(self) -> Floats:
-        """Return the expected improvement of each build's log time over the best build, unfinished ones included."""
-        plain_us = self._plain_us()
-        elsewhere = self._nearest()
-        mean, deviation = self._prior.corrected(plain_us, elsewhere)
-        pending = [build for build in self._prior.builds if build in self._proposed and build not in self._tried]
-        if pending:
-            predicted_us = np.exp(mean - self._prior.saved)
-            believed = {build: float(predicted_us[self._prior.number(build)]) for build in pending}
-            _, deviation = self._prior.corrected({**plain_us, **believed}, elsewhere)
-        reached = [*self._expected(plain_us).values(), *(mean[self._prior.number(build)] for build in pending)]
-        return expected_gain(mean, deviation, min(reached, default=float(mean.min())))
+    def predicted(self) -> Prediction:
+        """Return the predicted log times of the builds, in their order, and their deviations; see :meth:`gains`."""
+        if self._prediction is None:
+            self._prediction = self._prior.corrected(self._plain_us(), self._nearest())
+            self._outdated = False
+            for build in sorted(map(self._prior.number, self._pending())):
+                self._prediction.believe(build)
+        return self._prediction
 
-    def _odds(self) -> Floats:
+    def odds(self) -> Floats:
         """Return the odds that each build works: Laplace's rule for its kind, without unfinished builds' success.
 
         So a kind that fails throughout costs few builds, and the first batch is not all of one kind.
         """
         worked = Counter(build.backend for build in self._times_us())
-        proposed = Counter(build.backend for build in self._prior.builds if build in self._proposed)
-        return np.array([(worked[each.backend] + 1) / (proposed[each.backend] + 1) for each in self._prior.builds])
+        proposed = Counter(build.backend for build in self._proposed if build in self._prior)
+        odds = {kind: (worked[kind] + 1) / (proposed[kind] + 1) for kind in self._prior.kinds}
+        return np.array([odds[kind] for kind in self._prior.kinds])[self._prior.kind_numbers]
 
     def _expected(self, plain_us: dict[Configuration, float]) -> dict[Configuration, float]:
         """Return the log time that each timed build may reach: of its best launch, measured or estimated."""

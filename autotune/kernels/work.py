@@ -1,7 +1,6 @@
 """The state of a tuning: a kernel problem with its candidates and trials, and builds that are being compiled."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from autotune.errors import AutotuneError
@@ -20,7 +19,9 @@ Compiled = tuple[dict[Configuration, BuildResult], dict[str, AutotuneError]]
 class TunedWork:
     """The state of one problem: its candidates, their trials, and the counts of this run.
 
-    ``search`` continues ``without`` the kinds whose compiler is missing, except for the builds in ``cached``, by kind.
+    ``search`` continues ``without`` the kinds whose compiler is missing, except for the builds that are ``ready``:
+    compiled for this problem or for another one that shares them. ``hope`` is the log time that other launches of its
+    builds are expected to save.
     """
 
     problem: GemmProblem
@@ -30,7 +31,8 @@ class TunedWork:
     without: frozenset[str] = frozenset()
     trials: dict[Configuration, KernelTrial] = field(default_factory=dict)
     compile_s: dict[Configuration, float] = field(default_factory=dict)
-    cached: dict[str, frozenset[Configuration]] = field(default_factory=dict)
+    ready: set[Configuration] = field(default_factory=set)
+    hope: float = 0.0
     measured: int = 0
     compiled: int = 0
     trouble: AutotuneError | None = None
@@ -39,16 +41,6 @@ class TunedWork:
     def best_us(self) -> float | None:
         """The best median so far."""
         return min((trial.median_us for trial in self.trials.values() if trial.median_us is not None), default=None)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """Builds of one problem that are being compiled; ``requested`` by the schedule."""
-
-    work: TunedWork
-    requested: int
-    builds: Sequence[Configuration]
-    result: "Future[Compiled]"
 
 
 class WithoutKinds:

@@ -14,6 +14,7 @@ PROGRAMS: Mapping[str, str] = {
     "random_models": "Compares the answers of loaded plans with those of their models.",
     "kernel_recording": "Compiles a space of kernels and times it.",
     "kernel_search": "Measures the search over tiles on recorded spaces.",
+    "kernel_replay": "Replays the tuning of models' kernels in simulated time.",
     "kernel_comparison": "Times own kernels beside the calls of libraries, on 40 products.",
     "coverage": "Estimates the share of models that the native engine leaves to torch, and says why.",
     "committed_plans": "Writes the plans of committed results to one file, for autotune db merge.",

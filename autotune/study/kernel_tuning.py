@@ -1,16 +1,23 @@
 """The second level of a study: kernels are tuned before the configurations that use them are built: StudyKernels."""
 
+import functools
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from autotune import registry
 from autotune.errors import AutotuneError, StudyInterruptedError, StudyTakenOverError
-from autotune.kernel import KnownKernels, wants_kernels
-from autotune.kernels.tuning import tune_kernels
+from autotune.kernel import KernelToolchains, KnownKernels, wants_kernels
+from autotune.kernels.executor import KernelExecutor
+from autotune.kernels.prefetch import KernelPrefetch
+from autotune.kernels.tuning import tune_kernels, writable_kernels_folder
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.study.context import StudyContext
 from autotune.study.kernel_supply import graph_of
+
+log = logging.getLogger(__name__)
 
 SHARE = 0.5
 """The largest share for kernels of the budget that is left when a configuration first wants tuned kernels.
@@ -26,6 +33,52 @@ class StudyKernels:
         self.context = context
         self._tuned: set[tuple[str, GemmProblem]] = set()
         self._spent_s = 0.0
+        self._prefetches: list[KernelPrefetch] = []
+
+    def begin_compiling(self) -> None:
+        """Begin to compile the first builds of the kernels that the study will tune, beside its first candidates.
+
+        The problems are known when the model is captured, and compiling needs no device. On a CPU it would disturb
+        every timing, so nothing is begun.
+        """
+        request, spaces = self.context.request, self.context.spaces
+        if request.device.kind == "cpu" or not request.tune_kernels:
+            return
+        offered = [configuration for space in spaces for configuration in (*space.defaults, *space.hints)]
+        by_backend: dict[str, list[Configuration]] = {}
+        for configuration in filter(wants_kernels, offered):
+            by_backend.setdefault(configuration.backend, []).append(configuration)
+        for backend, configurations in by_backend.items():
+            try:
+                executor = self._kernel_executor(backend)
+            except AutotuneError as error:
+                log.info("%s: no kernels are compiled before the tuning: %s", backend, error)  # the tuning will say so
+                continue
+            find = functools.partial(self._counts, configurations)
+            self._prefetches.append(KernelPrefetch(executor, find, request.seed))
+            self._prefetches[-1].begin()
+
+    def close(self) -> None:
+        """End the compiling that :meth:`begin_compiling` began."""
+        for prefetch in self._prefetches:
+            prefetch.close()
+        self._prefetches.clear()
+
+    def _kernel_executor(self, backend: str) -> KernelExecutor:
+        toolchains = KernelToolchains(registry.kernels(backend), self.context.toolchain)
+        return KernelExecutor(
+            self.context.executor.server, self.context.request.device, backend, writable_kernels_folder(),
+            toolchains=toolchains, seed=self.context.request.seed,
+        )  # fmt: skip
+
+    def _counts(self, configurations: Sequence[Configuration]) -> Mapping[GemmProblem, float]:
+        """Return the problems of some configurations, each with its largest number of occurrences in a call."""
+        self.find_problems(configurations)
+        counts: dict[GemmProblem, float] = {}
+        for configuration in configurations:
+            for problem, count in self.context.supply.problems(configuration).items():
+                counts[problem] = max(count, counts.get(problem, 0.0))
+        return counts
 
     def find_problems(self, configurations: Sequence[Configuration]) -> None:
         """Find the kernel problems of the configurations' graphs, several graphs at once; the supply keeps them."""
@@ -52,16 +105,14 @@ class StudyKernels:
         return {configuration: self.context.supply.of(configuration) for configuration in configurations}
 
     def _tune(self, wanting: Sequence[Configuration], begin: float, allowed_s: float) -> None:
-        supply, request = self.context.supply, self.context.request
+        request = self.context.request
         self.find_problems(wanting)
         for backend in dict.fromkeys(configuration.backend for configuration in wanting):
-            counts: dict[GemmProblem, float] = {}
-            for configuration in wanting:
-                if configuration.backend != backend:
-                    continue
-                for problem, count in supply.problems(configuration).items():
-                    if (backend, problem) not in self._tuned:
-                        counts[problem] = max(count, counts.get(problem, 0.0))
+            same = [configuration for configuration in wanting if configuration.backend == backend]
+            counts = {
+                problem: count for problem, count in self._counts(same).items()
+                if (backend, problem) not in self._tuned
+            }  # fmt: skip
             if counts and request.tune_kernels and not self.context.stop.is_set():
                 self._tuned |= {(backend, problem) for problem in counts}
                 worked_s = self.context.executor.split.worked_s(begin, time.monotonic())
@@ -69,6 +120,7 @@ class StudyKernels:
 
     def _tune_these(self, counts: Mapping[GemmProblem, float], backend: str, budget_s: float) -> None:
         context = self.context
+        self.close()  # the tuning compiles in its own order
         try:
             report = tune_kernels(
                 counts, context.request.device, context.store, context.executor.server, backend=backend,

@@ -102,6 +102,10 @@ class StudySearch:
 
     def run(self) -> Search:
         """Propose, build, check and time until trials, budget or space are used up; the reference is computed first."""
+        with contextlib.closing(self._kernels):
+            return self._run()
+
+    def _run(self) -> Search:
         row, spaces = self.context.row, self.context.spaces
         search = Search(spaces, self.context.request.seed, [hint for space in spaces for hint in space.hints])
         earlier = self._trials()
@@ -114,6 +118,7 @@ class StudySearch:
         self._clock.mark_unmarked(earlier)
         spent_s, count = row.active_s, sum(not trial.reused for trial in earlier if trial.state != "running")
         referenced = False
+        self._kernels.begin_compiling()
         while count < self.context.request.trials and spent_s < self.context.request.budget_s:
             batch = self._next_batch(
                 search, interrupted, self.context.request.trials - count, self.context.request.budget_s - spent_s

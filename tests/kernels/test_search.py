@@ -1,11 +1,14 @@
 """What the search proposes, and what it makes of what it is told."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import pytest
 
+from autotune import registry
 from autotune.kernels.cost import KernelCost
+from autotune.kernels.prior import KernelPrior
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.search import FINALISTS, HINTS, SUGGESTED, KernelSearch
 from autotune.records.configuration import Configuration
@@ -104,7 +107,7 @@ def test_nothing_is_estimated_before_it_is_needed(monkeypatch: pytest.MonkeyPatc
     def estimated(*_: object) -> None:
         raise AssertionError("an estimate was asked for")
 
-    monkeypatch.setattr(KernelCost, "estimate", estimated)
+    monkeypatch.setattr(KernelCost, "table", estimated)
     search = searching(earlier=[timed(SPACE.launches(SPACE.builds[3])[0])], hints=[SPACE.builds[5]])
     assert search.spent == 1 and search.best is not None and search.ask(1) == (SPACE.builds[5],)
     with pytest.raises(AssertionError, match="an estimate"):
@@ -176,13 +179,13 @@ def test_a_refused_build_is_not_proposed_again_and_its_neighbours_are_not_punish
     after = searching(earlier=[failed(refused)])
     near = max(set(SPACE.builds) - {refused}, key=lambda build: len(set(build.values) & set(refused.values)))
     number = after._prior.number(near)
-    assert after._gains()[number] == before_gain(near)
+    assert after.gains()[number] == before_gain(near)
 
 
 def before_gain(build: Configuration) -> float:
     """What a build promises where nothing is known yet."""
     search = searching()
-    return float(search._gains()[search._prior.number(build)])
+    return float(search.gains()[search._prior.number(build)])
 
 
 def test_a_kind_that_fails_throughout_costs_few_builds() -> None:
@@ -263,3 +266,25 @@ def test_tiles_of_older_parts_are_searched_too(capability: tuple[int, int]) -> N
     asked = search.ask(8)
     search.tell(timed(build, 10.0 + number) for number, build in enumerate(asked))
     assert len({*asked, *search.ask(8)}) == 16
+
+
+def test_builds_may_be_asked_for_among_those_that_can_be_timed() -> None:
+    among = {*SPACE.builds[10:14], *SPACE.builds[-2:]}
+    search = searching()
+    asked = search.ask(4, among)
+    assert set(asked) <= among and len(set(asked)) == 4
+    assert set(search.ask(4, among)) == among - set(asked)
+    assert search.ask(1, among) == () and len(search.ask(1)) == 1
+
+
+def test_what_a_launch_saves_is_estimated_for_launches_that_there_are() -> None:
+    problem = GemmProblem(m=128, n=768, k=3072, bias=True)
+    space = registry.kernels("native").space(DEVICE, problem)
+    prior = KernelPrior(space, problem, RATES, 0)
+    builds = [build for build in space.builds if build.backend == "hopper_gemm"]
+    single = [build for build in builds if len(space.launches(build)) == 1]
+    assert single and all(prior.saved_of(build) == 0.0 for build in single)
+    many = next(build for build in builds if len(space.launches(build)) == 6)
+    best_us = min(prior.us(launch) or 0.0 for launch in space.launches(many))
+    plain_us = prior.us(space.launches(many)[0]) or 0.0
+    assert prior.saved_of(many) == pytest.approx(min(math.log(best_us / plain_us), 0.0))

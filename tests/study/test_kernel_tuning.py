@@ -16,6 +16,7 @@ from autotune.kernel import KernelToolchains
 from autotune.kernels.executor import STEPS
 from autotune.model.inputs import InputSpec
 from autotune.records.configuration import Configuration
+from autotune.records.search_space import Parameter, SearchSpace
 from autotune.runtime import toolchain as versions
 from autotune.study import kernel_tuning
 from autotune.study.context import StudyContext
@@ -190,3 +191,66 @@ def test_a_study_that_is_stopped_or_taken_over_in_tuning_ends(study, kind):
 
     with pytest.raises(kind, match="the study ends"):
         StudyKernels(replace(study, progress=Ending())).prepare([wanting()], 100.0)
+
+
+class Prefetches:
+    """Notes the prefetches of a study in place of compiling."""
+
+    def __init__(self):
+        self.begun, self.ended = [], 0
+
+    def __call__(self, executor, problems, seed):
+        self.begun.append((executor.backend, dict(problems())))
+        return self
+
+    def begin(self):
+        pass
+
+    def close(self):
+        self.ended += 1
+
+
+@pytest.fixture
+def prefetches(monkeypatch):
+    noted = Prefetches()
+    monkeypatch.setattr(kernel_tuning, "KernelPrefetch", noted)
+    return noted
+
+
+def offering(study, device, *configurations, **changes):
+    """The study with a space whose hints are some configurations, on another device."""
+    parameters = (
+        Parameter(name="fused", choices=(True, False)), Parameter(name="kernels", choices=("tuned", "torch")),
+    )  # fmt: skip
+    space = SearchSpace(backend="toytuned", parameters=parameters, hints=configurations)
+    request = replace(study.request, device=device, **changes)
+    return replace(study, request=request, spaces=(space,))
+
+
+def test_on_a_gpu_the_kernels_of_the_first_candidates_are_compiled_from_the_beginning(study, cpu, prefetches):
+    gpu = replace(cpu, kind="cuda", capability=(9, 0))
+    kernels = StudyKernels(offering(study, gpu, PLAIN, wanting(), wanting(fused=False)))
+    kernels.begin_compiling()
+    assert [(backend, set(counts)) for backend, counts in prefetches.begun] == [("toytuned", {PROBLEM, UNFUSED})]
+    assert prefetches.ended == 0
+    kernels.close()
+    kernels.close()
+    assert prefetches.ended == 1
+
+
+def test_the_prefetch_ends_before_kernels_are_tuned(study, cpu, prefetches, monkeypatch):
+    ended = []
+    monkeypatch.setattr(kernel_tuning, "tune_kernels", lambda *given, **values: ended.append(prefetches.ended))
+    kernels = StudyKernels(offering(study, replace(cpu, kind="cuda", capability=(9, 0)), wanting()))
+    kernels.begin_compiling()
+    with pytest.raises(AttributeError):  # there is no report
+        kernels.prepare([wanting()], 100.0)
+    assert ended == [1]
+
+
+def test_nothing_is_compiled_ahead_on_a_cpu_or_if_none_is_tuned(study, cpu, prefetches):
+    gpu = replace(cpu, kind="cuda", capability=(9, 0))
+    StudyKernels(offering(study, cpu, wanting())).begin_compiling()
+    StudyKernels(offering(study, gpu, PLAIN)).begin_compiling()
+    StudyKernels(offering(study, gpu, wanting(), tune_kernels=False)).begin_compiling()
+    assert not prefetches.begun

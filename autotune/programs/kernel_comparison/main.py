@@ -24,13 +24,14 @@ from autotune.database.store import Store
 from autotune.errors import RequestError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import KernelToolchains
+from autotune.kernels.compiled import kernels_folder
 from autotune.kernels.cost import FIXED_S
 from autotune.kernels.executor import KernelExecutor
+from autotune.kernels.portfolio import MOST_BUILDS
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import KernelReport
-from autotune.kernels.schedule import MOST_BUILDS
 from autotune.kernels.search import KernelSearch
-from autotune.kernels.tuning import kernels_folder, tune_kernels
+from autotune.kernels.tuning import tune_kernels
 from autotune.programs.frame import Run, add_seed, parser_of, positive, run_program, say
 from autotune.programs.kernel_comparison.finals import (
     PROCESSES,
