@@ -6,7 +6,7 @@ from torch.fx.node import Argument
 
 from autotune.backends.native import operators
 from autotune.backends.native.fusions.conv_act import pair
-from autotune.backends.native.fusions.reading import FLOATS, arguments, call
+from autotune.backends.native.fusions.reading import FLOATS, arguments, call, prune
 from autotune.backends.native.graph import Fusion, aten, place, put_in_place, replace, same_layout, value
 from autotune.backends.native.refusals import refuse
 
@@ -34,7 +34,7 @@ def _rewrite(node: Node) -> bool:
         given = arguments(node)
         meta = value(given["self"])
         over = sorted(dim % 4 for dim in given["dim"] or ()) if meta is not None and meta.dim() == 4 else []
-        if over == [2, 3] and given["keepdim"] and given["dtype"] in (None, meta.dtype):  # type: ignore[union-attr]
+        if over == [2, 3] and given["dtype"] in (None, meta.dtype):  # type: ignore[union-attr]
             return _put(node, _FUSED.mean_pool2d.default, (given["self"],))
     return refuse(node, "it is neither a maximum nor a mean of whole images") if node.target in _OF_OTHERS else False
 
@@ -43,11 +43,13 @@ def _put(node: Node, target: "torch._ops.OpOverload", args: tuple[Argument, ...]
     x, meta = value(args[0]), value(node)
     if x is None or meta is None or x.dim() != 4 or not x.numel() or x.dtype not in FLOATS:
         return refuse(node, "it does not pool a batch of images of a floating type")
-    new = call(node, target, args)
+    pooled = new = call(node, target, args)
+    if meta.dim() == 2:  # a mean that drops the dimensions of the image
+        new = call(node, aten.view.default, (pooled, list(meta.shape)))
     if not same_layout(value(new), meta):
-        node.graph.erase_node(new)
+        prune(new)
         return refuse(node, "the kernel would write its answer in another layout")
-    put_in_place(new, node)
+    put_in_place(pooled, node)
     replace(node, new)
     return True
 

@@ -17,12 +17,12 @@ from autotune.testing.sample_records import sample_roofs
 STUDIES = Path(__file__).parents[3] / "studies"
 BOUNDS = {
     # launches at most, products with a tile at least, share left to torch at most
-    "bert-base": (91, 49, 0.05),
-    "efficientnet-b0": (176, 66, 0.54),
-    "minilm": (50, 25, 0.10),
-    "mobilenet-v2": (108, 36, 0.66),
-    "resnet50": (58, 54, 0.02),
-    "vit-b16": (91, 50, 0.04),
+    "bert-base": (91, 49, 0.03),
+    "efficientnet-b0": (141, 66, 0.19),
+    "minilm": (50, 25, 0.07),
+    "mobilenet-v2": (73, 36, 0.25),
+    "resnet50": (58, 54, 0.01),
+    "vit-b16": (91, 50, 0.03),
 }
 """Each study model at batch 1. A change of the rewriting may only lower launches and shares, and raise products."""
 ALL_TILED = ("bert-base", "minilm", "resnet50", "vit-b16")
