@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -74,6 +75,19 @@ class BuildStage:
     def run(self) -> None:
         """Compile and time."""
         unplanned = sorted(self._works.values(), key=lambda work: -work.weight * work.problem.flops)
+        with ThreadPoolExecutor(1, thread_name_prefix="autotune-list") as pool:
+            # Listing a problem's thousands of builds takes a tenth of a second, beside the timing of another problem.
+            listed = [pool.submit(_builds, work) for work in unplanned if self._overlaps]
+            try:
+                self._run(unplanned)
+            finally:
+                for future in listed:
+                    future.cancel()
+        for work in self._works.values():
+            if work.trouble is None and not self._bench.stopped:
+                self._bench.time(work, _calls(work))
+
+    def _run(self, unplanned: list[TunedWork]) -> None:
         while not self._bench.stopped:
             if unplanned and self._left_s > 0:
                 self._plan(unplanned.pop(0))
@@ -93,9 +107,6 @@ class BuildStage:
                 break
             else:
                 self._collect(self._queue.take())
-        for work in self._works.values():
-            if work.trouble is None and not self._bench.stopped:
-                self._bench.time(work, _calls(work))
 
     @property
     def _left_s(self) -> float:
@@ -249,6 +260,11 @@ class BuildStage:
             self._portfolio.learn(
                 work.problem, search.predicted(), best=search.reached, tried=search.tried, odds=search.odds()
             )
+
+
+def _builds(work: TunedWork) -> Sequence[Configuration]:
+    assert work.space is not None
+    return work.space.builds
 
 
 def _calls(work: TunedWork) -> list[Configuration]:
