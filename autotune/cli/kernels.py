@@ -29,7 +29,19 @@ if TYPE_CHECKING:
     from autotune.records.kernel_problem import GemmProblem
 
 DTYPES = ("fp16", "bf16", "fp32")
-EPILOGUES = ("none", "bias", "relu", "gelu", "gelu_tanh", "silu")
+EPILOGUES = (
+    "none",
+    "bias",
+    "relu",
+    "gelu",
+    "gelu_tanh",
+    "silu",
+    "relu6",
+    "hardswish",
+    "hardsigmoid",
+    "sigmoid",
+    "tanh",
+)
 
 app = typer.Typer(no_args_is_help=True, help="Tune single kernels, compile standard ones, and list both.")
 app.command("build")(kernel_packs.build)
@@ -91,7 +103,10 @@ def tune(
     epilogue: Annotated[
         str,
         typer.Option(
-            "--epilogue", metavar="NAME", help="none, bias, or a bias and relu, gelu (with erf), gelu_tanh or silu."
+            "--epilogue",
+            metavar="NAME",
+            help="none, bias, or a bias and relu, gelu (with erf), gelu_tanh, silu, relu6, "
+            "hardswish, hardsigmoid, sigmoid or tanh.",
         ),
     ] = "none",
     residual: Annotated[bool, typer.Option("--residual", help="Add a residual before the activation.")] = False,

@@ -96,7 +96,10 @@ SPREAD_S = 0.63e-6
 """The cost of a scheduler that can split k, in any launch."""
 
 LANES = 128
-ACTIVATION_CLOCKS: Mapping[str, int] = {"none": 0, "relu": 1, "gelu": 9, "gelu_tanh": 8, "silu": 5}
+ACTIVATION_CLOCKS: Mapping[str, int] = {
+    "none": 0, "relu": 1, "gelu": 9, "gelu_tanh": 8, "silu": 5, "relu6": 3, "hardswish": 4, "hardsigmoid": 3,
+    "sigmoid": 7, "tanh": 7,
+}  # fmt: skip
 """Instructions per result of an activation."""
 
 EXPOSED = 0.25

@@ -5,11 +5,13 @@ launched; of lean tiles, those of the best and of the slowest of the 30 or more 
 fitted to all builds of these shapes.
 """
 
+from typing import get_args
+
 import pytest
 
 from autotune.kernels.cost import KernelCost
 from autotune.records.configuration import Configuration
-from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_problem import Activation, GemmProblem
 from tests.kernels.kernel_simulator import RATES
 
 
@@ -165,3 +167,13 @@ def test_a_step_of_a_kernel_with_other_names_for_its_tile_counts_too() -> None:
     small = problem(16, 1024, 16384)
     assert estimate_us(small, split) < estimate_us(small, triton)
     assert KernelCost(RATES, small).estimate(Configuration.of("cublaslt", {"rank": 0})) is None
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+def test_every_activation_has_an_estimate(activation: str) -> None:
+    plain, activated = (
+        GemmProblem(m=512, n=1024, k=1024, bias=True, activation=name)  # type: ignore[arg-type]
+        for name in ("none", activation)
+    )
+    candidate = tile(128, 128, 64, "pingpong")
+    assert estimate_us(activated, candidate) >= estimate_us(plain, candidate)

@@ -19,7 +19,7 @@ class ActivationFormula:
     p0: float = 0.0
     p1: float = 0.0
     p2: float = 0.0
-    most: float = math.inf
+    most: float = 100.0  # finite: times a coefficient of 0 it is 0
     gain: float = 0.0
     offset: float = 0.0
 
