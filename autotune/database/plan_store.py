@@ -21,12 +21,16 @@ class PlanStore:
         self._transactions = transactions
         self._artifacts = artifacts
 
-    def promote(self, plan: Plan) -> None:
-        """Store a plan in place of the one of its structure, weights, device class, objective and serving format."""
+    def promote(self, plan: Plan) -> Plan:
+        """Store a plan in place of the one of its structure, weights, device class, objective and serving format.
+
+        Returns it as it is stored: with the time of its creation.
+        """
         if not plan.created:
             plan = dataclasses.replace(plan, created=self._transactions.now())
         with self._transactions.writing() as session:
             self._artifacts.discard(unneeded(session, plans.put(session, plan)))
+        return plan
 
     def find(self, key: PlanKey, weights: str | None = None) -> Plan | None:
         """Return the fastest plan that serves: one for these weights, else one for other weights of the same structure.

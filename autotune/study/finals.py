@@ -218,7 +218,7 @@ class StudyFinals:
                 known_at_start=self.context.store.studies.get(row.uid).start,
             ),
         )
-        self.context.store.plans.promote(plan)
+        plan = self.context.store.plans.promote(plan)
         return plan
 
     def _evidence(self, result: FinalsResult, trials: Mapping[str, Trial]) -> FinalsEvidence:

@@ -181,8 +181,8 @@ class StoreConformance(TrialConformance, PlanConformance):
         name = "x'; DROP TABLE study; --\n\"\\"
         study = begin(store, name)
         assert store.studies.list(name) == [study]
-        store.plans.promote(replace(PLAN, name=name))
-        assert [plan.name for plan in store.plans.list(name)] == [name]
+        promoted = store.plans.promote(replace(PLAN, name=name, created=""))
+        assert promoted.created and store.plans.list(name) == [promoted] and promoted.name == name
 
     # Leases
 

@@ -162,7 +162,7 @@ def test_a_tiny_study_from_end_to_end(autotune, study, tmp_path):
     (file,) = results.glob("toy/*-b2.json")
     document = json.loads(file.read_text())
     assert verify_results(document) == []
-    assert document["plan"]["latency_ms"] == plan["latency_ms"]
+    assert document["plan"]["latency_ms"] == plan["latency_ms"] and document["measured"]
     start, curve = entry["known_at_start"], entry["curve"]
     assert (start["kernel_trials"], start["other_kernel_trials"], start["model_trials"]) == (0, 0, 0)
     assert document["known_at_start"] == start and document["curve"] == curve
