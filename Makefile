@@ -14,12 +14,13 @@ BIN := $(VENV)/bin
 comma := ,
 STAMP := $(VENV)/.autotune-$(subst $(comma),-,$(EXTRAS))
 
-.PHONY: help setup links demo quick test check lint types docs clean
+.PHONY: help setup links demo quick test check lint types docs kernels clean
 help:
 	@echo "make demo    tune $(DEMO_STUDY) at batch $(DEMO_BATCH) on this machine ($(DEMO_BUDGET) of search)"
 	@echo "make quick   lint, strict types and the tests that take moments: 2 minutes on one core"
 	@echo "make test    all tests but those that only CI runs"
 	@echo "make check   lint, strict types and all tests: 14 minutes on two cores"
+	@echo "make kernels compile the standard kernels into build/kernels-ARCH.tar.xz (a pack), without a GPU"
 	@echo "make docs    build the documentation into build/site; a warning is an error"
 	@echo "make setup   make $(VENV) with everything that the above need"
 	@echo "make clean   remove what was built, and the demo's database"
@@ -69,6 +70,13 @@ $(DOCS_STAMP): pyproject.toml constraints.txt | setup
 # The variable silences a note about the successor of MkDocs, which --strict does not count as a warning.
 docs: setup $(DOCS_STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# In a cache of its own, so that the pack has the standard kernels and no others.
+KERNELS_ARCH ?= sm_90a
+kernels: setup
+	@mkdir -p build
+	XDG_CACHE_HOME=$(CURDIR)/build/kernels $(BIN)/autotune kernels build --arch $(KERNELS_ARCH)
+	XDG_CACHE_HOME=$(CURDIR)/build/kernels $(BIN)/autotune kernels export build/kernels-$(KERNELS_ARCH).tar.xz
 
 # The import directions are checked by tests/test_imports.py.
 check: lint types test
