@@ -170,12 +170,7 @@ def _problems(backend: str, architecture: str, model: str, dtypes: tuple[str, ..
     digits = architecture.removeprefix("sm_").rstrip("af")
     device = Device(kind="cuda", name=architecture, uuid="none", capability=(int(digits[:-1]), int(digits[-1])))
     errors().print(f"{study.name}: finding its products", markup=False)
-    return [
-        problem
-        for batch in study.batch
-        for dtype in dtypes
-        for problem in problems_of(study, batch, backend, device, dtype)
-    ]
+    return [problem for batch in study.batch for problem in problems_of(study, batch, backend, device, dtypes)]
 
 
 def _say(document: dict[str, object], text: str, *, json: bool) -> None:

@@ -1,7 +1,7 @@
 """The kernel problems of a study's model, found on this machine for a GPU that it need not have."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autotune import registry
@@ -16,16 +16,22 @@ from autotune.study.file import StudyFile
 
 
 def problems_of(
-    study: StudyFile, batch: int, backend: str, device: Device, precision: str
+    study: StudyFile, batch: int, backend: str, device: Device, precisions: Sequence[str]
 ) -> Mapping[GemmProblem, int]:
-    """Capture the model of a study at a batch and return its kernel problems with their numbers in one call."""
-    tuner = registry.kernel_tuner(backend)
-    seed = study.search.seed
+    """Capture a study's model at a batch; return the kernel problems of its graph with every fusion.
+
+    Each has its number in one call, the largest over ``precisions``.
+    """
+    tuner, seed = registry.kernel_tuner(backend), study.search.seed
     (example,) = generate(study.input_specs(), batch, seed, 1, "example")
     captured = capture(study.name, batch, make_module(study.factory, seed), example)
     hints = registry.backend(backend).space(device, None, has_factory=False).hints
     tuned = next(hint for hint in hints if hint["kernels"] == "tuned")
-    configuration = Configuration.of(backend, {**dict(tuned.values), "precision": precision})
+    counts: dict[GemmProblem, int] = {}
     with tempfile.TemporaryDirectory(prefix="autotune-problems-") as folder:
         write(Path(folder), captured, example, factory=None, seed=seed)
-        return tuner.kernel_problems(CapturedModel(Path(folder)), configuration, device)
+        for precision in precisions:
+            configuration = Configuration.of(backend, {**dict(tuned.values), "precision": precision})
+            for problem, count in tuner.kernel_problems(CapturedModel(Path(folder)), configuration, device).items():
+                counts[problem] = max(count, counts.get(problem, 0))
+    return counts

@@ -2,21 +2,15 @@
 
 import gzip
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune import registry
 from autotune.errors import RequestError
-from autotune.model.capture import capture
-from autotune.model.factory import make_module
-from autotune.model.inputs import generate
-from autotune.model.source import CapturedModel, write
-from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
 from autotune.study.file import StudyFile
+from autotune.study.model_problems import problems_of
 
 BACKEND = "native"
 H200 = Device(kind="cuda", name="NVIDIA H200", uuid="none", capability=(9, 0), cores=16, memory_bytes=141 << 30)
@@ -39,20 +33,8 @@ class ModelProblems:
 
 def capture_problems(study: StudyFile, batch: int) -> ModelProblems:
     """Capture a study's model at one batch, and find the kernel problems of its graph with every fusion."""
-    seed = study.search.seed
-    (example,) = generate(study.input_specs(), batch, seed, 1, "example")
-    captured = capture(study.name, batch, make_module(study.factory, seed), example)
-    weights: dict[GemmProblem, float] = {}
-    hints = registry.backend(BACKEND).space(H200, None, has_factory=False).hints
-    tuned = next(hint for hint in hints if hint["kernels"] == "tuned")
-    with tempfile.TemporaryDirectory(prefix="problems-") as folder:
-        write(Path(folder), captured, example, factory=None, seed=seed)
-        for precision in PRECISIONS:
-            configuration = Configuration.of(BACKEND, {**dict(tuned.values), "precision": precision})
-            problems = registry.kernel_tuner(BACKEND).kernel_problems(CapturedModel(Path(folder)), configuration, H200)
-            for problem, count in problems.items():
-                weights[problem] = max(count, weights.get(problem, 0.0))
-    return ModelProblems(name=study.name, batch=batch, weights=weights)
+    counts = problems_of(study, batch, BACKEND, H200, PRECISIONS)
+    return ModelProblems(name=study.name, batch=batch, weights={problem: float(n) for problem, n in counts.items()})
 
 
 def write_problems(path: Path, models: Iterable[ModelProblems]) -> None:
