@@ -14,6 +14,7 @@ from autotune.database.rows import (
     failure_dict,
     failure_record,
     former_plan_values,
+    kernel_final_values,
     kernel_record,
     kernel_values,
     parse_instant,
@@ -25,6 +26,7 @@ from autotune.records.canonical import canonical
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.identity import Conditions, objective_content
+from autotune.records.kernel_final import KernelFinal
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
@@ -34,12 +36,15 @@ from autotune.records.workload import Workload
 
 FORMAT = "autotune exchange 1"
 
+LARGEST = 1e300
+"""Figures of this size and above are refused by every database."""
+
 Text = Annotated[str, Field(max_length=4096, pattern=r"^[^\x00]*$")]
 Uid = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
-Positive = Annotated[float, Field(gt=0, lt=1e300)]
-NotNegative = Annotated[float, Field(ge=0, lt=1e300)]
+Positive = Annotated[float, Field(gt=0, lt=LARGEST)]
+NotNegative = Annotated[float, Field(ge=0, lt=LARGEST)]
 Json = dict[str, object]
 
 
@@ -116,6 +121,13 @@ class KernelTrialEntry(_ParcelEntry):
     failure: Json | None
 
 
+class KernelFinalEntry(_ParcelEntry):
+    """A final of kernels as it travels; its uid is computed again from the record."""
+
+    created: Text
+    record: Json
+
+
 class FileEntry(_ParcelEntry):
     """One file of an artifact."""
 
@@ -135,6 +147,7 @@ class ParcelRecords(_ParcelEntry):
     trials: list[TrialEntry]
     measurements: list[MeasurementEntry]
     kernel_trials: list[KernelTrialEntry] = []
+    kernel_finals: list[KernelFinalEntry] = []
     roofs: list[Json] = []
     plans: list[Json]
     former_plans: list[Json] = []
@@ -171,6 +184,14 @@ class TravellingKernelTrial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TravellingKernelFinal:
+    """A final of kernels, and when it was written."""
+
+    final: KernelFinal
+    created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
     """Records that refer to one another and to nothing outside, except a plan to an artifact that stayed behind."""
 
@@ -180,6 +201,7 @@ class Parcel:
     trials: tuple[TravellingTrial, ...]
     measurements: tuple[TravellingMeasurement, ...]
     kernel_trials: tuple[TravellingKernelTrial, ...]
+    kernel_finals: tuple[TravellingKernelFinal, ...]
     roofs: tuple[Roofs, ...]
     plans: tuple[Plan, ...]
     former_plans: tuple[Plan, ...]
@@ -197,6 +219,7 @@ class Parcel:
         names = {workload.name for workload in self.workloads} | {device.name for device in self.devices}
         names |= {study.name for study in self.studies} | {plan.name for plan in (*self.plans, *self.former_plans)}
         names |= {item.trial.device_class for item in self.kernel_trials}
+        names |= {item.final.device_class for item in self.kernel_finals}
         names |= {roofs.device_class for roofs in self.roofs}
         for name in sorted(names):
             if not name.isprintable():
@@ -232,6 +255,9 @@ def to_json(parcel: Parcel) -> bytes:
             "kernel_trials": [
                 {"uid": item.uid, "created": item.created, **kernel_values(item.trial)["record"]}
                 for item in parcel.kernel_trials
+            ],
+            "kernel_finals": [
+                {"created": item.created, "record": item.final.as_dict()} for item in parcel.kernel_finals
             ],
             "roofs": [roofs.as_dict() for roofs in parcel.roofs],
             "plans": [plan.as_dict() for plan in parcel.plans],
@@ -276,6 +302,7 @@ def from_json(content: bytes) -> Parcel:
             trials=tuple(_trial(entry) for entry in document.trials),
             measurements=tuple(_measurement(entry) for entry in document.measurements),
             kernel_trials=tuple(_kernel_trial(entry) for entry in document.kernel_trials),
+            kernel_finals=tuple(_kernel_final(entry) for entry in document.kernel_finals),
             roofs=tuple(_roofs(data) for data in document.roofs),
             plans=tuple(_plan(data) for data in document.plans),
             former_plans=tuple(_former_plan(data) for data in document.former_plans),
@@ -332,6 +359,18 @@ def _kernel_trial(entry: KernelTrialEntry) -> TravellingKernelTrial:
     trial = kernel_record(entry.model_dump(exclude={"uid", "created"}))
     kernel_values(trial)
     return TravellingKernelTrial(uid=entry.uid, trial=trial, created=parse_instant(entry.created))
+
+
+def _kernel_final(entry: KernelFinalEntry) -> TravellingKernelFinal:
+    final = KernelFinal.from_dict(_checked(entry.record))
+    texts = (final.device_class, *(finalist.toolchain for finalist in final.finalists))
+    if not all(isinstance(text, str) and "\x00" not in text for text in texts):
+        raise ValueError("the device class and the toolchains of a final of kernels are texts")
+    for us in (sample for finalist in final.finalists for block in finalist.rounds_us for sample in block):
+        if us >= LARGEST:
+            raise ValueError(f"a sample of a final of kernels is below {LARGEST:g} µs, found {us!r}")
+    kernel_final_values(final)
+    return TravellingKernelFinal(final=final, created=parse_instant(entry.created))
 
 
 def _roofs(data: Json) -> Roofs:
