@@ -62,8 +62,8 @@ def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: b
 
     Kernel trials, their finals and roofs belong to no study: those of the studies' device classes are added, or without
     a name all of them alone. Returns the number of each kind. ``artifacts`` adds the plans' artifacts, as far as the
-    store has them. The file appears only when it is complete. Raises DatabaseError for an unknown study, if there is nothing to
-    write, or if ``out`` cannot be written.
+    store has them. The file appears only when it is complete. Raises DatabaseError for an unknown study, if there is
+    nothing to write, or if ``out`` cannot be written.
     """
     with _readable(store):
         parcel = _packed(store, studies, artifacts)

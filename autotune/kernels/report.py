@@ -6,6 +6,7 @@ from autotune import registry
 from autotune.errors import AutotuneError
 from autotune.execute.step_result import Span
 from autotune.kernels.rates import DeviceRates
+from autotune.records.kernel_final import KernelFinal
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 
@@ -13,6 +14,8 @@ from autotune.records.kernel_trial import KernelTrial
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunedProblem:
     """All trials of a problem, complete ones first and the fastest first.
+
+    If it has a ``final``, the finalists come first, in the order of its rounds.
 
     ``weight`` is the number of times that a call of the model computes it. ``measured`` and ``compiled`` are the counts
     of this run; ``trouble`` is the error that ended it.
@@ -24,6 +27,7 @@ class TunedProblem:
     measured: int = 0
     compiled: int = 0
     trouble: AutotuneError | None = None
+    final: KernelFinal | None = None
 
     @property
     def complete(self) -> tuple[KernelTrial, ...]:
@@ -43,10 +47,16 @@ class TunedProblem:
 
     @property
     def saved(self) -> float | None:
-        """The share of the time of the best library call that the best kernel saves; ``None`` if one is unknown."""
-        best_us = self.best.median_us if self.best else None
-        library_us = self.library.median_us if self.library else None
-        return None if best_us is None or library_us is None else 1 - best_us / library_us
+        """The share of the time of the best library call that the best kernel saves; ``None`` if one is unknown.
+
+        By the rounds if both took part in the final, else by the search.
+        """
+        if self.best is None or self.library is None:
+            return None
+        ratio = self.final.ratio(self.best.configuration, self.library.configuration) if self.final else None
+        if ratio is None and self.best.median_us and self.library.median_us:
+            ratio = self.best.median_us / self.library.median_us
+        return None if ratio is None else 1 - ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

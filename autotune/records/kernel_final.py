@@ -100,6 +100,11 @@ class KernelFinal:
         """Return the finalist with a configuration; ``None`` if it took no part."""
         return next((finalist for finalist in self.finalists if finalist.configuration == configuration), None)
 
+    def ratio(self, left: Configuration, right: Configuration) -> float | None:
+        """Return the time of a kernel relative to that of another one; ``None`` unless both took part."""
+        over, under = self.of(left), self.of(right)
+        return None if over is None or under is None else over.median_us / under.median_us
+
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         return {
