@@ -1,5 +1,6 @@
 """The result of a tuning of kernels: KernelReport."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from autotune import registry
@@ -36,27 +37,35 @@ class TunedProblem:
 
     @property
     def best(self) -> KernelTrial | None:
-        """The fastest trial."""
+        """The trial of the fastest kernel."""
         return next(iter(self.complete), None)
 
     @property
     def library(self) -> KernelTrial | None:
-        """The fastest trial of the libraries' own calls."""
+        """The trial of the fastest of the libraries' own calls."""
         library_kinds = registry.library_kinds()
         return next((trial for trial in self.complete if trial.configuration.backend in library_kinds), None)
 
     @property
-    def saved(self) -> float | None:
-        """The share of the time of the best library call that the best kernel saves; ``None`` if one is unknown.
+    def best_us(self) -> float | None:
+        """The lowest median of the search, also if a final has chosen another kernel."""
+        return min(self._medians_us(self.complete), default=None)
 
-        By the rounds if both took part in the final, else by the search.
-        """
-        if self.best is None or self.library is None:
-            return None
-        ratio = self.final.ratio(self.best.configuration, self.library.configuration) if self.final else None
-        if ratio is None and self.best.median_us and self.library.median_us:
-            ratio = self.best.median_us / self.library.median_us
-        return None if ratio is None else 1 - ratio
+    @property
+    def library_us(self) -> float | None:
+        """The lowest median of the libraries' own calls in the search."""
+        library_kinds = registry.library_kinds()
+        calls = [trial for trial in self.complete if trial.configuration.backend in library_kinds]
+        return min(self._medians_us(calls), default=None)
+
+    @property
+    def saved(self) -> float | None:
+        """The share of the best library call's time that the best kernel saves by the search; ``None`` if unknown."""
+        return None if self.best_us is None or self.library_us is None else 1 - self.best_us / self.library_us
+
+    @staticmethod
+    def _medians_us(trials: Iterable[KernelTrial]) -> list[float]:
+        return [trial.median_us for trial in trials if trial.median_us is not None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

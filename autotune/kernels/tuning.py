@@ -81,7 +81,7 @@ def writable_kernels_folder() -> Path:
 
 
 def _tune(bench: KernelBench, budget_s: float, builds: int, host: TuningHost) -> KernelReport:
-    begin, worked_s, reserved_s = host.clock(), bench.worked_s, FINALS_SHARE * budget_s
+    begin, reserved_s = host.clock(), FINALS_SHARE * budget_s
     for work in bench.works:
         bench.know(work)
     able = [work for work in bench.works if work.space is not None]
@@ -93,7 +93,7 @@ def _tune(bench: KernelBench, budget_s: float, builds: int, host: TuningHost) ->
     with CompileQueue(bench.executor, workers, host.pool(workers)) as queue:
         BuildStage(bench, able, queue, budget_s=budget_s, most_builds=builds, reserved_s=reserved_s).run()
     # On a GPU the search ends with the compilers, which would disturb finals.
-    FinalsStage(bench, able).run(max(reserved_s, budget_s - (bench.worked_s - worked_s)))
+    FinalsStage(bench, able).run(reserved_s)
     bench.executor.close()  # the spans of its process are known after its end
     return KernelReport(
         problems=tuple(_tuned(work) for work in bench.works), toolchain=bench.executor.toolchains.digest,

@@ -25,12 +25,14 @@ def problem(m, **values):
 
 class Events:
     def __init__(self, then=lambda trial: None):
-        self.trials, self.messages, self._then = [], [], then
+        self.trials, self.messages, self.finals, self._then = [], [], [], then
 
     def event(self, kind, **data):
         if kind == "kernel_tried":
             self.trials.append(data["trial"])
             self._then(data["trial"])
+        elif kind == "kernels_compared":
+            self.finals.append(data["final"])
         elif kind == "message":
             self.messages.append(data["text"])
 
@@ -71,7 +73,7 @@ def test_libraries_builds_and_launches_are_tried_once_for_all_runs(tune, tmp_pat
     assert {LIBRARY, *(launch(build("none", number)) for number in range(5))} <= tried <= everything
     assert tuned.measured == len(tuned.trials) == len(stored) and tuned.compiled == 5
     assert len(compiled(tmp_path)) == 5
-    assert tuned.best.median_us == min(trial.median_us for trial in stored)
+    assert tuned.best_us == min(trial.median_us for trial in stored)
     assert tuned.library.configuration == LIBRARY and tuned.saved is not None and tuned.saved >= 0
     assert all(trial.made["compile_s"] == 0.5 for trial in stored if trial.configuration != LIBRARY)
     assert {"build", "load", "check", "measure"} <= {stage for stage, _, _ in report.spans}
@@ -209,6 +211,9 @@ class FakeExecutor:
                     configuration=candidate, state="complete", samples_us=(5.0,),
                 )
             )  # fmt: skip
+
+    def compare(self, work, tell, *, rounds, samples, limit_s):
+        pass
 
     def close(self):
         pass
