@@ -11,6 +11,7 @@ from autotune.kernel import CompileResult
 from autotune.kernels import tuning
 from autotune.kernels.contenders import MOST
 from autotune.kernels.finals_stage import ROUNDS, SAMPLES
+from autotune.kernels.host import TuningHost
 from autotune.kernels.rounds import ComparedProblem
 from autotune.kernels.tuning import tune_kernels
 from autotune.records.kernel_problem import GemmProblem
@@ -86,7 +87,7 @@ def tune(tmp_path, cpu, toykernels, monkeypatch):
 
     def run(
         weights, *, search_us=lambda problem, candidate: 10.0, final_us=None, budget_s=60.0, failing=None, absent=(),
-        stop=None,
+        stop=None, host=None,
     ):  # fmt: skip
         kind = type("Executor", (TimingExecutor,), {
             "search_us": staticmethod(search_us), "final_us": staticmethod(final_us or search_us),
@@ -96,7 +97,15 @@ def tune(tmp_path, cpu, toykernels, monkeypatch):
         events = Events()
         with Store.open(str(tmp_path / "kernels.db")) as store:
             report = tune_kernels(
-                weights, cpu, store, FakeServer(), backend="toykernels", budget_s=budget_s, progress=events, stop=stop
+                weights,
+                cpu,
+                store,
+                FakeServer(),
+                backend="toykernels",
+                budget_s=budget_s,
+                progress=events,
+                stop=stop,
+                host=host,
             )
             finals = store.kernel_finals.of(weights, cpu.device_class)
         return report, events, kind, finals
@@ -164,6 +173,27 @@ def test_a_tenth_of_the_budget_is_reserved(tune, budget_s, monkeypatch):
         assert executor.limits_s == [pytest.approx(3.0)] and finals
     else:
         assert executor.limits_s == [] and not finals, "too little for a final"
+
+
+@pytest.mark.parametrize(("session_s", "sessions"), [(8.0, 2), (9.2, 1)])
+def test_the_search_begins_nothing_in_the_reserved_time(tune, session_s, sessions):
+    """A search of 10 s has 9; a second session, of other launches, begins before their end only."""
+    begun, moment = [], [0.0]
+
+    def search_us(_, candidate):
+        if candidate == LIBRARY or (candidate["order"] == 1 and 1 not in begun):
+            moment[0] += session_s
+            begun.append(candidate.get("order", 0))
+        return 10.0
+
+    _, _, executor, _ = tune(
+        {problem(8): 1.0},
+        search_us=search_us,
+        final_us=lambda *_: 10.0,
+        budget_s=10.0,
+        host=TuningHost(clock=lambda: moment[0]),
+    )
+    assert len(begun) == sessions and len(executor.limits_s) == 1
 
 
 def test_a_failed_final_leaves_the_choice_to_the_search_and_is_said(tune):
