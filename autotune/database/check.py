@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session, aliased
 from autotune.database.artifacts import ArtifactStore
 from autotune.database.engine import schema_version
 from autotune.database.files import hashed, open_plain
+from autotune.database.kernel_finals import kernel_final_values
 from autotune.database.manifest import is_digest
 from autotune.database.plan_rows import READABLE, REVISIONS
 from autotune.database.rows import (
     former_plan_values,
-    kernel_final_values,
     kernel_record,
     kernel_values,
     measurement_uid,

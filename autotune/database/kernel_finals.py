@@ -1,12 +1,12 @@
 """The finals of kernels in the tuning database: KernelFinals, the attribute ``kernel_finals`` of a store."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TypedDict
 
 from sqlalchemy import ColumnElement, inspect, select
 from sqlalchemy.orm import Session
 
 from autotune.database.plan_rows import readable
-from autotune.database.rows import kernel_final_values
 from autotune.database.schema import KernelFinalTable
 from autotune.database.transactions import Transactions
 from autotune.records.kernel_final import KernelFinal
@@ -14,6 +14,36 @@ from autotune.records.kernel_problem import GemmProblem
 
 BATCH = 500
 """Problems of one query, few enough for SQLite's limit on parameters."""
+
+
+TOO_LONG_US = 1e300
+"""See :data:`autotune.database.schema.POSITIVE`."""
+
+
+class KernelFinalValues(TypedDict):
+    """The columns of a final of kernels that follow from its record."""
+
+    uid: str
+    problem: str
+    device_class: str
+    best: str
+    best_us: float
+    record: dict[str, object]
+
+
+def kernel_final_values(final: KernelFinal) -> KernelFinalValues:
+    """Return the columns of a final of kernels; raises ``ValueError`` for samples that no database accepts."""
+    best, longest_us = final.ranked[0], max(sample for one in final.finalists for us in one.rounds_us for sample in us)
+    if longest_us >= TOO_LONG_US:
+        raise ValueError(f"a sample of a final has less than {TOO_LONG_US:g} µs, found {longest_us!r}")
+    return {
+        "uid": final.digest,
+        "problem": final.problem.digest,
+        "device_class": final.device_class,
+        "best": best.configuration.digest,
+        "best_us": best.median_us,
+        "record": final.as_dict(),
+    }
 
 
 class KernelFinals:

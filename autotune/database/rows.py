@@ -14,7 +14,6 @@ from autotune.records.canonical import canonical, digest
 from autotune.records.configuration import Configuration
 from autotune.records.evidence import StudyStart
 from autotune.records.identity import Conditions, Identity, objective_content
-from autotune.records.kernel_final import KernelFinal
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
@@ -83,17 +82,6 @@ class KernelTrialValues(TypedDict):
     configuration: str
     state: str
     median_us: float | None
-    record: dict[str, object]
-
-
-class KernelFinalValues(TypedDict):
-    """The columns of a final of kernels that follow from its record."""
-
-    uid: str
-    problem: str
-    device_class: str
-    best: str
-    best_us: float
     record: dict[str, object]
 
 
@@ -336,19 +324,6 @@ def kernel_record(data: Mapping[str, Any]) -> KernelTrial:
     """Return the kernel trial of a row's record."""
     failure = failure_record(data["failure"])
     return KernelTrial.from_dict({**data, "failure": None if failure is None else failure.as_dict()})
-
-
-def kernel_final_values(final: KernelFinal) -> KernelFinalValues:
-    """Return the columns of a final of kernels; raises ``ValueError`` for conditions that are no JSON."""
-    best = final.ranked[0]
-    return {
-        "uid": final.digest,
-        "problem": final.problem.digest,
-        "device_class": final.device_class,
-        "best": best.configuration.digest,
-        "best_us": best.median_us,
-        "record": final.as_dict(),
-    }
 
 
 def roofs_values(roofs: Roofs) -> RoofsValues:

@@ -295,7 +295,7 @@ class StoreConformance(TrialConformance, PlanConformance):
         assert by_problem == {PROBLEM.digest: (newer, older), other.digest: (alone,)}
         assert store.kernel_finals.of([other], DEVICE.device_class) == {other.digest: (alone,)}
         assert store.kernel_finals.of([PROBLEM], OTHER_DEVICE.device_class) == {}
-        with pytest.raises(DatabaseError):
+        with pytest.raises(ValueError, match="less than"):
             store.kernel_finals.add(kernel_final((1e305, 1e305)))
 
     def test_a_problem_is_listed_with_the_newest_final_of_its_best_kernel(self, store: Store) -> None:
