@@ -13,8 +13,8 @@ class Progress(Protocol):
         A study has ``capture`` (name, batch), ``captured`` (workload), ``trial_started`` and ``trial_timing`` (number,
         configuration), ``trial_finished`` (trial, best_ms), ``trial_left_out`` (trial, text), ``finals_started``
         (count), ``finals_round`` (rounds, elapsed_s) and ``finished`` (outcome). The tuning of kernels has
-        ``kernels_timed`` (problem, count) and ``kernel_tried`` (trial, best_us). ``message`` (text) is a line for the
-        user.
+        ``kernels_timed`` (problem, count), ``kernel_tried`` (trial, best_us) and ``kernels_compared`` (final).
+        ``message`` (text) is a line for the user.
         """
         ...
 

@@ -212,7 +212,7 @@ def _print_report(report: "KernelReport", device: "Device", *, json: bool) -> No
 
 
 class KernelProgress:
-    """Prints a line for each kernel that was tried, on standard error."""
+    """Prints a line for each kernel that was tried or took part in a final, on standard error."""
 
     def __init__(self, console: "Console") -> None:
         self._console = console
@@ -227,6 +227,10 @@ class KernelProgress:
             trial, configuration = data["trial"], data["trial"].configuration
             result = trial.failure or f"{words.milliseconds(trial.median_us)} µs"
             self.say(f"{configuration.backend} ({words.knobs(configuration)}): {result}")
+        elif kind == "kernels_compared":
+            for finalist in data["final"].ranked:
+                text, us = words.knobs(finalist.configuration), words.milliseconds(finalist.median_us)
+                self.say(f"final: {finalist.configuration.backend} ({text}): {us} µs")
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, aliased
 from autotune.database.artifacts import ArtifactStore
 from autotune.database.engine import schema_version
 from autotune.database.files import hashed, open_plain
+from autotune.database.kernel_finals import kernel_final_values
 from autotune.database.manifest import is_digest
 from autotune.database.plan_rows import READABLE, REVISIONS
 from autotune.database.rows import (
@@ -33,6 +34,7 @@ from autotune.database.schema import (
     Base,
     DeviceTable,
     FormerPlanTable,
+    KernelFinalTable,
     KernelTrialTable,
     MeasurementTable,
     PlanTable,
@@ -46,6 +48,7 @@ from autotune.database.sweep import GRACE_S, Unneeded, blobs_of, strays, sweep, 
 from autotune.errors import ArtifactError, DatabaseError
 from autotune.records.canonical import canonical
 from autotune.records.device import Device
+from autotune.records.kernel_final import KernelFinal
 from autotune.records.roofs import Roofs
 from autotune.records.trial import Measurement
 from autotune.records.workload import Workload
@@ -54,7 +57,7 @@ Kind = Literal["damaged", "missing", "orphaned", "leftover", "stray"]
 BATCH = 500
 """Rows read at once: enough that a million take seconds, few enough for SQLite's limit on parameters."""
 
-_SINCE: Mapping[type[Base], str] = {RoofsTable: "0004", FormerPlanTable: "0005"}
+_SINCE: Mapping[type[Base], str] = {RoofsTable: "0004", FormerPlanTable: "0005", KernelFinalTable: "0006"}
 """The tables that the first readable revision lacks, with the revision that added each."""
 
 _GC = "autotune db gc"
@@ -319,6 +322,12 @@ def _kernel_trial(_: Session, row: KernelTrialTable) -> Mapping[str, object]:
     return {name: value for name, value in values.items() if name != "record"}
 
 
+def _kernel_final(_: Session, row: KernelFinalTable) -> Mapping[str, object]:
+    parse_instant(row.created)
+    values = kernel_final_values(KernelFinal.from_dict(row.record))
+    return {name: value for name, value in values.items() if name != "record"}
+
+
 def _roofs(_: Session, row: RoofsTable) -> Mapping[str, object]:
     parse_instant(row.created)
     return roofs_values(Roofs.from_dict(row.record))
@@ -339,6 +348,7 @@ _READERS: Mapping[type[Base], Callable[[Session, Any], Mapping[str, object]]] = 
     TrialTable: _trial,
     MeasurementTable: _measurement,
     KernelTrialTable: _kernel_trial,
+    KernelFinalTable: _kernel_final,
     RoofsTable: _roofs,
     PlanTable: _plan,
     FormerPlanTable: _former_plan,

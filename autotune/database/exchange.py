@@ -1,4 +1,4 @@
-"""Studies, trials, measurements, kernel trials, roofs, plans and former plans between databases, in one zip file.
+"""Studies and their trials, kernels, roofs, plans and former plans between databases, in one zip file.
 
 ``records.json`` holds the records, ``artifacts/<digest>/<name>`` the files of the plans' artifacts, uncompressed. A
 file is checked from end to end before a row or an artifact is written; the size of its unpacked content is bounded by
@@ -22,10 +22,12 @@ from sqlalchemy.orm import Session
 from autotune.database import trials
 from autotune.database.files import CHUNK_BYTES
 from autotune.database.former_plans import former_plans
+from autotune.database.kernel_finals import kernel_final_rows
 from autotune.database.manifest import ArtifactFile
 from autotune.database.merging import KINDS, Counts, put
 from autotune.database.parcel import (
     Parcel,
+    TravellingKernelFinal,
     TravellingKernelTrial,
     TravellingMeasurement,
     TravellingTrial,
@@ -36,6 +38,7 @@ from autotune.database.roof_store import roofs_rows
 from autotune.database.rows import kernel_record, plan_of, study_record, trial_record
 from autotune.database.schema import (
     DeviceTable,
+    KernelFinalTable,
     KernelTrialTable,
     MeasurementTable,
     PlanTable,
@@ -57,10 +60,10 @@ _UNSOUND = (ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfil
 def export_studies(store: Store, studies: Sequence[str], out: Path, artifacts: bool = True) -> dict[str, int]:
     """Write the finished trials, measurements, plans and former plans of studies (by name) into a file.
 
-    Kernel trials and roofs belong to no study: those of the studies' device classes are added, or without a name all of
-    them alone. Returns the number of each kind. ``artifacts`` adds the plans' artifacts, as far as the store has
-    them. The file appears only when it is complete. Raises DatabaseError for an unknown study, if there is nothing to
-    write, or if ``out`` cannot be written.
+    Kernel trials, their finals and roofs belong to no study: those of the studies' device classes are added, or without
+    a name all of them alone. Returns the number of each kind. ``artifacts`` adds the plans' artifacts, as far as the
+    store has them. The file appears only when it is complete. Raises DatabaseError for an unknown study, if there is
+    nothing to write, or if ``out`` cannot be written.
     """
     with _readable(store):
         parcel = _packed(store, studies, artifacts)
@@ -127,8 +130,9 @@ def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
         unknown = sorted(set(names) - {study.name for study in studies})
         classes = {study.device_class for study in studies} if names else None
         kernels = tuple(_kernel_trials(session, classes))
+        finals = tuple(_kernel_finals(session, classes))
         roofs = tuple(row for row in roofs_rows(session) if classes is None or row.device_class in classes)
-        if unknown or not (names or kernels or roofs):
+        if unknown or not (names or kernels or finals or roofs):
             others = session.scalars(select(StudyTable.name).distinct().order_by(StudyTable.name)).all()
             raise DatabaseError(
                 f"{store.location} has no study {', '.join(unknown) or 'without a name'}",
@@ -150,6 +154,7 @@ def _packed(store: Store, names: Sequence[str], artifacts: bool) -> Parcel:
             trials=tuple(parcel_trials),
             measurements=tuple(_measurements(session, parcel_trials)),
             kernel_trials=kernels,
+            kernel_finals=finals,
             roofs=roofs,
             plans=tuple(promoted),
             former_plans=tuple(former_plans(session, names)),
@@ -186,12 +191,18 @@ def _kernel_trials(session: Session, device_classes: set[str] | None) -> Iterato
         yield TravellingKernelTrial(uid=row.uid, trial=kernel_record(row.record), created=row.created)
 
 
+def _kernel_finals(session: Session, device_classes: set[str] | None) -> Iterator[TravellingKernelFinal]:
+    where = [] if device_classes is None else [KernelFinalTable.device_class.in_(sorted(device_classes))]
+    for row, final in kernel_final_rows(session, *where):
+        yield TravellingKernelFinal(final=final, created=row.created)
+
+
 def merge_file(store: Store, path: Path) -> Counts:
     """Merge a file of :func:`export_studies`; returns how many of each kind were ``added`` and ``known`` already.
 
-    A study with the same identity is one study here too; a trial counts once, by its uid, and so does a kernel trial;
-    of two plans with one key the newer stays, and the other one becomes a former plan if it was measured under another
-    toolchain. A damaged artifact of the store is replaced. Raises DatabaseError for a
+    A study with the same identity is one study here too; a trial counts once, by its uid, and so do a kernel trial and
+    a final of kernels; of two plans with one key the newer stays, and the other one becomes a former plan if it was
+    measured under another toolchain. A damaged artifact of the store is replaced. Raises DatabaseError for a
     file that is damaged, or if a row of this database cannot be read; then nothing is written.
     """
     added: list[str] = []

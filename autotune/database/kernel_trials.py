@@ -9,12 +9,14 @@ from sqlalchemy import ColumnElement, and_, case, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from autotune import registry
+from autotune.database.kernel_finals import kernel_final_rows
 from autotune.database.plan_rows import device_classes
 from autotune.database.rows import KernelTrialValues, kernel_record, kernel_values
-from autotune.database.schema import KernelTrialTable
+from autotune.database.schema import KernelFinalTable, KernelTrialTable
 from autotune.database.transactions import Transactions
 from autotune.database.trials import QUARANTINE
 from autotune.records.configuration import Configuration
+from autotune.records.kernel_final import KernelFinal
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 
@@ -30,7 +32,8 @@ _IS_COMPLETE = KernelTrialTable.state == "complete"
 class KernelProblemRow:
     """A problem on one device class, with its trials under all toolchains.
 
-    ``best`` is the fastest complete trial, ``library_us`` the fastest median of a library's own call.
+    ``best`` is the fastest complete trial, ``library_us`` the fastest median of a library's own call. ``final`` is the
+    newest one in which ``best`` took part.
     """
 
     problem: GemmProblem
@@ -39,6 +42,7 @@ class KernelProblemRow:
     failed: int
     best: KernelTrial | None
     library_us: float | None
+    final: KernelFinal | None = None
 
 
 class KernelTrials:
@@ -116,6 +120,7 @@ class KernelTrials:
                 where = [KernelTrialTable.device_class.in_(device_classes(list(stored), device))]
             fastest = _fastest(session, *where, of=_PROBLEM)
             best = {(row.problem, row.device_class): kernel_record(row.record) for row in fastest}
+            finals = _finals(session, {device_class for _, device_class in best})
             query = select(
                 *_PROBLEM,
                 func.count().label("trials"),
@@ -135,6 +140,7 @@ class KernelTrials:
                         failed=row.failed,
                         best=trial,
                         library_us=row.library_us,
+                        final=_final_with(trial, finals.get((row.problem, row.device_class), ())),
                     )
                 )
         return sorted(problems, key=_order)
@@ -202,6 +208,25 @@ def _fastest(
         some = KernelTrialTable.uid.in_(uids[start : start + BATCH])
         rows += session.scalars(select(KernelTrialTable).where(some))
     return rows
+
+
+def _finals(session: Session, device_classes: set[str]) -> Mapping[tuple[str, str], list[KernelFinal]]:
+    """Return the finals on some device classes by problem and device class, the newest first."""
+    finals: dict[tuple[str, str], list[KernelFinal]] = {}
+    for row, final in kernel_final_rows(session, KernelFinalTable.device_class.in_(sorted(device_classes))):
+        finals.setdefault((row.problem, row.device_class), []).append(final)
+    return finals
+
+
+def _final_with(trial: KernelTrial | None, finals: Iterable[KernelFinal]) -> KernelFinal | None:
+    """Return the first final in which the kernel of a trial took part, under the toolchain of the trial."""
+    if trial is None:
+        return None
+    for final in finals:
+        finalist = final.of(trial.configuration)
+        if finalist is not None and finalist.toolchain == trial.toolchain:
+            return final
+    return None
 
 
 def _common_prefix(left: str, right: str) -> int:

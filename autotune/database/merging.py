@@ -4,6 +4,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from autotune.database import former_plans, plans, trials
+from autotune.database.kernel_finals import put_kernel_final
 from autotune.database.kernel_trials import kernel_trial_key, supersede
 from autotune.database.parcel import Parcel, TravellingKernelTrial, TravellingTrial
 from autotune.database.roof_store import put_roofs
@@ -23,7 +24,17 @@ from autotune.records.identity import objective_content
 from autotune.records.plan import Plan
 from autotune.records.trial import Trial
 
-KINDS = ("studies", "trials", "measurements", "kernel_trials", "roofs", "plans", "former_plans", "artifacts")
+KINDS = (
+    "studies",
+    "trials",
+    "measurements",
+    "kernel_trials",
+    "kernel_finals",
+    "roofs",
+    "plans",
+    "former_plans",
+    "artifacts",
+)
 Counts = dict[str, dict[str, int]]
 
 
@@ -57,6 +68,8 @@ def put(session: Session, store: Store, parcel: Parcel) -> Counts:
         count("measurements", new)
     for kernel in parcel.kernel_trials:
         count("kernel_trials", _put_kernel_trial(session, kernel))
+    for final in parcel.kernel_finals:
+        count("kernel_finals", put_kernel_final(session, final.final, final.created))
     for roofs in parcel.roofs:
         count("roofs", put_roofs(session, roofs))
     replaced: set[str] = set()

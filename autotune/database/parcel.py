@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autotune.database.kernel_finals import kernel_final_values
 from autotune.database.manifest import ArtifactFile, digest_of
 from autotune.database.plan_rows import REVISIONS
 from autotune.database.rows import (
@@ -25,6 +26,7 @@ from autotune.records.canonical import canonical
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.identity import Conditions, objective_content
+from autotune.records.kernel_final import KernelFinal
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
@@ -116,6 +118,13 @@ class KernelTrialEntry(_ParcelEntry):
     failure: Json | None
 
 
+class KernelFinalEntry(_ParcelEntry):
+    """A final of kernels as it travels; its uid is computed again from the record."""
+
+    created: Text
+    record: Json
+
+
 class FileEntry(_ParcelEntry):
     """One file of an artifact."""
 
@@ -135,6 +144,7 @@ class ParcelRecords(_ParcelEntry):
     trials: list[TrialEntry]
     measurements: list[MeasurementEntry]
     kernel_trials: list[KernelTrialEntry] = []
+    kernel_finals: list[KernelFinalEntry] = []
     roofs: list[Json] = []
     plans: list[Json]
     former_plans: list[Json] = []
@@ -171,6 +181,14 @@ class TravellingKernelTrial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TravellingKernelFinal:
+    """A final of kernels, and when it was written."""
+
+    final: KernelFinal
+    created: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parcel:
     """Records that refer to one another and to nothing outside, except a plan to an artifact that stayed behind."""
 
@@ -180,6 +198,7 @@ class Parcel:
     trials: tuple[TravellingTrial, ...]
     measurements: tuple[TravellingMeasurement, ...]
     kernel_trials: tuple[TravellingKernelTrial, ...]
+    kernel_finals: tuple[TravellingKernelFinal, ...]
     roofs: tuple[Roofs, ...]
     plans: tuple[Plan, ...]
     former_plans: tuple[Plan, ...]
@@ -197,6 +216,7 @@ class Parcel:
         names = {workload.name for workload in self.workloads} | {device.name for device in self.devices}
         names |= {study.name for study in self.studies} | {plan.name for plan in (*self.plans, *self.former_plans)}
         names |= {item.trial.device_class for item in self.kernel_trials}
+        names |= {item.final.device_class for item in self.kernel_finals}
         names |= {roofs.device_class for roofs in self.roofs}
         for name in sorted(names):
             if not name.isprintable():
@@ -232,6 +252,9 @@ def to_json(parcel: Parcel) -> bytes:
             "kernel_trials": [
                 {"uid": item.uid, "created": item.created, **kernel_values(item.trial)["record"]}
                 for item in parcel.kernel_trials
+            ],
+            "kernel_finals": [
+                {"created": item.created, "record": item.final.as_dict()} for item in parcel.kernel_finals
             ],
             "roofs": [roofs.as_dict() for roofs in parcel.roofs],
             "plans": [plan.as_dict() for plan in parcel.plans],
@@ -276,6 +299,7 @@ def from_json(content: bytes) -> Parcel:
             trials=tuple(_trial(entry) for entry in document.trials),
             measurements=tuple(_measurement(entry) for entry in document.measurements),
             kernel_trials=tuple(_kernel_trial(entry) for entry in document.kernel_trials),
+            kernel_finals=tuple(_kernel_final(entry) for entry in document.kernel_finals),
             roofs=tuple(_roofs(data) for data in document.roofs),
             plans=tuple(_plan(data) for data in document.plans),
             former_plans=tuple(_former_plan(data) for data in document.former_plans),
@@ -332,6 +356,15 @@ def _kernel_trial(entry: KernelTrialEntry) -> TravellingKernelTrial:
     trial = kernel_record(entry.model_dump(exclude={"uid", "created"}))
     kernel_values(trial)
     return TravellingKernelTrial(uid=entry.uid, trial=trial, created=parse_instant(entry.created))
+
+
+def _kernel_final(entry: KernelFinalEntry) -> TravellingKernelFinal:
+    final = KernelFinal.from_dict(_checked(entry.record))
+    texts = (final.device_class, *(finalist.toolchain for finalist in final.finalists))
+    if not all(isinstance(text, str) and "\x00" not in text for text in texts):
+        raise ValueError("the device class and the toolchains of a final of kernels are texts")
+    kernel_final_values(final)
+    return TravellingKernelFinal(final=final, created=parse_instant(entry.created))
 
 
 def _roofs(data: Json) -> Roofs:

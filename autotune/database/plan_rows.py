@@ -10,11 +10,11 @@ from autotune.records.device import names_sku, slug
 from autotune.records.evidence import PlanEvidence
 from autotune.records.plan import Plan
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """The revisions that this version can read, oldest first; :mod:`autotune.database.schema` describes the last one."""
 
 READABLE = REVISIONS[2:]
-"""The revisions whose rows are those of the last one: 0004 and 0005 only add a table each. They are read without an
+"""The revisions whose rows are those of the last one: 0004 to 0006 only add a table each. They are read without an
 upgrade if a database can only be read."""
 
 VERSION_TABLE = "autotune_version"

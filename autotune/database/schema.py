@@ -238,6 +238,27 @@ class KernelTrialTable(Base):
     record: Mapped[JsonObject] = mapped_column(CanonicalJson)
 
 
+class KernelFinalTable(Base):
+    """The best kernels of a problem timed against each other; ``record`` is all of it, other columns follow from it.
+
+    ``uid`` is the digest of the record, ``best`` that of the fastest finalist's configuration.
+    """
+
+    __tablename__ = "kernel_final"
+    __table_args__ = (
+        Index("ix_kernel_final_problem", "device_class", "problem"),
+        CheckConstraint(POSITIVE.format("best_us"), name="best_us"),
+    )
+
+    uid: Mapped[str] = mapped_column(Uid, primary_key=True)
+    problem: Mapped[str] = mapped_column(Digest)
+    device_class: Mapped[str] = mapped_column(Text)
+    best: Mapped[str] = mapped_column(Digest)
+    best_us: Mapped[float]
+    created: Mapped[str] = mapped_column(Instant)
+    record: Mapped[JsonObject] = mapped_column(CanonicalJson)
+
+
 class RoofsTable(Base):
     """The newest measured roofs of a device class; ``record`` is all of them, other columns follow from it."""
 

@@ -6,6 +6,7 @@ from types import TracebackType
 
 from autotune.database.artifacts import ArtifactStore
 from autotune.database.engine import engine_at
+from autotune.database.kernel_finals import KernelFinals
 from autotune.database.kernel_trials import KernelTrials
 from autotune.database.lease_store import LeaseStore
 from autotune.database.leases import Lease
@@ -20,10 +21,10 @@ from autotune.database.trial_store import TrialStore
 class Store:
     """The tuning database and its artifacts, in parts; close it, or use it as a context manager.
 
-    ``studies``, ``leases``, ``trials``, ``plans``, ``kernels`` and ``roofs`` read and write records, ``artifacts``
-    holds files, ``transactions`` is for the modules of this package. Safe to use from several threads and processes:
-    one writes at a time. Every method of a part may raise DatabaseError, and ``ValueError`` if it is given what cannot
-    be true; nothing is half-written then.
+    ``studies``, ``leases``, ``trials``, ``plans``, ``kernels``, ``kernel_finals`` and ``roofs`` read and write records,
+    ``artifacts`` holds files, ``transactions`` is for the modules of this package. Safe to use from several threads and
+    processes: one writes at a time. Every method of a part may raise DatabaseError, and ``ValueError`` if it is given
+    what cannot be true; nothing is half-written then.
     """
 
     def __init__(self, transactions: Transactions, artifacts: ArtifactStore) -> None:
@@ -33,8 +34,9 @@ class Store:
         self.leases = LeaseStore(transactions)
         self.trials = TrialStore(transactions, artifacts)
         self.plans = PlanStore(transactions, artifacts)
-        # Kernel trials and roofs belong to no study, so no lease is checked.
+        # Kernel trials, their finals and roofs belong to no study, so no lease is checked.
         self.kernels = KernelTrials(transactions.under(None))
+        self.kernel_finals = KernelFinals(transactions.under(None))
         self.roofs = RoofStore(transactions.under(None))
 
     @classmethod

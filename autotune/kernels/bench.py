@@ -1,7 +1,7 @@
 """The problems of one tuning, with all that times them and records their trials: KernelBench."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from autotune import registry
@@ -17,6 +17,8 @@ from autotune.kernels.work import TunedWork, WithoutKinds
 from autotune.progress import Progress
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
+from autotune.records.kernel_final import KernelFinal
+from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 
 PASSING = ("out_of_memory",)
@@ -129,6 +131,15 @@ class KernelBench:
             if other.search is not None:
                 other.search.tell([trial])
         self._progress.event("kernel_tried", trial=trial, best_us=work.best_us)
+
+    def finals(self, problems: Iterable[GemmProblem]) -> Mapping[str, Sequence[KernelFinal]]:
+        """Return the stored finals of problems, the newest first, by the digest of their problem."""
+        return self._store.kernel_finals.of(problems, self.device.device_class)
+
+    def record_final(self, final: KernelFinal) -> None:
+        """Store a final."""
+        self._store.kernel_finals.add(final)
+        self._progress.event("kernels_compared", final=final)
 
     def fail(self, work: TunedWork, error: AutotuneError) -> None:
         """End the tuning of one problem."""

@@ -60,12 +60,15 @@ class BuildStage:
 
     It ends when nothing promises enough, or ``budget_s`` is used up. The libraries' calls are timed with any budget. On
     a GPU builds are compiled beside timings, on a CPU never. ``most_builds`` is the limit of each problem.
+    The last ``reserved_s`` of the budget are left to the finals.
     """
 
     def __init__(
-        self, bench: KernelBench, works: Sequence[TunedWork], queue: CompileQueue, *, budget_s: float, most_builds: int
-    ) -> None:
+        self, bench: KernelBench, works: Sequence[TunedWork], queue: CompileQueue, *, budget_s: float, most_builds: int,
+        reserved_s: float = 0.0,
+    ) -> None:  # fmt: skip
         self._bench, self._queue, self._budget_s, self._most_builds = bench, queue, budget_s, most_builds
+        self._reserved_s = reserved_s
         self._portfolio = BuildPortfolio(bench.kinds, most=most_builds)
         self._works = {work.problem: work for work in works}
         self._planned: list[TunedWork] = []
@@ -110,7 +113,7 @@ class BuildStage:
 
     @property
     def _left_s(self) -> float:
-        return self._budget_s - (self._bench.worked_s - self._begin_s)
+        return self._budget_s - self._reserved_s - (self._bench.worked_s - self._begin_s)
 
     @property
     def _overlaps(self) -> bool:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +17,8 @@ from autotune.execute.session import LINGER_S, Session
 from autotune.execute.step_result import Span
 from autotune.kernel import CompileResult, KernelToolchains
 from autotune.kernels.rates import DeviceRates
-from autotune.kernels.requests import CompileRequest, RatesRequest, TimeRequest
+from autotune.kernels.requests import CompileRequest, ProblemFinalists, RatesRequest, RoundsRequest, TimeRequest
+from autotune.kernels.rounds import ComparedProblem, RoundsReader
 from autotune.kernels.timing import TimingLimits
 from autotune.measure.foreign import foreign_processes
 from autotune.records.configuration import Configuration
@@ -199,6 +201,50 @@ class KernelExecutor:
                     found="\n    ".join([str(failure), *tail]), run="autotune doctor",
                 )  # fmt: skip
             tell(self._trial(problem, culprit, {"failure": failure.as_dict()}))
+
+    def compare(
+        self,
+        work: Sequence[ProblemFinalists],
+        tell: Callable[[ComparedProblem], None],
+        *,
+        rounds: int,
+        samples: int,
+        limit_s: float,
+        seed: int | None = None,
+    ) -> None:
+        """Time finalists of problems against each other in one process; ``tell`` gets each problem at once.
+
+        In each of the ``rounds`` a finalist has ``samples`` calls. A problem whose finalists fail, crash or hang has
+        the reasons, and the others are continued in another process. It ends after ``limit_s`` seconds, not counting
+        those of waiting for the device, or if the server is stopped; the running problem is then lost. Raises WorkError
+        for a failure that no problem caused.
+        """
+        self.close()  # a process that waits for candidates would hold memory of the device
+        waiting, worked_s = {entry.problem.digest: entry for entry in work}, 0.0
+        while waiting and worked_s < limit_s and not self.server.closed:
+            request = RoundsRequest(
+                backend=self.backend, device=self.device, folder=self.folder, rounds=rounds, samples=samples,
+                seed=self.seed if seed is None else seed, work=tuple(waiting.values()),
+            )  # fmt: skip
+            session = self.server.start("kernel_rounds", request.as_dict(), stage="load")
+            reader = RoundsReader(session, request.work, samples)
+            patience_s = START_S + CANDIDATE_S * max(len(entry.finalists) for entry in request.work)
+            try:
+                for compared in reader.read(patience_s, limit_s - worked_s):
+                    tell(compared)
+            finally:
+                self._end(session)
+            waiting = reader.waiting
+            worked_s += time.monotonic() - session.started - session.waited_s
+            if not waiting or worked_s >= limit_s or self.server.closed:
+                return
+            failure = session.failure(patience_s)
+            culprit = waiting.pop(session.turn or "", None)
+            if culprit is None:
+                raise WorkError(
+                    f"kernels could not be compared on {self.device.name}", found=str(failure), run="autotune doctor"
+                )
+            tell(ComparedProblem(problem=culprit.problem, failures=(str(failure),)))
 
     def _session(self, request: TimeRequest) -> Session:
         """Send a request to the process that is ready for more, or to a new one; returns its session."""

@@ -1,4 +1,4 @@
-"""Steps of tuned kernels: compile some of them, and check and time others, one after the other on the device.
+"""Steps of tuned kernels: compile some, check and time others one by one, and time the best against each other.
 
 A kernel that crashes may destroy the process's context on the device. So each result is sent as soon as it is there,
 and each candidate is announced before it runs: the coordinator knows which one was running, and continues with the
@@ -9,12 +9,13 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import chain
 
 from autotune import registry
 from autotune.execute import steps
 from autotune.execute.channel import Channel
 from autotune.execute.stages import building, enter, holding
-from autotune.kernels.requests import CompileRequest, RatesRequest, TimeRequest
+from autotune.kernels.requests import CompileRequest, ProblemFinalists, RatesRequest, RoundsRequest, TimeRequest
 
 CRASH = "crash"
 
@@ -101,6 +102,55 @@ def _time(order: TimeRequest, channel: Channel, *, warm: bool) -> None:
         channel.send({"kernel": message})
 
 
+def kernel_rounds(request: Mapping[str, object], channel: Channel) -> dict[str, object]:
+    """Check and time finalists, problem by problem, alone on the device; sends each result at once.
+
+    A finalist's samples of all rounds are sent as one list, round by round. If a finalist fails, its problem fails: it
+    passed when it was tuned.
+    """
+    from autotune.execute.child import explain
+
+    order = RoundsRequest.from_dict(request)
+    with holding(channel, order.device, "load", exclusive=True):
+        for work in order.work:
+            channel.send({"turn": work.problem.digest})
+            enter(channel, "load")
+            try:
+                failed = _compare(order, work, channel)
+            except Exception as error:  # the worker's border: it is sent, and the next problem begins
+                explained = explain(error)
+                if explained["kind"] == CRASH:
+                    raise
+                failed = {"": {"stage": "load", "kind": explained["kind"], "detail": explained["detail"]}}
+            for name, failure in failed.items():
+                channel.send({"kernel": {"candidate": f"{work.problem.digest}/{name}", "failure": failure}})
+    return {"compared": len(order.work)}
+
+
+def _compare(order: RoundsRequest, work: ProblemFinalists, channel: Channel) -> dict[str, object]:
+    """Check the finalists of a problem and, unless one fails, time them; returns the failures by finalist."""
+    from autotune.kernels.timing import KernelTimer, TimingLimits
+
+    problem, provider = work.problem, registry.kernels(order.backend)
+    timer = KernelTimer(order.device, problem, provider.compute, seed=order.seed, limits=TimingLimits())
+    kernels = {
+        finalist.digest: provider.load(order.device, problem, finalist, order.folder) for finalist in work.finalists
+    }
+    enter(channel, "check")
+    judged = {name: timer.judge(kernel) for name, kernel in kernels.items()}
+    failed: dict[str, object] = {
+        name: failure.as_dict() for name, (_, failure) in judged.items() if failure is not None
+    }
+    if failed:
+        return failed
+    enter(channel, "measure")
+    blocks_us, conditions = timer.rounds(kernels, rounds=order.rounds, samples=order.samples)
+    for name, blocks in blocks_us.items():
+        result = {"samples_us": list(chain(*blocks)), "conditions": conditions, "error": judged[name][0]}
+        channel.send({"kernel": {"candidate": f"{problem.digest}/{name}", **result}})
+    return {}
+
+
 def _release_memory() -> None:
     """Free the device's memory for the next process that holds the device."""
     import torch
@@ -112,6 +162,7 @@ STEPS = {
     **steps.STEPS,
     "compile_kernels": compile_kernels,
     "time_kernels": time_kernels,
+    "kernel_rounds": kernel_rounds,
     "device_rates": device_rates,
 }
 """The steps of every worker, and those of tuned kernels."""

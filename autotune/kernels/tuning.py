@@ -14,7 +14,10 @@ from autotune.kernels.bench import KernelBench, no_more
 from autotune.kernels.build_stage import BuildStage, compilers
 from autotune.kernels.compile_queue import CompileQueue
 from autotune.kernels.compiled import kernels_folder
+from autotune.kernels.contenders import ranked
 from autotune.kernels.executor import KernelExecutor
+from autotune.kernels.finals_stage import SHARE as FINALS_SHARE
+from autotune.kernels.finals_stage import FinalsStage
 from autotune.kernels.host import TuningHost
 from autotune.kernels.portfolio import MOST_BUILDS
 from autotune.kernels.report import KernelReport, TunedProblem
@@ -22,7 +25,6 @@ from autotune.kernels.work import TunedWork
 from autotune.progress import Progress, Silent
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
-from autotune.records.kernel_trial import KernelTrial
 from autotune.runtime import toolchain as versions
 
 
@@ -44,9 +46,11 @@ def tune_kernels(
 
     A candidate with a trial of the same toolchain and device class is not tried again, whether it was timed, failed,
     crashed or hung. ``builds`` is the limit of a problem over all runs. The libraries' own calls are timed with any
-    budget. ``host`` is another one than this in a simulation. If ``stop`` is set, the server ends, or single problems
-    fail, it returns the results so far. Raises SpaceError if no problem has a candidate, RequestError if ``backend``
-    has no kernels to tune, WorkError if the cache of compiled kernels cannot be written.
+    budget. At the end the best kernels of each problem are timed against each other, within a reserved part of the
+    budget, unless one is clearly the best or the database has such a final. ``host`` is another one
+    than this in a simulation. If ``stop`` is set, the server ends, or single problems fail, it returns the results so
+    far. Raises SpaceError if no problem has a candidate, RequestError if ``backend`` has no kernels to tune, WorkError
+    if the cache of compiled kernels cannot be written.
     """
     host = host or TuningHost()
     toolchains = KernelToolchains(registry.kernels(backend), versions.current(device))
@@ -77,7 +81,7 @@ def writable_kernels_folder() -> Path:
 
 
 def _tune(bench: KernelBench, budget_s: float, builds: int, host: TuningHost) -> KernelReport:
-    begin = host.clock()
+    begin, reserved_s = host.clock(), FINALS_SHARE * budget_s
     for work in bench.works:
         bench.know(work)
     able = [work for work in bench.works if work.space is not None]
@@ -87,7 +91,9 @@ def _tune(bench: KernelBench, budget_s: float, builds: int, host: TuningHost) ->
         bench.read_rates()
     workers = compilers(bench.device)
     with CompileQueue(bench.executor, workers, host.pool(workers)) as queue:
-        BuildStage(bench, able, queue, budget_s=budget_s, most_builds=builds).run()
+        BuildStage(bench, able, queue, budget_s=budget_s, most_builds=builds, reserved_s=reserved_s).run()
+    # On a GPU the search ends with the compilers, which would disturb finals.
+    FinalsStage(bench, able).run(reserved_s)
     bench.executor.close()  # the spans of its process are known after its end
     return KernelReport(
         problems=tuple(_tuned(work) for work in bench.works), toolchain=bench.executor.toolchains.digest,
@@ -97,10 +103,12 @@ def _tune(bench: KernelBench, budget_s: float, builds: int, host: TuningHost) ->
 
 
 def _tuned(work: TunedWork) -> TunedProblem:
-    def rank(trial: KernelTrial) -> tuple[bool, float, str]:
-        return trial.state != "complete", trial.median_us or 0.0, trial.configuration.digest
-
+    trials = work.trials.values()
+    failed = sorted(
+        (trial for trial in trials if trial.state != "complete"),
+        key=lambda trial: (trial.median_us or 0.0, trial.configuration.digest),
+    )
     return TunedProblem(
-        problem=work.problem, weight=work.weight, trials=tuple(sorted(work.trials.values(), key=rank)),
-        measured=work.measured, compiled=work.compiled, trouble=work.trouble,
+        problem=work.problem, weight=work.weight, trials=(*ranked(trials, work.final), *failed),
+        measured=work.measured, compiled=work.compiled, trouble=work.trouble, final=work.final,
     )  # fmt: skip

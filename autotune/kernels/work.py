@@ -8,6 +8,7 @@ from autotune.kernel import KernelSpace
 from autotune.kernels.executor import BuildResult
 from autotune.kernels.search import KernelSearch
 from autotune.records.configuration import Configuration
+from autotune.records.kernel_final import KernelFinal
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 
@@ -21,7 +22,7 @@ class TunedWork:
 
     ``search`` continues ``without`` the kinds whose compiler is missing, except for the builds that are ``ready``:
     compiled for this problem or for another one that shares them. ``hope`` is the log time that other launches of its
-    builds are expected to save.
+    builds are expected to save. ``final`` decides between its best kernels, if there is one.
     """
 
     problem: GemmProblem
@@ -36,6 +37,7 @@ class TunedWork:
     measured: int = 0
     compiled: int = 0
     trouble: AutotuneError | None = None
+    final: KernelFinal | None = None
 
     @property
     def best_us(self) -> float | None:

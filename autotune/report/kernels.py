@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from autotune import registry
 from autotune.kernels.report import TunedProblem
 from autotune.measure.conditions import recorded
 from autotune.measure.flags import stored_flags
 from autotune.measure.statistics import median_interval
+from autotune.records.configuration import Configuration
+from autotune.records.kernel_final import KernelFinal, KernelFinalist
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 from autotune.report import words
@@ -63,7 +66,7 @@ class KernelFigures:
 def kernel_figures(trial: KernelTrial, tuned: TunedProblem, rates: "DeviceRates | None") -> KernelFigures | None:
     """Return the figures of a trial; ``None`` if it was not timed."""
     us, least_us = trial.median_us, roofline_us(trial.problem, rates)
-    library_us = tuned.library.median_us if tuned.library else None
+    library_us = tuned.library_us
     if us is None:
         return None
     return KernelFigures(
@@ -90,6 +93,7 @@ def trial_document(trial: KernelTrial, tuned: TunedProblem, rates: "DeviceRates 
         "library_ratio": figures and figures.library_ratio,
         "error": trial.error,
         "made": dict(trial.made),
+        "final_us": _final_us(trial, tuned.final),
         "stopped": recorded(trial.conditions, "stopped"),
         "clock": recorded(trial.conditions, "clock"),
         "l2": recorded(trial.conditions, "l2"),
@@ -104,9 +108,10 @@ def tuned_document(tuned: TunedProblem, rates: "DeviceRates | None") -> dict[str
         "problem": tuned.problem.as_dict(),
         "digest": tuned.problem.digest,
         "roofline_us": roofline_us(tuned.problem, rates),
-        "best_us": tuned.best.median_us if tuned.best else None,
-        "library_us": tuned.library.median_us if tuned.library else None,
+        "best_us": tuned.best_us,
+        "library_us": tuned.library_us,
         "saved": tuned.saved,
+        "final": final_document(tuned.final),
         "measured": tuned.measured,
         "compiled": tuned.compiled,
         "cached": tuned.measured == 0,
@@ -123,6 +128,10 @@ def tuned_view(tuned: TunedProblem, device: "Device", rates: "DeviceRates | None
     table = FittingTable(title=title, title_justify="left")
     table.add_column("kind", no_wrap=True)
     table.add_column("configuration", overflow="fold")
+    # Medians of the search and of the final stand side by side, because they do not compare with each other.
+    final = tuned.final
+    if final is not None:
+        table.add_column("final µs [95% interval]", justify="right", no_wrap=True)
     for column in ("median µs [95% interval]", "TFLOP/s", "of roofline", "vs best library"):
         table.add_column(column, justify="right", no_wrap=True)
     for trial in tuned.complete:
@@ -132,6 +141,7 @@ def tuned_view(tuned: TunedProblem, device: "Device", rates: "DeviceRates | None
         table.add_row(
             trial.configuration.backend,
             words.knobs(trial.configuration),
+            *([_final_words(trial, final)] if final is not None else []),
             words.latency(figures.median_us, figures.interval_us),
             f"{figures.tflops:.4g}",
             "–" if figures.roofline_share is None else f"{figures.roofline_share:.0%}",
@@ -140,6 +150,47 @@ def tuned_view(tuned: TunedProblem, device: "Device", rates: "DeviceRates | None
     failed = [trial for trial in tuned.trials if trial.state == "failed"]
     below = [Text(f"{trial.configuration}: {trial.failure}", style="red") for trial in failed]
     return Group(table, *below)
+
+
+def final_document(final: KernelFinal | None) -> dict[str, object] | None:
+    """Return a final in JSON, the fastest kernel first; ``None`` if the search alone decides."""
+    if final is None:
+        return None
+    best, library = final.ranked[0], _library(final)
+    return {
+        "best": best.configuration.as_dict(),
+        "best_us": best.median_us,
+        "library_us": None if library is None else library.median_us,
+        "saved": None if library is None else 1 - best.median_us / library.median_us,
+        "rounds": final.rounds,
+        "finalists": [
+            {
+                "configuration": finalist.configuration.as_dict(),
+                "median_us": finalist.median_us,
+                "interval_us": list(median_interval(finalist.round_medians_us)),
+            }
+            for finalist in final.ranked
+        ],
+    }
+
+
+def _library(final: KernelFinal) -> KernelFinalist | None:
+    """Return the fastest library call of a final."""
+    library_kinds = registry.library_kinds()
+    return next((finalist for finalist in final.ranked if finalist.configuration.backend in library_kinds), None)
+
+
+def _final_us(trial: KernelTrial, final: KernelFinal | None) -> float | None:
+    """Return the median of a kernel in the final; ``None`` if it took no part."""
+    finalist = final.of(trial.configuration) if final is not None else None
+    return None if finalist is None else finalist.median_us
+
+
+def _final_words(trial: KernelTrial, final: KernelFinal) -> str:
+    finalist = final.of(trial.configuration)
+    if finalist is None:
+        return "–"
+    return words.latency(finalist.median_us, median_interval(finalist.round_medians_us))
 
 
 def problems_document(rows: "Sequence[KernelProblemRow]") -> list[dict[str, object]]:
@@ -156,13 +207,14 @@ def problems_document(rows: "Sequence[KernelProblemRow]") -> list[dict[str, obje
             "best_us": row.best.median_us if row.best else None,
             "library_us": row.library_us,
             "saved": _saved(row),
+            "final": final_document(row.final),
         }
         for row in rows
     ]
 
 
 def problems_table(rows: "Sequence[KernelProblemRow]") -> RenderableType:
-    """Show each problem with its best kernel."""
+    """Show each problem with its best kernel, and its time in the final that chose it, if there is one."""
     table = FittingTable(title=f"{len(rows)} kernel problems", title_justify="left")
     table.add_column("problem", overflow="fold")
     table.add_column("device", overflow="fold")
@@ -170,19 +222,38 @@ def problems_table(rows: "Sequence[KernelProblemRow]") -> RenderableType:
     table.add_column("failed", justify="right", no_wrap=True)
     table.add_column("best kernel", overflow="fold")
     table.add_column("µs", justify="right", no_wrap=True)
+    table.add_column("chosen by", no_wrap=True)
     table.add_column("saved against library", justify="right", no_wrap=True)
     for row in rows:
-        saved, best = _saved(row), row.best
+        kernel, us, saved = _chosen(row)
         table.add_row(
             problem_words(row.problem),
             row.device_class,
             str(row.trials),
             str(row.failed),
-            "–" if best is None else f"{best.configuration.backend}: {words.knobs(best.configuration)}",
-            "–" if best is None or best.median_us is None else words.milliseconds(best.median_us),
+            "–" if kernel is None else f"{kernel.backend}: {words.knobs(kernel)}",
+            "–" if us is None else words.milliseconds(us),
+            "–" if kernel is None else "search" if row.final is None else "final",
             "–" if saved is None else f"{saved:.1%}",
         )
     return table
+
+
+def _chosen(row: "KernelProblemRow") -> tuple[Configuration | None, float | None, float | None]:
+    """Return the kernel that a build gets, its time, and what it saves against the libraries.
+
+    All three are those of the final, if there is one. If no library call was near enough for the final, the saving is
+    that of the search.
+    """
+    if row.final is None:
+        best = row.best
+        return (None, None, None) if best is None else (best.configuration, best.median_us, _saved(row))
+    finalist, library = row.final.ranked[0], _library(row.final)
+    return (
+        finalist.configuration,
+        finalist.median_us,
+        1 - finalist.median_us / library.median_us if library else _saved(row),
+    )
 
 
 def _saved(row: "KernelProblemRow") -> float | None:

@@ -1,15 +1,18 @@
 """The tuned kernels for the builds of one captured model: KernelSupply."""
 
+import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autotune import registry
 from autotune.database.store import Store
 from autotune.environment import cache_folder
 from autotune.execute.executor import Executor
 from autotune.kernel import NEAR, KernelToolchains, KnownKernel, KnownKernels, wants_kernels
+from autotune.kernels.contenders import deciding_final, ranked
 from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
+from autotune.records.kernel_final import KernelFinal
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 
@@ -20,8 +23,9 @@ LOG_LINES = 8
 class KernelSupply:
     """Looks up the kernels that a build may choose from, in search, finals, rebuild and reproduction.
 
-    It only reads the database. ``tell`` gets a message if the problems of a graph cannot be found; its builds then
-    leave every problem to torch. Safe to use from several threads.
+    It only reads the database. If the best kernels of a problem were timed against each other, the result decides, see
+    :func:`~autotune.kernels.contenders.deciding_final`. ``tell`` gets a message if the problems of a graph cannot be
+    found; its builds then leave every problem to torch. Safe to use from several threads.
     """
 
     def __init__(
@@ -46,16 +50,20 @@ class KernelSupply:
         library: dict[str, KnownKernel] = {}
         near: dict[str, tuple[KnownKernel, ...]] = {}
         library_kinds = registry.library_kinds()
-        for problem in self.problems(configuration):
-            complete = _by_time(self._store.kernels.of(problem, self._device_class, *toolchains.digests))
-            calls = [kernel for kernel in complete if kernel.configuration.backend in library_kinds]
-            for fastest, kernels in ((best, complete), (library, calls)):
-                if kernels:
-                    fastest[problem.digest] = kernels[0]
+        problems = self.problems(configuration)
+        finals = self._store.kernel_finals.of(problems, self._device_class)
+        for problem in problems:
+            trials = self._store.kernels.of(problem, self._device_class, *toolchains.digests)
+            final = deciding_final(trials, finals.get(problem.digest, ()), toolchains)
+            order = ranked(trials, final)
+            calls = [trial for trial in order if trial.configuration.backend in library_kinds]
+            for fastest, some in ((best, order), (library, calls)):
+                if some:
+                    fastest[problem.digest] = _known(some[0], final)
             near[problem.digest] = tuple(
-                kernel
-                for kernel in complete
-                if kernel not in calls and kernel.median_us <= NEAR * complete[0].median_us
+                _known(trial, final)
+                for trial in _near(order, final)
+                if trial.configuration.backend not in library_kinds
             )
         folder = cache_folder() / "kernels"
         return KnownKernels(folder=folder, toolchain=toolchains.digest, best=best, library=library, near=near)
@@ -92,11 +100,24 @@ def graph_of(configuration: Configuration) -> str:
     return Configuration.of(configuration.backend, values).digest
 
 
-def _by_time(trials: Iterable[KernelTrial]) -> list[KnownKernel]:
-    """Return the kernels that were timed to the end, fastest first."""
-    complete = [
-        KnownKernel(configuration=trial.configuration, median_us=trial.median_us)
-        for trial in trials
-        if trial.state == "complete" and trial.median_us is not None
-    ]
-    return sorted(complete, key=lambda kernel: (kernel.median_us, kernel.configuration.digest))
+def _known(trial: KernelTrial, final: KernelFinal | None) -> KnownKernel:
+    """Return a kernel with its median in the final, or in the search if it took no part."""
+    finalist = final.of(trial.configuration) if final is not None else None
+    median_us = trial.median_us if finalist is None else finalist.median_us
+    if median_us is None:
+        raise ValueError(f"a kernel trial of {trial.configuration} is {trial.state} and has no samples")
+    return KnownKernel(configuration=trial.configuration, median_us=median_us)
+
+
+def _near(order: Sequence[KernelTrial], final: KernelFinal | None) -> Iterator[KernelTrial]:
+    """Yield the trials of kernels that take at most :data:`NEAR` times as long as the best, in their order.
+
+    Finalists are compared by the rounds of the final, all others by the medians of the search.
+    """
+    lowest_us = min((trial.median_us or math.inf for trial in order), default=math.inf)
+    for trial in order:
+        ratio = final.ratio(trial.configuration, order[0].configuration) if final is not None else None
+        if ratio is None:
+            ratio = (trial.median_us or math.inf) / lowest_us
+        if ratio <= NEAR:
+            yield trial

@@ -1,7 +1,7 @@
 """Sample records of every kind that a tuning database stores, for tests of a store."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
 from autotune.records.evidence import PlanEvidence
 from autotune.records.identity import Conditions, PlanKey
+from autotune.records.kernel_final import KernelFinal, KernelFinalist
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
@@ -169,6 +170,22 @@ def kernel_trial(
         made={"registers": 168, "compile_s": 42.5},
         conditions={"l2": "cold", "clock_mhz": [1980, 1965]},
         failure=failure,
+    )
+
+
+def kernel_final(
+    medians_us: Sequence[float] = (6.0, 5.0), *, problem: GemmProblem = PROBLEM, toolchain: str = TOOLCHAIN.digest
+) -> KernelFinal:
+    """Return a final of two rounds between the kernels of :func:`kernel_trial` with 0, 1, … stages."""
+    finalists = (
+        KernelFinalist(
+            configuration=kernel_trial(stages).configuration, toolchain=toolchain,
+            rounds_us=((0.9 * us, us, 1.2 * us), (us, us, us)),
+        )
+        for stages, us in enumerate(medians_us)
+    )  # fmt: skip
+    return KernelFinal(
+        problem=problem, device_class=DEVICE.device_class, finalists=tuple(finalists), conditions={"l2": "cold"}
     )
 
 

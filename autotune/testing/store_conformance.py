@@ -39,6 +39,7 @@ from autotune.testing.sample_records import (
     complete,
     configuration,
     digest,
+    kernel_final,
     kernel_trial,
     sample_roofs,
     sample_workload,
@@ -224,7 +225,7 @@ class StoreConformance(TrialConformance, PlanConformance):
     def test_a_coordinator_that_lost_its_lease_can_write_nothing(
         self, store: Store, clock: SteppingClock, tmp_path: Path
     ) -> None:
-        """Every part of the store checks the lease, except for kernel trials and roofs, which belong to no study."""
+        """Every part of the store checks the lease, except for kernels and roofs, which belong to no study."""
         study = begin(store)
         stale = store.under(store.leases.take(study.uid, ELSEWHERE))
         claimed = stale.trials.claim(study.uid, configuration(), TOOLCHAIN.digest)
@@ -256,6 +257,7 @@ class StoreConformance(TrialConformance, PlanConformance):
                 write()
         assert _content(store, study) == before and store.artifacts.has(artifact)
         assert stale.kernels.add([kernel_trial()]) == 1 and stale.roofs.put(sample_roofs())
+        assert stale.kernel_finals.add(kernel_final())
 
     # Kernels
 
@@ -282,6 +284,33 @@ class StoreConformance(TrialConformance, PlanConformance):
         with pytest.raises(DatabaseError):
             store.kernels.add([kernel_trial(), kernel_trial(1, 1e305)])
         assert store.kernels.of(PROBLEM, DEVICE.device_class, TOOLCHAIN.digest) == ()
+
+    def test_finals_of_kernels_are_stored_once_and_the_newest_is_first(self, store: Store) -> None:
+        """A final is the same by its content; each of another problem or device class stands alone."""
+        other = replace(PROBLEM, m=1)
+        assert store.kernel_finals.of([PROBLEM, other], DEVICE.device_class) == {}
+        older, newer, alone = kernel_final(), kernel_final((5.0, 6.0, 7.0)), kernel_final(problem=other)
+        assert [store.kernel_finals.add(final) for final in (older, newer, alone, older)] == [True, True, True, False]
+        by_problem = store.kernel_finals.of([PROBLEM, other], DEVICE.device_class)
+        assert by_problem == {PROBLEM.digest: (newer, older), other.digest: (alone,)}
+        assert store.kernel_finals.of([other], DEVICE.device_class) == {other.digest: (alone,)}
+        assert store.kernel_finals.of([PROBLEM], OTHER_DEVICE.device_class) == {}
+        with pytest.raises(ValueError, match="less than"):
+            store.kernel_finals.add(kernel_final((1e305, 1e305)))
+
+    def test_a_problem_is_listed_with_the_newest_final_of_its_best_kernel(self, store: Store) -> None:
+        """Neither a final of another toolchain decides, nor one in which the best kernel took no part."""
+        store.kernels.add([kernel_trial(1, 5.0), kernel_trial(2, 6.0)])
+        store.kernel_finals.add(kernel_final((5.0,) * 3, toolchain="other"))
+        (row,) = store.kernels.problems()
+        assert row.final is None
+        for final in (kernel_final((6.0, 5.0)), kernel_final((5.0, 6.0, 7.0)), kernel_final((1.0,) * 3, toolchain="x")):
+            store.kernel_finals.add(final)
+        (row,) = store.kernels.problems()
+        assert row.final == kernel_final((5.0, 6.0, 7.0)) and row.best == kernel_trial(1, 5.0)
+        store.kernels.add([kernel_trial(7, 1.0)])
+        (row,) = store.kernels.problems()
+        assert row.final is None
 
     # Roofs
 

@@ -41,14 +41,20 @@ def test_torchs_calls_are_tuned_on_this_cpu_kept_and_listed(autotune, cache):
     assert document["cached"] is True and document["measured"] == 0
     assert document["saved"] == 0.0 and document["best_us"] == document["library_us"]
     assert [one["kind"] for one in document["candidates"]] == ["torch", "torch"]
-    best = document["candidates"][0]
+    best = next(one for one in document["candidates"] if one["median_us"] == document["best_us"])
+    final = document["final"]  # none, if one of the two is clearly the best
+    if final is not None:
+        assert first.stderr.count("final: torch") == 2 and "final µs" in first.stdout
+        assert final["best"] == document["candidates"][0]["configuration"]
+        assert [one["final_us"] for one in document["candidates"]] == [one["median_us"] for one in final["finalists"]]
     assert best["interval_us"][0] <= best["median_us"] <= best["interval_us"][1]
     assert best["tflops"] == pytest.approx(2 * 16 * 32 * 64 / best["median_us"] / 1e6)
     assert best["roofline_share"] is None and best["library_ratio"] == 1.0
     listed = json.loads(autotune("kernels", "list", "--device", "cpu", "--db", "k.db", "--json").stdout)
     assert [(row["problem"]["m"], row["best_us"], row["trials"]) for row in listed] == [(16, document["best_us"], 2)]
+    assert listed[0]["final"] == final
     table = autotune("kernels", "list", "--db", "k.db").stdout
-    assert "16×32×64 fp32" in table and "0.0%" in table
+    assert "16×32×64 fp32" in table and "0.0%" in table and ("search" if final is None else "final") in table
 
 
 @pytest.mark.parametrize(("dtype", "options"), [("fp16", ["--residual"]), ("bf16", ["--epilogue", "silu"])])

@@ -14,6 +14,7 @@ from autotune.database.reading import PlanReader
 from autotune.database.store import Store
 from autotune.database.sweep import GRACE_S
 from autotune.errors import DatabaseError
+from autotune.testing.sample_records import kernel_final
 from tests.database.records import (
     TOOLCHAIN,
     begin,
@@ -44,6 +45,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
         tried(store, study, 0, artifact=second)
         store.plans.promote(plan(artifact=first))
         store.kernels.add([kernel()])
+        store.kernel_finals.add(kernel_final())
         yield store
 
 
@@ -125,6 +127,16 @@ DAMAGES: dict[str, tuple[Callable[[Store], object], tuple[str, str]]] = {
         }.items()
     },
     "kernel no trial": (lambda s: changed(s, "UPDATE kernel_trial SET record = '{}'"), ("damaged", "kernel_trial row")),
+    **{
+        f"kernel final {column}": (
+            lambda s, column=column, value=value: changed(s, f"UPDATE kernel_final SET {column} = {value}"),
+            ("damaged", "kernel_final row"),
+        )
+        for column, value in {
+            "uid": "'x'", "problem": "'x'", "device_class": "'x'", "best": "'x'", "best_us": "9.0", "created": "'x'",
+            "record": "'{}'",
+        }.items()
+    },
     "no trial": (lambda s: changed(s, "DELETE FROM trial"), ("orphaned", "measurement row")),
     "no study": (lambda s: changed(s, "DELETE FROM study"), ("orphaned", "trial row")),
     "no workload": (lambda s: changed(s, "DELETE FROM workload"), ("orphaned", "study row")),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from autotune.database.exchange import export_studies, merge_file
 from autotune.database.store import Store
 from autotune.errors import DatabaseError
+from autotune.testing.sample_records import kernel_final
 from tests.database.records import (
     DEVICE,
     PROBLEM,
@@ -49,6 +50,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.trials.finish(failed(second, figure=float("nan")))
         store.plans.promote(plan(artifact=artifact))
         store.kernels.add([kernel()])
+        store.kernel_finals.add(kernel_final())
         store.kernels.add([kernel(1, failure=replace(lost("non_finite"), figure=float("inf")), error=float("inf"))])
         export_studies(store, ["resnet50"], root / "sound.zip")
     return root / "sound.zip"
@@ -90,6 +92,11 @@ def refused(databases: Databases, path: Path, tmp_path: Path, match: str = "") -
     assert {name for name in os.listdir(tmp_path) if name != "refused"} <= {path.name}
     if databases.kind == "sqlite":
         assert {name.split(".db")[0] for name in os.listdir(database.parent)} <= {"here", "here-artifacts"}
+
+
+def of_final(document: dict[str, Any]) -> dict[str, Any]:
+    record: dict[str, Any] = document["kernel_finals"][0]["record"]
+    return record
 
 
 def of_kernel(document: dict[str, Any], state: str) -> dict[str, Any]:
@@ -163,6 +170,25 @@ RECORD_CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
     "kernel class": lambda d: of_kernel(d, "complete").update(device_class="\x1b[2J"),
     "kernel toolchain": lambda d: of_kernel(d, "complete").update(toolchain="a\x00b"),
     "kernel date": lambda d: of_kernel(d, "complete").update(created="now"),
+    "final of one": lambda d: of_final(d).update(finalists=of_final(d)["finalists"][:1]),
+    "final of twins": lambda d: of_final(d).update(finalists=of_final(d)["finalists"][:1] * 2),
+    "final schema": lambda d: of_final(d).update(schema=2),
+    "final without rounds": lambda d: of_final(d)["finalists"][0].update(rounds_us=[]),
+    "final with fewer rounds": lambda d: of_final(d)["finalists"][0].update(rounds_us=[[1.0]]),
+    "final round empty": lambda d: of_final(d)["finalists"][0].update(rounds_us=[[1.0], []]),
+    "final sample zero": lambda d: of_final(d)["finalists"][0].update(rounds_us=[[1.0], [0.0]]),
+    "final sample text": lambda d: of_final(d)["finalists"][0].update(rounds_us=[[1.0], ["1"]]),
+    "final samples huge": lambda d: of_final(d).update(
+        finalists=[{**each, "rounds_us": [[1e305]]} for each in of_final(d)["finalists"]]
+    ),
+    "final toolchain": lambda d: of_final(d)["finalists"][0].update(toolchain="a\x00b"),
+    "final configuration": lambda d: of_final(d)["finalists"][0]["configuration"].update(backend="../x"),
+    "final class": lambda d: of_final(d).update(device_class="\x1b[2J"),
+    "final class no text": lambda d: of_final(d).update(device_class=7),
+    "final problem": lambda d: of_final(d)["problem"].update(m=0),
+    "final conditions": lambda d: of_final(d)["conditions"].update(x=float("nan")),
+    "final date": lambda d: d["kernel_finals"][0].update(created="now"),
+    "final key": lambda d: d["kernel_finals"][0].update(surprise=1),
     "kernel failure": lambda d: of_kernel(d, "failed").update(failure=None),
     "kernel failure kind": lambda d: of_kernel(d, "failed")["failure"].update(kind="boredom"),
     "kernel failure key": lambda d: of_kernel(d, "failed")["failure"].update(surprise=1),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -12,6 +13,7 @@ from autotune.errors import WorkError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import CompileResult
 from autotune.kernels.executor import STEPS, KernelExecutor
+from autotune.kernels.requests import ProblemFinalists
 from autotune.measure.lock import device_lock
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -151,6 +153,56 @@ def test_nothing_is_said_of_what_was_stopped(executor):
     executor.time(PROBLEM, [launch(build(fault)) for fault in ("none", "hang", "slow")], None, stop)
     assert len(found) == 1
     assert executor.compile(PROBLEM, [build("none")], 60.0) == ({build("none"): None}, {})
+
+
+def compare(executor, *works, limit_s=60.0, tell=None):
+    """The results of finals; a finalist is named by its fault."""
+    results = []
+    executor.compare(
+        [ProblemFinalists(problem=problem, finalists=finalists) for problem, finalists in works],
+        tell or results.append, rounds=3, samples=2, limit_s=limit_s,
+    )  # fmt: skip
+    return results
+
+
+def toys(*faults):
+    return tuple(launch(build(fault, number)) for number, fault in enumerate(faults))
+
+
+def test_finalists_are_timed_in_rounds_and_a_problem_that_goes_wrong_costs_no_other(executor, monkeypatch):
+    monkeypatch.setattr("autotune.kernels.executor.START_S", 4.0)
+    problems = [replace(PROBLEM, m=m) for m in range(1, 8)]
+    finalists = [
+        (LIBRARY, *toys("none", "slow")), toys("none", "crash"), toys("none", "inaccurate", "non_finite"),
+        toys("none", "error"), toys("none", "hang"), toys("none", "none"),
+    ]  # fmt: skip
+    results = compare(executor, *zip(problems, finalists, strict=False))
+    assert [one.problem for one in results] == problems[:6]
+    assert [bool(one.failures) for one in results] == [False, True, True, True, True, False]
+    first, crash, wrong, error, hang, last = results
+    assert {len(blocks) for blocks in first.blocks_us.values()} == {3}
+    assert {len(block) for blocks in first.blocks_us.values() for block in blocks} == {2}
+    assert set(first.blocks_us) == set(finalists[0]) and set(last.blocks_us) == set(finalists[5])
+    assert min(map(min, first.blocks_us[finalists[0][2]])) > 50_000 > max(map(max, first.blocks_us[LIBRARY]))
+    assert first.conditions["sets"] == 4 and first.conditions["process"] != last.conditions["process"]
+    assert "SIGSEGV" in crash.failures[0] and "no answer" in hang.failures[0] and "a kernel" in error.failures[0]
+    assert len(wrong.failures) == 2 and "off by" in wrong.failures[0] and "not finite" in wrong.failures[1]
+    assert not any(one.blocks_us for one in (crash, wrong, error, hang))
+
+
+def test_finals_end_with_their_time_or_the_study_and_what_is_finished_stays(executor):
+    works = [(replace(PROBLEM, m=m), toys("none", *["slow"] * 3)) for m in range(1, 5)]  # more than a second each
+    begin = time.monotonic()
+    results = compare(executor, *works, limit_s=2.0)
+    assert len(results) < 4 and not any(one.failures for one in results) and time.monotonic() - begin < 15.0
+    stopped = []
+
+    def tell(compared):
+        stopped.append(compared)
+        executor.server.stop()
+
+    compare(executor, *works, tell=tell)
+    assert len(stopped) == 1
 
 
 def test_a_gpu_whose_rates_cannot_be_read_has_none_and_says_so_once(tmp_path, monkeypatch):

@@ -8,8 +8,10 @@ from autotune.database.store import Store
 from autotune.errors import RequestError, SpaceError, WorkError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import CompileResult
+from autotune.kernels.contenders import contenders
 from autotune.kernels.executor import STEPS
 from autotune.kernels.tuning import tune_kernels
+from autotune.measure.conditions import unregistered_conditions
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.kernel_trial import KernelTrial
@@ -25,12 +27,14 @@ def problem(m, **values):
 
 class Events:
     def __init__(self, then=lambda trial: None):
-        self.trials, self.messages, self._then = [], [], then
+        self.trials, self.messages, self.finals, self._then = [], [], [], then
 
     def event(self, kind, **data):
         if kind == "kernel_tried":
             self.trials.append(data["trial"])
             self._then(data["trial"])
+        elif kind == "kernels_compared":
+            self.finals.append(data["final"])
         elif kind == "message":
             self.messages.append(data["text"])
 
@@ -71,7 +75,7 @@ def test_libraries_builds_and_launches_are_tried_once_for_all_runs(tune, tmp_pat
     assert {LIBRARY, *(launch(build("none", number)) for number in range(5))} <= tried <= everything
     assert tuned.measured == len(tuned.trials) == len(stored) and tuned.compiled == 5
     assert len(compiled(tmp_path)) == 5
-    assert tuned.best.median_us == min(trial.median_us for trial in stored)
+    assert tuned.best_us == min(trial.median_us for trial in stored)
     assert tuned.library.configuration == LIBRARY and tuned.saved is not None and tuned.saved >= 0
     assert all(trial.made["compile_s"] == 0.5 for trial in stored if trial.configuration != LIBRARY)
     assert {"build", "load", "check", "measure"} <= {stage for stage, _, _ in report.spans}
@@ -81,6 +85,20 @@ def test_libraries_builds_and_launches_are_tried_once_for_all_runs(tune, tmp_pat
     assert again.problems[0].measured == 0 and not events.trials
     assert {trial.configuration for trial in unchanged} == tried
     assert len(compiled(tmp_path)) == 5
+
+
+def test_the_best_kernels_are_timed_against_each_other_once_and_their_rounds_choose(tune):
+    report, events, _ = tune(problem(8))
+    (tuned,) = report.problems
+    if tuned.final is None:  # on a busy host one of equal kernels may be clearly the best
+        assert len(contenders(tuned.trials)) == 1 and not events.finals
+        return
+    assert events.finals == [tuned.final] and 2 <= len(tuned.final.finalists) <= 4
+    assert tuned.best.configuration == tuned.final.ranked[0].configuration
+    assert tuned.final.conditions["l2"] == "steady" and unregistered_conditions(tuned.final.conditions) == []
+    again, events, _ = tune(problem(8))
+    assert not events.finals and again.problems[0].final == tuned.final
+    assert again.problems[0].best == tuned.best
 
 
 def test_builds_count_over_all_runs(tune, tmp_path):
@@ -209,6 +227,9 @@ class FakeExecutor:
                     configuration=candidate, state="complete", samples_us=(5.0,),
                 )
             )  # fmt: skip
+
+    def compare(self, work, tell, *, rounds, samples, limit_s):
+        pass
 
     def close(self):
         pass

@@ -1,16 +1,27 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from autotune.database.kernel_trials import KernelProblemRow
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import TunedProblem
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
+from autotune.records.kernel_final import KernelFinal, KernelFinalist
 from autotune.records.kernel_problem import GemmProblem, Window
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.trial import Failure
-from autotune.report.kernels import problem_words, roofline_us, trial_document, tuned_document, tuned_view
+from autotune.report.kernels import (
+    problem_words,
+    problems_document,
+    problems_table,
+    roofline_us,
+    trial_document,
+    tuned_document,
+    tuned_view,
+)
 
 H200 = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0), power_limit_w=700)
 PROBLEM = GemmProblem(m=4096, n=3072, k=768, bias=True, activation="gelu")
@@ -49,6 +60,65 @@ def test_a_problem_says_what_was_saved():
     assert (document["best_us"], document["library_us"], document["cached"]) == (31.0, 40.0, False)
     nothing = tuned_document(TunedProblem(problem=PROBLEM, weight=1.0, trials=(BROKEN,)), None)
     assert nothing["saved"] is nothing["best_us"] is nothing["library_us"] is nothing["roofline_us"] is None
+
+
+FINAL = KernelFinal(
+    problem=PROBLEM, device_class=H200.device_class,
+    finalists=(
+        KernelFinalist(configuration=FAST.configuration, toolchain="t", rounds_us=((35.0,), (36.0,), (37.0,))),
+        KernelFinalist(configuration=LIBRARY.configuration, toolchain="t", rounds_us=((34.0,), (33.0,), (34.0,))),
+    ),
+)  # fmt: skip
+DECIDED = replace(TUNED, trials=(LIBRARY, FAST, SLOW, BROKEN), final=FINAL)
+
+
+def test_figures_of_a_final_stand_beside_those_of_the_search():
+    document = tuned_document(DECIDED, RATES)
+    assert (document["best_us"], document["library_us"]) == (31.0, 40.0) and document["saved"] == TUNED.saved
+    final = document["final"]
+    assert (final["best"], final["best_us"], final["library_us"]) == (LIBRARY.configuration.as_dict(), 34.0, 34.0)
+    assert final["saved"] == 0.0 and final["rounds"] == 3
+    assert [one["median_us"] for one in final["finalists"]] == [34.0, 36.0]
+    assert final["finalists"][1]["interval_us"] == [35.0, 37.0]
+    assert [one["final_us"] for one in document["candidates"]] == [34.0, 36.0, None, None]
+    assert DECIDED.best == DECIDED.library == LIBRARY
+    undecided = tuned_document(TUNED, RATES)
+    assert undecided["final"] is None and {one["final_us"] for one in undecided["candidates"]} == {None}
+
+
+def shown(renderable):
+    console = Console(file=io.StringIO(), width=220)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_table_has_a_column_of_the_final_if_there_is_one():
+    text = shown(tuned_view(DECIDED, H200, RATES))
+    assert "34.00 [33.00 – 34.00]" in text and "40.00" in text and text.index("rank=0") < text.index("tile_m=64")
+    assert "final" not in shown(tuned_view(TUNED, H200, RATES))
+
+
+def test_the_list_shows_the_kernel_that_a_build_gets_and_what_chose_it():
+    row = KernelProblemRow(
+        problem=PROBLEM, device_class=H200.device_class, trials=4, failed=1, best=FAST, library_us=40.0
+    )
+    by_search = shown(problems_table([row]))
+    assert "tile_m=64" in by_search and "31.00" in by_search and "search" in by_search and "22.5%" in by_search
+    by_final = shown(problems_table([replace(row, final=FINAL)]))
+    assert "rank=0" in by_final and "34.00" in by_final and "final" in by_final and "0.0%" in by_final
+    (document,) = problems_document([replace(row, final=FINAL)])
+    assert document["best_us"] == 31.0 and document["final"]["best_us"] == 34.0
+    assert problems_document([row])[0]["final"] is None
+    nothing = replace(row, best=None, library_us=None)
+    assert "–" in shown(problems_table([nothing])) and problems_document([nothing])[0]["best_us"] is None
+    ours = replace(
+        FINAL,
+        finalists=(
+            FINAL.finalists[0],
+            replace(FINAL.finalists[1], configuration=trial("cutlass", 1.0, tile_m=128).configuration),
+        ),
+    )
+    assert "22.5%" in shown(problems_table([replace(row, final=ours)])), "no call was near: that of the search"
 
 
 def test_the_roofline_is_the_longer_of_arithmetic_and_memory():

@@ -9,7 +9,9 @@ from autotune.database.store import Store
 from autotune.execute.answers import ProblemCount, ProblemsAnswer
 from autotune.kernel import KernelToolchains, KnownKernel, KnownKernels
 from autotune.records.configuration import Configuration
+from autotune.records.kernel_final import KernelFinal, KernelFinalist
 from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
 from autotune.records.trial import Failure
 from autotune.study.kernel_supply import KernelSupply
 from tests.database import records
@@ -51,7 +53,10 @@ def supplies(tmp_path):
     def supply(*kernels):
         store = Store.open(str(tmp_path / f"{len(opened)}.db"))
         opened.append(store)
-        store.kernels.add(list(kernels))
+        store.kernels.add([one for one in kernels if isinstance(one, KernelTrial)])
+        for one in kernels:
+            if isinstance(one, KernelFinal):
+                store.kernel_finals.add(one)
         executor, told, stop = FakeExecutor(), [], threading.Event()
         made = KernelSupply(store, executor, records.DEVICE.device_class, records.TOOLCHAIN, told.append, stop)
         return SimpleNamespace(
@@ -98,6 +103,56 @@ def test_a_graph_whose_problems_cannot_be_found_is_named_and_gets_no_kernel(supp
     known = supply.of(asked())
     assert known is not None and not known.best
     assert [text.splitlines()[-1].strip() for text in supply.told] == ["the last line"] and "crash" in supply.told[0]
+
+
+def final(names_us, toolchain=None):
+    """A final of kernels by their names, with their times in microseconds."""
+    toolchains = KernelToolchains(registry.kernels("native"), records.TOOLCHAIN)
+    finalists = (
+        KernelFinalist(
+            configuration=MADE[name], toolchain=toolchain or toolchains.of(MADE[name].backend),
+            rounds_us=((us,), (us,)),
+        )
+        for name, us in names_us.items()
+    )  # fmt: skip
+    return KernelFinal(problem=ONE, device_class=records.DEVICE.device_class, finalists=tuple(finalists))
+
+
+CLOSE_US = {"library": 10.3, "near": 10.0, "far": 11.1}
+
+
+def test_a_build_is_handed_the_kernel_that_won_the_final(supplies):
+    trials = [trial(name, us) for name, us in CLOSE_US.items()]
+    by_search = supplies(*trials)
+    assert by_search.of(asked()).best[ONE.digest] == KnownKernel(configuration=MADE["near"], median_us=10.0)
+    by_final = supplies(*trials, final({"library": 5.0, "near": 5.2}))
+    known = by_final.of(asked())
+    assert known.best[ONE.digest] == known.library[ONE.digest]
+    assert known.best[ONE.digest] == KnownKernel(configuration=MADE["library"], median_us=5.0)
+    assert known.near[ONE.digest] == (KnownKernel(configuration=MADE["near"], median_us=5.2),)
+    assert by_final.digest(asked()) != by_search.digest(asked())
+
+
+def test_finalists_are_near_by_their_rounds_and_all_others_by_the_search(supplies):
+    trials = [trial(name, us) for name, us in {**CLOSE_US, "far": 10.9}.items()]
+    slow = supplies(*trials, final({"library": 500.0, "near": 560.0})).of(asked())
+    assert [kernel.configuration for kernel in slow.near[ONE.digest]] == [MADE["far"]]
+    close = supplies(*trials, final({"library": 500.0, "near": 540.0})).of(asked())
+    assert [kernel.configuration for kernel in close.near[ONE.digest]] == [MADE["near"], MADE["far"]]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        final({"library": 5.0, "near": 5.2}, toolchain="older"),
+        final({"library": 5.0, "far": 5.2}),
+        replace(final({"library": 5.0, "near": 5.2}), device_class="other"),
+        replace(final({"library": 5.0, "near": 5.2}), problem=TWO),
+    ],
+)
+def test_a_final_of_others_changes_nothing(supplies, other):
+    trials = [trial(name, us) for name, us in CLOSE_US.items()]
+    assert supplies(*trials, other).of(asked()).as_dict() == supplies(*trials).of(asked()).as_dict()
 
 
 def test_databases_that_know_the_same_give_the_same_digest_and_others_another(supplies):

@@ -5,7 +5,6 @@ two finalists' medians in a round is compared. Rounds of one process share its a
 a ratio is the wider of that of all rounds' median and Student's of the processes' medians.
 """
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +13,13 @@ from statistics import fmean, stdev
 from typing import Any
 
 from autotune import registry
-from autotune.errors import WorkError
-from autotune.execute.channel import ChannelClosed
-from autotune.kernels.executor import CANDIDATE_S, START_S, KernelExecutor
+from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.report import TunedProblem
-from autotune.kernels.requests import ProblemFinalists, RoundsRequest
+from autotune.kernels.requests import ProblemFinalists
+from autotune.kernels.rounds import ComparedProblem
 from autotune.measure.statistics import holm, median, median_interval, middle, paired_test
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
-
-log = logging.getLogger(__name__)
 
 PROCESSES, ROUNDS, SAMPLES = 5, 12, 5
 """Fresh processes, rounds of each, and calls of a finalist in a round."""
@@ -131,75 +127,36 @@ def run_races(
     """
     for number in range(processes):
         missing = [race for race in races if len(race.runs) <= number and not race.failures]
-        while missing and clock() < until and not executor.server.closed:
-            missing = _run(missing, executor, number, rounds, until, save, clock)
+        if missing and clock() < until and not executor.server.closed:
+            _run(missing, executor, number, rounds, until - clock(), save)
 
 
 def _run(
-    races: Sequence[Race], executor: KernelExecutor, number: int, rounds: int, until: float, save: Callable[[], object],
-    clock: Callable[[], float],
-) -> list[Race]:  # fmt: skip
-    """Run a process; if it crashed, returns the races for another one."""
-    by_digest = {race.problem.digest: race for race in races}
-    waiting = dict(by_digest)
-    request = RoundsRequest(
-        backend=executor.backend, device=executor.device, folder=executor.folder, rounds=rounds, samples=SAMPLES,
-        seed=executor.seed + number,
-        work=tuple(ProblemFinalists(problem=race.problem, finalists=race.finalists) for race in races),
-    )  # fmt: skip
-    session = executor.server.start("kernel_rounds", request.as_dict(), stage="load")
-    results: dict[str, dict[str, Any]] = {}
-    expected, left_s = set(by_digest), max(1.0, until - clock())
+    races: Sequence[Race],
+    executor: KernelExecutor,
+    number: int,
+    rounds: int,
+    limit_s: float,
+    save: Callable[[], object],
+) -> None:
+    """Run one process, or more if finalists crash."""
+    by_problem = {race.problem: race for race in races}
+
+    def note(compared: ComparedProblem) -> None:
+        race = by_problem[compared.problem]
+        if compared.failures:
+            race.failures += compared.failures
+            return
+        blocks = {finalist.digest: [list(block) for block in us] for finalist, us in compared.blocks_us.items()}
+        race.runs.append({"number": number, "samples_us": blocks, "conditions": dict(compared.conditions)})
+
+    work = [ProblemFinalists(problem=race.problem, finalists=race.finalists) for race in races]
     try:
-        while "result" not in (message := session.receive(START_S + CANDIDATE_S, left_s)):
-            if "turn" in message:
-                session.turn = message["turn"]
-                if session.turn in expected:
-                    expected.remove(session.turn)
-                    session.begin_part()
-            elif "kernel" in message:
-                result = message["kernel"]
-                digest, _, finalist = result["candidate"].partition("/")
-                race = by_digest[digest]
-                if "failure" in result:
-                    race.failures.append(f"{finalist[:12]} {result['failure']['detail']}".strip())
-                    waiting.pop(digest, None)
-                    continue
-                results.setdefault(digest, {})[finalist] = result
-                if len(results[digest]) == len(race.finalists):
-                    race.runs.append(_run_of(results[digest], number))
-                    waiting.pop(digest)
-            elif "error" in message:
-                break
-    except ChannelClosed:
-        log.debug("a process that compared kernels is gone")
-    finally:
-        session.finish()
-        save()
-    if clock() >= until or executor.server.closed or not waiting:
-        return []
-    culprit = waiting.pop(session.turn or "", None)
-    failure = session.failure(START_S)
-    if culprit is None:
-        raise WorkError(
-            f"kernels could not be compared on {executor.device.name}", found=str(failure), run="autotune doctor"
+        executor.compare(
+            work, note, rounds=rounds, samples=SAMPLES, limit_s=max(1.0, limit_s), seed=executor.seed + number
         )
-    culprit.failures.append(str(failure))
-    save()
-    return list(waiting.values())
-
-
-def _run_of(results: Mapping[str, Mapping[str, Any]], number: int) -> dict[str, Any]:
-    """Return one process's run: blocks of each finalist, and the conditions, which they share."""
-    blocks = {
-        name: [
-            list(result["samples_us"][first : first + SAMPLES])
-            for first in range(0, len(result["samples_us"]), SAMPLES)
-        ]
-        for name, result in results.items()
-    }
-    conditions = next(iter(results.values()))["conditions"]
-    return {"number": number, "samples_us": blocks, "conditions": conditions}
+    finally:
+        save()
 
 
 def result_of(race: Race) -> RaceResult | None:

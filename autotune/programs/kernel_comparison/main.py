@@ -26,7 +26,7 @@ from autotune.execute.server import WorkerServer
 from autotune.kernel import KernelToolchains
 from autotune.kernels.compiled import kernels_folder
 from autotune.kernels.cost import FIXED_S
-from autotune.kernels.executor import KernelExecutor
+from autotune.kernels.executor import STEPS, KernelExecutor
 from autotune.kernels.portfolio import MOST_BUILDS
 from autotune.kernels.rates import DeviceRates
 from autotune.kernels.report import KernelReport
@@ -59,8 +59,6 @@ NAME = "kernel_comparison"
 SCHEMA = 1
 FILE = "comparison.json"
 """The record of compiled builds, in the folder of the kernels."""
-
-STEPS = "autotune.programs.kernel_comparison.steps"
 
 FINALS_SHARE = 0.35
 """The share of the limit for the finals."""

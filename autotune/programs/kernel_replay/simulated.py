@@ -24,6 +24,8 @@ from autotune.kernels.compile_pool import CompileJob
 from autotune.kernels.cost import KernelCost
 from autotune.kernels.executor import BuildResult, KernelExecutor
 from autotune.kernels.rates import DeviceRates
+from autotune.kernels.requests import ProblemFinalists
+from autotune.kernels.rounds import ComparedProblem
 from autotune.kernels.timing import TimingLimits
 from autotune.kernels.work import Compiled
 from autotune.records.configuration import Configuration
@@ -253,6 +255,36 @@ class SimulatedKernels(KernelExecutor):
             self.timed.append((self._clock(), problem, candidate, true_us))
             with self._clock.beside_the_device():
                 tell(trial)
+
+    def compare(
+        self,
+        work: Sequence[ProblemFinalists],
+        tell: Callable[[ComparedProblem], None],
+        *,
+        rounds: int,
+        samples: int,
+        limit_s: float,
+        seed: int | None = None,
+    ) -> None:
+        """Time finalists against each other, each as long as a candidate of a session."""
+        begin_s = self._clock()
+        for entry in work:
+            self._charge(self._costs.session_s + len(entry.finalists) * self._costs.candidate_s)
+            if self._clock() - begin_s > limit_s:
+                return
+            noise = random.Random(f"{entry.problem.digest}/final")
+            blocks_us = {
+                finalist: tuple(
+                    tuple(
+                        self._times.us(entry.problem, finalist) * math.exp(noise.gauss(0, TIMING_NOISE))
+                        for _ in range(samples)
+                    )
+                    for _ in range(rounds)
+                )
+                for finalist in entry.finalists
+            }
+            with self._clock.beside_the_device():
+                tell(ComparedProblem(problem=entry.problem, blocks_us=blocks_us))
 
     def _is_compiled(self, key: tuple[str, Configuration]) -> bool:
         return key[1].backend in self._costs.compiled or key in self._cache
