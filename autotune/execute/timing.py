@@ -1,11 +1,17 @@
 """The division of a study's time into building, checking, sampling and waiting: TimeSplit."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from autotune.execute.message import WAIT
+from autotune.execute.session import QUEUED
 
 KINDS = ("sampling", "checking", "building", "waiting")
-_STAGES = {"measure": "sampling", "check": "checking", "build": "building", WAIT: "waiting"}
+OTHER_KINDS = ("loading", "starting", "queued")
+"""The kinds of work within ``other``; the rest of it is ``between``: no step ran, or one had nothing to do."""
+_STAGES = {
+    "measure": "sampling", "check": "checking", "build": "building", WAIT: "waiting", "load": "loading",
+    "starting": "starting", QUEUED: "queued",
+}  # fmt: skip
 
 
 class TimeSplit:
@@ -16,7 +22,7 @@ class TimeSplit:
     """
 
     def __init__(self) -> None:
-        self._spans: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        self._spans: dict[str, list[tuple[float, float]]] = {kind: [] for kind in (*KINDS, *OTHER_KINDS)}
 
     def add(self, spans: Sequence[tuple[str, float, float]]) -> None:
         """Add the stages of one step: name, begin and end in monotonic seconds."""
@@ -30,16 +36,30 @@ class TimeSplit:
 
     def seconds(self, begin: float, end: float) -> dict[str, float]:
         """Return the seconds of each kind of work, and of other, between two moments; they add up to the whole."""
+        split = self._split(KINDS, begin, end)
+        split["other"] = max(0.0, end - begin - sum(split.values()))
+        return {kind: split[kind] for kind in ("building", "checking", "sampling", "waiting", "other")}
+
+    def other_seconds(self, begin: float, end: float) -> dict[str, float]:
+        """Return the division of the other seconds between two moments; they add up to those.
+
+        A step is starting from its order until its first stage, queued while another step of this study has the device.
+        """
+        split = self._split((*KINDS, *OTHER_KINDS), begin, end)
+        between_s = max(0.0, end - begin - sum(split.values()))
+        return {**{kind: split[kind] for kind in OTHER_KINDS}, "between": between_s}
+
+    def _split(self, kinds: Iterable[str], begin: float, end: float) -> dict[str, float]:
+        """Return the seconds of each kind; a moment counts for the first of them that it belongs to."""
         covered: list[tuple[float, float]] = []
         split: dict[str, float] = {}
         before = 0.0
-        for kind in KINDS:
+        for kind in kinds:
             covered = _union([*covered, *((max(b, begin), min(e, end)) for b, e in self._spans[kind])])
             total = sum(e - b for b, e in covered)
             split[kind] = total - before
             before = total
-        split["other"] = max(0.0, end - begin - before)
-        return {kind: split[kind] for kind in ("building", "checking", "sampling", "waiting", "other")}
+        return split
 
 
 def _union(spans: list[tuple[float, float]]) -> list[tuple[float, float]]:

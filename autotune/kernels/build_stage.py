@@ -11,7 +11,7 @@ from autotune.kernel import CompileResult
 from autotune.kernels.bench import KernelBench
 from autotune.kernels.compile_queue import CompileQueue, CompilingBuilds
 from autotune.kernels.executor import BuildResult
-from autotune.kernels.portfolio import ENOUGH, BuildPortfolio, binary_of
+from autotune.kernels.portfolio import ENOUGH, LEAST_GAIN, BuildPortfolio, binary_of
 from autotune.kernels.schedule import Standing, next_session
 from autotune.kernels.work import TunedWork
 from autotune.records.configuration import Configuration
@@ -45,6 +45,13 @@ SLOW_S = 20.0
 
 SHORTEST_COMPILE_S = 60.0
 """The least time limit of a compilation, if less of the budget is left."""
+
+IDLE_GAIN = 0.001
+"""The share of the model's time in kernels that a build must be expected to save if the device waits for it alone.
+
+A study of ViT-B/16 on an H200 spent the last 9 of 33 s of its tuning on seven builds, one after the other, of a product
+that takes 4 of about 1,500 µs: they saved 0.2 µs.
+"""
 
 SESSION_S, CANDIDATE_S = 0.31, 0.05
 """The time of a session on an H200, and of each of its candidates."""
@@ -163,11 +170,21 @@ class BuildStage:
     def _fill(self) -> None:
         """Begin to compile the next builds, as many jobs as compile at once; none that could not end in time."""
         while self._planned and self._queue.has_room and not self._bench.stopped and self._left_s > 0:
-            chosen = self._portfolio.choose(TOGETHER, self._too_slow())
+            least_gain = IDLE_GAIN if self._will_be_idle else LEAST_GAIN
+            chosen = self._portfolio.choose(TOGETHER, self._too_slow(), least_gain=least_gain)
             if chosen is None:
                 return
             problem, builds = chosen
             self._queue.add(self._works[problem], builds, max(SHORTEST_COMPILE_S, self._left_s))
+
+    @property
+    def _will_be_idle(self) -> bool:
+        """Whether the device will have to wait for the next build: no other is being compiled, and little is ready."""
+        return self._queue.is_empty and self._overlaps and sum(self._has_ready(work) for work in self._planned) <= 1
+
+    def _has_ready(self, work: TunedWork) -> bool:
+        search = self._bench.search(work)
+        return bool(search.builds) and self._portfolio.state(work.problem, search.numbers(work.ready)).ready > 0
 
     def _too_slow(self) -> frozenset[str]:
         """Return the kinds of which no job can end in time, and the slow ones while one of their jobs runs."""

@@ -190,16 +190,17 @@ class BuildPortfolio:
             entry.weigh()
 
     def choose(
-        self, count: int, barred: frozenset[str] = frozenset()
+        self, count: int, barred: frozenset[str] = frozenset(), *, least_gain: float = LEAST_GAIN
     ) -> tuple[GemmProblem, tuple[Configuration, ...]] | None:
         """Return the next builds to compile together, for the problem that gains most; ``None`` at the end.
 
-        They are all of one kind, of none in ``barred``, and count as being compiled.
+        They are all of one kind, of none in ``barred``, and count as being compiled. Once all problems have enough
+        builds, each promises to save more than ``least_gain``, a share of the model's time in kernels.
         """
         chosen: list[Configuration] = []
         owner: _ProblemBuilds | None = None
         while len(chosen) < (count if owner is None or self._is_quick(chosen[0]) else 1):
-            best = self._best(owner, chosen[0].backend if chosen else None, barred)
+            best = self._best(owner, chosen[0].backend if chosen else None, barred, least_gain)
             if best is None:
                 break
             owner, build = best
@@ -272,7 +273,7 @@ class BuildPortfolio:
         return served
 
     def _best(
-        self, owner: _ProblemBuilds | None, kind: str | None, barred: frozenset[str]
+        self, owner: _ProblemBuilds | None, kind: str | None, barred: frozenset[str], least_gain: float
     ) -> tuple[_ProblemBuilds, Configuration] | None:
         """Return the build that promises most, among all or among an owner's of one kind, and its owner."""
         entries = [entry for entry in self._entries.values() if len(entry.gains)]
@@ -281,6 +282,7 @@ class BuildPortfolio:
         times = np.array([entry.weight * math.exp(entry.reached) for entry in entries])
         shares = times / times.sum()
         wanting = np.array([entry.is_wanting for entry in entries])
+        least_gain = 0.0 if wanting.any() else least_gain
         factors = shares + np.where(wanting, BREADTH / len(entries), 0.0)
         total = np.zeros(len(self._ids))
         for entry, factor in zip(entries, factors, strict=True):
@@ -291,9 +293,9 @@ class BuildPortfolio:
         if owner is not None:
             offered = total[owner.ids] * np.array([build.backend == kind for build in owner.builds])
             number = int(offered.argmax())
-            return (owner, owner.builds[number]) if self._is_worth_it(offered[number], wanting) else None
+            return (owner, owner.builds[number]) if offered[number] > least_gain else None
         binary = int(total.argmax())
-        if not self._is_worth_it(total[binary], wanting):
+        if not total[binary] > least_gain:
             return None
         places = [(entry, np.flatnonzero(entry.ids == binary)) for entry in entries]
         owners = [
@@ -309,9 +311,6 @@ class BuildPortfolio:
 
     def _is_quick(self, build: Configuration) -> bool:
         return self._kind(build.backend).compile_s <= SLOW_S
-
-    def _is_worth_it(self, gain: float, wanting: Truths) -> bool:
-        return gain > (0.0 if wanting.any() else LEAST_GAIN)
 
     def _id(self, problem: GemmProblem, build: Configuration) -> int:
         kind = self._kind(build.backend)

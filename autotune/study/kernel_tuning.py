@@ -25,6 +25,13 @@ SHARE = 0.5
 The rest is for building and timing whole models, which decides the plan. A kernel that was tuned before costs nothing.
 """
 
+LEAST_TUNING_S = 5.0
+"""A tuning with less time is not begun: it would time libraries' calls only, on a GPU about 20 in a second.
+
+A default study on an H200 began one with 1 s that timed 100 calls in 6 s, for candidates that were 2 to 15 times slower
+than the best.
+"""
+
 
 class StudyKernels:
     """Tunes the kernels of the configurations that want tuned kernels, within a share of the budget."""
@@ -93,9 +100,9 @@ class StudyKernels:
         """Tune the kernels of those configurations that want tuned ones; return the kernels for each build.
 
         ``budget_s`` is the rest of the whole study's budget. Each problem is tuned once, for all configurations that
-        have it. If the study is to tune none, builds get the kernels that the database has already. An error in tuning
-        costs tuned kernels only: a build leaves a problem without one to torch. StudyInterruptedError and
-        StudyTakenOverError are raised.
+        have it. If the study is to tune none, or less than :data:`LEAST_TUNING_S` is left for kernels, builds get the
+        kernels that the database has already. An error in tuning costs tuned kernels only: a build leaves a problem
+        without one to torch. StudyInterruptedError and StudyTakenOverError are raised.
         """
         wanting = list(filter(wants_kernels, configurations))
         if wanting:
@@ -114,9 +121,12 @@ class StudyKernels:
                 if (backend, problem) not in self._tuned
             }  # fmt: skip
             if counts and request.tune_kernels and not self.context.stop.is_set():
+                left_s = allowed_s - self.context.executor.split.worked_s(begin, time.monotonic())
+                if left_s < LEAST_TUNING_S:
+                    log.info("%s: %.1f s are left for %d kernel problems: too few", backend, left_s, len(counts))
+                    continue
                 self._tuned |= {(backend, problem) for problem in counts}
-                worked_s = self.context.executor.split.worked_s(begin, time.monotonic())
-                self._tune_these(counts, backend, max(0.0, allowed_s - worked_s))
+                self._tune_these(counts, backend, left_s)
 
     def _tune_these(self, counts: Mapping[GemmProblem, float], backend: str, budget_s: float) -> None:
         context = self.context

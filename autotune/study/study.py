@@ -130,11 +130,13 @@ class Study:
         search = StudySearch(context).run()
         decided = self.finals(context).run()
         end = time.monotonic()
-        split = self.split.seconds(begin, end)
+        split, other = self.split.seconds(begin, end), self.split.other_seconds(begin, end)
+        log.info("other time: %s", ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in other.items()))
         if isinstance(decided, Undecided):
             return self._undecided(row, decided, end - begin, split)
         limits = {"trials": self.request.trials, "budget_s": self.request.budget_s, "exhausted": search.exhausted}
-        self.store.studies.finish(row.uid, {"split": split, "seconds": end - begin, "asked": limits})
+        timings = {"split": split, "other": other, "seconds": end - begin, "asked": limits}
+        self.store.studies.finish(row.uid, timings)
         return outcome(
             self.request, self.store, row.uid, decided, decided.evidence.finalists, seconds=end - begin, split=split
         )

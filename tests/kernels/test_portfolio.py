@@ -79,6 +79,14 @@ def test_every_problem_gets_enough_builds_however_poor_they_are() -> None:
     assert everything(portfolio({SMALL: times_us}, most=2)) == [build(0), build(1)]
 
 
+def test_once_all_have_enough_a_build_must_promise_what_is_asked_for() -> None:
+    times_us = {build(number): 10.0 + 0.001 * number for number in range(ENOUGH + 4)}
+    chosen = portfolio({LARGE: times_us})
+    assert all(chosen.choose(1, least_gain=1.0) is not None for _ in range(ENOUGH)), "every problem has enough first"
+    assert chosen.choose(1, least_gain=1.0) is None
+    assert chosen.choose(1, least_gain=0.0) is not None
+
+
 def test_a_slow_kind_must_promise_more_and_is_compiled_alone() -> None:
     near = {build(0): 10.0, build(1, "slow"): 9.5}
     assert first(portfolio({SMALL: near}))[1] == (build(0),)

@@ -110,7 +110,7 @@ def test_builds_count_over_all_runs(tune, tmp_path):
 
 
 def test_whatever_goes_wrong_is_one_trial_and_is_never_tried_again_but_what_lacked_memory(tune, monkeypatch):
-    for module in ("portfolio", "schedule"):  # a kind whose kernels fail promises little
+    for module in ("build_stage", "schedule"):  # a kind whose kernels fail promises little
         monkeypatch.setattr(f"autotune.kernels.{module}.LEAST_GAIN", 0.0)
     report, _, (stored,) = tune(problem(2), builds=len(FAULTS))
     ends = {trial.configuration["fault"]: trial for trial in stored if trial.configuration != LIBRARY}
@@ -313,6 +313,20 @@ class Waiting(Crowded):
     def __init__(self, *arguments, **values):
         super().__init__(*arguments, **values)
         self.calls = 3
+
+
+@pytest.mark.parametrize(("idle_gain", "compiled"), [(1e9, 28), (0.0, 60)])
+def test_the_device_waits_for_more_than_enough_builds_only_if_they_promise_much(
+    on_a_gpu, monkeypatch, idle_gain, compiled
+):
+    monkeypatch.setattr(
+        "tests.toy_kernels.ToyKernels.space",
+        lambda self, device, problem: ToySpace(tuple(build("none", number) for number in range(60))),
+    )
+    monkeypatch.setattr("autotune.kernels.build_stage.IDLE_GAIN", idle_gain)
+    monkeypatch.setattr("autotune.kernels.build_stage.LEAST_GAIN", 0.0)
+    _, _, report = on_a_gpu({problem(4): 1.0}, kind=Waiting, budget_s=60.0, builds=60)
+    assert report.problems[0].compiled == compiled, "28 are the jobs that 14 cores compile at once"
 
 
 def test_a_kind_that_compiles_too_slowly_for_the_budget_is_left_out_and_said_to_be(on_a_gpu, monkeypatch):

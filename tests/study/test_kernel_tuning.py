@@ -21,7 +21,7 @@ from autotune.runtime import toolchain as versions
 from autotune.study import kernel_tuning
 from autotune.study.context import StudyContext
 from autotune.study.kernel_supply import KernelSupply
-from autotune.study.kernel_tuning import SHARE, StudyKernels
+from autotune.study.kernel_tuning import LEAST_TUNING_S, SHARE, StudyKernels
 from autotune.study.request import StudyRequest
 from tests.database.records import begin
 from tests.toy_kernels import LIBRARY
@@ -122,10 +122,13 @@ def test_a_problem_is_tuned_once_for_all_before_builds_are_handed_their_kernels(
     assert len(budgets) == 1 and not study.progress.tried
 
 
-def test_once_the_share_of_kernels_is_spent_nothing_is_compiled(study, budgets):
-    StudyKernels(study).prepare([wanting(fused=False)], 0.0)
-    assert budgets == [0.0]
-    assert [trial.configuration for trial in stored(study, UNFUSED)] == [LIBRARY]
+def test_a_tuning_that_has_too_little_time_is_not_begun_until_there_is_more(study, budgets):
+    kernels = StudyKernels(study)
+    handed = kernels.prepare([wanting(fused=False)], LEAST_TUNING_S)
+    assert not budgets and not stored(study, UNFUSED) and not study.progress.messages
+    assert not handed[wanting(fused=False)].best, "the build leaves the problem to torch"
+    kernels.prepare([wanting(fused=False)], 10 * LEAST_TUNING_S)
+    assert len(budgets) == 1 and stored(study, UNFUSED)
 
 
 def test_each_graph_that_wants_kernels_is_looked_at_once(study):
