@@ -130,12 +130,12 @@ class Study:
         search = StudySearch(context).run()
         decided = self.finals(context).run()
         end = time.monotonic()
-        split, other = self.split.seconds(begin, end), self.split.other_seconds(begin, end)
-        log.info("other time: %s", ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in other.items()))
+        split, rest = self.split.seconds(begin, end), self.split.other_seconds(begin, end)
+        log.info("other time: %s", ", ".join(f"{kind} {seconds:.1f} s" for kind, seconds in rest.items()))
         if isinstance(decided, Undecided):
             return self._undecided(row, decided, end - begin, split)
         limits = {"trials": self.request.trials, "budget_s": self.request.budget_s, "exhausted": search.exhausted}
-        timings = {"split": split, "other": other, "seconds": end - begin, "asked": limits}
+        timings = {"split": split, "other": rest, "seconds": end - begin, "asked": limits}
         self.store.studies.finish(row.uid, timings)
         return outcome(
             self.request, self.store, row.uid, decided, decided.evidence.finalists, seconds=end - begin, split=split
