@@ -81,6 +81,8 @@ THOROUGH = (
     "examples/test_examples.py::test_huggingface_encoder",
     "examples/test_examples.py::test_team_database",
     "examples/test_readme.py::test_the_program_runs",
+    "kernels/test_steps.py::test_finalists_are_timed_in_rounds_and_a_problem_that_goes_wrong_costs_no_other",
+    "kernels/test_tuning.py::test_the_best_kernels_are_timed_against_each_other_once_and_their_rounds_choose",
     "programs",
     "report/page/test_in_browser.py",
     "studies/test_study_models.py",
