@@ -84,13 +84,13 @@ def export(file: PackFile, arch: Arch = None, json: Json = False) -> None:
 
 def import_(file: PackFile, json: Json = False) -> None:
     """Add the kernels of a pack to those of this user; its content is checked before anything is added."""
-    from autotune.kernels.compiled import kernels_folder
+    from autotune.kernels.compiled import writable_kernels_folder
     from autotune.kernels.pack import SHOWN, import_pack
 
     if not file.is_file():
         raise RequestError(f"cannot import {file}", found="no such file", expected="a file of autotune kernels export")
     backend, packs_kernels = provider()
-    result = import_pack(packs_kernels, backend, file, kernels_folder())
+    result = import_pack(packs_kernels, backend, file, writable_kernels_folder())
     manifest = result.manifest
     document = {
         "file": str(file), "digest": manifest.digest, "added": result.added, "present": result.present,
@@ -144,7 +144,7 @@ def _compile(
     backend: str, provider: "PacksKernels", architecture: str, dtypes: tuple[str, ...], models: list[str],
     jobs: int | None,
 ) -> "list[CompileResult]":  # fmt: skip
-    from autotune.kernels.compiled import kernels_folder
+    from autotune.kernels.compiled import writable_kernels_folder
 
     problems: list[GemmProblem] = []
     for model in models:
@@ -157,7 +157,7 @@ def _compile(
             console.print(f"{done} of {total} kernels", markup=False)
 
     return provider.compile_set(
-        architecture, dtypes, problems, kernels_folder(), jobs=jobs or len(os.sched_getaffinity(0)), tell=tell
+        architecture, dtypes, problems, writable_kernels_folder(), jobs=jobs or len(os.sched_getaffinity(0)), tell=tell
     )  # fmt: skip
 
 

@@ -29,8 +29,8 @@ class CompileJob(Protocol):
 class CompilePool(Protocol):
     """Runs jobs side by side, as many at once as it has workers."""
 
-    def submit(self, work: Callable[[], Compiled], after: Sequence[CompileJob] = ()) -> CompileJob:
-        """Begin a job, at the earliest when those of ``after`` have ended."""
+    def submit(self, work: Callable[[], Compiled]) -> CompileJob:
+        """Begin a job."""
         ...
 
     def wait(self, jobs: Sequence[CompileJob]) -> None:
@@ -48,9 +48,9 @@ class ThreadCompilePool:
     def __init__(self, workers: int) -> None:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="autotune-compile")
 
-    def submit(self, work: Callable[[], Compiled], after: Sequence[CompileJob] = ()) -> "ThreadCompileJob":
+    def submit(self, work: Callable[[], Compiled]) -> "ThreadCompileJob":
         """See :meth:`CompilePool.submit`."""
-        return ThreadCompileJob(self._pool, work, after)
+        return ThreadCompileJob(self._pool, work)
 
     def wait(self, jobs: Sequence[CompileJob]) -> None:
         """See :meth:`CompilePool.wait`."""
@@ -65,9 +65,9 @@ class ThreadCompilePool:
 class ThreadCompileJob:
     """A job in a thread."""
 
-    def __init__(self, pool: ThreadPoolExecutor, work: Callable[[], Compiled], after: Sequence[CompileJob]) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, work: Callable[[], Compiled]) -> None:
         self.seconds = 0.0
-        self.future = pool.submit(self._run, work, after)
+        self.future = pool.submit(self._run, work)
 
     @property
     def done(self) -> bool:
@@ -78,9 +78,7 @@ class ThreadCompileJob:
         """See :class:`CompileJob`."""
         return self.future.result()
 
-    def _run(self, work: Callable[[], Compiled], after: Sequence[CompileJob]) -> Compiled:
-        for job in after:
-            job.result()
+    def _run(self, work: Callable[[], Compiled]) -> Compiled:
         begin = time.monotonic()
         try:
             return work()

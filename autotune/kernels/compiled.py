@@ -1,8 +1,10 @@
 """The compiled kernels that a study finds on its machine."""
 
+import tempfile
 from pathlib import Path
 
 from autotune import environment, registry
+from autotune.errors import WorkError
 from autotune.kernel import PacksKernels
 from autotune.kernels.pack import imported_packs
 from autotune.records.device import Device
@@ -11,6 +13,23 @@ from autotune.records.device import Device
 def kernels_folder() -> Path:
     """Return the cache of compiled kernels, which every process of this user shares."""
     return environment.cache_folder() / "kernels"
+
+
+def writable_kernels_folder() -> Path:
+    """Return :func:`kernels_folder`, created if needed; raises WorkError if it cannot be written."""
+    folder = kernels_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise WorkError(
+            f"compiled kernels are kept in {folder}",
+            found=str(error),
+            expected="a folder that this user can write",
+            run="the same command with XDG_CACHE_HOME set to such a folder",
+        ) from error
+    return folder
 
 
 def compiled_for(device: Device) -> tuple[int, tuple[str, ...]]:

@@ -143,7 +143,30 @@ def import_pack(provider: PacksKernels, backend: str, path: Path, folder: Path) 
 
     Raises RequestError, and adds nothing, if the pack is damaged, of another backend, or of another ABI.
     """
-    with _opened(path) as archive, ScratchFolder("pack", _made(folder)) as scratch:
+    folder.mkdir(parents=True, exist_ok=True)
+    with ScratchFolder("pack", folder) as scratch:
+        manifest = _unpack(provider, backend, path, scratch)
+        added = sum(_place(kernel, scratch, folder) for kernel in manifest.kernels)
+        _note(manifest, folder, scratch)
+    return ImportedPack(manifest=manifest, added=added, present=len(manifest.kernels) - added)
+
+
+def imported_packs(folder: Path, architecture: str | None = None) -> tuple[str, ...]:
+    """Return the digests of the packs that were imported into a cache and have kernels of an architecture."""
+    digests = []
+    for path in sorted((folder / IMPORTED).glob("*.json")):
+        try:
+            manifest = PackManifest.from_dict(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if architecture is None or architecture in manifest.architectures:
+            digests.append(manifest.digest)
+    return tuple(digests)
+
+
+def _unpack(provider: PacksKernels, backend: str, path: Path, scratch: Path) -> PackManifest:
+    """Write the files of a pack into a folder, and check each."""
+    with _opened(path) as archive:
         manifest = _manifest(archive)
         _check_for_here(provider, backend, manifest, path)
         unpacked = set()
@@ -163,22 +186,7 @@ def import_pack(provider: PacksKernels, backend: str, path: Path, folder: Path) 
             raise ValueError(f"{missing[0]} is missing")
         for kernel in manifest.kernels:
             provider.check_stored(scratch, kernel)
-        added = sum(_place(kernel, scratch, folder) for kernel in manifest.kernels)
-        _note(manifest, folder, scratch)
-    return ImportedPack(manifest=manifest, added=added, present=len(manifest.kernels) - added)
-
-
-def imported_packs(folder: Path, architecture: str | None = None) -> tuple[str, ...]:
-    """Return the digests of the packs that were imported into a cache and have kernels of an architecture."""
-    digests = []
-    for path in sorted((folder / IMPORTED).glob("*.json")):
-        try:
-            manifest = PackManifest.from_dict(json.loads(path.read_text()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue
-        if architecture is None or architecture in manifest.architectures:
-            digests.append(manifest.digest)
-    return tuple(digests)
+    return manifest
 
 
 def _check_for_here(provider: PacksKernels, backend: str, manifest: PackManifest, path: Path) -> None:
@@ -232,17 +240,6 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     member = tarfile.TarInfo(name)  # no time, owner or mode of this machine: the same kernels are the same bytes
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
-
-
-def _made(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkError(
-            f"compiled kernels are kept in {folder}", found=str(error), expected="a folder that this user can write",
-            run="the same command with XDG_CACHE_HOME set to such a folder",
-        ) from error  # fmt: skip
-    return folder
 
 
 def _of(architectures: Sequence[str]) -> str:

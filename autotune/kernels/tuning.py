@@ -3,17 +3,16 @@
 import contextlib
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 
 from autotune import registry
 from autotune.database.store import Store
-from autotune.errors import SpaceError, WorkError
+from autotune.errors import SpaceError
 from autotune.execute.server import WorkerServer
 from autotune.kernel import KernelToolchains
 from autotune.kernels.bench import KernelBench, no_more
 from autotune.kernels.build_stage import BuildStage, compilers
 from autotune.kernels.compile_queue import CompileQueue
-from autotune.kernels.compiled import kernels_folder
+from autotune.kernels.compiled import writable_kernels_folder
 from autotune.kernels.contenders import ranked
 from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.finals_stage import SHARE as FINALS_SHARE
@@ -63,21 +62,6 @@ def tune_kernels(
     )  # fmt: skip
     with contextlib.closing(executor):
         return _tune(bench, budget_s, builds, host)
-
-
-def writable_kernels_folder() -> Path:
-    """Return :func:`kernels_folder`, created if needed; raises WorkError if it cannot be written."""
-    folder = kernels_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WorkError(
-            f"compiled kernels are kept in {folder}",
-            found=str(error),
-            expected="a folder that this user can write",
-            run="the same command with XDG_CACHE_HOME set to such a folder",
-        ) from error
-    return folder
 
 
 def _tune(bench: KernelBench, budget_s: float, builds: int, host: TuningHost) -> KernelReport:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from autotune import registry
 from autotune.database.store import Store
-from autotune.environment import cache_folder
 from autotune.execute.executor import Executor
 from autotune.kernel import NEAR, KernelToolchains, KnownKernel, KnownKernels, wants_kernels
+from autotune.kernels.compiled import kernels_folder
 from autotune.kernels.contenders import deciding_final, ranked
 from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
@@ -65,8 +65,7 @@ class KernelSupply:
                 for trial in _near(order, final)
                 if trial.configuration.backend not in library_kinds
             )
-        folder = cache_folder() / "kernels"
-        return KnownKernels(folder=folder, toolchain=toolchains.digest, best=best, library=library, near=near)
+        return KnownKernels(folder=kernels_folder(), toolchain=toolchains.digest, best=best, library=library, near=near)
 
     def digest(self, configuration: Configuration) -> str:
         """Return the digest of the kernels that a build would get now; empty if the configuration wants none."""

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from autotune import registry
 from autotune.errors import AutotuneError, StudyInterruptedError, StudyTakenOverError
 from autotune.kernel import KernelToolchains, KnownKernels, wants_kernels
+from autotune.kernels.compiled import writable_kernels_folder
 from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.prefetch import KernelPrefetch
-from autotune.kernels.tuning import tune_kernels, writable_kernels_folder
+from autotune.kernels.tuning import tune_kernels
 from autotune.records.configuration import Configuration
 from autotune.records.kernel_problem import GemmProblem
 from autotune.study.context import StudyContext

@@ -19,6 +19,7 @@ from autotune.search.search import Search
 from autotune.study.cache import as_outcome
 from autotune.study.context import StudyContext
 from autotune.study.kernel_tuning import StudyKernels
+from autotune.study.pace import Pace
 from autotune.study.search_clock import SearchClock
 from autotune.study.space import is_baseline, participants, stand_ins
 
@@ -30,16 +31,6 @@ SHORTEST_BUILD_S = 60.0
 MOST_SKIPPED = 16
 """The search ends after this number of proposals in a row that would build for too long."""
 
-ABANDON_FACTOR = 4.0
-"""A candidate whose fastest call takes longer than this factor times the best median so far is not timed to the end.
-
-The baseline and the defaults are always timed to the end, because users compare with them. A candidate in fp32 is
-compared with the best in fp32: the gain by reduced precision is reported apart, and on a CPU with AMX bf16 alone was 4
-times as fast as the best of them.
-"""
-
-FULL_PRECISION = "fp32"
-
 EARLY_LOADS = 8
 """The most candidates that wait on a GPU, loaded, while others are built."""
 
@@ -50,29 +41,6 @@ class _StoredBuild:
 
     digest: str | None
     loading: EarlyLoad | None
-
-
-class Pace:
-    """The best latency so far, of all candidates and of those in full precision."""
-
-    def __init__(self) -> None:
-        self.best_ms: float | None = None
-        self._exact_ms: float | None = None
-
-    def note(self, configuration: Configuration, latency_ms: float) -> None:
-        """Take a candidate's median into account."""
-        self.best_ms = latency_ms if self.best_ms is None else min(self.best_ms, latency_ms)
-        if _is_exact(configuration):
-            self._exact_ms = latency_ms if self._exact_ms is None else min(self._exact_ms, latency_ms)
-
-    def abandon_ms(self, configuration: Configuration) -> float | None:
-        """Return the time of a call above which a candidate is not timed to the end; ``None`` if none was timed yet."""
-        best_ms = self._exact_ms if _is_exact(configuration) else self.best_ms
-        return None if best_ms is None else ABANDON_FACTOR * best_ms
-
-
-def _is_exact(configuration: Configuration) -> bool:
-    return configuration.get("precision", "") == FULL_PRECISION
 
 
 def _with_kernels(trial: Trial, kernels: KnownKernels | None) -> Trial:

@@ -7,6 +7,7 @@ import pytest
 from autotune.backends.native.cuda_kernels import kernel_sets
 from autotune.backends.native.cuda_kernels.cubin_compiler import find_compiler
 
+_STANDARD = kernel_sets._standard_tiles()
 needs_compiler = pytest.mark.skipif(find_compiler() is None, reason="needs NVRTC or nvcc")
 
 
@@ -15,11 +16,13 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+def _few_tiles():
+    return _STANDARD["sm_90a"]["hopper_gemm"][:1]
+
+
 @needs_compiler
 def test_kernels_are_compiled_written_and_read_without_a_gpu(autotune, cache, tmp_path, monkeypatch):
-    whole = kernel_sets._standard_tiles()
-    few = {"sm_90a": {"hopper_gemm": whole["sm_90a"]["hopper_gemm"][:1]}}
-    monkeypatch.setattr(kernel_sets, "_standard_tiles", lambda: few)
+    monkeypatch.setattr(kernel_sets, "_standard_tiles", lambda: {"sm_90a": {"hopper_gemm": _few_tiles()}})
     built = autotune("kernels", "build", "--arch", "sm_90a", "--dtype", "bf16", "--json")
     assert built.exit_code == 0, built.stderr
     assert json.loads(built.stdout) == {"architecture": "sm_90a", "kernels": 2, "compiled_now": 2, "refused": 0}
@@ -57,3 +60,17 @@ def test_kernels_are_compiled_written_and_read_without_a_gpu(autotune, cache, tm
 def test_what_cannot_be_done_is_said(autotune, cache, command, words):
     refused = autotune("kernels", *command)
     assert refused.exit_code == 2 and words in refused.stderr, refused.stderr
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_said_and_is_not_the_packs_fault(autotune, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "whole"))
+    monkeypatch.setattr(kernel_sets, "_standard_tiles", lambda: {"sm_90a": {"hopper_gemm": _few_tiles()}})
+    assert autotune("kernels", "build", "--arch", "sm_90a", "--dtype", "fp16").exit_code == 0
+    assert autotune("kernels", "export", "k.tar.xz").exit_code == 0
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for command in (("build", "--arch", "sm_90a"), ("import", "k.tar.xz")):
+        refused = autotune("kernels", *command)
+        assert refused.exit_code == 1 and "expected: a folder that this user can write" in refused.stderr
+        assert "reading the pack" not in refused.stderr

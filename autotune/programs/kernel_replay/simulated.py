@@ -132,10 +132,9 @@ class SimulatedPool:
         self._clock, self._executor = clock, executor
         self.waited_s = 0.0
 
-    def submit(self, work: Callable[[], Compiled], after: Sequence[CompileJob] = ()) -> SimulatedJob:
+    def submit(self, work: Callable[[], Compiled]) -> SimulatedJob:
         """Begin a job on the worker that is free first."""
-        ends = [job.end_s for job in after if isinstance(job, SimulatedJob)]
-        begin_s = max([self._clock(), heapq.heappop(self._free_s), *ends])
+        begin_s = max(self._clock(), heapq.heappop(self._free_s))
         results = work()
         end_s = begin_s + self._executor().last_job_s
         heapq.heappush(self._free_s, end_s)

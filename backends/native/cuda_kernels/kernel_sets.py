@@ -7,7 +7,7 @@ from pathlib import Path
 
 from autotune.backends.native.cuda_kernels.cubin_cache import CompiledKernel, CubinCache, CubinRefusal
 from autotune.backends.native.cuda_kernels.cubin_compiler import compiler
-from autotune.backends.native.cuda_kernels.cuda_kind import CLUSTER_GEMM, HOPPER_GEMM, CudaKind
+from autotune.backends.native.cuda_kernels.cuda_kind import CLUSTER_GEMM, HOPPER_GEMM
 from autotune.backends.native.cuda_kernels.kernel_source import HERE, KernelSource
 from autotune.errors import WorkError
 from autotune.kernel import CompileResult, StoredKernel
@@ -109,11 +109,6 @@ def _standard_tiles() -> dict[str, dict[str, list[Configuration]]]:
         architecture: {kind: [Configuration.of(kind, tile) for tile in tiles] for kind, tiles in kinds.items()}
         for architecture, kinds in data.items()
     }
-
-
-def kind_of(build: SplitBuild) -> CudaKind:
-    """Return the kind of a build."""
-    return KINDS[build.kind]
 
 
 def architectures() -> Sequence[str]:

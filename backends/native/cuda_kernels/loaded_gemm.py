@@ -1,6 +1,7 @@
 """Our own GEMMs, loaded into torch's context and launched by the driver."""
 
 import ctypes
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 Blocks = tuple[int, int, int]
 
 
-class LoadedGemm:
+class LoadedGemm(ABC):
     """A kernel with the tile and the splits of a candidate, for one problem; a subclass knows its parameter.
 
     Loading it raises WorkError if it is for another architecture or a later driver. It must be loaded before a CUDA
@@ -87,8 +88,9 @@ class LoadedGemm:
         rows = -(-order.n // (self._side("tile_n") * along_n)) * along_n
         return (columns, rows, splits), (along_m, along_n, splits)
 
+    @abstractmethod
     def _parameter(self, order: Order) -> ctypes.Structure:
-        raise NotImplementedError
+        """Return what the kernel takes."""
 
 
 class LoadedClusterGemm(LoadedGemm):

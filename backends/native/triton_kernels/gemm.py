@@ -24,9 +24,6 @@ from autotune.records.kernel_problem import GemmProblem
 from autotune.search_spaces.triton_gemm import LEAST_DOT, check_problem
 
 CODE = Path(__file__).with_name("gemm_kernels.py")
-MORE_ACTIVATIONS = Path(__file__).with_name("gemm_activations.py")
-IN_CODE = ("none", "relu", "gelu", "gelu_tanh", "silu")
-"""Activations in the text of the kernels itself, so that their keys do not depend on the text of the others."""
 ADD_BLOCK, ADD_WARPS = 512, 4
 PARTIAL_BYTES = 4
 
@@ -52,14 +49,14 @@ def plan(problem: GemmProblem, candidate: Configuration) -> LaunchPlan:
     divisor = divisor_of_16(problem.k)
     sizes = {"m": problem.m, "n": problem.n, "k_units": problem.k // divisor}
     rows = {"ROWS": problem.m} if form == "gemv" else {"BLOCK_M": max(LEAST_DOT, power_of_two(problem.m))}
-    first_activation = "none" if splits > 1 else problem.activation
+    code = CODE.read_text()
     constants = {
         **rows, "K_DIVISOR": divisor, "BLOCK_N": block_n, "BLOCK_K": block_k, "SPLITS": splits,
-        "WHOLE_K": problem.k % (block_k * splits) == 0, "ACTIVATION": first_activation,
+        "WHOLE_K": problem.k % (block_k * splits) == 0, "ACTIVATION": "none" if splits > 1 else problem.activation,
         "STAGES": int(candidate["stages"]),
     }  # fmt: skip
     main = TritonSource(
-        code=_code(first_activation), function=form, parameters=(*passed, *((name, "i32") for name in sizes)),
+        code=code, function=form, parameters=(*passed, *((name, "i32") for name in sizes)),
         constants=(*absent, *constants.items()), aligned=multiples_of_16({"n": problem.n}),
         warps=int(candidate["warps"]), stages=int(candidate["stages"]),
     )  # fmt: skip
@@ -73,7 +70,7 @@ def plan(problem: GemmProblem, candidate: Configuration) -> LaunchPlan:
     passed, absent = present({"partial": "fp32", **epilogue, "out": problem.output})
     last = {"SPLITS": splits, "BLOCK": ADD_BLOCK, "ACTIVATION": problem.activation}
     adding = TritonSource(
-        code=_code(problem.activation), function="add_splits", parameters=(*passed, ("m", "i32"), ("n", "i32")),
+        code=code, function="add_splits", parameters=(*passed, ("m", "i32"), ("n", "i32")),
         constants=(*absent, *last.items()), aligned=multiples_of_16({"n": problem.n}), warps=ADD_WARPS,
     )  # fmt: skip
     addition = Launch(
@@ -84,7 +81,3 @@ def plan(problem: GemmProblem, candidate: Configuration) -> LaunchPlan:
         sources=(main, adding), launches=(product, addition), buffers=buffers,
         workspace_bytes=splits * problem.m * problem.n * PARTIAL_BYTES,
     )  # fmt: skip
-
-
-def _code(activation: str) -> str:
-    return CODE.read_text() + ("" if activation in IN_CODE else MORE_ACTIVATIONS.read_text())

@@ -6,6 +6,13 @@ import triton.language as tl
 
 
 @triton.jit
+def clipped(x, TOP: tl.constexpr):
+    """Return x between 0 and TOP; NaN stays."""
+    x = tl.where(x < 0.0, 0.0, x)
+    return tl.where(x > TOP, TOP, x)
+
+
+@triton.jit
 def finish(total, bias, residual, columns, at, inside, in_columns, ACTIVATION: tl.constexpr):
     """activation(total + bias + residual) in fp32; ``columns``, ``in_columns`` broadcast to ``at``, ``inside``."""
     if bias is not None:
@@ -20,6 +27,16 @@ def finish(total, bias, residual, columns, at, inside, in_columns, ACTIVATION: t
         total = total * (1.0 / (1.0 + tl.exp(-1.5957691216057308 * (total + 0.044715 * total * total * total))))
     elif ACTIVATION == "silu":
         total = total * (1.0 / (1.0 + tl.exp(-total)))
+    elif ACTIVATION == "relu6":
+        total = clipped(total, 6.0)
+    elif ACTIVATION == "hardswish":
+        total = total * clipped(total + 3.0, 6.0) / 6.0
+    elif ACTIVATION == "hardsigmoid":
+        total = clipped(total + 3.0, 6.0) / 6.0
+    elif ACTIVATION == "sigmoid":
+        total = 1.0 / (1.0 + tl.exp(-total))
+    elif ACTIVATION == "tanh":  # loses digits near 0, about half a unit of fp32 there
+        total = 1.0 - 2.0 / (1.0 + tl.exp(2.0 * total))
     return total
 
 

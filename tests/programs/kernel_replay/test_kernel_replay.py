@@ -49,11 +49,11 @@ def test_what_is_compiled_before_is_not_waited_for_and_costs_nothing():
     assert slow.waiting > 0.5 and slow.moments[0].begun < 3
 
 
-def test_two_workers_compile_side_by_side_and_a_job_waits_for_those_before_it():
+def test_two_workers_compile_side_by_side_and_a_third_job_waits_for_one():
     clock = SimulatedClock()
     pool = SimulatedPool(2, clock, lambda: type("Executor", (), {"last_job_s": 4.0}))
     first, second = (pool.submit(lambda: ({}, {})) for _ in range(2))
-    third = pool.submit(lambda: ({}, {}), [second])
+    third = pool.submit(lambda: ({}, {}))
     assert (first.end_s, second.end_s, third.end_s) == (4.0, 4.0, 8.0) and not first.done
     clock.charge(1.0)
     pool.wait([first, third])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from autotune.backends.native.operators import ACTIVATIONS
-from autotune.backends.native.triton_kernels.gemm import CODE, plan
+from autotune.backends.native.triton_kernels.gemm import plan
 from autotune.errors import SpaceError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
@@ -72,18 +72,6 @@ def test_random_problems_by_random_kernels_equal_their_meaning(tmp_path: Path) -
     orders = [(plan(*case), buffers(case[0], seed)) for seed, case in enumerate(cases)]
     for (problem, _), found in zip(cases, interpret(orders, tmp_path), strict=True):
         check(problem, found)
-
-
-def test_activations_outside_of_the_kernels_text_leave_the_keys_of_the_others_alone() -> None:
-    def of(activation: Activation, split_k: int) -> list[str]:
-        problem = GemmProblem(m=8, n=64, k=256, bias=True, activation=activation)
-        candidate = {"form": "dot", "block_n": 32, "block_k": 64, "split_k": split_k, "warps": 4, "stages": 3}
-        return [source.code for source in plan(problem, Configuration.of("triton_gemm", candidate)).sources]
-
-    assert of("silu", 1) == [CODE.read_text()] and of("silu", 2) == 2 * [CODE.read_text()]
-    assert of("sigmoid", 1)[0].startswith(CODE.read_text()) and of("sigmoid", 1) != [CODE.read_text()]
-    # the product of a split GEMM has no activation, so all problems share it
-    assert of("sigmoid", 2)[0] == CODE.read_text() != of("sigmoid", 2)[1]
 
 
 def test_problems_that_differ_in_size_alone_share_their_kernels() -> None:

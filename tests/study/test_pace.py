@@ -1,5 +1,5 @@
 from autotune.records.configuration import Configuration
-from autotune.study.search import ABANDON_FACTOR, Pace
+from autotune.study.pace import ABANDON_FACTOR, Pace
 
 EXACT, REDUCED, DEFAULT = (Configuration.of("a", {"precision": each}) for each in ("fp32", "bf16", "default"))
 
