@@ -1,6 +1,7 @@
 """The commands ``autotune kernels build``, ``export`` and ``import``: compiled kernels for this and other machines."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,7 +89,8 @@ def import_(file: PackFile, json: Json = False) -> None:
     from autotune.kernels.pack import SHOWN, import_pack
 
     if not file.is_file():
-        raise RequestError(f"cannot import {file}", found="no such file", expected="a file of autotune kernels export")
+        found = "a folder" if file.is_dir() else "no such file"
+        raise RequestError(f"cannot import {file}", found=found, expected="a file of autotune kernels export")
     backend, packs_kernels = provider()
     result = import_pack(packs_kernels, backend, file, writable_kernels_folder())
     manifest = result.manifest
@@ -170,7 +172,9 @@ def _problems(backend: str, architecture: str, model: str, dtypes: tuple[str, ..
     digits = architecture.removeprefix("sm_").rstrip("af")
     device = Device(kind="cuda", name=architecture, uuid="none", capability=(int(digits[:-1]), int(digits[-1])))
     errors().print(f"{study.name}: finding its products", markup=False)
-    return [problem for batch in study.batch for problem in problems_of(study, batch, backend, device, dtypes)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about its own code
+        return [problem for batch in study.batch for problem in problems_of(study, batch, backend, device, dtypes)]
 
 
 def _say(document: dict[str, object], text: str, *, json: bool) -> None:

@@ -127,7 +127,7 @@ def export_pack(
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise WorkError(
-            f"writing the pack {path}", found=str(error), expected="a folder that can be written"
+            f"writing the pack {path}", found=str(error), expected="a new file in a folder that can be written"
         ) from error
     return manifest
 

@@ -54,6 +54,7 @@ def test_kernels_are_compiled_written_and_read_without_a_gpu(autotune, cache, tm
         (("build", "--arch", "sm_90a", "--jobs", "0"), "expected: at least 1"),
         (("export", "k.tar.xz"), "run next: autotune kernels build"),
         (("import", "none.tar.xz"), "no such file"),
+        (("import", "."), "found: a folder"),
         (("list", "none.tar.xz"), "reading the pack"),
     ],
 )

@@ -179,8 +179,10 @@ def compiler() -> CubinCompiler:
     """Return :func:`find_compiler`'s; raises WorkError if there is none."""
     found = find_compiler()
     if found is None:
+        named = environment.nvrtc()
         raise WorkError(
-            "compiling a kernel", found="neither NVRTC nor nvcc",
+            "compiling a kernel",
+            found="neither NVRTC nor nvcc" + (f"; NVRTC names {named}, which does not load" if named else ""),
             expected="NVRTC, which comes with torch's builds for CUDA, or a pack of compiled kernels",
             run="pip install nvidia-cuda-nvrtc, or autotune kernels import PACK",
         )  # fmt: skip
