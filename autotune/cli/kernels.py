@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -29,19 +29,6 @@ if TYPE_CHECKING:
     from autotune.records.kernel_problem import GemmProblem
 
 DTYPES = ("fp16", "bf16", "fp32")
-EPILOGUES = (
-    "none",
-    "bias",
-    "relu",
-    "gelu",
-    "gelu_tanh",
-    "silu",
-    "relu6",
-    "hardswish",
-    "hardsigmoid",
-    "sigmoid",
-    "tanh",
-)
 
 app = typer.Typer(no_args_is_help=True, help="Tune single kernels, compile standard ones, and list both.")
 app.command("build")(kernel_packs.build)
@@ -143,9 +130,10 @@ def tune(
 
 def kernel_problem(m: int, n: int, k: int, dtype: str, epilogue: str, *, residual: bool) -> "GemmProblem":
     """Return the problem that the arguments describe; RequestError if there is no such problem."""
-    from autotune.records.kernel_problem import GemmProblem
+    from autotune.records.kernel_problem import Activation, GemmProblem
 
-    for option, name, accepted in (("--dtype", dtype, DTYPES), ("--epilogue", epilogue, EPILOGUES)):
+    epilogues = ("none", "bias", *(name for name in get_args(Activation) if name != "none"))
+    for option, name, accepted in (("--dtype", dtype, DTYPES), ("--epilogue", epilogue, epilogues)):
         if name not in accepted:
             raise RequestError(f"{option} {name}", found="no such name", expected=f"one of {', '.join(accepted)}")
     values: dict[str, object] = {

@@ -169,12 +169,15 @@ def _unpack(provider: PacksKernels, backend: str, path: Path, scratch: Path) -> 
     with _opened(path) as archive:
         manifest = _manifest(archive)
         _check_for_here(provider, backend, manifest, path)
-        unpacked = set()
+        unpacked, unpacked_bytes = set(), 0
         while (member := archive.next()) is not None:
             expected = manifest.files.get(member.name)
             stream = archive.extractfile(member) if member.isfile() else None
-            if expected is None or stream is None or member.size > MOST_BYTES:
+            if expected is None or stream is None:
                 raise ValueError(f"it has {member.name!r}, which its manifest does not list")
+            unpacked_bytes += member.size
+            if unpacked_bytes > MOST_BYTES:
+                raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
             content = stream.read()
             if hashlib.sha256(content).hexdigest() != expected:
                 raise ValueError(f"{member.name} is damaged")

@@ -126,3 +126,15 @@ def test_kernels_count_for_the_gpus_that_they_run_on(
     ampere = Device(kind="cuda", name="A100", uuid="gpu", capability=(8, 0))
     assert compiled_for(ampere) == (0, ())
     assert runs_on("sm_80", ampere) and not runs_on("sm_90a", ampere)
+
+
+def test_a_pack_that_unpacks_to_too_much_is_refused(
+    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with lzma.open(pack) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        sizes = [member.size for member in archive]
+    assert sum(sizes[1:]) > sizes[0]
+    monkeypatch.setattr("autotune.kernels.pack.MOST_BYTES", sizes[0])  # the manifest's
+    with pytest.raises(RequestError, match="it unpacks to more than"):
+        import_pack(KERNELS, "native", pack, tmp_path / "target")
+    assert CubinCache(tmp_path / "target" / "hopper_gemm").builds() == {}
