@@ -176,8 +176,7 @@ def _unpack(provider: PacksKernels, backend: str, path: Path, scratch: Path) -> 
             if expected is None or stream is None:
                 raise ValueError(f"it has {member.name!r}, which its manifest does not list")
             unpacked_bytes += member.size
-            if unpacked_bytes > MOST_BYTES:
-                raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
+            _check_size(unpacked_bytes)
             content = stream.read()
             if hashlib.sha256(content).hexdigest() != expected:
                 raise ValueError(f"{member.name} is damaged")
@@ -221,9 +220,15 @@ def _note(manifest: PackManifest, folder: Path, scratch: Path) -> None:
 def _manifest(archive: tarfile.TarFile) -> PackManifest:
     first = archive.next()
     stream = archive.extractfile(first) if first is not None and first.name == MANIFEST else None
-    if first is None or stream is None or first.size > MOST_BYTES:
+    if first is None or stream is None:
         raise ValueError(f"it does not begin with {MANIFEST}")
+    _check_size(first.size)
     return PackManifest.from_dict(json.loads(stream.read()))
+
+
+def _check_size(unpacked_bytes: int) -> None:
+    if unpacked_bytes > MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {MOST_BYTES:,} bytes")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Packs of compiled kernels: what is written is read, and what is damaged, foreign or strange adds nothing."""
 
+import hashlib
 import io
 import json
 import lzma
@@ -129,12 +130,20 @@ def test_kernels_count_for_the_gpus_that_they_run_on(
 
 
 def test_a_pack_that_unpacks_to_too_much_is_refused(
-    pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with lzma.open(pack) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
-        sizes = [member.size for member in archive]
-    assert sum(sizes[1:]) > sizes[0]
-    monkeypatch.setattr("autotune.kernels.pack.MOST_BYTES", sizes[0])  # the manifest's
-    with pytest.raises(RequestError, match="it unpacks to more than"):
-        import_pack(KERNELS, "native", pack, tmp_path / "target")
+    def grown(members: dict[str, bytes]) -> Mapping[str, bytes]:
+        name = next(name for name in members if name.endswith(".cubin"))
+        content = members[name] + bytes(2 * len(members[MANIFEST]))
+        manifest = json.loads(members[MANIFEST])
+        manifest["files"][name] = hashlib.sha256(content).hexdigest()
+        return {**members, MANIFEST: json.dumps(manifest).encode(), name: content}
+
+    large = rewritten(pack, grown)
+    with lzma.open(large) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        manifest_bytes = next(iter(archive)).size
+    for limit in (manifest_bytes - 1, manifest_bytes + 1):  # less than the manifest, and less than a kernel
+        monkeypatch.setattr("autotune.kernels.pack.MOST_BYTES", limit)
+        with pytest.raises(RequestError, match="it unpacks to more than"):
+            import_pack(KERNELS, "native", large, tmp_path / "target")
     assert CubinCache(tmp_path / "target" / "hopper_gemm").builds() == {}
