@@ -71,7 +71,9 @@ SLOW = (
 
 THOROUGH = (
     "backends/native/cuda_kernels/test_cuda_kind.py::test_tiles_of_every_form_compile",
+    "backends/native/cuda_kernels/test_gemm_cluster.py",
     "backends/native/cuda_kernels/test_gemm_hopper.py",
+    "backends/native/fusions/test_gemm_epilogue.py::test_every_spelling_is_known_in_every_dtype",
     "backends/native/fusions/test_transformers.py",
     "backends/native/test_coverage.py",
     "backends/native/test_study_graphs.py",
