@@ -5,7 +5,7 @@ all members of the protocol. :mod:`autotune.registry` asks for abilities; nothin
 Tunable kernels have a seam of their own, :mod:`autotune.kernel`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -97,6 +97,14 @@ class SourceModel(Protocol):
 
     def example_inputs(self, device: Device) -> "tuple[torch.Tensor, ...]":
         """Return one set of flat inputs on the device."""
+        ...
+
+    def shared(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Return the folder of an intermediate result that builds of this model share, such as an exported graph.
+
+        If there is none of this ``name`` yet, ``write`` fills an empty folder, on the file system of the builds' own;
+        of two that fill it at once the faster one's stays. Its files are read only.
+        """
         ...
 
     def save_module(self, folder: Path) -> None:
