@@ -154,7 +154,10 @@ class Backend(Protocol):
         ...
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
-        """Return true if loading chooses among kernels by timing them; then it loads alone on the device."""
+        """Return true if loading chooses among kernels by timing them; then it loads alone on the device.
+
+        Of a backend that :class:`TimesKernelsInTurn`, only that part of a load is alone.
+        """
         ...
 
     def load(self, folder: Path, device: Device) -> Runner:
@@ -165,6 +168,17 @@ class Backend(Protocol):
         The folder is deleted after this call: read all that the runner needs.
         """
         ...
+
+
+@runtime_checkable
+class TimesKernelsInTurn(Protocol):
+    """A backend whose loads time kernels only within :func:`autotune.runtime.turn.alone`, if the attribute is true.
+
+    The rest of such a load runs beside other work. Every load by :func:`autotune.runtime.torch_runner.torch_runner`
+    does so.
+    """
+
+    times_kernels_in_turn: bool
 
 
 @runtime_checkable
