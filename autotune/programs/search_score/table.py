@@ -1,0 +1,95 @@
+"""The spaces of a recorded study, limited to the configurations that were recorded: Table, table_of."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from autotune import registry
+from autotune.programs.search_score.recording import RecordedTrial, Recording
+from autotune.records.configuration import Configuration, Scalar
+from autotune.records.search_space import Constraint, SearchSpace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordedSpace(SearchSpace):
+    """A backend's space with the constraint that a configuration was recorded.
+
+    Parameters and choices are those of the whole space, so that a sampler sees the same axes; a proposal that was not
+    recorded is illegal here.
+    """
+
+    points: tuple[Configuration, ...]
+
+    def __iter__(self) -> Iterator[Configuration]:
+        return iter(self.points)  # a whole space on a GPU has 12,288 points, and a replay begins many searches
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """The recorded outcomes and costs by configuration, and the spaces to search them in.
+
+    ``outside`` is the number of recorded configurations that the spaces of this version do not have: carried plans, and
+    those of versions with other parameters. They are left out.
+    """
+
+    recording: Recording
+    spaces: tuple[RecordedSpace, ...]
+    trials: Mapping[Configuration, RecordedTrial]
+    outside: int
+
+    @property
+    def defaults(self) -> tuple[Configuration, ...]:
+        """The recorded defaults of the backends."""
+        return tuple(configuration for space in self.spaces for configuration in space.defaults)
+
+    @property
+    def hints(self) -> tuple[Configuration, ...]:
+        """The recorded hints of the spaces."""
+        return tuple(configuration for space in self.spaces for configuration in space.hints)
+
+    @property
+    def best(self) -> float | None:
+        """The smallest recorded latency; ``None`` if nothing worked."""
+        return self.best_of(self.trials)
+
+    def best_of(self, configurations: "Mapping[Configuration, RecordedTrial] | tuple[Configuration, ...]") -> float | None:
+        """Return the smallest latency of complete trials among configurations."""
+        outcomes = [self.trials[configuration].outcome for configuration in configurations]
+        return min((o.score for o in outcomes if o.state == "complete" and o.score is not None), default=None)
+
+
+def table_of(recording: Recording) -> Table:
+    """Return the table of a recording; backends without a recorded trial take no part."""
+    by_configuration = {trial.outcome.configuration: trial for trial in recording.trials}
+    spaces = []
+    for name in registry.names():
+        whole = registry.backend(name).space(recording.device, recording.workload, has_factory=recording.has_factory)
+        points = tuple(
+            configuration for configuration in sorted(by_configuration, key=lambda point: point.canonical)
+            if configuration.backend == name and whole.refusal(configuration) is None
+        )  # fmt: skip
+        if points:
+            spaces.append(_limited(whole, points))
+    inside = {configuration for space in spaces for configuration in space.points}
+    return Table(
+        recording=recording,
+        spaces=tuple(spaces),
+        trials={configuration: trial for configuration, trial in by_configuration.items() if configuration in inside},
+        outside=len(by_configuration) - len(inside),
+    )
+
+
+def _limited(whole: SearchSpace, points: tuple[Configuration, ...]) -> RecordedSpace:
+    recorded = set(points)
+
+    def was_recorded(values: Mapping[str, Scalar]) -> bool:
+        return Configuration.of(whole.backend, values) in recorded
+
+    constraint = Constraint(reason="it was recorded", holds=was_recorded)
+    return RecordedSpace(
+        backend=whole.backend,
+        parameters=whole.parameters,
+        constraints=(*whole.constraints, constraint),
+        defaults=tuple(default for default in whole.defaults if default in recorded),
+        hints=tuple(hint for hint in whole.hints if hint in recorded),
+        points=points,
+    )
