@@ -20,7 +20,7 @@ STARTUP_TRIALS = 5
 """Outcomes of a backend before TPE takes over from uniform draws; Optuna's 10 would be most of its share of a study."""
 
 ASKS = 16
-"""Proposals that TPE is asked for, if they are illegal or already tried, before a uniform draw replaces them."""
+"""Proposals that TPE is asked for, while they are illegal or already tried, before a uniform draw replaces them."""
 
 BROKEN = "broken"
 """Name of the constraint that a failed or infeasible outcome breaks."""
@@ -42,6 +42,7 @@ class BackendSampler:
         self._seed = seed
         self._axes = tuple(_Axis(parameter) for parameter in space.parameters)
         self._outcomes: dict[str, TrialOutcome] = {}
+        self.uniform_draws = 0
 
     @cached_property
     def points(self) -> Mapping[str, Configuration]:
@@ -76,6 +77,7 @@ class BackendSampler:
         for proposal in self._proposals(running, state):
             if proposal.digest in open_points and proposal.digest not in exclude:
                 return proposal
+        self.uniform_draws += 1
         log.debug("%s: %d proposals were known or illegal, drawing uniformly", self.space.backend, ASKS)
         return open_points[random.Random(state).choice(untried)]
 

@@ -1,4 +1,4 @@
-"""The search over several backends: their defaults, then hints, then an allocator over one sampler a backend."""
+"""The search over several backends: defaults, hints, then an allocator over the candidates of each backend."""
 
 import itertools
 import logging
@@ -20,8 +20,9 @@ class Search:
 
     A proposal is a function of the spaces, the seed, the set of outcomes and what is running. The search itself
     remembers outcomes only, so the caller names a proposal in ``running`` until its outcome is observed. Defaults come
-    first, every backend's first before any backend's second; then the ``hints`` that are in a space, in their order;
-    then the allocator chooses a backend and its sampler a configuration. Not thread-safe.
+    first, every backend's first before any backend's second; then the ``hints`` that are in a space, in their order.
+    Then the allocator chooses a backend. The next configuration of that backend is the next hint of its space, or the
+    proposal of its sampler if there is no hint left. Not thread-safe.
 
     Raises :class:`~autotune.errors.SpaceError` if no space is given, or two of one backend.
     """
@@ -34,8 +35,16 @@ class Search:
             raise SpaceError("a search needs one space a backend", found=", ".join(backends))
         self._samplers = {space.backend: BackendSampler(space, seed) for space in spaces}
         self._allocator = Allocator(backends)
+        # A space's hints wait until its backend promises most. Tried at once, in the order of the backends, they cost
+        # the recorded studies of `programs.search_score` 55 s until a configuration was good instead of 17 s.
+        self._own_hints = {space.backend: space.hints for space in spaces}
         self._first = (*_round_robin([space.defaults for space in spaces]), *self._fitting(hints))
         self._seen: set[str] = set()
+
+    @property
+    def uniform_draws(self) -> int:
+        """The number of proposals that the samplers drew uniformly, because TPE's were illegal or already tried."""
+        return sum(sampler.uniform_draws for sampler in self._samplers.values())
 
     @property
     def exhausted(self) -> bool:
@@ -64,7 +73,8 @@ class Search:
                 return configuration
         under_way = Counter(c.backend for c in running if c.digest not in self._seen)
         for backend in self._allocator.ranked(under_way):
-            if proposal := self._samplers[backend].propose(excluded):
+            hints = (hint for hint in self._own_hints[backend] if hint.digest not in excluded)
+            if proposal := next(hints, None) or self._samplers[backend].propose(excluded):
                 return proposal
         return None
 

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,32 @@ def test_hints_follow_the_defaults_where_they_are_legal() -> None:
         good,
     ]
     assert drawn(Search(SPACES, 0, hints), 7)[6] == good
+
+
+def hinted(space: SearchSpace, *hints: Configuration) -> SearchSpace:
+    return replace(space, hints=hints)
+
+
+def test_a_space_s_hints_wait_for_its_backend_and_come_before_its_sampler() -> None:
+    """A slow backend's hints must not hold up the fast one; each of its hints is tried before it draws."""
+    slow_hint = Configuration.of("eager", {"p0": "c"})
+    fast_hints = [Configuration.of("openvino", {"p0": p0, "p1": "b"}) for p0 in "ba"]
+    spaces = (hinted(SPACES[0], slow_hint), SPACES[1], hinted(SPACES[2], *fast_hints))
+    search = Search(spaces, 0)
+    factor = {"eager": 50.0, "inductor": 20.0, "openvino": 1.0}
+    order = []
+    while (point := search.propose()) is not None:
+        order.append(point)
+        score = factor[point.backend] * (1 + int(point.digest[:4], 16) / 2**20)
+        search.observe(TrialOutcome(configuration=point, state="complete", score=score, build_s=1.0))
+    assert len(order) == TOTAL and order[6:8] == fast_hints
+    assert order.index(slow_hint) == min(i for i, point in enumerate(order) if point.backend == "eager" and i >= 6)
+
+
+def test_hints_of_the_caller_come_before_those_of_the_spaces() -> None:
+    own, given = Configuration.of("openvino", {"p0": "b", "p1": "b"}), Configuration.of("eager", {"p0": "c"})
+    spaces = (SPACES[0], SPACES[1], hinted(SPACES[2], own))
+    assert drawn(Search(spaces, 0, [given, given]), 7)[6] == given
 
 
 def test_every_configuration_once_then_none() -> None:

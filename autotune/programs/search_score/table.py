@@ -51,7 +51,9 @@ class Table:
         """The smallest recorded latency; ``None`` if nothing worked."""
         return self.best_of(self.trials)
 
-    def best_of(self, configurations: "Mapping[Configuration, RecordedTrial] | tuple[Configuration, ...]") -> float | None:
+    def best_of(
+        self, configurations: "Mapping[Configuration, RecordedTrial] | tuple[Configuration, ...]"
+    ) -> float | None:
         """Return the smallest latency of complete trials among configurations."""
         outcomes = [self.trials[configuration].outcome for configuration in configurations]
         return min((o.score for o in outcomes if o.state == "complete" and o.score is not None), default=None)
