@@ -1,7 +1,8 @@
 """Replays of a search, and of random search, on a recorded table; each trial costs its recorded seconds.
 
-Trials cost one after another: on a GPU a study builds several at once, so that it is faster than its replay. The tuning
-of kernels is not charged; ``kernel_replay`` does that.
+Trials are charged one after another: on a GPU a study builds several at once, so that it is faster than its replay. The
+tuning of kernels is not charged; ``kernel_replay`` does that. As in a study, the outcomes of candidates that are built
+together on a GPU are known only when the last of them has ended.
 """
 
 import math
@@ -54,14 +55,47 @@ def charged(table: Table, order: Iterable[Configuration]) -> Trajectory:
     return Trajectory(seconds=tuple(seconds), best=tuple(bests))
 
 
-def searched(table: Table, seed: int, hints: Sequence[Configuration] = ()) -> list[Configuration]:
-    """Return the order in which a search tries the whole table; ``hints`` come before those of the spaces."""
-    search = Search(table.spaces, seed, [*hints, *table.hints])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchedOrder:
+    """The order in which a search tried a whole table.
+
+    ``after_defaults`` is the number of its proposals beyond the defaults, ``uniform`` the number of those that a
+    sampler drew uniformly because TPE proposed nothing that was recorded and new.
+    """
+
+    order: tuple[Configuration, ...]
+    after_defaults: int
+    uniform: int
+
+
+def searched(table: Table, seed: int, hints: Sequence[Configuration] = ()) -> SearchedOrder:
+    """Search a whole table, with hints that are tried right after the defaults."""
+    search = Search(table.spaces, seed, hints)
     order: list[Configuration] = []
-    while (proposal := search.propose()) is not None:
-        order.append(proposal)
-        search.observe(table.trials[proposal].outcome)
-    return order
+    while batch := _batch(search, table):
+        order += batch
+        for configuration in batch:
+            search.observe(table.trials[configuration].outcome)
+    after = len(order) - len(table.defaults)
+    return SearchedOrder(order=tuple(order), after_defaults=after, uniform=search.uniform_draws)
+
+
+def _batch(search: Search, table: Table) -> list[Configuration]:
+    """Return the candidates that a study builds together: on a CPU one, on a GPU all defaults, then one for two cores.
+
+    See ``StudySearch.parallel``.
+    """
+    device = table.recording.device
+    parallel = 1 if device.kind == "cpu" else max(1, device.cores // 2)
+    batch: list[Configuration] = []
+    while (proposal := search.propose(batch)) is not None:
+        is_default = proposal in table.defaults
+        if batch and not is_default and (len(batch) >= parallel or batch[0] in table.defaults):
+            break
+        batch.append(proposal)
+        if parallel == 1:
+            break
+    return batch
 
 
 def at_random(table: Table, seed: int, first: Sequence[Configuration] = ()) -> list[Configuration]:

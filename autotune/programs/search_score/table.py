@@ -1,12 +1,13 @@
 """The spaces of a recorded study, limited to the configurations that were recorded: Table, table_of."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from autotune import registry
 from autotune.programs.search_score.recording import RecordedTrial, Recording
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.search_space import Constraint, SearchSpace
+from autotune.records.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +26,7 @@ class RecordedSpace(SearchSpace):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The recorded outcomes and costs by configuration, and the spaces to search them in.
+    """The recorded outcomes and costs by configuration, and the spaces to search them in; ``whole`` are not limited.
 
     ``outside`` is the number of recorded configurations that the spaces of this version do not have: carried plans, and
     those of versions with other parameters. They are left out.
@@ -33,51 +34,60 @@ class Table:
 
     recording: Recording
     spaces: tuple[RecordedSpace, ...]
+    whole: tuple[SearchSpace, ...]
     trials: Mapping[Configuration, RecordedTrial]
     outside: int
+
+    @property
+    def size(self) -> int:
+        """The number of configurations of the whole spaces."""
+        return sum(1 for space in self.whole for _ in space)
 
     @property
     def defaults(self) -> tuple[Configuration, ...]:
         """The recorded defaults of the backends."""
         return tuple(configuration for space in self.spaces for configuration in space.defaults)
 
-    @property
-    def hints(self) -> tuple[Configuration, ...]:
-        """The recorded hints of the spaces."""
-        return tuple(configuration for space in self.spaces for configuration in space.hints)
-
-    @property
-    def best(self) -> float | None:
-        """The smallest recorded latency; ``None`` if nothing worked."""
-        return self.best_of(self.trials)
-
-    def best_of(
-        self, configurations: "Mapping[Configuration, RecordedTrial] | tuple[Configuration, ...]"
-    ) -> float | None:
-        """Return the smallest latency of complete trials among configurations."""
+    def best_of(self, configurations: Iterable[Configuration]) -> float | None:
+        """Return the smallest latency of complete trials among configurations; ``None`` if there is none."""
         outcomes = [self.trials[configuration].outcome for configuration in configurations]
-        return min((o.score for o in outcomes if o.state == "complete" and o.score is not None), default=None)
+        complete = [outcome.score for outcome in outcomes if outcome.state == "complete"]
+        return min((score for score in complete if score is not None), default=None)
 
 
 def table_of(recording: Recording) -> Table:
     """Return the table of a recording; backends without a recorded trial take no part."""
     by_configuration = {trial.outcome.configuration: trial for trial in recording.trials}
-    spaces = []
+    workload = _with_recorded_features(recording.workload, by_configuration)
+    spaces, wholes = [], []
     for name in registry.names():
-        whole = registry.backend(name).space(recording.device, recording.workload, has_factory=recording.has_factory)
+        whole = registry.backend(name).space(recording.device, workload, has_factory=recording.has_factory)
         points = tuple(
             configuration for configuration in sorted(by_configuration, key=lambda point: point.canonical)
             if configuration.backend == name and whole.refusal(configuration) is None
         )  # fmt: skip
         if points:
             spaces.append(_limited(whole, points))
+            wholes.append(whole)
     inside = {configuration for space in spaces for configuration in space.points}
     return Table(
         recording=recording,
         spaces=tuple(spaces),
+        whole=tuple(wholes),
         trials={configuration: trial for configuration, trial in by_configuration.items() if configuration in inside},
         outside=len(by_configuration) - len(inside),
     )
+
+
+def _with_recorded_features(workload: Workload, recorded: Iterable[Configuration]) -> Workload:
+    """Return a workload with a feature for each parameter that was recorded.
+
+    A database keeps the features that were matched when a workload was first captured. A later version may match more,
+    and then has a parameter for each of them.
+    """
+    names = {f"{configuration.backend}.{name}" for configuration in recorded for name, _ in configuration.values}
+    later = tuple(f"{name}:1" for name in sorted(names) if not workload.matches(name))
+    return replace(workload, features=(*workload.features, *later))
 
 
 def _limited(whole: SearchSpace, points: tuple[Configuration, ...]) -> RecordedSpace:
