@@ -36,7 +36,7 @@ class Search:
         self._samplers = {space.backend: BackendSampler(space, seed) for space in spaces}
         self._allocator = Allocator(backends)
         # A space's hints wait until its backend promises most. Tried at once, in the order of the backends, they cost
-        # the recorded studies of `programs.search_score` 55 s until a configuration was good instead of 17 s.
+        # the recorded studies of `programs.search_score` 56 s until a configuration was good instead of 19 s.
         self._own_hints = {space.backend: space.hints for space in spaces}
         self._first = (*_round_robin([space.defaults for space in spaces]), *self._fitting(hints))
         self._seen: set[str] = set()

@@ -21,18 +21,19 @@ from autotune.errors import RequestError
 from autotune.programs.check_result import CheckResult, rounded
 from autotune.programs.document import rows_of
 from autotune.programs.frame import Run, parser_of, positive, run_program, say
-from autotune.programs.search_score.comparison import Comparison, SearchFigures, compare
 from autotune.programs.search_score.recording import OBJECTIVE, plans_of, recordings
+from autotune.programs.search_score.recording_score import RecordingScore, SearchFigures, compare
 from autotune.programs.surroundings import environment
 
 NAME = "search_score"
 
 EXPLANATION = (
-    "Score after the defaults: 0 is random search, 1 the best recorded configuration at once; ± is the standard error",
-    "over the seeds. Seconds after the defaults until a configuration is within 3% of the best: medians; the mean of",
-    "recordings is geometric. Trials are recorded configurations, of all that the spaces have. A table has mostly what",
-    "a search liked, so random search is better on it than in the whole space. The score judges the order of hints and",
-    "backends, and says little about TPE.",
+    "Score: 0 is random search, 1 the best recorded configuration at once; ± is the standard error over the seeds. Both",
+    "begin with the defaults; for the cold score random search has none, so that the search pays for its defaults alone.",
+    "Seconds after the defaults until a configuration is within 3% of the best: medians; the mean of recordings is",
+    "geometric. Trials are recorded configurations, of all that the spaces have. A table has mostly what a search liked,",
+    "so random search is better on it than in the whole space. The score judges the order of hints and backends, and",
+    "says little about TPE.",
 )
 
 
@@ -51,13 +52,13 @@ def _parser() -> argparse.ArgumentParser:
 def _score_files(run: Run) -> int:
     parcels = [read_records(path) for path in run.options.files]
     plans = [plan for plan in plans_of(parcels) if plan.objective.name == OBJECTIVE and plan.evidence.finalists]
-    comparisons = []
+    scores = []
     for recording in recordings(parcels):
         say(recording.name)
-        comparison = compare(recording, plans, seeds=run.options.seeds)
-        if comparison is not None:
-            comparisons.append(comparison)
-    if not comparisons:
+        score = compare(recording, plans, seeds=run.options.seeds)
+        if score is not None:
+            scores.append(score)
+    if not scores:
         names = ", ".join(map(str, run.options.files))
         raise RequestError(
             f"recorded searches in {names}",
@@ -65,56 +66,62 @@ def _score_files(run: Run) -> int:
             expected=f"studies for {OBJECTIVE} with all their trials",
             run="autotune db export STUDY --no-artifacts --out FILE",
         )
-    more = {"seeds": run.options.seeds, "recordings": [comparison.as_dict() for comparison in comparisons]}
-    return run.report(rows_of(results_of(comparisons)), environment("cpu"), text=table(comparisons), more=more)
+    more = {"seeds": run.options.seeds, "recordings": [score.as_dict() for score in scores]}
+    return run.report(rows_of(results_of(scores)), environment("cpu"), text=table(scores), more=more)
 
 
-def results_of(comparisons: Sequence[Comparison]) -> list[CheckResult]:
+def results_of(scores: Sequence[RecordingScore]) -> list[CheckResult]:
     """Return one check: the mean score over the recordings that say something is not below random search."""
-    telling = [comparison for comparison in comparisons if not comparison.silence]
-    scores = {side: _mean_score(telling, side) for side in ("search", "warm")}
-    passed = scores["search"] is None or scores["search"] >= 0
-    figure = f"{_number(scores['search'])}, with hints from other studies {_number(scores['warm'])}"
-    near = {side: _near(telling, side) for side in ("random", "search", "warm")}
-    raw = {"recordings": len(telling), "of": len(comparisons), "score": scores, "near_s": near}
-    check = f"mean score of {len(telling)} of {len(comparisons)} recordings"
-    return [CheckResult(check=check, figure=figure, limit="at least 0, which is random search", passed=passed, raw=raw)]
+    telling = [score for score in scores if not score.silence]
+    means = {side: _mean_score(telling, side) for side in ("search", "warm")}
+    near_s = {side: _near(telling, side) for side in ("random", "search", "warm")}
+    return [
+        CheckResult(
+            check=f"mean score of {len(telling)} of {len(scores)} recordings",
+            figure=f"{_number(means['search'])}, with hints from other studies {_number(means['warm'])}",
+            limit="at least 0, which is random search",
+            passed=means["search"] is None or means["search"] >= 0,
+            raw={"recordings": len(telling), "of": len(scores), "score": means, "near_s": near_s},
+        )
+    ]
 
 
-def table(comparisons: Sequence[Comparison]) -> str:
+def table(scores: Sequence[RecordingScore]) -> str:
     """Return the figures as Markdown."""
     lines = [
-        "| recording | trials | of | best default | score | with hints | s to 3%: random | search | with hints | |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
-        *map(_row, comparisons),
+        "| recording | trials | of | best default | cold score | score | with hints | s to 3%: random | search "
+        "| with hints | |",
+        f"| --- |{' ---: |' * 9} --- |",
+        *map(_row, scores),
     ]
-    telling = [comparison for comparison in comparisons if not comparison.silence]
+    telling = [score for score in scores if not score.silence]
     if telling:
         means = [_number(_mean_score(telling, side)) for side in ("search", "warm")]
         near = [f"{_near(telling, side):.0f}" for side in ("random", "search", "warm")]
-        lines.append(f"| mean of {len(telling)} that say something | | | | {' | '.join([*means, *near])} | |")
+        lines.append(f"| mean of {len(telling)} that say something | | | | | {' | '.join([*means, *near])} | |")
     return "\n".join([*lines, "", *EXPLANATION, _draws(telling)])
 
 
-def _draws(telling: Sequence[Comparison]) -> str:
+def _draws(telling: Sequence[RecordingScore]) -> str:
     if not telling:
         return "No recording says anything about the search."
-    share = fmean(comparison.uniform for comparison in telling)
+    share = fmean(score.uniform for score in telling)
     return f"{share:.0%} of the proposals beyond the defaults were uniform draws: none of TPE's was recorded and new."
 
 
-def _row(comparison: Comparison) -> str:
-    recording = comparison.table.recording
-    slower = comparison.best_default / comparison.optimum - 1
+def _row(score: RecordingScore) -> str:
+    recording = score.table.recording
+    slower = score.best_default / score.optimum - 1
     cells = [
         recording.name + (f", {recording.studies} studies" if recording.studies > 1 else ""),
-        f"{len(comparison.table.trials)} ({comparison.beyond} beyond the defaults)",
-        f"{comparison.table.size}",
+        f"{len(score.table.trials)} ({score.beyond} beyond the defaults)",
+        f"{score.table.size}",
         f"+{slower:.1%}",
-        _scored(comparison.search),
-        _scored(comparison.warm),
-        *(f"{seconds:.0f}" for seconds in (_near_s(comparison, side) for side in ("random", "search", "warm"))),
-        comparison.silence and f"says nothing: {comparison.silence}",
+        _number(score.search.cold_score),
+        _scored(score.search),
+        _scored(score.warm),
+        *(f"{seconds:.0f}" for seconds in (_near_s(score, side) for side in ("random", "search", "warm"))),
+        score.silence and f"says nothing: {score.silence}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -127,19 +134,19 @@ def _number(score: float | None) -> str:
     return "–" if score is None else f"{score:+.2f}"
 
 
-def _mean_score(comparisons: Sequence[Comparison], side: str) -> float | None:
-    figures = [comparison.warm if side == "warm" else comparison.search for comparison in comparisons]
-    scores = [each.score for each in figures if each.score is not None]
-    return rounded(fmean(scores)) if scores else None
+def _mean_score(scores: Sequence[RecordingScore], side: str) -> float | None:
+    figures = [score.warm if side == "warm" else score.search for score in scores]
+    values = [figure.score for figure in figures if figure.score is not None]
+    return rounded(fmean(values)) if values else None
 
 
-def _near_s(comparison: Comparison, side: str) -> float:
+def _near_s(score: RecordingScore, side: str) -> float:
     if side == "random":
-        return comparison.random_near_s
-    return median((comparison.warm if side == "warm" else comparison.search).near_s)
+        return score.random_near_s
+    return median((score.warm if side == "warm" else score.search).near_s)
 
 
-def _near(comparisons: Sequence[Comparison], side: str) -> float:
+def _near(scores: Sequence[RecordingScore], side: str) -> float:
     """Return the geometric mean of times to a good configuration; less than a second counts as one."""
-    seconds = [max(1.0, _near_s(comparison, side)) for comparison in comparisons]
+    seconds = [max(1.0, _near_s(score, side)) for score in scores]
     return rounded(math.exp(fmean(map(math.log, seconds)))) if seconds else 0.0

@@ -1,4 +1,4 @@
-"""Recorded studies of a model on a device, pooled into one table of trials with their costs: Recording."""
+"""Recorded studies of a model on a device, pooled into one table of trials with their costs: StudyRecording."""
 
 import math
 from collections import defaultdict
@@ -29,7 +29,7 @@ class RecordedTrial:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recording:
+class StudyRecording:
     """All trials of a workload on a device class.
 
     ``studies`` is the number of studies that searched; ``spread`` is the median ratio between the largest and the
@@ -50,7 +50,7 @@ class Recording:
         return f"{self.workload.name} b{self.workload.batch} on {self.device.sku}"
 
 
-def recordings(parcels: Iterable[Parcel]) -> list[Recording]:
+def recordings(parcels: Iterable[Parcel]) -> list[StudyRecording]:
     """Return a recording for each workload and device class of which a study searched, by name.
 
     A study that has only finals is left out: the committed plans of earlier versions are stored so, and their trials
@@ -97,7 +97,7 @@ def costs_s(trials: Sequence[TravellingTrial]) -> dict[str, float]:
     ordered = sorted(trials, key=lambda item: (item.finished, item.trial.number))
     batches: list[list[TravellingTrial]] = []
     for item in ordered:
-        if not batches or item.created > batches[-1][0].finished:
+        if not batches or item.created >= batches[-1][0].finished:
             batches.append([])
         batches[-1].append(item)
     after_s: dict[str, float] = {}
@@ -120,7 +120,7 @@ def _seconds(moment: str) -> float:
     return datetime.fromisoformat(moment).timestamp()
 
 
-def _pooled(workload: Workload, device: Device, studies: Sequence[Sequence[TravellingTrial]]) -> Recording:
+def _pooled(workload: Workload, device: Device, studies: Sequence[Sequence[TravellingTrial]]) -> StudyRecording:
     by_configuration: dict[Configuration, list[tuple[Trial, float]]] = defaultdict(list)
     for items in studies:
         cost_s = costs_s(items)
@@ -131,7 +131,7 @@ def _pooled(workload: Workload, device: Device, studies: Sequence[Sequence[Trave
         latencies = [trial.latency_ms for trial, _ in measured if trial.latency_ms is not None]
         if len(latencies) > 1:
             ratios.append(max(latencies) / min(latencies))
-    return Recording(
+    return StudyRecording(
         workload=workload,
         device=device,
         has_factory=any(configuration.get("form", "") == "module" for configuration in by_configuration),

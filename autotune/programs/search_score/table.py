@@ -4,14 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from autotune import registry
-from autotune.programs.search_score.recording import RecordedTrial, Recording
+from autotune.programs.search_score.recording import RecordedTrial, StudyRecording
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.search_space import Constraint, SearchSpace
 from autotune.records.workload import Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedSpace(SearchSpace):
+class TableSpace(SearchSpace):
     """A backend's space with the constraint that a configuration was recorded.
 
     Parameters and choices are those of the whole space, so that a sampler sees the same axes; a proposal that was not
@@ -32,8 +32,8 @@ class Table:
     those of versions with other parameters. They are left out.
     """
 
-    recording: Recording
-    spaces: tuple[RecordedSpace, ...]
+    recording: StudyRecording
+    spaces: tuple[TableSpace, ...]
     whole: tuple[SearchSpace, ...]
     trials: Mapping[Configuration, RecordedTrial]
     outside: int
@@ -55,7 +55,7 @@ class Table:
         return min((score for score in complete if score is not None), default=None)
 
 
-def table_of(recording: Recording) -> Table:
+def table_of(recording: StudyRecording) -> Table:
     """Return the table of a recording; backends without a recorded trial take no part."""
     by_configuration = {trial.outcome.configuration: trial for trial in recording.trials}
     workload = _with_recorded_features(recording.workload, by_configuration)
@@ -90,14 +90,14 @@ def _with_recorded_features(workload: Workload, recorded: Iterable[Configuration
     return replace(workload, features=(*workload.features, *later))
 
 
-def _limited(whole: SearchSpace, points: tuple[Configuration, ...]) -> RecordedSpace:
+def _limited(whole: SearchSpace, points: tuple[Configuration, ...]) -> TableSpace:
     recorded = set(points)
 
     def was_recorded(values: Mapping[str, Scalar]) -> bool:
         return Configuration.of(whole.backend, values) in recorded
 
     constraint = Constraint(reason="it was recorded", holds=was_recorded)
-    return RecordedSpace(
+    return TableSpace(
         backend=whole.backend,
         parameters=whole.parameters,
         constraints=(*whole.constraints, constraint),

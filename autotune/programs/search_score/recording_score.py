@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from autotune.programs.search_score.recording import Recording
+from autotune.programs.search_score.recording import StudyRecording
 from autotune.programs.search_score.replay import Trajectory, at_random, charged, searched
 from autotune.programs.search_score.score import RandomSearch
 from autotune.programs.search_score.table import Table, table_of
@@ -39,6 +39,11 @@ class SearchFigures:
         return fmean(self.scores) if self.scores else None
 
     @property
+    def cold_score(self) -> float | None:
+        """The mean score against random search without defaults."""
+        return fmean(self.cold_scores) if self.cold_scores else None
+
+    @property
     def error(self) -> float:
         """The standard error of the mean score over the seeds."""
         return stdev(self.scores) / len(self.scores) ** 0.5 if len(self.scores) > 1 else 0.0
@@ -48,14 +53,14 @@ class SearchFigures:
         return {
             "score": self.score,
             "scores": list(self.scores),
-            "cold_score": fmean(self.cold_scores) if self.cold_scores else None,
+            "cold_score": self.cold_score,
             "near_s": list(self.near_s),
             "best": list(self.best),
         }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+class RecordingScore:
     """The search on one recording, beside random search after the same defaults.
 
     ``hints`` are those of a warm start from the other studies that were recorded; ``not_recorded`` is the number of
@@ -117,7 +122,7 @@ class Comparison:
         }
 
 
-def compare(recording: Recording, plans: Sequence[Plan], *, seeds: int) -> Comparison | None:
+def compare(recording: StudyRecording, plans: Sequence[Plan], *, seeds: int) -> RecordingScore | None:
     """Search a recording with every seed, without hints and with those of plans of other workloads or devices.
 
     ``None`` if no default worked.
@@ -149,7 +154,7 @@ def compare(recording: Recording, plans: Sequence[Plan], *, seeds: int) -> Compa
             best=tuple(fmean(each.at(second, best_default) for each in rest) for second in random.times_s),
         )
 
-    return Comparison(
+    return RecordingScore(
         table=table,
         optimum=optimum,
         best_default=best_default,
