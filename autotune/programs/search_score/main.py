@@ -28,12 +28,12 @@ from autotune.programs.surroundings import environment
 NAME = "search_score"
 
 EXPLANATION = (
-    "Score: 0 is random search, 1 the best recorded configuration at once; ± is the standard error over the seeds. Both",
-    "begin with the defaults; for the cold score random search has none, so that the search pays for its defaults alone.",
+    "Score: 0 is random search, 1 the best recorded configuration at once; ± is the standard error over the seeds.",
+    "Both begin with the defaults; for the cold score random search has none, and the search pays for its own.",
     "Seconds after the defaults until a configuration is within 3% of the best: medians; the mean of recordings is",
-    "geometric. Trials are recorded configurations, of all that the spaces have. A table has mostly what a search liked,",
-    "so random search is better on it than in the whole space. The score judges the order of hints and backends, and",
-    "says little about TPE.",
+    "geometric. Trials are recorded configurations, of all that the spaces have. A table has mostly what a search",
+    "liked, so random search is better on it than in the whole space. The score judges the order of hints and",
+    "backends, and says little about TPE.",
 )
 
 
