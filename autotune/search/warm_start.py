@@ -16,6 +16,9 @@ MOST = 5
 NEAR = 1.03
 """A finalist that took at most this multiple of the best of its study was as good as the best."""
 
+LONGEST_BUILD = 2.0
+"""A build that takes a larger multiple of a default's is no hint: inductor's ``max_autotune`` took 240 s on an H200."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastFinals:
@@ -49,7 +52,8 @@ def warm_start(
     Nearest are studies of the same model (at another batch, say) on the same device class, then those of other models
     on it, then the same for other device classes. In each of these groups every backend proposes the configuration that
     was as good as the best in most studies, then by its gain; the backends follow in the same order. A backend that has
-    proposed does not propose again. No default is proposed, because a study tries these first.
+    proposed does not propose again. No default is proposed, because a study tries these first, and nothing that builds
+    for more than :data:`LONGEST_BUILD` times as long as a default.
     """
     by_backend = {space.backend: space for space in spaces}
     defaults = {configuration for space in spaces for configuration in space.defaults}
@@ -86,7 +90,7 @@ def _candidates(past: Sequence[PastFinals], spaces: Mapping[str, SearchSpace]) -
         for configuration, value in finals.finalists:
             space = spaces.get(configuration.backend)
             fitting = None if space is None or value > NEAR * best else adapted(configuration, space)
-            if fitting is not None:
+            if fitting is not None and space is not None and space.build_cost(fitting) <= LONGEST_BUILD:
                 results[fitting][place] = min(value, results[fitting].get(place, value))
     for configuration, values in results.items():
         gains = [math.log(past[place].baseline / value) for place, value in values.items()]

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 from autotune.database.store import Store
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
 from autotune.records.evidence import HintRecord, HintSource
 from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
@@ -23,21 +25,31 @@ def study_hints(request: StudyRequest, spaces: Sequence[SearchSpace], store: Sto
         return ()
     device = request.device
     plans = store.plans.related(request.name, device.device_class, request.objective.name, MOST_PLANS)
-    past = [past_finals(plan) for plan in plans if plan.device.kind == device.kind and plan.evidence.finalists]
+    past = [past_finals(plan, device) for plan in plans if plan.device.kind == device.kind and plan.evidence.finalists]
     hints = warm_start(past, spaces, name=request.name, device_class=device.device_class)
     return tuple(map(_record, hints))
 
 
-def past_finals(plan: Plan) -> PastFinals:
-    """Return the finals of a plan in the form that a warm start reads."""
+def past_finals(plan: Plan, device: Device) -> PastFinals:
+    """Return the finals of a plan in the form that a warm start on a device reads.
+
+    Threads on all cores of the plan's CPU become threads on all cores of this one.
+    """
     figures = plan.evidence.objective
+    finalists = [(finalist.configuration, finalist.compared) for finalist in plan.evidence.finalists]
     return PastFinals(
         name=plan.name,
         batch=plan.batch,
         device_class=plan.device.device_class,
         baseline=plan.baseline_latency_ms if figures is None else figures.baseline,
-        finalists=tuple((finalist.configuration, finalist.compared) for finalist in plan.evidence.finalists),
+        finalists=tuple((_on_cores(point, plan.device.cores, device.cores), value) for point, value in finalists),
     )
+
+
+def _on_cores(configuration: Configuration, before: int, now: int) -> Configuration:
+    if configuration.get("threads", 0) != before:
+        return configuration
+    return Configuration.of(configuration.backend, {**dict(configuration.values), "threads": now})
 
 
 def _record(hint: WarmHint) -> HintRecord:

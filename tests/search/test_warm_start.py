@@ -80,6 +80,13 @@ def test_a_default_is_no_hint_and_a_space_refuses_what_it_does_not_have() -> Non
     assert hints(past((native(), 1.0)), spaces=(limited,)) == []
 
 
+def test_what_builds_for_long_is_no_hint() -> None:
+    tuning = Parameter(name="max_autotune", choices=(False, True), build_cost=(1.0, 4.0))
+    slow = SearchSpace(backend="inductor", parameters=(tuning,))
+    on, off = (Configuration.of("inductor", {"max_autotune": value}) for value in (True, False))
+    assert hints(past((on, 1.0)), spaces=(slow,)) == [] and hints(past((on, 1.0), (off, 1.02)), spaces=(slow,)) == [off]
+
+
 def test_there_are_at_most_a_handful() -> None:
     spaces = tuple(space(f"backend{number}", precision=("fp32", "fp16")) for number in range(MOST + 3))
     best = [(Configuration.of(each.backend, {"precision": "fp16"}), 1.0) for each in spaces]

@@ -14,9 +14,13 @@ from autotune.errors import StudyInterruptedError
 from autotune.execute.timing import TimeSplit
 from autotune.programs.reliability import simulated
 from autotune.programs.reliability.simulated import Journal, Part
+from autotune.records.configuration import Configuration
+from autotune.records.evidence import FinalistRecord, PlanEvidence
 from autotune.runtime import discovery
 from autotune.search_spaces.precision import threads
+from autotune.study.hints import past_finals
 from autotune.study.study import Study
+from tests.database import records
 from tests.study.test_curve import Clock, Server
 
 DEFAULTS = 1 + len(threads(discovery.cpu()))
@@ -141,3 +145,19 @@ def test_a_plan_that_cannot_be_read_costs_the_hints_and_not_the_study(lab):
     outcome = lab.run("second")
     assert outcome.known_at_start.hints is None and outcome.plan is not None
     assert any("second: no hints from other studies" in message for message in lab.messages)
+
+
+def test_threads_on_all_cores_of_another_cpu_are_those_on_all_cores_here():
+    other = replace(discovery.cpu(), name="Wide Brand", cores=64)
+    here = replace(discovery.cpu(), cores=16)
+    finalists = tuple(
+        FinalistRecord(
+            configuration=Configuration.of("openvino", {"threads": count}), latency_ms=1.0, interval_ms=(1, 1)
+        )
+        for count in (64, 4)
+    )
+    plan = records.plan(device=other, evidence=PlanEvidence(finalists=finalists))
+    assert [point["threads"] for point, _ in past_finals(plan, here).finalists] == [16, 4]
+    without = replace(finalists[0], configuration=Configuration.of("openvino", {"pinning": True}))
+    plan = replace(plan, evidence=PlanEvidence(finalists=(without,)))
+    assert past_finals(plan, here).finalists == ((without.configuration, 1.0),)

@@ -174,7 +174,7 @@ def _hints_from_others(table: Table, plans: Sequence[Plan]) -> list[Configuratio
     workload, device = table.recording.workload, table.recording.device
     own = (workload.name, workload.batch, device.device_class)
     past = [
-        past_finals(plan) for plan in plans
+        past_finals(plan, device) for plan in plans
         if plan.device.kind == device.kind and (plan.name, plan.batch, plan.device.device_class) != own
     ]  # fmt: skip
     hints = warm_start(past, table.whole, name=workload.name, device_class=device.device_class)
