@@ -1,5 +1,6 @@
 """Hints for a study from the plans of the database: past_finals, study_hints."""
 
+import math
 from collections.abc import Sequence
 
 from autotune.database.store import Store
@@ -25,7 +26,7 @@ def study_hints(request: StudyRequest, spaces: Sequence[SearchSpace], store: Sto
         return ()
     device = request.device
     plans = store.plans.related(request.name, device.device_class, request.objective.name, MOST_PLANS)
-    past = [past_finals(plan, device) for plan in plans if plan.device.kind == device.kind and plan.evidence.finalists]
+    past = [past_finals(plan, device) for plan in plans if plan.device.kind == device.kind]
     hints = warm_start(past, spaces, name=request.name, device_class=device.device_class)
     return tuple(map(_record, hints))
 
@@ -33,17 +34,27 @@ def study_hints(request: StudyRequest, spaces: Sequence[SearchSpace], store: Sto
 def past_finals(plan: Plan, device: Device) -> PastFinals:
     """Return the finals of a plan in the form that a warm start on a device reads.
 
-    Threads on all cores of the plan's CPU become threads on all cores of this one.
+    Threads on all cores of the plan's CPU become threads on all cores of this one. A finalist whose value is no
+    positive number is left out: a plan may come from another database.
     """
     figures = plan.evidence.objective
-    finalists = [(finalist.configuration, finalist.compared) for finalist in plan.evidence.finalists]
+    baseline = plan.baseline_latency_ms if figures is None else figures.baseline
+    finalists = [
+        (_on_cores(finalist.configuration, plan.device.cores, device.cores), finalist.compared)
+        for finalist in plan.evidence.finalists
+        if _is_positive(finalist.compared) and _is_positive(baseline)
+    ]
     return PastFinals(
         name=plan.name,
         batch=plan.batch,
         device_class=plan.device.device_class,
-        baseline=plan.baseline_latency_ms if figures is None else figures.baseline,
-        finalists=tuple((_on_cores(point, plan.device.cores, device.cores), value) for point, value in finalists),
+        baseline=baseline,
+        finalists=tuple(finalists),
     )
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _on_cores(configuration: Configuration, before: int, now: int) -> Configuration:

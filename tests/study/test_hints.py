@@ -15,7 +15,7 @@ from autotune.execute.timing import TimeSplit
 from autotune.programs.reliability import simulated
 from autotune.programs.reliability.simulated import Journal, Part
 from autotune.records.configuration import Configuration
-from autotune.records.evidence import FinalistRecord, PlanEvidence
+from autotune.records.evidence import FinalistRecord, ObjectiveFigures, PlanEvidence
 from autotune.runtime import discovery
 from autotune.search_spaces.precision import threads
 from autotune.study.hints import past_finals
@@ -161,3 +161,17 @@ def test_threads_on_all_cores_of_another_cpu_are_those_on_all_cores_here():
     without = replace(finalists[0], configuration=Configuration.of("openvino", {"pinning": True}))
     plan = replace(plan, evidence=PlanEvidence(finalists=(without,)))
     assert past_finals(plan, here).finalists == ((without.configuration, 1.0),)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, "1", None, True])
+def test_values_of_a_foreign_plan_that_are_no_positive_numbers_are_left_out(value):
+    """``None`` as the objective's value means that latencies are compared, which are good here."""
+    finalist = FinalistRecord(
+        configuration=Configuration.of("native", {"graph": True}), latency_ms=1.0, interval_ms=(1, 1),
+        objective_value=value,
+    )  # fmt: skip
+    plan = records.plan(evidence=PlanEvidence(finalists=(finalist,)))
+    assert len(past_finals(plan, records.DEVICE).finalists) == (value is None)
+    figures = ObjectiveFigures(name="latency_p50", unit="ms", value=1.0, interval=(1.0, 1.0), baseline=0.0)
+    without = replace(plan, evidence=PlanEvidence(finalists=(finalist,), objective=figures))
+    assert past_finals(without, records.DEVICE).finalists == ()
