@@ -3,14 +3,15 @@
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 from autotune.errors import SpaceError
 from autotune.records.configuration import Configuration
 from autotune.records.search_space import SearchSpace
 from autotune.search.allocator import Allocator
 from autotune.search.history import TrialOutcome
-from autotune.search.sampler import BackendSampler
+from autotune.search.latency_model import LatencyModel
+from autotune.search.sampler import BackendSampler, Refusal
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,8 @@ class Search:
     remembers outcomes only, so the caller names a proposal in ``running`` until its outcome is observed. Defaults come
     first, every backend's first before any backend's second; then the ``hints`` that are in a space, in their order.
     Then the allocator chooses a backend. The next configuration of that backend is the next hint of its space, or the
-    proposal of its sampler if there is no hint left. Not thread-safe.
+    proposal of its sampler if there is no hint left. Configurations that the trials so far show to be hopeless
+    (:class:`~autotune.search.latency_model.LatencyModel`) come after all others. Not thread-safe.
 
     Raises :class:`~autotune.errors.SpaceError` if no space is given, or two of one backend.
     """
@@ -36,10 +38,12 @@ class Search:
         self._samplers = {space.backend: BackendSampler(space, seed) for space in spaces}
         self._allocator = Allocator(backends)
         # A space's hints wait until its backend promises most. Tried at once, in the order of the backends, they cost
-        # the recorded studies of `programs.search_score` 56 s until a configuration was good instead of 19 s.
+        # the recorded studies of `programs.search_score` 56 s until a configuration was good instead of 20 s.
         self._own_hints = {space.backend: space.hints for space in spaces}
         self._first = (*_round_robin([space.defaults for space in spaces]), *self._fitting(hints))
         self._seen: set[str] = set()
+        self._outcomes: list[TrialOutcome] = []
+        self._model: LatencyModel | None = None
 
     @property
     def uniform_draws(self) -> int:
@@ -64,6 +68,8 @@ class Search:
             return
         sampler.observe(outcome)
         self._allocator.observe(outcome)
+        self._outcomes.append(outcome)
+        self._model = None
 
     def propose(self, running: Sequence[Configuration] = ()) -> Configuration | None:
         """Return the next configuration to try; ``None`` if every one has an outcome or is running."""
@@ -72,11 +78,32 @@ class Search:
             if configuration.digest not in excluded:
                 return configuration
         under_way = Counter(c.backend for c in running if c.digest not in self._seen)
-        for backend in self._allocator.ranked(under_way):
-            hints = (hint for hint in self._own_hints[backend] if hint.digest not in excluded)
-            if proposal := next(hints, None) or self._samplers[backend].propose(excluded):
+        ranked = self._allocator.ranked(under_way)
+        for refuses in (self._latency_model().hopeless, _nothing):
+            if proposal := self._of_backends(ranked, excluded, refuses, side_by_side=bool(under_way)):
                 return proposal
         return None
+
+    def _of_backends(
+        self, ranked: Sequence[str], excluded: Container[str], refuses: Refusal, *, side_by_side: bool
+    ) -> Configuration | None:
+        """Return the next configuration of the most promising backend that has one which is not refused."""
+        hints = {
+            backend: next((hint for hint in own if hint.digest not in excluded and not refuses(hint)), None)
+            for backend, own in self._own_hints.items()
+        }
+        # Candidates that are built side by side do not learn from one another: hints come before draws in the dark.
+        if side_by_side and (hint := next(filter(None, (hints[backend] for backend in ranked)), None)):
+            return hint
+        for backend in ranked:
+            if proposal := hints[backend] or self._samplers[backend].propose(excluded, refuses):
+                return proposal
+        return None
+
+    def _latency_model(self) -> LatencyModel:
+        if self._model is None:
+            self._model = LatencyModel(self._outcomes)
+        return self._model
 
     def _fitting(self, hints: Sequence[Configuration]) -> Iterator[Configuration]:
         for hint in hints:
@@ -86,6 +113,11 @@ class Search:
                 yield hint
             else:
                 log.info("hint %s is left out: %s", hint, why)
+
+
+def _nothing(configuration: Configuration) -> bool:
+    """Refuse nothing."""
+    return False
 
 
 def _round_robin(groups: Sequence[Sequence[Configuration]]) -> Iterator[Configuration]:

@@ -24,6 +24,7 @@ SPACES = (
     space("inductor", (3, 2, 2), defaults=3),
     space("openvino", (2, 2), defaults=2),
 )
+NAMES = tuple(space.backend for space in SPACES)
 TOTAL = 3 + 12 + 4
 
 
@@ -86,6 +87,40 @@ def test_hints_of_the_caller_come_before_those_of_the_spaces() -> None:
     own, given = Configuration.of("openvino", {"p0": "b", "p1": "b"}), Configuration.of("eager", {"p0": "c"})
     spaces = (SPACES[0], SPACES[1], hinted(SPACES[2], own))
     assert drawn(Search(spaces, 0, [given, given]), 7)[6] == given
+
+
+def test_side_by_side_hints_of_all_backends_come_before_draws_in_the_dark() -> None:
+    hints = {name: Configuration.of(name, {"p0": "b", "p1": "b"} if name != "eager" else {"p0": "c"}) for name in NAMES}
+    hints["inductor"] = Configuration.of("inductor", {"p0": "a", "p1": "b", "p2": "b"})
+    search = Search([hinted(space, hints[space.backend]) for space in SPACES], 0)
+    for default in [default for space in SPACES for default in space.defaults]:
+        search.observe(TrialOutcome(configuration=default, state="complete", score=1.0, build_s=1.0))
+    batch: list[Configuration] = []
+    while len(batch) < 5 and (point := search.propose(batch)) is not None:
+        batch.append(point)
+    assert set(batch[1:4]) | {batch[0]} >= set(hints.values()) and len(set(batch)) == 5
+
+
+def test_hopeless_configurations_come_last_and_are_tried_all_the_same() -> None:
+    """One precision is ten times as slow in both backends; after the defaults have shown that, it waits."""
+    parameters = (
+        Parameter(name="precision", choices=("fp32", "fp16")),
+        Parameter(name="knob", choices=tuple(range(6))),
+    )
+    spaces = [
+        SearchSpace(
+            backend=name, parameters=parameters,
+            defaults=tuple(Configuration.of(name, {"precision": p, "knob": 0}) for p in ("fp32", "fp16")),
+        )
+        for name in ("eager", "inductor")
+    ]  # fmt: skip
+    search, order = Search(spaces, 0), []
+    while (point := search.propose()) is not None:
+        order.append(point)
+        score = (10.0 if point["precision"] == "fp32" else 1.0) * (1 + int(point.digest[:4], 16) / 2**19)
+        search.observe(TrialOutcome(configuration=point, state="complete", score=score, build_s=1.0))
+    assert len(order) == 24 and search.exhausted
+    assert [point["precision"] for point in order[4:]] == ["fp16"] * 10 + ["fp32"] * 10
 
 
 def test_every_configuration_once_then_none() -> None:
