@@ -70,6 +70,10 @@ class LatencyModel:
         variance = EFFECT**2 * len(features) - float(similarity @ self._precision @ similarity)
         return mean - DEVIATIONS * math.sqrt(max(0.0, variance)) > self._limit
 
+    def hopeless_as_known(self, configuration: Configuration) -> bool:
+        """Return whether a configuration is hopeless, and every value of it was in a trial."""
+        return self._ready and _features(configuration) <= self._columns.keys() and self.hopeless(configuration)
+
     def _vector(self, features: set[Feature]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
         vector = np.zeros(len(self._columns))
         vector[[self._columns[feature] for feature in features if feature in self._columns]] = 1.0

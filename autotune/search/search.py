@@ -3,7 +3,7 @@
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 from autotune.errors import SpaceError
 from autotune.records.configuration import Configuration
@@ -79,19 +79,23 @@ class Search:
                 return configuration
         under_way = Counter(c.backend for c in running if c.digest not in self._seen)
         ranked = self._allocator.ranked(under_way)
-        for refuses in (self._latency_model().hopeless, _nothing):
-            if proposal := self._of_backends(ranked, excluded, refuses, side_by_side=bool(under_way)):
+        model = self._latency_model()
+        # A hint may have a value for which it was made a hint, such as tuned kernels: without a trial that has the
+        # value, no model knows its effect.
+        for hint_fails, fails in ((model.hopeless_as_known, model.hopeless), (_never, _never)):
+            hints = {
+                backend: next((hint for hint in own if hint.digest not in excluded and not hint_fails(hint)), None)
+                for backend, own in self._own_hints.items()
+            }
+            if proposal := self._next(ranked, hints, excluded, fails, side_by_side=bool(under_way)):
                 return proposal
         return None
 
-    def _of_backends(
-        self, ranked: Sequence[str], excluded: Container[str], refuses: Refusal, *, side_by_side: bool
-    ) -> Configuration | None:
-        """Return the next configuration of the most promising backend that has one which is not refused."""
-        hints = {
-            backend: next((hint for hint in own if hint.digest not in excluded and not refuses(hint)), None)
-            for backend, own in self._own_hints.items()
-        }
+    def _next(
+        self, ranked: Sequence[str], hints: Mapping[str, Configuration | None], excluded: Container[str],
+        refuses: Refusal, *, side_by_side: bool,
+    ) -> Configuration | None:  # fmt: skip
+        """Return the hint of the most promising backend, or the proposal of its sampler that is not refused."""
         # Candidates that are built side by side do not learn from one another: hints come before draws in the dark.
         if side_by_side and (hint := next(filter(None, (hints[backend] for backend in ranked)), None)):
             return hint
@@ -115,8 +119,7 @@ class Search:
                 log.info("hint %s is left out: %s", hint, why)
 
 
-def _nothing(configuration: Configuration) -> bool:
-    """Refuse nothing."""
+def _never(configuration: Configuration) -> bool:
     return False
 
 

@@ -123,6 +123,26 @@ def test_hopeless_configurations_come_last_and_are_tried_all_the_same() -> None:
     assert [point["precision"] for point in order[4:]] == ["fp16"] * 10 + ["fp32"] * 10
 
 
+def test_a_hint_with_a_value_that_no_trial_had_does_not_wait_for_the_hopeless() -> None:
+    """An engine is three times as slow as the best with the libraries' kernels; with tuned ones it may be the best."""
+
+    def space_of(name: str, *knob: str) -> SearchSpace:
+        choices = {"precision": ("fp32", "fp16"), f"{name}_knob": knob}
+        parameters = tuple(Parameter(name=parameter, choices=values) for parameter, values in choices.items())
+        points = [Configuration.of(name, {"precision": p, f"{name}_knob": knob[0]}) for p in choices["precision"]]
+        return SearchSpace(backend=name, parameters=parameters, defaults=tuple(points))
+
+    tuned = Configuration.of("native", {"precision": "fp16", "native_knob": "tuned"})
+    search = Search([space_of("inductor", *"abcd"), hinted(space_of("native", "torch", "tuned"), tuned)], 0)
+    order = []
+    while (point := search.propose()) is not None:
+        order.append(point)
+        slow = (3.0 if point.backend == "native" else 1.0) * (4.0 if point["precision"] == "fp32" else 1.0)
+        score = 0.5 if point == tuned else slow * (1 + int(point.digest[:4], 16) / 2**20)
+        search.observe(TrialOutcome(configuration=point, state="complete", score=score, build_s=1.0))
+    assert order.index(tuned) < min(order.index(point) for point in order[4:] if point["precision"] == "fp32")
+
+
 def test_every_configuration_once_then_none() -> None:
     search = Search(SPACES, 3)
     assert len({point.digest for point in drawn(search, TOTAL)}) == TOTAL
