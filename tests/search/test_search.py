@@ -24,7 +24,6 @@ SPACES = (
     space("inductor", (3, 2, 2), defaults=3),
     space("openvino", (2, 2), defaults=2),
 )
-NAMES = tuple(space.backend for space in SPACES)
 TOTAL = 3 + 12 + 4
 
 
@@ -90,15 +89,17 @@ def test_hints_of_the_caller_come_before_those_of_the_spaces() -> None:
 
 
 def test_side_by_side_hints_of_all_backends_come_before_draws_in_the_dark() -> None:
-    hints = {name: Configuration.of(name, {"p0": "b", "p1": "b"} if name != "eager" else {"p0": "c"}) for name in NAMES}
-    hints["inductor"] = Configuration.of("inductor", {"p0": "a", "p1": "b", "p2": "b"})
+    """Even those of backends that are far behind: what is built beside them does not learn from them."""
+    values = {"eager": {"p0": "c"}, "inductor": {"p0": "a", "p1": "b", "p2": "b"}, "openvino": {"p0": "b", "p1": "b"}}
+    hints = {name: Configuration.of(name, point) for name, point in values.items()}
     search = Search([hinted(space, hints[space.backend]) for space in SPACES], 0)
     for default in [default for space in SPACES for default in space.defaults]:
-        search.observe(TrialOutcome(configuration=default, state="complete", score=1.0, build_s=1.0))
+        score = 0.1 if default.backend == "inductor" else 1.0
+        search.observe(TrialOutcome(configuration=default, state="complete", score=score, build_s=1.0))
     batch: list[Configuration] = []
-    while len(batch) < 5 and (point := search.propose(batch)) is not None:
+    while len(batch) < 3 and (point := search.propose(batch)) is not None:
         batch.append(point)
-    assert set(batch[1:4]) | {batch[0]} >= set(hints.values()) and len(set(batch)) == 5
+    assert batch[0] == hints["inductor"] and set(batch) == set(hints.values())
 
 
 def test_hopeless_configurations_come_last_and_are_tried_all_the_same() -> None:
