@@ -10,6 +10,7 @@ from autotune.database.store import Store
 from autotune.errors import StudyInterruptedError
 from autotune.execute.executor import Executor
 from autotune.progress import Progress
+from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
 from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
@@ -24,7 +25,7 @@ class StudyContext:
     """A running study: its request, its rows in the store, and the executor of its steps.
 
     ``supply`` has the tuned kernels of every build. ``stop`` is set by others to end the study. ``carried`` are plans
-    of other device classes that take part in the finals.
+    of other device classes that take part in the finals. ``hints`` are configurations to try right after the defaults.
     """
 
     request: StudyRequest
@@ -38,6 +39,7 @@ class StudyContext:
     workload: Workload
     spaces: Sequence[SearchSpace]
     carried: tuple[Plan, ...] = ()
+    hints: tuple[Configuration, ...] = ()
 
     @property
     def defaults(self) -> frozenset[str]:

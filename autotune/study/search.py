@@ -75,7 +75,7 @@ class StudySearch:
 
     def _run(self) -> Search:
         row, spaces = self.context.row, self.context.spaces
-        search = Search(spaces, self.context.request.seed, [hint for space in spaces for hint in space.hints])
+        search = Search(spaces, self.context.request.seed, self.context.hints)
         earlier = self._trials()
         for trial in earlier:
             if trial.state != "running":
