@@ -85,6 +85,39 @@ def _(
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
+@torch.library.custom_op(f"{NAMESPACE}::depthwise_conv2d", mutates_args=())
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int],
+    before: Sequence[int], places: Sequence[int], dilation: Sequence[int], activation: str,
+) -> Tensor:  # fmt: skip
+    """Return activation(convolution + bias + residual) of each channel with a filter of its own, in ``weight``'s type.
+
+    ``x`` is [batch, channels, height, width], ``weight`` [channels, 1, *kernel]. The answer is [batch, channels,
+    *``places``], contiguous, or in channels-last memory if ``x`` is. The window of the place (Y, X) begins at the pixel
+    (Y·stride[0] - before[0], X·stride[1] - before[1]); pixels outside the image are zeros.
+    """
+    kernel, padding = weight.shape[2:], before
+    sides = list(zip(x.shape[2:], kernel, stride, before, places, dilation, strict=True))
+    after = [(count - 1) * step + (taps - 1) * gap + 1 - first - size for size, taps, step, first, count, gap in sides]
+    # torch pads both sides alike; further zeros after the image are read by no window if there are as many places
+    if any((size + 2 * first - (taps - 1) * gap - 1) // step + 1 != count
+           for size, taps, step, first, count, gap in sides):  # fmt: skip
+        x, padding = functional.pad(x, (before[1], after[1], before[0], after[0])), (0, 0)
+    answer = torch.conv2d(x.to(weight.dtype), weight, bias, stride, padding, dilation, weight.shape[0])
+    if residual is not None:
+        answer = answer + residual
+    return ACTIVATIONS[activation](answer).contiguous(memory_format=_memory_format(x))
+
+
+@depthwise_conv2d.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int],
+    before: Sequence[int], places: Sequence[int], dilation: Sequence[int], activation: str,
+) -> Tensor:  # fmt: skip
+    answer = x.new_empty((*x.shape[:2], *places), dtype=weight.dtype)
+    return answer.contiguous(memory_format=_memory_format(x))
+
+
 @torch.library.custom_op(f"{NAMESPACE}::norm", mutates_args=())
 def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
     """Normalise over the last dimension: ``kind`` ``layer`` (mean and variance) or ``rms`` (mean of squares).

@@ -90,11 +90,12 @@ def conv_problem(node: Node) -> GemmProblem | None:
     """Return the GEMM of a convolution of whole images; without a window if each pixel is read once."""
     x, weight = value(node.args[0]), value(node.args[1])
     bias, residual, stride, padding, dilation, groups, activation = node.args[2:]
-    if groups != 1:
-        refuse(node, "a convolution with groups")
-        return None
     if x is None or weight is None or not x.numel() or not _stored(node.args[1], bias):
         refuse(node, "its weights are computed")
+        return None
+    if isinstance(groups, int) and groups != 1:
+        inside, outside = weight.shape[1], weight.shape[0] // groups
+        refuse(node, f"a convolution of {groups} groups, with {inside} channels and {outside} filters each")
         return None
     window = Window(
         height=x.shape[2], width=x.shape[3], channels=x.shape[1], kernel=_pair(weight.shape[2:]),

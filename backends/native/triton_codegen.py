@@ -1,8 +1,9 @@
-"""Triton kernels for all operators but GEMMs and convolutions, generated and compiled at build.
+"""Triton kernels for all operators but GEMMs and convolutions over several channels, generated and compiled at build.
 
-Norms, attention and pooling have one plan, pooling only if the model runs in channels-last memory. Programs and blocks
-of pixels have a plan for each memory layout of their inputs: the layout in which the graph was captured, and
-channels-last if the model runs in it. For any other layout torch's own operators stay.
+Norms, attention and pooling have one plan, pooling only if the model runs in channels-last memory. A depthwise
+convolution has one for the memory that its images lie in. Programs and blocks of pixels have a plan for each memory
+layout of their inputs: the layout in which the graph was captured, and channels-last if the model runs in it. For any
+other layout torch's own operators stay.
 """
 
 import logging
@@ -19,12 +20,14 @@ from torch.fx.node import Argument
 
 from autotune import environment
 from autotune.backends.native.graph import value
+from autotune.backends.native.native_kernels import SMS_OF_H200
 from autotune.backends.native.native_record import PlanEntry
 from autotune.backends.native.refusals import refuse
 from autotune.backends.native.sites import DTYPES, fused_nodes
 from autotune.backends.native.triton_codegen_sites import (
     ADD_NORM,
     ATTENTION,
+    DEPTHWISE,
     FOLDER,
     GROUP_NORM,
     MAX_POOL,
@@ -36,8 +39,17 @@ from autotune.backends.native.triton_codegen_sites import (
     layout,
     reads,
 )
-from autotune.backends.native.triton_kernels import attention, group_norm, norm, pointwise, pooling, space_to_depth
+from autotune.backends.native.triton_kernels import (
+    attention,
+    depthwise,
+    group_norm,
+    norm,
+    pointwise,
+    pooling,
+    space_to_depth,
+)
 from autotune.backends.native.triton_kernels.attention import AttentionShape, HalfType
+from autotune.backends.native.triton_kernels.depthwise import DepthwiseShape
 from autotune.backends.native.triton_kernels.group_norm import GroupNormShape
 from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan, TritonSource
 from autotune.backends.native.triton_kernels.norm import NormKind, NormShape
@@ -53,12 +65,12 @@ from autotune.backends.native.triton_kernels.triton_compiler import (
 )
 from autotune.errors import WorkError
 from autotune.records.device import Device
-from autotune.records.kernel_problem import Window
+from autotune.records.kernel_problem import Activation, Window
 
 log = logging.getLogger(__name__)
 
 NHWC = (0, 2, 3, 1)
-GENERATED = (NORM, ADD_NORM, POINTWISE, ATTENTION, GROUP_NORM, MAX_POOL, MEAN_POOL, SPACE_TO_DEPTH)
+GENERATED = (NORM, ADD_NORM, POINTWISE, ATTENTION, GROUP_NORM, MAX_POOL, MEAN_POOL, SPACE_TO_DEPTH, DEPTHWISE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +101,9 @@ def compile_triton_sites(
     """
     if device.kind != "cuda":
         return {}
-    plans, reasons = planned_sites(module, channels_last=channels_last, programmatic_launch=programmatic_launch)
+    plans, reasons = planned_sites(
+        module, channels_last=channels_last, programmatic_launch=programmatic_launch, sm_count=_sm_count(device)
+    )
     refused = {index: PackedPlans(why=why) for index, why in reasons.items()}
     try:
         compiler = TritonCompiler.find(device)
@@ -106,7 +120,7 @@ def compile_triton_sites(
 
 
 def planned_sites(
-    module: GraphModule, *, channels_last: bool, programmatic_launch: bool = False
+    module: GraphModule, *, channels_last: bool, programmatic_launch: bool = False, sm_count: int = SMS_OF_H200
 ) -> tuple[dict[int, list[LayoutPlan]], dict[int, str]]:
     """Plan kernels without a compiler; returns the plans, and the reasons of sites without, by their positions."""
     plans: dict[int, list[LayoutPlan]] = {}
@@ -115,7 +129,9 @@ def planned_sites(
         if node.target in GENERATED:
             try:
                 plans[index] = list(
-                    _planned(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+                    _planned(
+                        node, channels_last=channels_last, programmatic_launch=programmatic_launch, sm_count=sm_count
+                    )
                 )
             except (WorkError, ValueError) as error:
                 reasons[index] = str(error)
@@ -123,10 +139,17 @@ def planned_sites(
     return plans, reasons
 
 
-def _planned(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:
+def _planned(
+    node: Node, *, channels_last: bool, programmatic_launch: bool, sm_count: int
+) -> Iterator[LayoutPlan]:  # fmt: skip
     """Plan the kernels of a node; raises WorkError or ValueError if torch has to compute it."""
     if node.target is POINTWISE:
         yield from _program_plans(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+        return
+    if node.target is DEPTHWISE:
+        shape_of, images = _depthwise_shape(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+        plan_of = depthwise.plan(shape_of, sm_count=sm_count)
+        yield LayoutPlan(plan=plan_of, layouts=(images,), channels_last=shape_of.channels_last)
         return
     if node.target is ATTENTION:
         of_attention, layouts = _attention_shape(node, programmatic_launch=programmatic_launch)
@@ -199,6 +222,29 @@ def _pool_shape(node: Node, *, channels_last: bool, programmatic_launch: bool) -
     )
 
 
+def _depthwise_shape(
+    node: Node, *, channels_last: bool, programmatic_launch: bool
+) -> tuple[DepthwiseShape, Layout]:  # fmt: skip
+    """Return the sizes that the kernel of a depthwise convolution is compiled for, and the layout of its images."""
+    x, weight, bias, residual, stride, before, places, dilation, activation = cast(
+        "tuple[Node, Node, Node | None, Node | None, Pair, Pair, Pair, Pair, Activation]", node.args
+    )
+    given, filters = value(x), value(weight)
+    if given is None or filters is None or not {given.dtype, filters.dtype} <= set(DTYPES) or not given.numel():
+        raise ValueError("its images are empty, or of a type that kernels do not read")
+    images = _as_channels_last(given) if channels_last else given
+    is_last = not images.is_contiguous()
+    if is_last and not images.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError("its images have gaps in memory, or another order of dimensions")
+    shape = DepthwiseShape(
+        images=images.shape[0], channels=images.shape[1], image=_pair(images.shape[2:]), places=_pair(places),
+        kernel=_pair(filters.shape[2:]), stride=_pair(stride), before=_pair(before), dilation=_pair(dilation),
+        channels_last=is_last, dtype=DTYPES[given.dtype], output=DTYPES[filters.dtype], bias=bias is not None,
+        residual=residual is not None, activation=activation, programmatic_launch=programmatic_launch,
+    )  # fmt: skip
+    return shape, layout(images)
+
+
 def _group_norm_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:
     x, groups, weight, bias, eps, activation = cast("tuple[Node, int, Node, Node, float, str]", node.args)
     given = value(x)
@@ -233,6 +279,13 @@ def _block_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) 
             programmatic_launch=programmatic_launch,
         )  # fmt: skip
         yield LayoutPlan(plan=space_to_depth.plan(shape_of), layouts=((shape, strides),))
+
+
+def _sm_count(device: Device) -> int:
+    """Read the number of SMs of a GPU; a machine without one builds for as many as an H200 has."""
+    if not torch.cuda.is_available():
+        return SMS_OF_H200
+    return int(torch.cuda.get_device_properties(device.index).multi_processor_count)
 
 
 def _pair(sides: Sequence[int]) -> Pair:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from autotune.backends.native import operators, pointwise  # noqa: F401 (they register the operators below)
-from autotune.backends.native.graph import value
+from autotune.backends.native.binding import site_bias
+from autotune.backends.native.graph import constant, value
 from autotune.backends.native.native_record import PlanEntry
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.launch_plan import POINTER_ALIGNMENT_BYTES
@@ -24,6 +25,7 @@ NORM, ADD_NORM, POINTWISE = _FUSED.norm.default, _FUSED.add_norm.default, _FUSED
 ATTENTION, SPACE_TO_DEPTH = _FUSED.attention.default, _FUSED.space_to_depth.default
 GROUP_NORM = _FUSED.group_norm.default
 MAX_POOL, MEAN_POOL = _FUSED.max_pool2d.default, _FUSED.mean_pool2d.default
+DEPTHWISE = _FUSED.depthwise_conv2d.default
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides of a tensor, strides 0 if a dimension has one element."""
@@ -58,6 +60,12 @@ def load_site_module(entries: Sequence[PlanEntry], node: Node, folder: Path, dev
         return AttentionSite(plans[0], layouts[0])
     channels_last = [bool(entry["channels_last"]) for entry in entries]
     by_layouts = dict(zip(layouts, zip(plans, channels_last, strict=True), strict=True))
+    if node.target is DEPTHWISE:
+        owner = node.graph.owning_module
+        assert owner is not None
+        weight, bias = (constant(owner, operand) for operand in node.args[1:3])
+        assert weight is not None  # it was planned for
+        return DepthwiseSite({only: plan for (only,), plan in by_layouts.items()}, weight, bias, value(node))
     return PointwiseSite(by_layouts, value(node))
 
 
@@ -127,6 +135,38 @@ class PoolSite(nn.Module):
             return self._fallback(x, *sides)
         out = torch.empty(self._shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         self._plan({"x": x, "out": out})
+        return out
+
+
+class DepthwiseSite(nn.Module):
+    """Kernels in the place of ``depthwise_conv2d``, by the layout of its input; torch computes if there is none for it.
+
+    Each has its answer in channels-last memory or not. The weights are stored as kernels read them, the elements of a
+    window before the channels, and the bias is a vector of fp32.
+    """
+
+    def __init__(
+        self, by_layout: Mapping[Layout, tuple[LoadedPlan, bool]], weight: Tensor, bias: Tensor | None,
+        answer: Tensor | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        assert answer is not None  # it was planned for
+        self._by_layout, self._shape = dict(by_layout), tuple(answer.shape)
+        self.weight: Tensor
+        self.register_buffer("weight", weight.flatten(1).t().contiguous())
+        self.bias: Tensor | None
+        self.register_buffer("bias", site_bias(bias, wanted=False, length=len(weight), device=weight.device))
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *rest: object) -> Tensor:
+        """Compute into a fresh tensor, in channels-last memory if the input is."""
+        plan, channels_last = self._by_layout.get(layout(x), (None, False))
+        if plan is None or x.data_ptr() % POINTER_ALIGNMENT_BYTES:
+            return cast(Tensor, DEPTHWISE(x, weight, bias, residual, *rest))
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+        out = torch.empty(self._shape, dtype=weight.dtype, device=x.device, memory_format=memory)
+        added = None if residual is None else residual.contiguous(memory_format=memory)
+        given = {"x": x, "weight": self.weight, "bias": self.bias, "residual": added, "out": out}
+        plan({name: tensor for name, tensor in given.items() if tensor is not None})
         return out
 
 

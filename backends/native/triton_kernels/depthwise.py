@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 from autotune.backends.native.triton_kernels.launch_plan import (

@@ -65,8 +65,8 @@ def added_to_a_transposed_tensor(layers: Any, x: Tensor) -> Tensor:
 NO_STEP = ("pointwise._fuse", "programs have no such step")
 CASES: dict[str, tuple[nn.Module, tuple[int, ...], str, list[tuple[str, str]]]] = {
     "a convolution with groups": (
-        conv(groups=16, bias=False), IMAGE, "conv2d with groups",
-        [("sites.conv_problem", "a convolution with groups")],
+        conv(groups=8, bias=False), IMAGE, "conv2d with groups",
+        [("sites.conv_problem", "a convolution of 8 groups, with 2 channels and 2 filters each")],
     ),
     "an activation without an epilogue": (
         nn.Sequential(conv(), nn.ELU(), conv()), IMAGE, "elu",
@@ -182,6 +182,24 @@ def test_operations_of_attention_are_counted_alike_before_and_after() -> None:
     for launches in (graph.before, graph.after):
         assert sorted(launch.flops for launch in launches if launch.flops) == sorted([product, attention])
     assert graph.products == graph.own_products == 1  # attention is no product
+
+
+def test_a_depthwise_convolution_is_one_launch_with_its_pad_and_epilogue() -> None:
+    def forward(layers: Any, x: Tensor) -> Tensor:
+        return nn.functional.relu6(layers["conv"](nn.functional.pad(x, (0, 1, 0, 1))))
+
+    padded = Module(forward, conv=conv(groups=16))
+    graph = covered(nn.Sequential(conv(), padded, conv()), *IMAGE)
+    assert left(graph) == {} and graph.fusions["depthwise"] == 1
+    (launch,) = [launch for launch in graph.after if launch.operator == "depthwise_conv2d"]
+    image, answer = 2 * 16 * 8 * 8, 2 * 16 * 9 * 9
+    assert launch.traffic_bytes == 2 * (image + 16 * 9 + 16 + answer)
+    assert launch.flops == 2 * answer * 9
+    # it has no kernel to choose, so it is not counted with the products
+    assert graph.own_products == graph.products == 2
+    assert [launch.operator for launch in graph.after] == [
+        "pointwise", "conv2d", "depthwise_conv2d", "conv2d", "pointwise",
+    ]  # fmt: skip
 
 
 def test_a_table_is_read_by_rows_and_a_graph_may_have_nothing_of_ours() -> None:

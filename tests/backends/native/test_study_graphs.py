@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -81,6 +82,23 @@ def test_mobilenet_v2_takes_its_clipped_activations_along() -> None:
     assert done.matches == {"conv_bn": 52, "conv_act": 52}
     assert epilogues(done, "conv2d") == {(False, "relu6"): 35, (True, "none"): 10, (False, "none"): 7}
     assert "aten.hardtanh.default" not in targets(done)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "counts", "activation"),
+    [("mobilenet_v2", (17, 35), "relu6"), ("efficientnet_b0", (16, 65), "silu")],
+)
+def test_depthwise_convolutions_are_operators_of_their_own(
+    model: str, counts: tuple[int, int], activation: str
+) -> None:
+    names = ("conv_bn", "space_to_depth", "depthwise", "conv_act")
+    done, before, after = fused(model, names, pixel_values=pixels())
+    assert (done.matches["depthwise"], done.matches["conv_act"]) == counts
+    convolutions = [node for node in done.module.graph.nodes if "depthwise_conv2d" in str(node.target)]
+    assert {str(node.args[-1]) for node in convolutions} == {activation}
+    # EfficientNet pads by more on one side than on the other before a stride of 2
+    assert not {"aten.conv2d.default", "aten.pad.default"} & targets(done)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 

@@ -77,6 +77,20 @@ class Pooled(nn.Module):
         return functional.adaptive_avg_pool2d(functional.max_pool2d(self.conv(x), 3, 2, 1), 1).flatten(1)
 
 
+class Depthwise(nn.Module):
+    """A depthwise convolution with its activation, and one with a pad before it and a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.first = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.second = nn.Conv2d(16, 16, (3, 2), groups=16, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.second(functional.pad(functional.silu(self.first(x)), (1, 0, 0, 2))) + x
+
+
 class Stem(nn.Module):
     """A first convolution over three channels."""
 
@@ -106,6 +120,7 @@ INPUTS = {
     Language: torch.randn(2, 5, 48),
     Attentive: torch.randn(2, 5, 48),
     Pooled: IMAGES,
+    Depthwise: IMAGES,
     Stem: IMAGES,
     Grouped: IMAGES,
 }
@@ -114,13 +129,14 @@ FUSIONS = {
     Language: ["norm"],
     Attentive: ["attention_kernel", "pointwise"],
     Pooled: ["pooling"],
+    Depthwise: ["depthwise"],
     Stem: ["space_to_depth"],
     Grouped: ["norm"],
 }
 KINDS = pytest.mark.parametrize(
     ("kind", "channels_last"),
     [
-        *((kind, last) for kind in (Vision, Language, Attentive, Grouped) for last in (False, True)),
+        *((kind, last) for kind in (Vision, Language, Attentive, Grouped, Depthwise) for last in (False, True)),
         (Pooled, True),
         (Stem, True),
     ],
@@ -192,7 +208,7 @@ def test_kernels_in_their_places_answer_like_the_operators(
     after = bound(given)
     assert sum(one.calls for one in used) == len(nodes)
     torch.testing.assert_close(before, after, rtol=4e-3, atol=4e-3)
-    if images:
+    if images or (kind is Depthwise and channels_last):
         assert after.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -40,7 +40,9 @@ def square(channels: int, image: int, kernel: int, stride: int, images: int = 1,
 
 LAYERS = {
     (1, "MobileNetV2"): [square(32, 112, 3, 1), square(96, 112, 3, 2), square(384, 14, 3, 1), square(960, 7, 3, 1)],
-    (1, "EfficientNet-B0"): [square(144, 56, 5, 2), square(240, 28, 5, 1), square(672, 14, 5, 2), square(1152, 7, 3, 1)],
+    (1, "EfficientNet-B0"): [
+        square(144, 56, 5, 2), square(240, 28, 5, 1), square(672, 14, 5, 2), square(1152, 7, 5, 1),
+    ],
     (32, "both"): [square(32, 112, 3, 1, 32), square(96, 112, 3, 2, 32), square(1152, 7, 5, 1, 32)],
     (32, "ConvNeXt-T"): [square(192, 28, 7, 1, 32)],
 }  # fmt: skip
