@@ -112,11 +112,15 @@ class DepthwiseTile:
 
 
 def plan(shape: DepthwiseShape, *, sm_count: int) -> LaunchPlan:
-    """Return the plan for a GPU with this many SMs.
+    """Return the plan for a GPU with this many SMs; see :func:`plan_of_tile`."""
+    return plan_of_tile(shape, tile_of(shape, sm_count=sm_count))
+
+
+def plan_of_tile(shape: DepthwiseShape, tile: DepthwiseTile) -> LaunchPlan:
+    """Return the plan whose blocks compute a tile each.
 
     Its buffers are x, weight [kernel height × width, channels], out, and if they are there bias and residual.
     """
-    tile = tile_of(shape, sm_count=sm_count)
     bias, residual = "fp32" if shape.bias else None, shape.output if shape.residual else None
     passed, absent = present(
         {"x": shape.dtype, "weight": shape.output, "bias": bias, "residual": residual, "out": shape.output}
