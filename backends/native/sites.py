@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from autotune.backends.native import operators
-from autotune.backends.native.graph import place, value
+from autotune.backends.native.graph import aten, place, value
 from autotune.backends.native.refusals import refuse
 from autotune.records.kernel_problem import GemmProblem, OperandType, Window
 
@@ -48,9 +48,13 @@ def fused_nodes(module: GraphModule) -> Iterator[Node]:
 
 
 def reads_any_layout(module: GraphModule) -> bool:
-    """Return true if images may come in any memory format: their only readers write blocks of their pixels."""
+    """Return true if images may come in any memory format: their only readers write blocks of their pixels.
+
+    A check of their type, which torch.export puts before a cast, does not count.
+    """
     images = [node for node in module.graph.nodes if node.op == "placeholder" and _is_image(node)]
-    return all(user.target is _FUSED.space_to_depth.default for node in images for user in node.users)
+    allowed = (_FUSED.space_to_depth.default, aten._assert_tensor_metadata.default)
+    return all(user.target in allowed for node in images for user in node.users)
 
 
 def _is_image(node: Node) -> bool:
