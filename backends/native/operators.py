@@ -119,40 +119,51 @@ def _(
 
 
 @torch.library.custom_op(f"{NAMESPACE}::norm", mutates_args=())
-def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
+def norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str, dtype: torch.dtype | None = None
+) -> Tensor:
     """Normalise over the last dimension: ``kind`` ``layer`` (mean and variance) or ``rms`` (mean of squares).
 
-    ``weight`` and ``bias`` have the last dimension's length; statistics are fp32 at least. The answer is contiguous.
+    ``weight`` and ``bias`` have the last dimension's length; statistics are fp32 at least. The answer is contiguous, of
+    ``dtype``, or of the type of ``x`` without it.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    if kind == "layer":
+    if kind == "layer" and dtype is None:
         return functional.layer_norm(x, x.shape[-1:], weight, bias, eps).contiguous()
+    gain, shift = (None if vector is None else vector.to(wide) for vector in (weight, bias))
     answer = x.to(wide)
-    answer = answer * (answer.square().mean(-1, keepdim=True) + eps).rsqrt()
-    answer = answer if weight is None else answer * weight.to(wide)
-    answer = answer if bias is None else answer + bias.to(wide)
-    return answer.to(x.dtype).contiguous()
+    if kind == "layer":
+        answer = functional.layer_norm(answer, x.shape[-1:], gain, shift, eps)
+    else:
+        answer = answer * (answer.square().mean(-1, keepdim=True) + eps).rsqrt()
+        answer = answer if gain is None else answer * gain
+        answer = answer if shift is None else answer + shift
+    return answer.to(dtype or x.dtype).contiguous()
 
 
 @norm.register_fake
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
-    return x.new_empty(x.shape)
+def _(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str, dtype: torch.dtype | None = None
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::add_norm", mutates_args=())
 def add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the sum of two tensors of one shape and dtype, and the sum normalised as by :func:`norm`."""
     total = x + residual
-    return total, norm(total, weight, bias, eps, kind)
+    return total, norm(total, weight, bias, eps, kind, dtype)
 
 
 @add_norm.register_fake
 def _(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=dtype)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::group_norm", mutates_args=())
@@ -188,14 +199,18 @@ def _(
 
 
 @torch.library.custom_op(f"{NAMESPACE}::mean_pool2d", mutates_args=())
-def mean_pool2d(x: Tensor) -> Tensor:
-    """Return the mean of each channel of each image: [batch, channels, 1, 1] of [batch, channels, height, width]."""
-    return functional.adaptive_avg_pool2d(x, 1)
+def mean_pool2d(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the mean of each channel of each image: [batch, channels, 1, 1] of [batch, channels, height, width].
+
+    It is of ``dtype``, or of the type of ``x`` without it.
+    """
+    wide = x if dtype in (None, x.dtype) else x.to(torch.promote_types(x.dtype, torch.float32))
+    return functional.adaptive_avg_pool2d(wide, 1).to(dtype or x.dtype)
 
 
 @mean_pool2d.register_fake
-def _(x: Tensor) -> Tensor:
-    return functional.adaptive_avg_pool2d(x, 1)
+def _(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return functional.adaptive_avg_pool2d(x, 1).to(dtype or x.dtype)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::space_to_depth", mutates_args=())

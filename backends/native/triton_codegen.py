@@ -167,19 +167,20 @@ def _planned(
             plan=plan(_pool_shape(node, channels_last=channels_last, programmatic_launch=programmatic_launch))
         )
         return
-    x, residual, weight, bias, eps, kind = _norm_arguments(node)
+    x, residual, weight, bias, eps, kind, dtype = _norm_arguments(node)
     given = value(x)
     vectors = [None if operand is None else value(operand) for operand in (weight, bias)]
     if given is None or not given.numel() or given.dtype not in DTYPES:
         raise ValueError("its input is empty, or of a type that kernels do not read")
-    if any(vector is not None and vector.dtype not in DTYPES for vector in vectors):
+    if any(vector is not None and vector.dtype not in DTYPES for vector in vectors) or dtype not in (None, *DTYPES):
         raise ValueError("its weights are of a type that kernels do not read")
     columns = given.shape[-1]
     dtypes = [None if vector is None else DTYPES[vector.dtype] for vector in vectors]
     shape = NormShape(
         rows=given.numel() // columns, columns=columns, dtype=DTYPES[given.dtype], weight=dtypes[0], bias=dtypes[1],
-        eps=eps, kind=cast(NormKind, kind), residual=residual is not None,
-        total=residual is not None and reads(node, 0), programmatic_launch=programmatic_launch,
+        eps=eps, kind=cast(NormKind, kind), output=None if dtype is None else DTYPES[dtype],
+        residual=residual is not None, total=residual is not None and reads(node, 0),
+        programmatic_launch=programmatic_launch,
     )  # fmt: skip
     yield LayoutPlan(plan=norm.plan(shape))
 
@@ -209,17 +210,19 @@ def _attention_shape(node: Node, *, programmatic_launch: bool) -> tuple[Attentio
 
 def _pool_shape(node: Node, *, channels_last: bool, programmatic_launch: bool) -> PoolShape:
     x, *sides = node.args
-    given = value(x)
-    if given is None or not channels_last or given.dtype not in DTYPES:
+    given, answer = value(x), value(node)
+    if given is None or answer is None or not channels_last or not {given.dtype, answer.dtype} <= set(DTYPES):
         raise ValueError("pooling has kernels for images in channels-last memory of types that kernels read")
-    kernel, stride, padding, dilation = cast("list[list[int]]", sides or [[1, 1], [1, 1], [0, 0], [1, 1]])
+    of_pixels = [[1, 1], [1, 1], [0, 0], [1, 1]]
+    kernel, stride, padding, dilation = cast("list[list[int]]", of_pixels if node.target is MEAN_POOL else sides)
     window = Window(
         height=given.shape[2], width=given.shape[3], channels=given.shape[1], kernel=(kernel[0], kernel[1]),
         stride=(stride[0], stride[1]), padding=(padding[0], padding[1]), dilation=(dilation[0], dilation[1]),
     )  # fmt: skip
     return PoolShape(
-        images=given.shape[0], window=window, dtype=DTYPES[given.dtype], programmatic_launch=programmatic_launch
-    )
+        images=given.shape[0], window=window, dtype=DTYPES[given.dtype], output=DTYPES[answer.dtype],
+        programmatic_launch=programmatic_launch,
+    )  # fmt: skip
 
 
 def _depthwise_shape(
@@ -296,13 +299,14 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.stride()[:3])
 
 
-def _norm_arguments(node: Node) -> tuple[Argument, Argument, Argument, Argument, float, str]:
-    """Return x, residual, weight, bias, eps and kind of either norm."""
-    if node.target is NORM:
-        x, weight, bias, eps, kind = node.args
-        return x, None, weight, bias, cast(float, eps), str(kind)
-    x, residual, weight, bias, eps, kind = node.args
-    return x, residual, weight, bias, cast(float, eps), str(kind)
+def _norm_arguments(
+    node: Node,
+) -> tuple[Argument, Argument, Argument, Argument, float, str, torch.dtype | None]:
+    """Return x, residual, weight, bias, eps, kind and the answer's type of either norm."""
+    x, *others = node.args
+    residual = others.pop(0) if node.target is ADD_NORM else None
+    weight, bias, eps, kind, *dtype = others
+    return x, residual, weight, bias, cast(float, eps), str(kind), cast("torch.dtype | None", next(iter(dtype), None))
 
 
 def _program_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:

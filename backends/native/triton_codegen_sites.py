@@ -46,9 +46,9 @@ def load_site_module(entries: Sequence[PlanEntry], node: Node, folder: Path, dev
     """Load the plans of a site, as a module for the place of its node."""
     plans = [load_plan(folder / FOLDER / entry["file"], device.index) for entry in entries]
     if node.target is NORM:
-        return NormSite(plans[0])
+        return NormSite(plans[0], value(node))
     if node.target is ADD_NORM:
-        return AddNormSite(plans[0], total=reads(node, 0))
+        return AddNormSite(plans[0], node.meta["val"][1], total=reads(node, 0))
     layouts = [tuple((tuple(shape), tuple(strides)) for shape, strides in entry["layouts"]) for entry in entries]
     if node.target is SPACE_TO_DEPTH:
         return BlockSite(dict(zip((only for (only,) in layouts), plans, strict=True)), value(node))
@@ -72,13 +72,14 @@ def load_site_module(entries: Sequence[PlanEntry], node: Node, folder: Path, dev
 class NormSite(nn.Module):
     """A kernel in the place of ``norm``."""
 
-    def __init__(self, plan: LoadedPlan) -> None:
+    def __init__(self, plan: LoadedPlan, answer: Tensor | None) -> None:
         super().__init__()
-        self._plan = plan
+        assert answer is not None  # it was planned for
+        self._plan, self._dtype = plan, answer.dtype
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object) -> Tensor:
         """Compute into a fresh tensor."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        out = torch.empty_like(x, dtype=self._dtype, memory_format=torch.contiguous_format)
         self._plan(_prepared(x=x, weight=weight, bias=bias, out=out))
         return out
 
@@ -86,16 +87,16 @@ class NormSite(nn.Module):
 class AddNormSite(nn.Module):
     """A kernel in the place of ``add_norm``."""
 
-    def __init__(self, plan: LoadedPlan, *, total: bool) -> None:
+    def __init__(self, plan: LoadedPlan, answer: Tensor, *, total: bool) -> None:
         super().__init__()
-        self._plan, self._total = plan, total
+        self._plan, self._dtype, self._total = plan, answer.dtype, total
 
     def forward(
         self, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object
     ) -> tuple[Tensor, Tensor]:
         """Compute the sum, if another operator reads it, and its norm into fresh tensors."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        total = torch.empty_like(out) if self._total else None
+        out = torch.empty_like(x, dtype=self._dtype, memory_format=torch.contiguous_format)
+        total = torch.empty_like(x, memory_format=torch.contiguous_format) if self._total else None
         self._plan(_prepared(x=x, residual=residual, weight=weight, bias=bias, total=total, out=out))
         return out if total is None else total, out
 
@@ -127,13 +128,13 @@ class PoolSite(nn.Module):
     def __init__(self, plan: LoadedPlan, fallback: Callable[..., Tensor], answer: Tensor | None) -> None:
         super().__init__()
         assert answer is not None  # it was planned for
-        self._plan, self._fallback, self._shape = plan, fallback, tuple(answer.shape)
+        self._plan, self._fallback, self._shape, self._dtype = plan, fallback, tuple(answer.shape), answer.dtype
 
-    def forward(self, x: Tensor, *sides: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, *sides: object) -> Tensor:
         """Compute into a fresh tensor, channels last too."""
         if not x.is_contiguous(memory_format=torch.channels_last) or x.data_ptr() % POINTER_ALIGNMENT_BYTES:
             return self._fallback(x, *sides)
-        out = torch.empty(self._shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        out = torch.empty(self._shape, dtype=self._dtype, device=x.device, memory_format=torch.channels_last)
         self._plan({"x": x, "out": out})
         return out
 
