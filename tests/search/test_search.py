@@ -94,7 +94,7 @@ def test_side_by_side_hints_of_all_backends_come_before_draws_in_the_dark() -> N
     hints = {name: Configuration.of(name, point) for name, point in values.items()}
     search = Search([hinted(space, hints[space.backend]) for space in SPACES], 0)
     for default in [default for space in SPACES for default in space.defaults]:
-        score = 0.1 if default.backend == "inductor" else 1.0
+        score = 0.7 if default.backend == "inductor" else 1.0
         search.observe(TrialOutcome(configuration=default, state="complete", score=score, build_s=1.0))
     batch: list[Configuration] = []
     while len(batch) < 3 and (point := search.propose(batch)) is not None:
