@@ -1,7 +1,8 @@
 """The state that the parts of a running study share: StudyContext."""
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autotune import registry
@@ -24,7 +25,8 @@ class StudyContext:
     """A running study: its request, its rows in the store, and the executor of its steps.
 
     ``supply`` has the tuned kernels of every build. ``stop`` is set by others to end the study. ``carried`` are plans
-    of other device classes that take part in the finals.
+    of other device classes that take part in the finals. ``clock`` counts the seconds of the search; it is another one
+    than the host's monotonic clock in a simulation.
     """
 
     request: StudyRequest
@@ -38,6 +40,7 @@ class StudyContext:
     workload: Workload
     spaces: Sequence[SearchSpace]
     carried: tuple[Plan, ...] = ()
+    clock: Callable[[], float] = time.monotonic
 
     @property
     def defaults(self) -> frozenset[str]:

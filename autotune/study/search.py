@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import logging
 import threading
-import time
 from pathlib import Path
 
 from autotune import registry
@@ -55,15 +54,18 @@ def _ran_out_of_budget(built: StepResult[BuildAnswer]) -> bool:
 
 
 class StudySearch:
-    """Runs trials until the number of trials, the budget or the space of the study is used up."""
+    """Runs trials until the number of trials, the budget or the space of the study is used up.
 
-    def __init__(self, context: StudyContext) -> None:
+    A simulation has ``kernels`` of another host.
+    """
+
+    def __init__(self, context: StudyContext, kernels: StudyKernels | None = None) -> None:
         self.context = context
         self._build_s: dict[str, float] = {}
         self._pace = Pace()
         self._defaults = context.defaults
         self._seats = threading.Semaphore(EARLY_LOADS)
-        self._kernels = StudyKernels(context)
+        self._kernels = kernels or StudyKernels(context)
         self._spaces = {space.backend: space for space in context.spaces}
         self._left_out: list[Configuration] = []
         self._clock = SearchClock(context)
@@ -98,12 +100,12 @@ class StudySearch:
                     self._clock.note_continued()
                 self._reference()
                 referenced = True
-            begin = time.monotonic()
+            begin = self.context.clock()
             finished = self._generation(batch, self.context.request.budget_s - spent_s)
             for trial in finished:
                 search.observe(as_outcome(trial))
             count += sum(not trial.reused for trial in finished)
-            elapsed_s = self.context.executor.split.worked_s(begin, time.monotonic())
+            elapsed_s = self.context.executor.split.worked_s(begin, self.context.clock())
             self._clock.add(elapsed_s, spent_s, begin)
             spent_s += elapsed_s
             self.context.check_stop()
@@ -137,7 +139,7 @@ class StudySearch:
             text = "the model's own module fails as the baseline; its captured graph is the baseline instead"
             self.context.progress.event("message", text=text)
             self._defaults |= {graph.digest for graph in missing}
-            begin = time.monotonic()
+            begin = self.context.clock()
             self._generation(missing, SHORTEST_BUILD_S)
             self._clock.add(0.0, spent_s, begin)
             self.context.check_stop()
@@ -153,7 +155,7 @@ class StudySearch:
             if digest in ended or self.context.stop.is_set():
                 continue
             self._defaults |= {digest}
-            begin = time.monotonic()
+            begin = self.context.clock()
             self._generation([configuration], 0.0, least_build_s=BUILD_TIMEOUT_S)
             self._clock.add(0.0, spent_s, begin)
             self.context.check_stop()
@@ -210,7 +212,7 @@ class StudySearch:
         held: contextlib.ExitStack,
     ) -> list[Trial]:  # fmt: skip
         """Return the trials that ended; artifacts of ``stored`` builds are ``held`` until a row names them."""
-        begin = time.monotonic()
+        begin = self.context.clock()
         finished: list[Trial] = []
         claimed: list[Trial] = []
         self._kernels.find_problems(batch)  # a trial of another study is adopted only if its kernels are those of now
@@ -230,7 +232,7 @@ class StudySearch:
         kernels = self._kernels.prepare([trial.configuration for trial in claimed], left_s)
         claimed = [_with_kernels(trial, kernels[trial.configuration]) for trial in claimed]
         workers = 1 if self.parallel == 1 else max(1, len(claimed))
-        rest_s = left_s - self.context.executor.split.worked_s(begin, time.monotonic())
+        rest_s = left_s - self.context.executor.split.worked_s(begin, self.context.clock())
         builds = self.context.executor.build(
             [trial.configuration for trial in claimed], workers, max(least_build_s, rest_s), kernels=kernels.get,
             then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target, held)),
@@ -246,7 +248,7 @@ class StudySearch:
             if self.context.stop.is_set():
                 break
             self.context.store.trials.finish(ended, {"screening": measurement} if measurement else {})
-            self._clock.ended[ended.uid] = time.monotonic()
+            self._clock.ended[ended.uid] = self.context.clock()
             finished.append(ended)
             self._note_build(ended)
             self.context.progress.event("trial_finished", trial=ended, best_ms=self._pace.best_ms)
