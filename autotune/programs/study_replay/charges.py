@@ -12,8 +12,8 @@ from autotune.records.configuration import Configuration
 START_S, END_S = 0.8, 0.1
 """The seconds until a process of the server has begun its step, and until it is gone; not recorded, so assumed."""
 
-LOAD_S = 3.0
-"""The seconds of a load that overlaps with builds; not recorded, for it hardly ever decides anything."""
+LOAD_S = 1.5
+"""The seconds of a load that overlaps with builds; not recorded, so assumed."""
 
 CHECK_S = 0.15
 """The longest part of a turn on the device that is charged as the check."""

@@ -3,6 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +20,6 @@ from autotune.records.kernel_problem import GemmProblem
 from autotune.records.objective import Objective
 from autotune.records.trial import Failure, Measurement
 
-HALF_PRECISIONS = ("fp16", "bf16")
 CONFIGURATION = "configuration.json"
 
 
@@ -47,7 +47,8 @@ class ReplayLoad(EarlyLoad):
 class ReplayExecutor(Executor):
     """Builds and measures nothing: each step takes its recorded seconds on the machine.
 
-    ``weights`` has the number of occurrences of kernel problems in a call, which a recording lacks; it is 1 for others.
+    ``weights`` has the number of occurrences in a call of problems in fp16, which a recording lacks; it is 1 for others.
+    The same problems in other precisions occur as often.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class ReplayExecutor(Executor):
                 self.split.add(step.spans)
                 seconds = next(end_s - begin_s for name, begin_s, end_s in step.spans if name == "build")
                 self.built_s[configuration] = seconds
-                answer = BuildAnswer(build_s=seconds, kernels="" if handed is None else handed.digest)
+                # The recorded seconds, however long it took here: the sampler proposes the same under every schedule.
+                build_s = self._charges.of(configuration).build_s
+                answer = BuildAnswer(build_s=build_s, kernels="" if handed is None else handed.digest)
                 failure = None
                 if seconds > limit_s:
                     failure = Failure(stage="build", kind="timeout", detail="", figure=limit_s)
@@ -119,13 +122,11 @@ class ReplayExecutor(Executor):
         return ReplayLoad(step, lambda abandon_ms: self._turn(artifact, abandon_ms, loaded=True), self._machine)
 
     def problems(self, configuration: Configuration) -> StepResult[ProblemsAnswer]:
-        """Answer with the recorded problems of the configuration's precision; the time is charged elsewhere."""
-        precision = str(configuration["precision"])
-        dtype = precision if precision in HALF_PRECISIONS else "fp32"
+        """Answer with the recorded problems of the configuration's graph; the time is charged elsewhere."""
         counts = [
-            ProblemCount(problem=problem, count=self._weights.get(problem, 1.0))
-            for problem in self._charges.recording.problems if problem.dtype == dtype
-        ]  # fmt: skip
+            ProblemCount(problem=problem, count=self._weights.get(replace(problem, dtype="fp16", output="fp16"), 1.0))
+            for problem in self._charges.recording.problems_of(configuration)
+        ]
         return StepResult(value=ProblemsAnswer(problems=tuple(counts)), failure=None, spans=(), seconds=0.0)
 
     def _turn(self, artifact: Path, abandon_ms: float | None, *, loaded: bool) -> StepResult[MeasureAnswer]:

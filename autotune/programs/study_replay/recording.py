@@ -3,7 +3,7 @@
 import itertools
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -11,10 +11,13 @@ from autotune.database.exchange import RECORDS
 from autotune.database.parcel import Parcel, TravellingTrial, from_json
 from autotune.database.rows import StudyRow
 from autotune.errors import RequestError
+from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.trial import Measurement, Trial
 from autotune.records.workload import Workload
+
+HALVES = ("fp16", "bf16")
 
 TOGETHER_S = 3.0
 """Trials of one batch are begun within this time."""
@@ -39,7 +42,7 @@ class RecordedTrial:
 class RecordedStudy:
     """A finished study on a GPU: its batches of trials in their order, and the kernel problems that it has tuned.
 
-    ``before_s`` are the seconds from the command to the study's row: the capture. ``after_s`` are those after the
+    ``problems`` has the number of the batch for which each problem was tuned first. ``before_s`` are the seconds from the command to the study's row: the capture. ``after_s`` are those after the
     search: the finals.
     """
 
@@ -47,7 +50,7 @@ class RecordedStudy:
     workload: Workload
     device: Device
     batches: tuple[tuple[RecordedTrial, ...], ...]
-    problems: tuple[GemmProblem, ...]
+    problems: Mapping[GemmProblem, int]
     before_s: float
     after_s: float
 
@@ -55,6 +58,19 @@ class RecordedStudy:
     def trials(self) -> tuple[RecordedTrial, ...]:
         """All its trials in their order."""
         return tuple(itertools.chain(*self.batches))
+
+    def problems_of(self, configuration: Configuration) -> Sequence[GemmProblem]:
+        """Return the kernel problems of a configuration's graph, as far as the recording shows them.
+
+        They are those of its precision that were tuned for its batch or before, and for one without a recorded trial
+        those that were tuned first.
+        """
+        dtype = str(configuration["precision"])
+        same = {p: number for p, number in self.problems.items() if p.dtype == (dtype if dtype in HALVES else "fp32")}
+        digests = [{item.trial.configuration.digest for item in batch} for batch in self.batches]
+        number = next((n for n, batch in enumerate(digests) if configuration.digest in batch), 0)
+        number = max(number, min(same.values(), default=0))
+        return [problem for problem, first in same.items() if first <= number]
 
     @property
     def split(self) -> Mapping[str, float]:
@@ -102,16 +118,36 @@ def _study(parcel: Parcel, row: StudyRow, device: Device) -> RecordedStudy:
     uids = {item.trial.uid for item in own}
     to_end_s = _since_s(row.created, max(item.created for item in parcel.measurements if item.trial in uids))
     searched_s = max(_since_s(row.created, item.finished) for batch in batches for item in batch)
-    tuned = [item.trial.problem for item in parcel.kernel_trials if 0 <= _since_s(row.created, item.created) <= to_end_s]
+    begun_s = [_since_s(row.created, batch[0].created) for batch in batches]
+    problems: dict[GemmProblem, int] = {}
+    for kernel in sorted(parcel.kernel_trials, key=lambda kernel: kernel.created):
+        moment_s = _since_s(row.created, kernel.created)
+        if 0 <= moment_s <= to_end_s:
+            problems.setdefault(kernel.trial.problem, sum(begin_s <= moment_s for begin_s in begun_s) - 1)
+    workload = next(work for work in parcel.workloads if (work.structure, work.weights) == (row.structure, row.weights))
     return RecordedStudy(
         row=row,
-        workload=next(work for work in parcel.workloads if (work.structure, work.weights) == (row.structure, row.weights)),
+        workload=_with_features(workload, [item.trial.configuration for item in own]),
         device=device,
         batches=tuple(tuple(_trials(row, batch, sampled_s)) for batch in batches),
-        problems=tuple(dict.fromkeys(tuned)),
+        problems=problems,
         before_s=max(0.0, float(row.timings["seconds"]) - to_end_s),
         after_s=to_end_s - searched_s,
     )  # fmt: skip
+
+
+def _with_features(workload: Workload, tried: Sequence[Configuration]) -> Workload:
+    """Return the workload with the features that the parameters of recorded configurations stand for.
+
+    A database keeps the counts of the study that stored the workload first, perhaps by an earlier version.
+    """
+    parameters = {f"{configuration.backend}.{name}" for configuration in tried for name, _ in configuration.values}
+
+    def counted(feature: str) -> str:
+        name, _, count = feature.partition(":")
+        return f"{name}:1" if count == "0" and name in parameters else feature
+
+    return replace(workload, features=tuple(map(counted, workload.features)))
 
 
 def _trials(

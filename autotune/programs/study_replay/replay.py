@@ -43,8 +43,8 @@ GAIN = 0.9
 LIBRARY_US = 10.0
 """The time of a library's call for a problem that kernels of ours cannot compute; it decides nothing in a replay."""
 
-BEFORE_S = 2.0
-"""The seconds of a capture that are no build: those until its process has begun."""
+BEFORE_S = 10.0
+"""The seconds of a capture that are no build: those in which torch is imported; not recorded, so assumed."""
 
 FINALS_SAMPLING = 0.35
 """The share of the finals, and of the timing after them, that is charged as sampling; not recorded, so assumed."""
