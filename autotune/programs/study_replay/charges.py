@@ -1,11 +1,11 @@
 """The seconds that a replay charges for the steps of a recorded study: StudyCharges, TrialCharge."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from autotune import registry
-from autotune.programs.study_replay.machine import Hold, Stage
+from autotune.programs.study_replay.machine import Hold, Machine, Stage
 from autotune.programs.study_replay.recording import RecordedStudy, RecordedTrial
 from autotune.records.configuration import Configuration
 
@@ -17,6 +17,15 @@ LOAD_S = 1.5
 
 CHECK_S = 0.15
 """The longest part of a turn on the device that is charged as the check."""
+
+SMALL_S = 1.0
+"""A build that takes no longer uses one core: it writes the model as it is."""
+
+PREFETCHING_CORES = 4.0
+"""The cores that compile kernels beside the first batch."""
+
+CORRECTIONS = 20
+"""The steps in which the seconds of builds alone are found."""
 
 PROBLEM_CORES = 7.0
 """The cores that the search for a graph's kernel problems can use.
@@ -44,22 +53,19 @@ class TrialCharge:
 class StudyCharges:
     """Charges of a study's steps, by its recording.
 
-    A build of a large graph can use ``build_cores`` cores. If the recorded builds had fewer for a time, they are
-    charged with what they would have taken alone.
+    A build of a large graph can use ``build_cores`` cores. If the recorded builds had fewer for a time, each is charged
+    with the seconds that it would have taken alone.
     """
 
     def __init__(self, recording: RecordedStudy, build_cores: float) -> None:
         self.recording, self.build_cores = recording, build_cores
         self._trials = {item.trial.configuration: item for item in recording.trials}
         self._build_s: dict[Configuration, float] = {}
+        for number, batch in enumerate(recording.batches):
+            self._build_s |= self._alone_s(batch, PREFETCHING_CORES if number == 0 else 0.0)
         first = recording.batches[0]
         longest_s = max(item.trial.build_s or 0.0 for item in first)
         self._first_start_s = max(START_S, first[0].ended_s - self._turn_s(first[0]) - first[0].sampled_s - longest_s)
-
-    def correct_builds(self, corrected_s: Callable[[Configuration, float], float]) -> None:
-        """Charge builds with other seconds than the recorded ones."""
-        for configuration, item in self._trials.items():
-            self._build_s[configuration] = corrected_s(configuration, item.trial.build_s or 0.0)
 
     def of(self, configuration: Configuration) -> TrialCharge:
         """Return the charge of a configuration.
@@ -81,10 +87,35 @@ class StudyCharges:
             signal_error=nearest.trial.signal_error or 0.0, assumed=True,
         )  # fmt: skip
 
+    def recorded_build_s(self, configuration: Configuration) -> float:
+        """Return the recorded seconds of a build, in the company that it had; for one without those it is charged."""
+        item = self._trials.get(configuration)
+        return self.of(configuration).build_s if item is None else item.trial.build_s or 0.0
+
+    def _alone_s(self, batch: Sequence[RecordedTrial], beside_cores: float) -> dict[Configuration, float]:
+        """Return the seconds of a batch's builds alone, such that together they take the recorded ones."""
+        recorded_s = {item.trial.configuration: item.trial.build_s or 0.0 for item in batch}
+        alone_s = dict(recorded_s)
+        for _ in range(CORRECTIONS):
+            machine = Machine(self.recording.device.cores)
+            machine.add([Stage(name="build", seconds=2 * max(recorded_s.values()), cores=beside_cores)])
+            steps = {
+                configuration: machine.add([Stage(name="build", seconds=seconds, cores=self._cores(seconds))])
+                for configuration, seconds in alone_s.items() if seconds > 0
+            }  # fmt: skip
+            machine.wait(lambda steps=steps: all(step.done for step in steps.values()))  # type: ignore[misc]
+            for configuration, step in steps.items():
+                assert step.end_s is not None  # it was waited for
+                alone_s[configuration] *= recorded_s[configuration] / step.end_s
+        return alone_s
+
+    def _cores(self, build_s: float) -> float:
+        return self.build_cores if build_s > SMALL_S else 1.0
+
     def _charge(self, item: RecordedTrial, *, assumed: bool) -> TrialCharge:
         trial = item.trial
         return TrialCharge(
-            build_s=self._build_s.get(trial.configuration, trial.build_s or 0.0), turn_s=self._turn_s(item),
+            build_s=self._build_s[trial.configuration], turn_s=self._turn_s(item),
             sampled_s=item.sampled_s, latency_ms=trial.latency_ms or 1.0, signal_error=trial.signal_error or 0.0,
             assumed=assumed,
         )  # fmt: skip
@@ -111,7 +142,7 @@ class StudyCharges:
         seconds = self.of(configuration).build_s
         return [
             Stage(name="starting", seconds=start_s, cores=0.0),
-            Stage(name="build", seconds=seconds, cores=self.build_cores if seconds > 1 else 1.0, hold=hold),
+            Stage(name="build", seconds=seconds, cores=self._cores(seconds), hold=hold),
             Stage(name="ending", seconds=END_S, cores=0.0),
         ]
 
@@ -163,8 +194,3 @@ def loads_late(configuration: Configuration) -> bool:
 def _distance(one: Configuration, other: Configuration) -> tuple[int, str]:
     values, others = dict(one.values), dict(other.values)
     return sum(values.get(name) != value for name, value in others.items()), one.digest
-
-
-def missing(charges: StudyCharges, tried: Sequence[Configuration]) -> list[Configuration]:
-    """Return the configurations without a recorded trial."""
-    return [configuration for configuration in tried if charges.of(configuration).assumed]

@@ -47,8 +47,8 @@ class ReplayLoad(EarlyLoad):
 class ReplayExecutor(Executor):
     """Builds and measures nothing: each step takes its recorded seconds on the machine.
 
-    ``weights`` has the number of occurrences in a call of problems in fp16, which a recording lacks; it is 1 for others.
-    The same problems in other precisions occur as often.
+    ``weights`` has the number of occurrences in a call of problems in fp16, which a recording lacks; it is 1 for
+    others. The same problems in other precisions occur as often.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class ReplayExecutor(Executor):
 
             def end() -> None:
                 self.split.add(step.spans)
-                seconds = next(end_s - begin_s for name, begin_s, end_s in step.spans if name == "build")
+                seconds = sum(end_s - begin_s for name, begin_s, end_s in step.spans if name == "build")
                 self.built_s[configuration] = seconds
                 # The recorded seconds, however long it took here: the sampler proposes the same under every schedule.
-                build_s = self._charges.of(configuration).build_s
+                build_s = self._charges.recorded_build_s(configuration)
                 answer = BuildAnswer(build_s=build_s, kernels="" if handed is None else handed.digest)
                 failure = None
                 if seconds > limit_s:

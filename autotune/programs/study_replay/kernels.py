@@ -1,6 +1,7 @@
 """The kernels of a study on a simulated host: ReplayKernels, ReplayKernelExecutor, ReplayPool."""
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from autotune.kernels.executor import BuildResult, KernelExecutor
 from autotune.kernels.host import TuningHost
 from autotune.kernels.prefetch import KernelPrefetch
 from autotune.kernels.rates import DeviceRates
+from autotune.kernels.timing import TimingLimits
 from autotune.kernels.work import Compiled
 from autotune.programs.kernel_replay.simulated import SimulatedClock, SimulatedCosts, SimulatedKernels, SimulatedTimes
 from autotune.programs.study_replay.charges import StudyCharges
@@ -21,6 +23,7 @@ from autotune.programs.study_replay.machine import Machine, Stage, Step, Strand
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
+from autotune.records.kernel_trial import KernelTrial
 from autotune.study.context import StudyContext
 from autotune.study.kernel_supply import graph_of
 from autotune.study.kernel_tuning import StudyKernels
@@ -33,7 +36,7 @@ RATES_S = 1.2
 class KernelHost:
     """What the kernel executors of one study share: the machine, the costs, the cache, and the length of a job.
 
-    ``timed_s`` are the moments at which kernels of ours were timed.
+    ``reached_us`` is the time of the fastest kernel that was timed for each problem, ``timed`` the number of timings.
     """
 
     machine: Machine
@@ -42,7 +45,8 @@ class KernelHost:
     cache: set[tuple[str, Configuration]] = field(default_factory=set)
     job_s: float = 0.0
     rates_known: bool = False
-    timed_s: list[float] = field(default_factory=list)
+    reached_us: dict[GemmProblem, float] = field(default_factory=dict)
+    timed: int = 0
 
 
 class ReplayKernelExecutor(SimulatedKernels):
@@ -78,8 +82,21 @@ class ReplayKernelExecutor(SimulatedKernels):
         begins = seconds == self._costs.session_s
         stage = Stage(name="load" if begins else "measure", seconds=seconds, hold="exclusive")
         self._spans += self._host.machine.run([stage]).spans
-        if not begins:
-            self._host.timed_s.append(self._host.machine())
+
+    def time(
+        self,
+        problem: GemmProblem,
+        candidates: Sequence[Configuration],
+        best_us: float | None,
+        tell: Callable[[KernelTrial], None],
+        *,
+        limits: TimingLimits | None = None,
+    ) -> None:
+        """Time candidates in one session, and note the fastest."""
+        super().time(problem, candidates, best_us, tell, limits=limits)
+        times_us = [self._times.us(problem, candidate) for candidate in candidates]
+        self._host.reached_us[problem] = min([self._host.reached_us.get(problem, math.inf), *times_us])
+        self._host.timed += len(candidates)
 
 
 class ReplayJob:
@@ -146,7 +163,7 @@ class ReplayPrefetch(KernelPrefetch):
     """A prefetch whose thread runs in simulated time."""
 
     machine: Machine
-    strand: Strand | None = None
+    strand: Strand[None] | None = None
 
     def begin(self) -> None:
         """See :meth:`~autotune.kernels.prefetch.KernelPrefetch.begin`."""

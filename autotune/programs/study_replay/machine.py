@@ -7,11 +7,12 @@ device has one lock, as :mod:`autotune.measure.lock` describes it: shared or exc
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 from autotune.execute.session import QUEUED
 from autotune.execute.step_result import Span
 
+Returned = TypeVar("Returned", covariant=True)
 Hold = Literal["none", "shared", "exclusive"]
 
 SOON_S = 1e-9
@@ -107,7 +108,7 @@ class Machine:
         self._cores, self._now_s = cores, 0.0
         self._steps: list[Step] = []
         self._queue: list[Step] = []
-        self._strands: list[Strand] = []
+        self._strands: list[Strand[object]] = []
         self.idle_s = self.crowded_s = 0.0
 
     def __call__(self) -> float:
@@ -136,9 +137,9 @@ class Machine:
         if seconds > 0:
             self.run([Stage(name="between", seconds=seconds, cores=0.0)])
 
-    def spawn(self, work: Callable[[], None]) -> "Strand":
+    def spawn(self, work: Callable[[], Returned]) -> "Strand[Returned]":
         """Begin work that waits by :meth:`wait` too, in a thread that never runs beside another of the simulation."""
-        strand = Strand(work)
+        strand = Strand(self, work)
         self._strands.append(strand)
         return strand
 
@@ -197,11 +198,12 @@ class Machine:
             self.crowded_s += seconds
 
 
-class Strand:
+class Strand(Generic[Returned]):
     """Work in a thread that runs only while the simulation waits for it to pause or to end."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work, self._ready = work, _always
+    def __init__(self, machine: Machine, work: Callable[[], Returned]) -> None:
+        self._machine, self._work, self._ready = machine, work, _always
+        self._returned: list[Returned] = []
         self._turn, self._paused = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
         self.ended = False
@@ -231,10 +233,15 @@ class Strand:
         if self._error is not None:
             raise self._error
 
+    def result(self) -> Returned:
+        """Let time pass until it ends, and return what it returned."""
+        self._machine.wait(lambda: self.ended)
+        return self._returned[0]
+
     def _run(self) -> None:
         self._turn.acquire()
         try:
-            self._work()
+            self._returned.append(self._work())
         except BaseException as error:  # it is raised again in the thread that resumed the strand
             self._error = error
         finally:

@@ -110,8 +110,8 @@ def markdown(timelines: Sequence[tuple[StudyTimeline, StudyTimeline]]) -> str:
         "the best; the whole search and study; the split of the study.",
         "",
         "| study | | defaults | own kernels | 90% | within 3% | search | study | best ms | building | checking | "
-        "sampling | other | idle | crowded | trials |",
-        f"| --- | --- |{' ---: |' * 14}",
+        "sampling | other | idle | crowded | trials | kernels | their loss |",
+        f"| --- | --- |{' ---: |' * 16}",
     ]
     for pair in timelines:
         lines += [_row(timeline) for timeline in pair]
@@ -135,6 +135,7 @@ def _row(timeline: StudyTimeline) -> str:
     cells = [f"{timeline.name}, {timeline.batch}", "replayed" if is_replay else "recorded", *map(_seconds, seconds)]
     cells += [f"{timeline.best_ms:.4g}", *map(_seconds, split), _share(timeline.idle_s, timeline.searched_s)]
     cells += [_share(timeline.crowded_s, timeline.searched_s), f"{len(timeline.trials)} ({timeline.assumed} assumed)"]
+    cells += [str(timeline.kernel_trials) if is_replay else "–", _share(timeline.kernel_loss, 1.0)]
     return f"| {' | '.join(cells)} |"
 
 

@@ -42,8 +42,8 @@ class RecordedTrial:
 class RecordedStudy:
     """A finished study on a GPU: its batches of trials in their order, and the kernel problems that it has tuned.
 
-    ``problems`` has the number of the batch for which each problem was tuned first. ``before_s`` are the seconds from the command to the study's row: the capture. ``after_s`` are those after the
-    search: the finals.
+    ``problems`` has the number of the batch for which each problem was tuned first. ``before_s`` are the seconds from
+    the command to the study's row, in which the model is captured. ``after_s`` are those after the search: the finals.
     """
 
     row: StudyRow
@@ -150,9 +150,7 @@ def _with_features(workload: Workload, tried: Sequence[Configuration]) -> Worklo
     return replace(workload, features=tuple(map(counted, workload.features)))
 
 
-def _trials(
-    row: StudyRow, batch: Sequence[TravellingTrial], sampled_s: Mapping[str, float]
-) -> Sequence[RecordedTrial]:
+def _trials(row: StudyRow, batch: Sequence[TravellingTrial], sampled_s: Mapping[str, float]) -> Sequence[RecordedTrial]:
     before: list[float | None] = [None, *(row.ended_s[item.trial.uid] for item in batch)]
     return [
         RecordedTrial(

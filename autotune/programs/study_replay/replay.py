@@ -1,5 +1,6 @@
 """One replay of a recorded study, and its figures: replay, StudyTimeline."""
 
+import math
 import os
 import tempfile
 import threading
@@ -13,7 +14,6 @@ from autotune.database.rows import StudyLimits
 from autotune.database.store import Store
 from autotune.errors import SpaceError
 from autotune.kernel import wants_kernels
-from autotune.progress import Silent
 from autotune.programs.frame import say
 from autotune.programs.kernel_replay.replay import best_known_us
 from autotune.programs.kernel_replay.simulated import SimulatedCosts, SimulatedTimes
@@ -22,6 +22,7 @@ from autotune.programs.study_replay.executor import ReplayExecutor
 from autotune.programs.study_replay.kernels import KernelHost, ReplayKernels
 from autotune.programs.study_replay.machine import Machine, Stage
 from autotune.programs.study_replay.recording import RecordedStudy
+from autotune.progress import Silent
 from autotune.records.canonical import digest
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -72,7 +73,8 @@ class StudyTimeline:
 
     ``searched_s`` is the time of the search, ``total_s`` that from the command to the plan. ``idle_s`` are the seconds
     in which the device waits although something is being built, ``crowded_s`` those in which steps could use more cores
-    than there are; a recording has neither.
+    than there are. ``kernel_loss`` is the time of the tuned kernels in a call relative to the best known kernels,
+    minus 1; it is simulated, as are all times of kernels. A recording has none of these.
     """
 
     name: str
@@ -86,6 +88,7 @@ class StudyTimeline:
     idle_s: float | None = None
     crowded_s: float | None = None
     kernel_trials: int = 0
+    kernel_loss: float | None = None
 
     @property
     def defaults_s(self) -> float:
@@ -127,8 +130,8 @@ class StudyTimeline:
             "name": self.name, "batch": self.batch, "defaults_s": self.defaults_s, "own_kernels_s": self.own_kernels_s,
             "gain_s": self.gain_s, "in_reach_s": self.in_reach_s, "searched_s": self.searched_s,
             "total_s": self.total_s, "best_ms": self.best_ms, "split": dict(self.split), "idle_s": self.idle_s,
-            "crowded_s": self.crowded_s, "kernel_trials": self.kernel_trials, "assumed": self.assumed,
-            "trials": [end.as_dict() for end in self.trials],
+            "crowded_s": self.crowded_s, "kernel_trials": self.kernel_trials, "kernel_loss": self.kernel_loss,
+            "assumed": self.assumed, "trials": [end.as_dict() for end in self.trials],
         }  # fmt: skip
 
 
@@ -152,7 +155,9 @@ def replay(
     row, device = recording.row, replace(recording.device, cores=cores)
     request, spaces = _request(recording, device), spaces_of(recording)
     machine, stop = Machine(cores), threading.Event()
-    host = KernelHost(machine=machine, costs=costs, times=_times(recording, costs, seed))
+    times = SimulatedTimes(seed)
+    best_us = _best_us(times, recording, costs)
+    host = KernelHost(machine=machine, costs=costs, times=times)
     with (
         tempfile.TemporaryDirectory(prefix="study-replay-") as folder,
         mock.patch.dict(os.environ, {"XDG_CACHE_HOME": folder}),
@@ -170,6 +175,7 @@ def replay(
             request=request, store=store, progress=Silent(), executor=executor,
             supply=KernelSupply(store, executor, device.device_class, toolchain, say, stop), stop=stop,
             toolchain=toolchain, row=stored, workload=recording.workload, spaces=spaces, clock=machine,
+            background=machine.spawn,
         )  # fmt: skip
         idle_s, crowded_s = machine.idle_s, machine.crowded_s
         search(context, ReplayKernels(context, host, charges)).run()
@@ -184,7 +190,7 @@ def replay(
             for trial in trials
         ),
         total_s=machine(), split=executor.split.seconds(0.0, machine()), idle_s=idle_s, crowded_s=crowded_s,
-        kernel_trials=len(host.timed_s),
+        kernel_trials=host.timed, kernel_loss=_loss(host, best_us, weights),
     )  # fmt: skip
 
 
@@ -206,19 +212,28 @@ def _request(recording: RecordedStudy, device: Device) -> StudyRequest:
     )  # fmt: skip
 
 
-def _times(recording: RecordedStudy, costs: SimulatedCosts, seed: int) -> SimulatedTimes:
-    """Return the times of kernels, with the scale of the libraries' calls for every recorded problem."""
-    times = SimulatedTimes(seed)
+def _best_us(times: SimulatedTimes, recording: RecordedStudy, costs: SimulatedCosts) -> Mapping[GemmProblem, float]:
+    """Return the best known times of the problems that kernels of ours compute; note the scale of libraries' calls."""
+    best_us = {}
     for problem in recording.problems:
         try:
             space = registry.kernels(BACKEND).space(recording.device, problem)
         except SpaceError:
             continue
         if space.builds:
-            best_known_us(times, problem, space, costs)
+            best_us[problem] = best_known_us(times, problem, space, costs)
         else:
             times.scale_library(problem, LIBRARY_US)
-    return times
+    return best_us
+
+
+def _loss(host: KernelHost, best_us: Mapping[GemmProblem, float], weights: Mapping[GemmProblem, float]) -> float | None:
+    """Return the loss of the kernels of the problems in fp16 that have a weight; ``None`` if one was not timed."""
+    counted = [problem for problem in best_us if problem in weights and problem.dtype == "fp16"]
+    if not counted or not all(problem in host.reached_us for problem in counted):
+        return None
+    reached = math.fsum(weights[problem] * host.reached_us[problem] for problem in counted)
+    return reached / math.fsum(weights[problem] * best_us[problem] for problem in counted) - 1
 
 
 def _capture(seconds: float) -> list[Stage]:
