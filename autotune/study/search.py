@@ -1,20 +1,17 @@
 """The search of a study: propose, build, check, time, learn: StudySearch."""
 
 import contextlib
-import dataclasses
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autotune import registry
-from autotune.execute.answers import BuildAnswer, MeasureAnswer
-from autotune.execute.executor import BUILD_TIMEOUT_S, EarlyLoad
+from autotune.execute.answers import BuildAnswer
+from autotune.execute.executor import BUILD_TIMEOUT_S
 from autotune.execute.step_result import StepResult
 from autotune.kernel import KnownKernels, wants_kernels
-from autotune.measure.block import latency_ms as screened_ms
 from autotune.records.configuration import Configuration
-from autotune.records.trial import Measurement, Trial, TrialState
+from autotune.records.trial import Trial
 from autotune.search.search import Search
 from autotune.study.adoption import TrialAdoption
 from autotune.study.built_trial import BuiltTrial, StoredBuild, ran_out_of_budget, with_kernels
@@ -25,6 +22,7 @@ from autotune.study.kernel_tuning import StudyKernels
 from autotune.study.pace import Pace, is_exact
 from autotune.study.search_clock import SearchClock
 from autotune.study.space import is_baseline, participants, stand_ins
+from autotune.study.trial_timing import TrialTiming
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +31,6 @@ SHORTEST_BUILD_S = 60.0
 
 MOST_SKIPPED = 16
 """The search ends after this number of proposals in a row that would build for too long."""
-
-EARLY_LOADS = 8
-"""The most candidates that wait on a GPU, loaded, while others are built."""
 
 
 class StudySearch:
@@ -52,7 +47,7 @@ class StudySearch:
         self._defaults = context.defaults
         # Kernels are tuned between the first candidates and those that use them, so all others come before.
         self._hints = sorted((hint for space in context.spaces for hint in space.hints), key=wants_kernels)
-        self._seats = threading.Semaphore(EARLY_LOADS)
+        self._timing = TrialTiming(context, self._pace)
         self._kernels = kernels or StudyKernels(context)
         self._spaces = {space.backend: space for space in context.spaces}
         self._left_out: list[Configuration] = []
@@ -167,11 +162,10 @@ class StudySearch:
             proposal = interrupted.pop(0) if cut_off else search.propose([*batch, *skipped, *self._left_out])
             if proposal is None or not self._belongs(proposal, batch):
                 break
-            expected_s = self._pacing.build_s(proposal, self._spaces[proposal.backend])
-            if not self._pacing.fits([expected_s], budget_s):
+            if not self._fits([proposal], budget_s):
                 skipped.append(proposal)
                 continue
-            if not self._pacing.fits([*map(self._expected_s, batch), expected_s], budget_s):
+            if not self._fits([*batch, proposal], budget_s):
                 break
             batch.append(proposal)
             # A trial that was cut off is repeated alone: if it takes its host down, no other trial is blamed for that.
@@ -179,8 +173,10 @@ class StudySearch:
                 break
         return batch
 
-    def _expected_s(self, configuration: Configuration) -> float:
-        return self._pacing.build_s(configuration, self._spaces[configuration.backend])
+    def _fits(self, batch: Sequence[Configuration], budget_s: float) -> bool:
+        """Return whether configurations are expected to be built and timed within some time."""
+        builds_s = [self._pacing.build_s(candidate, self._spaces[candidate.backend]) for candidate in batch]
+        return not builds_s or self._pacing.fits(builds_s, budget_s)
 
     def _belongs(self, proposal: Configuration, batch: Sequence[Configuration]) -> bool:
         """Return whether a proposal is built with a batch; the sampler's proposals learn from all that come first."""
@@ -221,9 +217,10 @@ class StudySearch:
     ) -> list[Trial]:  # fmt: skip
         """Return the trials that ended; artifacts of ``stored`` builds are ``held`` until a row names them.
 
-        If only some of the batch want tuned kernels, the others are built and timed before these are tuned. Those of
-        them in full precision wait, for they hardly win: they are timed when the device would be idle, beside the
-        builds that follow.
+        If only some of the batch want tuned kernels, the others are built and timed before these are tuned. Of the
+        others, candidates in full precision wait, for they hardly win: they are timed when the device would be idle,
+        beside the builds that follow. If too little of the budget is left by then, those that want tuned kernels are
+        not begun.
         """
         begin = self.context.clock()
         finished: list[Trial] = []
@@ -238,6 +235,8 @@ class StudySearch:
         later = [turn for turn in turns if self._can_wait(turn.trial.configuration)]
         self._time([turn for turn in turns if turn not in later], stored, finished)
         if not self.context.stop.is_set():
+            if first and not self._fits(second, left_s - self._worked_s(begin)):
+                second = []  # the search proposes them again if the study gets a larger budget
             using = self._claimed(second, finished)
             kernels = self._kernels.prepare([trial.configuration for trial in using], left_s - self._worked_s(begin))
             using = [with_kernels(trial, kernels[trial.configuration]) for trial in using]
@@ -295,7 +294,9 @@ class StudySearch:
         workers = 1 if self.parallel == 1 else len(claimed)
         builds = self.context.executor.build(
             [trial.configuration for trial in claimed], workers, limit_s, kernels=kernels.get,
-            then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target, held)),
+            then=lambda configuration, result, target: stored.update(
+                {target: self._timing.stored(configuration, result, target, held, early=self.parallel > 1)}
+            ),
         )  # fmt: skip
         self._pacing.note_builds(self._worked_s(begin), [built for built, _ in builds])
         return [
@@ -314,7 +315,8 @@ class StudySearch:
                 continue
             self.context.progress.event("trial_timing", number=trial.number, configuration=trial.configuration)
             begin = self.context.clock()
-            ended, measurement = self._finish(trial, built, stored.get(turn.target))
+            is_default = trial.configuration.digest in self._defaults
+            ended, measurement = self._timing.finish(trial, built, stored.get(turn.target), to_the_end=is_default)
             self._pacing.note_timing(self._worked_s(begin))
             if self.context.stop.is_set():
                 return
@@ -333,63 +335,3 @@ class StudySearch:
             text=f"{trial.configuration}: left out, because its build did not end in the {built.seconds:.0f} s that "
             "were left of the budget; it is tried if the study gets a larger budget",
         )  # fmt: skip
-
-    def _stored(
-        self, configuration: Configuration, built: StepResult[BuildAnswer], target: Path, held: contextlib.ExitStack
-    ) -> dict[Path, StoredBuild]:
-        """Move a finished build into the artifact store; on a GPU begin to load it, while others are still built."""
-        digest: str | None = None
-        loading: EarlyLoad | None = None
-        if built.failure is None:
-            digest = held.enter_context(self.context.store.artifacts.kept(target))
-            loading = self._load_early(configuration, digest)
-        self.context.executor.discard(target)
-        return {target: StoredBuild(digest=digest, loading=loading)}
-
-    def _load_early(self, configuration: Configuration, digest: str) -> EarlyLoad | None:
-        """Begin to load if there is room on the device, and the backend times no kernels while it loads."""
-        if self.parallel == 1 or registry.backend(configuration.backend).times_kernels_at_load(configuration):
-            return None
-        if not self._seats.acquire(blocking=False):
-            return None
-        request = self.context.request
-        artifact = self.context.store.artifacts.open(digest)
-        return self.context.executor.load_early(artifact, request.objective, request.seed)
-
-    def _measured(self, stored: StoredBuild, digest: str, abandon_ms: float | None) -> StepResult[MeasureAnswer]:
-        if stored.loading is not None:
-            measured = stored.loading.measure(abandon_ms)
-            self._seats.release()
-            crowded = measured.failure is not None and measured.failure.kind == "out_of_memory"
-            if not crowded or self.context.stop.is_set():
-                return measured
-            log.info("loading again without others beside it: %s", measured.failure)
-        request, artifact = self.context.request, self.context.store.artifacts.open(digest)
-        return self.context.executor.measure(artifact, request.objective, request.seed, abandon_ms=abandon_ms)
-
-    def _finish(
-        self, trial: Trial, built: StepResult[BuildAnswer], stored: StoredBuild | None
-    ) -> tuple[Trial, Measurement | None]:
-        if built.failure is not None or stored is None or stored.digest is None:
-            return dataclasses.replace(trial, state="failed", failure=built.failure), None
-        digest = stored.digest
-        is_default = trial.configuration.digest in self._defaults
-        measured = self._measured(stored, digest, None if is_default else self._pace.abandon_ms(trial.configuration))
-        error = None if measured.value is None else measured.value.signal_error
-        trial = dataclasses.replace(trial, build_s=built.answer.build_s, signal_error=error)
-        if measured.failure is not None:
-            return dataclasses.replace(trial, state="failed", failure=measured.failure, artifact=None), None
-        trial = dataclasses.replace(trial, artifact=digest)
-        answer = measured.answer
-        measurement = answer.timed
-        latency_ms = screened_ms(measurement)
-        state: TrialState = "pruned" if answer.pruned else "complete"
-        score = answer.score
-        if self.context.request.objective.name == "memory":
-            footprint = self.context.executor.footprint(self.context.store.artifacts.open(digest))
-            if footprint.failure is not None:
-                return dataclasses.replace(trial, state="failed", failure=footprint.failure), measurement
-            score = float(footprint.answer.memory.peak_bytes)
-        if self.context.request.objective.name.startswith("latency"):
-            self._pace.note(trial.configuration, latency_ms)
-        return dataclasses.replace(trial, state=state, latency_ms=latency_ms, score=score), measurement

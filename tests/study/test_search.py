@@ -144,6 +144,20 @@ def test_full_precision_but_the_baseline_is_timed_while_candidates_with_tuned_ke
     assert last == ("time", list(OURS.hints)) and not search.handed_back
 
 
+@pytest.mark.usefixtures("baseline")
+def test_candidates_with_tuned_kernels_are_not_begun_if_too_little_is_left_for_them():
+    search = Parts(replace(H200, cores=16))
+    search._pacing.note_timing(20.0)
+    batch = [OURS.defaults[0], *OTHERS.defaults, *OURS.hints]
+    search._built_and_finished(batch, 39.0, 60.0, {}, None)
+    assert [note for note in search.notes if note[1]] == [
+        ("build", [OURS.defaults[0], *OTHERS.defaults]), ("time", list(OTHERS.defaults)), ("time", [OURS.defaults[0]]),
+    ]  # fmt: skip
+    search.notes.clear()
+    search._built_and_finished(batch, 41.0, 60.0, {}, None)
+    assert ("tune", list(OURS.hints)) in search.notes
+
+
 def test_later_proposals_are_built_together_whether_they_want_tuned_kernels_or_not():
     search = Parts(replace(H200, cores=16))
     batch = [Configuration.of("ours", values(kernels=kernels, precision="fp32")) for kernels in ("torch", "tuned")]

@@ -152,7 +152,7 @@ def test_built_and_loaded_side_by_side_as_on_a_gpu_every_fault_still_costs_one_t
         patch.setattr("autotune.execute.executor.BUILD_TIMEOUT_S", 5.0)
         patch.setattr("autotune.study.built_trial.BUILD_TIMEOUT_S", 5.0)
         patch.setattr("autotune.study.search.StudySearch.parallel", 4)
-        patch.setattr("autotune.study.search.EARLY_LOADS", 2)
+        patch.setattr("autotune.study.trial_timing.EARLY_LOADS", 2)
         patch.setattr("autotune.execute.finals._load_together", lambda drive: True)
         backends = ("eager", *request_.backends[2:])
         outcome = run_study(replace(request_, name="side-by-side", backends=backends), store, Recorder())
