@@ -72,7 +72,7 @@ class ReplayExecutor(Executor):
         kernels: Kernels = lambda _: None,
         then: Callable[[Configuration, StepResult[BuildAnswer], Path], None] = lambda *_: None,
     ) -> list[Built]:
-        """Charge builds, all of them at once."""
+        """Charge builds, all of them at once; one that takes longer than its limit fails, at its own end."""
         limit_s = min(BUILD_TIMEOUT_S, timeout_s or BUILD_TIMEOUT_S)
         results: dict[Configuration, Built] = {}
 

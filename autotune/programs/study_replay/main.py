@@ -4,6 +4,11 @@ The search, its schedule, the samplers and the tuning of kernels are those of ev
 loading, checking and timing are charged with the seconds of the recording, on a host whose cores and device are shared
 by all that runs at once. So a change of the schedule can be judged without a GPU. The table has a row for each
 recording, and one for its replay.
+
+By the schedule that they were recorded with, the replays of the committed studies had every moment within 6% of the
+recorded one, building and sampling within 7%, and other time up to 17% too low. A replay does not know how builds share
+memory bandwidth and caches, how a device's clock falls, or which stages of a build need the device that it holds; the
+times of kernels are estimates.
 """
 
 import argparse
@@ -26,11 +31,8 @@ NAME = "study_replay"
 RECORDINGS = Path("studies/plans.zip")
 PROBLEMS = Path("studies/kernels/model-problems.json.gz")
 
-MOST_OFF = 0.15
-"""The most by which a replay of the recorded schedule may be off, as a share of the recorded seconds."""
-
-MOST_IDLE = 0.1
-"""The largest share of the search in which the device may be idle although something is being built."""
+MOST_LATER = 0.15
+"""The most by which a moment of a replay may be later than the recorded one, as a share of that."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,21 +87,21 @@ def _costs(recording: RecordedStudy) -> SimulatedCosts:
 
 
 def _checks(real: StudyTimeline, replayed: StudyTimeline) -> list[CheckResult]:
-    name = f"{real.name}, batch {real.batch}"
-    pairs = {
-        "defaults": (real.defaults_s, replayed.defaults_s),
-        "first own kernels": (real.own_kernels_s or 0.0, replayed.own_kernels_s or 0.0),
-        "search": (real.searched_s, replayed.searched_s),
-        "building": (real.split["building"], replayed.split["building"]),
-        "sampling": (real.split["sampling"], replayed.split["sampling"]),
-        "whole study": (real.total_s, replayed.total_s),
+    """Fail moments that are later than the recorded ones; the defaults are none of them, for some are to wait."""
+    moments = {
+        "the first own kernels": (real.own_kernels_s, replayed.own_kernels_s),
+        "90% of the gain": (real.gain_s, replayed.gain_s),
+        "within 3% of the best": (real.in_reach_s, replayed.in_reach_s),
+        "the end of the study": (real.total_s, replayed.total_s),
     }
     return [
         CheckResult(
-            check=f"{name}: {what}", figure=f"{there:.0f} s, recorded {here:.0f} s ({there / here - 1:+.0%})",
-            limit=f"{MOST_OFF:.0%}", passed=abs(there / here - 1) <= MOST_OFF,
+            check=f"{real.name}, batch {real.batch}: {moment}",
+            figure="never" if there is None else f"{there:.0f} s, recorded {here:.0f} s ({there / here - 1:+.0%})",
+            limit=f"at most {MOST_LATER:.0%} later",
+            passed=there is not None and there / here - 1 <= MOST_LATER,
         )
-        for what, (here, there) in pairs.items() if here
+        for moment, (here, there) in moments.items() if here
     ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from autotune.errors import RequestError
 from autotune.kernel import wants_kernels
 from autotune.programs.kernel_replay.main import costs_of
 from autotune.programs.study_replay.charges import StudyCharges, loads_late
-from autotune.programs.study_replay.main import main
+from autotune.programs.study_replay.main import _checks, main
 from autotune.programs.study_replay.recording import read_recordings
 from autotune.programs.study_replay.replay import recorded, replay, spaces_of
 from autotune.records.canonical import digest
@@ -145,6 +145,14 @@ def test_the_program_prints_the_recording_and_the_replay_and_says_what_is_assume
     (study,) = json.loads(out.read_text())["studies"]
     assert study["replayed"]["trials"] and study["recorded"]["idle_s"] is None
     assert (study["replayed"]["assumed"] > 0) == ("not recorded" in printed)
+
+
+def test_a_replay_that_is_later_than_its_recording_fails(vit):
+    real = recorded(vit)
+    assert all(check.passed for check in _checks(real, replace(real, total_s=1.1 * real.total_s)))
+    late = _checks(real, replace(real, total_s=1.2 * real.total_s, curve=None))
+    assert [check.passed for check in late] == [True, False, True, False]
+    assert late[1].figure == "never" and "(+20%)" in late[3].figure
 
 
 def test_a_file_without_a_study_to_replay_is_refused(tmp_path):
