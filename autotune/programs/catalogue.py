@@ -16,6 +16,7 @@ PROGRAMS: Mapping[str, str] = {
     "kernel_recording": "Compiles a space of kernels and times it.",
     "kernel_search": "Measures the search over tiles on recorded spaces.",
     "kernel_replay": "Replays the tuning of models' kernels in simulated time.",
+    "study_replay": "Replays the search of recorded studies in simulated time.",
     "kernel_set": "Chooses the tiles of a standard set of kernels by estimates.",
     "kernel_comparison": "Times own kernels beside the calls of libraries, on 40 products.",
     "coverage": "Estimates the share of models that the native engine leaves to torch, and says why.",

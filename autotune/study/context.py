@@ -1,8 +1,11 @@
 """The state that the parts of a running study share: StudyContext."""
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from autotune import registry
 from autotune.database.rows import StudyRow
@@ -19,6 +22,33 @@ from autotune.records.workload import Workload
 from autotune.study.kernel_supply import KernelSupply
 from autotune.study.request import StudyRequest
 
+Value = TypeVar("Value", covariant=True)
+Returned = TypeVar("Returned")
+
+
+class Pending(Protocol[Value]):
+    """Work in the background."""
+
+    def result(self) -> Value:
+        """Wait for its end; return what it returned, or raise what it raised."""
+        ...
+
+
+class Background(Protocol):
+    """Begins work beside that of the caller."""
+
+    def __call__(self, work: Callable[[], Returned]) -> Pending[Returned]:
+        """Begin it."""
+        ...
+
+
+def in_thread(work: Callable[[], Returned]) -> Pending[Returned]:
+    """Begin work in a thread."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="autotune-background")
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StudyContext:
@@ -26,6 +56,8 @@ class StudyContext:
 
     ``supply`` has the tuned kernels of every build. ``stop`` is set by others to end the study. ``carried`` are plans
     of other device classes that take part in the finals. ``hints`` are configurations to try right after the defaults.
+    ``clock`` counts the seconds of the search, and ``background`` begins work beside that of the search; both are
+    others in a simulation.
     """
 
     request: StudyRequest
@@ -40,6 +72,8 @@ class StudyContext:
     spaces: Sequence[SearchSpace]
     carried: tuple[Plan, ...] = ()
     hints: tuple[Configuration, ...] = ()
+    clock: Callable[[], float] = time.monotonic
+    background: Background = in_thread
 
     @property
     def defaults(self) -> frozenset[str]:

@@ -2,8 +2,7 @@
 
 import functools
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from autotune import registry
@@ -11,6 +10,7 @@ from autotune.errors import AutotuneError, StudyInterruptedError, StudyTakenOver
 from autotune.kernel import KernelToolchains, KnownKernels, wants_kernels
 from autotune.kernels.compiled import writable_kernels_folder
 from autotune.kernels.executor import KernelExecutor
+from autotune.kernels.host import TuningHost
 from autotune.kernels.prefetch import KernelPrefetch
 from autotune.kernels.tuning import tune_kernels
 from autotune.records.configuration import Configuration
@@ -35,10 +35,14 @@ than the best.
 
 
 class StudyKernels:
-    """Tunes the kernels of the configurations that want tuned kernels, within a share of the budget."""
+    """Tunes the kernels of the configurations that want tuned kernels, within a share of the budget.
 
-    def __init__(self, context: StudyContext) -> None:
+    ``host`` is another one than this in a simulation.
+    """
+
+    def __init__(self, context: StudyContext, host: TuningHost | None = None) -> None:
         self.context = context
+        self.host = host or TuningHost(clock=context.clock)
         self._tuned: set[tuple[str, GemmProblem]] = set()
         self._spent_s = 0.0
         self._prefetches: list[KernelPrefetch] = []
@@ -63,8 +67,11 @@ class StudyKernels:
                 log.info("%s: no kernels are compiled before the tuning: %s", backend, error)  # the tuning will say so
                 continue
             find = functools.partial(self._counts, configurations)
-            self._prefetches.append(KernelPrefetch(executor, find, request.seed))
+            self._prefetches.append(self._prefetch(executor, find))
             self._prefetches[-1].begin()
+
+    def _prefetch(self, executor: KernelExecutor, find: Callable[[], Mapping[GemmProblem, float]]) -> KernelPrefetch:
+        return KernelPrefetch(executor, find, self.context.request.seed, self.host)
 
     def close(self) -> None:
         """End the compiling that :meth:`begin_compiling` began."""
@@ -74,7 +81,8 @@ class StudyKernels:
 
     def _kernel_executor(self, backend: str) -> KernelExecutor:
         toolchains = KernelToolchains(registry.kernels(backend), self.context.toolchain)
-        return KernelExecutor(
+        begin = self.host.executor or KernelExecutor
+        return begin(
             self.context.executor.server, self.context.request.device, backend, writable_kernels_folder(),
             toolchains=toolchains, seed=self.context.request.seed,
         )  # fmt: skip
@@ -107,9 +115,9 @@ class StudyKernels:
         """
         wanting = list(filter(wants_kernels, configurations))
         if wanting:
-            begin = time.monotonic()
+            begin = self.context.clock()
             self._tune(wanting, begin, SHARE * (budget_s + self._spent_s) - self._spent_s)
-            self._spent_s += self.context.executor.split.worked_s(begin, time.monotonic())
+            self._spent_s += self.context.executor.split.worked_s(begin, self.context.clock())
         return {configuration: self.context.supply.of(configuration) for configuration in configurations}
 
     def _tune(self, wanting: Sequence[Configuration], begin: float, allowed_s: float) -> None:
@@ -122,7 +130,7 @@ class StudyKernels:
                 if (backend, problem) not in self._tuned
             }  # fmt: skip
             if counts and request.tune_kernels and not self.context.stop.is_set():
-                left_s = allowed_s - self.context.executor.split.worked_s(begin, time.monotonic())
+                left_s = allowed_s - self.context.executor.split.worked_s(begin, self.context.clock())
                 if left_s < LEAST_TUNING_S:
                     log.info("%s: %.1f s are left for %d kernel problems: too few", backend, left_s, len(counts))
                     continue
@@ -136,6 +144,7 @@ class StudyKernels:
             report = tune_kernels(
                 counts, context.request.device, context.store, context.executor.server, backend=backend,
                 budget_s=budget_s, progress=context.progress, stop=context.stop, seed=context.request.seed,
+                host=self.host,
             )  # fmt: skip
         except (StudyInterruptedError, StudyTakenOverError):
             raise

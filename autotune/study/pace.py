@@ -23,14 +23,15 @@ class Pace:
     def note(self, configuration: Configuration, latency_ms: float) -> None:
         """Take a candidate's median into account."""
         self.best_ms = latency_ms if self.best_ms is None else min(self.best_ms, latency_ms)
-        if _is_exact(configuration):
+        if is_exact(configuration):
             self._exact_ms = latency_ms if self._exact_ms is None else min(self._exact_ms, latency_ms)
 
     def abandon_ms(self, configuration: Configuration) -> float | None:
         """Return the time of a call above which a candidate is not timed to the end; ``None`` if none was timed yet."""
-        best_ms = self._exact_ms if _is_exact(configuration) else self.best_ms
+        best_ms = self._exact_ms if is_exact(configuration) else self.best_ms
         return None if best_ms is None else ABANDON_FACTOR * best_ms
 
 
-def _is_exact(configuration: Configuration) -> bool:
+def is_exact(configuration: Configuration) -> bool:
+    """Return whether a configuration computes in full precision; that of a baseline on a GPU has another name."""
     return configuration.get("precision", "") == FULL_PRECISION

@@ -1,27 +1,28 @@
 """The search of a study: propose, build, check, time, learn: StudySearch."""
 
 import contextlib
-import dataclasses
 import logging
-import threading
-import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from autotune import registry
-from autotune.execute.answers import BuildAnswer, MeasureAnswer
-from autotune.execute.executor import BUILD_TIMEOUT_S, EarlyLoad
+from autotune.execute.answers import BuildAnswer
+from autotune.execute.executor import BUILD_TIMEOUT_S
 from autotune.execute.step_result import StepResult
-from autotune.kernel import KnownKernels
-from autotune.measure.block import latency_ms as screened_ms
+from autotune.kernel import KnownKernels, wants_kernels
 from autotune.records.configuration import Configuration
-from autotune.records.trial import Measurement, Trial, TrialState
+from autotune.records.trial import Trial
 from autotune.search.search import Search
+from autotune.study.adoption import TrialAdoption
+from autotune.study.built_trial import BuiltTrial, StoredBuild, ran_out_of_budget, with_kernels
 from autotune.study.cache import as_outcome
 from autotune.study.context import StudyContext
+from autotune.study.generation_pace import GenerationPace
 from autotune.study.kernel_tuning import StudyKernels
-from autotune.study.pace import Pace
+from autotune.study.pace import Pace, is_exact
 from autotune.study.search_clock import SearchClock
 from autotune.study.space import is_baseline, participants, stand_ins
+from autotune.study.trial_timing import TrialTiming
 
 log = logging.getLogger(__name__)
 
@@ -31,39 +32,22 @@ SHORTEST_BUILD_S = 60.0
 MOST_SKIPPED = 16
 """The search ends after this number of proposals in a row that would build for too long."""
 
-EARLY_LOADS = 8
-"""The most candidates that wait on a GPU, loaded, while others are built."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _StoredBuild:
-    """The result of a build: its artifact (``None`` if it failed), and its load if that began at once."""
-
-    digest: str | None
-    loading: EarlyLoad | None
-
-
-def _with_kernels(trial: Trial, kernels: KnownKernels | None) -> Trial:
-    """Return a trial with the digest of the tuned kernels that its build gets."""
-    return trial if kernels is None else dataclasses.replace(trial, kernels=kernels.digest)
-
-
-def _ran_out_of_budget(built: StepResult[BuildAnswer]) -> bool:
-    """Return true if the budget ended a build before the time limit of any build."""
-    failure = built.failure
-    return failure is not None and failure.kind == "timeout" and (failure.figure or 0.0) < BUILD_TIMEOUT_S
-
 
 class StudySearch:
-    """Runs trials until the number of trials, the budget or the space of the study is used up."""
+    """Runs trials until the number of trials, the budget or the space of the study is used up.
 
-    def __init__(self, context: StudyContext) -> None:
+    A simulation has ``kernels`` of another host.
+    """
+
+    def __init__(self, context: StudyContext, kernels: StudyKernels | None = None) -> None:
         self.context = context
-        self._build_s: dict[str, float] = {}
+        self._pacing = GenerationPace()
         self._pace = Pace()
+        self._adoption = TrialAdoption(context, self._pace)
         self._defaults = context.defaults
-        self._seats = threading.Semaphore(EARLY_LOADS)
-        self._kernels = StudyKernels(context)
+        self._hints = {*context.hints, *(hint for space in context.spaces for hint in space.hints)}
+        self._timing = TrialTiming(context, self._pace)
+        self._kernels = kernels or StudyKernels(context)
         self._spaces = {space.backend: space for space in context.spaces}
         self._left_out: list[Configuration] = []
         self._clock = SearchClock(context)
@@ -80,7 +64,7 @@ class StudySearch:
         for trial in earlier:
             if trial.state != "running":
                 search.observe(as_outcome(trial))
-                self._note_build(trial)
+                self._pacing.note_build(trial)
         running = [trial.configuration for trial in earlier if trial.state == "running"]
         interrupted = [configuration for configuration in running if self._is_offered(configuration)]
         self._clock.mark_unmarked(earlier)
@@ -98,12 +82,12 @@ class StudySearch:
                     self._clock.note_continued()
                 self._reference()
                 referenced = True
-            begin = time.monotonic()
+            begin = self.context.clock()
             finished = self._generation(batch, self.context.request.budget_s - spent_s)
             for trial in finished:
                 search.observe(as_outcome(trial))
             count += sum(not trial.reused for trial in finished)
-            elapsed_s = self.context.executor.split.worked_s(begin, time.monotonic())
+            elapsed_s = self._worked_s(begin)
             self._clock.add(elapsed_s, spent_s, begin)
             spent_s += elapsed_s
             self.context.check_stop()
@@ -113,6 +97,10 @@ class StudySearch:
         self._time_carried(spent_s)
         self._clock.note_curve(self._trials())
         return search
+
+    def _worked_s(self, begin: float) -> float:
+        """Return the seconds since a moment without those of waiting for other studies."""
+        return self.context.executor.split.worked_s(begin, self.context.clock())
 
     def _is_offered(self, configuration: Configuration) -> bool:
         """Return whether a space of the study has a configuration; that of a carried plan may be in none."""
@@ -137,7 +125,7 @@ class StudySearch:
             text = "the model's own module fails as the baseline; its captured graph is the baseline instead"
             self.context.progress.event("message", text=text)
             self._defaults |= {graph.digest for graph in missing}
-            begin = time.monotonic()
+            begin = self.context.clock()
             self._generation(missing, SHORTEST_BUILD_S)
             self._clock.add(0.0, spent_s, begin)
             self.context.check_stop()
@@ -153,7 +141,7 @@ class StudySearch:
             if digest in ended or self.context.stop.is_set():
                 continue
             self._defaults |= {digest}
-            begin = time.monotonic()
+            begin = self.context.clock()
             self._generation([configuration], 0.0, least_build_s=BUILD_TIMEOUT_S)
             self._clock.add(0.0, spent_s, begin)
             self.context.check_stop()
@@ -163,8 +151,8 @@ class StudySearch:
     ) -> list[Configuration]:
         """Return the configurations to build together.
 
-        On a CPU that is one; on a GPU all defaults, and later the number of builds for which its host has cores. A
-        build that is expected to take longer than the rest of the budget is not begun.
+        On a CPU that is one. On a GPU these are first all defaults and the hints, then as many as its host has cores
+        to build. A candidate is not begun if the rest of the budget is expected to be too short for it.
         """
         batch: list[Configuration] = []
         skipped: list[Configuration] = []
@@ -173,17 +161,39 @@ class StudySearch:
             proposal = interrupted.pop(0) if cut_off else search.propose([*batch, *skipped, *self._left_out])
             if proposal is None:
                 break
-            is_default = proposal.digest in self._defaults
-            if len(batch) >= self.parallel and not is_default:
+            if not self._belongs(proposal, batch):
+                if proposal not in self._hints:
+                    break
+                skipped.append(proposal)  # another hint may belong to the batch
+                continue
+            if not self._fits([proposal], budget_s):
+                skipped.append(proposal)
+                continue
+            if not self._fits([*batch, proposal], budget_s):
                 break
-            if batch and not is_default and batch[0].digest in self._defaults:
-                break  # the rest of the search learns from the defaults
-            expected_s = self._build_s.get(proposal.backend, 0.0) * self._spaces[proposal.backend].build_cost(proposal)
-            (batch if expected_s <= budget_s else skipped).append(proposal)
+            batch.append(proposal)
             # A trial that was cut off is repeated alone: if it takes its host down, no other trial is blamed for that.
-            if batch and (cut_off or self.parallel == 1):
+            if cut_off or self.parallel == 1:
                 break
         return batch
+
+    def _fits(self, batch: Sequence[Configuration], budget_s: float) -> bool:
+        """Return whether configurations are expected to be built and timed within some time."""
+        builds_s = [self._pacing.build_s(candidate, self._spaces[candidate.backend]) for candidate in batch]
+        return not builds_s or self._pacing.fits(builds_s, budget_s)
+
+    def _belongs(self, proposal: Configuration, batch: Sequence[Configuration]) -> bool:
+        """Return whether a proposal is built with a batch; the sampler's proposals learn from all that come first."""
+        if not batch or proposal.digest in self._defaults:
+            return True
+        if proposal not in self._hints:
+            return len(batch) < self.parallel and not self._is_first(batch[0])
+        if wants_kernels(proposal):
+            return sum(map(wants_kernels, batch)) < self.parallel
+        return len(batch) < self.context.request.device.cores
+
+    def _is_first(self, configuration: Configuration) -> bool:
+        return configuration.digest in self._defaults or configuration in self._hints
 
     @property
     def parallel(self) -> int:
@@ -197,7 +207,7 @@ class StudySearch:
 
         A build may take ``least_build_s`` even if less is left.
         """
-        builds: dict[Path, _StoredBuild] = {}
+        builds: dict[Path, StoredBuild] = {}
         with contextlib.ExitStack() as held:
             finished = self._built_and_finished(batch, left_s, least_build_s, builds, held)
         in_rows = {trial.artifact for trial in finished}
@@ -206,16 +216,63 @@ class StudySearch:
         return finished
 
     def _built_and_finished(
-        self, batch: list[Configuration], left_s: float, least_build_s: float, stored: dict[Path, _StoredBuild],
+        self, batch: list[Configuration], left_s: float, least_build_s: float, stored: dict[Path, StoredBuild],
         held: contextlib.ExitStack,
     ) -> list[Trial]:  # fmt: skip
-        """Return the trials that ended; artifacts of ``stored`` builds are ``held`` until a row names them."""
-        begin = time.monotonic()
+        """Return the trials that ended; artifacts of ``stored`` builds are ``held`` until a row names them.
+
+        If only some of the batch want tuned kernels, the others are built and timed before these are tuned. Of the
+        others, candidates in full precision wait, for they hardly win: they are timed when the device would be idle,
+        beside the builds that follow. If too little of the budget is left by then, those that want tuned kernels are
+        not begun.
+        """
+        begin = self.context.clock()
         finished: list[Trial] = []
+
+        def build(claimed: Sequence[Trial], kernels: Mapping[Configuration, KnownKernels | None]) -> list[BuiltTrial]:
+            limit_s = max(least_build_s, left_s - self._worked_s(begin))
+            return self._built(claimed, kernels, limit_s, stored, held)
+
+        first, second = self._parts(batch)
+        claimed = self._claimed(first, finished)
+        turns = build(claimed, {})
+        later = [turn for turn in turns if self._can_wait(turn.trial.configuration)]
+        self._time([turn for turn in turns if turn not in later], stored, finished)
+        if not self.context.stop.is_set():
+            if first and not self._fits(second, left_s - self._worked_s(begin)):
+                second = []  # the search proposes them again if the study gets a larger budget
+            using = self._claimed(second, finished)
+            kernels = self._kernels.prepare([trial.configuration for trial in using], left_s - self._worked_s(begin))
+            using = [with_kernels(trial, kernels[trial.configuration]) for trial in using]
+            claimed += using
+            building = self.context.background(lambda: build(using, kernels))
+            try:
+                self._time(later, stored, finished)
+            finally:
+                turns = building.result()  # nothing that was built may outlive this call
+            self._time(turns, stored, finished)
+        if self.context.stop.is_set():
+            uids = {trial.uid for trial in finished}
+            self.context.store.trials.hand_back([trial for trial in claimed if trial.uid not in uids])
+        return finished
+
+    def _can_wait(self, configuration: Configuration) -> bool:
+        return is_exact(configuration) and not is_baseline(configuration, self.context.request)
+
+    def _parts(self, batch: Sequence[Configuration]) -> tuple[list[Configuration], list[Configuration]]:
+        """Return the part of a batch that is built before kernels are tuned, and the rest; the first may be empty."""
+        others = [configuration for configuration in batch if not wants_kernels(configuration)]
+        if len(others) == len(batch) or not all(map(self._is_first, batch)):
+            return [], list(batch)
+        return others, [configuration for configuration in batch if wants_kernels(configuration)]
+
+    def _claimed(self, batch: Sequence[Configuration], finished: list[Trial]) -> list[Trial]:
+        """Return the trials that are to be built; those that have a result without a build are ``finished``."""
+        begin = self.context.clock()
         claimed: list[Trial] = []
         self._kernels.find_problems(batch)  # a trial of another study is adopted only if its kernels are those of now
         for configuration in batch:
-            trial = self._earlier(configuration) or self._quarantined(configuration)
+            trial = self._adoption.find(configuration)
             if trial is not None:
                 finished.append(trial)
                 continue
@@ -227,38 +284,51 @@ class StudySearch:
                 continue
             self.context.progress.event("trial_started", number=trial.number, configuration=configuration)
             claimed.append(trial)
-        kernels = self._kernels.prepare([trial.configuration for trial in claimed], left_s)
-        claimed = [_with_kernels(trial, kernels[trial.configuration]) for trial in claimed]
-        workers = 1 if self.parallel == 1 else max(1, len(claimed))
-        rest_s = left_s - self.context.executor.split.worked_s(begin, time.monotonic())
+        self._pacing.note_look(self._worked_s(begin))
+        return claimed
+
+    def _built(
+        self, claimed: Sequence[Trial], kernels: Mapping[Configuration, KnownKernels | None], limit_s: float,
+        stored: dict[Path, StoredBuild], held: contextlib.ExitStack,
+    ) -> list[BuiltTrial]:  # fmt: skip
+        """Build trials together, and return them with their builds, in their order."""
+        if not claimed:
+            return []
+        begin = self.context.clock()
+        workers = 1 if self.parallel == 1 else len(claimed)
         builds = self.context.executor.build(
-            [trial.configuration for trial in claimed], workers, max(least_build_s, rest_s), kernels=kernels.get,
-            then=lambda configuration, result, target: stored.update(self._stored(configuration, result, target, held)),
-        ) if claimed else []  # fmt: skip
-        for trial, (built, target) in zip(claimed, builds, strict=True):
+            [trial.configuration for trial in claimed], workers, limit_s, kernels=kernels.get,
+            then=lambda configuration, result, target: stored.update(
+                {target: self._timing.stored(configuration, result, target, held, early=self.parallel > 1)}
+            ),
+        )  # fmt: skip
+        self._pacing.note_builds(self._worked_s(begin), [built for built, _ in builds])
+        return [
+            BuiltTrial(trial=trial, built=built, target=target)
+            for trial, (built, target) in zip(claimed, builds, strict=True)
+        ]
+
+    def _time(self, turns: Sequence[BuiltTrial], stored: Mapping[Path, StoredBuild], finished: list[Trial]) -> None:
+        """Check and time built trials one after the other, and store their results, until the study is stopped."""
+        for turn in turns:
             if self.context.stop.is_set():
-                break
-            if _ran_out_of_budget(built):
+                return
+            trial, built = turn.trial, turn.built
+            if ran_out_of_budget(built):
                 self._leave_out(trial, built)
                 continue
             self.context.progress.event("trial_timing", number=trial.number, configuration=trial.configuration)
-            ended, measurement = self._finish(trial, built, stored.get(target))
+            begin = self.context.clock()
+            is_default = trial.configuration.digest in self._defaults
+            ended, measurement = self._timing.finish(trial, built, stored.get(turn.target), to_the_end=is_default)
+            self._pacing.note_timing(self._worked_s(begin))
             if self.context.stop.is_set():
-                break
+                return
             self.context.store.trials.finish(ended, {"screening": measurement} if measurement else {})
-            self._clock.ended[ended.uid] = time.monotonic()
+            self._clock.ended[ended.uid] = self.context.clock()
             finished.append(ended)
-            self._note_build(ended)
+            self._pacing.note_build(ended)
             self.context.progress.event("trial_finished", trial=ended, best_ms=self._pace.best_ms)
-        if self.context.stop.is_set():
-            uids = {trial.uid for trial in finished}
-            self.context.store.trials.hand_back([trial for trial in claimed if trial.uid not in uids])
-        return finished
-
-    def _note_build(self, trial: Trial) -> None:
-        """Remember the longest build of each backend."""
-        backend = trial.configuration.backend
-        self._build_s[backend] = max(self._build_s.get(backend, 0.0), trial.build_s or 0.0)
 
     def _leave_out(self, trial: Trial, built: StepResult[BuildAnswer]) -> None:
         """Withdraw a trial that the budget ended: it has no result, and is tried if the study gets a larger budget."""
@@ -269,107 +339,3 @@ class StudySearch:
             text=f"{trial.configuration}: left out, because its build did not end in the {built.seconds:.0f} s that "
             "were left of the budget; it is tried if the study gets a larger budget",
         )  # fmt: skip
-
-    def _stored(
-        self, configuration: Configuration, built: StepResult[BuildAnswer], target: Path, held: contextlib.ExitStack
-    ) -> dict[Path, _StoredBuild]:
-        """Move a finished build into the artifact store; on a GPU begin to load it, while others are still built."""
-        digest: str | None = None
-        loading: EarlyLoad | None = None
-        if built.failure is None:
-            digest = held.enter_context(self.context.store.artifacts.kept(target))
-            loading = self._load_early(configuration, digest)
-        self.context.executor.discard(target)
-        return {target: _StoredBuild(digest=digest, loading=loading)}
-
-    def _load_early(self, configuration: Configuration, digest: str) -> EarlyLoad | None:
-        """Begin to load if there is room on the device, and it need not be alone there."""
-        if self.parallel == 1 or registry.loads_alone(configuration):
-            return None
-        if not self._seats.acquire(blocking=False):
-            return None
-        request = self.context.request
-        artifact = self.context.store.artifacts.open(digest)
-        return self.context.executor.load_early(artifact, request.objective, request.seed)
-
-    def _measured(self, stored: _StoredBuild, digest: str, abandon_ms: float | None) -> StepResult[MeasureAnswer]:
-        if stored.loading is not None:
-            measured = stored.loading.measure(abandon_ms)
-            self._seats.release()
-            crowded = measured.failure is not None and measured.failure.kind == "out_of_memory"
-            if not crowded or self.context.stop.is_set():
-                return measured
-            log.info("loading again without others beside it: %s", measured.failure)
-        request, artifact = self.context.request, self.context.store.artifacts.open(digest)
-        return self.context.executor.measure(artifact, request.objective, request.seed, abandon_ms=abandon_ms)
-
-    def _finish(
-        self, trial: Trial, built: StepResult[BuildAnswer], stored: _StoredBuild | None
-    ) -> tuple[Trial, Measurement | None]:
-        if built.failure is not None or stored is None or stored.digest is None:
-            return dataclasses.replace(trial, state="failed", failure=built.failure), None
-        digest = stored.digest
-        is_default = trial.configuration.digest in self._defaults
-        measured = self._measured(stored, digest, None if is_default else self._pace.abandon_ms(trial.configuration))
-        error = None if measured.value is None else measured.value.signal_error
-        trial = dataclasses.replace(trial, build_s=built.answer.build_s, signal_error=error)
-        if measured.failure is not None:
-            return dataclasses.replace(trial, state="failed", failure=measured.failure, artifact=None), None
-        trial = dataclasses.replace(trial, artifact=digest)
-        answer = measured.answer
-        measurement = answer.timed
-        latency_ms = screened_ms(measurement)
-        state: TrialState = "pruned" if answer.pruned else "complete"
-        score = answer.score
-        if self.context.request.objective.name == "memory":
-            footprint = self.context.executor.footprint(self.context.store.artifacts.open(digest))
-            if footprint.failure is not None:
-                return dataclasses.replace(trial, state="failed", failure=footprint.failure), measurement
-            score = float(footprint.answer.memory.peak_bytes)
-        if self.context.request.objective.name.startswith("latency"):
-            self._pace.note(trial.configuration, latency_ms)
-        return dataclasses.replace(trial, state=state, latency_ms=latency_ms, score=score), measurement
-
-    def _earlier(self, configuration: Configuration) -> Trial | None:
-        """Adopt the result of the same configuration in another study of this workload, without a build, if any."""
-        # A study measures the latency under every objective, and the value of no other objective than its own.
-        if self.context.request.objective.name != "latency_p50":
-            return None
-        digest, kernels = self.context.digest(configuration.backend), self.context.supply.digest(configuration)
-        earlier = self.context.store.trials.earlier(self.context.row.identity, digest, configuration, kernels)
-        if earlier is None:
-            return None
-        measurements = self.context.store.trials.measurements(earlier.uid, "screening")
-        return self._adopted(earlier, digest, measurements[0] if measurements else None)
-
-    def _quarantined(self, configuration: Configuration) -> Trial | None:
-        """Adopt the failure of a configuration that took its worker down before, if any.
-
-        It counts in every study of this structure under this toolchain.
-        """
-        if is_baseline(configuration, self.context.request):
-            return None  # it is tried again: without a baseline a study has no result
-        digest = self.context.digest(configuration.backend)
-        quarantine = self.context.store.trials.quarantined_by(
-            self.context.workload.structure, self.context.row.device_class, digest, configuration
-        )
-        if quarantine is None:
-            return None
-        study, failed = quarantine
-        assert failed.failure is not None  # a failed trial has one
-        why = f"quarantined, not built again under this toolchain since trial {failed.number} of {study.name}"
-        failure = dataclasses.replace(
-            failed.failure, detail=f"{why} at batch {study.batch}: {failed.failure.detail}", log_tail=""
-        )
-        return self._adopted(dataclasses.replace(failed, failure=failure), digest, None)
-
-    def _adopted(self, other: Trial, digest: str, screening: Measurement | None) -> Trial:
-        """Store another study's result as a trial of this one, and return that trial."""
-        trial = self.context.store.trials.claim(self.context.row.uid, other.configuration, digest)
-        if trial.state == "running":
-            trial = dataclasses.replace(
-                other, uid=trial.uid, number=trial.number, attempt=trial.attempt, artifact=None, reused=True, score=None
-            )
-            self.context.store.trials.finish(trial, {"screening": screening} if screening else {})
-        self.context.progress.event("trial_finished", trial=trial, best_ms=self._pace.best_ms)
-        return trial

@@ -1,5 +1,6 @@
 """What a study knew at its start, and the curve of its search, in studies that are simulated under a fake clock."""
 
+import functools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from autotune.execute.timing import TimeSplit
 from autotune.programs.reliability import simulated
 from autotune.programs.reliability.simulated import Journal, Part, SimulatedServer
 from autotune.runtime import discovery
+from autotune.study.context import StudyContext
 from tests.database.records import kernel
 
 BUILD_S, MEASURE_S = 3.0, 2.0
@@ -30,7 +32,7 @@ class Clock:
     def __init__(self):
         self.now = 1000.0
 
-    def monotonic(self):
+    def __call__(self):
         return self.now
 
 
@@ -93,9 +95,9 @@ class Lab:
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
     clock, split = Clock(), TimeSplit()
-    monkeypatch.setattr("autotune.study.search.time", clock)
+    monkeypatch.setattr("autotune.study.study.StudyContext", functools.partial(StudyContext, clock=clock))
     monkeypatch.setattr("autotune.study.study.TimeSplit", lambda: split)
-    monkeypatch.setattr("autotune.study.search.EARLY_LOADS", 0)  # the simulated executor has no early loads
+    monkeypatch.setattr("autotune.study.trial_timing.EARLY_LOADS", 0)  # the simulated executor has no early loads
     monkeypatch.syspath_prepend(str(simulated.install(tmp_path)))
     registry.refresh()
     with Store.open(str(tmp_path / "a.db")) as store:

@@ -53,7 +53,7 @@ class Lab:
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    monkeypatch.setattr("autotune.study.search.EARLY_LOADS", 0)  # the simulated executor has no early loads
+    monkeypatch.setattr("autotune.study.trial_timing.EARLY_LOADS", 0)  # the simulated executor has no early loads
     plain = simulated.latency_ms
     monkeypatch.setattr(simulated, "latency_ms", lambda point: plain(point) + 2 * (point.backend == "eager"))
     monkeypatch.syspath_prepend(str(simulated.install(tmp_path)))

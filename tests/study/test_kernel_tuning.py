@@ -202,7 +202,7 @@ class Prefetches:
     def __init__(self):
         self.begun, self.ended = [], 0
 
-    def __call__(self, executor, problems, seed):
+    def __call__(self, executor, problems, seed, host):
         self.begun.append((executor.backend, dict(problems())))
         return self
 

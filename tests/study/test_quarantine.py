@@ -139,7 +139,7 @@ def test_what_was_stopped_in_good_order_is_never_given_up(part, store):
 
 def test_what_was_cut_off_is_built_alone(part, store, monkeypatch):
     monkeypatch.setattr("autotune.study.search.StudySearch.parallel", 4)
-    monkeypatch.setattr("autotune.study.search.StudySearch._load_early", lambda *_: None)
+    monkeypatch.setattr("autotune.study.trial_timing.TrialTiming._load_early", lambda *_: None)
     part, batches = replace(part, trials=9), []
     build = simulated.SimulatedExecutor.build
 

@@ -58,7 +58,7 @@ def finished(request_, tmp_path_factory):
     path = tmp_path_factory.mktemp("db") / "autotune.db"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("autotune.execute.executor.BUILD_TIMEOUT_S", 5.0)
-        patch.setattr("autotune.study.search.BUILD_TIMEOUT_S", 5.0)
+        patch.setattr("autotune.study.built_trial.BUILD_TIMEOUT_S", 5.0)
         with Store.open(str(path)) as store:
             recorder = Recorder()
             yield run_study(request_, store, recorder), store, recorder, path
@@ -150,9 +150,9 @@ def test_the_time_split_adds_up(finished):
 def test_built_and_loaded_side_by_side_as_on_a_gpu_every_fault_still_costs_one_trial(request_, tmp_path):
     with pytest.MonkeyPatch.context() as patch, Store.open(str(tmp_path / "autotune.db")) as store:
         patch.setattr("autotune.execute.executor.BUILD_TIMEOUT_S", 5.0)
-        patch.setattr("autotune.study.search.BUILD_TIMEOUT_S", 5.0)
+        patch.setattr("autotune.study.built_trial.BUILD_TIMEOUT_S", 5.0)
         patch.setattr("autotune.study.search.StudySearch.parallel", 4)
-        patch.setattr("autotune.study.search.EARLY_LOADS", 2)
+        patch.setattr("autotune.study.trial_timing.EARLY_LOADS", 2)
         patch.setattr("autotune.execute.finals._load_together", lambda drive: True)
         backends = ("eager", *request_.backends[2:])
         outcome = run_study(replace(request_, name="side-by-side", backends=backends), store, Recorder())

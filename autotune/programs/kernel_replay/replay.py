@@ -88,7 +88,7 @@ def replay(
     device = replace(H200, cores=cores)
     times = SimulatedTimes(seed)
     spaces = _spaces(model)
-    best_us = {problem: _best_us(times, problem, space, costs) for problem, space in spaces.items()}
+    best_us = {problem: best_known_us(times, problem, space, costs) for problem, space in spaces.items()}
     clock = SimulatedClock(thinking=thinking)
     begun: list[SimulatedKernels] = []
     pools: list[SimulatedPool] = []
@@ -131,7 +131,7 @@ def _spaces(model: ModelProblems) -> dict[GemmProblem, KernelSpace]:
     return spaces
 
 
-def _best_us(times: SimulatedTimes, problem: GemmProblem, space: KernelSpace, costs: SimulatedCosts) -> float:
+def best_known_us(times: SimulatedTimes, problem: GemmProblem, space: KernelSpace, costs: SimulatedCosts) -> float:
     """Return the best time of all candidates of the kinds that compile quickly; note the scale of the libraries."""
     launches = [launch for build in _quick(space, costs) for launch in space.launches(build)]
     own_us = times.best_us(problem, launches)

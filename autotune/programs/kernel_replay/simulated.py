@@ -178,6 +178,10 @@ class SimulatedTimes:
         )
         return min(self.us(problem, candidate) for candidate in candidates)
 
+    def scale_library(self, problem: GemmProblem, middle_us: float) -> None:
+        """Take a time as the scale of the libraries' calls of a problem that kernels of ours cannot compute."""
+        self._middle_us[problem] = middle_us
+
     def _estimate_us(self, problem: GemmProblem, candidate: Configuration) -> float:
         if (problem, candidate) not in self._estimates_us:
             estimate = self._cost(problem).estimate(candidate)

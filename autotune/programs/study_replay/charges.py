@@ -1,0 +1,196 @@
+"""The seconds that a replay charges for the steps of a recorded study: StudyCharges, TrialCharge."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from autotune import registry
+from autotune.programs.study_replay.machine import Hold, Machine, Stage
+from autotune.programs.study_replay.recording import RecordedStudy, RecordedTrial
+from autotune.records.configuration import Configuration
+
+START_S, END_S = 0.8, 0.1
+"""The seconds until a process of the server has begun its step, and until it is gone; not recorded, so assumed."""
+
+LOAD_S = 1.5
+"""The seconds of a load that overlaps with builds; not recorded, so assumed."""
+
+CHECK_S = 0.15
+"""The longest part of a turn on the device that is charged as the check."""
+
+SMALL_S = 1.0
+"""A build that takes no longer uses one core: it writes the model as it is."""
+
+PREFETCHING_CORES = 4.0
+"""The cores that compile kernels beside the first batch."""
+
+CORRECTIONS = 20
+"""The steps in which the seconds of builds alone are found."""
+
+PROBLEM_CORES = 7.0
+"""The cores that the search for a graph's kernel problems can use.
+
+With it eight graphs at once take 3.5 times as long as one, as they did in a study of ViT-B/16 (16.2 s and 4.6 s).
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialCharge:
+    """The seconds of a trial's steps, and its latency.
+
+    ``turn_s`` are those of its turn on the device besides the ``sampled_s``: its check, and its load if that is not
+    begun early. ``assumed`` is true if the recording lacks the configuration.
+    """
+
+    build_s: float
+    turn_s: float
+    sampled_s: float
+    latency_ms: float
+    signal_error: float
+    assumed: bool = False
+
+
+class StudyCharges:
+    """Charges of a study's steps, by its recording.
+
+    A build of a large graph can use ``build_cores`` cores. If the recorded builds had fewer for a time, each is charged
+    with the seconds that it would have taken alone.
+    """
+
+    def __init__(self, recording: RecordedStudy, build_cores: float) -> None:
+        self.recording, self.build_cores = recording, build_cores
+        self._trials = {item.trial.configuration: item for item in recording.trials}
+        self._build_s: dict[Configuration, float] = {}
+        for number, batch in enumerate(recording.batches):
+            self._build_s |= self._alone_s(batch, PREFETCHING_CORES if number == 0 else 0.0)
+        first = recording.batches[0]
+        longest_s = max(item.trial.build_s or 0.0 for item in first)
+        self._first_start_s = max(START_S, first[0].ended_s - self._turn_s(first[0]) - first[0].sampled_s - longest_s)
+
+    def of(self, configuration: Configuration) -> TrialCharge:
+        """Return the charge of a configuration.
+
+        One that the recording lacks is charged with the medians of its backend, and has the latency of the recorded
+        configuration that differs in the fewest parameters.
+        """
+        item = self._trials.get(configuration)
+        if item is not None:
+            return self._charge(item, assumed=False)
+        same = [other for other in self._trials.values() if other.trial.configuration.backend == configuration.backend]
+        same = same or list(self._trials.values())
+        nearest = min(same, key=lambda other: _distance(other.trial.configuration, configuration))
+        charges = [self._charge(other, assumed=True) for other in same]
+        return TrialCharge(
+            build_s=median(charge.build_s for charge in charges), turn_s=median(charge.turn_s for charge in charges),
+            sampled_s=median(charge.sampled_s for charge in charges),
+            latency_ms=self._charge(nearest, assumed=True).latency_ms,
+            signal_error=nearest.trial.signal_error or 0.0, assumed=True,
+        )  # fmt: skip
+
+    def recorded_build_s(self, configuration: Configuration) -> float:
+        """Return the recorded seconds of a build, in the company that it had; for one without those it is charged."""
+        item = self._trials.get(configuration)
+        return self.of(configuration).build_s if item is None else item.trial.build_s or 0.0
+
+    def _alone_s(self, batch: Sequence[RecordedTrial], beside_cores: float) -> dict[Configuration, float]:
+        """Return the seconds of a batch's builds alone, such that together they take the recorded ones."""
+        recorded_s = {item.trial.configuration: item.trial.build_s or 0.0 for item in batch}
+        alone_s = dict(recorded_s)
+        for _ in range(CORRECTIONS):
+            machine = Machine(self.recording.device.cores)
+            machine.add([Stage(name="build", seconds=2 * max(recorded_s.values()), cores=beside_cores)])
+            steps = {
+                configuration: machine.add([Stage(name="build", seconds=seconds, cores=self._cores(seconds))])
+                for configuration, seconds in alone_s.items() if seconds > 0
+            }  # fmt: skip
+            machine.wait(lambda steps=steps: all(step.done for step in steps.values()))  # type: ignore[misc]
+            for configuration, step in steps.items():
+                assert step.end_s is not None  # it was waited for
+                alone_s[configuration] *= recorded_s[configuration] / step.end_s
+        return alone_s
+
+    def _cores(self, build_s: float) -> float:
+        return self.build_cores if build_s > SMALL_S else 1.0
+
+    def _charge(self, item: RecordedTrial, *, assumed: bool) -> TrialCharge:
+        trial = item.trial
+        return TrialCharge(
+            build_s=self._build_s[trial.configuration], turn_s=self._turn_s(item),
+            sampled_s=item.sampled_s, latency_ms=trial.latency_ms or 1.0, signal_error=trial.signal_error or 0.0,
+            assumed=assumed,
+        )  # fmt: skip
+
+    def _turn_s(self, item: RecordedTrial) -> float:
+        """Return the seconds of a turn besides its samples; of the first in a batch those of other early loads."""
+        if item.turn_s is not None:
+            return max(0.0, item.turn_s - item.sampled_s)
+        late = loads_late(item.trial.configuration)
+        same = [
+            other.turn_s - other.sampled_s for other in self.recording.trials
+            if other.turn_s is not None and loads_late(other.trial.configuration) == late
+        ]  # fmt: skip
+        return max(0.0, median(same)) if same else CHECK_S
+
+    # Steps
+
+    def build(self, configuration: Configuration, *, first: bool) -> list[Stage]:
+        """Return the stages of a build; the first builds of a study wait until their modules are imported."""
+        start_s = self._first_start_s if first else START_S
+        hold: Hold = "none"
+        if registry.backend(configuration.backend).build_uses_device:
+            hold = "exclusive" if registry.builds_alone(configuration) else "shared"
+        seconds = self.of(configuration).build_s
+        return [
+            Stage(name="starting", seconds=start_s, cores=0.0),
+            Stage(name="build", seconds=seconds, cores=self._cores(seconds), hold=hold),
+            Stage(name="ending", seconds=END_S, cores=0.0),
+        ]
+
+    def early_load(self) -> list[Stage]:
+        """Return the stages of a load beside builds."""
+        return [Stage(name="starting", seconds=START_S), Stage(name="load", seconds=LOAD_S, hold="shared")]
+
+    def turn(self, configuration: Configuration, *, loaded: bool) -> list[Stage]:
+        """Return the stages of a candidate's turn on the device, which it has alone."""
+        charge = self.of(configuration)
+        rest_s = charge.turn_s
+        start_s = 0.0 if loaded else min(START_S, rest_s)
+        check_s = min(CHECK_S, rest_s - start_s)
+        end_s = min(END_S, rest_s - start_s - check_s)
+        load_s = rest_s - start_s - check_s - end_s
+        if loaded:
+            check_s, load_s = check_s + load_s, 0.0
+        return [
+            Stage(name="starting", seconds=start_s), Stage(name="load", seconds=load_s, hold="exclusive"),
+            Stage(name="check", seconds=check_s, hold="exclusive"),
+            Stage(name="measure", seconds=charge.sampled_s, hold="exclusive"),
+            Stage(name="ending", seconds=end_s, cores=0.0),
+        ]  # fmt: skip
+
+    def reference(self) -> list[Stage]:
+        """Return the stages of the reference, which is computed before the first batch."""
+        whole_s = self.recording.batches[0][0].begun_s
+        start_s = min(START_S, whole_s)
+        return [Stage(name="starting", seconds=start_s), Stage(name="check", seconds=whole_s - start_s, hold="shared")]
+
+    def problems(self) -> list[Stage]:
+        """Return the stages of the search for the kernel problems of one graph.
+
+        Its seconds are those between the first batch and the second, in which the graphs of that batch are searched.
+        """
+        batches = self.recording.batches
+        gap_s = 5.0
+        if len(batches) > 1:
+            first = batches[0]
+            gap_s = batches[1][0].begun_s - first[0].begun_s - first[-1].ended_s
+        return [Stage(name="build", seconds=max(0.5, gap_s), cores=PROBLEM_CORES)]
+
+
+def loads_late(configuration: Configuration) -> bool:
+    """Return whether a candidate loads in its turn, because its backend times kernels while it loads."""
+    return registry.backend(configuration.backend).times_kernels_at_load(configuration)
+
+
+def _distance(one: Configuration, other: Configuration) -> tuple[int, str]:
+    values, others = dict(one.values), dict(other.values)
+    return sum(values.get(name) != value for name, value in others.items()), one.digest

@@ -1,0 +1,55 @@
+from autotune.execute.answers import BuildAnswer
+from autotune.execute.step_result import StepResult
+from autotune.records.configuration import Configuration
+from autotune.records.search_space import Parameter, SearchSpace
+from autotune.records.trial import Failure, Trial
+from autotune.study.generation_pace import GenerationPace
+
+SPACE = SearchSpace(backend="a", parameters=(Parameter(name="deep", choices=(False, True), build_cost=(1.0, 3.0)),))
+PLAIN, DEEP = (Configuration.of("a", {"deep": deep}) for deep in (False, True))
+
+
+def built(build_s: float) -> StepResult[BuildAnswer]:
+    return StepResult(value=BuildAnswer(build_s=build_s, kernels=""), failure=None, spans=(), seconds=build_s)
+
+
+def seasoned() -> GenerationPace:
+    """After builds of 10 and 20 s that took 25 s together, and timings of 2 and 4 s."""
+    pace = GenerationPace()
+    for build_s in (20.0, 10.0):
+        pace.note_build(Trial(uid="", number=0, configuration=PLAIN, state="pruned", build_s=build_s))
+    pace.note_builds(25.0, [built(10.0), built(20.0)])
+    pace.note_timing(2.0)
+    pace.note_timing(4.0)
+    return pace
+
+
+def test_everything_fits_before_anything_is_known() -> None:
+    assert GenerationPace().build_s(DEEP, SPACE) == 0.0
+    assert GenerationPace().fits([0.0] * 9, 0.0)
+
+
+def test_builds_run_side_by_side_and_timings_one_after_the_other() -> None:
+    pace = seasoned()
+    builds_s = [pace.build_s(PLAIN, SPACE), pace.build_s(DEEP, SPACE)]
+    assert builds_s == [20.0, 60.0]
+    assert pace.fits(builds_s[:1], 20.0 + 5.0 + 3.0) and not pace.fits(builds_s[:1], 27.9)
+    assert pace.fits([20.0, 5.0, 5.0], 34.0) and not pace.fits([20.0, 5.0, 5.0], 33.9)
+    assert pace.fits(builds_s, 71.0) and not pace.fits(builds_s, 70.9)
+
+
+def test_the_longest_look_for_candidates_counts_once_and_only_if_something_is_built() -> None:
+    pace = seasoned()
+    pace.note_look(4.0)
+    pace.note_look(1.0)
+    assert pace.fits([20.0], 20.0 + 5.0 + 3.0 + 4.0) and not pace.fits([20.0], 31.9)
+    assert pace.fits([0.0], 3.0)
+
+
+def test_builds_that_failed_do_not_say_how_long_others_take() -> None:
+    pace = seasoned()
+    failure = Failure(stage="build", kind="timeout", detail="")
+    failed: StepResult[BuildAnswer] = StepResult(value=None, failure=failure, spans=(), seconds=900.0)
+    pace.note_builds(900.0, [built(10.0), failed])
+    pace.note_builds(900.0, [])
+    assert pace.fits([20.0], 28.0)
