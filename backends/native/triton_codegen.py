@@ -49,7 +49,7 @@ from autotune.backends.native.triton_kernels import (
     space_to_depth,
 )
 from autotune.backends.native.triton_kernels.attention import AttentionShape, HalfType
-from autotune.backends.native.triton_kernels.depthwise import DepthwiseShape
+from autotune.backends.native.triton_kernels.depthwise_tile import DepthwiseShape
 from autotune.backends.native.triton_kernels.group_norm import GroupNormShape
 from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan, TritonSource
 from autotune.backends.native.triton_kernels.norm import NormKind, NormShape

@@ -76,6 +76,22 @@ def _convolution_choices(shape: Shape) -> Choices | None:
     }
 
 
+def _depthwise(shape: Shape, **attributes: object) -> nn.Module:
+    return _convolution(shape, out_channels=shape[1], groups=shape[1], **attributes)
+
+
+def _depthwise_choices(shape: Shape) -> Choices | None:
+    if len(shape) != 4 or min(shape[2:]) < 3:
+        return None
+    return {
+        "kernel_size": (1, 2, 3),
+        "stride": (1, 2),
+        "padding": (0, 1, 2),
+        "dilation": (1, 2),
+        "bias": (True, False),
+    }
+
+
 def _batch_norm(shape: Shape, eps: float) -> nn.Module:
     norm = nn.BatchNorm2d(shape[1], eps) if len(shape) == 4 else nn.BatchNorm1d(shape[1], eps)
     norm.get_buffer("running_mean").normal_(0, 0.2)
@@ -145,6 +161,7 @@ OPERATORS: Mapping[str, Operator] = {
         _from_rank(2, out_features=(3, 4, 6, 8), bias=(True, False)),
     ),
     "convolution": Operator(_convolution, _convolution_choices),
+    "depthwise": Operator(_depthwise, _depthwise_choices),
     "batch_norm": Operator(_batch_norm, lambda shape: {"eps": (1e-5, 1e-3, 1e-1)} if len(shape) in (2, 3, 4) else None),
     "layer_norm": Operator(
         lambda shape, eps, elementwise_affine: nn.LayerNorm(shape[-1], eps, elementwise_affine),

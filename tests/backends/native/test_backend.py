@@ -18,6 +18,7 @@ from autotune.backends.native.sites import fused_nodes, is_split, reads_any_layo
 from autotune.errors import ArtifactError
 from autotune.kernel import KnownKernel, KnownKernels
 from autotune.model import capture, source
+from autotune.records.configuration import Configuration
 from autotune.runtime import discovery
 from autotune.search_spaces.native import native_space
 from autotune.testing.toy_models import build_artifact
@@ -67,6 +68,28 @@ def test_every_default_and_hint_answers_like_the_model(captured, tmp_path):
 def test_a_fusion_that_matches_nowhere_is_not_searched(captured):
     names = {parameter.name for parameter in space(captured).parameters}
     assert "conv_bn" in names and not names & {"attention", "qkv"}
+
+
+@pytest.mark.parametrize("values", [{}, {"depthwise": True}, {"depthwise": True, "channels_last": True}])
+def test_a_depthwise_convolution_goes_through_build_and_load(tmp_path, values):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 3, stride=2, groups=8), nn.BatchNorm2d(8),
+        nn.Hardswish(),
+    ).eval()  # fmt: skip
+    (tmp_path / "source").mkdir()
+    (tmp_path / "artifact").mkdir()
+    found = capture.capture("toy", 2, model, {"input": IMAGE})
+    source.write(tmp_path / "source", found, {"input": IMAGE}, factory=None, seed=0)
+    captured = source.CapturedModel(tmp_path / "source")
+    assert BACKEND.graph_features(captured, CPU)["depthwise"] == 1
+    configuration = Configuration.of("native", {"precision": "fp32", "conv_bn": True, "conv_act": True, **values})
+    build_artifact(BACKEND, captured, configuration, CPU, tmp_path / "artifact")
+    record = BACKEND.explain_artifact(tmp_path / "artifact")
+    assert record["fusions"] == {"conv_bn": 1, "conv_act": 1 if values else 2, **({"depthwise": 1} if values else {})}
+    runner = BACKEND.load(tmp_path / "artifact", CPU)
+    torch.testing.assert_close(runner(IMAGE)[0], model(IMAGE), rtol=1e-5, atol=1e-5)
+    runner.close()
 
 
 def test_a_damaged_record_is_refused(captured, tmp_path):

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from autotune.backends.native.operators import ACTIVATIONS
-from autotune.backends.native.triton_kernels import depthwise
-from autotune.backends.native.triton_kernels.depthwise import DepthwiseShape, plan, tile_of
+from autotune.backends.native.triton_kernels import depthwise_tile
+from autotune.backends.native.triton_kernels.depthwise import plan
+from autotune.backends.native.triton_kernels.depthwise_tile import DepthwiseShape, tile_of
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin, TritonCache, TritonCompiler
 from autotune.runtime import discovery
@@ -144,7 +145,7 @@ def test_every_patch_and_memory_equals_torchs(tmp_path: Path) -> None:
 
 def test_every_activation_has_a_formula() -> None:
     for name in ACTIVATIONS:
-        replace(square(8, 8, 3, 1), activation=name)  # type: ignore[arg-type]
+        plan(replace(square(8, 8, 3, 1), activation=name), sm_count=SMS_OF_H200)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="elu"):
         replace(square(8, 8, 3, 1), activation="elu")  # type: ignore[arg-type]
 
@@ -183,11 +184,11 @@ def test_a_patch_has_inputs_in_common() -> None:
 
 
 def test_channels_are_read_by_whole_accesses() -> None:
-    assert [depthwise._block_channels(square(channels, 8, 3, 1)) for channels in (5, 24, 96, 144, 960)] == [
+    assert [depthwise_tile._block_channels(square(channels, 8, 3, 1)) for channels in (5, 24, 96, 144, 960)] == [
         8, 32, 32, 16, 64,
     ]  # fmt: skip
-    assert depthwise._block_channels(square(96, 8, 3, 1, dtype="fp32", output="fp32")) == 32
-    assert depthwise._block_channels(square(96, 8, 3, 1, channels_last=False)) == 1
+    assert depthwise_tile._block_channels(square(96, 8, 3, 1, dtype="fp32", output="fp32")) == 32
+    assert depthwise_tile._block_channels(square(96, 8, 3, 1, channels_last=False)) == 1
 
 
 def instructions(kernel: CompiledCubin, option: str) -> str:
