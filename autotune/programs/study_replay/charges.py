@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from autotune import registry
-from autotune.programs.study_replay.machine import Hold, Machine, Stage
+from autotune.programs.study_replay.machine import Hold, Machine, MachineStage
 from autotune.programs.study_replay.recording import RecordedStudy, RecordedTrial
 from autotune.records.configuration import Configuration
 
@@ -98,9 +98,9 @@ class StudyCharges:
         alone_s = dict(recorded_s)
         for _ in range(CORRECTIONS):
             machine = Machine(self.recording.device.cores)
-            machine.add([Stage(name="build", seconds=2 * max(recorded_s.values()), cores=beside_cores)])
+            machine.add([MachineStage(name="build", seconds=2 * max(recorded_s.values()), cores=beside_cores)])
             steps = {
-                configuration: machine.add([Stage(name="build", seconds=seconds, cores=self._cores(seconds))])
+                configuration: machine.add([MachineStage(name="build", seconds=seconds, cores=self._cores(seconds))])
                 for configuration, seconds in alone_s.items() if seconds > 0
             }  # fmt: skip
             machine.wait(lambda steps=steps: all(step.done for step in steps.values()))  # type: ignore[misc]
@@ -133,7 +133,7 @@ class StudyCharges:
 
     # Steps
 
-    def build(self, configuration: Configuration, *, first: bool) -> list[Stage]:
+    def build(self, configuration: Configuration, *, first: bool) -> list[MachineStage]:
         """Return the stages of a build; the first builds of a study wait until their modules are imported."""
         start_s = self._first_start_s if first else START_S
         hold: Hold = "none"
@@ -141,16 +141,19 @@ class StudyCharges:
             hold = "exclusive" if registry.builds_alone(configuration) else "shared"
         seconds = self.of(configuration).build_s
         return [
-            Stage(name="starting", seconds=start_s, cores=0.0),
-            Stage(name="build", seconds=seconds, cores=self._cores(seconds), hold=hold),
-            Stage(name="ending", seconds=END_S, cores=0.0),
+            MachineStage(name="starting", seconds=start_s, cores=0.0),
+            MachineStage(name="build", seconds=seconds, cores=self._cores(seconds), hold=hold),
+            MachineStage(name="ending", seconds=END_S, cores=0.0),
         ]
 
-    def early_load(self) -> list[Stage]:
+    def early_load(self) -> list[MachineStage]:
         """Return the stages of a load beside builds."""
-        return [Stage(name="starting", seconds=START_S), Stage(name="load", seconds=LOAD_S, hold="shared")]
+        return [
+            MachineStage(name="starting", seconds=START_S),
+            MachineStage(name="load", seconds=LOAD_S, hold="shared"),
+        ]
 
-    def turn(self, configuration: Configuration, *, loaded: bool) -> list[Stage]:
+    def turn(self, configuration: Configuration, *, loaded: bool) -> list[MachineStage]:
         """Return the stages of a candidate's turn on the device, which it has alone."""
         charge = self.of(configuration)
         rest_s = charge.turn_s
@@ -161,19 +164,23 @@ class StudyCharges:
         if loaded:
             check_s, load_s = check_s + load_s, 0.0
         return [
-            Stage(name="starting", seconds=start_s), Stage(name="load", seconds=load_s, hold="exclusive"),
-            Stage(name="check", seconds=check_s, hold="exclusive"),
-            Stage(name="measure", seconds=charge.sampled_s, hold="exclusive"),
-            Stage(name="ending", seconds=end_s, cores=0.0),
+            MachineStage(name="starting", seconds=start_s),
+            MachineStage(name="load", seconds=load_s, hold="exclusive"),
+            MachineStage(name="check", seconds=check_s, hold="exclusive"),
+            MachineStage(name="measure", seconds=charge.sampled_s, hold="exclusive"),
+            MachineStage(name="ending", seconds=end_s, cores=0.0),
         ]  # fmt: skip
 
-    def reference(self) -> list[Stage]:
+    def reference(self) -> list[MachineStage]:
         """Return the stages of the reference, which is computed before the first batch."""
         whole_s = self.recording.batches[0][0].begun_s
         start_s = min(START_S, whole_s)
-        return [Stage(name="starting", seconds=start_s), Stage(name="check", seconds=whole_s - start_s, hold="shared")]
+        return [
+            MachineStage(name="starting", seconds=start_s),
+            MachineStage(name="check", seconds=whole_s - start_s, hold="shared"),
+        ]
 
-    def problems(self) -> list[Stage]:
+    def problems(self) -> list[MachineStage]:
         """Return the stages of the search for the kernel problems of one graph.
 
         Its seconds are those between the first batch and the second, in which the graphs of that batch are searched.
@@ -183,7 +190,7 @@ class StudyCharges:
         if len(batches) > 1:
             first = batches[0]
             gap_s = batches[1][0].begun_s - first[0].begun_s - first[-1].ended_s
-        return [Stage(name="build", seconds=max(0.5, gap_s), cores=PROBLEM_CORES)]
+        return [MachineStage(name="build", seconds=max(0.5, gap_s), cores=PROBLEM_CORES)]
 
 
 def loads_late(configuration: Configuration) -> bool:
