@@ -70,8 +70,8 @@ class StudyCharges:
     def of(self, configuration: Configuration) -> TrialCharge:
         """Return the charge of a configuration.
 
-        One that the recording lacks is charged with the medians of its backend, and has the latency of the recorded
-        configuration that differs in the fewest parameters.
+        One that the recording lacks is charged with the medians of its backend (of its turn, those that load at the
+        same time), and has the latency of the recorded configuration that differs in the fewest parameters.
         """
         item = self._trials.get(configuration)
         if item is not None:
@@ -80,8 +80,10 @@ class StudyCharges:
         same = same or list(self._trials.values())
         nearest = min(same, key=lambda other: _distance(other.trial.configuration, configuration))
         charges = [self._charge(other, assumed=True) for other in same]
+        late = loads_late(configuration)
+        alike = [other for other in same if loads_late(other.trial.configuration) == late] or same
         return TrialCharge(
-            build_s=median(charge.build_s for charge in charges), turn_s=median(charge.turn_s for charge in charges),
+            build_s=median(charge.build_s for charge in charges), turn_s=median(map(self._turn_s, alike)),
             sampled_s=median(charge.sampled_s for charge in charges),
             latency_ms=self._charge(nearest, assumed=True).latency_ms,
             signal_error=nearest.trial.signal_error or 0.0, assumed=True,
