@@ -5,7 +5,7 @@ all members of the protocol. :mod:`autotune.registry` asks for abilities; nothin
 Tunable kernels have a seam of their own, :mod:`autotune.kernel`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -99,6 +99,14 @@ class SourceModel(Protocol):
         """Return one set of flat inputs on the device."""
         ...
 
+    def shared(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Return the folder of an intermediate result that builds of this model share, such as an exported graph.
+
+        If there is none of this ``name`` yet, ``write`` fills an empty folder, on the file system of the builds' own;
+        of two that fill it at once the faster one's stays. Its files are read only.
+        """
+        ...
+
     def save_module(self, folder: Path) -> None:
         """Write the factory and the weights that rebuild the user's own module; only if ``factory`` is not ``None``."""
         ...
@@ -146,7 +154,10 @@ class Backend(Protocol):
         ...
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:
-        """Return true if loading chooses among kernels by timing them; then it loads alone on the device."""
+        """Return true if loading chooses among kernels by timing them; then it loads alone on the device.
+
+        Of a backend that :class:`TimesKernelsInTurn`, only that part of a load is alone.
+        """
         ...
 
     def load(self, folder: Path, device: Device) -> Runner:
@@ -157,6 +168,17 @@ class Backend(Protocol):
         The folder is deleted after this call: read all that the runner needs.
         """
         ...
+
+
+@runtime_checkable
+class TimesKernelsInTurn(Protocol):
+    """A backend whose loads time kernels only within :func:`autotune.runtime.turn.alone`, if the attribute is true.
+
+    The rest of such a load runs beside other work. Every load by :func:`autotune.runtime.torch_runner.torch_runner`
+    does so.
+    """
+
+    times_kernels_in_turn: bool
 
 
 @runtime_checkable

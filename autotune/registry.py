@@ -22,6 +22,7 @@ from autotune.backend import (
     ReportsCoverage,
     ServesFormats,
     TimesKernelsAtBuild,
+    TimesKernelsInTurn,
     TunesKernels,
 )
 from autotune.errors import RequestError
@@ -123,6 +124,13 @@ def finding_features(among: Iterable[str]) -> dict[str, FindsGraphFeatures]:
     """Return the backends, among the named ones, that look at the captured graph before a search."""
     owners = {name: backend(name) for name in among}
     return {name: owner for name, owner in owners.items() if isinstance(owner, FindsGraphFeatures)}
+
+
+def loads_alone(configuration: Configuration) -> bool:
+    """Return true if an artifact of a configuration has to be alone on the device during its whole load."""
+    owner = backend(configuration.backend)
+    in_turn = isinstance(owner, TimesKernelsInTurn) and owner.times_kernels_in_turn
+    return not in_turn and owner.times_kernels_at_load(configuration)
 
 
 def explaining(name: str) -> ExplainsArtifacts | None:

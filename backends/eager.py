@@ -29,6 +29,7 @@ class EagerBackend:
     name = "eager"
     toolchain: tuple[str, ...] = ("torch", "cudnn")
     build_uses_device = False
+    times_kernels_in_turn = True
 
     def probe(self, device: Device) -> Availability:
         """Report if torch is installed and built for the device."""

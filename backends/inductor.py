@@ -40,6 +40,7 @@ class InductorBackend:
     name = "inductor"
     toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "compiler")
     build_uses_device = True
+    times_kernels_in_turn = True
     serving_formats = ("aoti",)
     build_modules = ("torch._inductor.compile_fx",)
     builds_slowly = True

@@ -151,19 +151,17 @@ def fused_model(model: "CapturedModel", precision: str) -> Path:
     from autotune.backends.onnxruntime_attention import fuse_attention
     from autotune.model.onnx import FILE, exported
 
-    name = f"onnxruntime-{'fp16' if precision == 'fp16' else 'fp32'}-fused"
-    if model.shared(name).is_dir():
-        return model.shared(name)
-    attention = exported(model, precision, variant="attention", rewrite=fuse_attention)
-    logging.getLogger("fusion_base").setLevel(logging.WARNING)
-    optimized = optimize_model(str(attention / FILE), model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
-    statistics: dict[str, int] = optimized.get_fused_operator_statistics()
-    if not any(count for operator, count in statistics.items() if operator not in ("Gelu", "LayerNormalization")):
-        raise RuntimeError("transformer_fusions: nothing in this graph could be fused")
-    log.debug("fused %s", {operator: count for operator, count in statistics.items() if count})
-    folder = model.scratch()
-    optimized.save_model_to_file(str(folder / FILE), use_external_data_format=True)
-    return model.publish(name, folder)
+    def write(folder: Path) -> None:
+        attention = exported(model, precision, variant="attention", rewrite=fuse_attention)
+        logging.getLogger("fusion_base").setLevel(logging.WARNING)
+        optimized = optimize_model(str(attention / FILE), model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
+        statistics: dict[str, int] = optimized.get_fused_operator_statistics()
+        if not any(count for operator, count in statistics.items() if operator not in ("Gelu", "LayerNormalization")):
+            raise RuntimeError("transformer_fusions: nothing in this graph could be fused")
+        log.debug("fused %s", {operator: count for operator, count in statistics.items() if count})
+        optimized.save_model_to_file(str(folder / FILE), use_external_data_format=True)
+
+    return model.shared(f"onnxruntime-{'fp16' if precision == 'fp16' else 'fp32'}-fused", write)
 
 
 def _session_options(configuration: Configuration, *, level: str) -> "onnxruntime.SessionOptions":

@@ -130,23 +130,22 @@ class OpenVinoRunner:
 
 def converted_model(model: "CapturedModel") -> Path:
     """Return the folder with the model in OpenVINO's format, fp32; inputs and outputs in the workload's order."""
-    name = "openvino-fp32"
-    if model.shared(name).is_dir():
-        return model.shared(name)
-    openvino = library()
-    graph = _through_torch(model) if "attention" in model.workload.features else _through_onnx(model)
-    for side, ports, specs in (
-        ("input", graph.inputs, model.workload.inputs),
-        ("output", graph.outputs, model.workload.outputs),
-    ):
-        if len(ports) != len(specs):
-            raise RuntimeError(f"OpenVINO's graph has {len(ports)} {side}s, the model {len(specs)}")
-        for port, spec in zip(ports, specs, strict=True):
-            port.get_tensor().set_names({spec.name})
-    _reduce_in_two_steps(graph)
-    folder = model.scratch()
-    openvino.save_model(graph, str(folder / MODEL), compress_to_fp16=False)
-    return model.publish(name, folder)
+
+    def write(folder: Path) -> None:
+        openvino = library()
+        graph = _through_torch(model) if "attention" in model.workload.features else _through_onnx(model)
+        for side, ports, specs in (
+            ("input", graph.inputs, model.workload.inputs),
+            ("output", graph.outputs, model.workload.outputs),
+        ):
+            if len(ports) != len(specs):
+                raise RuntimeError(f"OpenVINO's graph has {len(ports)} {side}s, the model {len(specs)}")
+            for port, spec in zip(ports, specs, strict=True):
+                port.get_tensor().set_names({spec.name})
+        _reduce_in_two_steps(graph)
+        openvino.save_model(graph, str(folder / MODEL), compress_to_fp16=False)
+
+    return model.shared("openvino-fp32", write)
 
 
 def _reduce_in_two_steps(graph: "Model") -> None:

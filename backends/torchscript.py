@@ -32,6 +32,7 @@ class TorchScriptBackend:
     name = "torchscript"
     toolchain: tuple[str, ...] = ("torch", "cudnn")
     build_uses_device = True
+    times_kernels_in_turn = True
     serving_formats = ("torchscript",)
 
     def probe(self, device: Device) -> Availability:

@@ -9,8 +9,8 @@ from autotune.records.workload import Workload
 from autotune.search_spaces.precision import precisions, threads
 
 FUSIONS = (
-    "conv_bn", "space_to_depth", "qkv", "attention", "attention_kernel", "norm", "gemm_epilogue", "conv_act",
-    "back_to_back_gemm", "pooling", "pointwise",
+    "conv_bn", "space_to_depth", "qkv", "attention", "attention_kernel", "norm", "gemm_epilogue", "depthwise",
+    "conv_act", "back_to_back_gemm", "pooling", "pointwise",
 )  # fmt: skip
 """Every fusion, in the order of execution."""
 

@@ -200,6 +200,7 @@ def study_requests(
             budget_s=budget_s,
             seed=file.search.seed,
             tune_kernels=file.search.tune_kernels,
+            warm_start=file.search.warm_start,
         )
         for size in ([batch] if batch is not None else file.batch)
     ]

@@ -218,19 +218,34 @@ def merge_file(store: Store, path: Path) -> Counts:
     return counts
 
 
-def _read(store: Store, path: Path, added: list[str], held: contextlib.ExitStack) -> tuple[Parcel, set[str]]:
-    """Read the file and store its artifacts, held; returns its records, and the artifacts that were here before."""
+def read_records(path: Path) -> Parcel:
+    """Return the records of a file of :func:`export_studies`, checked, without a database to merge them into.
+
+    Raises DatabaseError for a file that is damaged.
+    """
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        return _opened(archive)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raise DatabaseError with the name of a file that is damaged or cannot be read."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            parcel = _opened(archive)
-            before = {digest for digest in parcel.artifacts if store.artifacts.has(digest)}
-            _store_artifacts(store, archive, parcel, added, held)
+        yield
     except _UNSOUND as error:
         raise DatabaseError(
             f"{path} cannot be merged", found=str(error), expected="a file that autotune db export wrote"
         ) from error
     except OSError as error:
         raise DatabaseError(f"{path} cannot be read", found=str(error.strerror or error)) from error
+
+
+def _read(store: Store, path: Path, added: list[str], held: contextlib.ExitStack) -> tuple[Parcel, set[str]]:
+    """Read the file and store its artifacts, held; returns its records, and the artifacts that were here before."""
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        parcel = _opened(archive)
+        before = {digest for digest in parcel.artifacts if store.artifacts.has(digest)}
+        _store_artifacts(store, archive, parcel, added, held)
     return parcel, before
 
 

@@ -50,6 +50,15 @@ class PlanStore:
         with self._transactions.single_query() as connection:
             return plans.nearest(connection, key, name, former)
 
+    def related(self, name: str, device_class: str, objective: str, limit: int) -> Sequence[Plan]:
+        """Return plans of an objective, at most ``limit``: those of a device class first, among them those of a name.
+
+        Those of the same class and name come before those of other models on that class; then other classes follow in
+        the same order. Newer plans come before older ones.
+        """
+        with self._transactions.single_query() as connection:
+            return plans.related(connection, name, device_class, objective, limit)
+
     def list(self, name: str | None = None, batch: int | None = None, device: str | None = None) -> Sequence[Plan]:
         """Return plans by name, batch and device: any part of a SKU that fits one SKU only (else DeviceError)."""
         with self._transactions.reading() as session:

@@ -55,6 +55,13 @@ def nearest(connection: Connection, key: PlanKey, name: str, former: str) -> lis
     return sorted(near.values(), key=lambda plan: sum(1 for _ in plan.key.differences(key)))
 
 
+def related(connection: Connection, name: str, device_class: str, objective: str, limit: int) -> list[Plan]:
+    """See :meth:`autotune.database.plan_store.PlanStore.related`."""
+    nearest = (_PLAN.device_class != device_class, _PLAN.name != name, _PLAN.created.desc(), _PLAN.uid)
+    query = select(*_RECORD).where(_PLAN.objective_name == objective).order_by(*nearest).limit(limit)
+    return [plan_record(row.uid, row.record, row.evidence) for row in connection.execute(query)]
+
+
 def listed(session: Session, name: str | None, batch: int | None, device: str | None) -> list[Plan]:
     """See :meth:`autotune.database.plan_store.PlanStore.list`."""
     query = select(*_RECORD).order_by(_PLAN.name, _PLAN.batch, _PLAN.device_class, _PLAN.latency_ms)

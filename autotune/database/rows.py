@@ -12,7 +12,7 @@ from autotune.database.plan_rows import plan_record
 from autotune.database.schema import FormerPlanTable, PlanTable, StudyTable, TrialTable
 from autotune.records.canonical import canonical, digest
 from autotune.records.configuration import Configuration
-from autotune.records.evidence import StudyStart
+from autotune.records.evidence import HintRecord, StudyStart
 from autotune.records.identity import Conditions, Identity, objective_content
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
@@ -41,13 +41,15 @@ def parse_instant(stamp: str) -> str:
 class StudyLimits(TypedDict):
     """The limits of a run of a study: distinct builds, and seconds of active search.
 
-    Of its first run also the number of compiled kernels for its device, and the digests of the packs with some.
+    Of its first run also the number of compiled kernels for its device, the digests of the packs with some, and the
+    hints from other studies.
     """
 
     trials: int
     budget_s: float
     compiled_kernels: NotRequired[int]
     packs: NotRequired[tuple[str, ...]]
+    hints: NotRequired[tuple[HintRecord, ...] | None]
 
 
 class StudyKeys(TypedDict):

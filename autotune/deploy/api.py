@@ -46,6 +46,7 @@ def optimize(
     precisions: tuple[str, ...] | None = None,
     seed: int = 0,
     tune_kernels: bool = True,
+    warm_start: bool = True,
     progress: Progress | None = None,
     verify: bool = True,
 ) -> "OptimizedModel":
@@ -64,7 +65,7 @@ def optimize(
         prepared, request = _request(
             model, inputs, device=device, name=name, seed=seed, objective=objective, constraints=constraints,
             budget=budget, trials=trials, serve_as=serve_as, backends=backends, precisions=precisions,
-            tune_kernels=tune_kernels,
+            tune_kernels=tune_kernels, warm_start=warm_start,
         )  # fmt: skip
         progress = progress or Silent()
         stored = None
@@ -90,16 +91,17 @@ def tune(
     precisions: tuple[str, ...] | None = None,
     seed: int = 0,
     tune_kernels: bool = True,
+    warm_start: bool = True,
     progress: Progress | None = None,
 ) -> StudyOutcome:
     """Search for the fastest plan of ``model`` and store it; a finished study of the same inputs answers at once.
 
     ``budget`` is seconds or text such as ``10m``. ``objective`` is a name, or an Objective with its accuracy limits;
     ``constraints`` are those limits in the form of a study file (``{"signal_error": 0.01}``). Without ``tune_kernels``,
-    builds get the tuned kernels that the database has already. If the finals could not decide, the outcome's ``status``
-    is ``undecided`` and its ``plan`` is the earlier one, or ``None``. The model, its inputs and the random state stay
-    as they were, except that lazy layers are initialised. Raises RequestError if the request is wrong, WorkError if the
-    work failed.
+    builds get the tuned kernels that the database has already. Without ``warm_start``, the search gets no hints from
+    other studies. If the finals could not decide, the outcome's ``status`` is ``undecided`` and its ``plan`` is the
+    earlier one, or ``None``. The model, its inputs and the random state stay as they were, except that lazy layers are
+    initialised. Raises RequestError if the request is wrong, WorkError if the work failed.
     """
     from autotune.database.store import Store
 
@@ -107,7 +109,7 @@ def tune(
         prepared, request = _request(
             model, inputs, device=device, name=name, seed=seed, objective=objective, constraints=constraints,
             budget=budget, trials=trials, serve_as=serve_as, backends=backends, precisions=precisions,
-            tune_kernels=tune_kernels,
+            tune_kernels=tune_kernels, warm_start=warm_start,
         )  # fmt: skip
         return _searched(store, prepared, request, progress or Silent())
 
@@ -167,6 +169,7 @@ def _request(
     backends: tuple[str, ...] | None = None,
     precisions: tuple[str, ...] | None = None,
     tune_kernels: bool = True,
+    warm_start: bool = True,
 ) -> "tuple[Prepared, StudyRequest]":
     """Return the captured module and the request for it; a wrong request is refused before the capture."""
     from autotune.deploy.prepared import in_memory, prepare
@@ -177,7 +180,7 @@ def _request(
     request = StudyRequest(
         name=name or "model", batch=1, device=target, objective=_objective(objective, constraints), seed=seed,
         prepared=NOT_WRITTEN, budget_s=_seconds(budget), trials=trials, serve_as=serve_as, backends=backends,
-        precisions=precisions, tune_kernels=tune_kernels,
+        precisions=precisions, tune_kernels=tune_kernels, warm_start=warm_start,
     )  # fmt: skip
     prepared = prepare(module, inputs, device=target, name=name, seed=seed)
     request.objective.refuse_other_outputs(prepared.captured.form.names)

@@ -40,13 +40,12 @@ class Candidate:
         return self._runner(*inputs)
 
 
-def times_kernels_at_load(folder: Path) -> bool:
-    """Return whether loading an artifact chooses kernels by timing them, for which it has to be alone on the device."""
+def loads_alone(folder: Path) -> bool:
+    """Return true if an artifact has to be alone on the device during its whole load, because it times kernels."""
     from autotune import registry
     from autotune.runtime.artifact import read_record
 
-    configuration = read_record(folder).configuration
-    return registry.backend(configuration.backend).times_kernels_at_load(configuration)
+    return registry.loads_alone(read_record(folder).configuration)
 
 
 def timer_for(device: Device, clock: "Clock") -> "Timer":

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autotune.execute.answers import Done
-from autotune.execute.candidate import Candidate, sets_on_device, timer_for, times_kernels_at_load
+from autotune.execute.candidate import Candidate, loads_alone, sets_on_device, timer_for
 from autotune.execute.channel import Channel
 from autotune.execute.input_sets import TIMING
 from autotune.execute.requests import FinalsRequest, RoundsOrder
-from autotune.execute.stages import enter, holding
+from autotune.execute.stages import enter, holding, loading
 
 if TYPE_CHECKING:
     from autotune.execute.meters import Lanes
@@ -62,7 +62,7 @@ def _loaded(request: FinalsRequest, lanes: "Lanes", channel: Channel) -> Mapping
     finalists: dict[str, Candidate] = {}
     for name, folder in request.artifacts.items():
         channel.send({"turn": name})
-        with holding(channel, request.device, "load", exclusive=times_kernels_at_load(folder)):
+        with loading(channel, request.device, alone=loads_alone(folder)):
             finalists[name] = Candidate(folder, request.device)
             lanes.load(name, finalists[name])
     return finalists

@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autotune.execute.answers import Done, FootprintAnswer, MeasureAnswer, MemoryReading
-from autotune.execute.candidate import Candidate, judged, sets_on_device, timer_for, times_kernels_at_load
-from autotune.execute.channel import Channel
+from autotune.execute.candidate import Candidate, judged, loads_alone, sets_on_device, timer_for
+from autotune.execute.channel import Channel, ChannelClosed
 from autotune.execute.input_sets import TIMING, read_sets
 from autotune.execute.requests import DeployedRequest, FootprintRequest, MeasureOrder, MeasureRequest
-from autotune.execute.stages import enter, holding
+from autotune.execute.stages import enter, holding, loading
 
 if TYPE_CHECKING:
     from autotune.model.source import CapturedModel
@@ -23,24 +23,57 @@ def measure(request: MeasureRequest, channel: Channel) -> MeasureAnswer:
     from autotune.model.source import CapturedModel
 
     device, model = request.device, CapturedModel(request.folder)
-    candidate, abandon_ms = None, request.abandon_ms
-    if request.early:
-        with holding(channel, device, "load", exclusive=False):
-            candidate = Candidate(request.artifact, device)
-        channel.send({"loaded": True})
-        order = channel.receive()
-        if order is None:
-            return MeasureAnswer()  # the coordinator is gone
-        abandon_ms = MeasureOrder.from_dict(order).abandon_ms
-    with holding(channel, device, "load" if candidate is None else "check", exclusive=True):
-        if candidate is None:
-            candidate = Candidate(request.artifact, device)
-            enter(channel, "check")
+    with _Turn(channel, request) as turn:
+        candidate = Candidate(request.artifact, device)
+        turn.begin_checking()
         verdict = judged(candidate, model, request.folder, device, request.objective)
         answer = MeasureAnswer(signal_error=verdict.signal_error, failure=verdict.failure)
         if verdict.failure is not None or request.check_only:
             return answer
-        return _timed(answer, candidate, model, request, abandon_ms, channel)
+        return _timed(answer, candidate, model, request, turn.abandon_ms, channel)
+
+
+class _Turn(contextlib.ExitStack):
+    """The turn of a candidate on the device, from its load to its last call.
+
+    One that loads early is beside others until it times kernels or has loaded. Then it says so and waits for its
+    :class:`MeasureOrder`; from then on it is alone.
+    """
+
+    def __init__(self, channel: Channel, request: MeasureRequest) -> None:
+        super().__init__()
+        self._channel, self._device, self._waits = channel, request.device, request.early
+        self.abandon_ms = request.abandon_ms
+
+    def __enter__(self) -> "_Turn":
+        from autotune.runtime.turn import takes_turn_by
+
+        self.enter_context(holding(self._channel, self._device, "load", exclusive=not self._waits))
+        self.enter_context(takes_turn_by(self._alone))
+        return self
+
+    def begin_checking(self) -> None:
+        """Be in stage ``check``, after the wait for the turn if it has not begun."""
+        if self._waits:
+            self._take("check")
+        else:
+            enter(self._channel, "check")
+
+    def _alone(self) -> contextlib.AbstractContextManager[None]:
+        if self._waits:
+            self._take("load")
+        return contextlib.nullcontext()
+
+    def _take(self, stage: str) -> None:
+        """Wait for the turn; raises ChannelClosed if the coordinator is gone."""
+        self._waits = False
+        self.close()
+        self._channel.send({"loaded": True})
+        order = self._channel.receive()
+        if order is None:
+            raise ChannelClosed("the coordinator is gone")
+        self.abandon_ms = MeasureOrder.from_dict(order).abandon_ms
+        self.enter_context(holding(self._channel, self._device, stage, exclusive=True))
 
 
 def _timed(
@@ -85,9 +118,9 @@ def footprint(request: FootprintRequest, channel: Channel) -> FootprintAnswer:
     from autotune.model.source import CapturedModel
 
     device = request.device
-    alone = request.alone or times_kernels_at_load(request.artifact)
+    alone = request.alone or loads_alone(request.artifact)
     with contextlib.ExitStack() as held:
-        held.enter_context(holding(channel, device, "load", exclusive=alone))
+        held.enter_context(loading(channel, device, alone=alone))
         sets = sets_on_device(request.folder / TIMING, CapturedModel(request.folder), device)
         timer, peak = timer_for(device, SystemClock()), PeakMemory(device)
         peak.before()
@@ -115,7 +148,7 @@ def deployed(request: DeployedRequest, channel: Channel) -> Done:
     device, model = request.device, CapturedModel(request.folder)
     form = Form(node=model.output_schema)
     schema = InputSchema(names=tuple(spec.name for spec in model.workload.inputs))
-    with holding(channel, device, "load", exclusive=times_kernels_at_load(request.artifact)):
+    with loading(channel, device, alone=loads_alone(request.artifact)):
         candidate = Candidate(request.artifact, device)
         enter(channel, "check")
         inputs = {name: tensor.to(device.torch_name) for name, tensor in model.example().items()}

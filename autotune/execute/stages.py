@@ -33,6 +33,25 @@ def holding(channel: Channel, device: Device, stage: str, *, exclusive: bool) ->
 
 
 @contextlib.contextmanager
+def loading(channel: Channel, device: Device, *, alone: bool) -> Iterator[None]:
+    """Be in stage ``load``: alone on the device, or beside others except for the part that times kernels."""
+    from autotune.runtime.turn import takes_turn_by
+
+    with contextlib.ExitStack() as held:
+
+        @contextlib.contextmanager
+        def turn() -> Iterator[None]:
+            held.close()
+            with holding(channel, device, "load", exclusive=True):
+                yield
+            held.enter_context(holding(channel, device, "load", exclusive=False))
+
+        held.enter_context(holding(channel, device, "load", exclusive=alone))
+        with contextlib.nullcontext() if alone else takes_turn_by(turn):
+            yield
+
+
+@contextlib.contextmanager
 def building(channel: Channel, device: Device, *, uses_device: bool = False, alone: bool = False) -> Iterator[None]:
     """Be in stage ``build``: alone on the device, or beside other builds if it uses the device, or without any lock.
 

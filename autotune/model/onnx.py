@@ -31,25 +31,25 @@ def exported(model: CapturedModel, precision: str, *, variant: str = "", rewrite
     import torch
 
     name = "-".join(filter(None, ("onnx", precision if precision in ("bf16", "fp16") else "fp32", variant)))
-    if model.shared(name).is_dir():
-        return model.shared(name)
     cpu = Device(kind="cpu", name="host", uuid="cpu-host")
-    folder = model.scratch()
-    with _quiet(), torch.no_grad():
-        program = model.program(precision, cpu)
-        if rewrite is not None:
-            program = rewrite(program, model.example_inputs(cpu))
-        torch.onnx.export(
-            program,
-            (),
-            str(folder / FILE),
-            input_names=[spec.name for spec in model.workload.inputs],
-            output_names=[spec.name for spec in model.workload.outputs],
-            dynamo=True,
-            external_data=True,
-            verbose=False,
-        )
-    return model.publish(name, folder)
+
+    def write(folder: Path) -> None:
+        with _quiet(), torch.no_grad():
+            program = model.program(precision, cpu)
+            if rewrite is not None:
+                program = rewrite(program, model.example_inputs(cpu))
+            torch.onnx.export(
+                program,
+                (),
+                str(folder / FILE),
+                input_names=[spec.name for spec in model.workload.inputs],
+                output_names=[spec.name for spec in model.workload.outputs],
+                dynamo=True,
+                external_data=True,
+                verbose=False,
+            )
+
+    return model.shared(name, write)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,8 +28,8 @@ ANSWERS, BUFFERS = "answers.safetensors", "buffers.safetensors"
 class CapturedModel:
     """The content of a folder that :func:`write` wrote; satisfies :class:`autotune.backend.SourceModel`.
 
-    Intermediate results that several builds share, such as an ONNX export, lie in the same folder. ``known_kernels``
-    belong to one build: the measured kernels that it may choose from, ``None`` if it got none.
+    Intermediate results that several builds share lie in the same folder. ``known_kernels`` belong to one build: the
+    measured kernels that it may choose from, ``None`` if it got none.
     """
 
     def __init__(self, folder: Path, known_kernels: KnownKernels | None = None) -> None:
@@ -74,23 +74,20 @@ class CapturedModel:
         for name in (WEIGHTS, BUFFERS):
             shutil.copyfile(self.folder / name, folder / name)
 
-    def shared(self, name: str) -> Path:
-        """Return the folder for an intermediate result that several builds share; see :meth:`publish`."""
-        return self.folder / "shared" / name
-
-    def publish(self, name: str, made: Path) -> Path:
-        """Move a finished intermediate result into place; if another build was faster, its result stays."""
-        target = self.shared(name)
-        target.parent.mkdir(exist_ok=True)
-        try:
-            os.rename(made, target)
-        except OSError:
-            shutil.rmtree(made)
+    def shared(self, name: str, write: Callable[[Path], None]) -> Path:
+        """Return the folder of an intermediate result that several builds share; the first one fills it."""
+        target = self.folder / "shared" / name
+        if not target.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(dir=self.folder, prefix="unfinished-"))
+            try:
+                write(unfinished)
+                os.rename(unfinished, target)
+            except BaseException:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                if not target.is_dir():  # else another build was faster
+                    raise
         return target
-
-    def scratch(self) -> Path:
-        """Make a fresh folder on the same file system as the shared results."""
-        return Path(tempfile.mkdtemp(dir=self.folder, prefix="scratch-"))
 
     def _example(self) -> "tuple[torch.Tensor, ...]":
         return read_tensors(self.folder / EXAMPLE, [spec.name for spec in self.workload.inputs])

@@ -12,6 +12,7 @@ PROGRAMS: Mapping[str, str] = {
     "reliability": "Injects faults, kills and damage, and counts the losses.",
     "identity_pairs": "Compares the keys of models that differ in one thing.",
     "random_models": "Compares the answers of loaded plans with those of their models.",
+    "search_score": "Scores the search over whole models against random search on recorded studies.",
     "kernel_recording": "Compiles a space of kernels and times it.",
     "kernel_search": "Measures the search over tiles on recorded spaces.",
     "kernel_replay": "Replays the tuning of models' kernels in simulated time.",

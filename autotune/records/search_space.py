@@ -40,7 +40,7 @@ class SearchSpace:
     """The legal configurations of one backend on one device.
 
     ``defaults`` are the configurations that a user has off the shelf: they are tried first, and take part in the finals
-    unless outclassed. ``hints`` are promising points that are tried right after them.
+    unless outclassed. ``hints`` are promising points that are tried before all others of this backend.
     """
 
     backend: str

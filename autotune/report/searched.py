@@ -1,7 +1,7 @@
 """The knowledge of a study at its start, and the gain of more seconds of search, in one line each."""
 
 from autotune.kernels.pack import SHOWN
-from autotune.records.evidence import StudyStart
+from autotune.records.evidence import HintRecord, StudyStart
 from autotune.records.search_curve import SearchCurve
 from autotune.report import words
 
@@ -21,11 +21,25 @@ def known_at_start(start: StudyStart | None) -> str:
         kernels += f" and {start.other_kernel_trials} of other devices"
     if start.compiled_kernels:
         kernels += f", {_count(start.compiled_kernels, 'compiled kernel')}{_of_packs(start.packs or ())}"
-    text = f"{kernels}, {_count(start.model_trials, 'trial')} of this model; budget {_duration(start.budget_s)}"
+    trials = f"{_count(start.model_trials, 'trial')} of this model{_hints(start.hints or ())}"
+    text = f"{kernels}, {trials}; budget {_duration(start.budget_s)}"
     if not start.was_continued:
         return text
     continued_s = start.continued_budget_s or 0.0
     return f"{text}; continued{f', budget {_duration(continued_s)}' if continued_s != start.budget_s else ''}"
+
+
+def _hints(hints: tuple[HintRecord, ...]) -> str:
+    """Name the backends of hints and the studies that they come from; empty without hints."""
+    if not hints:
+        return ""
+    return f", {_count(len(hints), 'hint')} ({'; '.join(map(_origin, hints))})"
+
+
+def _origin(hint: HintRecord) -> str:
+    first, others = hint.studies[0], len(hint.studies) - 1
+    more = "" if not others else f" and {_count(others, 'other')}"
+    return f"{hint.configuration.backend} of {first.name} b{first.batch}{more}"
 
 
 def curve_line(curve: SearchCurve | None) -> list[str]:

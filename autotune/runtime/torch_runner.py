@@ -1,5 +1,6 @@
 """A torch callable as a runner: shared by eager, torchscript and inductor."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from autotune.records.device import Device
 from autotune.runtime.cuda_graph import CudaGraphRunner
 from autotune.runtime.settings import Settings
 from autotune.runtime.signature import Signature
+from autotune.runtime.turn import alone
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +33,8 @@ def torch_runner(
     placed = signature.place(example)
     if settings.channels_last:
         placed = list(map(_channels_last, placed))
-    with settings.switches.overlay(), torch.no_grad():
+    turn = alone() if settings.cudnn_benchmark else contextlib.nullcontext()
+    with turn, settings.switches.overlay(), torch.no_grad():
         borrowed = _settle(call, placed)
         if settings.cuda_graph:
             return CudaGraphRunner(lambda *inputs: tuple(call(*inputs)), placed, signature=signature)

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import random
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -20,7 +20,13 @@ STARTUP_TRIALS = 5
 """Outcomes of a backend before TPE takes over from uniform draws; Optuna's 10 would be most of its share of a study."""
 
 ASKS = 16
-"""Proposals that TPE is asked for, if they are illegal or already tried, before a uniform draw replaces them."""
+"""Proposals that TPE is asked for, while they are illegal or already tried, before a uniform draw replaces them."""
+
+LOOKED_AT = 256
+"""Configurations that are shown to the caller of a proposal; a space on a GPU has more than 10,000."""
+
+Refusal = Callable[[Configuration], bool]
+"""Returns whether a configuration must not be proposed now."""
 
 BROKEN = "broken"
 """Name of the constraint that a failed or infeasible outcome breaks."""
@@ -42,6 +48,7 @@ class BackendSampler:
         self._seed = seed
         self._axes = tuple(_Axis(parameter) for parameter in space.parameters)
         self._outcomes: dict[str, TrialOutcome] = {}
+        self.uniform_draws = 0
 
     @cached_property
     def points(self) -> Mapping[str, Configuration]:
@@ -62,22 +69,28 @@ class BackendSampler:
             raise ValueError(f"{outcome.configuration} is not in the space of {self.space.backend}: {why}")
         self._outcomes[outcome.configuration.digest] = outcome
 
-    def propose(self, exclude: Container[str] = ()) -> Configuration | None:
+    def propose(
+        self, exclude: Container[str] = (), refuses: Refusal = lambda configuration: False
+    ) -> Configuration | None:
         """Return the next configuration whose digest is not excluded, or ``None`` if none is left.
 
-        Excluded configurations without an outcome count as running; TPE keeps away from them too.
+        Excluded configurations without an outcome count as running; TPE keeps away from them too. A configuration that
+        ``refuses`` is true for is not returned; ``None`` if it is true for :data:`LOOKED_AT` of those that are left.
         """
         open_points = {digest: point for digest, point in self.points.items() if digest not in self._outcomes}
         running = [point for digest, point in open_points.items() if digest in exclude]
         untried = [digest for digest in open_points if digest not in exclude]
-        if len(untried) <= 1:
-            return open_points[untried[0]] if untried else None
         state = self._random_state(len(self._outcomes) + len(running))
+        looked_at = untried if len(untried) <= LOOKED_AT else random.Random(state).sample(untried, LOOKED_AT)
+        accepted = [digest for digest in looked_at if not refuses(open_points[digest])]
+        if len(accepted) <= 1:
+            return open_points[accepted[0]] if accepted else None
         for proposal in self._proposals(running, state):
-            if proposal.digest in open_points and proposal.digest not in exclude:
+            if proposal.digest in open_points and proposal.digest not in exclude and not refuses(proposal):
                 return proposal
+        self.uniform_draws += 1
         log.debug("%s: %d proposals were known or illegal, drawing uniformly", self.space.backend, ASKS)
-        return open_points[random.Random(state).choice(untried)]
+        return open_points[random.Random(state).choice(accepted)]
 
     def _random_state(self, trials: int) -> int:
         """Derive a 32-bit seed from the study's seed, the backend and the number of its trials."""

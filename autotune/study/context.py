@@ -13,6 +13,7 @@ from autotune.database.store import Store
 from autotune.errors import StudyInterruptedError
 from autotune.execute.executor import Executor
 from autotune.progress import Progress
+from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
 from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
@@ -54,8 +55,9 @@ class StudyContext:
     """A running study: its request, its rows in the store, and the executor of its steps.
 
     ``supply`` has the tuned kernels of every build. ``stop`` is set by others to end the study. ``carried`` are plans
-    of other device classes that take part in the finals. ``clock`` counts the seconds of the search, and ``background``
-    begins work beside that of the search; both are others in a simulation.
+    of other device classes that take part in the finals. ``hints`` are configurations to try right after the defaults.
+    ``clock`` counts the seconds of the search, and ``background`` begins work beside that of the search; both are
+    others in a simulation.
     """
 
     request: StudyRequest
@@ -69,6 +71,7 @@ class StudyContext:
     workload: Workload
     spaces: Sequence[SearchSpace]
     carried: tuple[Plan, ...] = ()
+    hints: tuple[Configuration, ...] = ()
     clock: Callable[[], float] = time.monotonic
     background: Background = in_thread
 

@@ -91,13 +91,15 @@ class SpaceEntry(_Entry):
 class SearchEntry(_Entry):
     """The limits of a search (distinct builds, seconds of active search), and the seed of everything random.
 
-    Without ``tune_kernels``, builds get the tuned kernels that the database has already.
+    Without ``tune_kernels``, builds get the tuned kernels that the database has already. Without ``warm_start``, the
+    search gets no hints from other studies of the database.
     """
 
     trials: Positive = DEFAULT_TRIALS
     budget: Annotated[float, BeforeValidator(budget_seconds)] = DEFAULT_BUDGET_S
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     tune_kernels: bool = True
+    warm_start: bool = True
 
 
 class StudyFile(_Entry):

@@ -35,8 +35,9 @@ class StudyRequest:
     The model is a ``factory`` with ``inputs``, or it is ``prepared``: a folder that a process has written which holds
     the module. ``trials`` counts distinct builds, ``budget_s`` seconds of active search (builds included, finals not);
     both count over all runs of the study. If ``backends`` or ``precisions`` is ``None``, all take part. Without
-    ``tune_kernels``, builds get the tuned kernels that the database has already. With ``again``, finals are run also if
-    the study has a plan. ``carry`` names devices, or ``all``, whose plans of this model take part in the finals.
+    ``tune_kernels``, builds get the tuned kernels that the database has already. Without ``warm_start``, the search
+    gets no hints from other studies. With ``again``, finals are run also if the study has a plan. ``carry`` names
+    devices, or ``all``, whose plans of this model take part in the finals.
     """
 
     name: str
@@ -53,6 +54,7 @@ class StudyRequest:
     budget_s: float = DEFAULT_BUDGET_S
     seed: int = 0
     tune_kernels: bool = True
+    warm_start: bool = True
     again: bool = False
     carry: tuple[str, ...] = ()
 

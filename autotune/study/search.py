@@ -45,8 +45,7 @@ class StudySearch:
         self._pace = Pace()
         self._adoption = TrialAdoption(context, self._pace)
         self._defaults = context.defaults
-        # Kernels are tuned between the first candidates and those that use them, so all others come before.
-        self._hints = sorted((hint for space in context.spaces for hint in space.hints), key=wants_kernels)
+        self._hints = {*context.hints, *(hint for space in context.spaces for hint in space.hints)}
         self._timing = TrialTiming(context, self._pace)
         self._kernels = kernels or StudyKernels(context)
         self._spaces = {space.backend: space for space in context.spaces}
@@ -60,7 +59,7 @@ class StudySearch:
 
     def _run(self) -> Search:
         row, spaces = self.context.row, self.context.spaces
-        search = Search(spaces, self.context.request.seed, self._hints)
+        search = Search(spaces, self.context.request.seed, self.context.hints)
         earlier = self._trials()
         for trial in earlier:
             if trial.state != "running":
@@ -160,8 +159,13 @@ class StudySearch:
         while len(batch) < trials and len(skipped) < MOST_SKIPPED:
             cut_off = bool(interrupted)
             proposal = interrupted.pop(0) if cut_off else search.propose([*batch, *skipped, *self._left_out])
-            if proposal is None or not self._belongs(proposal, batch):
+            if proposal is None:
                 break
+            if not self._belongs(proposal, batch):
+                if proposal not in self._hints:
+                    break
+                skipped.append(proposal)  # another hint may belong to the batch
+                continue
             if not self._fits([proposal], budget_s):
                 skipped.append(proposal)
                 continue

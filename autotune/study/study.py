@@ -15,7 +15,7 @@ from typing import ClassVar
 from autotune import registry
 from autotune.database.rows import StudyLimits, StudyRow
 from autotune.database.store import Store
-from autotune.errors import StudyInterruptedError
+from autotune.errors import DatabaseError, StudyInterruptedError
 from autotune.execute.executor import Executor
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
@@ -23,6 +23,8 @@ from autotune.kernels.compiled import compiled_for
 from autotune.kernels.executor import STEPS
 from autotune.progress import Progress, Silent, message_sender
 from autotune.records.canonical import digest
+from autotune.records.configuration import Configuration
+from autotune.records.evidence import HintRecord
 from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
 from autotune.records.workload import Workload
@@ -32,6 +34,7 @@ from autotune.study.cache import Sources, asks_more, misfits, outcome, package_v
 from autotune.study.carry import has_carried, plans_to_carry
 from autotune.study.context import StudyContext
 from autotune.study.finals import StudyFinals, Undecided
+from autotune.study.hints import study_hints
 from autotune.study.identity import conditions, request_digest, with_metric_code
 from autotune.study.kernel_supply import KernelSupply
 from autotune.study.lease import coordinating
@@ -125,7 +128,7 @@ class Study:
         context = StudyContext(
             request=self.request, store=self.store, progress=self.progress, executor=self.executor,
             supply=self.supply, stop=self.stop, toolchain=self.toolchain, row=row, workload=workload, spaces=spaces,
-            carried=carried,
+            carried=carried, hints=self._hints_of(row),
         )  # fmt: skip
         search = StudySearch(context).run()
         decided = self.finals(context).run()
@@ -208,15 +211,31 @@ class Study:
             "inputs": [asdict(spec) for spec in request.inputs],
         }
         compiled, packs = compiled_for(self.device)
+        hints = self._warm_start(spaces)
         row = self.store.studies.begin(
             request.name, workload, self.device, request.objective, request.serve_as,
             digest([space.digest for space in spaces]), request.seed, settings,
             conditions(request, self.executor, self.toolchain),
             StudyLimits(
-                trials=request.trials, budget_s=request.budget_s, compiled_kernels=compiled, packs=packs
+                trials=request.trials, budget_s=request.budget_s, compiled_kernels=compiled, packs=packs,
+                hints=hints or None,
             ),
         )  # fmt: skip
         return row, settings
+
+    def _warm_start(self, spaces: Sequence[SearchSpace]) -> tuple[HintRecord, ...]:
+        """Return hints from other studies; none if a plan in the database cannot be read."""
+        try:
+            return study_hints(self.request, spaces, self.store)
+        except DatabaseError as error:
+            self._tell(f"{self.request.name}: no hints from other studies: {error}")
+            return ()
+
+    def _hints_of(self, row: StudyRow) -> tuple[Configuration, ...]:
+        """Return the hints that a study began with, so that a run that continues it makes the same proposals."""
+        if row.start is None or not self.request.warm_start:
+            return ()
+        return tuple(hint.configuration for hint in row.start.hints or ())
 
     def _finished_plan(self, row: StudyRow) -> Plan | None:
         """Return the plan of a finished study, also if it was for other weights or under another toolchain."""

@@ -47,8 +47,8 @@ class TrialTiming:
         return StoredBuild(digest=digest, loading=loading)
 
     def _load_early(self, configuration: Configuration, digest: str) -> EarlyLoad | None:
-        """Begin to load if there is room on the device, and the backend times no kernels while it loads."""
-        if registry.backend(configuration.backend).times_kernels_at_load(configuration):
+        """Begin to load if there is room on the device, and it need not be alone there."""
+        if registry.loads_alone(configuration):
             return None
         if not self._seats.acquire(blocking=False):
             return None

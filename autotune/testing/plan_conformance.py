@@ -59,6 +59,26 @@ class PlanConformance:
                 store.plans.promote(other)
         assert {plan.uid for plan in store.plans.list()} == {"p2", "p3", "p4", "p5", "p6"}
 
+    def test_related_plans_come_in_the_order_of_their_distance(self, store: Store) -> None:
+        """Those of the device class first, among them those of the name, and newer ones before older ones."""
+        days = iter(range(1, 20))
+
+        def promote(uid: str, **changes: object) -> None:
+            created = f"2026-01-{next(days):02}T00:00:00+00:00"
+            store.plans.promote(replace(PLAN, uid=uid, structure=digest(uid), created=created, **changes))  # type: ignore[arg-type]
+
+        promote("far", name="vit", device=OTHER_DEVICE)
+        promote("same name elsewhere", device=OTHER_DEVICE)
+        promote("old")
+        promote("new", batch=32)
+        promote("other name", name="vit")
+        promote("other objective", objective=Objective(name="memory"))
+        near = store.plans.related(PLAN.name, DEVICE.device_class, OBJECTIVE.name, 9)
+        expected = ["new", "old", "other name", "same name elsewhere", "far"]
+        assert [plan.uid for plan in near] == expected
+        first = store.plans.related(PLAN.name, DEVICE.device_class, OBJECTIVE.name, 3)
+        assert [plan.uid for plan in first] == expected[:3] and near[0].evidence == PLAN.evidence
+
     def test_a_looser_plan_never_serves_a_stricter_caller(self, store: Store) -> None:
         """A stricter one serves, if it is faster; and ``any`` is served by every format."""
 

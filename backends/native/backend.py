@@ -18,9 +18,6 @@ from autotune.runtime.settings import Settings
 from autotune.search_spaces import native as spaces
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
-    from autotune.backends.native.fusions import Fused
     from autotune.kernel import KernelProvider
     from autotune.records.graph_coverage import GraphCoverage
 
@@ -37,6 +34,7 @@ class NativeBackend:
     name = "native"
     toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "cutlass", "cublaslt")
     build_uses_device = False
+    times_kernels_in_turn = True
     build_modules: tuple[str, ...] = ()
     builds_slowly = True
     kernel_kinds = KERNEL_KINDS
@@ -60,30 +58,31 @@ class NativeBackend:
     def graph_features(self, model: SourceModel, device: Device) -> Mapping[str, int]:
         """Return the number of matches of each fusion in the captured graph."""
         from autotune.backends.native.fusions import matches
+        from autotune.backends.native.rewriting import on_host
 
-        return matches(model.program("fp32", _host(device)))
+        return matches(model.program("fp32", on_host(device)))
 
     def kernel_problems(
         self, model: SourceModel, configuration: Configuration, device: Device
     ) -> Mapping[GemmProblem, int]:
         """Return the kernel problems of the graph that a configuration builds, with their number in one call."""
+        from autotune.backends.native.rewriting import rewritten
         from autotune.backends.native.sites import sites
         from autotune.model.precision import flat_module
 
-        module = flat_module(self._rewritten(model, configuration, device)[0])
+        module = flat_module(rewritten(model, configuration, device).program)
         graph_sites = sites(module, channels_last=bool(configuration.get("channels_last", False)))
         return Counter(site.problem for site in graph_sites if site.problem is not None)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
         """Write the rewritten graph and its kernels."""
-        import torch
-
         from autotune.backends.native.packing import pack
+        from autotune.backends.native.rewriting import rewritten
 
         settings = Settings.of(configuration, model.workload)
-        program, fused = self._rewritten(model, configuration, device)
-        torch.export.save(program, str(folder / PROGRAM))
-        pack(folder, program, fused, configuration, device, model.known_kernels)
+        graph = rewritten(model, configuration, device)
+        graph.put(folder / PROGRAM)
+        pack(folder, graph, configuration, device, model.known_kernels)
         settings.write(folder)
 
     def times_kernels_at_build(self, configuration: Configuration) -> bool:
@@ -125,25 +124,9 @@ class NativeBackend:
     def coverage(self, model: SourceModel, configuration: Configuration, device: Device) -> "GraphCoverage":
         """Return the launches of a call before and after the rewriting; nothing is compiled."""
         from autotune.backends.native.coverage import coverage
+        from autotune.backends.native.rewriting import on_host
 
-        return coverage(model.program(str(configuration["precision"]), _host(device)), configuration, device)
-
-    def _rewritten(
-        self, model: SourceModel, configuration: Configuration, device: Device
-    ) -> "tuple[ExportedProgram, Fused]":
-        """Return the fused graph, captured again so that it can be saved; on the CPU, where it disturbs no timing."""
-        import torch
-
-        from autotune.backends.native.fusions import fuse
-
-        host = _host(device)
-        fused = fuse(model.program(str(configuration["precision"]), host), spaces.fusions(configuration))
-        with torch.no_grad():
-            return torch.export.export(fused.module, model.example_inputs(host)), fused
-
-
-def _host(device: Device) -> Device:
-    return dataclasses.replace(device, kind="cpu", index=0)
+        return coverage(model.program(str(configuration["precision"]), on_host(device)), configuration, device)
 
 
 BACKEND = NativeBackend()

@@ -23,7 +23,7 @@ from autotune.backends.native.passes import EXACT
 from autotune.backends.native.refusals import Refused, operator_name, recording, refuse
 from autotune.backends.native.sites import CONV2D, GEMM, fused_nodes, sites
 from autotune.backends.native.triton_codegen import planned_sites
-from autotune.backends.native.triton_codegen_sites import NORM
+from autotune.backends.native.triton_codegen_sites import DEPTHWISE, NORM
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.graph_coverage import GraphCoverage, GraphLaunch, OperatorRefusal
@@ -33,7 +33,9 @@ from autotune.search_spaces import native as spaces
 log = logging.getLogger(__name__)
 
 _FUSED = torch.ops.autotune_native
-_ATTENTION = {aten.scaled_dot_product_attention.default, _FUSED.attention.default}
+_NO_PRODUCTS = {aten.scaled_dot_product_attention.default, _FUSED.attention.default, DEPTHWISE}
+"""Operators with a kernel that is not chosen among tiles."""
+
 _PADS = {aten.pad.default, aten.constant_pad_nd.default}
 _FILL = "fill"
 _READ_BY_ROWS = {aten.embedding.default, aten.gather.default, aten.index.Tensor, aten.index_select.default}
@@ -91,7 +93,7 @@ def _of_node(node: Node, own: _Own, refused: Refused) -> Iterator[GraphLaunch]:
     flops, written = _flops(node), sum(map(_bytes, _tensors(node)))
     launch = GraphLaunch(
         operator=_words(node), node=node.name, place=place(node), owner="own" if node in own else "torch",
-        traffic_bytes=_read(node) + written, flops=flops, is_product=flops > 0 and node.target not in _ATTENTION,
+        traffic_bytes=_read(node) + written, flops=flops, is_product=flops > 0 and node.target not in _NO_PRODUCTS,
         refusals=tuple(refused.get(node, ())),
     )  # fmt: skip
     beside = replace(launch, owner="torch", flops=0, is_product=False)
@@ -118,12 +120,12 @@ def _more_steps(node: Node) -> list[str]:
         return [_FILL]
     if node.target in _CONVOLUTIONS:
         return ["bias"] if any(operand is not None for operand in node.args[2:3]) else []
-    if node.target not in (CONV2D, GEMM):
+    if node.target not in (CONV2D, GEMM, DEPTHWISE):
         return []
     bias, residual, activation = node.args[2], node.args[3], str(node.args[-1])
     if node.target is CONV2D and activation == "relu":
         return []
-    steps = {"bias": bias is not None and node.target is CONV2D, "residual": residual is not None}
+    steps = {"bias": bias is not None and node.target is not GEMM, "residual": residual is not None}
     return [*(step for step, is_needed in steps.items() if is_needed), *([activation] if activation != "none" else [])]
 
 
@@ -190,8 +192,9 @@ def _bytes(tensor: Tensor | None) -> int:
 def _flops(node: Node) -> int:
     """Count the operations of one node by running it on tensors without data."""
     mapping = {
-        _FUSED.gemm: _gemm_flops, _FUSED.conv2d: _conv_flops, _FUSED.attention: _attention_flops,
-        _FUSED.gemm_gemm: _pair_flops, aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+        _FUSED.gemm: _gemm_flops, _FUSED.conv2d: _conv_flops, _FUSED.depthwise_conv2d: _conv_flops,
+        _FUSED.attention: _attention_flops, _FUSED.gemm_gemm: _pair_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     }  # fmt: skip
     counter = FlopCounterMode(display=False, custom_mapping=mapping)
     args = map_arg(node.args, lambda source: source.meta.get("val"))

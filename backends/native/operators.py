@@ -85,41 +85,85 @@ def _(
     return torch.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
+@torch.library.custom_op(f"{NAMESPACE}::depthwise_conv2d", mutates_args=())
+def depthwise_conv2d(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int],
+    before: Sequence[int], places: Sequence[int], dilation: Sequence[int], activation: str,
+) -> Tensor:  # fmt: skip
+    """Return activation(convolution + bias + residual) of each channel with a filter of its own, in ``weight``'s type.
+
+    ``x`` is [batch, channels, height, width], ``weight`` [channels, 1, *kernel]. The answer is [batch, channels,
+    *``places``], contiguous, or in channels-last memory if ``x`` is. The window of the place (Y, X) begins at the pixel
+    (Y·stride[0] - before[0], X·stride[1] - before[1]); pixels outside the image are zeros.
+    """
+    kernel, padding = weight.shape[2:], before
+    sides = list(zip(x.shape[2:], kernel, stride, before, places, dilation, strict=True))
+    after = [(count - 1) * step + (taps - 1) * gap + 1 - first - size for size, taps, step, first, count, gap in sides]
+    # torch pads both sides alike; further zeros after the image are read by no window if there are as many places
+    if any((size + 2 * first - (taps - 1) * gap - 1) // step + 1 != count
+           for size, taps, step, first, count, gap in sides):  # fmt: skip
+        x, padding = functional.pad(x, (before[1], after[1], before[0], after[0])), (0, 0)
+    answer = torch.conv2d(x.to(weight.dtype), weight, bias, stride, padding, dilation, weight.shape[0])
+    if residual is not None:
+        answer = answer + residual
+    return ACTIVATIONS[activation](answer).contiguous(memory_format=_memory_format(x))
+
+
+@depthwise_conv2d.register_fake
+def _(
+    x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, stride: Sequence[int],
+    before: Sequence[int], places: Sequence[int], dilation: Sequence[int], activation: str,
+) -> Tensor:  # fmt: skip
+    answer = x.new_empty((*x.shape[:2], *places), dtype=weight.dtype)
+    return answer.contiguous(memory_format=_memory_format(x))
+
+
 @torch.library.custom_op(f"{NAMESPACE}::norm", mutates_args=())
-def norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
+def norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str, dtype: torch.dtype | None = None
+) -> Tensor:
     """Normalise over the last dimension: ``kind`` ``layer`` (mean and variance) or ``rms`` (mean of squares).
 
-    ``weight`` and ``bias`` have the last dimension's length; statistics are fp32 at least. The answer is contiguous.
+    ``weight`` and ``bias`` have the last dimension's length; statistics are fp32 at least. The answer is contiguous, of
+    ``dtype``, or of the type of ``x`` without it.
     """
     wide = torch.promote_types(x.dtype, torch.float32)
-    if kind == "layer":
+    if kind == "layer" and dtype is None:
         return functional.layer_norm(x, x.shape[-1:], weight, bias, eps).contiguous()
+    gain, shift = (None if vector is None else vector.to(wide) for vector in (weight, bias))
     answer = x.to(wide)
-    answer = answer * (answer.square().mean(-1, keepdim=True) + eps).rsqrt()
-    answer = answer if weight is None else answer * weight.to(wide)
-    answer = answer if bias is None else answer + bias.to(wide)
-    return answer.to(x.dtype).contiguous()
+    if kind == "layer":
+        answer = functional.layer_norm(answer, x.shape[-1:], gain, shift, eps)
+    else:
+        answer = answer * (answer.square().mean(-1, keepdim=True) + eps).rsqrt()
+        answer = answer if gain is None else answer * gain
+        answer = answer if shift is None else answer + shift
+    return answer.to(dtype or x.dtype).contiguous()
 
 
 @norm.register_fake
-def _(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str) -> Tensor:
-    return x.new_empty(x.shape)
+def _(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str, dtype: torch.dtype | None = None
+) -> Tensor:
+    return x.new_empty(x.shape, dtype=dtype)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::add_norm", mutates_args=())
 def add_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
-) -> tuple[Tensor, Tensor]:
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the sum of two tensors of one shape and dtype, and the sum normalised as by :func:`norm`."""
     total = x + residual
-    return total, norm(total, weight, bias, eps, kind)
+    return total, norm(total, weight, bias, eps, kind, dtype)
 
 
 @add_norm.register_fake
 def _(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape)
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, kind: str,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return x.new_empty(x.shape), x.new_empty(x.shape, dtype=dtype)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::group_norm", mutates_args=())
@@ -155,14 +199,18 @@ def _(
 
 
 @torch.library.custom_op(f"{NAMESPACE}::mean_pool2d", mutates_args=())
-def mean_pool2d(x: Tensor) -> Tensor:
-    """Return the mean of each channel of each image: [batch, channels, 1, 1] of [batch, channels, height, width]."""
-    return functional.adaptive_avg_pool2d(x, 1)
+def mean_pool2d(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the mean of each channel of each image: [batch, channels, 1, 1] of [batch, channels, height, width].
+
+    It is of ``dtype``, or of the type of ``x`` without it.
+    """
+    wide = x if dtype in (None, x.dtype) else x.to(torch.promote_types(x.dtype, torch.float32))
+    return functional.adaptive_avg_pool2d(wide, 1).to(dtype or x.dtype)
 
 
 @mean_pool2d.register_fake
-def _(x: Tensor) -> Tensor:
-    return functional.adaptive_avg_pool2d(x, 1)
+def _(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return functional.adaptive_avg_pool2d(x, 1).to(dtype or x.dtype)
 
 
 @torch.library.custom_op(f"{NAMESPACE}::space_to_depth", mutates_args=())

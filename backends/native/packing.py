@@ -31,21 +31,18 @@ from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
-
-    from autotune.backends.native.fusions import Fused
+    from autotune.backends.native.rewriting import Rewritten
 
 FOLDER = "kernels"
 
 
 def pack(
-    folder: Path, program: "ExportedProgram", fused: "Fused", configuration: Configuration, device: Device,
-    known: KnownKernels | None,
-) -> None:  # fmt: skip
+    folder: Path, graph: "Rewritten", configuration: Configuration, device: Device, known: KnownKernels | None
+) -> None:
     """Choose a kernel for each site, copy the compiled kernels into ``folder``, and write the artifact's record."""
     channels_last = bool(configuration.get("channels_last", False))
     programmatic_launch = bool(configuration.get("programmatic_launch", False))
-    module = flat_module(program)
+    module = flat_module(graph.program)
     target = folder / FOLDER
     target.mkdir()
     triton_sites = compile_triton_sites(
@@ -63,8 +60,8 @@ def pack(
             entry.update({"plans": plans.plans} if plans.plans else {"why": plans.why})
         entries.append(entry)
     record = NativeRecord(
-        schema=SCHEMA, early=programmatic_launch, nodes_before=fused.nodes_before, nodes_after=fused.nodes_after,
-        fusions=dict(fused.matches), places=dict(fused.places), sites=entries, sources=sources,
+        schema=SCHEMA, early=programmatic_launch, nodes_before=graph.nodes_before, nodes_after=graph.nodes_after,
+        fusions=dict(graph.matches), places=dict(graph.places), sites=entries, sources=sources,
     )  # fmt: skip
     write_record(record, folder)
 

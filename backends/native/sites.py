@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from autotune.backends.native import operators
-from autotune.backends.native.graph import place, value
+from autotune.backends.native.graph import aten, place, value
 from autotune.backends.native.refusals import refuse
 from autotune.records.kernel_problem import GemmProblem, OperandType, Window
 
@@ -48,9 +48,13 @@ def fused_nodes(module: GraphModule) -> Iterator[Node]:
 
 
 def reads_any_layout(module: GraphModule) -> bool:
-    """Return true if images may come in any memory format: their only readers write blocks of their pixels."""
+    """Return true if images may come in any memory format: their only readers write blocks of their pixels.
+
+    A check of their type, which torch.export puts before a cast, does not count.
+    """
     images = [node for node in module.graph.nodes if node.op == "placeholder" and _is_image(node)]
-    return all(user.target is _FUSED.space_to_depth.default for node in images for user in node.users)
+    allowed = (_FUSED.space_to_depth.default, aten._assert_tensor_metadata.default)
+    return all(user.target in allowed for node in images for user in node.users)
 
 
 def _is_image(node: Node) -> bool:
@@ -90,11 +94,12 @@ def conv_problem(node: Node) -> GemmProblem | None:
     """Return the GEMM of a convolution of whole images; without a window if each pixel is read once."""
     x, weight = value(node.args[0]), value(node.args[1])
     bias, residual, stride, padding, dilation, groups, activation = node.args[2:]
-    if groups != 1:
-        refuse(node, "a convolution with groups")
-        return None
     if x is None or weight is None or not x.numel() or not _stored(node.args[1], bias):
         refuse(node, "its weights are computed")
+        return None
+    if isinstance(groups, int) and groups != 1:
+        inside, outside = weight.shape[1], weight.shape[0] // groups
+        refuse(node, f"a convolution of {groups} groups, with {inside} channels and {outside} filters each")
         return None
     window = Window(
         height=x.shape[2], width=x.shape[3], channels=x.shape[1], kernel=_pair(weight.shape[2:]),

@@ -1,8 +1,9 @@
-"""Triton kernels for all operators but GEMMs and convolutions, generated and compiled at build.
+"""Triton kernels for all operators but GEMMs and convolutions over several channels, generated and compiled at build.
 
-Norms, attention and pooling have one plan, pooling only if the model runs in channels-last memory. Programs and blocks
-of pixels have a plan for each memory layout of their inputs: the layout in which the graph was captured, and
-channels-last if the model runs in it. For any other layout torch's own operators stay.
+Norms, attention and pooling have one plan, pooling only if the model runs in channels-last memory. A depthwise
+convolution has one for the memory that its images lie in. Programs and blocks of pixels have a plan for each memory
+layout of their inputs: the layout in which the graph was captured, and channels-last if the model runs in it. For any
+other layout torch's own operators stay.
 """
 
 import logging
@@ -19,12 +20,14 @@ from torch.fx.node import Argument
 
 from autotune import environment
 from autotune.backends.native.graph import value
+from autotune.backends.native.native_kernels import SMS_OF_H200
 from autotune.backends.native.native_record import PlanEntry
 from autotune.backends.native.refusals import refuse
 from autotune.backends.native.sites import DTYPES, fused_nodes
 from autotune.backends.native.triton_codegen_sites import (
     ADD_NORM,
     ATTENTION,
+    DEPTHWISE,
     FOLDER,
     GROUP_NORM,
     MAX_POOL,
@@ -36,8 +39,17 @@ from autotune.backends.native.triton_codegen_sites import (
     layout,
     reads,
 )
-from autotune.backends.native.triton_kernels import attention, group_norm, norm, pointwise, pooling, space_to_depth
+from autotune.backends.native.triton_kernels import (
+    attention,
+    depthwise,
+    group_norm,
+    norm,
+    pointwise,
+    pooling,
+    space_to_depth,
+)
 from autotune.backends.native.triton_kernels.attention import AttentionShape, HalfType
+from autotune.backends.native.triton_kernels.depthwise import DepthwiseShape
 from autotune.backends.native.triton_kernels.group_norm import GroupNormShape
 from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan, TritonSource
 from autotune.backends.native.triton_kernels.norm import NormKind, NormShape
@@ -53,12 +65,12 @@ from autotune.backends.native.triton_kernels.triton_compiler import (
 )
 from autotune.errors import WorkError
 from autotune.records.device import Device
-from autotune.records.kernel_problem import Window
+from autotune.records.kernel_problem import Activation, Window
 
 log = logging.getLogger(__name__)
 
 NHWC = (0, 2, 3, 1)
-GENERATED = (NORM, ADD_NORM, POINTWISE, ATTENTION, GROUP_NORM, MAX_POOL, MEAN_POOL, SPACE_TO_DEPTH)
+GENERATED = (NORM, ADD_NORM, POINTWISE, ATTENTION, GROUP_NORM, MAX_POOL, MEAN_POOL, SPACE_TO_DEPTH, DEPTHWISE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +101,9 @@ def compile_triton_sites(
     """
     if device.kind != "cuda":
         return {}
-    plans, reasons = planned_sites(module, channels_last=channels_last, programmatic_launch=programmatic_launch)
+    plans, reasons = planned_sites(
+        module, channels_last=channels_last, programmatic_launch=programmatic_launch, sm_count=_sm_count(device)
+    )
     refused = {index: PackedPlans(why=why) for index, why in reasons.items()}
     try:
         compiler = TritonCompiler.find(device)
@@ -106,7 +120,7 @@ def compile_triton_sites(
 
 
 def planned_sites(
-    module: GraphModule, *, channels_last: bool, programmatic_launch: bool = False
+    module: GraphModule, *, channels_last: bool, programmatic_launch: bool = False, sm_count: int = SMS_OF_H200
 ) -> tuple[dict[int, list[LayoutPlan]], dict[int, str]]:
     """Plan kernels without a compiler; returns the plans, and the reasons of sites without, by their positions."""
     plans: dict[int, list[LayoutPlan]] = {}
@@ -115,7 +129,9 @@ def planned_sites(
         if node.target in GENERATED:
             try:
                 plans[index] = list(
-                    _planned(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+                    _planned(
+                        node, channels_last=channels_last, programmatic_launch=programmatic_launch, sm_count=sm_count
+                    )
                 )
             except (WorkError, ValueError) as error:
                 reasons[index] = str(error)
@@ -123,10 +139,17 @@ def planned_sites(
     return plans, reasons
 
 
-def _planned(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:
+def _planned(
+    node: Node, *, channels_last: bool, programmatic_launch: bool, sm_count: int
+) -> Iterator[LayoutPlan]:  # fmt: skip
     """Plan the kernels of a node; raises WorkError or ValueError if torch has to compute it."""
     if node.target is POINTWISE:
         yield from _program_plans(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+        return
+    if node.target is DEPTHWISE:
+        shape_of, images = _depthwise_shape(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+        plan_of = depthwise.plan(shape_of, sm_count=sm_count)
+        yield LayoutPlan(plan=plan_of, layouts=(images,), channels_last=shape_of.channels_last)
         return
     if node.target is ATTENTION:
         of_attention, layouts = _attention_shape(node, programmatic_launch=programmatic_launch)
@@ -144,19 +167,20 @@ def _planned(node: Node, *, channels_last: bool, programmatic_launch: bool) -> I
             plan=plan(_pool_shape(node, channels_last=channels_last, programmatic_launch=programmatic_launch))
         )
         return
-    x, residual, weight, bias, eps, kind = _norm_arguments(node)
+    x, residual, weight, bias, eps, kind, dtype = _norm_arguments(node)
     given = value(x)
     vectors = [None if operand is None else value(operand) for operand in (weight, bias)]
     if given is None or not given.numel() or given.dtype not in DTYPES:
         raise ValueError("its input is empty, or of a type that kernels do not read")
-    if any(vector is not None and vector.dtype not in DTYPES for vector in vectors):
+    if any(vector is not None and vector.dtype not in DTYPES for vector in vectors) or dtype not in (None, *DTYPES):
         raise ValueError("its weights are of a type that kernels do not read")
     columns = given.shape[-1]
     dtypes = [None if vector is None else DTYPES[vector.dtype] for vector in vectors]
     shape = NormShape(
         rows=given.numel() // columns, columns=columns, dtype=DTYPES[given.dtype], weight=dtypes[0], bias=dtypes[1],
-        eps=eps, kind=cast(NormKind, kind), residual=residual is not None,
-        total=residual is not None and reads(node, 0), programmatic_launch=programmatic_launch,
+        eps=eps, kind=cast(NormKind, kind), output=None if dtype is None else DTYPES[dtype],
+        residual=residual is not None, total=residual is not None and reads(node, 0),
+        programmatic_launch=programmatic_launch,
     )  # fmt: skip
     yield LayoutPlan(plan=norm.plan(shape))
 
@@ -186,17 +210,42 @@ def _attention_shape(node: Node, *, programmatic_launch: bool) -> tuple[Attentio
 
 def _pool_shape(node: Node, *, channels_last: bool, programmatic_launch: bool) -> PoolShape:
     x, *sides = node.args
-    given = value(x)
-    if given is None or not channels_last or given.dtype not in DTYPES:
+    given, answer = value(x), value(node)
+    if given is None or answer is None or not channels_last or not {given.dtype, answer.dtype} <= set(DTYPES):
         raise ValueError("pooling has kernels for images in channels-last memory of types that kernels read")
-    kernel, stride, padding, dilation = cast("list[list[int]]", sides or [[1, 1], [1, 1], [0, 0], [1, 1]])
+    of_pixels = [[1, 1], [1, 1], [0, 0], [1, 1]]
+    kernel, stride, padding, dilation = cast("list[list[int]]", of_pixels if node.target is MEAN_POOL else sides)
     window = Window(
         height=given.shape[2], width=given.shape[3], channels=given.shape[1], kernel=(kernel[0], kernel[1]),
         stride=(stride[0], stride[1]), padding=(padding[0], padding[1]), dilation=(dilation[0], dilation[1]),
     )  # fmt: skip
     return PoolShape(
-        images=given.shape[0], window=window, dtype=DTYPES[given.dtype], programmatic_launch=programmatic_launch
+        images=given.shape[0], window=window, dtype=DTYPES[given.dtype], output=DTYPES[answer.dtype],
+        programmatic_launch=programmatic_launch,
+    )  # fmt: skip
+
+
+def _depthwise_shape(
+    node: Node, *, channels_last: bool, programmatic_launch: bool
+) -> tuple[DepthwiseShape, Layout]:  # fmt: skip
+    """Return the sizes that the kernel of a depthwise convolution is compiled for, and the layout of its images."""
+    x, weight, bias, residual, stride, before, places, dilation, activation = cast(
+        "tuple[Node, Node, Node | None, Node | None, Pair, Pair, Pair, Pair, Activation]", node.args
     )
+    given, filters = value(x), value(weight)
+    if given is None or filters is None or not {given.dtype, filters.dtype} <= set(DTYPES) or not given.numel():
+        raise ValueError("its images are empty, or of a type that kernels do not read")
+    images = _as_channels_last(given) if channels_last else given
+    is_last = not images.is_contiguous()
+    if is_last and not images.is_contiguous(memory_format=torch.channels_last):
+        raise ValueError("its images have gaps in memory, or another order of dimensions")
+    shape = DepthwiseShape(
+        images=images.shape[0], channels=images.shape[1], image=_pair(images.shape[2:]), places=_pair(places),
+        kernel=_pair(filters.shape[2:]), stride=_pair(stride), before=_pair(before), dilation=_pair(dilation),
+        channels_last=is_last, dtype=DTYPES[given.dtype], output=DTYPES[filters.dtype], bias=bias is not None,
+        residual=residual is not None, activation=activation, programmatic_launch=programmatic_launch,
+    )  # fmt: skip
+    return shape, layout(images)
 
 
 def _group_norm_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:
@@ -235,6 +284,13 @@ def _block_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) 
         yield LayoutPlan(plan=space_to_depth.plan(shape_of), layouts=((shape, strides),))
 
 
+def _sm_count(device: Device) -> int:
+    """Read the number of SMs of a GPU; a machine without one builds for as many as an H200 has."""
+    if not torch.cuda.is_available():
+        return SMS_OF_H200
+    return int(torch.cuda.get_device_properties(device.index).multi_processor_count)
+
+
 def _pair(sides: Sequence[int]) -> Pair:
     return sides[0], sides[1]
 
@@ -243,13 +299,14 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
     return tuple(tensor.stride()[:3])
 
 
-def _norm_arguments(node: Node) -> tuple[Argument, Argument, Argument, Argument, float, str]:
-    """Return x, residual, weight, bias, eps and kind of either norm."""
-    if node.target is NORM:
-        x, weight, bias, eps, kind = node.args
-        return x, None, weight, bias, cast(float, eps), str(kind)
-    x, residual, weight, bias, eps, kind = node.args
-    return x, residual, weight, bias, cast(float, eps), str(kind)
+def _norm_arguments(
+    node: Node,
+) -> tuple[Argument, Argument, Argument, Argument, float, str, torch.dtype | None]:
+    """Return x, residual, weight, bias, eps, kind and the answer's type of either norm."""
+    x, *others = node.args
+    residual = others.pop(0) if node.target is ADD_NORM else None
+    weight, bias, eps, kind, *dtype = others
+    return x, residual, weight, bias, cast(float, eps), str(kind), cast("torch.dtype | None", next(iter(dtype), None))
 
 
 def _program_plans(node: Node, *, channels_last: bool, programmatic_launch: bool) -> Iterator[LayoutPlan]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from autotune.backends.native import operators, pointwise  # noqa: F401 (they register the operators below)
-from autotune.backends.native.graph import value
+from autotune.backends.native.binding import site_bias
+from autotune.backends.native.graph import constant, value
 from autotune.backends.native.native_record import PlanEntry
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.launch_plan import POINTER_ALIGNMENT_BYTES
@@ -24,6 +25,7 @@ NORM, ADD_NORM, POINTWISE = _FUSED.norm.default, _FUSED.add_norm.default, _FUSED
 ATTENTION, SPACE_TO_DEPTH = _FUSED.attention.default, _FUSED.space_to_depth.default
 GROUP_NORM = _FUSED.group_norm.default
 MAX_POOL, MEAN_POOL = _FUSED.max_pool2d.default, _FUSED.mean_pool2d.default
+DEPTHWISE = _FUSED.depthwise_conv2d.default
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and strides of a tensor, strides 0 if a dimension has one element."""
@@ -44,9 +46,9 @@ def load_site_module(entries: Sequence[PlanEntry], node: Node, folder: Path, dev
     """Load the plans of a site, as a module for the place of its node."""
     plans = [load_plan(folder / FOLDER / entry["file"], device.index) for entry in entries]
     if node.target is NORM:
-        return NormSite(plans[0])
+        return NormSite(plans[0], value(node))
     if node.target is ADD_NORM:
-        return AddNormSite(plans[0], total=reads(node, 0))
+        return AddNormSite(plans[0], node.meta["val"][1], total=reads(node, 0))
     layouts = [tuple((tuple(shape), tuple(strides)) for shape, strides in entry["layouts"]) for entry in entries]
     if node.target is SPACE_TO_DEPTH:
         return BlockSite(dict(zip((only for (only,) in layouts), plans, strict=True)), value(node))
@@ -58,19 +60,26 @@ def load_site_module(entries: Sequence[PlanEntry], node: Node, folder: Path, dev
         return AttentionSite(plans[0], layouts[0])
     channels_last = [bool(entry["channels_last"]) for entry in entries]
     by_layouts = dict(zip(layouts, zip(plans, channels_last, strict=True), strict=True))
+    if node.target is DEPTHWISE:
+        owner = node.graph.owning_module
+        assert owner is not None
+        weight, bias = (constant(owner, operand) for operand in node.args[1:3])
+        assert weight is not None  # it was planned for
+        return DepthwiseSite({only: plan for (only,), plan in by_layouts.items()}, weight, bias, value(node))
     return PointwiseSite(by_layouts, value(node))
 
 
 class NormSite(nn.Module):
     """A kernel in the place of ``norm``."""
 
-    def __init__(self, plan: LoadedPlan) -> None:
+    def __init__(self, plan: LoadedPlan, answer: Tensor | None) -> None:
         super().__init__()
-        self._plan = plan
+        assert answer is not None  # it was planned for
+        self._plan, self._dtype = plan, answer.dtype
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object) -> Tensor:
         """Compute into a fresh tensor."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        out = torch.empty_like(x, dtype=self._dtype, memory_format=torch.contiguous_format)
         self._plan(_prepared(x=x, weight=weight, bias=bias, out=out))
         return out
 
@@ -78,16 +87,16 @@ class NormSite(nn.Module):
 class AddNormSite(nn.Module):
     """A kernel in the place of ``add_norm``."""
 
-    def __init__(self, plan: LoadedPlan, *, total: bool) -> None:
+    def __init__(self, plan: LoadedPlan, answer: Tensor, *, total: bool) -> None:
         super().__init__()
-        self._plan, self._total = plan, total
+        self._plan, self._dtype, self._total = plan, answer.dtype, total
 
     def forward(
         self, x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, *_: object
     ) -> tuple[Tensor, Tensor]:
         """Compute the sum, if another operator reads it, and its norm into fresh tensors."""
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
-        total = torch.empty_like(out) if self._total else None
+        out = torch.empty_like(x, dtype=self._dtype, memory_format=torch.contiguous_format)
+        total = torch.empty_like(x, memory_format=torch.contiguous_format) if self._total else None
         self._plan(_prepared(x=x, residual=residual, weight=weight, bias=bias, total=total, out=out))
         return out if total is None else total, out
 
@@ -119,14 +128,46 @@ class PoolSite(nn.Module):
     def __init__(self, plan: LoadedPlan, fallback: Callable[..., Tensor], answer: Tensor | None) -> None:
         super().__init__()
         assert answer is not None  # it was planned for
-        self._plan, self._fallback, self._shape = plan, fallback, tuple(answer.shape)
+        self._plan, self._fallback, self._shape, self._dtype = plan, fallback, tuple(answer.shape), answer.dtype
 
-    def forward(self, x: Tensor, *sides: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, *sides: object) -> Tensor:
         """Compute into a fresh tensor, channels last too."""
         if not x.is_contiguous(memory_format=torch.channels_last) or x.data_ptr() % POINTER_ALIGNMENT_BYTES:
             return self._fallback(x, *sides)
-        out = torch.empty(self._shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+        out = torch.empty(self._shape, dtype=self._dtype, device=x.device, memory_format=torch.channels_last)
         self._plan({"x": x, "out": out})
+        return out
+
+
+class DepthwiseSite(nn.Module):
+    """Kernels in the place of ``depthwise_conv2d``, by the layout of its input; torch computes if there is none for it.
+
+    Each has its answer in channels-last memory or not. The weights are stored as kernels read them, the elements of a
+    window before the channels, and the bias is a vector of fp32.
+    """
+
+    def __init__(
+        self, by_layout: Mapping[Layout, tuple[LoadedPlan, bool]], weight: Tensor, bias: Tensor | None,
+        answer: Tensor | None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        assert answer is not None  # it was planned for
+        self._by_layout, self._shape = dict(by_layout), tuple(answer.shape)
+        self.weight: Tensor
+        self.register_buffer("weight", weight.flatten(1).t().contiguous())
+        self.bias: Tensor | None
+        self.register_buffer("bias", site_bias(bias, wanted=False, length=len(weight), device=weight.device))
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, *rest: object) -> Tensor:
+        """Compute into a fresh tensor, in channels-last memory if the input is."""
+        plan, channels_last = self._by_layout.get(layout(x), (None, False))
+        if plan is None or x.data_ptr() % POINTER_ALIGNMENT_BYTES:
+            return cast(Tensor, DEPTHWISE(x, weight, bias, residual, *rest))
+        memory = torch.channels_last if channels_last else torch.contiguous_format
+        out = torch.empty(self._shape, dtype=weight.dtype, device=x.device, memory_format=memory)
+        added = None if residual is None else residual.contiguous(memory_format=memory)
+        given = {"x": x, "weight": self.weight, "bias": self.bias, "residual": added, "out": out}
+        plan({name: tensor for name, tensor in given.items() if tensor is not None})
         return out
 
 

@@ -67,10 +67,16 @@ def test_one_request_a_batch(study):
     assert [request.batch for request in requests] == [2, 4]
     first = requests[0]
     assert (first.name, first.trials, first.budget_s, first.seed) == ("toy", 2, 120.0, 3)
-    assert first.tune_kernels
+    assert first.tune_kernels and first.warm_start
     assert (first.device.kind, first.backends, first.precisions) == ("cpu", ("eager", "torchscript"), ("fp32",))
     assert first.factory == f"{study.parent.resolve()}/toy.py:toy"
     assert first.inputs[0].sizes(2) == (2, 16)
+
+
+def test_a_study_file_turns_the_warm_start_off(study):
+    cold = STUDY.replace("search: {", "search: {warm_start: false, ")
+    assert cold != STUDY
+    assert not any(request.warm_start for request in study_requests(parse_study(cold, study), **options()))
 
 
 def test_options_override_the_file(study):

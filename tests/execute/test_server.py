@@ -267,6 +267,24 @@ def test_candidates_load_early_and_are_judged_at_their_turn(executor):
         assert stages[1:] == ["load", "check", "measure"]
 
 
+def test_a_candidate_that_times_kernels_loads_beside_others_and_times_at_its_turn(executor):
+    values = {"precision": "fp32", "form": "graph", "channels_last": False, "threads": 1}
+    targets = []
+    for searches in (False, True):
+        configuration = Configuration.of("eager", {**values, "cudnn_benchmark": searches})
+        ((built, target),) = executor.build([configuration], 1)
+        assert built.failure is None
+        targets.append(target)
+    with device_lock(executor.device.uuid, exclusive=False):  # as others hold it that build
+        loading = [executor.load_early(target, Objective(), 0) for target in targets]
+        time.sleep(5)
+    results = [early.measure(None) for early in loading]
+    for result, searches in zip(results, (False, True), strict=True):
+        assert result.failure is None
+        stages = [stage for stage, _, _ in result.spans if stage != QUEUED]
+        assert stages[1:] == ["load", *["load"] * searches, "check", "measure"]
+
+
 def test_a_candidate_that_waits_for_its_turn_ends_with_the_study(executor, tmp_path, cpu, misbehaving):
     _, target = build(executor, "none")
     with WorkerServer(tmp_path) as server:

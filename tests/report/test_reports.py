@@ -13,7 +13,7 @@ from autotune.errors import WorkError
 from autotune.measure.verdict import verdict_from_samples
 from autotune.programs.results_table import markdown, read_results
 from autotune.records.configuration import Configuration
-from autotune.records.evidence import FinalistRecord, PlanEvidence, StudyStart
+from autotune.records.evidence import FinalistRecord, HintRecord, HintSource, PlanEvidence, StudyStart
 from autotune.records.objective import Objective
 from autotune.records.search_curve import CurvePoint, SearchCurve
 from autotune.report import words
@@ -103,6 +103,8 @@ def printed(renderable):
     return " ".join(console.export_text().replace("│", " ").split())
 
 
+SOURCES = tuple(HintSource(name=name, batch=32, device_class="cpu") for name in ("bert", "vit"))
+HINT = HintRecord(configuration=FAST, gain=3.0, studies=SOURCES)
 START = StudyStart(kernel_trials=0, other_kernel_trials=0, model_trials=0, trials=60, budget_s=180.0)
 
 
@@ -114,6 +116,11 @@ START = StudyStart(kernel_trials=0, other_kernel_trials=0, model_trials=0, trial
         (
             replace(START, kernel_trials=1, other_kernel_trials=113, model_trials=1, budget_s=90.0),
             "1 kernel trial and 113 of other devices, 1 trial of this model; budget 90 s",
+        ),
+        (
+            replace(START, hints=(HINT, replace(HINT, configuration=OTHER, studies=HINT.studies[:1]))),
+            "0 kernel trials, 0 trials of this model, 2 hints (inductor of bert b32 and 1 other; torchscript of bert "
+            "b32); budget 3 min",
         ),
         (
             START.continued(trials=60, budget_s=180.0),

@@ -1,4 +1,5 @@
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from autotune.records.device import Device
 from autotune.records.workload import TensorSpec
 from autotune.runtime.settings import Settings
 from autotune.runtime.torch_runner import SETTLING_CALLS, torch_runner
+from autotune.runtime.turn import takes_turn_by
 
 CPU = Device(kind="cpu", name="Test CPU", uuid="cpu-test", cores=1)
 GPU = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
@@ -30,6 +32,27 @@ def test_a_callable_is_settled_on_the_given_example_and_on_nothing_else() -> Non
     example = torch.tensor([1.0, 12.0, 7.0])
     torch_runner(call, settings(X), CPU, (example,))
     assert len(seen) == SETTLING_CALLS and all(torch.equal(tensor, example) for tensor in seen)
+
+
+@pytest.mark.parametrize("searches", [False, True])
+def test_a_callable_that_times_kernels_settles_at_its_turn(searches: bool) -> None:
+    """And once it is loaded it needs no turn."""
+    inside, calls = [False], []
+
+    @contextlib.contextmanager
+    def turn() -> Iterator[None]:
+        inside[0] = True
+        yield
+        inside[0] = False
+
+    def call(x: torch.Tensor) -> tuple[torch.Tensor]:
+        calls.append(inside[0])
+        return (x * 2,)
+
+    with takes_turn_by(turn):
+        runner = torch_runner(call, settings(X, cudnn_benchmark=searches), CPU, (torch.ones(3),))
+        runner(torch.ones(3))
+    assert calls == [searches] * SETTLING_CALLS + [False]
 
 
 def test_a_callable_that_writes_into_its_inputs_finds_the_same_example_again() -> None:

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -59,6 +60,88 @@ def test_hints_follow_the_defaults_where_they_are_legal() -> None:
         good,
     ]
     assert drawn(Search(SPACES, 0, hints), 7)[6] == good
+
+
+def hinted(space: SearchSpace, *hints: Configuration) -> SearchSpace:
+    return replace(space, hints=hints)
+
+
+def test_a_space_s_hints_wait_for_its_backend_and_come_before_its_sampler() -> None:
+    """A slow backend's hints must not hold up the fast one; each of its hints is tried before it draws."""
+    slow_hint = Configuration.of("eager", {"p0": "c"})
+    fast_hints = [Configuration.of("openvino", {"p0": p0, "p1": "b"}) for p0 in "ba"]
+    spaces = (hinted(SPACES[0], slow_hint), SPACES[1], hinted(SPACES[2], *fast_hints))
+    search = Search(spaces, 0)
+    factor = {"eager": 50.0, "inductor": 20.0, "openvino": 1.0}
+    order = []
+    while (point := search.propose()) is not None:
+        order.append(point)
+        score = factor[point.backend] * (1 + int(point.digest[:4], 16) / 2**20)
+        search.observe(TrialOutcome(configuration=point, state="complete", score=score, build_s=1.0))
+    assert len(order) == TOTAL and order[6:8] == fast_hints
+    assert order.index(slow_hint) == min(i for i, point in enumerate(order) if point.backend == "eager" and i >= 6)
+
+
+def test_hints_of_the_caller_come_before_those_of_the_spaces() -> None:
+    own, given = Configuration.of("openvino", {"p0": "b", "p1": "b"}), Configuration.of("eager", {"p0": "c"})
+    spaces = (SPACES[0], SPACES[1], hinted(SPACES[2], own))
+    assert drawn(Search(spaces, 0, [given, given]), 7)[6] == given
+
+
+def test_side_by_side_hints_of_all_backends_come_before_draws_in_the_dark() -> None:
+    """Even those of backends that are far behind: what is built beside them does not learn from them."""
+    values = {"eager": {"p0": "c"}, "inductor": {"p0": "a", "p1": "b", "p2": "b"}, "openvino": {"p0": "b", "p1": "b"}}
+    hints = {name: Configuration.of(name, point) for name, point in values.items()}
+    search = Search([hinted(space, hints[space.backend]) for space in SPACES], 0)
+    for default in [default for space in SPACES for default in space.defaults]:
+        score = 0.7 if default.backend == "inductor" else 1.0
+        search.observe(TrialOutcome(configuration=default, state="complete", score=score, build_s=1.0))
+    batch: list[Configuration] = []
+    while len(batch) < 3 and (point := search.propose(batch)) is not None:
+        batch.append(point)
+    assert batch[0] == hints["inductor"] and set(batch) == set(hints.values())
+
+
+def test_hopeless_configurations_come_last_and_are_tried_all_the_same() -> None:
+    """One precision is ten times as slow in both backends; after the defaults have shown that, it waits."""
+    parameters = (
+        Parameter(name="precision", choices=("fp32", "fp16")),
+        Parameter(name="knob", choices=tuple(range(6))),
+    )
+    spaces = [
+        SearchSpace(
+            backend=name, parameters=parameters,
+            defaults=tuple(Configuration.of(name, {"precision": p, "knob": 0}) for p in ("fp32", "fp16")),
+        )
+        for name in ("eager", "inductor")
+    ]  # fmt: skip
+    search, order = Search(spaces, 0), []
+    while (point := search.propose()) is not None:
+        order.append(point)
+        score = (10.0 if point["precision"] == "fp32" else 1.0) * (1 + int(point.digest[:4], 16) / 2**19)
+        search.observe(TrialOutcome(configuration=point, state="complete", score=score, build_s=1.0))
+    assert len(order) == 24 and search.exhausted
+    assert [point["precision"] for point in order[4:]] == ["fp16"] * 10 + ["fp32"] * 10
+
+
+def test_a_hint_with_a_value_that_no_trial_had_does_not_wait_for_the_hopeless() -> None:
+    """An engine is three times as slow as the best with the libraries' kernels; with tuned ones it may be the best."""
+
+    def space_of(name: str, *knob: str) -> SearchSpace:
+        choices = {"precision": ("fp32", "fp16"), f"{name}_knob": knob}
+        parameters = tuple(Parameter(name=parameter, choices=values) for parameter, values in choices.items())
+        points = [Configuration.of(name, {"precision": p, f"{name}_knob": knob[0]}) for p in choices["precision"]]
+        return SearchSpace(backend=name, parameters=parameters, defaults=tuple(points))
+
+    tuned = Configuration.of("native", {"precision": "fp16", "native_knob": "tuned"})
+    search = Search([space_of("inductor", *"abcd"), hinted(space_of("native", "torch", "tuned"), tuned)], 0)
+    order = []
+    while (point := search.propose()) is not None:
+        order.append(point)
+        slow = (3.0 if point.backend == "native" else 1.0) * (4.0 if point["precision"] == "fp32" else 1.0)
+        score = 0.5 if point == tuned else slow * (1 + int(point.digest[:4], 16) / 2**20)
+        search.observe(TrialOutcome(configuration=point, state="complete", score=score, build_s=1.0))
+    assert order.index(tuned) < min(order.index(point) for point in order[4:] if point["precision"] == "fp32")
 
 
 def test_every_configuration_once_then_none() -> None:

@@ -89,6 +89,12 @@ search: {trials: 12, budget: 1h30m, seed: 7}
         ("search: {budget: 0s}", ["search.budget", "found: '0s'", "90s, 3m or 1h30m"]),
         ("search: {budget: -3m}", ["search.budget", "'-3m'"]),
         ("search: {budget: 90}", ["search.budget", "found: 90", "90s, 3m"]),
+        ("search: {warm_start: 1}", ["search.warm_start", "found: 1", "boolean"]),
+        ("search: {warm_start: maybe}", ["search.warm_start", "found: 'maybe'", "boolean"]),
+        (
+            "search: {warmstart: true}",
+            ["unknown key 'warmstart'", "tune_kernels, warm_start", "did you mean warm_start?"],
+        ),
         ("device: gpu", ["line 4: device", "found: 'gpu'", "auto, cpu, cuda or cuda:N"]),
         ("objective: latency_p90", ["objective", "one of latency_p50", "did you mean latency_p99?"]),
         ("batch: auto", ["batch", "auto for latency_p50", "objective: throughput"]),

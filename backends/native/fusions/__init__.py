@@ -14,6 +14,7 @@ from autotune.backends.native.fusions.attention_kernel import ATTENTION_KERNEL
 from autotune.backends.native.fusions.back_to_back_gemm import BACK_TO_BACK_GEMM
 from autotune.backends.native.fusions.conv_act import CONV_ACT
 from autotune.backends.native.fusions.conv_bn import CONV_BN
+from autotune.backends.native.fusions.depthwise import DEPTHWISE
 from autotune.backends.native.fusions.gemm_epilogue import GEMM_EPILOGUE
 from autotune.backends.native.fusions.norm import NORM
 from autotune.backends.native.fusions.pointwise import POINTWISE
@@ -48,8 +49,8 @@ class Fused:
 
 FUSIONS: Mapping[str, Fusion] = MappingProxyType(
     {fusion.name: fusion for fusion in (
-        CONV_BN, SPACE_TO_DEPTH, QKV, ATTENTION, ATTENTION_KERNEL, NORM, GEMM_EPILOGUE, CONV_ACT, BACK_TO_BACK_GEMM,
-        POOLING, POINTWISE,
+        CONV_BN, SPACE_TO_DEPTH, QKV, ATTENTION, ATTENTION_KERNEL, NORM, GEMM_EPILOGUE, DEPTHWISE, CONV_ACT,
+        BACK_TO_BACK_GEMM, POOLING, POINTWISE,
     )}
 )  # fmt: skip
 """Every fusion by its name, in the order of execution."""

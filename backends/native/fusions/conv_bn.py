@@ -69,9 +69,13 @@ def fits(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
 
     Else a value is outside the range of the type, or was not a number before.
     """
+    limits = torch.finfo(dtype)
+    largest = torch.maximum(weight.flatten(1).abs().amax(dim=1), bias.abs())
+    if bool(((largest >= limits.tiny) & (largest <= limits.max)).all()):
+        return True  # rounding to nearest changes no value by more
     channels = torch.cat([weight.flatten(1), bias.reshape(-1, 1)], dim=1)
     error = (channels.to(dtype).double() - channels).abs()
-    return bool((error <= torch.finfo(dtype).eps / 2 * channels.abs().amax(dim=1, keepdim=True)).all())
+    return bool((error <= limits.eps / 2 * largest.unsqueeze(1)).all())
 
 
 def _memory_format(weight: Tensor) -> torch.memory_format:

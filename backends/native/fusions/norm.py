@@ -10,6 +10,7 @@ import torch
 from torch.fx import GraphModule, Node
 
 from autotune.backends.native.fusions.group_norm import group_norm
+from autotune.backends.native.fusions.neighbouring_casts import absorb_casts
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, cast_source, number, prune, sole_user
 from autotune.backends.native.graph import Fusion, aten, place, put_in_place, replace, value
 from autotune.backends.native.passes.casts_and_views import lossless
@@ -21,7 +22,11 @@ _OF_OTHERS = {aten.native_group_norm.default, aten.instance_norm.default}
 
 def norm(module: GraphModule) -> list[str]:
     """Fuse residual sums and norms, the operators of an RMS norm, and group norms and activations; returns places."""
-    return group_norm(module) + [place(node) for node in list(module.graph.nodes) if node.users and _fuse(module, node)]
+    places = group_norm(module) + [
+        place(node) for node in list(module.graph.nodes) if node.users and _fuse(module, node)
+    ]
+    absorb_casts(module)
+    return places
 
 
 def _fuse(module: GraphModule, node: Node) -> bool:

@@ -2,10 +2,10 @@
 
 A single operator is a tree, too: torch's kernel for it is slower if it broadcasts, converts or copies into another
 layout, and no launch may begin before it ends.
-Only the last operator of a tree is read outside of it. An operator of a smaller shape is not part of a tree: outside it
-is computed once instead of for each element that it is broadcast to. The operator's answer is contiguous: a tree whose
-answer is dense in another order of dimensions (channels last, transposed heads) is computed on permuted views of its
-inputs, so that its strides stay; an answer with gaps is not fused.
+Only the last operator of a tree is read outside of it. An operator of a smaller shape is not part of a tree, unless it
+is a cast: outside it is computed once instead of for each element that it is broadcast to. The operator's answer is
+contiguous: a tree whose answer is dense in another order of dimensions (channels last, transposed heads) is computed on
+permuted views of its inputs, so that its strides stay; an answer with gaps is not fused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,7 +87,7 @@ def _grow(module: GraphModule, root: Node) -> set[Node]:
             given = value(node)
             if given is None or _step(module, node) is None:
                 continue
-            if given.shape != meta.shape:
+            if given.shape != meta.shape and cast_source(node) is None:
                 refuse(node, "it is smaller than the operators that read it")
             elif not set(node.users) <= tree:
                 refuse(node, "several operators read it")

@@ -6,6 +6,7 @@ from torch.fx.node import Argument
 
 from autotune.backends.native import operators
 from autotune.backends.native.fusions.conv_act import pair
+from autotune.backends.native.fusions.neighbouring_casts import absorb_casts
 from autotune.backends.native.fusions.reading import FLOATS, arguments, call, prune
 from autotune.backends.native.graph import Fusion, aten, place, put_in_place, replace, same_layout, value
 from autotune.backends.native.refusals import refuse
@@ -17,7 +18,9 @@ _OF_OTHERS |= {aten.mean.dim, aten.amax.default}
 
 def pooling(module: GraphModule) -> list[str]:
     """Rewrite maximum pooling and means of whole images as our operators; returns their places."""
-    return [place(node) for node in list(module.graph.nodes) if node.users and _rewrite(node)]
+    places = [place(node) for node in list(module.graph.nodes) if node.users and _rewrite(node)]
+    absorb_casts(module)
+    return places
 
 
 def _rewrite(node: Node) -> bool:

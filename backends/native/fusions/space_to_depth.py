@@ -2,6 +2,8 @@
 
 With three channels they would be idle for most of each instruction. A convolution with stride s sees the same pixels if
 blocks of s×s of them become channels, and its stride 1 and its padding part of the blocks (as in MLPerf's ResNet-50).
+Patches of images, whose windows lie side by side, become a product of the blocks: one kernel reads images of any type
+and memory format, where a cast and a copy would be two.
 """
 
 import math
@@ -43,7 +45,7 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
     shift = [first - pad for first, pad in zip(before, given.padding, strict=True)]
     kernel = [math.ceil((off + size) / side) for off, size, side in zip(shift, sides, block, strict=True)]
     size = [places + reach - 1 for places, reach in zip(answer.shape[2:], kernel, strict=True)]
-    channels = _channels(meta.shape[1] * math.prod(block), kernel[1])
+    channels = _channels(meta.shape[1] * math.prod(block), kernel)
     source = cast_source(given.x) if sole_user(given.x) is not None else None
     args = (source or given.x, block, before, size, channels, meta.dtype)
     images = call(node, _SPACE_TO_DEPTH, args)
@@ -58,16 +60,18 @@ def _rewrite(module: GraphModule, node: Node) -> bool:
 
 
 def _is_wanted(given: Convolution, weight: Tensor) -> bool:
-    """Return true if channels are few and blocks have several pixels, but windows do not divide the image already."""
-    apart = list(weight.shape[2:]) == given.stride and not any(given.padding)
+    """Return true if channels are few and blocks have several pixels."""
     few = given.groups == 1 and weight.shape[1] <= FEW
-    return few and min(given.stride) > 1 and given.dilation == [1, 1] and not apart
+    return few and min(given.stride) > 1 and given.dilation == [1, 1]
 
 
-def _channels(least: int, right: int) -> int:
-    """Return the least number of channels for which rows of a kernel of ``right`` places are whole boxes of a copy."""
+def _channels(least: int, kernel: list[int]) -> int:
+    """Return the least number of channels for which the rows of a kernel of blocks are whole boxes of a copy.
+
+    A kernel of one block is a product, which has no boxes.
+    """
     counts = range(math.ceil(least / VECTOR) * VECTOR, least + BOX_COLUMNS, VECTOR)
-    return next(count for count in counts if count * right % BOX_COLUMNS == 0)
+    return next(count for count in counts if kernel == [1, 1] or count * kernel[1] % BOX_COLUMNS == 0)
 
 
 SPACE_TO_DEPTH = Fusion(name="space_to_depth", fuse=space_to_depth)

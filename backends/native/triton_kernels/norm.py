@@ -31,8 +31,9 @@ CODE = Path(__file__).with_name("norm_kernels.py")
 class NormShape:
     """``norm`` of :mod:`autotune.backends.native.operators`, or ``add_norm`` if there is a residual.
 
-    ``x``, residual, sum and answer are contiguous, ``rows`` × ``columns``, of ``dtype``; ``weight`` and ``bias`` are
-    the dtypes of vectors of length ``columns``, or ``None`` if absent. Statistics are fp32.
+    ``x``, residual, sum and answer are contiguous, ``rows`` × ``columns``, of ``dtype``, the answer of ``output`` if
+    there is one; ``weight`` and ``bias`` are the dtypes of vectors of length ``columns``, or ``None`` if absent.
+    Statistics are fp32.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class NormShape:
     bias: OperandType | None
     eps: float
     kind: NormKind
+    output: OperandType | None = None
     residual: bool = False
     total: bool = False
     """True if the sum with the residual is an output too; then the norm reads the sum after it was rounded."""
@@ -57,7 +59,7 @@ class NormShape:
             raise ValueError(f"a sum is of x and a residual, found {self}")
         if self.kind not in get_args(NormKind):
             raise ValueError(f"kind must be one of {', '.join(get_args(NormKind))}, found {self.kind!r}")
-        for dtype in (self.dtype, self.weight, self.bias):
+        for dtype in (self.dtype, self.weight, self.bias, self.output):
             if dtype is not None and dtype not in get_args(OperandType):
                 raise ValueError(f"a dtype must be one of {', '.join(get_args(OperandType))}, found {dtype!r}")
 
@@ -72,7 +74,7 @@ def plan(shape: NormShape) -> LaunchPlan:
         "residual": shape.dtype if shape.residual else None, "weight": shape.weight, "bias": shape.bias,
         "total": shape.dtype if shape.total else None,
     }  # fmt: skip
-    passed, absent = present({"x": shape.dtype, **optional, "out": shape.dtype})
+    passed, absent = present({"x": shape.dtype, **optional, "out": shape.output or shape.dtype})
     constants = {
         "COLUMNS": shape.columns, "BLOCK_ROWS": block_rows, "BLOCK_COLUMNS": block_columns,
         "LAYER": shape.kind == "layer", "EARLY": shape.programmatic_launch,

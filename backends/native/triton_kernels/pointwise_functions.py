@@ -4,6 +4,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait  # noqa: F401 (generated kernels call both)
 
 
 @triton.jit

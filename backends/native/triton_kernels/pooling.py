@@ -18,15 +18,19 @@ MOST_ELEMENTS = 2**31 - BLOCK
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolShape:
-    """Pooling of ``images`` images of ``dtype`` by ``window``; ``programmatic_launch`` as for a norm."""
+    """Pooling of ``images`` images of ``dtype`` by ``window``; ``programmatic_launch`` as for a norm.
+
+    The answer has the type ``output``, or the images' type without it.
+    """
 
     images: int
     window: Window
     dtype: OperandType
+    output: OperandType | None = None
     programmatic_launch: bool = False
 
     def __post_init__(self) -> None:
-        if self.dtype not in get_args(OperandType) or not 1 <= self.images <= 65535:
+        if not {self.dtype, self.output or self.dtype} <= set(get_args(OperandType)) or not 1 <= self.images <= 65535:
             raise ValueError(f"pooling is of {', '.join(get_args(OperandType))}, of 1 to 65535 images, found {self}")
         if self.window.kernel[0] * self.window.kernel[1] > MOST_TAPS:
             raise ValueError(f"a window has at most {MOST_TAPS} elements, found {self}")
@@ -66,8 +70,8 @@ def mean_pool(shape: PoolShape) -> LaunchPlan:
 def _plan(function: str, shape: PoolShape, constants: dict[str, int | bool], grid: tuple[int, int, int]) -> LaunchPlan:
     source = TritonSource(
         code=CODE.read_text(), function=function,
-        parameters=(("x", f"*{shape.dtype}"), ("out", f"*{shape.dtype}")), constants=tuple(constants.items()),
-        warps=WARPS,
+        parameters=(("x", f"*{shape.dtype}"), ("out", f"*{shape.output or shape.dtype}")),
+        constants=tuple(constants.items()), warps=WARPS,
     )  # fmt: skip
     launch = Launch(kernel=0, grid=grid, arguments=at_names(("x", "out")))
     return LaunchPlan(sources=(source,), launches=(launch,), buffers=("x", "out"))

@@ -136,7 +136,11 @@ def steps(draw: st.DrawFn) -> Step:
                 lambda: torch.full(size, float(scalar)), lambda: torch.tensor([1.0, -0.0]),
                 lambda: torch.zeros(2, 1, 1),
             ],
-            "conv": [lambda: module.norm(module.conv(nn.functional.pad(x.float().reshape(1, 1, -1), (0, 2))))],
+            "conv": [
+                lambda: module.norm(module.conv(nn.functional.pad(x.float().reshape(1, 1, -1), (0, 2)))),
+                lambda: module.depthwise(nn.functional.pad(x.float().reshape(1, 2, 1, -1), (2, 1, 0, 1))),
+                lambda: nn.functional.relu6(module.depthwise(x.float().reshape(1, 2, -1, 1)) + scalar),
+            ],
         }  # fmt: skip
         chosen = some[kind][n % len(some[kind])]
         return chosen()
@@ -156,6 +160,7 @@ def graphs(draw: st.DrawFn) -> tuple[ExportedProgram, tuple[Tensor, ...]]:
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.norm = nn.Conv1d(1, 2, 2), nn.BatchNorm1d(2)
+            self.depthwise = nn.Conv2d(2, 2, (2, 3), padding=1, groups=2)
             self.register_buffer("constant", constant)
 
         def forward(self, *given: Tensor) -> tuple[Tensor, ...]:

@@ -40,6 +40,20 @@ def test_convolution():
     torch.library.opcheck(FUSED.conv2d, arguments)
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("pads", "places"), [((1, 1, 1, 1), (3, 3)), ((1, 3, 2, 1), (4, 4)), ((0, -2, 0, -1), (2, 1))])
+def test_depthwise_convolution(pads, places, memory):
+    x, filters = IMAGE.contiguous(memory_format=memory), tensor(3, 1, 3, 3, seed=4)
+    bias, residual = tensor(3, seed=2), tensor(2, 3, *places, seed=3)
+    expected = torch.conv2d(functional.pad(x, pads), filters, bias, 2, 0, 1, 3)
+    arguments = (x, filters, bias, residual, [2, 2], [pads[2], pads[0]], list(places), [1, 1], "relu")
+    answer = FUSED.depthwise_conv2d(*arguments)
+    torch.testing.assert_close(answer, torch.relu(expected + residual))
+    assert answer.is_contiguous(memory_format=memory)
+    torch.library.opcheck(FUSED.depthwise_conv2d, arguments)
+    assert FUSED.depthwise_conv2d(x.float(), filters.half(), None, None, *arguments[4:]).dtype is torch.float16
+
+
 @pytest.mark.parametrize("kind", ["layer", "rms"])
 def test_norms(kind):
     weight, bias = tensor(8, seed=7), tensor(8, seed=8)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -84,6 +85,23 @@ def test_mobilenet_v2_takes_its_clipped_activations_along() -> None:
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("model", "counts", "activation"),
+    [("mobilenet_v2", (17, 35), "relu6"), ("efficientnet_b0", (16, 65), "silu")],
+)
+def test_depthwise_convolutions_are_operators_of_their_own(
+    model: str, counts: tuple[int, int], activation: str
+) -> None:
+    names = ("conv_bn", "space_to_depth", "depthwise", "conv_act")
+    done, before, after = fused(model, names, pixel_values=pixels())
+    assert (done.matches["depthwise"], done.matches["conv_act"]) == counts
+    convolutions = [node for node in done.module.graph.nodes if "depthwise_conv2d" in str(node.target)]
+    assert {str(node.args[-1]) for node in convolutions} == {activation}
+    # EfficientNet pads by more on one side than on the other before a stride of 2
+    assert not {"aten.conv2d.default", "aten.pad.default"} & targets(done)
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
 def test_bert_base_is_made_of_fused_products() -> None:
     done, before, after = fused("bert_base", ("qkv", "gemm_epilogue"), **text())
     assert done.matches == {"qkv": 12, "gemm_epilogue": 49}  # four a layer, and the pooler's
@@ -100,7 +118,7 @@ def test_vit_b16_has_pairs_of_products_and_norms_alone() -> None:
     names = ("space_to_depth", "qkv", "attention_kernel", "norm", "gemm_epilogue", "conv_act", "back_to_back_gemm")
     done, before, after = fused("vit_b16", names, pixel_values=pixels())
     matches = {"qkv": 12, "gemm_epilogue": 49, "conv_act": 1, "back_to_back_gemm": 12, "attention_kernel": 12}
-    assert done.matches == {**matches, "space_to_depth": 0, "norm": 25}
+    assert done.matches == {**matches, "space_to_depth": 1, "norm": 25}
     (patches,) = [site.problem for site in sites(done.module, channels_last=True) if site.operator == "conv2d"]
     assert patches is not None and (patches.m, patches.n, patches.k, patches.window) == (196, 768, 768, None)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)

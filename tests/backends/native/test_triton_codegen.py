@@ -40,7 +40,7 @@ class Vision(nn.Module):
 
 
 class Language(nn.Module):
-    """Norms of both kinds, with and without a residual."""
+    """Norms of both kinds, with and without a residual, the last with a cast after it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Language(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x)
         y = self.second(x + self.layer(x))
-        return y.transpose(0, 1)
+        return y.transpose(0, 1).float()
 
 
 class Attentive(nn.Module):
@@ -67,14 +67,28 @@ class Attentive(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A network's first pooling and its last."""
+    """A network's first pooling and its last, with a cast after it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.adaptive_avg_pool2d(functional.max_pool2d(self.conv(x), 3, 2, 1), 1).flatten(1)
+        return functional.adaptive_avg_pool2d(functional.max_pool2d(self.conv(x), 3, 2, 1), 1).flatten(1).float()
+
+
+class Depthwise(nn.Module):
+    """A depthwise convolution with its activation, and one with a pad before it and a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3)
+        self.first = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.second = nn.Conv2d(16, 16, (3, 2), groups=16, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.second(functional.pad(functional.silu(self.first(x)), (1, 0, 0, 2))) + x
 
 
 class Stem(nn.Module):
@@ -106,6 +120,7 @@ INPUTS = {
     Language: torch.randn(2, 5, 48),
     Attentive: torch.randn(2, 5, 48),
     Pooled: IMAGES,
+    Depthwise: IMAGES,
     Stem: IMAGES,
     Grouped: IMAGES,
 }
@@ -114,13 +129,14 @@ FUSIONS = {
     Language: ["norm"],
     Attentive: ["attention_kernel", "pointwise"],
     Pooled: ["pooling"],
+    Depthwise: ["depthwise"],
     Stem: ["space_to_depth"],
     Grouped: ["norm"],
 }
 KINDS = pytest.mark.parametrize(
     ("kind", "channels_last"),
     [
-        *((kind, last) for kind in (Vision, Language, Attentive, Grouped) for last in (False, True)),
+        *((kind, last) for kind in (Vision, Language, Attentive, Grouped, Depthwise) for last in (False, True)),
         (Pooled, True),
         (Stem, True),
     ],
@@ -178,7 +194,7 @@ def test_kernels_in_their_places_answer_like_the_operators(
     before = graph(given)
     record = compile_triton_sites(graph, HOPPER, tmp_path / "kernels", channels_last=channels_last)
     nodes = list(fused_nodes(graph))
-    assert len(record) == len(nodes) > 0
+    assert len(record) == len(nodes) > 0 and not any("_to_copy" in str(node.target) for node in graph.graph.nodes)
     for packed in record.values():
         assert packed.plans and all((tmp_path / "kernels" / name).is_file() for name in packed.sources)
     images = kind in (Vision, Stem, Grouped) and channels_last
@@ -192,7 +208,7 @@ def test_kernels_in_their_places_answer_like_the_operators(
     after = bound(given)
     assert sum(one.calls for one in used) == len(nodes)
     torch.testing.assert_close(before, after, rtol=4e-3, atol=4e-3)
-    if images:
+    if images or (kind is Depthwise and channels_last):
         assert after.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autotune.backends.native.fusions import fuse
-from autotune.backends.native.fusions.conv_bn import CONV_BN
+from autotune.backends.native.fusions.conv_bn import CONV_BN, fits
 from autotune.backends.native.graph import simplify
 from autotune.model.precision import flat_module
 from tests.thoroughness import examples
@@ -113,3 +113,21 @@ def test_what_cannot_be_folded_stays(model: nn.Module, shape: tuple[int, ...]) -
     with torch.no_grad():
         program = torch.export.export(model.eval(), (torch.randn(shape).to(dtype),))
     assert simplify(program, [CONV_BN]).matches == {"conv_bn": 0}
+
+
+@settings(max_examples=examples(200), deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate])
+@given(data=st.data())
+def test_weights_fit_a_type_if_none_changes_by_more_than_its_channel_allows(data: st.DataObject) -> None:
+    draw = data.draw
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    limits = torch.finfo(dtype)
+    edges = [0.0, limits.max, limits.max * 1.0001, limits.tiny, limits.tiny * 0.7, limits.tiny / 2**40, 1e300]
+    number = st.one_of(
+        st.sampled_from([*edges, float("nan"), float("inf")]), st.floats(-4, 4), st.floats(-4 * limits.tiny, 0)
+    )
+    channels, terms = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    values = draw(st.lists(number, min_size=channels * (terms + 1), max_size=channels * (terms + 1)))
+    rows = torch.tensor(values, dtype=torch.float64).view(channels, terms + 1)
+    error = (rows.to(dtype).double() - rows).abs()
+    expected = bool((error <= limits.eps / 2 * rows.abs().amax(dim=1, keepdim=True)).all())
+    assert fits(rows[:, :terms], rows[:, terms], dtype) == expected

@@ -64,6 +64,8 @@ CHANNELS_LAST = X.contiguous(memory_format=torch.channels_last)
         (lambda m, x: functional.hardsigmoid(x) * functional.hardswish(x), (X,), ["hardsigmoid+hardswish+mul"]),
         (lambda m, x, y: x * y, (CHANNELS_LAST, X[:, :, :1, :1].contiguous()), ["mul"]),
         (lambda m, x, y: x * y.sigmoid(), (CHANNELS_LAST, X[:, :, :1, :1].contiguous()), ["mul", "sigmoid"]),
+        (lambda m, x, y: x * y.half(), (X.half(), X[0, 0, 0]), ["cast+mul"]),
+        (lambda m, x, y: x * (y.half() + 1), (X.half(), X[0, 0, 0]), ["cast+add", "mul"]),
         (lambda m, x: x.half(), (X,), ["cast"]),
         (lambda m, x: x.transpose(1, 2).float(), (X.half(),), ["cast"]),
         (lambda m, x: x.transpose(1, 2).contiguous(), (X,), ["cast"]),

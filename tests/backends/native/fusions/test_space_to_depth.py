@@ -12,6 +12,7 @@ from torch.nn import functional
 from autotune.backends.native.fusions.space_to_depth import SPACE_TO_DEPTH
 from autotune.backends.native.graph import simplify
 from autotune.backends.native.passes import EXACT
+from autotune.backends.native.sites import reads_any_layout, sites
 from tests.backends.native.fusions.comparing import DTYPES, FEW, fused
 from tests.backends.native.graphs import operators, program_of
 
@@ -37,16 +38,14 @@ def test_the_same_pixels_are_seen(data: st.DataObject) -> None:
 
     inputs = x if cast else x.to(dtype)
     done, (before,), (after,) = fused(program_of(forward, inputs, weight=weight, bias=bias), ["space_to_depth"], inputs)
-    wide = (stride, stride) if isinstance(stride, int) else stride
-    apart = kernel == wide and padding == (0, 0)
-    assert done.matches == {"space_to_depth": not apart}
-    if not apart:
-        (node,) = [node for node in done.module.graph.nodes if "space_to_depth" in str(node.target)]
-        images = node.meta["val"]
-        assert images.shape[1] % 8 == 0 and images.dtype == dtype
-        assert not any("_to_copy" in one for one in operators(done))
-        (conv,) = [node for node in done.module.graph.nodes if "conv2d" in str(node.target)]
-        assert images.shape[1] * conv.args[1].meta["val"].shape[3] % 64 == 0
+    assert done.matches == {"space_to_depth": 1}
+    (node,) = [node for node in done.module.graph.nodes if "space_to_depth" in str(node.target)]
+    images = node.meta["val"]
+    assert images.shape[1] % 8 == 0 and images.dtype == dtype
+    assert not any("_to_copy" in one for one in operators(done))
+    (conv,) = [node for node in done.module.graph.nodes if "conv2d" in str(node.target)]
+    filters = conv.args[1].meta["val"]
+    assert images.shape[1] * filters.shape[3] % 64 == 0 or filters.shape[2:] == (1, 1)
     size = functional.conv2d(x.abs().double(), weight.abs().double(), bias.abs().double(), stride, padding)
     assert ((after.double() - before.double()).abs() <= 4 * torch.finfo(dtype).eps * size).all()
 
@@ -58,7 +57,6 @@ def test_the_same_pixels_are_seen(data: st.DataObject) -> None:
         lambda m, x: functional.conv2d(x, m.weight, None, (1, 2)),
         lambda m, x: functional.conv2d(x, m.weight, None, 2, 0, 2),
         lambda m, x: functional.conv2d(x, m.weight[:3, :1], None, 2, 0, 1, 3),
-        lambda m, x: functional.conv2d(x, m.weight, None, 3),
         lambda m, x: functional.conv2d(torch.cat([x, x], 1), m.wide, None, 2),
         lambda m, x: functional.conv2d(x, x[:1, :, :3, :3], None, 2),
     ],
@@ -66,6 +64,19 @@ def test_the_same_pixels_are_seen(data: st.DataObject) -> None:
 def test_other_convolutions_stay(function: Any) -> None:
     done = simplify(program_of(function, X, weight=WEIGHT, wide=torch.randn(5, 6, 3, 3)), [*EXACT, SPACE_TO_DEPTH])
     assert done.matches["space_to_depth"] == 0 and not any("autotune_native" in one for one in operators(done))
+
+
+@pytest.mark.parametrize(("side", "channels"), [(16, 768), (4, 48), (3, 32)])
+def test_patches_become_a_product_of_as_many_elements_as_they_have(side: int, channels: int) -> None:
+    weight, x = torch.randn(8, 3, side, side).half(), torch.randn(2, 3, 2 * side + 1, 3 * side)
+    program = program_of(lambda m, x: functional.conv2d(x.half(), m.weight, None, side), x, weight=weight)
+    done, before, after = fused(program, ["space_to_depth", "conv_act"], x)
+    (site,) = [site for site in sites(done.module, channels_last=True) if site.operator == "conv2d"]
+    assert site.problem is not None
+    assert (site.problem.m, site.problem.k, site.problem.window) == (12, channels, None)
+    assert not any("_to_copy" in one for one in operators(done)) and reads_any_layout(done.module)
+    size = 3 * side**2
+    torch.testing.assert_close(after, before, rtol=2e-3, atol=2e-3 * size**0.5)
 
 
 def test_a_cast_that_others_read_stays() -> None:

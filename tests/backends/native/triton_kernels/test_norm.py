@@ -25,7 +25,7 @@ def drawn(seed: int) -> NormShape:
     return NormShape(
         rows=draw.choice([1, 3, 17, draw.randint(1, 60)]), columns=columns, dtype=dtype, weight=vectors[0],
         bias=vectors[1], eps=draw.choice([1e-5, 1e-12, 1e-3]), kind=draw.choice(KINDS), residual=residual,
-        total=residual and draw.random() < 0.7,
+        total=residual and draw.random() < 0.7, output=draw.choice([None, *DTYPES]),
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def buffers(shape: NormShape, seed: int, device: str = "cpu") -> dict[str, Any]:
         made["residual"] = torch.randn(size).to(TYPES[shape.dtype])
     if shape.total:
         made["total"] = torch.full(size, float("nan"), dtype=TYPES[shape.dtype])
-    made["out"] = torch.full(size, float("nan"), dtype=TYPES[shape.dtype])
+    made["out"] = torch.full(size, float("nan"), dtype=TYPES[shape.output or shape.dtype])
     return {name: tensor.to(device) for name, tensor in made.items()}
 
 
@@ -62,7 +62,7 @@ def check(shape: NormShape, found: dict[str, Any]) -> None:
     spread = (wide.var(-1, unbiased=False, keepdim=True) + shape.eps).sqrt() if shape.kind == "layer" else 1.0
     sizes = wide.abs().amax(-1, keepdim=True) / spread if shape.kind == "layer" else expected.abs()
     scale = (sizes if weight is None else sizes * weight.abs()) + expected.abs() + (0 if bias is None else bias.abs())
-    bound = torch.finfo(TYPES[shape.dtype]).eps * expected.abs() + 16 * 2**-24 * scale + 1e-7
+    bound = torch.finfo(TYPES[shape.output or shape.dtype]).eps * expected.abs() + 16 * 2**-24 * scale + 1e-7
     worst = ((found["out"].double() - expected).abs() / bound).max()
     assert worst <= 1, f"{shape}: {worst} times the bound"
 

@@ -28,12 +28,13 @@ def program(*steps: list[Any], dtype: str = "float32") -> str:
     return canonical({"dtype": dtype, "steps": list(steps)})
 
 
-def planned(text: str, inputs: list[Tensor]) -> LaunchPlan:
+def planned(text: str, inputs: list[Tensor], *, programmatic_launch: bool = False) -> LaunchPlan:
     layouts = [
         InputLayout(shape=tuple(one.shape), strides=one.stride(), dtype=str(one.dtype).removeprefix("torch."))
         for one in inputs
     ]
-    return plan(text, layouts, torch.broadcast_shapes(*(one.shape for one in inputs)))
+    shape = torch.broadcast_shapes(*(one.shape for one in inputs))
+    return plan(text, layouts, shape, programmatic_launch=programmatic_launch)
 
 
 def computed(cases: list[tuple[str, list[Tensor]]], folder: Path) -> list[Tensor]:
@@ -141,14 +142,16 @@ def test_neighbouring_dimensions_are_merged_and_repeated_ones_not_read() -> None
     assert unread.buffers == ("in1", "out") and "(at // 512)," in unread.sources[0].code
 
 
-def test_all_of_it_compiles(tmp_path: Path) -> None:
+@pytest.mark.parametrize("programmatic_launch", [False, True])
+def test_all_of_it_compiles(programmatic_launch: bool, tmp_path: Path) -> None:
     steps = [[name, *operands(name, random.Random(1))] for name in OPERATORS]
     numbers = [["pow", {"in": 0}, exponent] for exponent in (11, -0.3)]
     chain = [["add", {"step": i}, {"step": i + 1}] for i in range(len(steps) + 1)]
-    made = planned(program(*steps, *numbers, *chain, dtype="bfloat16"), [torch.zeros(7, 40), torch.zeros(40)])
-    compiler = TritonCompiler(version="3.9.0", capability=(9, 0))
-    (found,) = TritonCache(tmp_path).compile(compiler, made.sources)
-    assert isinstance(found, CompiledCubin), found
+    text, inputs = program(*steps, *numbers, *chain, dtype="bfloat16"), [torch.zeros(7, 40), torch.zeros(40)]
+    sources = planned(text, inputs, programmatic_launch=programmatic_launch).sources
+    (kernel,) = TritonCache(tmp_path).compile(TritonCompiler(version="3.9.0", capability=(9, 0)), sources)
+    assert isinstance(kernel, CompiledCubin), kernel
+    assert kernel.read()[0].programmatic_launch == programmatic_launch
 
 
 @pytest.mark.parametrize(

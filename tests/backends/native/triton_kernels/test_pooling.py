@@ -34,13 +34,22 @@ def drawn(seed: int, *, programmatic_launch: bool = False) -> tuple[PoolShape, T
     dtype = draw.choice(["fp16", "fp32"])
     x = torch.randn(draw.randint(1, 3), window.channels, window.height, window.width).to(TYPES[dtype])
     x[0, 0, 4, 4] = math.nan
-    shape = PoolShape(images=len(x), window=window, dtype=dtype, programmatic_launch=programmatic_launch)  # type: ignore[arg-type]
+    output = draw.choice([None, "fp16", "fp32"])
+    shape = PoolShape(
+        images=len(x), window=window, dtype=dtype, output=output, programmatic_launch=programmatic_launch,  # type: ignore[arg-type]
+    )  # fmt: skip
     return shape, x.to(memory_format=torch.channels_last)
+
+
+def written(shape: PoolShape) -> torch.dtype:
+    return TYPES[shape.output or shape.dtype]
 
 
 def largest(shape: PoolShape, x: Tensor) -> Tensor:
     window = shape.window
-    return functional.max_pool2d(x.float(), window.kernel, window.stride, window.padding, window.dilation).to(x.dtype)
+    return functional.max_pool2d(x.float(), window.kernel, window.stride, window.padding, window.dilation).to(
+        written(shape)
+    )
 
 
 def orders(shape: PoolShape, x: Tensor) -> list[tuple[LaunchPlan, dict[str, Any], Tensor]]:
@@ -51,7 +60,7 @@ def orders(shape: PoolShape, x: Tensor) -> list[tuple[LaunchPlan, dict[str, Any]
         (max_pool(shape), x, largest(shape, x)),
         (mean_pool(shape), known, known.double().mean((2, 3), keepdim=True)),
     ):
-        out = torch.full(right.shape, math.nan, dtype=x.dtype).to(memory_format=torch.channels_last)
+        out = torch.full(right.shape, math.nan, dtype=written(shape)).to(memory_format=torch.channels_last)
         found.append((plan, {"x": given, "out": out}, right))
     return found
 
@@ -73,7 +82,13 @@ def test_random_windows_equal_torchs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "why"),
-    [({"dtype": "int8"}, "fp16"), ({"images": 0}, "65535"), ({"images": 65000}, "elements"), ({"kernel": 9}, "64")],
+    [
+        ({"dtype": "int8"}, "fp16"),
+        ({"output": "int8"}, "fp16"),
+        ({"images": 0}, "65535"),
+        ({"images": 65000}, "elements"),
+        ({"kernel": 9}, "64"),
+    ],
 )
 def test_what_no_kernel_computes_is_refused(change: dict[str, Any], why: str) -> None:
     kernel = change.pop("kernel", 3)
