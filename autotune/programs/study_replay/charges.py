@@ -6,7 +6,7 @@ from statistics import median
 
 from autotune import registry
 from autotune.programs.study_replay.machine import Hold, Machine, MachineStage
-from autotune.programs.study_replay.recording import RecordedStudy, RecordedTrial
+from autotune.programs.study_replay.recording import RecordedStudy, ClockedTrial
 from autotune.records.configuration import Configuration
 
 START_S, END_S = 0.8, 0.1
@@ -94,7 +94,7 @@ class StudyCharges:
         item = self._trials.get(configuration)
         return self.of(configuration).build_s if item is None else item.trial.build_s or 0.0
 
-    def _alone_s(self, batch: Sequence[RecordedTrial], beside_cores: float) -> dict[Configuration, float]:
+    def _alone_s(self, batch: Sequence[ClockedTrial], beside_cores: float) -> dict[Configuration, float]:
         """Return the seconds of a batch's builds alone, such that together they take the recorded ones."""
         recorded_s = {item.trial.configuration: item.trial.build_s or 0.0 for item in batch}
         alone_s = dict(recorded_s)
@@ -114,7 +114,7 @@ class StudyCharges:
     def _cores(self, build_s: float) -> float:
         return self.build_cores if build_s > SMALL_S else 1.0
 
-    def _charge(self, item: RecordedTrial, *, assumed: bool) -> TrialCharge:
+    def _charge(self, item: ClockedTrial, *, assumed: bool) -> TrialCharge:
         trial = item.trial
         return TrialCharge(
             build_s=self._build_s[trial.configuration], turn_s=self._turn_s(item),
@@ -122,7 +122,7 @@ class StudyCharges:
             assumed=assumed,
         )  # fmt: skip
 
-    def _turn_s(self, item: RecordedTrial) -> float:
+    def _turn_s(self, item: ClockedTrial) -> float:
         """Return the seconds of a turn besides its samples; of the first in a batch those of other early loads."""
         if item.turn_s is not None:
             return max(0.0, item.turn_s - item.sampled_s)
@@ -157,13 +157,14 @@ class StudyCharges:
 
     def turn(self, configuration: Configuration, *, loaded: bool) -> list[MachineStage]:
         """Return the stages of a candidate's turn on the device, which it has alone."""
-        charge = self.of(configuration)
-        rest_s = charge.turn_s
-        start_s = 0.0 if loaded else min(START_S, rest_s)
-        check_s = min(CHECK_S, rest_s - start_s)
-        end_s = min(END_S, rest_s - start_s - check_s)
-        load_s = rest_s - start_s - check_s - end_s
-        if loaded:
+        charge, late = self.of(configuration), loads_late(configuration)
+        start_s = min(START_S, charge.turn_s) if late or not loaded else 0.0
+        check_s = min(CHECK_S, charge.turn_s - start_s)
+        end_s = min(END_S, charge.turn_s - start_s - check_s)
+        load_s = charge.turn_s - start_s - check_s - end_s
+        if loaded and late:  # it has begun early, up to the part that times kernels
+            start_s, load_s = 0.0, max(0.0, load_s - LOAD_S)
+        elif loaded:
             check_s, load_s = check_s + load_s, 0.0
         return [
             MachineStage(name="starting", seconds=start_s),
@@ -196,7 +197,7 @@ class StudyCharges:
 
 
 def loads_late(configuration: Configuration) -> bool:
-    """Return whether a candidate loads in its turn, because its backend times kernels while it loads."""
+    """Return whether a candidate has loaded in its turn when it was recorded: its backend times kernels meanwhile."""
     return registry.backend(configuration.backend).times_kernels_at_load(configuration)
 
 
