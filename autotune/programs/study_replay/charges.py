@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import median
 
 from autotune import registry
-from autotune.programs.study_replay.machine import Hold, Machine, Stage
-from autotune.programs.study_replay.recording import RecordedStudy, RecordedTrial
+from autotune.programs.study_replay.machine import Hold, Machine, MachineStage
+from autotune.programs.study_replay.recording import RecordedStudy, ClockedTrial
 from autotune.records.configuration import Configuration
 
 START_S, END_S = 0.8, 0.1
@@ -70,8 +70,8 @@ class StudyCharges:
     def of(self, configuration: Configuration) -> TrialCharge:
         """Return the charge of a configuration.
 
-        One that the recording lacks is charged with the medians of its backend, and has the latency of the recorded
-        configuration that differs in the fewest parameters.
+        One that the recording lacks is charged with the medians of its backend (of its turn, those that load at the
+        same time), and has the latency of the recorded configuration that differs in the fewest parameters.
         """
         item = self._trials.get(configuration)
         if item is not None:
@@ -80,8 +80,10 @@ class StudyCharges:
         same = same or list(self._trials.values())
         nearest = min(same, key=lambda other: _distance(other.trial.configuration, configuration))
         charges = [self._charge(other, assumed=True) for other in same]
+        late = loads_late(configuration)
+        alike = [other for other in same if loads_late(other.trial.configuration) == late] or same
         return TrialCharge(
-            build_s=median(charge.build_s for charge in charges), turn_s=median(charge.turn_s for charge in charges),
+            build_s=median(charge.build_s for charge in charges), turn_s=median(map(self._turn_s, alike)),
             sampled_s=median(charge.sampled_s for charge in charges),
             latency_ms=self._charge(nearest, assumed=True).latency_ms,
             signal_error=nearest.trial.signal_error or 0.0, assumed=True,
@@ -92,15 +94,15 @@ class StudyCharges:
         item = self._trials.get(configuration)
         return self.of(configuration).build_s if item is None else item.trial.build_s or 0.0
 
-    def _alone_s(self, batch: Sequence[RecordedTrial], beside_cores: float) -> dict[Configuration, float]:
+    def _alone_s(self, batch: Sequence[ClockedTrial], beside_cores: float) -> dict[Configuration, float]:
         """Return the seconds of a batch's builds alone, such that together they take the recorded ones."""
         recorded_s = {item.trial.configuration: item.trial.build_s or 0.0 for item in batch}
         alone_s = dict(recorded_s)
         for _ in range(CORRECTIONS):
             machine = Machine(self.recording.device.cores)
-            machine.add([Stage(name="build", seconds=2 * max(recorded_s.values()), cores=beside_cores)])
+            machine.add([MachineStage(name="build", seconds=2 * max(recorded_s.values()), cores=beside_cores)])
             steps = {
-                configuration: machine.add([Stage(name="build", seconds=seconds, cores=self._cores(seconds))])
+                configuration: machine.add([MachineStage(name="build", seconds=seconds, cores=self._cores(seconds))])
                 for configuration, seconds in alone_s.items() if seconds > 0
             }  # fmt: skip
             machine.wait(lambda steps=steps: all(step.done for step in steps.values()))  # type: ignore[misc]
@@ -112,7 +114,7 @@ class StudyCharges:
     def _cores(self, build_s: float) -> float:
         return self.build_cores if build_s > SMALL_S else 1.0
 
-    def _charge(self, item: RecordedTrial, *, assumed: bool) -> TrialCharge:
+    def _charge(self, item: ClockedTrial, *, assumed: bool) -> TrialCharge:
         trial = item.trial
         return TrialCharge(
             build_s=self._build_s[trial.configuration], turn_s=self._turn_s(item),
@@ -120,7 +122,7 @@ class StudyCharges:
             assumed=assumed,
         )  # fmt: skip
 
-    def _turn_s(self, item: RecordedTrial) -> float:
+    def _turn_s(self, item: ClockedTrial) -> float:
         """Return the seconds of a turn besides its samples; of the first in a batch those of other early loads."""
         if item.turn_s is not None:
             return max(0.0, item.turn_s - item.sampled_s)
@@ -133,7 +135,7 @@ class StudyCharges:
 
     # Steps
 
-    def build(self, configuration: Configuration, *, first: bool) -> list[Stage]:
+    def build(self, configuration: Configuration, *, first: bool) -> list[MachineStage]:
         """Return the stages of a build; the first builds of a study wait until their modules are imported."""
         start_s = self._first_start_s if first else START_S
         hold: Hold = "none"
@@ -141,39 +143,47 @@ class StudyCharges:
             hold = "exclusive" if registry.builds_alone(configuration) else "shared"
         seconds = self.of(configuration).build_s
         return [
-            Stage(name="starting", seconds=start_s, cores=0.0),
-            Stage(name="build", seconds=seconds, cores=self._cores(seconds), hold=hold),
-            Stage(name="ending", seconds=END_S, cores=0.0),
+            MachineStage(name="starting", seconds=start_s, cores=0.0),
+            MachineStage(name="build", seconds=seconds, cores=self._cores(seconds), hold=hold),
+            MachineStage(name="ending", seconds=END_S, cores=0.0),
         ]
 
-    def early_load(self) -> list[Stage]:
+    def early_load(self) -> list[MachineStage]:
         """Return the stages of a load beside builds."""
-        return [Stage(name="starting", seconds=START_S), Stage(name="load", seconds=LOAD_S, hold="shared")]
+        return [
+            MachineStage(name="starting", seconds=START_S),
+            MachineStage(name="load", seconds=LOAD_S, hold="shared"),
+        ]
 
-    def turn(self, configuration: Configuration, *, loaded: bool) -> list[Stage]:
+    def turn(self, configuration: Configuration, *, loaded: bool) -> list[MachineStage]:
         """Return the stages of a candidate's turn on the device, which it has alone."""
-        charge = self.of(configuration)
-        rest_s = charge.turn_s
-        start_s = 0.0 if loaded else min(START_S, rest_s)
-        check_s = min(CHECK_S, rest_s - start_s)
-        end_s = min(END_S, rest_s - start_s - check_s)
-        load_s = rest_s - start_s - check_s - end_s
-        if loaded:
+        charge, late = self.of(configuration), loads_late(configuration)
+        start_s = min(START_S, charge.turn_s) if late or not loaded else 0.0
+        check_s = min(CHECK_S, charge.turn_s - start_s)
+        end_s = min(END_S, charge.turn_s - start_s - check_s)
+        load_s = charge.turn_s - start_s - check_s - end_s
+        if loaded and late:  # it has begun early, up to the part that times kernels
+            start_s, load_s = 0.0, max(0.0, load_s - LOAD_S)
+        elif loaded:
             check_s, load_s = check_s + load_s, 0.0
         return [
-            Stage(name="starting", seconds=start_s), Stage(name="load", seconds=load_s, hold="exclusive"),
-            Stage(name="check", seconds=check_s, hold="exclusive"),
-            Stage(name="measure", seconds=charge.sampled_s, hold="exclusive"),
-            Stage(name="ending", seconds=end_s, cores=0.0),
+            MachineStage(name="starting", seconds=start_s),
+            MachineStage(name="load", seconds=load_s, hold="exclusive"),
+            MachineStage(name="check", seconds=check_s, hold="exclusive"),
+            MachineStage(name="measure", seconds=charge.sampled_s, hold="exclusive"),
+            MachineStage(name="ending", seconds=end_s, cores=0.0),
         ]  # fmt: skip
 
-    def reference(self) -> list[Stage]:
+    def reference(self) -> list[MachineStage]:
         """Return the stages of the reference, which is computed before the first batch."""
         whole_s = self.recording.batches[0][0].begun_s
         start_s = min(START_S, whole_s)
-        return [Stage(name="starting", seconds=start_s), Stage(name="check", seconds=whole_s - start_s, hold="shared")]
+        return [
+            MachineStage(name="starting", seconds=start_s),
+            MachineStage(name="check", seconds=whole_s - start_s, hold="shared"),
+        ]
 
-    def problems(self) -> list[Stage]:
+    def problems(self) -> list[MachineStage]:
         """Return the stages of the search for the kernel problems of one graph.
 
         Its seconds are those between the first batch and the second, in which the graphs of that batch are searched.
@@ -183,11 +193,11 @@ class StudyCharges:
         if len(batches) > 1:
             first = batches[0]
             gap_s = batches[1][0].begun_s - first[0].begun_s - first[-1].ended_s
-        return [Stage(name="build", seconds=max(0.5, gap_s), cores=PROBLEM_CORES)]
+        return [MachineStage(name="build", seconds=max(0.5, gap_s), cores=PROBLEM_CORES)]
 
 
 def loads_late(configuration: Configuration) -> bool:
-    """Return whether a candidate loads in its turn, because its backend times kernels while it loads."""
+    """Return whether a candidate has loaded in its turn when it was recorded: its backend times kernels meanwhile."""
     return registry.backend(configuration.backend).times_kernels_at_load(configuration)
 
 

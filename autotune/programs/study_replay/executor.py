@@ -13,7 +13,7 @@ from autotune.execute.server import WorkerServer
 from autotune.execute.step_result import StepResult
 from autotune.execute.timing import TimeSplit
 from autotune.programs.study_replay.charges import StudyCharges
-from autotune.programs.study_replay.machine import Machine, Step
+from autotune.programs.study_replay.machine import Machine, MachineStep
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -35,7 +35,9 @@ class NoServer:
 class ReplayLoad(EarlyLoad):
     """A candidate that loads on the simulated host, until it is its turn."""
 
-    def __init__(self, step: Step, turn: Callable[[float | None], StepResult[MeasureAnswer]], machine: Machine) -> None:
+    def __init__(
+        self, step: MachineStep, turn: Callable[[float | None], StepResult[MeasureAnswer]], machine: Machine
+    ) -> None:
         self._step, self._take_turn, self._machine = step, turn, machine
 
     def measure(self, abandon_ms: float | None) -> StepResult[MeasureAnswer]:

@@ -19,7 +19,7 @@ from autotune.kernels.timing import TimingLimits
 from autotune.kernels.work import Compiled
 from autotune.programs.kernel_replay.simulated import SimulatedClock, SimulatedCosts, SimulatedKernels, SimulatedTimes
 from autotune.programs.study_replay.charges import StudyCharges
-from autotune.programs.study_replay.machine import Machine, Stage, Step, Strand
+from autotune.programs.study_replay.machine import Machine, MachineStage, MachineStep, Strand
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
@@ -34,7 +34,7 @@ RATES_S = 1.2
 
 @dataclass(slots=True, kw_only=True)
 class KernelHost:
-    """What the kernel executors of one study share: the machine, the costs, the cache, and the length of a job.
+    """The state that the kernel executors of one study share: machine, costs, cache, and the length of the last job.
 
     ``reached_us`` is the time of the fastest kernel that was timed for each problem, ``timed`` the number of timings.
     """
@@ -66,7 +66,7 @@ class ReplayKernelExecutor(SimulatedKernels):
         """Return the rates of an H200; the first call takes time."""
         if not self._host.rates_known:
             self._host.rates_known = True
-            self._spans += self._host.machine.run([Stage(name="load", seconds=RATES_S)]).spans
+            self._spans += self._host.machine.run([MachineStage(name="load", seconds=RATES_S)]).spans
         return super().rates(tell)
 
     def compile(
@@ -80,7 +80,7 @@ class ReplayKernelExecutor(SimulatedKernels):
     def _charge(self, seconds: float) -> None:
         """Let a session, or a candidate in it, have the device alone."""
         begins = seconds == self._costs.session_s
-        stage = Stage(name="load" if begins else "measure", seconds=seconds, hold="exclusive")
+        stage = MachineStage(name="load" if begins else "measure", seconds=seconds, hold="exclusive")
         self._spans += self._host.machine.run([stage]).spans
 
     def time(
@@ -104,7 +104,7 @@ class ReplayJob:
 
     def __init__(self, machine: Machine, results: Compiled) -> None:
         self._machine, self._results = machine, results
-        self.step: Step | None = None
+        self.step: MachineStep | None = None
 
     @property
     def done(self) -> bool:
@@ -150,7 +150,9 @@ class ReplayPool:
         while self._free and self._waiting:
             job, seconds = self._waiting.pop(0)
             self._free -= 1
-            job.step = self._host.machine.add([Stage(name="build", seconds=seconds)], functools.partial(self._end, job))
+            job.step = self._host.machine.add(
+                [MachineStage(name="build", seconds=seconds)], functools.partial(self._end, job)
+            )
 
     def _end(self, job: ReplayJob) -> None:
         assert job.step is not None  # it has begun

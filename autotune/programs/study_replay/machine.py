@@ -1,4 +1,4 @@
-"""A simulated host with one device, on which steps take seconds of simulated time: Machine, Stage, Step.
+"""A simulated host with one device, on which steps take seconds of simulated time: Machine, MachineStage, MachineStep.
 
 The cores are shared: if steps could use more cores than there are, all of them slow down in the same proportion. The
 device has one lock, as :mod:`autotune.measure.lock` describes it: shared or exclusive, and the first to wait is next.
@@ -20,7 +20,7 @@ SOON_S = 1e-9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stage:
+class MachineStage:
     """A part of a step: its name as steps report it, its seconds if nothing slows it down, and what it occupies.
 
     ``cores`` is the number of cores that it can use; a stage with none is never slowed down. A lock that two
@@ -33,10 +33,10 @@ class Stage:
     hold: Hold = "none"
 
 
-class Step:
+class MachineStep:
     """A running step. ``spans`` are the stages so far, as a step reports them; ``then`` is called at its end."""
 
-    def __init__(self, machine: "Machine", stages: Sequence[Stage], then: Callable[[], None] | None) -> None:
+    def __init__(self, machine: "Machine", stages: Sequence[MachineStage], then: Callable[[], None] | None) -> None:
         self._machine, self._stages, self._then = machine, list(stages), then
         self._left_s, self._since_s = 0.0, machine()
         self.begin_s = machine()
@@ -50,7 +50,7 @@ class Step:
         return self.end_s is not None
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> MachineStage:
         """The stage that it is in, or that it waits for the device to begin."""
         return self._stages[0]
 
@@ -106,8 +106,8 @@ class Machine:
 
     def __init__(self, cores: float) -> None:
         self._cores, self._now_s = cores, 0.0
-        self._steps: list[Step] = []
-        self._queue: list[Step] = []
+        self._steps: list[MachineStep] = []
+        self._queue: list[MachineStep] = []
         self._strands: list[Strand[object]] = []
         self.idle_s = self.crowded_s = 0.0
 
@@ -115,10 +115,10 @@ class Machine:
         """Return the seconds that have passed."""
         return self._now_s
 
-    def add(self, stages: Sequence[Stage], then: Callable[[], None] | None = None) -> Step:
+    def add(self, stages: Sequence[MachineStage], then: Callable[[], None] | None = None) -> MachineStep:
         """Begin a step; stages without seconds are left out, except for the last one."""
         kept = [stage for stage in stages if stage.seconds > 0] or list(stages[-1:])
-        step = Step(self, kept, then)
+        step = MachineStep(self, kept, then)
         self._steps.append(step)
         if step.waits:
             self._queue.append(step)
@@ -126,7 +126,7 @@ class Machine:
             step.begin_stage("none")
         return step
 
-    def run(self, stages: Sequence[Stage]) -> Step:
+    def run(self, stages: Sequence[MachineStage]) -> MachineStep:
         """Begin a step, and wait for its end."""
         step = self.add(stages)
         self.wait(lambda: step.done)
@@ -135,7 +135,7 @@ class Machine:
     def sleep(self, seconds: float) -> None:
         """Let time pass."""
         if seconds > 0:
-            self.run([Stage(name="between", seconds=seconds, cores=0.0)])
+            self.run([MachineStage(name="between", seconds=seconds, cores=0.0)])
 
     def spawn(self, work: Callable[[], Returned]) -> "Strand[Returned]":
         """Begin work that waits by :meth:`wait` too, in a thread that never runs beside another of the simulation."""

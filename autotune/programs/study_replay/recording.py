@@ -24,8 +24,8 @@ TOGETHER_S = 3.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RecordedTrial:
-    """A trial; the seconds after the study's row was written at which it began, and those of search at its end.
+class ClockedTrial:
+    """A trial with its moments: the seconds after the study's row was written at which it began, and those of search at its end.
 
     ``turn_s`` are the seconds since the end of the trial before it in its batch, ``None`` for the first of a batch.
     ``sampled_s`` are those of its warm-up and its samples.
@@ -49,13 +49,13 @@ class RecordedStudy:
     row: StudyRow
     workload: Workload
     device: Device
-    batches: tuple[tuple[RecordedTrial, ...], ...]
+    batches: tuple[tuple[ClockedTrial, ...], ...]
     problems: Mapping[GemmProblem, int]
     before_s: float
     after_s: float
 
     @property
-    def trials(self) -> tuple[RecordedTrial, ...]:
+    def trials(self) -> tuple[ClockedTrial, ...]:
         """All its trials in their order."""
         return tuple(itertools.chain(*self.batches))
 
@@ -150,10 +150,10 @@ def _with_features(workload: Workload, tried: Sequence[Configuration]) -> Worklo
     return replace(workload, features=tuple(map(counted, workload.features)))
 
 
-def _trials(row: StudyRow, batch: Sequence[TravellingTrial], sampled_s: Mapping[str, float]) -> Sequence[RecordedTrial]:
+def _trials(row: StudyRow, batch: Sequence[TravellingTrial], sampled_s: Mapping[str, float]) -> Sequence[ClockedTrial]:
     before: list[float | None] = [None, *(row.ended_s[item.trial.uid] for item in batch)]
     return [
-        RecordedTrial(
+        ClockedTrial(
             trial=item.trial, begun_s=_since_s(row.created, item.created), ended_s=row.ended_s[item.trial.uid],
             turn_s=None if earlier_s is None else row.ended_s[item.trial.uid] - earlier_s,
             sampled_s=sampled_s.get(item.trial.uid, 0.0),

@@ -20,7 +20,7 @@ from autotune.programs.kernel_replay.simulated import SimulatedCosts, SimulatedT
 from autotune.programs.study_replay.charges import StudyCharges
 from autotune.programs.study_replay.executor import ReplayExecutor
 from autotune.programs.study_replay.kernels import KernelHost, ReplayKernels
-from autotune.programs.study_replay.machine import Machine, Stage
+from autotune.programs.study_replay.machine import Machine, MachineStage
 from autotune.programs.study_replay.recording import RecordedStudy
 from autotune.progress import Silent
 from autotune.records.canonical import digest
@@ -236,11 +236,11 @@ def _loss(host: KernelHost, best_us: Mapping[GemmProblem, float], weights: Mappi
     return reached / math.fsum(weights[problem] * best_us[problem] for problem in counted) - 1
 
 
-def _capture(seconds: float) -> list[Stage]:
+def _capture(seconds: float) -> list[MachineStage]:
     start_s = min(BEFORE_S, seconds)
-    return [Stage(name="starting", seconds=start_s), Stage(name="build", seconds=seconds - start_s)]
+    return [MachineStage(name="starting", seconds=start_s), MachineStage(name="build", seconds=seconds - start_s)]
 
 
-def _finals(seconds: float) -> list[Stage]:
+def _finals(seconds: float) -> list[MachineStage]:
     sampling_s = FINALS_SAMPLING * seconds
-    return [Stage(name="load", seconds=seconds - sampling_s), Stage(name="measure", seconds=sampling_s)]
+    return [MachineStage(name="load", seconds=seconds - sampling_s), MachineStage(name="measure", seconds=sampling_s)]

@@ -3,11 +3,11 @@
 import pytest
 
 from autotune.execute.session import QUEUED
-from autotune.programs.study_replay.machine import Machine, Stage
+from autotune.programs.study_replay.machine import Machine, MachineStage
 
 
 def build(seconds, cores=1.0, hold="none"):
-    return Stage(name="build", seconds=seconds, cores=cores, hold=hold)
+    return MachineStage(name="build", seconds=seconds, cores=cores, hold=hold)
 
 
 def test_steps_that_fit_beside_each_other_take_their_own_time():
@@ -20,7 +20,7 @@ def test_steps_that_fit_beside_each_other_take_their_own_time():
 def test_steps_that_want_more_cores_than_there_are_slow_down_together():
     machine = Machine(4)
     steps = [machine.add([build(3.0, cores=4.0)]), machine.add([build(6.0, cores=4.0)])]
-    sleeping = machine.add([Stage(name="between", seconds=1.0, cores=0.0)])
+    sleeping = machine.add([MachineStage(name="between", seconds=1.0, cores=0.0)])
     machine.wait(lambda: all(step.done for step in steps))
     assert sleeping.end_s == pytest.approx(1.0), "a step without a core is not slowed down"
     assert [step.end_s for step in steps] == pytest.approx([6.0, 9.0])
@@ -42,24 +42,25 @@ def test_a_lock_is_held_from_stage_to_stage_and_given_back_before_the_end():
     machine = Machine(16)
     turn = machine.add(
         [
-            Stage(name="check", seconds=1.0, hold="exclusive"), Stage(name="measure", seconds=2.0, hold="exclusive"),
-            Stage(name="ending", seconds=5.0),
+            MachineStage(name="check", seconds=1.0, hold="exclusive"),
+            MachineStage(name="measure", seconds=2.0, hold="exclusive"),
+            MachineStage(name="ending", seconds=5.0),
         ]
     )  # fmt: skip
-    other = machine.add([Stage(name="check", seconds=1.0, hold="exclusive")])
+    other = machine.add([MachineStage(name="check", seconds=1.0, hold="exclusive")])
     machine.wait(lambda: turn.done)
     assert other.end_s == 4.0 and turn.end_s == 8.0
 
 
 def test_the_device_is_idle_while_something_is_built_and_nothing_has_it_alone():
     machine = Machine(16)
-    building = machine.add([Stage(name="starting", seconds=1.0), build(9.0, hold="shared")])
+    building = machine.add([MachineStage(name="starting", seconds=1.0), build(9.0, hold="shared")])
     machine.wait(lambda: building.done)
     assert machine.idle_s == 10.0
     machine.sleep(5.0)
     assert machine.idle_s == 10.0
     machine.add([build(4.0)])
-    machine.run([Stage(name="measure", seconds=3.0, hold="exclusive")])
+    machine.run([MachineStage(name="measure", seconds=3.0, hold="exclusive")])
     assert machine.idle_s == 10.0
     machine.sleep(2.0)
     assert machine.idle_s == 11.0 and machine() == 20.0

@@ -73,6 +73,8 @@ def test_a_recorded_configuration_is_charged_with_its_own_seconds_and_another_wi
     assert assumed.assumed and assumed.latency_ms in {other.trial.latency_ms for other in vit.trials}
     native = sorted(other.trial.build_s for other in vit.trials if other.trial.configuration.backend == "native")
     assert native[0] < assumed.build_s < native[-1]
+    late = charges.of(Configuration.of("native", {**dict(unknown.values), "cudnn_benchmark": True}))
+    assert late.assumed and late.turn_s > assumed.turn_s, "only cuDNN's benchmark loads in the turn"
 
 
 def test_a_turn_with_a_late_load_has_the_device_alone_for_it(vit):
