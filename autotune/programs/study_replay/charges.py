@@ -6,7 +6,7 @@ from statistics import median
 
 from autotune import registry
 from autotune.programs.study_replay.machine import Hold, Machine, MachineStage
-from autotune.programs.study_replay.recording import RecordedStudy, ClockedTrial
+from autotune.programs.study_replay.recording import ClockedTrial, RecordedStudy
 from autotune.records.configuration import Configuration
 
 START_S, END_S = 0.8, 0.1
