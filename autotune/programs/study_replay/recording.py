@@ -25,7 +25,7 @@ TOGETHER_S = 3.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClockedTrial:
-    """A trial with its moments: the seconds after the study's row was written at which it began, and those of search at its end.
+    """A trial with its moments: the seconds from the study's row to its begin, and those of search at its end.
 
     ``turn_s`` are the seconds since the end of the trial before it in its batch, ``None`` for the first of a batch.
     ``sampled_s`` are those of its warm-up and its samples.
