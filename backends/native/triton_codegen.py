@@ -19,7 +19,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import Argument
 
 from autotune import environment
-from autotune.backends.native.graph import value
+from autotune.backends.native.graph import is_view, value
 from autotune.backends.native.native_kernels import SMS_OF_H200
 from autotune.backends.native.native_record import PlanEntry
 from autotune.backends.native.refusals import refuse
@@ -235,7 +235,9 @@ def _depthwise_shape(
     given, filters = value(x), value(weight)
     if given is None or filters is None or not {given.dtype, filters.dtype} <= set(DTYPES) or not given.numel():
         raise ValueError("its images are empty, or of a type that kernels do not read")
-    images = _as_channels_last(given) if channels_last else given
+    # rows of a tensor of three dimensions lie as they were captured: channels last concerns images
+    is_row = is_view(x) and (source := value(x.args[0])) is not None and source.dim() < len(NHWC)
+    images = _as_channels_last(given) if channels_last and not is_row else given
     is_last = not images.is_contiguous()
     if is_last and not images.is_contiguous(memory_format=torch.channels_last):
         raise ValueError("its images have gaps in memory, or another order of dimensions")

@@ -212,6 +212,20 @@ def test_kernels_in_their_places_answer_like_the_operators(
         assert after.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("kind", INPUTS)
+def test_every_kernel_compiles_with_programmatic_launch(
+    kind: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    graph, _ = fused(kind, torch.float16)
+    record = compile_triton_sites(graph, HOPPER, tmp_path, channels_last=True, programmatic_launch=True)
+    assert record and all(packed.plans for packed in record.values()), record
+    launches = [json.loads(path.read_text())["early"] for path in (tmp_path / FOLDER).glob("*.json")
+                if not path.name.endswith(".plan.json")]  # fmt: skip
+    assert launches and all(launches)
+
+
 def test_a_layout_without_a_kernel_is_torchs() -> None:
     graph, _ = fused(Vision, torch.float32)
     node = next(node for node in fused_nodes(graph) if node.target is triton_codegen_sites.POINTWISE)

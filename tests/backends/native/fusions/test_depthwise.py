@@ -13,6 +13,7 @@ from autotune.backends.native.fusions.depthwise import DEPTHWISE
 from autotune.backends.native.graph import simplify
 from autotune.backends.native.passes import EXACT
 from autotune.backends.native.refusals import recording
+from autotune.backends.native.triton_codegen import planned_sites
 from tests.backends.native.fusions.comparing import (
     AROUND_ONE,
     FEW,
@@ -85,14 +86,24 @@ def test_depthwise_convolutions_with_their_surroundings_stay_within_rounding(act
         (lambda m, x: functional.conv2d(x.double(), m.single.double(), groups=4), "kernels do not read torch.float64"),
         (lambda m, x: functional.conv2d(x, x[0, :, None, :2, :2], groups=4), "its weights are computed"),
         (lambda m, x: functional.conv2d(x, m.single, padding="same", groups=4), "padding differs"),
-        (lambda m, x: functional.conv1d(x[:, :, 0], m.single[:, :, 0], groups=4), "two dimensions"),
+        (lambda m, x: functional.conv1d(x[:, :, 0], m.pairs[:, :, 0], groups=2), "two dimensions"),
+        (lambda m, x: functional.conv1d(x[0].mT, m.row, groups=3), "two dimensions"),
     ],
-    ids=["dense", "pairs", "multiplier", "float64", "computed weights", "uneven padding", "1-D"],
+    ids=[
+        "dense",
+        "pairs",
+        "multiplier",
+        "float64",
+        "computed weights",
+        "uneven padding",
+        "pairs, 1-D",
+        "transposed, 1-D",
+    ],
 )
 def test_other_convolutions_stay_and_the_reason_is_reported(function: Any, reason: str | None) -> None:
     weights = {
         "dense": torch.randn(4, 4, 2, 2), "pairs": torch.randn(4, 2, 2, 2), "twice": torch.randn(8, 1, 2, 2),
-        "single": torch.randn(4, 1, 2, 2),
+        "single": torch.randn(4, 1, 2, 2), "row": torch.randn(3, 1, 2),
     }  # fmt: skip
     program = program_of(function, torch.randn(1, 4, 3, 3), **weights)
     with recording() as refused:
@@ -100,6 +111,30 @@ def test_other_convolutions_stay_and_the_reason_is_reported(function: Any, reaso
     assert done.matches["depthwise"] == 0
     reasons = [refusal.reason for refusals in refused.values() for refusal in refusals]
     assert not reasons if reason is None else any(reason in one for one in reasons), reasons
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("kernel", "padding", "stride", "dilation"), [(3, 1, 1, 1), (31, 15, 1, 1), (4, 3, 2, 2)])
+def test_a_convolution_over_one_dimension_is_one_over_a_row(
+    kernel: int, padding: int, stride: int, dilation: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 6, 40), torch.randn(6, 1, kernel), torch.randn(6)
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return functional.silu(functional.conv1d(x, m.weight, m.bias, stride, padding, dilation, 6))
+
+    program = program_of(forward, x.to(dtype), weight=weight.to(dtype), bias=bias.to(dtype))
+    done, before, after = fused(program, ["depthwise"], x.to(dtype))
+    assert done.matches == {"depthwise": 1}
+    (node,) = nodes(done, "depthwise_conv2d")
+    assert node.args[8] == "silu" and sum("view" not in name and "squeeze" not in name for name in operators(done)) == 1
+    tolerance = 8 * torch.finfo(dtype).eps * kernel**0.5
+    torch.testing.assert_close(after, before, rtol=tolerance, atol=tolerance)
+    for channels_last in (False, True):
+        plans, reasons = planned_sites(done.module, channels_last=channels_last)
+        ((plan,),) = plans.values()
+        assert not reasons and plan.layouts == (((2, 6, 1, 40), (240, 40, 0, 1)),) and not plan.channels_last
 
 
 def test_without_the_switch_the_steps_after_it_remain_one_program() -> None:

@@ -138,6 +138,8 @@ def test_every_patch_and_memory_equals_torchs(tmp_path: Path) -> None:
     assert patches == {(1, 1), (2, 2)}, "each patch must be computed at least once"
     cases.append((square(16, 12, 3, 1, residual=True), 2))
     assert tile_of(cases[-1][0], sm_count=2).patch == (1, 1)
+    row: dict[str, Any] = {"image": (1, 40), "places": (1, 40), "kernel": (1, 31), "before": (0, 15)}
+    cases.append((replace(square(6, 40, 31, 1, 2, channels_last=False), **row), 1))
     answers = interpret([(plan(shape, sm_count=sms), buffers(shape)) for shape, sms in cases], tmp_path)
     for (shape, _), answer in zip(cases, answers, strict=True):
         check(shape, answer)
