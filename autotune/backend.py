@@ -62,6 +62,7 @@ __all__ = [
     "SpaceError",
     "TensorSpec",
     "TimesKernelsAtBuild",
+    "TimesKernelsInTurn",
     "TunesKernels",
     "WorkError",
     "Workload",
@@ -103,8 +104,13 @@ class SourceModel(Protocol):
         """Return the folder of an intermediate result that builds of this model share, such as an exported graph.
 
         If there is none of this ``name`` yet, ``write`` fills an empty folder, on the file system of the builds' own;
-        of two that fill it at once the faster one's stays. Its files are read only.
+        of two that fill it at once the faster one's stays. Its files are only read, and deleted with the study's.
         """
+        ...
+
+    @property
+    def shared_bytes(self) -> int:
+        """The size of all shared results so far."""
         ...
 
     def save_module(self, folder: Path) -> None:
@@ -303,6 +309,7 @@ ABILITIES: tuple[type, ...] = (
     OffersBaseline,
     ServesFormats,
     TimesKernelsAtBuild,
+    TimesKernelsInTurn,
     PreparesBuilds,
     FindsGraphFeatures,
     TunesKernels,

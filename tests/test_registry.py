@@ -51,10 +51,12 @@ ABLE = """
     serving_formats = ("onnx", "toyfile")
     build_modules = ("json", "torch.onnx")
     builds_slowly = True
+    times_kernels_in_turn = True
     kernel_kinds = (KernelKind(name="toykind", tensor_rate_share=0.5), KernelKind(name="torch"))
     graph_invariants = ("kernels",)
     kernels = ToyKernels()
     def times_kernels_at_build(self, configuration): return bool(configuration["timed"])
+    def times_kernels_at_load(self, configuration): return bool(configuration["timed"])
     def is_baseline(self, configuration, *, has_factory): return has_factory
     def graph_features(self, model, device): return {"layers": 2}
     def kernel_problems(self, model, configuration, device): return {}
@@ -247,6 +249,9 @@ def test_a_plugin_has_every_ability_that_it_declares(packages: Packages) -> None
     assert all(isinstance(able, ability) for ability in ABILITIES)
     timed = [Configuration.of("able", {"timed": timed}) for timed in (True, False)]
     assert [registry.builds_alone(configuration) for configuration in timed] == [True, False]
+    assert [registry.loads_alone(configuration) for configuration in timed] == [False, False]
+    registry.backend("able").times_kernels_in_turn = False
+    assert [registry.loads_alone(configuration) for configuration in timed] == [True, False]
     assert [registry.is_baseline(timed[0], has_factory=has_factory) for has_factory in (True, False)] == [True, False]
     assert registry.baselines() == ("eager", "able")
     formats = registry.serving_formats()

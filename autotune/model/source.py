@@ -89,6 +89,11 @@ class CapturedModel:
                     raise
         return target
 
+    @property
+    def shared_bytes(self) -> int:
+        """The size of all shared results so far."""
+        return sum(file.stat().st_size for file in (self.folder / "shared").rglob("*") if file.is_file())
+
     def _example(self) -> "tuple[torch.Tensor, ...]":
         return read_tensors(self.folder / EXAMPLE, [spec.name for spec in self.workload.inputs])
 

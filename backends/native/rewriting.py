@@ -2,9 +2,8 @@
 
 import dataclasses
 import json
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +21,26 @@ from autotune.search_spaces import native as spaces
 
 PROGRAM, RECORD = "program.pt2", "rewritten.json"
 
+SHARED_BYTES = 4 << 30
+"""The size of a model's shared results from which no further graph is added: a study may rewrite dozens of them."""
+
+
+class _NoRoomError(Exception):
+    """The shared results of a model are large already."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rewritten:
-    """A fused graph on the CPU, in a file and loaded, with the places of its fusions.
+    """A fused graph on the CPU, with the places of its fusions; ``file`` has it as well if it is shared.
 
     ``places`` has exactly the requested fusions, see :class:`~autotune.backends.native.fusions.Fused`.
     """
 
-    file: Path
     program: ExportedProgram
     places: Mapping[str, tuple[str, ...]]
     nodes_before: int
     nodes_after: int
+    file: Path | None = None
 
     @property
     def matches(self) -> Mapping[str, int]:
@@ -42,10 +48,10 @@ class Rewritten:
         return {name: len(places) for name, places in self.places.items()}
 
     def put(self, file: Path) -> None:
-        """Put the graph's file into an artifact: as a link, because weights are large, or as a copy."""
-        try:
-            os.link(self.file, file)
-        except OSError:
+        """Write the graph into an artifact."""
+        if self.file is None:
+            torch.export.save(self.program, str(file))
+        else:
             shutil.copyfile(self.file, file)
 
 
@@ -60,22 +66,35 @@ def rewritten(model: SourceModel, configuration: Configuration, device: Device) 
     It depends on the precision and the fusions alone, so the first process that needs it leaves it to the others.
     """
     precision, fusions = str(configuration["precision"]), spaces.fusions(configuration)
-    written: list[ExportedProgram] = []
+    fresh: list[Rewritten] = []
 
     def write(folder: Path) -> None:
-        host = on_host(device)
-        fused = fuse(model.program(precision, host), fusions)
-        with torch.no_grad():
-            written.append(torch.export.export(fused.module, model.example_inputs(host)))
-        torch.export.save(written[0], str(folder / PROGRAM))
-        record = {"places": dict(fused.places), "nodes_before": fused.nodes_before, "nodes_after": fused.nodes_after}
-        (folder / RECORD).write_text(json.dumps(record))
+        fresh.append(_rewrite(model, precision, fusions, on_host(device)))
+        if model.shared_bytes > SHARED_BYTES:
+            raise _NoRoomError
+        fresh[0].put(folder / PROGRAM)
+        values = {name: getattr(fresh[0], name) for name in ("places", "nodes_before", "nodes_after")}
+        (folder / RECORD).write_text(json.dumps(values))
 
     key = digest([REDUCED.get(precision, "as captured"), *fusions])
-    folder = model.shared(f"native-{key[:16]}", write)
+    try:
+        folder = model.shared(f"native-{key[:16]}", write)
+    except _NoRoomError:
+        return fresh[0]
+    if fresh:
+        return dataclasses.replace(fresh[0], file=folder / PROGRAM)
     record = json.loads((folder / RECORD).read_text())
     return Rewritten(
-        file=folder / PROGRAM, program=written[0] if written else load_program(folder / PROGRAM),
+        file=folder / PROGRAM, program=load_program(folder / PROGRAM),
         places={name: tuple(places) for name, places in record["places"].items()},
         nodes_before=record["nodes_before"], nodes_after=record["nodes_after"],
     )  # fmt: skip
+
+
+def _rewrite(model: SourceModel, precision: str, fusions: Sequence[str], host: Device) -> Rewritten:
+    fused = fuse(model.program(precision, host), fusions)
+    with torch.no_grad():
+        program = torch.export.export(fused.module, model.example_inputs(host))
+    return Rewritten(
+        program=program, places=dict(fused.places), nodes_before=fused.nodes_before, nodes_after=fused.nodes_after
+    )

@@ -63,6 +63,18 @@ def test_fp32_and_tf32_share_a_graph(model):
     assert rewritten(model, tuned(precision="fp32"), CPU).file == rewritten(model, tuned(precision="tf32"), CPU).file
 
 
+def test_graphs_beside_large_shared_results_are_not_shared(model, tmp_path, monkeypatch):
+    shared = rewritten(model, tuned(), HOPPER)
+    assert shared.file is not None and model.shared_bytes >= shared.file.stat().st_size
+    monkeypatch.setattr("autotune.backends.native.rewriting.SHARED_BYTES", 1)
+    assert rewritten(model, tuned(), HOPPER).file == shared.file  # there already
+    alone = rewritten(model, tuned(conv_bn=False), HOPPER)
+    assert alone.file is None and alone.matches["pooling"] == shared.matches["pooling"] == 1
+    assert list((model.folder / "shared").iterdir()) == [shared.file.parent]
+    alone.put(tmp_path / "graph.pt2")
+    assert (tmp_path / "graph.pt2").stat().st_size > 1000
+
+
 def test_an_artifact_keeps_its_graph_when_the_shared_one_is_gone(model, tmp_path):
     folder = tmp_path / "artifact"
     folder.mkdir()
