@@ -1,5 +1,6 @@
 """A captured model in a folder, as a build worker gets it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 PROGRAM, WEIGHTS, RECORD, EXAMPLE = "program.pt2", "weights.safetensors", "model.json", "example.safetensors"
+UNFINISHED = "unfinished-"
 ANSWERS, BUFFERS = "answers.safetensors", "buffers.safetensors"
 
 
@@ -79,7 +81,7 @@ class CapturedModel:
         target = self.folder / "shared" / name
         if not target.is_dir():
             target.parent.mkdir(exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(dir=self.folder, prefix="unfinished-"))
+            unfinished = Path(tempfile.mkdtemp(dir=self.folder, prefix=UNFINISHED))
             try:
                 write(unfinished)
                 os.rename(unfinished, target)
@@ -92,7 +94,12 @@ class CapturedModel:
     @property
     def shared_bytes(self) -> int:
         """The size of all shared results so far."""
-        return sum(file.stat().st_size for file in (self.folder / "shared").rglob("*") if file.is_file())
+        size = 0
+        for folder in (self.folder / "shared", *self.folder.glob(f"{UNFINISHED}*")):
+            for file in folder.rglob("*"):
+                with contextlib.suppress(FileNotFoundError):  # it was moved into place
+                    size += file.stat().st_size
+        return size
 
     def _example(self) -> "tuple[torch.Tensor, ...]":
         return read_tensors(self.folder / EXAMPLE, [spec.name for spec in self.workload.inputs])

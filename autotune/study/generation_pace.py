@@ -27,10 +27,14 @@ class GenerationPace:
         """Return the time that a build is expected to take: that of the longest of its backend, times its cost."""
         return self._build_s.get(configuration.backend, 0.0) * space.build_cost(configuration)
 
-    def fits(self, builds_s: Sequence[float], budget_s: float) -> bool:
-        """Return whether candidates with some build times are expected to be timed within the budget."""
+    def fits(self, builds_s: Sequence[float], budget_s: float, *, looks: bool) -> bool:
+        """Return whether candidates with some build times are expected to be timed within the budget.
+
+        ``looks`` says that some want tuned kernels, so that the problems of their graphs are looked for first.
+        """
         timing_s = fmean(self._timings_s) if self._timings_s else 0.0
-        beside_s = self._beside_s + self._looking_s if max(builds_s) else 0.0
+        beside_s = self._beside_s if max(builds_s) else 0.0
+        beside_s += self._looking_s if looks else 0.0
         return max(builds_s) + beside_s + len(builds_s) * timing_s <= budget_s
 
     def note_look(self, seconds: float) -> None:
@@ -43,10 +47,10 @@ class GenerationPace:
         self._build_s[backend] = max(self._build_s.get(backend, 0.0), trial.build_s or 0.0)
 
     def note_builds(self, seconds: float, builds: Sequence[StepResult[BuildAnswer]]) -> None:
-        """Take into account what the starts of processes, and their turns, added to the longest of some builds."""
+        """Take into account what the starts of processes, and their turns, added to the longest of the last builds."""
         built_s = [built.value.build_s for built in builds if built.value is not None]
         if builds and len(built_s) == len(builds):
-            self._beside_s = max(self._beside_s, seconds - max(built_s))
+            self._beside_s = seconds - max(built_s)
 
     def note_timing(self, seconds: float) -> None:
         """Take the time of checking and timing a candidate into account."""

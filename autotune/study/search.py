@@ -158,7 +158,7 @@ class StudySearch:
         skipped: list[Configuration] = []
         while len(batch) < trials and len(skipped) < MOST_SKIPPED:
             cut_off = bool(interrupted)
-            proposal = interrupted.pop(0) if cut_off else search.propose([*batch, *skipped, *self._left_out])
+            proposal = interrupted.pop(0) if cut_off else search.propose(batch, [*skipped, *self._left_out])
             if proposal is None:
                 break
             if not self._belongs(proposal, batch):
@@ -180,7 +180,7 @@ class StudySearch:
     def _fits(self, batch: Sequence[Configuration], budget_s: float) -> bool:
         """Return whether configurations are expected to be built and timed within some time."""
         builds_s = [self._pacing.build_s(candidate, self._spaces[candidate.backend]) for candidate in batch]
-        return not builds_s or self._pacing.fits(builds_s, budget_s)
+        return not builds_s or self._pacing.fits(builds_s, budget_s, looks=any(map(wants_kernels, batch)))
 
     def _belongs(self, proposal: Configuration, batch: Sequence[Configuration]) -> bool:
         """Return whether a proposal is built with a batch; the sampler's proposals learn from all that come first."""
@@ -222,9 +222,9 @@ class StudySearch:
         """Return the trials that ended; artifacts of ``stored`` builds are ``held`` until a row names them.
 
         If only some of the batch want tuned kernels, the others are built and timed before these are tuned. Of the
-        others, candidates in full precision wait, for they hardly win: they are timed when the device would be idle,
-        beside the builds that follow. If too little of the budget is left by then, those that want tuned kernels are
-        not begun.
+        others, candidates in full precision wait if one in reduced precision passes, for then they hardly win: they
+        are timed when the device would be idle, beside the builds that follow. If too little of the budget is left by
+        then, those that want tuned kernels are not begun.
         """
         begin = self.context.clock()
         finished: list[Trial] = []
@@ -239,6 +239,9 @@ class StudySearch:
         later = [turn for turn in turns if self._can_wait(turn.trial.configuration)]
         self._time([turn for turn in turns if turn not in later], stored, finished)
         if not self.context.stop.is_set():
+            if not any(trial.state == "complete" and not is_exact(trial.configuration) for trial in finished):
+                self._time(later, stored, finished)  # one of these may win
+                later = []
             if first and not self._fits(second, left_s - self._worked_s(begin)):
                 second = []  # the search proposes them again if the study gets a larger budget
             using = self._claimed(second, finished)
@@ -257,7 +260,9 @@ class StudySearch:
         return finished
 
     def _can_wait(self, configuration: Configuration) -> bool:
-        return is_exact(configuration) and not is_baseline(configuration, self.context.request)
+        request = self.context.request
+        on_device = request.objective.name.startswith("latency")  # builds beside it would lower a throughput
+        return on_device and is_exact(configuration) and not is_baseline(configuration, request)
 
     def _parts(self, batch: Sequence[Configuration]) -> tuple[list[Configuration], list[Configuration]]:
         """Return the part of a batch that is built before kernels are tuned, and the rest; the first may be empty."""

@@ -72,7 +72,10 @@ def rewritten(model: SourceModel, configuration: Configuration, device: Device) 
         fresh.append(_rewrite(model, precision, fusions, on_host(device)))
         if model.shared_bytes > SHARED_BYTES:
             raise _NoRoomError
-        fresh[0].put(folder / PROGRAM)
+        try:
+            fresh[0].put(folder / PROGRAM)
+        except (OSError, RuntimeError) as error:  # a full disk; torch's writer has no error of its own
+            raise _NoRoomError from error
         values = {name: getattr(fresh[0], name) for name in ("places", "nodes_before", "nodes_after")}
         (folder / RECORD).write_text(json.dumps(values))
 

@@ -166,6 +166,8 @@ class DepthwiseSite(nn.Module):
         memory = torch.channels_last if channels_last else torch.contiguous_format
         out = torch.empty(self._shape, dtype=weight.dtype, device=x.device, memory_format=memory)
         added = None if residual is None else residual.contiguous(memory_format=memory)
+        if added is not None and added.data_ptr() % POINTER_ALIGNMENT_BYTES:
+            added = added.clone()
         given = {"x": x, "weight": self.weight, "bias": self.bias, "residual": added, "out": out}
         plan({name: tensor for name, tensor in given.items() if tensor is not None})
         return out

@@ -189,3 +189,9 @@ def test_a_search_needs_one_space_a_backend() -> None:
         Search([], 0)
     with pytest.raises(SpaceError, match="one space a backend"):
         Search([SPACES[0], SPACES[0]], 0)
+
+
+def test_what_is_excluded_is_not_proposed_and_does_not_count_as_running() -> None:
+    search = Search(SPACES, 0)
+    first = search.propose()
+    assert first is not None and search.propose((), [first]) == search.propose([first])

@@ -24,26 +24,38 @@ def seasoned() -> GenerationPace:
     return pace
 
 
+def fits_from(pace: GenerationPace, builds_s: list[float], *, looks: bool = False) -> float:
+    """The least budget that builds fit into, in steps of half a second."""
+    return next(half / 2 for half in range(1000) if pace.fits(builds_s, half / 2, looks=looks))
+
+
 def test_everything_fits_before_anything_is_known() -> None:
     assert GenerationPace().build_s(DEEP, SPACE) == 0.0
-    assert GenerationPace().fits([0.0] * 9, 0.0)
+    assert GenerationPace().fits([0.0] * 9, 0.0, looks=True)
 
 
 def test_builds_run_side_by_side_and_timings_one_after_the_other() -> None:
     pace = seasoned()
     builds_s = [pace.build_s(PLAIN, SPACE), pace.build_s(DEEP, SPACE)]
     assert builds_s == [20.0, 60.0]
-    assert pace.fits(builds_s[:1], 20.0 + 5.0 + 3.0) and not pace.fits(builds_s[:1], 27.9)
-    assert pace.fits([20.0, 5.0, 5.0], 34.0) and not pace.fits([20.0, 5.0, 5.0], 33.9)
-    assert pace.fits(builds_s, 71.0) and not pace.fits(builds_s, 70.9)
+    assert fits_from(pace, builds_s[:1]) == 20.0 + 5.0 + 3.0
+    assert fits_from(pace, [20.0, 5.0, 5.0]) == 34.0
+    assert fits_from(pace, builds_s) == 71.0
 
 
-def test_the_longest_look_for_candidates_counts_once_and_only_if_something_is_built() -> None:
+def test_the_longest_look_for_candidates_counts_once_and_only_for_those_that_want_kernels() -> None:
     pace = seasoned()
     pace.note_look(4.0)
     pace.note_look(1.0)
-    assert pace.fits([20.0], 20.0 + 5.0 + 3.0 + 4.0) and not pace.fits([20.0], 31.9)
-    assert pace.fits([0.0], 3.0)
+    assert fits_from(pace, [20.0], looks=True) == 20.0 + 5.0 + 3.0 + 4.0
+    assert fits_from(pace, [20.0]) == 28.0 and fits_from(pace, [0.0]) == 3.0
+
+
+def test_what_the_first_builds_waited_for_does_not_count_for_the_last() -> None:
+    pace = seasoned()
+    pace.note_builds(45.0, [built(10.0)])
+    pace.note_builds(21.0, [built(20.0)])
+    assert fits_from(pace, [20.0]) == 24.0
 
 
 def test_builds_that_failed_do_not_say_how_long_others_take() -> None:
@@ -52,4 +64,4 @@ def test_builds_that_failed_do_not_say_how_long_others_take() -> None:
     failed: StepResult[BuildAnswer] = StepResult(value=None, failure=failure, spans=(), seconds=900.0)
     pace.note_builds(900.0, [built(10.0), failed])
     pace.note_builds(900.0, [])
-    assert pace.fits([20.0], 28.0)
+    assert fits_from(pace, [20.0]) == 28.0

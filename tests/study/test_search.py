@@ -84,8 +84,9 @@ def test_no_more_is_begun_together_than_can_be_timed_before_the_budget_ends():
 class Parts(StudySearch):
     """Notes what it builds and times; a build of tuned kernels ends when something has been timed beside it."""
 
-    def __init__(self, device):
-        request = SimpleNamespace(device=device, name="study", factory=None)
+    def __init__(self, device, state="complete", objective="latency_p50"):
+        request = SimpleNamespace(device=device, name="study", factory=None, objective=SimpleNamespace(name=objective))
+        self.state = state
         defaults = frozenset(default.digest for space in (OURS, OTHERS) for default in space.defaults)
         trials = SimpleNamespace(hand_back=lambda trials: self.handed_back.extend(trials))
         store = SimpleNamespace(studies=None, trials=trials)
@@ -119,6 +120,8 @@ class Parts(StudySearch):
 
     def _time(self, turns, stored, finished):
         self.notes.append(("time", [turn.trial.configuration for turn in turns]))
+        for trial in (turn.trial for turn in turns if not self.context.stop.is_set()):
+            finished.append(SimpleNamespace(uid=trial.uid, state=self.state, configuration=trial.configuration))
         if len(self.notes) > 3:
             self.beside.set()
 
@@ -142,6 +145,18 @@ def test_full_precision_but_the_baseline_is_timed_while_candidates_with_tuned_ke
     assert middle[:2] == [("time", others), ("tune", list(OURS.hints))]
     assert sorted(middle[2:], key=str) == [("build", list(OURS.hints)), ("time", [OURS.defaults[0]])]
     assert last == ("time", list(OURS.hints)) and not search.handed_back
+
+
+@pytest.mark.usefixtures("baseline")
+def test_full_precision_that_may_win_is_timed_before_anything_else_is_built():
+    others, ours = list(OTHERS.defaults), [OURS.defaults[0]]
+    search = Parts(replace(H200, cores=16), state="failed")  # none in reduced precision passes
+    search._built_and_finished([*ours, *others, *OURS.hints], 100.0, 60.0, {}, None)
+    assert search.notes[:3] == [("build", [*ours, *others]), ("time", others), ("time", ours)]
+    assert search.notes[3] == ("tune", list(OURS.hints))
+    search = Parts(replace(H200, cores=16), objective="throughput")
+    search._built_and_finished([*ours, *others, *OURS.hints], 100.0, 60.0, {}, None)
+    assert search.notes[1] == ("time", [*ours, *others])
 
 
 @pytest.mark.usefixtures("baseline")

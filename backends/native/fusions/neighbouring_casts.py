@@ -44,7 +44,7 @@ def _write(node: Node) -> bool:
     answer = next(normed, None) if node.target is _ADD_NORM else node
     views: list[Node] = []
     end = answer
-    while end is not None and (user := sole_user(end)) is not None and is_view(user):
+    while end is not None and (user := sole_user(end)) is not None and _is_view_of(user, end):
         views.append(user)
         end = user
     cast = None if end is None else sole_user(end)
@@ -64,6 +64,12 @@ def _write(node: Node) -> bool:
     assert end is not None
     replace(cast, end)
     return True
+
+
+def _is_view_of(node: Node, source: Node) -> bool:
+    """Return true if a node is a view of one tensor alone, which is its first argument."""
+    is_first = bool(node.args) and node.args[0] is source and not any(isinstance(arg, Node) for arg in node.args[1:])
+    return is_view(node) and is_first and node.all_input_nodes == [source] and value(node) is not None
 
 
 def _are_read(*nodes: Node) -> bool:

@@ -87,7 +87,7 @@ def _grow(module: GraphModule, root: Node) -> set[Node]:
             given = value(node)
             if given is None or _step(module, node) is None:
                 continue
-            if given.shape != meta.shape and cast_source(node) is None:
+            if given.shape != meta.shape and not _converts(node):
                 refuse(node, "it is smaller than the operators that read it")
             elif not set(node.users) <= tree:
                 refuse(node, "several operators read it")
@@ -97,6 +97,12 @@ def _grow(module: GraphModule, root: Node) -> set[Node]:
                 tree.add(node)
                 grown = True
     return tree
+
+
+def _converts(node: Node) -> bool:
+    """Return true if a node is a cast, but not from float64: a program that reads it has no kernel."""
+    source = value(cast_source(node))
+    return source is not None and source.dtype is not torch.float64
 
 
 def _inputs(module: GraphModule, tree: set[Node]) -> list[Node]:

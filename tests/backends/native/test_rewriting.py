@@ -75,6 +75,17 @@ def test_graphs_beside_large_shared_results_are_not_shared(model, tmp_path, monk
     assert (tmp_path / "graph.pt2").stat().st_size > 1000
 
 
+def test_a_graph_that_cannot_be_saved_for_others_is_still_there_for_this_build(model, monkeypatch):
+    def full(program, file):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.export, "save", full)
+    graph = rewritten(model, tuned(), HOPPER)
+    assert graph.file is None and graph.matches["conv_bn"] == 1
+    assert model.shared_bytes == 0 and not list((model.folder / "shared").iterdir())
+
+
 def test_an_artifact_keeps_its_graph_when_the_shared_one_is_gone(model, tmp_path):
     folder = tmp_path / "artifact"
     folder.mkdir()

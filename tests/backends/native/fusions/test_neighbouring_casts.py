@@ -75,8 +75,21 @@ def test_casts_beside_means_are_absorbed(function: Function, names: list[str], l
         (lambda m, x: (layer(m, x.half()).float(), x.half() * 2), 1),
         (lambda m, x: (layer(m, x.double()).float(),), 2),
         (lambda m, x: (layer(m, x.half()).to(torch.int32),), 1),
+        (lambda m, x: (torch.einsum("...d,d->...", layer(m, x.half()), m.w.half()).float(),), 1),
+        (lambda m, x: (layer(m, x.half()).type_as(x).float(),), 0),
+        (lambda m, x: (torch.broadcast_tensors(layer(m, x.half()), m.w.half())[0].float(),), 1),
     ],
-    ids=["both", "a transposed answer", "a view between", "a cast that others read", "float64", "integers"],
+    ids=[
+        "both",
+        "a transposed answer",
+        "a view between",
+        "a cast that others read",
+        "float64",
+        "integers",
+        "einsum",
+        "type_as",
+        "broadcast_tensors",
+    ],
 )
 def test_other_casts_stay(function: Function, casts: int) -> None:
     done, before, after = fused(program_of(function, X, w=W), ["norm"], X)
