@@ -77,6 +77,7 @@ THOROUGH = (
     "backends/native/fusions/test_transformers.py",
     "backends/native/test_coverage.py",
     "backends/native/test_study_graphs.py",
+    "backends/native/triton_kernels/test_depthwise.py::test_every_patch_and_memory_equals_torchs",
     "cli/test_tune.py::test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan",
     "examples/test_examples.py::test_compare_machines",
     "examples/test_examples.py::test_cpu_service",

@@ -206,16 +206,13 @@ def one_random_tree(data: st.DataObject) -> int:
 
 
 def test_a_smaller_cast_joins_a_program_unless_it_is_from_float64() -> None:
-    x, small = torch.randn(4, 8, 16, 16), torch.randn(4, 1, 1, 1)
+    small = torch.linspace(-1, 1, 2).reshape(2, 1, 1, 1)
 
     def joined(m: Any, x: Tensor, small: Tensor) -> Tensor:
-        return torch.relu(x * small.half().exp().float() + 1)
+        return torch.relu(x * small.half().float() + 1)
 
     def apart(m: Any, x: Tensor, small: Tensor) -> Tensor:
-        return torch.relu(x * small.double().exp().float() + 1)
+        return torch.relu(x * small.double().float() + 1)
 
-    for function, read in ((joined, torch.float16), (apart, torch.float32)):
-        done, before, after = fused(program_of(function, x, small), ["pointwise"], x, small)
-        last = [node for node in done.module.graph.nodes if "pointwise" in str(node.target)][-1]
-        assert {operand.meta["val"].dtype for operand in last.args[0]} == {torch.float32, read}
-        torch.testing.assert_close(after, before)
+    assert fused(joined, X, small)[-1] == "cast+mul+add+relu"
+    assert fused(apart, X, small)[-1] == "mul+add+relu"
