@@ -82,6 +82,7 @@ THOROUGH = (
     "examples/test_examples.py::test_compare_machines",
     "examples/test_examples.py::test_cpu_service",
     "examples/test_examples.py::test_huggingface_encoder",
+    "examples/test_examples.py::test_own_model",
     "examples/test_examples.py::test_team_database",
     "examples/test_readme.py::test_the_program_runs",
     "kernels/test_steps.py::test_finalists_are_timed_in_rounds_and_a_problem_that_goes_wrong_costs_no_other",

@@ -277,7 +277,7 @@ def test_a_candidate_that_times_kernels_loads_beside_others_and_times_at_its_tur
         targets.append(target)
     with device_lock(executor.device.uuid, exclusive=False):  # as others hold it that build
         loading = [executor.load_early(target, Objective(), 0) for target in targets]
-        time.sleep(5)
+        time.sleep(2)
     results = [early.measure(None) for early in loading]
     for result, searches in zip(results, (False, True), strict=True):
         assert result.failure is None
