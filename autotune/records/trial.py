@@ -142,6 +142,11 @@ class Trial:
         """The figure by which it is compared with other trials of its study; lower is better."""
         return self.latency_ms if self.score is None else self.score
 
+    @property
+    def is_inaccurate(self) -> bool:
+        """Whether the gate refused its answers."""
+        return self.failure is not None and self.failure.kind in ("inaccurate", "non_finite")
+
     def as_dict(self) -> dict[str, object]:
         """Plain data for JSON."""
         data = asdict(self)

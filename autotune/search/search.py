@@ -2,11 +2,11 @@
 
 import itertools
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Container, Iterator, Mapping, Sequence
 
 from autotune.errors import SpaceError
-from autotune.records.configuration import Configuration
+from autotune.records.configuration import Configuration, Scalar
 from autotune.records.search_space import SearchSpace
 from autotune.search.allocator import Allocator
 from autotune.search.history import TrialOutcome
@@ -14,6 +14,13 @@ from autotune.search.latency_model import LatencyModel
 from autotune.search.sampler import BackendSampler, Refusal
 
 log = logging.getLogger(__name__)
+
+INACCURATE = 2
+"""Refusals by the gate after which a precision is hopeless in a backend: layouts and fusions change its error little.
+
+A study of ResNet-50 on a CPU spent twelve of 24 trials on bf16 in four backends, up to four in one, with errors of 1.04
+to 1.4 times the limit.
+"""
 
 
 class Search:
@@ -23,8 +30,9 @@ class Search:
     remembers outcomes only, so the caller names a proposal in ``running`` until its outcome is observed. Defaults come
     first, every backend's first before any backend's second; then the ``hints`` that are in a space, in their order.
     Then the allocator chooses a backend. The next configuration of that backend is the next hint of its space, or the
-    proposal of its sampler if there is no hint left. Configurations that the trials so far show to be hopeless
-    (:class:`~autotune.search.latency_model.LatencyModel`) come after all others. Not thread-safe.
+    proposal of its sampler if there is no hint left. Configurations that the trials so far show to be hopeless come
+    after all others: those that are much too slow (:class:`~autotune.search.latency_model.LatencyModel`), and those of
+    a precision that the gate refused :data:`INACCURATE` times in the backend and never accepted. Not thread-safe.
 
     Raises :class:`~autotune.errors.SpaceError` if no space is given, or two of one backend.
     """
@@ -43,6 +51,7 @@ class Search:
         self._first = (*_round_robin([space.defaults for space in spaces]), *self._fitting(hints))
         self._seen: set[str] = set()
         self._outcomes: list[TrialOutcome] = []
+        self._accuracy: dict[tuple[str, Scalar], list[TrialOutcome]] = defaultdict(list)
         self._model: LatencyModel | None = None
 
     @property
@@ -70,6 +79,7 @@ class Search:
         self._allocator.observe(outcome)
         self._outcomes.append(outcome)
         self._model = None
+        self._accuracy[_precision(configuration)].append(outcome)
 
     def propose(
         self, running: Sequence[Configuration] = (), excluding: Sequence[Configuration] = ()
@@ -87,7 +97,11 @@ class Search:
         model = self._latency_model()
         # A hint may have a value for which it was made a hint, such as tuned kernels: without a trial that has the
         # value, no model knows its effect.
-        for hint_fails, fails in ((model.hopeless_as_known, model.hopeless), (_never, _never)):
+        refusals: tuple[tuple[Refusal, Refusal], ...] = (
+            (self._or_inaccurate(model.hopeless_as_known), self._or_inaccurate(model.hopeless)),
+            (_never, _never),
+        )
+        for hint_fails, fails in refusals:
             hints = {
                 backend: next((hint for hint in own if hint.digest not in excluded and not hint_fails(hint)), None)
                 for backend, own in self._own_hints.items()
@@ -109,6 +123,14 @@ class Search:
                 return proposal
         return None
 
+    def _or_inaccurate(self, refuses: Refusal) -> Refusal:
+        return lambda configuration: self._is_inaccurate(configuration) or refuses(configuration)
+
+    def _is_inaccurate(self, configuration: Configuration) -> bool:
+        """Return whether the gate refuses all of this precision in this backend, as far as the trials show."""
+        outcomes = self._accuracy.get(_precision(configuration), [])
+        return len(outcomes) >= INACCURATE and all(outcome.inaccurate for outcome in outcomes)
+
     def _latency_model(self) -> LatencyModel:
         if self._model is None:
             self._model = LatencyModel(self._outcomes)
@@ -122,6 +144,10 @@ class Search:
                 yield hint
             else:
                 log.info("hint %s is left out: %s", hint, why)
+
+
+def _precision(configuration: Configuration) -> tuple[str, Scalar]:
+    return configuration.backend, configuration.get("precision", "")
 
 
 def _never(configuration: Configuration) -> bool:

@@ -129,8 +129,9 @@ def as_outcome(trial: Trial) -> TrialOutcome:
     if trial.state == "running":
         raise ValueError(f"trial {trial.number} has not ended")
     return TrialOutcome(
-        configuration=trial.configuration, state=trial.state, score=trial.ranked_by, build_s=trial.build_s
-    )
+        configuration=trial.configuration, state=trial.state, score=trial.ranked_by, build_s=trial.build_s,
+        inaccurate=trial.is_inaccurate,
+    )  # fmt: skip
 
 
 def package_versions(records: Iterable[Mapping[str, object]]) -> dict[str, str]:

@@ -153,6 +153,7 @@ def _of_several(configuration: Configuration, measured: Sequence[tuple[Trial, fl
             state=state,
             score=median(scores) if scores and state in ("complete", "pruned") else None,
             build_s=median(builds_s) if builds_s else None,
+            inaccurate=all(trial.is_inaccurate for trial, _ in measured),
         ),
         cost_s=median(seconds for _, seconds in measured),
     )
