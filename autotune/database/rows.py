@@ -12,13 +12,13 @@ from autotune.database.plan_rows import plan_record
 from autotune.database.schema import FormerPlanTable, PlanTable, StudyTable, TrialTable
 from autotune.records.canonical import canonical, digest
 from autotune.records.configuration import Configuration
-from autotune.records.evidence import HintRecord, StudyStart
 from autotune.records.identity import Conditions, Identity, objective_content
 from autotune.records.kernel_trial import KernelTrial
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 from autotune.records.roofs import Roofs
 from autotune.records.search_curve import SearchCurve
+from autotune.records.study_start import HintRecord, StudyStart
 from autotune.records.trial import Failure, Measurement, Trial, TrialState
 
 Role = Literal["screening", "finals", "alone"]

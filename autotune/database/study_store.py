@@ -13,11 +13,11 @@ from autotune.database.schema import DeviceTable, KernelTrialTable, StudyTable, 
 from autotune.database.transactions import Transactions
 from autotune.database.trials import study_row
 from autotune.records.device import Device
-from autotune.records.evidence import StudyStart
 from autotune.records.identity import Conditions, Identity, objective_content
 from autotune.records.objective import Objective
 from autotune.records.schema import KEY as SCHEMA
 from autotune.records.search_curve import SearchCurve
+from autotune.records.study_start import StudyStart
 from autotune.records.workload import Workload
 
 WORK = ("flops", "traffic_bytes")

@@ -32,9 +32,10 @@ from autotune.programs.results_file import read_results_file
 from autotune.programs.surroundings import environment
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device, Toolchain
-from autotune.records.evidence import FinalistRecord, ObjectiveFigures, PlanEvidence, StudyStart
+from autotune.records.evidence import FinalistRecord, ObjectiveFigures, PlanEvidence
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
+from autotune.records.study_start import StudyStart
 from autotune.records.trial import Measurement, Trial
 from autotune.records.workload import Workload
 from autotune.runtime import discovery

@@ -16,7 +16,7 @@ from autotune.programs.frame import Run, parser_of, run_program
 from autotune.programs.results_file import ResultsEntry, ResultsFile, ResultsPlanEntry, read_results_file
 from autotune.programs.surroundings import environment
 from autotune.records.configuration import Configuration
-from autotune.records.evidence import StudyStart
+from autotune.records.study_start import StudyStart
 from autotune.report import words
 
 NAME = "results_table"

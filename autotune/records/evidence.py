@@ -1,81 +1,15 @@
 """The evidence of a plan: its finals, with everything that takes part in them and every raw sample."""
 
-import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, KeysView, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from autotune.records import schema
 from autotune.records.configuration import Configuration
-from autotune.records.plain import values_in
+from autotune.records.stored_record import Readers, StoredRecord, read_values
+from autotune.records.study_start import StudyStart
 
 Blocks = tuple[tuple[float, ...] | None, ...]
 """One block of samples a round; ``None`` for a round in which the finalist was frozen."""
-
-Readers = Mapping[str, Callable[[Any], object]]
-"""How the plain values of some fields are read."""
-
-
-class StoredRecord:
-    """The base of records that are stored as JSON within a plan; the content and the keys of stored data are kept.
-
-    Schema 1 is the dictionary that version 0.1.0 stored, without a version. ``stored_keys`` are the keys of the data
-    that a record was read from, ``None`` for one that was made here; ``beside`` is stored data of no field. So a record
-    that is read and written again is the same JSON, also if an older version left keys out. Two records are equal if
-    their plain data is.
-
-    The items of the dictionary of version 0.1.0 can still be read by their keys, with a DeprecationWarning.
-    """
-
-    __slots__ = ()
-    __hash__ = None  # type: ignore[assignment]
-    schema: ClassVar[int] = 1
-    names: ClassVar[tuple[str, ...]] = ()
-    """The fields that are stored, in their order."""
-    optional: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are not stored if they are ``None``."""
-    stored_keys: tuple[str, ...] | None
-    beside: Mapping[str, object]
-
-    def as_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        if self.stored_keys is not None:
-            return {key: _plain(self._value(key)) for key in self.stored_keys}
-        values = {name: getattr(self, name) for name in self.names}
-        written = {name: value for name, value in values.items() if value is not None or name not in self.optional}
-        version = {} if self.schema == 1 else {schema.KEY: self.schema}
-        return {name: _plain(value) for name, value in {**written, **self.beside, **version}.items()}
-
-    def _value(self, key: str) -> object:
-        return getattr(self, key) if key in self.names else self.beside[key]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, StoredRecord) and self.as_dict() == other.as_dict()
-
-    # The dictionary of version 0.1.0; to be removed in 0.3.0.
-
-    def __getitem__(self, key: str) -> object:
-        return self._old()[key]
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._old()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._old())
-
-    def keys(self) -> KeysView[str]:
-        """Return the keys of the dictionary of version 0.1.0."""
-        return self._old().keys()
-
-    def get(self, key: str, default: object = None) -> object:
-        """Return an item of the dictionary of version 0.1.0."""
-        return self._old().get(key, default)
-
-    def _old(self) -> dict[str, object]:
-        message = f"{type(self).__name__} is a record: read its attributes, or as_dict(); its items go with 0.3.0"
-        warnings.warn(message, DeprecationWarning, stacklevel=3)
-        return self.as_dict()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -101,7 +35,7 @@ class ObjectiveFigures(StoredRecord):
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "ObjectiveFigures":
         """Read what :meth:`as_dict` wrote."""
-        return cls(**_read(cls, data, {"interval": tuple}))
+        return cls(**read_values(cls, data, {"interval": tuple}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -149,7 +83,7 @@ class FinalistRecord(StoredRecord):
             "configuration": Configuration.from_dict, "interval_ms": tuple, "objective_interval": tuple,
             "flags": tuple, "samples_ms": _blocks, "figures": _blocks, "disturbed_rounds": tuple,
         }  # fmt: skip
-        values = _read(cls, data, readers)
+        values = read_values(cls, data, readers)
         values.setdefault("could_be_baseline", bool(values.get("is_baseline")))
         return cls(**{name: value for name, value in values.items() if name != "backend"})
 
@@ -199,113 +133,7 @@ class CarriedRecord(StoredRecord):
     @classmethod
     def from_dict(cls, data: Mapping[str, object]) -> "CarriedRecord":
         """Read what :meth:`as_dict` wrote."""
-        return cls(**_read(cls, data, {"configuration": Configuration.from_dict}))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class HintSource(StoredRecord):
-    """A study whose finals speak for a hint."""
-
-    names: ClassVar = ("name", "batch", "device_class")
-
-    name: str
-    batch: int
-    device_class: str
-    stored_keys: tuple[str, ...] | None = None
-    beside: Mapping[str, object] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "HintSource":
-        """Read what :meth:`as_dict` wrote."""
-        return cls(**_read(cls, data, {}))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class HintRecord(StoredRecord):
-    """A configuration that a study tried right after the defaults, because it was as good as the best of other studies.
-
-    ``gain`` is the baseline's value over its own in these ``studies``, the geometric mean. The configuration is that of
-    the new study's space: other models may lack some of its parameters.
-    """
-
-    names: ClassVar = ("configuration", "gain", "studies")
-
-    configuration: Configuration
-    gain: float
-    studies: tuple[HintSource, ...]
-    stored_keys: tuple[str, ...] | None = None
-    beside: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.studies:
-            raise ValueError(f"a hint comes from at least one study, found none for {self.configuration}")
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "HintRecord":
-        """Read what :meth:`as_dict` wrote."""
-        readers: Readers = {"configuration": Configuration.from_dict, "studies": _sources}
-        return cls(**_read(cls, data, readers))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class StudyStart(StoredRecord):
-    """The trials that the database had when a study was first begun, and the limits of that run.
-
-    ``kernel_trials`` are those of the study's device class, ``other_kernel_trials`` those of other classes, of which a
-    search takes hints. ``model_trials`` are trials of the same structure, on any device class, that have ended.
-    ``continued_trials`` and ``continued_budget_s`` are the limits of the last run that continued the search; the
-    database may have learned more in between. ``compiled_kernels`` are the compiled kernels for the device that its
-    machine had, ``packs`` the digests of the packs that have some; ``None`` if an earlier version began the study.
-    ``hints`` are configurations from other studies that its search tries right after the defaults, ``None`` if there
-    are none.
-    """
-
-    names: ClassVar = (
-        "kernel_trials", "other_kernel_trials", "model_trials", "trials", "budget_s", "compiled_kernels", "packs",
-        "hints", "continued_trials", "continued_budget_s",
-    )  # fmt: skip
-    optional: ClassVar = frozenset({"compiled_kernels", "packs", "hints", "continued_trials", "continued_budget_s"})
-
-    kernel_trials: int
-    other_kernel_trials: int
-    model_trials: int
-    trials: int
-    budget_s: float
-    compiled_kernels: int | None = None
-    packs: tuple[str, ...] | None = None
-    hints: tuple[HintRecord, ...] | None = None
-    continued_trials: int | None = None
-    continued_budget_s: float | None = None
-    stored_keys: tuple[str, ...] | None = None
-    beside: Mapping[str, object] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name in ("kernel_trials", "other_kernel_trials", "model_trials", "trials"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 0):
-                raise ValueError(f"{name} at the start of a study is a number that is not negative, found {value!r}")
-        for name, budget_s in (("budget_s", self.budget_s), ("continued_budget_s", self.continued_budget_s)):
-            if budget_s is not None and not 0 < budget_s < math.inf:
-                raise ValueError(f"{name} of a study is a positive number of seconds, found {budget_s!r}")
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, object]) -> "StudyStart":
-        """Read what :meth:`as_dict` wrote."""
-        return cls(**_read(cls, data, {"packs": tuple, "hints": _hints}))
-
-    @property
-    def was_continued(self) -> bool:
-        """True if a later run continued the search."""
-        return self.continued_budget_s is not None
-
-    @property
-    def was_empty(self) -> bool:
-        """True if the database had nothing that could help the search."""
-        return not (self.kernel_trials or self.other_kernel_trials or self.model_trials or self.hints)
-
-    def continued(self, *, trials: int, budget_s: float) -> "StudyStart":
-        """Return the record with the limits of a run that continues the search."""
-        return replace(self, stored_keys=None, continued_trials=trials, continued_budget_s=budget_s)
+        return cls(**read_values(cls, data, {"configuration": Configuration.from_dict}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -350,7 +178,7 @@ class PlanEvidence(StoredRecord):
             "disturbed_processes": tuple, "inputs": tuple, "carried": _carried,
             "known_at_start": StudyStart.from_dict,
         }  # fmt: skip
-        return cls(**_read(cls, data, readers))
+        return cls(**read_values(cls, data, readers))
 
     @property
     def winner(self) -> FinalistRecord | None:
@@ -364,18 +192,6 @@ class PlanEvidence(StoredRecord):
         return next((finalist for finalist in self.finalists if finalist.configuration == configuration), None)
 
 
-def _read(kind: type[StoredRecord], data: Mapping[str, object], readers: Readers) -> dict[str, Any]:
-    """Return the values of a record's fields in plain data, and the data of no field."""
-    content = values_in(data)
-    schema.refuse_later(content, kind.schema, what=f"a {kind.__name__}")
-    values = {key: value for key, value in content.items() if key in kind.names}
-    values |= {
-        key: reader(values[key]) for key, reader in readers.items() if values.get(key) is not None
-    }  # fmt: skip
-    beside = {key: value for key, value in content.items() if key not in kind.names}
-    return {**values, "stored_keys": tuple(content), "beside": beside}
-
-
 def _finalists(entries: Iterable[Mapping[str, object]]) -> tuple[FinalistRecord, ...]:
     return tuple(FinalistRecord.from_dict(entry) for entry in entries)
 
@@ -384,21 +200,5 @@ def _carried(entries: Iterable[Mapping[str, object]]) -> tuple[CarriedRecord, ..
     return tuple(CarriedRecord.from_dict(entry) for entry in entries)
 
 
-def _sources(entries: Iterable[Mapping[str, object]]) -> tuple[HintSource, ...]:
-    return tuple(HintSource.from_dict(entry) for entry in entries)
-
-
-def _hints(entries: Iterable[Mapping[str, object]]) -> tuple[HintRecord, ...]:
-    return tuple(HintRecord.from_dict(entry) for entry in entries)
-
-
 def _blocks(rounds: Iterable[Iterable[float] | None]) -> Blocks:
     return tuple(None if block is None else tuple(block) for block in rounds)
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, StoredRecord | Configuration):
-        return value.as_dict()
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,8 +1,8 @@
 """The knowledge of a study at its start, and the gain of more seconds of search, in one line each."""
 
 from autotune.kernels.pack import SHOWN
-from autotune.records.evidence import HintRecord, StudyStart
 from autotune.records.search_curve import SearchCurve
+from autotune.records.study_start import HintRecord, StudyStart
 from autotune.report import words
 
 SHARE = 0.9

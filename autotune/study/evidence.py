@@ -11,9 +11,10 @@ from autotune.measure.statistics import median_interval
 from autotune.measure.verdict import FinalistResult
 from autotune.records.configuration import Configuration
 from autotune.records.device import Toolchain
-from autotune.records.evidence import Blocks, CarriedRecord, FinalistRecord, ObjectiveFigures, PlanEvidence, StudyStart
+from autotune.records.evidence import Blocks, CarriedRecord, FinalistRecord, ObjectiveFigures, PlanEvidence
 from autotune.records.objective import Objective
 from autotune.records.plan import PlanStatus
+from autotune.records.study_start import StudyStart
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

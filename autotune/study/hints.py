@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from autotune.database.store import Store
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
-from autotune.records.evidence import HintRecord, HintSource
 from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
+from autotune.records.study_start import HintRecord, HintSource
 from autotune.search.warm_start import PastFinals, WarmHint, warm_start
 from autotune.study.request import StudyRequest
 

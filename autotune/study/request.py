@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 from autotune import registry
 from autotune.errors import RequestError
 from autotune.records.device import Device
-from autotune.records.evidence import FinalistRecord, StudyStart
+from autotune.records.evidence import FinalistRecord
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
 from autotune.records.search_curve import SearchCurve
+from autotune.records.study_start import StudyStart
 
 if TYPE_CHECKING:
     from autotune.model.inputs import InputSpec

@@ -24,9 +24,9 @@ from autotune.kernels.executor import STEPS
 from autotune.progress import Progress, Silent, message_sender
 from autotune.records.canonical import digest
 from autotune.records.configuration import Configuration
-from autotune.records.evidence import HintRecord
 from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
+from autotune.records.study_start import HintRecord
 from autotune.records.workload import Workload
 from autotune.runtime import toolchain as versions
 from autotune.scratch import ScratchFolder

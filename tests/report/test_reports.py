@@ -13,9 +13,10 @@ from autotune.errors import WorkError
 from autotune.measure.verdict import verdict_from_samples
 from autotune.programs.results_table import markdown, read_results
 from autotune.records.configuration import Configuration
-from autotune.records.evidence import FinalistRecord, HintRecord, HintSource, PlanEvidence, StudyStart
+from autotune.records.evidence import FinalistRecord, PlanEvidence
 from autotune.records.objective import Objective
 from autotune.records.search_curve import CurvePoint, SearchCurve
+from autotune.records.study_start import HintRecord, HintSource, StudyStart
 from autotune.report import words
 from autotune.report.outcome import best_fp32, best_of_backends, outcome_view, sweep_view
 from autotune.report.plans import plan_view
