@@ -18,6 +18,7 @@ from autotune.programs.document import rows_of
 from autotune.programs.frame import Run, parser_of, positive, run_program, say
 from autotune.programs.kernel_replay.problems import (
     BACKEND,
+    PROBLEMS,
     ModelProblems,
     capture_problems,
     read_problems,
@@ -29,7 +30,6 @@ from autotune.programs.surroundings import environment
 from autotune.study.file import read_study
 
 NAME = "kernel_replay"
-PROBLEMS = Path("studies/kernels/model-problems.json.gz")
 BATCHES = (1, 32)
 
 NVCC_S, NVRTC_S = 4.1, 1.0

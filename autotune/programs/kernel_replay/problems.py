@@ -16,6 +16,9 @@ BACKEND = "native"
 H200 = Device(kind="cuda", name="NVIDIA H200", uuid="none", capability=(9, 0), cores=16, memory_bytes=141 << 30)
 PRECISIONS = ("fp16", "bf16")
 
+PROBLEMS = Path("studies/kernels/model-problems.json.gz")
+"""The committed problems of five models, in a checkout."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelProblems:
@@ -50,7 +53,8 @@ def read_problems(path: Path) -> Sequence[ModelProblems]:
         return [_model(entry["name"], entry["batch"], entry["problems"]) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RequestError(
-            f"kernel problems in {path}", found=str(error), expected="a file that --write wrote"
+            f"kernel problems in {path}", found=str(error), expected="a file that --write wrote",
+            run="the same command in the root of a checkout, or with --problems FILE",
         ) from error  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from autotune.programs.check_result import CheckResult
 from autotune.programs.document import rows_of
 from autotune.programs.frame import Run, parser_of, positive, run_program, say
 from autotune.programs.kernel_replay.main import costs_of
-from autotune.programs.kernel_replay.problems import read_problems
+from autotune.programs.kernel_replay.problems import PROBLEMS, read_problems
 from autotune.programs.kernel_replay.simulated import SimulatedCosts
 from autotune.programs.study_replay.charges import StudyCharges
 from autotune.programs.study_replay.recording import RecordedStudy, read_recordings
@@ -29,7 +29,6 @@ from autotune.records.kernel_problem import GemmProblem
 
 NAME = "study_replay"
 RECORDINGS = Path("studies/plans.zip")
-PROBLEMS = Path("studies/kernels/model-problems.json.gz")
 
 MOST_LATER = 0.15
 """The most by which a moment of a replay may be later than the recorded one, as a share of that."""
