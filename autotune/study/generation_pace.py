@@ -1,5 +1,6 @@
 """The time that the next builds of a search will take: GenerationPace."""
 
+from collections import deque
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -8,6 +9,9 @@ from autotune.execute.step_result import StepResult
 from autotune.records.configuration import Configuration
 from autotune.records.search_space import SearchSpace
 from autotune.records.trial import Trial
+
+LAST = 3
+"""The number of generations whose starts and turns count: the first one of a study also waits for imports."""
 
 
 class GenerationPace:
@@ -20,7 +24,8 @@ class GenerationPace:
 
     def __init__(self) -> None:
         self._build_s: dict[str, float] = {}
-        self._beside_s = self._looking_s = 0.0
+        self._beside_s: deque[float] = deque([0.0], maxlen=LAST)
+        self._looking_s = 0.0
         self._timings_s: list[float] = []
 
     def build_s(self, configuration: Configuration, space: SearchSpace) -> float:
@@ -33,7 +38,7 @@ class GenerationPace:
         ``looks`` says that some want tuned kernels, so that the problems of their graphs are looked for first.
         """
         timing_s = fmean(self._timings_s) if self._timings_s else 0.0
-        beside_s = self._beside_s if max(builds_s) else 0.0
+        beside_s = max(self._beside_s) if max(builds_s) else 0.0
         beside_s += self._looking_s if looks else 0.0
         return max(builds_s) + beside_s + len(builds_s) * timing_s <= budget_s
 
@@ -47,10 +52,10 @@ class GenerationPace:
         self._build_s[backend] = max(self._build_s.get(backend, 0.0), trial.build_s or 0.0)
 
     def note_builds(self, seconds: float, builds: Sequence[StepResult[BuildAnswer]]) -> None:
-        """Take into account what the starts of processes, and their turns, added to the longest of the last builds."""
+        """Take into account what the starts of processes, and their turns, added to the longest of some builds."""
         built_s = [built.value.build_s for built in builds if built.value is not None]
         if builds and len(built_s) == len(builds):
-            self._beside_s = seconds - max(built_s)
+            self._beside_s.append(seconds - max(built_s))
 
     def note_timing(self, seconds: float) -> None:
         """Take the time of checking and timing a candidate into account."""

@@ -3,7 +3,7 @@ from autotune.execute.step_result import StepResult
 from autotune.records.configuration import Configuration
 from autotune.records.search_space import Parameter, SearchSpace
 from autotune.records.trial import Failure, Trial
-from autotune.study.generation_pace import GenerationPace
+from autotune.study.generation_pace import LAST, GenerationPace
 
 SPACE = SearchSpace(backend="a", parameters=(Parameter(name="deep", choices=(False, True), build_cost=(1.0, 3.0)),))
 PLAIN, DEEP = (Configuration.of("a", {"deep": deep}) for deep in (False, True))
@@ -54,8 +54,11 @@ def test_the_longest_look_for_candidates_counts_once_and_only_for_those_that_wan
 def test_what_the_first_builds_waited_for_does_not_count_for_the_last() -> None:
     pace = seasoned()
     pace.note_builds(45.0, [built(10.0)])
-    pace.note_builds(21.0, [built(20.0)])
-    assert fits_from(pace, [20.0]) == 24.0
+    for _ in range(LAST - 1):
+        pace.note_builds(21.0, [built(20.0)])
+    assert fits_from(pace, [20.0]) == 20.0 + 35.0 + 3.0
+    pace.note_builds(22.0, [built(20.0)])
+    assert fits_from(pace, [20.0]) == 25.0
 
 
 def test_builds_that_failed_do_not_say_how_long_others_take() -> None:
