@@ -37,6 +37,7 @@ __all__ = [
     "AutotuneError",
     "Availability",
     "Backend",
+    "BuildsInTurn",
     "Configuration",
     "Constraint",
     "Device",
@@ -82,6 +83,7 @@ class SourceModel(Protocol):
     """The captured model that a build gets: tensors in, tensors out.
 
     ``program`` takes the flat input tensors and returns a tuple of flat output tensors, in the dtypes of the original.
+    Both methods that copy to the device do so within :func:`autotune.runtime.turn.computing`.
     """
 
     workload: Workload
@@ -140,7 +142,8 @@ class Backend(Protocol):
     """One way to run a model. It has no state, and imports its library only inside the methods that need it.
 
     ``toolchain`` names the entries of a toolchain that its artifacts depend on (see
-    :mod:`autotune.runtime.toolchain`). ``build_uses_device`` says that a build runs something on the device.
+    :mod:`autotune.runtime.toolchain`). ``build_uses_device`` says that a build runs something on the device: then
+    it never runs beside a timing, except for the parts between the turns of a backend that :class:`BuildsInTurn`.
     """
 
     name: str
@@ -185,6 +188,18 @@ class TimesKernelsInTurn(Protocol):
     """
 
     times_kernels_in_turn: bool
+
+
+@runtime_checkable
+class BuildsInTurn(Protocol):
+    """A backend whose builds compute on a GPU only within :func:`autotune.runtime.turn.computing`, if it says so.
+
+    The rest of such a build runs beside timings; small copies are all that it does on the device. Without this ability
+    a build with ``build_uses_device`` never runs beside a timing. A build that has the device alone, as one that times
+    kernels, keeps it from its beginning to its end, and so does every build on a CPU.
+    """
+
+    builds_in_turn: bool
 
 
 @runtime_checkable
@@ -310,6 +325,7 @@ ABILITIES: tuple[type, ...] = (
     ServesFormats,
     TimesKernelsAtBuild,
     TimesKernelsInTurn,
+    BuildsInTurn,
     PreparesBuilds,
     FindsGraphFeatures,
     TunesKernels,

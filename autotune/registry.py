@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from autotune.backend import (
     Backend,
+    BuildsInTurn,
     ExplainsArtifacts,
     FindsGraphFeatures,
     KernelKind,
@@ -106,6 +107,12 @@ def builds_alone(configuration: Configuration) -> bool:
     """Return true if a build times kernels on its device, or if its backend does not say so."""
     owner = backend(configuration.backend)
     return not isinstance(owner, TimesKernelsAtBuild) or owner.times_kernels_at_build(configuration)
+
+
+def builds_in_turn(name: str) -> bool:
+    """Return true if builds of the backend take their turns on the device themselves, for the parts that compute."""
+    owner = backend(name)
+    return isinstance(owner, BuildsInTurn) and owner.builds_in_turn
 
 
 def build_modules(among: Iterable[str]) -> list[str]:

@@ -34,12 +34,15 @@ STANDARD_LIBRARY = "libstdc++.so.6"
 class InductorBackend:
     """Compiles with ``torch._inductor.aoti_compile_and_package``.
 
-    A build on a GPU times Triton kernels there, so builds use the device. Needs a C++ compiler; on a GPU, Triton too.
+    A build on a GPU tries launch sizes of Triton kernels there and folds constants, each within a turn; only small
+    copies may run beside a timing (see :mod:`autotune.backends.inductor_turns`). With max-autotune it has the device
+    alone. Needs a C++ compiler; on a GPU, Triton too.
     """
 
     name = "inductor"
     toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "compiler")
     build_uses_device = True
+    builds_in_turn = True
     times_kernels_in_turn = True
     serving_formats = ("aoti",)
     build_modules = ("torch._inductor.compile_fx",)
@@ -68,12 +71,14 @@ class InductorBackend:
         import torch._inductor
         import torch._inductor.config
 
+        from autotune.backends.inductor_turns import in_turns
+
         settings = Settings.of(configuration, model.workload)
         program = model.program(settings.precision, device)
         package = folder / PACKAGE
         on_device = torch.cuda.device(device.index) if device.kind == "cuda" else contextlib.nullcontext()
-        # Inductor reads TF32 and threads from the global switches while it compiles.
-        with settings.switches.overlay(), torch.no_grad(), on_device, _own_cache(), _trusted_instructions():
+        switches = settings.switches.overlay()  # inductor reads TF32 and threads from them while it compiles
+        with switches, torch.no_grad(), on_device, _own_cache(), _trusted_instructions(), in_turns():
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs=options(configuration)
             )
@@ -87,8 +92,7 @@ class InductorBackend:
         """
         # Without it a build for a GPU still tries a few launch sizes of some Triton kernels there (reductions, and
         # kernels over two dimensions: torch/_inductor/runtime/triton_heuristics.py): 0.8 s of 16 s for ResNet-50 on an
-        # H200. To have the device alone for that, builds would wait for each other's compilers. So such a build shares
-        # the device with other builds, but never with a timing.
+        # H200. That part has a turn beside other builds, but never beside a timing.
         return bool(configuration["max_autotune"])
 
     def times_kernels_at_load(self, configuration: Configuration) -> bool:

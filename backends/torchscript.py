@@ -26,12 +26,13 @@ class TorchScriptBackend:
 
     That pass rewrites the graph for the processor of the machine (oneDNN weights on a CPU, fused convolutions on a
     GPU); torch cannot read such a graph back once it is saved. The pass compiles nothing. Tracing runs the model once,
-    also on a GPU, so a build uses the device.
+    also on a GPU, and folding and saving compute there too: a build on a GPU has one turn for all of that.
     """
 
     name = "torchscript"
     toolchain: tuple[str, ...] = ("torch", "cudnn")
     build_uses_device = True
+    builds_in_turn = True
     times_kernels_in_turn = True
     serving_formats = ("torchscript",)
 
@@ -48,15 +49,16 @@ class TorchScriptBackend:
         import torch
 
         from autotune.model.precision import flat_module
+        from autotune.runtime.turn import computing
 
         settings = Settings.of(configuration, model.workload)
         module = flat_module(model.program(settings.precision, device))
         _keep_norms_apart(module)
-        if settings.channels_last:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for part in module.modules():
             part.training = False  # a captured graph refuses eval(), and freezing refuses a module in training
-        with settings.switches.overlay(), torch.no_grad(), _quiet():
+        with computing(), settings.switches.overlay(), torch.no_grad(), _quiet():
+            if settings.channels_last:
+                module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             traced = torch.jit.trace(module, model.example_inputs(device), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
             torch.jit.save(torch.jit.freeze(traced), str(folder / MODEL))
         settings.write(folder)

@@ -81,26 +81,28 @@ def reference(request: ReferenceRequest, channel: Channel) -> Done:
 def build(request: BuildRequest, channel: Channel) -> BuildAnswer:
     """Build a configuration into a folder, alone on the device if the build times kernels there.
 
-    Otherwise it holds the shared lock if it uses the device, as every build for a CPU does: no build runs beside a
-    timing of another study.
+    Otherwise it holds the shared lock if it uses the device, as every build for a CPU does, so that it computes beside
+    no timing of any study: as a whole, or in the parts that compute on a GPU if its backend builds in turn. ``build_s``
+    leaves out the waits for these parts.
     """
     from autotune import registry
     from autotune.kernel import KnownKernels
     from autotune.model.source import CapturedModel
     from autotune.runtime import artifact
     from autotune.runtime.switches import Switches
+    from autotune.runtime.turn import computing
 
     configuration, device, target = request.configuration, request.device, request.target
     backend = registry.backend(configuration.backend)
     kernels = None if request.kernels is None else KnownKernels.from_dict(json.loads(request.kernels.read_text()))
     digest = "" if kernels is None else kernels.digest
-    model = CapturedModel(request.folder, kernels)
-    alone = registry.builds_alone(configuration)
-    with building(channel, device, uses_device=backend.build_uses_device, alone=alone):
+    model = CapturedModel(request.folder, kernels, turn=computing)
+    alone, in_turn = registry.builds_alone(configuration), registry.builds_in_turn(configuration.backend)
+    with building(channel, device, uses_device=backend.build_uses_device, alone=alone, in_turn=in_turn) as turns:
         Switches.of(configuration).apply()
         begin = time.monotonic()
         backend.build(model, configuration, device, target)
         artifact.describe(
             target, configuration, model.workload, model.output_schema, example=model.example(), kernels=digest
         )
-        return BuildAnswer(build_s=time.monotonic() - begin, kernels=digest)
+        return BuildAnswer(build_s=time.monotonic() - begin - turns.waited_s, kernels=digest)

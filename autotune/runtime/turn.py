@@ -1,4 +1,4 @@
-"""The turn of a load on its device: the part of a load that times kernels waits until nothing else runs there."""
+"""The turns of a load and of a build on their device: parts that wait until nothing is timed there, or nothing runs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 Turn = Callable[[], AbstractContextManager[None]]
-"""Makes a context in which the process is alone on the device."""
+"""Makes a context in which the process has its turn on the device: alone, or beside others that time nothing."""
 
 _turn: ContextVar[Turn | None] = ContextVar("autotune-turn", default=None)
+_shared: ContextVar[Turn | None] = ContextVar("autotune-shared-turn", default=None)
 
 
 def alone() -> AbstractContextManager[None]:
@@ -20,11 +21,42 @@ def alone() -> AbstractContextManager[None]:
     return contextlib.nullcontext() if turn is None else turn()
 
 
+def computing() -> AbstractContextManager[None]:
+    """Return a context for a part of a build that computes on the device: in a study nothing is timed there meanwhile.
+
+    For the builds of a backend that :class:`autotune.backend.BuildsInTurn`. Other builds may run beside it. The context
+    waits until the device is free; contexts within it wait for nothing. At its end it waits until the work that torch
+    has begun on the device is done; a part that computes by another library waits for that itself.
+
+    It does nothing in a build that has the device from its beginning to its end, and outside a study. It does nothing
+    in a thread that the build starts either: such a thread needs a turn of :func:`shared_turn`.
+    """
+    turn = _shared.get()
+    return contextlib.nullcontext() if turn is None else turn()
+
+
+def shared_turn() -> Turn | None:
+    """Return what makes the contexts of :func:`computing` in any thread, or ``None`` if they would do nothing.
+
+    While threads overlap in such contexts, the build has one turn, which ends with the last of them.
+    """
+    return _shared.get()
+
+
+def takes_turn_by(turn: Turn) -> AbstractContextManager[None]:
+    """Return a context in which loads of this thread are alone by ``turn``."""
+    return _set(_turn, turn)
+
+
+def computes_by(turn: Turn) -> AbstractContextManager[None]:
+    """Return a context in which builds of this thread compute on the device by ``turn``."""
+    return _set(_shared, turn)
+
+
 @contextlib.contextmanager
-def takes_turn_by(turn: Turn) -> Iterator[None]:
-    """Let loads within this context be alone by ``turn``."""
-    token = _turn.set(turn)
+def _set(variable: ContextVar[Turn | None], turn: Turn) -> Iterator[None]:
+    token = variable.set(turn)
     try:
         yield
     finally:
-        _turn.reset(token)
+        variable.reset(token)

@@ -30,6 +30,7 @@ from autotune.backend import (
     ABILITIES,
     Availability,
     Backend,
+    BuildsInTurn,
     Configuration,
     Device,
     FindsGraphFeatures,
@@ -64,6 +65,9 @@ class BackendConformance:
         assert self.backend.name.isidentifier()
         assert self.backend.toolchain and len(set(self.backend.toolchain)) == len(self.backend.toolchain)
         assert isinstance(self.backend.build_uses_device, bool)
+        if isinstance(self.backend, BuildsInTurn):
+            assert type(self.backend.builds_in_turn) is bool
+            assert self.backend.build_uses_device, "a build that does not use the device has no turns there"
 
     def test_works_here(self) -> None:
         """The backend is available on the device of the tests."""
