@@ -7,8 +7,10 @@ import torch
 from autotune.backends.torchscript import BACKEND
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
+from autotune.runtime.turn import computes_by
 from autotune.testing.backend_conformance import CPU, BackendConformance, RunnerConformance
 from autotune.testing.toy_models import build_toy, expected, toy_inputs
+from tests.turns import RecordedTurns
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
 
@@ -128,3 +130,18 @@ def test_a_norm_that_torchscript_would_fold_into_the_wrong_dimension_stays(inner
     describe(built, configuration(), captured.workload, captured.output_schema, example={"x": x})
     (answer,) = BACKEND.load(built, CPU)(x)
     torch.testing.assert_close(answer, module(x), rtol=1e-4, atol=1e-5)
+
+
+def test_tracing_freezing_and_saving_are_in_one_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, depths = RecordedTurns(), {}  # type: ignore[no-untyped-call]
+    for name in ("trace", "freeze", "save"):
+        original = getattr(torch.jit, name)
+
+        def watched(*arguments: object, name: str = name, original: object = original, **keywords: object) -> object:
+            depths[name] = turns.depth
+            return original(*arguments, **keywords)  # type: ignore[operator]
+
+        monkeypatch.setattr(torch.jit, name, watched)
+    with computes_by(turns):
+        build_toy(BACKEND, CPU, "convolutional", tmp_path, configuration=configuration(channels_last=True))
+    assert depths == {"trace": 1, "freeze": 1, "save": 1} and turns.events == ["begin", "end"]

@@ -1,0 +1,196 @@
+"""The parts of inductor's compilation that compute on a GPU are within turns, and torch is as before afterwards."""
+
+import contextlib
+import importlib
+import shutil
+import sys
+import time
+
+import pytest
+import torch
+
+from autotune.backends.inductor import BACKEND
+from autotune.backends.inductor_turns import BENCHMARK, FOLD, TRY_LAUNCHES, WAIT_FOR_TRITON, in_turns
+from autotune.records.configuration import Configuration
+from autotune.records.device import Device
+from autotune.runtime.turn import computes_by
+from autotune.testing.backend_conformance import CPU
+from autotune.testing.toy_models import build_toy, expected, toy_inputs
+from tests.turns import RecordedTurns
+
+PLACES = {"fold": FOLD, "try launches": TRY_LAUNCHES, "benchmark": BENCHMARK, "wait": WAIT_FOR_TRITON}
+ONE_TURN = ["begin", "compiling", "end"]
+
+
+def owner_of(place):
+    return getattr(importlib.import_module(place[0]), place[1])
+
+
+def functions():
+    """The functions of torch as they are now, bound to no object."""
+    found = [getattr(owner_of(place), place[2]) for place in PLACES.values()]
+    return [getattr(function, "__func__", function) for function in found]
+
+
+class Compilation:
+    """Stands for the parts of torch's compilation, and records them among the turns."""
+
+    def __init__(self, monkeypatch):
+        self.turns = RecordedTurns()
+        events = self.turns.events
+
+        def wait(compiler, scope):
+            events.append("wait for Triton")
+
+        def benchmark_gpu(benchmarker, kernel):
+            events.append(kernel)
+
+        def block(wrapper):
+            async_compile = owner_of(WAIT_FOR_TRITON)()
+            async_compile.wait({})
+            for kernel in ("first", "second"):
+                owner_of(BENCHMARK).benchmark_gpu(kernel)
+            events.append("launched")
+
+        def block_that_waits_elsewhere(wrapper):
+            events.append("launched")
+
+        def fold(folder):
+            events.append("fold")
+
+        self.block_that_waits_elsewhere = block_that_waits_elsewhere
+        self.wrapper = object.__new__(owner_of(TRY_LAUNCHES))
+        monkeypatch.setattr(owner_of(WAIT_FOR_TRITON), "wait", wait)
+        monkeypatch.setattr(type(owner_of(BENCHMARK)), "benchmark_gpu", benchmark_gpu)
+        monkeypatch.setattr(owner_of(TRY_LAUNCHES), TRY_LAUNCHES[2], block)
+        monkeypatch.setattr(owner_of(FOLD), FOLD[2], fold)
+
+    def events(self, run):
+        """The events of something that runs within turns."""
+        with computes_by(self.turns), in_turns():
+            run()
+        return self.turns.events
+
+
+@pytest.fixture
+def compilation(monkeypatch):
+    return Compilation(monkeypatch)
+
+
+def test_launch_sizes_are_tried_in_one_turn_that_begins_once_the_kernels_are_compiled(compilation):
+    events = compilation.events(lambda: compilation.wrapper.generate_and_run_autotune_block())
+    assert events == ["wait for Triton", "begin", "first", "second", "launched", "end"]
+
+
+def test_a_trial_of_launch_sizes_that_waits_elsewhere_is_in_a_turn_as_a_whole(compilation, monkeypatch):
+    monkeypatch.setattr(owner_of(TRY_LAUNCHES), TRY_LAUNCHES[2], compilation.block_that_waits_elsewhere)
+    events = compilation.events(lambda: compilation.wrapper.generate_and_run_autotune_block())
+    assert events == ["begin", "launched", "end"]
+
+
+def test_a_wait_for_the_compiler_elsewhere_begins_no_turn(compilation):
+    assert compilation.events(lambda: owner_of(WAIT_FOR_TRITON)().wait({})) == ["wait for Triton"]
+
+
+def test_constants_are_folded_and_other_timings_made_in_turns_of_their_own(compilation):
+    def run():
+        compilation.turns.events.append("compiling")
+        object.__new__(owner_of(FOLD)).run()
+        owner_of(BENCHMARK).benchmark_gpu("padded")
+
+    assert compilation.events(run) == ["compiling", "begin", "fold", "end", "begin", "padded", "end"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_torch_is_as_before_afterwards(fails):
+    before = functions()
+    error = pytest.raises(ValueError, match="no graph") if fails else contextlib.nullcontext()
+    with error, computes_by(RecordedTurns()), in_turns():
+        within = functions()
+        if fails:
+            raise ValueError("no graph")
+    assert functions() == before
+    assert [one is other for one, other in zip(within, before, strict=True)] == [False, False, False, True]
+    assert "benchmark_gpu" not in vars(owner_of(BENCHMARK)), "it belongs to the class again"
+
+
+def test_without_turns_torch_is_left_alone():
+    before = functions()
+    with in_turns():
+        assert functions() == before
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+def test_a_function_that_this_torch_lacks_means_one_turn_for_all(compilation, monkeypatch, place):
+    monkeypatch.setattr(owner_of(place), place[2], None)
+    before = functions()
+
+    def run():
+        assert functions() == before
+        compilation.turns.events.append("compiling")
+
+    assert compilation.events(run) == ONE_TURN
+
+
+def test_a_module_that_this_torch_lacks_means_one_turn_for_all(compilation, monkeypatch):
+    monkeypatch.setitem(sys.modules, WAIT_FOR_TRITON[0], None)
+    assert compilation.events(lambda: compilation.turns.events.append("compiling")) == ONE_TURN
+
+
+def test_a_torch_that_tunes_kernels_by_running_the_model_has_one_turn_for_all(compilation):
+    import torch._inductor.config as config
+
+    with config.patch({"triton.autotune_at_compile_time": False}):
+        assert compilation.events(lambda: compilation.turns.events.append("compiling")) == ONE_TURN
+
+
+def frozen(device):
+    space = BACKEND.space(device, None, has_factory=True)
+    return next(c for c in (*space.defaults, *space.hints) if c["freezing"] and c["precision"] == "fp32")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_real_compilation_folds_in_turns_and_compiles_outside_of_them(tmp_path, monkeypatch):
+    """On a CPU builds have no turns; given some, torch's own functions show that they are replaced."""
+    from torch._inductor.cpp_builder import CppBuilder
+
+    turns, compiled, original = RecordedTurns(), [], CppBuilder.build
+
+    def build(builder):
+        compiled.append(turns.depth)
+        return original(builder)
+
+    monkeypatch.setattr(CppBuilder, "build", build)
+    with computes_by(turns):
+        built = build_toy(BACKEND, CPU, "convolutional", tmp_path, configuration=frozen(CPU))
+    assert turns.events and turns.events == ["begin", "end"] * (len(turns.events) // 2)
+    assert compiled and not any(compiled)
+    named = toy_inputs("convolutional", 3)
+    answers = BACKEND.load(built.folder, CPU)(*named.values())
+    torch.testing.assert_close(answers, expected("convolutional", named), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_build_on_a_gpu_holds_it_for_a_small_part_of_its_time(tmp_path, monkeypatch):
+    gpu = Device(kind="cuda", name="GPU", uuid="gpu", capability=torch.cuda.get_device_capability())
+    turns, depths = RecordedTurns(), {}
+
+    def watch(place):
+        owner, name = owner_of(place), place[2]
+        original = getattr(owner, name)
+
+        def watched(*arguments, **keywords):
+            depths.setdefault(name, []).append(turns.depth)
+            return original(*arguments, **keywords)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    for place in (FOLD, BENCHMARK):
+        watch(place)
+    values = {**dict(frozen(gpu).values), "cuda_graph": False}
+    begin = time.monotonic()
+    with computes_by(turns):
+        build_toy(BACKEND, gpu, "mixed", tmp_path, configuration=Configuration.of("inductor", values))
+    assert depths[FOLD[2]] and all(depth for calls in depths.values() for depth in calls)
+    assert turns.events.count("begin") >= 2 and turns.held_s < 0.5 * (time.monotonic() - begin)
