@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 import shutil
 import sys
 import time
@@ -86,6 +87,11 @@ def test_a_trial_of_launch_sizes_that_waits_elsewhere_is_in_a_turn_as_a_whole(co
     monkeypatch.setattr(owner_of(TRY_LAUNCHES), TRY_LAUNCHES[2], compilation.block_that_waits_elsewhere)
     events = compilation.events(lambda: compilation.wrapper.generate_and_run_autotune_block())
     assert events == ["begin", "launched", "end"]
+
+
+def test_this_torch_waits_for_triton_where_it_tries_launch_sizes():
+    source = inspect.getsource(getattr(owner_of(TRY_LAUNCHES), TRY_LAUNCHES[2]))
+    assert f"async_compile.{WAIT_FOR_TRITON[2]}(" in source
 
 
 def test_a_wait_for_the_compiler_elsewhere_begins_no_turn(compilation):

@@ -85,6 +85,21 @@ def test_a_turn_with_a_late_load_has_the_device_alone_for_it(vit):
     assert sum(stage.seconds for stage in stages.values()) == pytest.approx(late.turn_s)
 
 
+def test_a_build_holds_the_device_only_for_the_parts_that_compute_unless_it_is_alone(vit):
+    charges = StudyCharges(vit, 2.0)
+    first = next(item.trial.configuration for item in vit.trials if item.trial.configuration.backend == "inductor")
+    values = dict(first.values)
+    in_turn, alone = (Configuration.of("inductor", {**values, "max_autotune": alone}) for alone in (False, True))
+    stages = [stage for stage in charges.build(in_turn, first=False) if stage.name == "build"]
+    seconds = charges.of(in_turn).build_s
+    assert sum(stage.seconds for stage in stages) == pytest.approx(seconds)
+    held_s = sum(stage.seconds for stage in stages if stage.hold == "shared")
+    assert 0 < held_s < 0.1 * seconds and all(stage.hold != "exclusive" for stage in stages)
+    assert [stage.hold for stage in charges.build(alone, first=False) if stage.name == "build"] == ["exclusive"]
+    native = next(item.trial.configuration for item in vit.trials if item.trial.configuration.backend == "native")
+    assert [stage.hold for stage in charges.build(native, first=False) if stage.name == "build"] == ["none"]
+
+
 def test_without_kernels_to_tune_the_real_search_tries_what_was_recorded(vit):
     timeline, real = replayed(vit), recorded(vit)
     first = [item.trial.configuration for item in vit.batches[0]]
