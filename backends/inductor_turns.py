@@ -85,8 +85,7 @@ def _once_compiled(turn: Turn, compiler: object, original: Function) -> Function
 
     The turn is for the whole function if that does not seem to wait for the compiler.
     """
-    waiting = WAIT_FOR_TRITON[2]
-    if f"async_compile.{waiting}(" not in inspect.getsource(original):
+    if not _waits_for_triton(original):
         return _within(turn, original)
 
     @functools.wraps(original)
@@ -102,10 +101,17 @@ def _once_compiled(turn: Turn, compiler: object, original: Function) -> Function
 
                 return waited
 
-            with _replaced(compiler, waiting, then_hold):
+            with _replaced(compiler, WAIT_FOR_TRITON[2], then_hold):
                 return original(*arguments, **keywords)
 
     return function
+
+
+def _waits_for_triton(function: Function) -> bool:
+    try:
+        return f"async_compile.{WAIT_FOR_TRITON[2]}(" in inspect.getsource(function)
+    except OSError:  # torch was installed without its source
+        return False
 
 
 @contextlib.contextmanager
