@@ -57,9 +57,15 @@ SESSION_S, CANDIDATE_S = 0.31, 0.05
 """The time of a session on an H200, and of each of its candidates."""
 
 
-def compilers(device: Device) -> int:
+CROWDED_SHARE = 4
+"""One of so many cores compiles kernels while whole models are built, each on about two cores."""
+
+
+def compilers(device: Device, *, crowded: bool = False) -> int:
     """Return the number of jobs that compile at once; on a CPU nothing is timed meanwhile."""
-    return max(1, device.cores - RESERVED_CORES) if device.kind == "cuda" else 1
+    if device.kind != "cuda":
+        return 1
+    return max(1, device.cores // CROWDED_SHARE if crowded else device.cores - RESERVED_CORES)
 
 
 class BuildStage:

@@ -1,6 +1,6 @@
 """The builds that are being compiled while others are timed: CompileQueue."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autotune.kernels.compile_pool import CompileJob, CompilePool
@@ -19,12 +19,12 @@ class CompilingBuilds:
 
 
 class CompileQueue:
-    """Compiles at most ``size`` jobs at once; a context, at whose end jobs that have not begun are dropped.
+    """Compiles at most ``size()`` jobs at once; a context, at whose end jobs that have not begun are dropped.
 
     ``longest_s`` is the longest time that a job has taken, by its kind.
     """
 
-    def __init__(self, executor: KernelExecutor, size: int, pool: CompilePool) -> None:
+    def __init__(self, executor: KernelExecutor, size: Callable[[], int], pool: CompilePool) -> None:
         self._executor, self._size, self._pool = executor, size, pool
         self._jobs: list[CompilingBuilds] = []
         self.longest_s: dict[str, float] = {}
@@ -38,7 +38,7 @@ class CompileQueue:
     @property
     def has_room(self) -> bool:
         """Whether one more job compiles at once."""
-        return len(self._jobs) < self._size
+        return len(self._jobs) < self._size()
 
     @property
     def is_empty(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from autotune import registry
 from autotune.errors import AutotuneError
 from autotune.kernel import CompileResult
-from autotune.kernels.build_stage import SHORTEST_COMPILE_S, TOGETHER
+from autotune.kernels.build_stage import SHORTEST_COMPILE_S, TOGETHER, compilers
 from autotune.kernels.compile_queue import CompileQueue
 from autotune.kernels.executor import KernelExecutor
 from autotune.kernels.host import TuningHost
@@ -18,9 +18,6 @@ from autotune.kernels.work import TunedWork, WithoutKinds
 from autotune.records.kernel_problem import GemmProblem
 
 log = logging.getLogger(__name__)
-
-SHARE = 4
-"""One of so many cores compiles: beside it whole models are built, each on about two cores."""
 
 ENDS_S = 30.0
 """The longest wait for the jobs that run when a prefetch is to end."""
@@ -70,8 +67,8 @@ class KernelPrefetch:
         portfolio = BuildPortfolio(kinds, most=MOST_BUILDS)
         waiting = sorted(works.values(), key=lambda work: -work.weight * work.problem.flops)
         missing = frozenset(name for name, kind in kinds.items() if kind.compile_s > SLOW_S)
-        workers = max(1, self.executor.device.cores // SHARE)
-        with CompileQueue(self.executor, workers, self.host.pool(workers)) as queue:
+        workers = compilers(self.executor.device, crowded=True)
+        with CompileQueue(self.executor, lambda: workers, self.host.pool(workers)) as queue:
             while not self._stop.is_set() and not self.executor.server.closed:
                 if waiting:
                     self._plan(waiting.pop(0), portfolio, missing)

@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from autotune import registry
 from autotune.database.store import Store
@@ -40,6 +40,7 @@ def tune_kernels(
     stop: threading.Event | None = None,
     seed: int = 0,
     host: TuningHost | None = None,
+    crowded: Callable[[], bool] = lambda: False,
 ) -> KernelReport:
     """Find fast kernels for problems, each with its number of computations in a call of its model; store every trial.
 
@@ -47,7 +48,8 @@ def tune_kernels(
     crashed or hung. ``builds`` is the limit of a problem over all runs. The libraries' own calls are timed with any
     budget. At the end the best kernels of each problem are timed against each other, within a reserved part of the
     budget, unless one is clearly the best or the database has such a final. ``host`` is another one
-    than this in a simulation. If ``stop`` is set, the server ends, or single problems fail, it returns the results so
+    than this in a simulation. While it is ``crowded``, models are built beside the tuning, and fewer cores compile. If
+    ``stop`` is set, the server ends, or single problems fail, it returns the results so
     far. Raises SpaceError if no problem has a candidate, RequestError if ``backend`` has no kernels to tune, WorkError
     if the cache of compiled kernels cannot be written.
     """
@@ -61,10 +63,12 @@ def tune_kernels(
         stop=stop or threading.Event(), seed=seed, clock=host.clock,
     )  # fmt: skip
     with contextlib.closing(executor):
-        return _tune(bench, budget_s, builds, host)
+        return _tune(bench, budget_s, builds, host, crowded)
 
 
-def _tune(bench: KernelBench, budget_s: float, builds: int, host: TuningHost) -> KernelReport:
+def _tune(
+    bench: KernelBench, budget_s: float, builds: int, host: TuningHost, crowded: Callable[[], bool]
+) -> KernelReport:  # fmt: skip
     begin, reserved_s = host.clock(), FINALS_SHARE * budget_s
     for work in bench.works:
         bench.know(work)
@@ -73,8 +77,8 @@ def _tune(bench: KernelBench, budget_s: float, builds: int, host: TuningHost) ->
         raise bench.works[0].trouble or SpaceError("no kernel problem has a candidate")
     if any(work.space is not None and work.space.builds for work in able):
         bench.read_rates()
-    workers = compilers(bench.device)
-    with CompileQueue(bench.executor, workers, host.pool(workers)) as queue:
+    pool = host.pool(compilers(bench.device))
+    with CompileQueue(bench.executor, lambda: compilers(bench.device, crowded=crowded()), pool) as queue:
         BuildStage(bench, able, queue, budget_s=budget_s, most_builds=builds, reserved_s=reserved_s).run()
     # On a GPU the search ends with the compilers, which would disturb finals.
     FinalsStage(bench, able).run(reserved_s)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from autotune import registry
 from autotune.database.rows import StudyRow
@@ -19,27 +19,11 @@ from autotune.records.plan import Plan
 from autotune.records.search_space import SearchSpace
 from autotune.records.trial import Trial
 from autotune.records.workload import Workload
+from autotune.study.generation import Background, Doorbell, Pending, ThreadDoorbell
 from autotune.study.kernel_supply import KernelSupply
 from autotune.study.request import StudyRequest
 
-Value = TypeVar("Value", covariant=True)
 Returned = TypeVar("Returned")
-
-
-class Pending(Protocol[Value]):
-    """Work in the background."""
-
-    def result(self) -> Value:
-        """Wait for its end; return what it returned, or raise what it raised."""
-        ...
-
-
-class Background(Protocol):
-    """Begins work beside that of the caller."""
-
-    def __call__(self, work: Callable[[], Returned]) -> Pending[Returned]:
-        """Begin it."""
-        ...
 
 
 def in_thread(work: Callable[[], Returned]) -> Pending[Returned]:
@@ -56,8 +40,8 @@ class StudyContext:
 
     ``supply`` has the tuned kernels of every build. ``stop`` is set by others to end the study. ``carried`` are plans
     of other device classes that take part in the finals. ``hints`` are configurations to try right after the defaults.
-    ``clock`` counts the seconds of the search, and ``background`` begins work beside that of the search; both are
-    others in a simulation.
+    ``clock`` counts the seconds of the search, ``background`` begins work beside that of the search, and ``doorbell``
+    makes what the search waits with; all three are others in a simulation.
     """
 
     request: StudyRequest
@@ -74,6 +58,7 @@ class StudyContext:
     hints: tuple[Configuration, ...] = ()
     clock: Callable[[], float] = time.monotonic
     background: Background = in_thread
+    doorbell: Callable[[], Doorbell] = ThreadDoorbell
 
     @property
     def defaults(self) -> frozenset[str]:

@@ -104,11 +104,12 @@ class StudyKernels:
                 list(pool.map(self.context.supply.problems, graphs.values()))
 
     def prepare(
-        self, configurations: Sequence[Configuration], budget_s: float
+        self, configurations: Sequence[Configuration], budget_s: float, crowded: Callable[[], bool] = lambda: False
     ) -> Mapping[Configuration, KnownKernels | None]:
         """Tune the kernels of those configurations that want tuned ones; return the kernels for each build.
 
-        ``budget_s`` is the rest of the whole study's budget. Each problem is tuned once, for all configurations that
+        ``budget_s`` is the rest of the whole study's budget. While it is ``crowded``, models are built beside it, and
+        fewer cores compile kernels. Each problem is tuned once, for all configurations that
         have it. If the study is to tune none, or less than :data:`LEAST_TUNING_S` is left for kernels, builds get the
         kernels that the database has already. An error in tuning costs tuned kernels only: a build leaves a problem
         without one to torch. StudyInterruptedError and StudyTakenOverError are raised.
@@ -116,11 +117,13 @@ class StudyKernels:
         wanting = list(filter(wants_kernels, configurations))
         if wanting:
             begin = self.context.clock()
-            self._tune(wanting, begin, SHARE * (budget_s + self._spent_s) - self._spent_s)
+            self._tune(wanting, begin, SHARE * (budget_s + self._spent_s) - self._spent_s, crowded)
             self._spent_s += self.context.executor.split.worked_s(begin, self.context.clock())
         return {configuration: self.context.supply.of(configuration) for configuration in configurations}
 
-    def _tune(self, wanting: Sequence[Configuration], begin: float, allowed_s: float) -> None:
+    def _tune(
+        self, wanting: Sequence[Configuration], begin: float, allowed_s: float, crowded: Callable[[], bool]
+    ) -> None:  # fmt: skip
         request = self.context.request
         self.find_problems(wanting)
         for backend in dict.fromkeys(configuration.backend for configuration in wanting):
@@ -135,16 +138,18 @@ class StudyKernels:
                     log.info("%s: %.1f s are left for %d kernel problems: too few", backend, left_s, len(counts))
                     continue
                 self._tuned |= {(backend, problem) for problem in counts}
-                self._tune_these(counts, backend, left_s)
+                self._tune_these(counts, backend, left_s, crowded)
 
-    def _tune_these(self, counts: Mapping[GemmProblem, float], backend: str, budget_s: float) -> None:
+    def _tune_these(
+        self, counts: Mapping[GemmProblem, float], backend: str, budget_s: float, crowded: Callable[[], bool]
+    ) -> None:  # fmt: skip
         context = self.context
         self.close()  # the tuning compiles in its own order
         try:
             report = tune_kernels(
                 counts, context.request.device, context.store, context.executor.server, backend=backend,
                 budget_s=budget_s, progress=context.progress, stop=context.stop, seed=context.request.seed,
-                host=self.host,
+                host=self.host, crowded=crowded,
             )  # fmt: skip
         except (StudyInterruptedError, StudyTakenOverError):
             raise

@@ -1,22 +1,25 @@
 """The search of a study: propose, build, check, time, learn: StudySearch."""
 
 import contextlib
+import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autotune import registry
 from autotune.execute.answers import BuildAnswer
 from autotune.execute.executor import BUILD_TIMEOUT_S
 from autotune.execute.step_result import StepResult
-from autotune.kernel import KnownKernels, wants_kernels
+from autotune.kernel import wants_kernels
 from autotune.records.configuration import Configuration
 from autotune.records.trial import Trial
 from autotune.search.search import Search
 from autotune.study.adoption import TrialAdoption
-from autotune.study.built_trial import BuiltTrial, StoredBuild, ran_out_of_budget, with_kernels
+from autotune.study.built_trial import BuiltTrial, StoredBuild, ran_out_of_budget
 from autotune.study.cache import as_outcome
 from autotune.study.context import StudyContext
+from autotune.study.generation import Generation, GenerationSteps, Kernels
 from autotune.study.generation_pace import GenerationPace
 from autotune.study.kernel_tuning import StudyKernels
 from autotune.study.pace import Pace, is_exact
@@ -219,63 +222,42 @@ class StudySearch:
         self, batch: list[Configuration], left_s: float, least_build_s: float, stored: dict[Path, StoredBuild],
         held: contextlib.ExitStack,
     ) -> list[Trial]:  # fmt: skip
-        """Return the trials that ended; artifacts of ``stored`` builds are ``held`` until a row names them.
-
-        If only some of the batch want tuned kernels, the others are built and timed before these are tuned. Of the
-        others, candidates in full precision wait if one in reduced precision passes, for then they hardly win: they
-        are timed when the device would be idle, beside the builds that follow. If too little of the budget is left by
-        then, those that want tuned kernels are not begun.
-        """
-        begin = self.context.clock()
-        finished: list[Trial] = []
-
-        def build(claimed: Sequence[Trial], kernels: Mapping[Configuration, KnownKernels | None]) -> list[BuiltTrial]:
-            limit_s = max(least_build_s, left_s - self._worked_s(begin))
-            return self._built(claimed, kernels, limit_s, stored, held)
-
+        """Return the trials that ended; artifacts of ``stored`` builds are ``held`` until a row names them."""
+        run = _Run(begin=self.context.clock(), left_s=left_s, least_build_s=least_build_s, stored=stored, held=held)
         first, second = self._parts(batch)
-        claimed = self._claimed(first, finished)
-        turns = build(claimed, {})
-        later = [turn for turn in turns if self._can_wait(turn.trial.configuration)]
-        self._time([turn for turn in turns if turn not in later], stored, finished)
-        if not self.context.stop.is_set():
-            if not any(trial.state == "complete" and not is_exact(trial.configuration) for trial in finished):
-                self._time(later, stored, finished)  # one of these may win
-                later = []
-            if first and not self._fits(second, left_s - self._worked_s(begin)):
-                second = []  # the search proposes them again if the study gets a larger budget
-            using = self._claimed(second, finished)
-            kernels = self._kernels.prepare([trial.configuration for trial in using], left_s - self._worked_s(begin))
-            using = [with_kernels(trial, kernels[trial.configuration]) for trial in using]
-            claimed += using
-            building = self.context.background(lambda: build(using, kernels))
-            try:
-                self._time(later, stored, finished)
-            finally:
-                turns = building.result()  # nothing that was built may outlive this call
-            self._time(turns, stored, finished)
+        steps = GenerationSteps(
+            look=self._look, claim=lambda batch: self._claimed(batch, run.finished),
+            tune=functools.partial(self._tuned, run), build=functools.partial(self._build, run),
+            fits=lambda trials: not first or self._fits([trial.configuration for trial in trials], self._rest_s(run)),
+            withdraw=self.context.store.trials.withdraw, time=functools.partial(self._time, run),
+            can_wait=self._can_wait,
+        )  # fmt: skip
+        generation = Generation(
+            steps, first, second, overlap=self._overlaps, stop=self.context.stop, background=self.context.background,
+            doorbell=self.context.doorbell(),
+        )  # fmt: skip
+        generation.run()
         if self.context.stop.is_set():
-            uids = {trial.uid for trial in finished}
-            self.context.store.trials.hand_back([trial for trial in claimed if trial.uid not in uids])
-        return finished
+            uids = {trial.uid for trial in run.finished}
+            self.context.store.trials.hand_back([trial for trial in generation.claimed if trial.uid not in uids])
+        return run.finished
 
-    def _can_wait(self, configuration: Configuration) -> bool:
+    @property
+    def _overlaps(self) -> bool:
+        """Whether trials are timed while others are built: a latency of a GPU hardly depends on what its host does."""
         request = self.context.request
-        on_device = request.objective.name.startswith("latency")  # builds beside it would lower a throughput
-        return on_device and is_exact(configuration) and not is_baseline(configuration, request)
+        return request.device.kind == "cuda" and request.objective.name.startswith("latency")
 
     def _parts(self, batch: Sequence[Configuration]) -> tuple[list[Configuration], list[Configuration]]:
         """Return the part of a batch that is built before kernels are tuned, and the rest; the first may be empty."""
-        others = [configuration for configuration in batch if not wants_kernels(configuration)]
-        if len(others) == len(batch) or not all(map(self._is_first, batch)):
+        if not (self._overlaps or all(map(self._is_first, batch))):
             return [], list(batch)
+        others = [configuration for configuration in batch if not wants_kernels(configuration)]
         return others, [configuration for configuration in batch if wants_kernels(configuration)]
 
     def _claimed(self, batch: Sequence[Configuration], finished: list[Trial]) -> list[Trial]:
         """Return the trials that are to be built; those that have a result without a build are ``finished``."""
-        begin = self.context.clock()
         claimed: list[Trial] = []
-        self._kernels.find_problems(batch)  # a trial of another study is adopted only if its kernels are those of now
         for configuration in batch:
             trial = self._adoption.find(configuration)
             if trial is not None:
@@ -289,51 +271,58 @@ class StudySearch:
                 continue
             self.context.progress.event("trial_started", number=trial.number, configuration=configuration)
             claimed.append(trial)
-        self._pacing.note_look(self._worked_s(begin))
         return claimed
 
-    def _built(
-        self, claimed: Sequence[Trial], kernels: Mapping[Configuration, KnownKernels | None], limit_s: float,
-        stored: dict[Path, StoredBuild], held: contextlib.ExitStack,
-    ) -> list[BuiltTrial]:  # fmt: skip
-        """Build trials together, and return them with their builds, in their order."""
-        if not claimed:
-            return []
+    def _look(self, batch: Sequence[Configuration]) -> None:
         begin = self.context.clock()
-        workers = 1 if self.parallel == 1 else len(claimed)
-        builds = self.context.executor.build(
-            [trial.configuration for trial in claimed], workers, limit_s, kernels=kernels.get,
-            then=lambda configuration, result, target: stored.update(
-                {target: self._timing.stored(configuration, result, target, held, early=self.parallel > 1)}
-            ),
-        )  # fmt: skip
-        self._pacing.note_builds(self._worked_s(begin), [built for built, _ in builds])
-        return [
-            BuiltTrial(trial=trial, built=built, target=target)
-            for trial, (built, target) in zip(claimed, builds, strict=True)
-        ]
+        self._kernels.find_problems(batch)
+        self._pacing.note_look(self._worked_s(begin))
 
-    def _time(self, turns: Sequence[BuiltTrial], stored: Mapping[Path, StoredBuild], finished: list[Trial]) -> None:
-        """Check and time built trials one after the other, and store their results, until the study is stopped."""
-        for turn in turns:
-            if self.context.stop.is_set():
-                return
-            trial, built = turn.trial, turn.built
-            if ran_out_of_budget(built):
-                self._leave_out(trial, built)
-                continue
-            self.context.progress.event("trial_timing", number=trial.number, configuration=trial.configuration)
-            begin = self.context.clock()
-            is_default = trial.configuration.digest in self._defaults
-            ended, measurement = self._timing.finish(trial, built, stored.get(turn.target), to_the_end=is_default)
-            self._pacing.note_timing(self._worked_s(begin))
-            if self.context.stop.is_set():
-                return
-            self.context.store.trials.finish(ended, {"screening": measurement} if measurement else {})
-            self._clock.ended[ended.uid] = self.context.clock()
-            finished.append(ended)
-            self._pacing.note_build(ended)
-            self.context.progress.event("trial_finished", trial=ended, best_ms=self._pace.best_ms)
+    def _can_wait(self, configuration: Configuration) -> bool:
+        return self._overlaps and is_exact(configuration) and not is_baseline(configuration, self.context.request)
+
+    def _rest_s(self, run: "_Run") -> float:
+        return run.left_s - self._worked_s(run.begin)
+
+    def _tuned(self, run: "_Run", trials: Sequence[Trial], crowded: Callable[[], bool]) -> Kernels:
+        return self._kernels.prepare([trial.configuration for trial in trials], self._rest_s(run), crowded)
+
+    def _build(
+        self, run: "_Run", trials: Sequence[Trial], kernels: Kernels, then: Callable[[BuiltTrial], None]
+    ) -> None:  # fmt: skip
+        """Build trials together; store each as soon as it is built, and hand it over."""
+        begin = self.context.clock()
+        workers = 1 if self.parallel == 1 else len(trials)
+        trial_of = {trial.configuration: trial for trial in trials}
+
+        def keep(configuration: Configuration, result: StepResult[BuildAnswer], target: Path) -> None:
+            early = self.parallel > 1
+            run.stored[target] = self._timing.stored(configuration, result, target, run.held, early=early)
+            then(BuiltTrial(trial=trial_of[configuration], built=result, target=target))
+
+        limit_s = max(run.least_build_s, self._rest_s(run))
+        builds = self.context.executor.build(list(trial_of), workers, limit_s, kernels=kernels.get, then=keep)
+        self._pacing.note_builds(self._worked_s(begin), [built for built, _ in builds])
+
+    def _time(self, run: "_Run", turn: BuiltTrial) -> bool:
+        """Check and time a built trial, and store its result; return whether it passed in reduced precision."""
+        trial, built = turn.trial, turn.built
+        if ran_out_of_budget(built):
+            self._leave_out(trial, built)
+            return False
+        self.context.progress.event("trial_timing", number=trial.number, configuration=trial.configuration)
+        begin = self.context.clock()
+        is_default = trial.configuration.digest in self._defaults
+        ended, measurement = self._timing.finish(trial, built, run.stored.get(turn.target), to_the_end=is_default)
+        self._pacing.note_timing(self._worked_s(begin))
+        if self.context.stop.is_set():
+            return False
+        self.context.store.trials.finish(ended, {"screening": measurement} if measurement else {})
+        self._clock.ended[ended.uid] = self.context.clock()
+        run.finished.append(ended)
+        self._pacing.note_build(ended)
+        self.context.progress.event("trial_finished", trial=ended, best_ms=self._pace.best_ms)
+        return ended.state == "complete" and not is_exact(ended.configuration)
 
     def _leave_out(self, trial: Trial, built: StepResult[BuildAnswer]) -> None:
         """Withdraw a trial that the budget ended: it has no result, and is tried if the study gets a larger budget."""
@@ -344,3 +333,19 @@ class StudySearch:
             text=f"{trial.configuration}: left out, because its build did not end in the {built.seconds:.0f} s that "
             "were left of the budget; it is tried if the study gets a larger budget",
         )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Run:
+    """A generation that runs: its begin on the study's clock, the limits of its builds, and what has become of it.
+
+    ``left_s`` is left of the budget; a build may take ``least_build_s`` even if less is left. The artifacts of
+    ``stored`` builds are ``held`` until a row names them.
+    """
+
+    begin: float
+    left_s: float
+    least_build_s: float
+    stored: dict[Path, StoredBuild]
+    held: contextlib.ExitStack
+    finished: list[Trial] = field(default_factory=list)

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from autotune.kernel import wants_kernels
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.search_space import Parameter, SearchSpace
@@ -14,6 +13,7 @@ from autotune.search.history import TrialOutcome
 from autotune.search.search import Search
 from autotune.study.built_trial import BuiltTrial
 from autotune.study.context import in_thread
+from autotune.study.generation import ThreadDoorbell
 from autotune.study.search import StudySearch
 
 H200 = Device(kind="cuda", name="NVIDIA H200", uuid="GPU-1", capability=(9, 0), power_limit_w=700)
@@ -82,48 +82,52 @@ def test_no_more_is_begun_together_than_can_be_timed_before_the_budget_ends():
 
 
 class Parts(StudySearch):
-    """Notes what it builds and times; a build of tuned kernels ends when something has been timed beside it."""
+    """Notes the parts that it tunes, builds and times; every build ends at once."""
 
     def __init__(self, device, state="complete", objective="latency_p50"):
         request = SimpleNamespace(device=device, name="study", factory=None, objective=SimpleNamespace(name=objective))
         self.state = state
         defaults = frozenset(default.digest for space in (OURS, OTHERS) for default in space.defaults)
-        trials = SimpleNamespace(hand_back=lambda trials: self.handed_back.extend(trials))
+        trials = SimpleNamespace(
+            hand_back=lambda trials: self.handed_back.extend(trials),
+            withdraw=lambda trial: self.withdrawn.append(trial),
+        )
         store = SimpleNamespace(studies=None, trials=trials)
         split = SimpleNamespace(worked_s=lambda begin, end: end - begin)
         super().__init__(
             SimpleNamespace(
                 request=request, spaces=(OURS, OTHERS), defaults=defaults, hints=(), store=store,
                 stop=threading.Event(), executor=SimpleNamespace(split=split), clock=time.monotonic,
-                background=in_thread,
+                background=in_thread, doorbell=ThreadDoorbell,
             )
         )  # fmt: skip
-        self.notes, self.handed_back, self.beside = [], [], threading.Event()
-        self._kernels = SimpleNamespace(prepare=self.prepare)
+        self.notes, self.handed_back, self.withdrawn = [], [], []
+        self._kernels = SimpleNamespace(prepare=self.prepare, find_problems=lambda batch: None)
 
-    def prepare(self, configurations, budget_s):
+    def prepare(self, configurations, budget_s, crowded):
         self.notes.append(("tune", configurations))
         return dict.fromkeys(configurations)
 
     def _claimed(self, batch, finished):
         return [
-            Trial(uid=str(number), number=number, configuration=configuration, state="running")
+            Trial(uid=configuration.digest, number=number, configuration=configuration, state="running")
             for number, configuration in enumerate(batch)
         ]
 
-    def _built(self, claimed, kernels, limit_s, stored, held):
-        configurations = [trial.configuration for trial in claimed]
-        self.notes.append(("build", configurations))
-        if any(map(wants_kernels, configurations)) and self.notes[0][1]:
-            assert self.beside.wait(10.0), "nothing was timed beside the build"
-        return [BuiltTrial(trial=trial, built=None, target=None) for trial in claimed]
+    def _build(self, run, trials, kernels, then):
+        self.notes.append(("build", [trial.configuration for trial in trials]))
+        for trial in trials:
+            then(BuiltTrial(trial=trial, built=None, target=None))
 
-    def _time(self, turns, stored, finished):
-        self.notes.append(("time", [turn.trial.configuration for turn in turns]))
-        for trial in (turn.trial for turn in turns if not self.context.stop.is_set()):
-            finished.append(SimpleNamespace(uid=trial.uid, state=self.state, configuration=trial.configuration))
-        if len(self.notes) > 3:
-            self.beside.set()
+    def _time(self, run, turn):
+        self.notes.append(("time", [turn.trial.configuration]))
+        ended = SimpleNamespace(uid=turn.trial.uid, state=self.state, configuration=turn.trial.configuration)
+        run.finished.append(ended)
+        return self.state == "complete" and turn.trial.configuration["precision"] != "fp32"
+
+    def generation(self, batch, left_s=100.0):
+        self._built_and_finished(batch, left_s, 60.0, {}, None)
+        return {kind: [part for noted, part in self.notes if noted == kind] for kind in ("build", "tune", "time")}
 
 
 @pytest.fixture
@@ -135,28 +139,26 @@ def baseline(monkeypatch):
 
 
 @pytest.mark.usefixtures("baseline")
-def test_full_precision_but_the_baseline_is_timed_while_candidates_with_tuned_kernels_are_built():
+def test_candidates_without_tuned_kernels_are_built_beside_the_tuning_and_full_precision_but_the_baseline_can_wait():
     search = Parts(replace(H200, cores=16))
     others = [*OTHERS.defaults, OURS.defaults[1], *OTHERS.hints]
-    batch = [OURS.defaults[0], *others, *OURS.hints]
-    search._built_and_finished(batch, 100.0, 60.0, {}, None)
-    first, *middle, last = search.notes
-    assert first == ("build", [OURS.defaults[0], *others])
-    assert middle[:2] == [("time", others), ("tune", list(OURS.hints))]
-    assert sorted(middle[2:], key=str) == [("build", list(OURS.hints)), ("time", [OURS.defaults[0]])]
-    assert last == ("time", list(OURS.hints)) and not search.handed_back
+    seen = search.generation([OURS.defaults[0], *others, *OURS.hints])
+    assert seen["build"] == [[OURS.defaults[0], *others], list(OURS.hints)]
+    assert seen["tune"] == [list(OURS.hints)]
+    timed = [configuration for (configuration,) in seen["time"]]
+    assert sorted(timed, key=str) == sorted([OURS.defaults[0], *others, *OURS.hints], key=str)
+    assert timed.index(OURS.defaults[0]) > max(map(timed.index, others)) and not search.handed_back
 
 
 @pytest.mark.usefixtures("baseline")
-def test_full_precision_that_may_win_is_timed_before_anything_else_is_built():
+def test_under_an_objective_that_builds_would_disturb_nothing_is_timed_beside_them():
     others, ours = list(OTHERS.defaults), [OURS.defaults[0]]
-    search = Parts(replace(H200, cores=16), state="failed")  # none in reduced precision passes
-    search._built_and_finished([*ours, *others, *OURS.hints], 100.0, 60.0, {}, None)
-    assert search.notes[:3] == [("build", [*ours, *others]), ("time", others), ("time", ours)]
-    assert search.notes[3] == ("tune", list(OURS.hints))
     search = Parts(replace(H200, cores=16), objective="throughput")
-    search._built_and_finished([*ours, *others, *OURS.hints], 100.0, 60.0, {}, None)
-    assert search.notes[1] == ("time", [*ours, *others])
+    search.generation([*ours, *others, *OURS.hints])
+    first, later = [("build", [*ours, *others])], [("tune", list(OURS.hints)), ("build", list(OURS.hints))]
+    assert search.notes[:1] == first and search.notes[4:6] == later
+    assert [kind for kind, _ in search.notes] == ["build", "time", "time", "time", "tune", "build", "time", "time"]
+    assert [part for kind, part in search.notes[1:4] for part in part] == [*ours, *others]
 
 
 @pytest.mark.usefixtures("baseline")
@@ -164,27 +166,27 @@ def test_candidates_with_tuned_kernels_are_not_begun_if_too_little_is_left_for_t
     search = Parts(replace(H200, cores=16))
     search._pacing.note_timing(20.0)
     batch = [OURS.defaults[0], *OTHERS.defaults, *OURS.hints]
-    search._built_and_finished(batch, 39.0, 60.0, {}, None)
-    assert [note for note in search.notes if note[1]] == [
-        ("build", [OURS.defaults[0], *OTHERS.defaults]), ("time", list(OTHERS.defaults)), ("time", [OURS.defaults[0]]),
-    ]  # fmt: skip
-    search.notes.clear()
-    search._built_and_finished(batch, 41.0, 60.0, {}, None)
-    assert ("tune", list(OURS.hints)) in search.notes
-
-
-def test_later_proposals_are_built_together_whether_they_want_tuned_kernels_or_not():
+    seen = search.generation(batch, left_s=39.0)
+    assert seen["build"] == [[OURS.defaults[0], *OTHERS.defaults]] and len(seen["time"]) == 3
+    assert [trial.configuration for trial in search.withdrawn] == list(OURS.hints)
     search = Parts(replace(H200, cores=16))
-    batch = [Configuration.of("ours", values(kernels=kernels, precision="fp32")) for kernels in ("torch", "tuned")]
-    batch[0] = Configuration.of("ours", values(cuda_graph=True, precision="fp32"))
-    search._built_and_finished(batch, 100.0, 60.0, {}, None)
-    assert [note for note in search.notes if note[1]] == [("tune", batch), ("build", batch), ("time", batch)]
+    search._pacing.note_timing(20.0)
+    assert search.generation(batch, left_s=41.0)["build"][1:] == [list(OURS.hints)]
 
 
 @pytest.mark.usefixtures("baseline")
-def test_a_study_that_is_stopped_before_the_tuning_begins_none_and_hands_its_trials_back():
+def test_later_proposals_are_built_at_once_unless_they_want_tuned_kernels():
+    batch = [Configuration.of("ours", values(kernels=kernels, precision="fp32")) for kernels in ("torch", "tuned")]
+    batch[0] = Configuration.of("ours", values(cuda_graph=True, precision="fp32"))
+    assert Parts(replace(H200, cores=16)).generation(batch)["build"] == [batch[:1], batch[1:]]
+    together = Parts(replace(H200, cores=16), objective="throughput").generation(batch)
+    assert together["tune"] == [batch] and together["build"] == [batch]
+
+
+@pytest.mark.usefixtures("baseline")
+def test_a_study_that_is_stopped_begins_no_tuning_and_hands_its_trials_back():
     search = Parts(replace(H200, cores=16))
     search.context.stop.set()
-    search._built_and_finished([*OTHERS.defaults, *OURS.hints], 100.0, 60.0, {}, None)
-    assert [kind for kind, _ in search.notes] == ["build", "time"]
+    seen = search.generation([*OTHERS.defaults, *OURS.hints])
+    assert len(seen["build"]) == 1 and not seen["tune"] and not seen["time"]
     assert [trial.configuration for trial in search.handed_back] == list(OTHERS.defaults)

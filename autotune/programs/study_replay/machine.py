@@ -251,3 +251,17 @@ class Strand(Generic[Returned]):
 
 def _always() -> bool:
     return True
+
+
+class MachineDoorbell:
+    """Waits in simulated time; whatever happens on the machine rings."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def ring(self) -> None:
+        """See :class:`~autotune.study.generation.Doorbell`."""
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        """See :class:`~autotune.study.generation.Doorbell`."""
+        self._machine.wait(until)

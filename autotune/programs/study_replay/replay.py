@@ -20,7 +20,7 @@ from autotune.programs.kernel_replay.simulated import SimulatedCosts, SimulatedT
 from autotune.programs.study_replay.charges import StudyCharges
 from autotune.programs.study_replay.executor import ReplayExecutor
 from autotune.programs.study_replay.kernels import KernelHost, ReplayKernels
-from autotune.programs.study_replay.machine import Machine, MachineStage
+from autotune.programs.study_replay.machine import Machine, MachineDoorbell, MachineStage
 from autotune.programs.study_replay.recording import RecordedStudy
 from autotune.progress import Silent
 from autotune.records.canonical import digest
@@ -175,7 +175,7 @@ def replay(
             request=request, store=store, progress=Silent(), executor=executor,
             supply=KernelSupply(store, executor, device.device_class, toolchain, say, stop), stop=stop,
             toolchain=toolchain, row=stored, workload=recording.workload, spaces=spaces, clock=machine,
-            background=machine.spawn,
+            background=machine.spawn, doorbell=lambda: MachineDoorbell(machine),
         )  # fmt: skip
         idle_s, crowded_s = machine.idle_s, machine.crowded_s
         search(context, ReplayKernels(context, host, charges)).run()
