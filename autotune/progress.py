@@ -1,5 +1,6 @@
-"""The protocol by which long work reports its progress: Progress."""
+"""The protocol by which long work reports its progress: Progress, Silent, OneAtATime."""
 
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -24,6 +25,18 @@ class Silent:
 
     def event(self, kind: str, **data: object) -> None:
         """Ignore the event."""
+
+
+class OneAtATime:
+    """Passes on events of several threads one at a time, so that the receiver needs no lock."""
+
+    def __init__(self, receiver: Progress) -> None:
+        self._receiver, self._lock = receiver, threading.RLock()
+
+    def event(self, kind: str, **data: object) -> None:
+        """Pass the event on; raises what the receiver raises."""
+        with self._lock:
+            self._receiver.event(kind, **data)
 
 
 def message_sender(progress: Progress) -> Callable[[str], None] | None:

@@ -114,8 +114,8 @@ class Generation:
     The ``first`` candidates are built at once, and beside them the kernels of the ``second`` are tuned; then these are
     built. Whatever is built is timed as long as others are built or tuned, if these ``overlap``: tuning and timing take
     turns on the device, and a build holds it only while it computes there. Candidates that can wait are timed when no
-    kernel is tuned and none of the first is being built: the device would be idle, or it is their turn at last. Without
-    overlap nothing is timed or tuned while models are built, and nothing is tuned before the first are timed.
+    kernel is tuned: the device would be idle, or it is their turn at last. Without overlap nothing is timed or tuned
+    while models are built, and nothing is tuned before the first are timed.
     """
 
     def __init__(
@@ -202,10 +202,9 @@ class Generation:
         soon = next((turn for turn in ready if not self._steps.can_wait(turn.trial.configuration)), None)
         if soon is not None:
             return soon
-        if self._building and not self._prepared:
-            return None  # one of the first that are being built may pass
         is_tuning = self._looking is not None or self._tuning is not None
-        return None if is_tuning and self._passed else ready[0]
+        waits = is_tuning and (self._passed or bool(self._building))  # one that is being built may pass
+        return None if waits else ready[0]
 
     # Background
 

@@ -21,7 +21,7 @@ from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
 from autotune.kernels.compiled import compiled_for
 from autotune.kernels.executor import STEPS
-from autotune.progress import Progress, Silent, message_sender
+from autotune.progress import OneAtATime, Progress, Silent, message_sender
 from autotune.records.canonical import digest
 from autotune.records.configuration import Configuration
 from autotune.records.plan import Plan
@@ -55,7 +55,7 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     StudyHeldError if another process coordinates the study, StudyTakenOverError if another one takes it over, and
     OutOfMemoryError if the model or its baseline takes more memory than there is.
     """
-    progress = progress or Silent()
+    progress = Silent() if progress is None else OneAtATime(progress)
     plans_to_carry(request, store)  # refuses a device without a plan before anything is begun
     cached = None if request.again or request.carry else stored_outcome(request, store)
     if cached is not None:

@@ -107,7 +107,7 @@ def test_without_kernels_to_tune_the_real_search_tries_what_was_recorded(vit):
         *first,
         *(d for s in spaces_of(vit) for d in s.hints),
     }
-    assert timeline.gain_s == pytest.approx(real.gain_s, rel=0.15)
+    assert timeline.gain_s < 0.7 * real.gain_s, "candidates are timed as their builds end, not when all have ended"
     assert timeline.best_ms == real.best_ms and timeline.kernel_trials == 0
     assert timeline.searched_s < timeline.total_s == pytest.approx(sum(timeline.split.values()))
     assert 0 < timeline.idle_s < timeline.searched_s
@@ -132,13 +132,14 @@ def test_builds_that_want_more_cores_than_there_are_take_longer(vit):
     assert wide.crowded_s > narrow.crowded_s and wide.defaults_s > narrow.defaults_s
 
 
-def test_candidates_in_full_precision_are_timed_beside_the_builds_of_those_with_tuned_kernels(vit):
+def test_candidates_in_full_precision_are_timed_when_the_device_would_be_idle(vit):
     timeline = replayed(vit)
     ended_s = {end.trial.configuration: end.ended_s for end in timeline.trials}
     exact = [item.trial.configuration for item in vit.batches[0] if item.trial.configuration["precision"] == "fp32"]
     half = [item.trial.configuration for item in vit.batches[0] if item.trial.configuration["precision"] == "fp16"]
-    assert exact and max(ended_s[one] for one in half) < min(ended_s[one] for one in exact)
-    assert max(ended_s[one] for one in exact) < timeline.own_kernels_s
+    last_s = max(ended_s[one] for one in half)
+    assert exact and min(ended_s[one] for one in exact) < last_s, "beside the longest builds"
+    assert sum(ended_s[one] < min(ended_s[two] for two in exact) for one in half) >= len(half) // 2
 
 
 def test_the_replay_ends_within_the_budget(recordings):
