@@ -279,15 +279,21 @@ def test_a_trial_of_another_study_is_taken_over_only_if_its_kernels_are_those_of
 
 
 @pytest.mark.usefixtures("not_alone")
-def test_side_by_side_as_on_a_gpu_kernels_are_tuned_after_the_candidates_without_them_are_built(place, monkeypatch):
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_side_by_side_as_on_a_gpu_kernels_are_tuned_after_or_beside_the_candidates_without_them(
+    overlaps, place, monkeypatch
+):
     monkeypatch.setattr("autotune.study.search.StudySearch.parallel", 4)
+    monkeypatch.setattr("autotune.study.search.StudySearch._overlaps", overlaps)
     events = Events()
     with place.store() as store:
         outcome = run_study(place.request(trials=3), store, events)
         trials = store.trials.of_study(outcome.plan.evidence.study)
     assert all(trial.state == "complete" for trial in trials) and len(trials) == 3
     first = min(index for index, kind in enumerate(events.kinds) if kind == "kernel_tried")
-    assert events.kinds[:first].count("trial_finished") == 2, "the baseline at each number of threads"
+    assert events.kinds.count("trial_finished") == 3
+    if not overlaps:
+        assert events.kinds[:first].count("trial_finished") == 2, "the baseline at each number of threads"
     assert all(place.builds("kernels")), "each build of the toy was handed kernels"
 
 
