@@ -2,7 +2,6 @@
 
 import math
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from autotune.backends.native.triton_kernels.depthwise_tile import DepthwiseShap
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin, TritonCache, TritonCompiler
 from autotune.runtime import discovery
+from tests.backends.native.triton_kernels.compiled import instructions, recorded, seconds
 from tests.backends.native.triton_kernels.interpreted import interpret
 from tests.thoroughness import examples
 
@@ -193,15 +193,6 @@ def test_channels_are_read_by_whole_accesses() -> None:
     assert depthwise_tile._block_channels(square(96, 8, 3, 1, channels_last=False)) == 1
 
 
-def instructions(kernel: CompiledCubin, option: str) -> str:
-    triton = pytest.importorskip("triton")
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not program.is_file():
-        pytest.skip("this release of Triton comes without cuobjdump")
-    command = [str(program), option, str(kernel.folder / f"{kernel.key}.cubin")]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def compiled(layers: list[DepthwiseShape], folder: Path) -> Iterator[CompiledCubin]:
     sources = [plan(shape, sm_count=SMS_OF_H200).sources[0] for shape in layers]
     for kernel in TritonCache(folder).compile(TritonCompiler(version="3.9.0", capability=(9, 0)), sources):
@@ -271,25 +262,6 @@ def test_it_is_faster_than_torchs_call(images: int, network: str, tmp_path: Path
                    shape: DepthwiseShape = shape) -> None:  # fmt: skip
             functional.conv2d(x, filters, bias, shape.stride, shape.before, 1, shape.channels).clamp_(0, 6)
 
-        graphs = [_graph(torchs), _graph(lambda loaded=loaded, operands=operands: loaded(operands))]
-        ratios += sorted(_seconds(graphs[1]) / _seconds(graphs[0]) for _ in range(9))[4:5]
+        graphs = [recorded(torchs), recorded(lambda loaded=loaded, operands=operands: loaded(operands))]
+        ratios += sorted(seconds(graphs[1]) / seconds(graphs[0]) for _ in range(9))[4:5]
     assert math.exp(sum(map(math.log, ratios)) / len(ratios)) < 1, ratios
-
-
-def _graph(call: Any, repeats: int = 20) -> "torch.cuda.CUDAGraph":
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            call()
-    return graph
-
-
-def _seconds(graph: "torch.cuda.CUDAGraph") -> float:
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    graph.replay()
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last) / 1e3
