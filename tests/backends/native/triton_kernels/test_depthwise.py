@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from autotune.backends.native.cuda_kernels.cubin_cache import MOST_SPILLED_BYTES
 from autotune.backends.native.operators import ACTIVATIONS
 from autotune.backends.native.triton_kernels import depthwise_tile
 from autotune.backends.native.triton_kernels.depthwise import plan
@@ -222,6 +223,15 @@ def test_other_types_layouts_and_large_windows_compile(tmp_path: Path) -> None:
     assert [kernel.read()[0].programmatic_launch for kernel in kernels] == [False, True, True]
 
 
+def test_no_type_spills_more_than_other_kernels_may(tmp_path: Path) -> None:
+    for layer in (square(240, 28, 5, 1), square(96, 112, 3, 2, 32), square(192, 28, 7, 1, 32)):
+        layers = [replace(layer, dtype="bf16", output="bf16", activation="silu", residual=True),
+                  replace(layer, dtype="fp32", output="fp32", activation="gelu", channels_last=False)]  # fmt: skip
+        for shape, kernel in zip(layers, compiled(layers, tmp_path), strict=True):
+            usage = re.search(r"STACK:(\d+)", instructions(kernel, "-res-usage"))
+            assert usage is not None and int(usage[1]) <= MOST_SPILLED_BYTES, shape
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("programmatic_launch", [False, True])
 def test_compiled_ones_equal_torchs(programmatic_launch: bool, tmp_path: Path) -> None:
@@ -238,7 +248,8 @@ def test_compiled_ones_equal_torchs(programmatic_launch: bool, tmp_path: Path) -
         assert isinstance(kernel, CompiledCubin), kernel
         operands = buffers(shape, device.torch_name)
         loaded = LoadedPlan([kernel], one.launches, workspace_bytes=0, device=device.index)
-        assert loaded.resource_usage["spilled_bytes"] == 0
+        # ptxas gives a 5×5 window in bf16, one pixel a thread, 80 registers if SiLU follows, and spills a few
+        assert loaded.resource_usage["spilled_bytes"] <= MOST_SPILLED_BYTES
         loaded(operands)
         check(shape, operands)
 
