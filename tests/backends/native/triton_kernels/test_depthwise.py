@@ -248,7 +248,7 @@ def test_compiled_ones_equal_torchs(programmatic_launch: bool, tmp_path: Path) -
         assert isinstance(kernel, CompiledCubin), kernel
         operands = buffers(shape, device.torch_name)
         loaded = LoadedPlan([kernel], one.launches, workspace_bytes=0, device=device.index)
-        # ptxas gives a 5×5 window in bf16, one pixel a thread, 80 registers if SiLU follows, and spills a few
+        # Triton 3.9's ptxas gives a 5×5 window in bf16, one pixel a thread, 80 registers and spills 16 to 64 bytes
         assert loaded.resource_usage["spilled_bytes"] <= MOST_SPILLED_BYTES
         loaded(operands)
         check(shape, operands)
