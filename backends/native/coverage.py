@@ -1,13 +1,14 @@
 """The launches of a call before and after the rewriting: their bytes, their operations, and who computes each.
 
 Nothing is compiled or computed. An operator that torch computes is one launch (an LSTM too), with further ones for the
-steps that torch does not fuse with a convolution or a product, and for the fill of a pad. Copies that a kernel's module
-makes of operands in another layout are launches, as far as the graph shows them.
+steps that torch does not fuse with a convolution or a product, and for the fill of a pad. A generated kernel's second
+launch counts, too, but not that of a product, which depends on its tile. Copies that a kernel's module makes of
+operands in another layout are launches, as far as the graph shows them.
 """
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from autotune.backends.native.refusals import Refused, operator_name, recording,
 from autotune.backends.native.sites import CONV2D, GEMM, fused_nodes, sites
 from autotune.backends.native.triton_codegen import planned_sites
 from autotune.backends.native.triton_codegen_sites import DEPTHWISE, NORM
+from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.graph_coverage import GraphCoverage, GraphLaunch, OperatorRefusal
@@ -59,15 +61,23 @@ def coverage(program: ExportedProgram, configuration: Configuration, device: Dev
     )  # fmt: skip
 
 
-_Own = dict[Node, GemmProblem | None]
-"""The operators that kernels of ours compute, with the kernel problem of each product."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OwnKernel:
+    """The kernel problem of a product, or the plan of a generated kernel."""
+
+    problem: GemmProblem | None = None
+    plan: LaunchPlan | None = None
+
+
+_Own = dict[Node, _OwnKernel]
+"""The operators that kernels of ours compute."""
 
 
 def _own_nodes(module: GraphModule, device: Device, *, channels_last: bool) -> _Own:
     """Return the operators that have a plan of generated kernels, or a kernel problem with at least one tile."""
     nodes = list(fused_nodes(module))
     plans, _ = planned_sites(module, channels_last=channels_last)
-    own: _Own = dict.fromkeys(nodes[index] for index in plans)
+    own: _Own = {nodes[index]: _OwnKernel(plan=node_plans[-1].plan) for index, node_plans in plans.items()}
     has_tile: dict[GemmProblem, bool] = {}
     for site in sites(module, channels_last=channels_last):
         problem, node = site.problem, nodes[site.index]
@@ -76,7 +86,7 @@ def _own_nodes(module: GraphModule, device: Device, *, channels_last: bool) -> _
         if problem not in has_tile:
             has_tile[problem] = any(kind.builds(device, problem) for kind in COMPILED.values())
         if has_tile[problem]:
-            own[node] = problem
+            own[node] = _OwnKernel(problem=problem)
         else:
             refuse(node, f"no kind of kernels has a tile for {problem.m}×{problem.n}×{problem.k}")
     return own
@@ -99,7 +109,16 @@ def _of_node(node: Node, own: _Own, refused: Refused) -> Iterator[GraphLaunch]:
     beside = replace(launch, owner="torch", flops=0, is_product=False)
     if node in own:
         beside = replace(beside, operator=f"copy of an operand of {launch.operator}", refusals=(_COPIED,))
-        yield from (replace(beside, traffic_bytes=2 * _bytes(operand)) for operand in _copied(node, own[node]))
+        yield from (replace(beside, traffic_bytes=2 * _bytes(operand)) for operand in _copied(node, own[node].problem))
+        plan = own[node].plan
+        if plan is not None and len(plan.launches) > 1:
+            kept = plan.workspace_bytes
+            yield replace(launch, traffic_bytes=launch.traffic_bytes - written + kept)
+            yield replace(
+                launch, operator=f"sum of parts of {launch.operator}", traffic_bytes=kept + written, flops=0,
+                is_product=False,
+            )  # fmt: skip
+            return
     yield launch
     for step in _more_steps(node) if node not in own else ():
         # a fill writes the answer; any other step reads it, too

@@ -43,6 +43,7 @@ from autotune.backends.native.triton_kernels import (
     attention,
     depthwise,
     group_norm,
+    mean,
     norm,
     pointwise,
     pooling,
@@ -52,6 +53,7 @@ from autotune.backends.native.triton_kernels.attention import AttentionShape, Ha
 from autotune.backends.native.triton_kernels.depthwise_tile import DepthwiseShape
 from autotune.backends.native.triton_kernels.group_norm import GroupNormShape
 from autotune.backends.native.triton_kernels.launch_plan import LaunchPlan, TritonSource
+from autotune.backends.native.triton_kernels.mean_tile import MeanShape
 from autotune.backends.native.triton_kernels.norm import NormKind, NormShape
 from autotune.backends.native.triton_kernels.packed import pack_plan
 from autotune.backends.native.triton_kernels.pointwise import InputLayout
@@ -161,11 +163,13 @@ def _planned(
     if node.target is SPACE_TO_DEPTH:
         yield from _block_plans(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
         return
-    if node.target in (MAX_POOL, MEAN_POOL):
-        plan = pooling.max_pool if node.target is MAX_POOL else pooling.mean_pool
-        yield LayoutPlan(
-            plan=plan(_pool_shape(node, channels_last=channels_last, programmatic_launch=programmatic_launch))
-        )
+    if node.target is MAX_POOL:
+        of_pool = _pool_shape(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+        yield LayoutPlan(plan=pooling.max_pool(of_pool))
+        return
+    if node.target is MEAN_POOL:
+        of_mean = _mean_shape(node, channels_last=channels_last, programmatic_launch=programmatic_launch)
+        yield LayoutPlan(plan=mean.plan(of_mean, sm_count=sm_count))
         return
     x, residual, weight, bias, eps, kind, dtype = _norm_arguments(node)
     given = value(x)
@@ -209,12 +213,8 @@ def _attention_shape(node: Node, *, programmatic_launch: bool) -> tuple[Attentio
 
 
 def _pool_shape(node: Node, *, channels_last: bool, programmatic_launch: bool) -> PoolShape:
-    x, *sides = node.args
-    given, answer = value(x), value(node)
-    if given is None or answer is None or not channels_last or not {given.dtype, answer.dtype} <= set(DTYPES):
-        raise ValueError("pooling has kernels for images in channels-last memory of types that kernels read")
-    of_pixels = [[1, 1], [1, 1], [0, 0], [1, 1]]
-    kernel, stride, padding, dilation = cast("list[list[int]]", of_pixels if node.target is MEAN_POOL else sides)
+    given, answer = _pooled(node, channels_last=channels_last)
+    kernel, stride, padding, dilation = cast("list[list[int]]", node.args[1:])
     window = Window(
         height=given.shape[2], width=given.shape[3], channels=given.shape[1], kernel=(kernel[0], kernel[1]),
         stride=(stride[0], stride[1]), padding=(padding[0], padding[1]), dilation=(dilation[0], dilation[1]),
@@ -223,6 +223,23 @@ def _pool_shape(node: Node, *, channels_last: bool, programmatic_launch: bool) -
         images=given.shape[0], window=window, dtype=DTYPES[given.dtype], output=DTYPES[answer.dtype],
         programmatic_launch=programmatic_launch,
     )  # fmt: skip
+
+
+def _mean_shape(node: Node, *, channels_last: bool, programmatic_launch: bool) -> MeanShape:
+    given, answer = _pooled(node, channels_last=channels_last)
+    images, channels, *sides = given.shape
+    return MeanShape(
+        images=images, pixels=math.prod(sides), channels=channels, dtype=DTYPES[given.dtype],
+        output=DTYPES[answer.dtype], programmatic_launch=programmatic_launch,
+    )  # fmt: skip
+
+
+def _pooled(node: Node, *, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """Return the images and the answer of a pooling, which kernels compute in channels-last memory only."""
+    given, answer = value(node.args[0]), value(node)
+    if given is None or answer is None or not channels_last or not {given.dtype, answer.dtype} <= set(DTYPES):
+        raise ValueError("pooling has kernels for images in channels-last memory of types that kernels read")
+    return given, answer
 
 
 def _depthwise_shape(

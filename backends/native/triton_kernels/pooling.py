@@ -1,4 +1,4 @@
-"""The plans of pooling over images in channels-last memory: the largest of a window, and the mean of a whole image."""
+"""The plan of pooling over images in channels-last memory: the largest of a window."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,6 @@ BLOCK, WARPS = 1024, 4
 MOST_TAPS = 64
 """The most elements of a window; the code is unrolled over them."""
 
-BLOCK_PIXELS, BLOCK_CHANNELS = 16, 64
 CODE = Path(__file__).with_name("pooling_kernels.py")
 MOST_ELEMENTS = 2**31 - BLOCK
 
@@ -51,27 +50,10 @@ def max_pool(shape: PoolShape) -> LaunchPlan:
         ("KERNEL", window.kernel), ("STRIDE", window.stride), ("PADDING", window.padding), ("DILATION", window.dilation)
     ):  # fmt: skip
         constants |= {f"{name}_H": pair[0], f"{name}_W": pair[1]}
-    return _plan("max_pool", shape, constants, (blocks(size, BLOCK), 1, 1))
-
-
-def mean_pool(shape: PoolShape) -> LaunchPlan:
-    """Return the plan of the mean of each image; the window's kernel is not used.
-
-    Its buffers are x, channels-last, and out, a row of channels for each image.
-    """
-    window = shape.window
-    constants: dict[str, int | bool] = {
-        "PIXELS": window.height * window.width, "CHANNELS": window.channels, "BLOCK_PIXELS": BLOCK_PIXELS,
-        "BLOCK_CHANNELS": BLOCK_CHANNELS, "EARLY": shape.programmatic_launch,
-    }  # fmt: skip
-    return _plan("mean_pool", shape, constants, (blocks(window.channels, BLOCK_CHANNELS), shape.images, 1))
-
-
-def _plan(function: str, shape: PoolShape, constants: dict[str, int | bool], grid: tuple[int, int, int]) -> LaunchPlan:
     source = TritonSource(
-        code=CODE.read_text(), function=function,
+        code=CODE.read_text(), function="max_pool",
         parameters=(("x", f"*{shape.dtype}"), ("out", f"*{shape.output or shape.dtype}")),
         constants=tuple(constants.items()), warps=WARPS,
     )  # fmt: skip
-    launch = Launch(kernel=0, grid=grid, arguments=at_names(("x", "out")))
+    launch = Launch(kernel=0, grid=(blocks(size, BLOCK), 1, 1), arguments=at_names(("x", "out")))
     return LaunchPlan(sources=(source,), launches=(launch,), buffers=("x", "out"))

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Text of the pooling kernels over channels-last memory, which is read and compiled rather than imported."""
+"""Text of the kernel of pooling over channels-last memory, which is read and compiled rather than imported."""
 
 import triton
 import triton.language as tl
@@ -47,29 +47,3 @@ def max_pool(
             value = value.to(tl.float32)
             largest = tl.where((value > largest) | (value != value), value, largest)
     tl.store(out + at, largest.to(out.dtype.element_ty), mask=at < SIZE)
-
-
-@triton.jit
-def mean_pool(
-    x,
-    out,
-    PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK_PIXELS: tl.constexpr,
-    BLOCK_CHANNELS: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """The mean of each channel of each image, in fp32."""
-    if EARLY:
-        gdc_launch_dependents()
-        gdc_wait()
-    image = tl.program_id(1).to(tl.int64)
-    channel = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
-    total = tl.zeros((BLOCK_PIXELS, BLOCK_CHANNELS), tl.float32)
-    for first in range(0, PIXELS, BLOCK_PIXELS):
-        pixel = first + tl.arange(0, BLOCK_PIXELS)
-        inside = (pixel < PIXELS)[:, None] & (channel < CHANNELS)[None, :]
-        at = (image * PIXELS + pixel)[:, None] * CHANNELS + channel[None, :]
-        total += tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    answer = tl.sum(total, axis=0) / PIXELS
-    tl.store(out + image * CHANNELS + channel, answer.to(out.dtype.element_ty), mask=channel < CHANNELS)

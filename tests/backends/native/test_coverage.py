@@ -221,6 +221,19 @@ def test_kernels_read_and_write_the_type_of_inputs_and_outputs(
     assert [launch.operator for launch in graph.after] == launches and left(graph) == {}
 
 
+def test_a_mean_of_a_large_image_has_a_launch_for_its_parts() -> None:
+    image = Module(lambda m, x: m["conv"](x).mean((2, 3)), conv=nn.Conv2d(16, 32, 1))
+    graph = covered(image, 1, 16, 112, 112)
+    *_, mean, adding = graph.after
+    assert [(each.operator, each.owner) for each in (mean, adding)] == [
+        ("mean_pool2d", "own"), ("sum of parts of mean_pool2d", "own"),
+    ]  # fmt: skip
+    read, written = 2 * 112 * 112 * 32, 4 * 32
+    kept = mean.traffic_bytes - read
+    assert kept > written and kept % written == 0 and adding.traffic_bytes == kept + written
+    assert "sum of parts of mean_pool2d" not in [each.operator for each in covered(image, 1, 16, 7, 7).after]
+
+
 def test_a_table_is_read_by_rows_and_a_graph_may_have_nothing_of_ours() -> None:
     graph = covered(nn.Embedding(50_000, 64), integers=True)
     (lookup,) = [launch for launch in graph.after if launch.operator == "embedding"]

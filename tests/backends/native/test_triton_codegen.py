@@ -77,6 +77,17 @@ class Pooled(nn.Module):
         return functional.adaptive_avg_pool2d(functional.max_pool2d(self.conv(x), 3, 2, 1), 1).flatten(1).float()
 
 
+class Squeezed(nn.Module):
+    """A mean of images that are so large that blocks divide their pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean((2, 3), keepdim=True)
+
+
 class Depthwise(nn.Module):
     """A depthwise convolution with its activation, and one with a pad before it and a residual."""
 
@@ -120,6 +131,7 @@ INPUTS = {
     Language: torch.randn(2, 5, 48),
     Attentive: torch.randn(2, 5, 48),
     Pooled: IMAGES,
+    Squeezed: torch.randn(1, 3, 72, 72),
     Depthwise: IMAGES,
     Stem: IMAGES,
     Grouped: IMAGES,
@@ -129,6 +141,7 @@ FUSIONS = {
     Language: ["norm"],
     Attentive: ["attention_kernel", "pointwise"],
     Pooled: ["pooling"],
+    Squeezed: ["pooling"],
     Depthwise: ["depthwise"],
     Stem: ["space_to_depth"],
     Grouped: ["norm"],
@@ -138,6 +151,7 @@ KINDS = pytest.mark.parametrize(
     [
         *((kind, last) for kind in (Vision, Language, Attentive, Grouped, Depthwise) for last in (False, True)),
         (Pooled, True),
+        (Squeezed, True),
         (Stem, True),
     ],
 )
@@ -207,6 +221,7 @@ def test_kernels_in_their_places_answer_like_the_operators(
     bind_kernels(bound, places)
     after = bound(given)
     assert sum(one.calls for one in used) == len(nodes)
+    assert (kind is Squeezed) == any(len(plan.launches) > 1 for plan in plans.values())
     torch.testing.assert_close(before, after, rtol=4e-3, atol=4e-3)
     if images or (kind is Depthwise and channels_last):
         assert after.is_contiguous(memory_format=torch.channels_last)

@@ -18,7 +18,7 @@ STUDIES = Path(__file__).parents[3] / "studies"
 BOUNDS = {
     # launches at most, products with a tile at least, share left to torch at most
     "bert-base": (91, 49, 0.03),
-    "efficientnet-b0": (117, 66, 0.0),
+    "efficientnet-b0": (120, 66, 0.0),
     "minilm": (50, 25, 0.07),
     "mobilenet-v2": (56, 36, 0.0),
     "resnet50": (58, 54, 0.01),

@@ -2,7 +2,6 @@
 
 import math
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from autotune.backends.native.cuda_kernels.cubin_cache import MOST_SPILLED_BYTES
 from autotune.backends.native.operators import ACTIVATIONS
 from autotune.backends.native.triton_kernels import depthwise_tile
 from autotune.backends.native.triton_kernels.depthwise import plan
@@ -22,6 +22,7 @@ from autotune.backends.native.triton_kernels.depthwise_tile import DepthwiseShap
 from autotune.backends.native.triton_kernels.launch import LoadedPlan
 from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubin, TritonCache, TritonCompiler
 from autotune.runtime import discovery
+from tests.backends.native.triton_kernels.compiled import instructions, recorded, seconds
 from tests.backends.native.triton_kernels.interpreted import interpret
 from tests.thoroughness import examples
 
@@ -193,15 +194,6 @@ def test_channels_are_read_by_whole_accesses() -> None:
     assert depthwise_tile._block_channels(square(96, 8, 3, 1, channels_last=False)) == 1
 
 
-def instructions(kernel: CompiledCubin, option: str) -> str:
-    triton = pytest.importorskip("triton")
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not program.is_file():
-        pytest.skip("this release of Triton comes without cuobjdump")
-    command = [str(program), option, str(kernel.folder / f"{kernel.key}.cubin")]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def compiled(layers: list[DepthwiseShape], folder: Path) -> Iterator[CompiledCubin]:
     sources = [plan(shape, sm_count=SMS_OF_H200).sources[0] for shape in layers]
     for kernel in TritonCache(folder).compile(TritonCompiler(version="3.9.0", capability=(9, 0)), sources):
@@ -231,6 +223,15 @@ def test_other_types_layouts_and_large_windows_compile(tmp_path: Path) -> None:
     assert [kernel.read()[0].programmatic_launch for kernel in kernels] == [False, True, True]
 
 
+def test_no_type_spills_more_than_other_kernels_may(tmp_path: Path) -> None:
+    for layer in (square(240, 28, 5, 1), square(96, 112, 3, 2, 32), square(192, 28, 7, 1, 32)):
+        layers = [replace(layer, dtype="bf16", output="bf16", activation="silu", residual=True),
+                  replace(layer, dtype="fp32", output="fp32", activation="gelu", channels_last=False)]  # fmt: skip
+        for shape, kernel in zip(layers, compiled(layers, tmp_path), strict=True):
+            usage = re.search(r"STACK:(\d+)", instructions(kernel, "-res-usage"))
+            assert usage is not None and int(usage[1]) <= MOST_SPILLED_BYTES, shape
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("programmatic_launch", [False, True])
 def test_compiled_ones_equal_torchs(programmatic_launch: bool, tmp_path: Path) -> None:
@@ -247,7 +248,8 @@ def test_compiled_ones_equal_torchs(programmatic_launch: bool, tmp_path: Path) -
         assert isinstance(kernel, CompiledCubin), kernel
         operands = buffers(shape, device.torch_name)
         loaded = LoadedPlan([kernel], one.launches, workspace_bytes=0, device=device.index)
-        assert loaded.resource_usage["spilled_bytes"] == 0
+        # Triton 3.9's ptxas gives a 5×5 window in bf16, one pixel a thread, 80 registers and spills 16 to 64 bytes
+        assert loaded.resource_usage["spilled_bytes"] <= MOST_SPILLED_BYTES
         loaded(operands)
         check(shape, operands)
 
@@ -271,25 +273,6 @@ def test_it_is_faster_than_torchs_call(images: int, network: str, tmp_path: Path
                    shape: DepthwiseShape = shape) -> None:  # fmt: skip
             functional.conv2d(x, filters, bias, shape.stride, shape.before, 1, shape.channels).clamp_(0, 6)
 
-        graphs = [_graph(torchs), _graph(lambda loaded=loaded, operands=operands: loaded(operands))]
-        ratios += sorted(_seconds(graphs[1]) / _seconds(graphs[0]) for _ in range(9))[4:5]
+        graphs = [recorded(torchs), recorded(lambda loaded=loaded, operands=operands: loaded(operands))]
+        ratios += sorted(seconds(graphs[1]) / seconds(graphs[0]) for _ in range(9))[4:5]
     assert math.exp(sum(map(math.log, ratios)) / len(ratios)) < 1, ratios
-
-
-def _graph(call: Any, repeats: int = 20) -> "torch.cuda.CUDAGraph":
-    call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            call()
-    return graph
-
-
-def _seconds(graph: "torch.cuda.CUDAGraph") -> float:
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    first.record()
-    graph.replay()
-    last.record()
-    torch.cuda.synchronize()
-    return first.elapsed_time(last) / 1e3
