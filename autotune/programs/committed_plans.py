@@ -112,7 +112,7 @@ def _write_records(exported: Path, records: Mapping[str, Any]) -> None:
 
 
 def leave_out_plans(records: dict[str, Any], plans: Set[str]) -> None:
-    """Remove plans, given by their uids, from the records of an export, with their studies and the models of no other study."""
+    """Remove plans, given by their uids, from an export's records, with their studies and the models of no other."""
     studies = {plan["evidence"]["study"] for plan in records["plans"] if plan["uid"] in plans}
     records["plans"] = [plan for plan in records["plans"] if plan["uid"] not in plans]
     records["studies"] = [study for study in records["studies"] if study["uid"] not in studies]

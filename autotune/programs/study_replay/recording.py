@@ -29,7 +29,8 @@ class ClockedTrial:
     """A trial with its moments: the seconds from the study's row to its begin, and those of search at its end.
 
     ``turn_s`` are the seconds since another trial of its batch ended, ``None`` for the first of a batch, and if kernels
-    were timed in between: then the seconds are not those of its turn alone. ``sampled_s`` are those of its warm-up and its samples.
+    were timed in between: then the seconds are not those of its turn alone. ``sampled_s`` are those of its warm-up and
+    its samples.
     """
 
     trial: Trial
