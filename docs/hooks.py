@@ -92,8 +92,8 @@ def default_studies(sku: str) -> str:
     from autotune.report import words
 
     lines = [
-        "| model, batch | plan | best off the shelf | its time / the plan's | best of ONNX Runtime | compiled kernels known "
-        "at the start | study took | building, checking, sampling | aim | reached |",
+        "| model, batch | plan | best off the shelf | its time / the plan's | best of ONNX Runtime | compiled kernels "
+        "known at the start | study took | building, checking, sampling | aim | reached |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
     ]
     for path in sorted((ROOT / "studies").glob(f"*/results/{sku}-b*.json"), key=_name_and_batch):
@@ -105,13 +105,19 @@ def default_studies(sku: str) -> str:
         other = next(entry for backend, entry in best_of.items() if backend != "native")
         own_s = sum(document["split_s"][kind] for kind in ("building", "checking", "sampling"))
         aim_ms = AIMS_MS[document["name"], document["batch"]]
+        onnx = best_of.get("onnxruntime")
         cells = [
-            f"{document['name']}, {document['batch']}", _named(plan), _named(other),
+            f"{document['name']}, {document['batch']}",
+            _named(plan),
+            _named(other),
             f"{other['latency_ms'] / plan['latency_ms']:.2f}",
-            words.milliseconds(best_of["onnxruntime"]["latency_ms"]) if "onnxruntime" in best_of else "–",
-            str(start["compiled_kernels"]), words.seconds(seconds), f"{own_s / seconds:.0%}", max(f"{aim_ms:.2f}", str(aim_ms), key=len),
+            "–" if onnx is None else words.milliseconds(onnx["latency_ms"]),
+            str(start["compiled_kernels"]),
+            words.seconds(seconds),
+            f"{own_s / seconds:.0%}",
+            max(f"{aim_ms:.2f}", str(aim_ms), key=len),
             _reached(plan, aim_ms),
-        ]  # fmt: skip
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
