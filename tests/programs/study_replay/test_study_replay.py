@@ -112,6 +112,14 @@ def test_without_kernels_to_tune_the_real_search_tries_what_was_recorded(vit):
     assert len(set(ended_s)) == len(ended_s) and max(ended_s) <= timeline.searched_s
 
 
+def test_a_trial_that_failed_when_it_was_recorded_fails_in_the_replay(recordings):
+    recording = recordings["efficientnet-b0", 32]
+    failed = {item.trial.configuration for item in recording.trials if item.trial.state == "failed"}
+    timeline = replayed(recording)
+    assert {end.trial.configuration for end in timeline.trials if end.trial.state == "failed"} >= failed != set()
+    assert timeline.best_ms == pytest.approx(min(item.trial.latency_ms or 9.0 for item in recording.trials))
+
+
 def test_a_replay_is_a_function_of_its_recording(vit):
     assert [end.ended_s for end in replayed(vit).trials] == [end.ended_s for end in replayed(vit).trials]
 
