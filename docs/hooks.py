@@ -84,6 +84,73 @@ def results() -> str:
                   markdown(read_results(ROOT / "studies")), flags=re.MULTILINE)  # fmt: skip
 
 
+def default_studies(sku: str) -> str:
+    """Write a row for each study of a device: its plan beside the best finalist off the shelf, its time and its aim.
+
+    Off the shelf is every backend but the native engine.
+    """
+    from autotune.report import words
+
+    lines = [
+        "| model, batch | plan | best off the shelf | its time / the plan's | best of ONNX Runtime | compiled kernels "
+        "known at the start | study took | building, checking, sampling | aim | reached |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for path in sorted((ROOT / "studies").glob(f"*/results/{sku}-b*.json"), key=_name_and_batch):
+        document = json.loads(path.read_text())
+        plan, seconds, start = document["plan"], document["seconds"], document["known_at_start"]
+        best_of: dict[str, dict[str, Any]] = {}
+        for entry in sorted(document["finals"], key=lambda entry: float(entry["latency_ms"])):
+            best_of.setdefault(entry["backend"], entry)
+        other = next(entry for backend, entry in best_of.items() if backend != "native")
+        own_s = sum(document["split_s"][kind] for kind in ("building", "checking", "sampling"))
+        aim_ms = AIMS_MS[document["name"], document["batch"]]
+        onnx = best_of.get("onnxruntime")
+        cells = [
+            f"{document['name']}, {document['batch']}",
+            _named(plan),
+            _named(other),
+            f"{other['latency_ms'] / plan['latency_ms']:.2f}",
+            "–" if onnx is None else words.milliseconds(onnx["latency_ms"]),
+            str(start["compiled_kernels"]),
+            words.seconds(seconds),
+            f"{own_s / seconds:.0%}",
+            max(f"{aim_ms:.2f}", str(aim_ms), key=len),
+            _reached(plan, aim_ms),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+AIMS_MS = {
+    ("bert-base", 1): 0.35, ("bert-base", 32): 1.65, ("efficientnet-b0", 1): 0.439, ("efficientnet-b0", 32): 1.36,
+    ("mobilenet-v2", 1): 0.265, ("mobilenet-v2", 32): 0.81, ("resnet50", 1): 0.25, ("resnet50", 32): 1.0,
+    ("vit-b16", 1): 0.39, ("vit-b16", 32): 2.5,
+}  # fmt: skip
+"""The latencies that default studies on an H200 were to reach, set before they were measured."""
+
+
+def _name_and_batch(path: Path) -> tuple[str, int]:
+    return path.parents[1].name, int(path.stem.rpartition("-b")[2])
+
+
+def _named(entry: dict[str, Any]) -> str:
+    from autotune.records.configuration import Configuration
+    from autotune.report import words
+
+    precision = words.precision_of(Configuration.from_dict(entry["configuration"]))
+    return f"{words.milliseconds(entry['latency_ms'])} ({entry['backend']}, {precision})"
+
+
+def _reached(plan: dict[str, Any], aim_ms: float) -> str:
+    """Compare the median with an aim, unrounded; for one that was missed also the interval."""
+    above = plan["latency_ms"] / aim_ms - 1
+    if above <= 0:
+        return "yes"
+    text = f"no, by {above:.1%}" if above >= 0.0005 else f"no, by {above:.2%}"
+    return f"{text}; within the interval" if plan["interval_ms"][0] <= aim_ms else text
+
+
 def engine_results() -> str:
     """Write a row for each study of the native engine: eager, then the native backend by where its kernels come from.
 
@@ -287,6 +354,7 @@ def _constant(name: str) -> Any:
 PARTS: dict[str, Callable[..., str]] = {
     "commands": commands,
     "results": results,
+    "default-studies": default_studies,
     "engine-results": engine_results,
     "checks": checks,
     "committed-plans": committed_plans,

@@ -3,7 +3,8 @@
 A results file has the finals of a study with every raw sample, but neither its trials nor its conditions. So its plan
 is stored with a study of unknown conditions, and a comparison shows it as measured under an earlier protocol. The model
 is captured again for its structure and its weights. Artifacts are not committed, so none is in the file. A results file
-without the time of its measurement gets that of its commit.
+without the time of its measurement gets that of its commit. A plan of an export is left out, with its study, if the
+results file of its model, batch and device class is of another measurement.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import subprocess
 import tempfile
 import uuid
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,18 +66,27 @@ def _collect(run: Run) -> int:
     with tempfile.TemporaryDirectory() as folder, Store.open(str(Path(folder) / "plans.db"), create=True) as store:
         for export in run.options.exports:
             merge_file(store, export)
-        exported = {(plan.name, plan.batch, plan.device.device_class, plan.created) for plan in store.plans.list()}
+        exported = {(*_workload_and_class(plan), plan.created) for plan in store.plans.list()}
+        measured: dict[tuple[str, int, str], str] = {}
         for path in sorted(run.options.studies.glob("*/results/*.json")):
             document = _read(path)
-            place = (document["name"], document["batch"], document["device"]["device_class"], document["measured"])
-            if place not in exported:
+            key = (document["name"], document["batch"], document["device"]["device_class"])
+            measured[key] = document["measured"]
+            if (*key, document["measured"]) not in exported:
                 plan = store_plan(store, document, read_study(path.parents[1] / "study.yaml"))
                 say(f"{path}: {plan.configuration.backend}, {plan.latency_ms:.4g} ms")
-        kept = [plan.name for plan in store.plans.list()]
+        replaced = {
+            plan.uid for plan in store.plans.list()
+            if measured.get(_workload_and_class(plan), plan.created) != plan.created
+        }  # fmt: skip
+        kept = [plan.name for plan in store.plans.list() if plan.uid not in replaced]
         if not kept:
             raise WorkError(f"plans of {run.options.studies}", found="no results file", expected="*/results/*.json")
         export_studies(store, sorted(set(kept)), run.options.out, artifacts=False)
-    without_places(run.options.out, run.options.studies.name)
+    records = _records(run.options.out)
+    leave_out_plans(records, replaced)
+    leave_out_places(records, run.options.studies.name)
+    _write_records(run.options.out, records)
     results = [
         CheckResult(
             check=name, figure=f"{kept.count(name)} plans", limit="figures follow from the raw samples", passed=True
@@ -86,10 +96,35 @@ def _collect(run: Run) -> int:
     return run.report(rows_of(results), environment("cpu"))
 
 
-def without_places(exported: Path, studies: str) -> None:
-    """Rewrite an export without paths of the hosts that measured: factories and files lie in the folder of studies."""
+def _workload_and_class(plan: Plan) -> tuple[str, int, str]:
+    return plan.name, plan.batch, plan.device.device_class
+
+
+def _records(exported: Path) -> dict[str, Any]:
     with zipfile.ZipFile(exported) as archive:
-        records = json.loads(archive.read(RECORDS))
+        records: dict[str, Any] = json.loads(archive.read(RECORDS))
+    return records
+
+
+def _write_records(exported: Path, records: Mapping[str, Any]) -> None:
+    with zipfile.ZipFile(exported, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(zipfile.ZipInfo(RECORDS), json.dumps(records), zipfile.ZIP_DEFLATED)
+
+
+def leave_out_plans(records: dict[str, Any], plans: Set[str]) -> None:
+    """Remove plans, given by their uids, from an export's records, with their studies and the models of no other."""
+    studies = {plan["evidence"]["study"] for plan in records["plans"] if plan["uid"] in plans}
+    records["plans"] = [plan for plan in records["plans"] if plan["uid"] not in plans]
+    records["studies"] = [study for study in records["studies"] if study["uid"] not in studies]
+    records["trials"] = [trial for trial in records["trials"] if trial["study"] not in studies]
+    trials = {trial["uid"] for trial in records["trials"]}
+    records["measurements"] = [entry for entry in records["measurements"] if entry["trial"] in trials]
+    models = {(study["structure"], study["weights"]) for study in records["studies"]}
+    records["workloads"] = [model for model in records["workloads"] if (model["structure"], model["weights"]) in models]
+
+
+def leave_out_places(records: dict[str, Any], studies: str) -> None:
+    """Remove paths of the hosts that measured: factories and files lie in the folder of studies."""
     for study in records["studies"]:
         settings = study["settings"]
         settings["read"] = {"packages": (settings.get("read") or {}).get("packages", {})}
@@ -99,8 +134,6 @@ def without_places(exported: Path, studies: str) -> None:
     for plan in records["plans"]:
         for entry in plan["evidence"].get("inputs") or ():
             entry["file"] = _within(entry.get("file"), studies)
-    with zipfile.ZipFile(exported, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(zipfile.ZipInfo(RECORDS), json.dumps(records), zipfile.ZIP_DEFLATED)
 
 
 def _within(place: str | None, studies: str) -> str | None:

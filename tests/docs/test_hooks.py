@@ -61,6 +61,55 @@ def test_the_page_of_results_has_a_row_for_each_file():
     assert "## NVIDIA H200\n" in text
 
 
+def test_default_studies_are_compared_with_the_best_off_the_shelf_and_with_their_aims():
+    rows = {line.split(" | ")[0].strip("| "): line for line in hooks.default_studies("nvidia-h200").splitlines()[2:]}
+    assert list(rows) == [f"{name}, {batch}" for name, batch in hooks.AIMS_MS]
+    document = json.loads((STUDIES / "resnet50/results/nvidia-h200-b1.json").read_text())
+    best_ms = {
+        backend: min(entry["latency_ms"] for entry in document["finals"] if entry["backend"] == backend)
+        for backend in ("inductor", "torchscript", "eager")
+    }
+    assert (
+        f"{best_ms['inductor']:.4f} (inductor, fp16) | {best_ms['inductor'] / document['plan']['latency_ms']:.2f} |"
+        in (rows["resnet50, 1"])
+    )
+    assert min(best_ms.values()) == best_ms["inductor"] and rows["resnet50, 1"].endswith("| 0.25 | yes |")
+
+
+@pytest.mark.parametrize(
+    ("interval_ms", "aim_ms", "text"),
+    [
+        ([0.9, 1.1], 1.0004, "yes"),
+        ([0.9, 1.1], 0.9999, "no, by 0.01%; within the interval"),
+        ([0.99, 1.1], 0.98, "no, by 2.0%"),
+    ],
+)
+def test_an_aim_is_compared_with_the_unrounded_median(interval_ms, aim_ms, text):
+    assert hooks._reached({"latency_ms": 1.0, "interval_ms": interval_ms}, aim_ms) == text
+
+
+def test_figures_of_the_page_of_results_are_those_of_the_files():
+    page = " ".join((ROOT / "docs" / "results.md").read_text().split())
+    documents = {
+        (document["name"], document["batch"]): document
+        for document in (json.loads(path.read_text()) for path in STUDIES.glob("*/results/nvidia-h200-b*.json"))
+    }
+    best = {
+        (key, backend): min((e["latency_ms"] for e in document["finals"] if e["backend"] == backend), default=None)
+        for key, document in documents.items() for backend in ("native", "inductor")
+    }  # fmt: skip
+    small, large = ("efficientnet-b0", 1), ("efficientnet-b0", 32)
+    engine = (
+        f"the engine needed {best[small, 'native']:.3f} ms at batch 1 and {best[large, 'native']:.3f} ms at batch 32"
+    )
+    assert f"{engine}, inductor {best[small, 'inductor']:.3f} and {best[large, 'inductor']:.3f} ms" in page
+    resnet = ("resnet50", 32)
+    assert f"the ratio is {best[resnet, 'inductor'] / best[resnet, 'native']:.3f}," in page
+    kinds = ("building", "checking", "sampling")
+    shares = [sum(d["split_s"][kind] for kind in kinds) / d["seconds"] for d in documents.values()]
+    assert f"Building, checking and sampling are {100 * min(shares):.0f} to {max(shares):.0%} of a study's time" in page
+
+
 def test_the_rows_of_the_engine_are_those_of_its_files():
     text = hooks.engine_results()
     assert len(text.splitlines()) - 2 == len([*STUDIES.glob("engine/*/results/*"), *STUDIES.glob("engine/*/trials/*")])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autotune.comparison.comparison import compare_store
-from autotune.database.exchange import export_studies, merge_file
+from autotune.database.exchange import export_studies, merge_file, read_records
 from autotune.database.store import Store
 from autotune.programs.committed_plans import main
 from autotune.report.results import write_results
@@ -65,6 +65,23 @@ def test_the_export_of_a_study_stands_for_its_results(studies, tmp_path, finishe
         (merged,) = store.plans.list()
         ((_, cell),) = compare_store(store).cells()
     assert merged.uid == plan.uid and "earlier protocol" not in [reason.name for reason in cell.reasons]
+
+
+def test_a_plan_of_an_export_that_results_have_replaced_is_left_out_with_its_study(studies, tmp_path, finished_study):
+    folder, plan = studies
+    with Store.open(str(finished_study)) as store:
+        export_studies(store, ["toy"], tmp_path / "export.zip", artifacts=False)
+    (path,) = folder.glob("toy/results/*.json")
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "measured": WHEN}))
+    assert main([str(folder), "--out", str(tmp_path / "plans.zip"), "--with", str(tmp_path / "export.zip")]) == 0
+    parcel = read_records(tmp_path / "plans.zip")
+    (kept,) = parcel.plans
+    assert (kept.created[:19], kept.latency_ms) == (WHEN[:19], plan.latency_ms)
+    assert kept.uid != plan.uid
+    assert [study.uid for study in parcel.studies] == [kept.evidence.study]
+    assert {trial.study for trial in parcel.trials} == {kept.evidence.study} != {plan.evidence.study}
+    assert {entry.trial for entry in parcel.measurements} <= {one.trial.uid for one in parcel.trials}
 
 
 def test_results_without_a_time_get_that_of_their_commit(studies, tmp_path, capsys):

@@ -8,6 +8,7 @@ from autotune import registry
 from autotune.programs.study_replay.machine import Hold, Machine, MachineStage
 from autotune.programs.study_replay.recording import ClockedTrial, RecordedStudy
 from autotune.records.configuration import Configuration
+from autotune.records.trial import Failure
 
 START_S, END_S = 0.8, 0.1
 """The seconds until a process of the server has begun its step, and until it is gone; not recorded, so assumed."""
@@ -51,7 +52,7 @@ class TrialCharge:
     """The seconds of a trial's steps, and its latency.
 
     ``turn_s`` are those of its turn on the device besides the ``sampled_s``: its check, and its load if that is not
-    begun early. ``assumed`` is true if the recording lacks the configuration.
+    begun early. ``assumed`` is true if the recording lacks the configuration. One with a ``failure`` has no latency.
     """
 
     build_s: float
@@ -60,6 +61,7 @@ class TrialCharge:
     latency_ms: float
     signal_error: float
     assumed: bool = False
+    failure: Failure | None = None
 
 
 class StudyCharges:
@@ -83,7 +85,8 @@ class StudyCharges:
         """Return the charge of a configuration.
 
         One that the recording lacks is charged with the medians of its backend (of its turn, those that load at the
-        same time), and has the latency of the recorded configuration that differs in the fewest parameters.
+        same time), and has the latency, or the failure, of the recorded configuration that differs in the fewest
+        parameters.
         """
         item = self._trials.get(configuration)
         if item is not None:
@@ -98,7 +101,7 @@ class StudyCharges:
             build_s=median(charge.build_s for charge in charges), turn_s=median(map(self._turn_s, alike)),
             sampled_s=median(charge.sampled_s for charge in charges),
             latency_ms=self._charge(nearest, assumed=True).latency_ms,
-            signal_error=nearest.trial.signal_error or 0.0, assumed=True,
+            signal_error=nearest.trial.signal_error or 0.0, assumed=True, failure=nearest.trial.failure,
         )  # fmt: skip
 
     def recorded_build_s(self, configuration: Configuration) -> float:
@@ -130,8 +133,8 @@ class StudyCharges:
         trial = item.trial
         return TrialCharge(
             build_s=self._build_s[trial.configuration], turn_s=self._turn_s(item),
-            sampled_s=item.sampled_s, latency_ms=trial.latency_ms or 1.0, signal_error=trial.signal_error or 0.0,
-            assumed=assumed,
+            sampled_s=item.sampled_s, latency_ms=trial.latency_ms or 0.0, signal_error=trial.signal_error or 0.0,
+            assumed=assumed, failure=trial.failure,
         )  # fmt: skip
 
     def _turn_s(self, item: ClockedTrial) -> float:

@@ -136,6 +136,8 @@ class ReplayExecutor(Executor):
         charge = self._charges.of(configuration)
         step = self._machine.run(self._charges.turn(configuration, loaded=loaded))
         self.split.add(step.spans)
+        if charge.failure is not None:
+            return StepResult(value=None, failure=charge.failure, spans=tuple(step.spans), seconds=0.0)
         answer = MeasureAnswer(
             signal_error=charge.signal_error, measurement=Measurement(samples_ms=((charge.latency_ms,) * 3,)),
             pruned=abandon_ms is not None and charge.latency_ms > abandon_ms,

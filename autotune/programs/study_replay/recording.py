@@ -1,5 +1,6 @@
 """A study as an export of a database has it, with the moments of its trials: RecordedStudy, read_recordings."""
 
+import bisect
 import itertools
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -27,8 +28,9 @@ TOGETHER_S = 3.0
 class ClockedTrial:
     """A trial with its moments: the seconds from the study's row to its begin, and those of search at its end.
 
-    ``turn_s`` are the seconds since the end of the trial before it in its batch, ``None`` for the first of a batch.
-    ``sampled_s`` are those of its warm-up and its samples.
+    ``turn_s`` are the seconds since another trial of its batch ended, ``None`` for the first of a batch, and if kernels
+    were timed in between: then the seconds are not those of its turn alone. ``sampled_s`` are those of its warm-up and
+    its samples.
     """
 
     trial: Trial
@@ -120,16 +122,18 @@ def _study(parcel: Parcel, row: StudyRow, device: Device) -> RecordedStudy:
     searched_s = max(_since_s(row.created, item.finished) for batch in batches for item in batch)
     begun_s = [_since_s(row.created, batch[0].created) for batch in batches]
     problems: dict[GemmProblem, int] = {}
+    kernels_s: list[float] = []
     for kernel in sorted(parcel.kernel_trials, key=lambda kernel: kernel.created):
         moment_s = _since_s(row.created, kernel.created)
         if 0 <= moment_s <= to_end_s:
+            kernels_s.append(moment_s)
             problems.setdefault(kernel.trial.problem, sum(begin_s <= moment_s for begin_s in begun_s) - 1)
     workload = next(work for work in parcel.workloads if (work.structure, work.weights) == (row.structure, row.weights))
     return RecordedStudy(
         row=row,
         workload=_with_features(workload, [item.trial.configuration for item in own]),
         device=device,
-        batches=tuple(tuple(_trials(row, batch, sampled_s)) for batch in batches),
+        batches=tuple(tuple(_trials(row, batch, sampled_s, kernels_s)) for batch in batches),
         problems=problems,
         before_s=max(0.0, float(row.timings["seconds"]) - to_end_s),
         after_s=to_end_s - searched_s,
@@ -150,15 +154,20 @@ def _with_features(workload: Workload, tried: Sequence[Configuration]) -> Worklo
     return replace(workload, features=tuple(map(counted, workload.features)))
 
 
-def _trials(row: StudyRow, batch: Sequence[TravellingTrial], sampled_s: Mapping[str, float]) -> Sequence[ClockedTrial]:
-    before: list[float | None] = [None, *(row.ended_s[item.trial.uid] for item in batch)]
+def _trials(
+    row: StudyRow, batch: Sequence[TravellingTrial], sampled_s: Mapping[str, float], kernels_s: Sequence[float]
+) -> Sequence[ClockedTrial]:
+    turns_s: dict[str, float] = {}
+    for earlier, item in itertools.pairwise(sorted(batch, key=lambda item: row.ended_s[item.trial.uid])):
+        begin_s, end_s = (_since_s(row.created, one.finished) for one in (earlier, item))
+        if bisect.bisect(kernels_s, begin_s) == bisect.bisect(kernels_s, end_s):
+            turns_s[item.trial.uid] = row.ended_s[item.trial.uid] - row.ended_s[earlier.trial.uid]
     return [
         ClockedTrial(
             trial=item.trial, begun_s=_since_s(row.created, item.created), ended_s=row.ended_s[item.trial.uid],
-            turn_s=None if earlier_s is None else row.ended_s[item.trial.uid] - earlier_s,
-            sampled_s=sampled_s.get(item.trial.uid, 0.0),
+            turn_s=turns_s.get(item.trial.uid), sampled_s=sampled_s.get(item.trial.uid, 0.0),
         )
-        for item, earlier_s in zip(batch, before, strict=False)
+        for item in batch
     ]  # fmt: skip
 
 

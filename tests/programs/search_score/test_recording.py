@@ -116,7 +116,7 @@ def test_a_table_has_the_axes_of_the_whole_space_and_only_recorded_points() -> N
 def test_the_committed_recordings_are_those_of_searches() -> None:
     parcels = [read_records(COMMITTED)]
     found = {recording.name: recording for recording in recordings(parcels)}
-    assert len(found) == 11 and found["vit-b16 b1 on nvidia-h200"].device.kind == "cuda"
+    assert len(found) == 18 and found["vit-b16 b1 on nvidia-h200"].device.kind == "cuda"
     assert all(trial.cost_s > 0 for recording in found.values() for trial in recording.trials)
     newest = table_of(found["resnet50 b1 on nvidia-h200"])
     assert newest.best_of(newest.trials) == pytest.approx(0.229, abs=1e-3), "a later version matches more features"

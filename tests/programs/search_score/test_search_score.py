@@ -83,20 +83,23 @@ def test_the_program_scores_the_committed_studies(tmp_path: Path, capsys: pytest
     out = tmp_path / "score.json"
     assert search_score.main([str(COMMITTED), "--seeds", "2", "--json", str(out)]) == 0
     text, document = capsys.readouterr().out, json.loads(out.read_text())
-    by_name = {(entry["name"], entry["device_class"].split("/")[0]): entry for entry in document["recordings"]}
-    silent = by_name["vit-b16", "amd-epyc-2c"]
+    by_name = {
+        (entry["name"], entry["batch"], entry["device_class"].split("/")[0]): entry for entry in document["recordings"]
+    }
+    silent = by_name["vit-b16", 1, "amd-epyc-2c"]
     assert silent["silence"] == "a default is within 3% of the best" and f"says nothing: {silent['silence']}" in text
     telling = [entry for entry in document["recordings"] if not entry["silence"]]
     (check,) = document["checks"]
-    assert check["raw"]["recordings"] == len(telling) == 6 and check["raw"]["of"] == 11
+    assert check["raw"]["recordings"] == len(telling) == 8 and check["raw"]["of"] == 18
     scores = [entry["search"]["score"] for entry in telling]
     assert check["raw"]["score"]["search"] == pytest.approx(sum(scores) / len(scores))
     assert check["raw"]["score"]["search"] > 0.5, "hints that do not wait for their backend come to about 0"
     for entry in telling:
         assert len(entry["times_s"]) == len(entry["random"]["best"]) == len(entry["search"]["best"]) == TIMES
         assert min(entry["search"]["near_s"]) > 0 and entry["optimum_ms"] < entry["best_default_ms"]
-    vit = by_name["vit-b16", "nvidia-h200"]["warm"]
-    assert [hint["backend"] for hint in vit["hints"]] == ["native"] and vit["not_recorded"] > 0
+    vit = by_name["vit-b16", 1, "nvidia-h200"]["warm"]
+    assert [hint["backend"] for hint in vit["hints"]] == ["native"]
+    assert by_name["bert-base", 1, "intel-r-xeon-r-processor-16c"]["warm"]["not_recorded"] > 0
 
 
 def test_a_file_without_a_search_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,12 +22,12 @@ COMMITTED = Path(__file__).parents[3] / "studies" / "plans.zip"
 
 @pytest.fixture(scope="module")
 def recordings():
-    return {recording.row.name: recording for recording in read_recordings(COMMITTED)}
+    return {(recording.row.name, recording.row.batch): recording for recording in read_recordings(COMMITTED)}
 
 
 @pytest.fixture(scope="module")
 def vit(recordings):
-    return recordings["vit-b16"]
+    return recordings["vit-b16", 1]
 
 
 def replayed(recording, build_cores=2.0, cores=16, **changes):
@@ -35,10 +35,9 @@ def replayed(recording, build_cores=2.0, cores=16, **changes):
     return replay(charges, costs_of("nvrtc"), cores=cores, weights={})
 
 
-def test_the_committed_plans_hold_three_studies_of_an_h200_whose_spaces_are_those_of_this_version(recordings):
-    assert {(name, recording.row.batch) for name, recording in recordings.items()} == {
-        ("vit-b16", 1), ("bert-base", 1), ("resnet50", 1),
-    }  # fmt: skip
+def test_the_committed_plans_hold_ten_studies_of_an_h200_whose_spaces_are_those_of_this_version(recordings):
+    models = ("bert-base", "efficientnet-b0", "mobilenet-v2", "resnet50", "vit-b16")
+    assert set(recordings) == {(name, batch) for name in models for batch in (1, 32)}
     for recording in recordings.values():
         assert digest([space.digest for space in spaces_of(recording)]) == recording.row.space_digest
         assert recording.problems and recording.before_s >= 0 and recording.after_s > 10
@@ -49,6 +48,19 @@ def test_a_recording_has_its_batches_and_the_turns_of_its_trials(vit):
     assert all(batch[0].turn_s is None for batch in vit.batches)
     assert all(0 < item.turn_s < 6 for batch in vit.batches for item in batch[1:])
     assert vit.split["building"] > 100 and vit.seconds > vit.row.active_s > 180
+
+
+def test_a_turn_begins_when_another_trial_has_ended_and_is_unknown_if_kernels_were_timed_in_between(recordings):
+    for recording in recordings.values():
+        items = [item for batch in recording.batches for item in batch]
+        assert all(item.turn_s is None or 0 < item.turn_s < 15 for item in items)
+    (batch, *_) = recordings["resnet50", 32].batches
+    ended = sorted(batch, key=lambda item: item.ended_s)
+    assert ended != list(batch), "full precision waits for the builds of candidates with tuned kernels"
+    unknown = [number for number, item in enumerate(ended) if item.turn_s is None]
+    assert unknown[0] == 0 and len(unknown) == 2
+    late = ended[unknown[1]]
+    assert late.trial.configuration["precision"] == "fp32" and late.ended_s - ended[unknown[1] - 1].ended_s > 40
 
 
 def test_problems_belong_to_the_precision_and_the_batch_that_they_were_tuned_for(vit):
@@ -115,6 +127,14 @@ def test_without_kernels_to_tune_the_real_search_tries_what_was_recorded(vit):
     assert len(set(ended_s)) == len(ended_s) and max(ended_s) <= timeline.searched_s
 
 
+def test_a_trial_that_failed_when_it_was_recorded_fails_in_the_replay(recordings):
+    recording = recordings["efficientnet-b0", 32]
+    failed = {item.trial.configuration for item in recording.trials if item.trial.state == "failed"}
+    timeline = replayed(recording)
+    assert {end.trial.configuration for end in timeline.trials if end.trial.state == "failed"} >= failed != set()
+    assert timeline.best_ms == pytest.approx(min(item.trial.latency_ms or 9.0 for item in recording.trials))
+
+
 def test_a_replay_is_a_function_of_its_recording(vit):
     assert [end.ended_s for end in replayed(vit).trials] == [end.ended_s for end in replayed(vit).trials]
 
@@ -156,7 +176,7 @@ def test_the_program_prints_the_recording_and_the_replay_and_says_what_is_assume
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("records.json", json.dumps(records))
     out = tmp_path / "out.json"
-    assert main([str(path), "--only", "bert", "--json", str(out)]) in (0, 1)
+    assert main([str(path), "--only", "bert-base-1", "--json", str(out)]) in (0, 1)
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.startswith("| bert-base, 1 |")]
     assert [row.split(" | ")[1] for row in rows] == ["recorded", "replayed"]
