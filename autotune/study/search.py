@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -180,10 +180,15 @@ class StudySearch:
                 break
         return batch
 
-    def _fits(self, batch: Sequence[Configuration], budget_s: float) -> bool:
-        """Return whether configurations are expected to be built and timed within some time."""
+    def _fits(self, batch: Iterable[Configuration], budget_s: float, *, looked: bool = False) -> bool:
+        """Return whether configurations are expected to be built and timed within some time.
+
+        ``looked`` says that the kernel problems of their graphs are known.
+        """
+        batch = list(batch)
         builds_s = [self._pacing.build_s(candidate, self._spaces[candidate.backend]) for candidate in batch]
-        return not builds_s or self._pacing.fits(builds_s, budget_s, looks=any(map(wants_kernels, batch)))
+        looks = not looked and any(map(wants_kernels, batch))
+        return not builds_s or self._pacing.fits(builds_s, budget_s, looks=looks)
 
     def _belongs(self, proposal: Configuration, batch: Sequence[Configuration]) -> bool:
         """Return whether a proposal is built with a batch; the sampler's proposals learn from all that come first."""
@@ -228,7 +233,7 @@ class StudySearch:
         steps = GenerationSteps(
             look=self._look, claim=lambda batch: self._claimed(batch, run.finished),
             tune=functools.partial(self._tuned, run), build=functools.partial(self._build, run),
-            fits=lambda trials: not first or self._fits([trial.configuration for trial in trials], self._rest_s(run)),
+            fits=lambda trials: not first or self._fits(map(_configuration, trials), self._rest_s(run), looked=True),
             withdraw=self.context.store.trials.withdraw, time=functools.partial(self._time, run),
             can_wait=self._can_wait,
         )  # fmt: skip
@@ -291,7 +296,6 @@ class StudySearch:
         self, run: "_Run", trials: Sequence[Trial], kernels: Kernels, then: Callable[[BuiltTrial], None]
     ) -> None:  # fmt: skip
         """Build trials together; store each as soon as it is built, and hand it over."""
-        begin = self.context.clock()
         workers = 1 if self.parallel == 1 else len(trials)
         trial_of = {trial.configuration: trial for trial in trials}
 
@@ -302,7 +306,7 @@ class StudySearch:
 
         limit_s = max(run.least_build_s, self._rest_s(run))
         builds = self.context.executor.build(list(trial_of), workers, limit_s, kernels=kernels.get, then=keep)
-        self._pacing.note_builds(self._worked_s(begin), [built for built, _ in builds])
+        self._pacing.note_builds([built for built, _ in builds])
 
     def _time(self, run: "_Run", turn: BuiltTrial) -> bool:
         """Check and time a built trial, and store its result; return whether it passed in reduced precision."""
@@ -333,6 +337,10 @@ class StudySearch:
             text=f"{trial.configuration}: left out, because its build did not end in the {built.seconds:.0f} s that "
             "were left of the budget; it is tried if the study gets a larger budget",
         )  # fmt: skip
+
+
+def _configuration(trial: Trial) -> Configuration:
+    return trial.configuration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,16 +9,23 @@ SPACE = SearchSpace(backend="a", parameters=(Parameter(name="deep", choices=(Fal
 PLAIN, DEEP = (Configuration.of("a", {"deep": deep}) for deep in (False, True))
 
 
-def built(build_s: float) -> StepResult[BuildAnswer]:
-    return StepResult(value=BuildAnswer(build_s=build_s, kernels=""), failure=None, spans=(), seconds=build_s)
+def built(build_s: float, starting_s: float = 0.0, *waits_s: float) -> StepResult[BuildAnswer]:
+    """A build; it starts, works for a second, and waits for the device before it works on."""
+    spans, now_s = [("starting", 0.0, starting_s)], starting_s
+    for wait_s in waits_s:
+        spans += [("build", now_s, now_s + 1), ("queued", now_s + 1, now_s + 1 + wait_s)]
+        now_s += 1 + wait_s
+    seconds = starting_s + build_s + sum(waits_s)
+    answer = BuildAnswer(build_s=build_s, kernels="")
+    return StepResult(value=answer, failure=None, spans=(*spans, ("build", now_s, seconds)), seconds=seconds)
 
 
 def seasoned() -> GenerationPace:
-    """After builds of 10 and 20 s that took 25 s together, and timings of 2 and 4 s."""
+    """After builds of 10 and 20 s, one of which took 5 s to start, and timings of 2 and 4 s."""
     pace = GenerationPace()
     for build_s in (20.0, 10.0):
         pace.note_build(Trial(uid="", number=0, configuration=PLAIN, state="pruned", build_s=build_s))
-    pace.note_builds(25.0, [built(10.0), built(20.0)])
+    pace.note_builds([built(10.0), built(20.0, 5.0)])
     pace.note_timing(2.0)
     pace.note_timing(4.0)
     return pace
@@ -51,20 +58,26 @@ def test_the_longest_look_for_candidates_counts_once_and_only_for_those_that_wan
     assert fits_from(pace, [20.0]) == 28.0 and fits_from(pace, [0.0]) == 3.0
 
 
-def test_what_the_first_builds_waited_for_does_not_count_for_the_last() -> None:
+def test_slow_starts_of_the_first_builds_do_not_count_for_the_last() -> None:
     pace = seasoned()
-    pace.note_builds(45.0, [built(10.0)])
+    pace.note_builds([built(10.0, 35.0)])
     for _ in range(LAST - 1):
-        pace.note_builds(21.0, [built(20.0)])
+        pace.note_builds([built(20.0, 1.0)])
     assert fits_from(pace, [20.0]) == 20.0 + 35.0 + 3.0
-    pace.note_builds(22.0, [built(20.0)])
+    pace.note_builds([built(20.0, 2.0)])
     assert fits_from(pace, [20.0]) == 25.0
+
+
+def test_waits_for_the_device_beside_a_tuning_of_kernels_do_not_count() -> None:
+    pace = seasoned()
+    pace.note_builds([built(20.0, 5.0, 30.0, 20.0)])
+    assert fits_from(pace, [20.0]) == 20.0 + 5.0 + 3.0
 
 
 def test_builds_that_failed_do_not_say_how_long_others_take() -> None:
     pace = seasoned()
     failure = Failure(stage="build", kind="timeout", detail="")
     failed: StepResult[BuildAnswer] = StepResult(value=None, failure=failure, spans=(), seconds=900.0)
-    pace.note_builds(900.0, [built(10.0), failed])
-    pace.note_builds(900.0, [])
+    pace.note_builds([built(10.0, 900.0), failed])
+    pace.note_builds([])
     assert fits_from(pace, [20.0]) == 28.0

@@ -94,7 +94,10 @@ class ReplayExecutor(Executor):
                 if seconds > limit_s:
                     failure = Failure(stage="build", kind="timeout", detail="", figure=limit_s)
                 result = StepResult(
-                    value=None if failure else answer, failure=failure, spans=tuple(step.spans), seconds=seconds
+                    value=None if failure else answer,
+                    failure=failure,
+                    spans=tuple(step.spans),
+                    seconds=self._machine() - step.begin_s,
                 )
                 then(configuration, result, target)
                 results[configuration] = result, target
