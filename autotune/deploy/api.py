@@ -115,9 +115,10 @@ def tune(
 
 
 def load(
-    model: "torch.nn.Module",
-    inputs: object,
+    model: "torch.nn.Module | str",
+    inputs: object = None,
     *,
+    batch: int | None = None,
     device: str | None = None,
     db: str | None = None,
     name: str | None = None,
@@ -128,6 +129,11 @@ def load(
     verify: bool = True,
 ) -> "OptimizedModel":
     """Return the stored plan for ``model``, which answers in the model's own form; never searches.
+
+    ``model`` is the module, with the ``inputs`` of one call, or the name of its study, with its ``batch`` if there are
+    several. By name the model's code is not needed: the plan takes named inputs, its artifact is checked against its
+    digest, and neither is it built again nor are its answers compared with the model's. RequestError if models of
+    several structures or weights have the name.
 
     With other weights of the same structure, or under a changed toolchain, the stored configuration is built and judged
     again, unless ``rebuild`` is false; of several processes that need the same build, one builds and the others wait.
@@ -146,12 +152,41 @@ def load(
             run="autotune.optimize(model, inputs)",
         )  # fmt: skip
     with Store.open(db, create=False) as store:
+        if isinstance(model, str):
+            _refuse_beside_name(inputs, name)
+            return _opened_by_name(store, model, batch, device, _objective(objective, constraints), serve_as)
+        if batch is not None or inputs is None:
+            found = "no inputs" if batch is None else f"batch={batch} beside the module"
+            raise RequestError("the plan of a module", found=found, expected="the inputs of one call, at their batch")
         prepared, request = _request(
             model, inputs, device=device, name=name, seed=0, objective=objective, constraints=constraints,
             serve_as=serve_as,
         )  # fmt: skip
         plan, seconds = _usable(store, prepared, request, rebuild=rebuild, progress=Silent())
         return _opened(plan, store, prepared, seconds, verify=verify)
+
+
+def _refuse_beside_name(inputs: object, name: str | None) -> None:
+    given = [f"{what}=" for what, value in (("inputs", inputs), ("name", name)) if value is not None]
+    if given:
+        raise RequestError(
+            "a plan by its name", found=f"{' and '.join(given)} beside it", expected="the name, and batch= if needed"
+        )
+
+
+def _opened_by_name(
+    store: "Store", name: str, batch: int | None, device: str | None, objective: Objective, serve_as: str
+) -> "OptimizedModel":
+    from autotune.deploy.by_name import plan_of_name
+    from autotune.deploy.model import open_plan
+    from autotune.runtime import discovery
+
+    begin = time.perf_counter()
+    plan = plan_of_name(store, name, batch, discovery.find(device or "auto"), objective, serve_as)
+    found = time.perf_counter()
+    fast = open_plan(plan, store)
+    fast.seconds = {"look_up": found - begin, "open": time.perf_counter() - found}
+    return fast
 
 
 def _request(

@@ -32,12 +32,21 @@ def not_found(store: "Store", prepared: "Prepared", key: PlanKey) -> PlanNotFoun
 def unusable(
     prepared: "Prepared", plan: "Plan", differences: Sequence[tuple[str, str, str]], why: str, run: str
 ) -> PlanNotFoundError:
-    """Return the error for a plan whose artifact does not serve and was not built again."""
+    """Return the error for a plan whose artifact does not serve a model and was not built again."""
+    subject = f"{prepared.name} at batch {prepared.batch} on {prepared.device.name}"
+    return does_not_serve(plan, differences, why, run, subject=subject)
+
+
+def does_not_serve(
+    plan: "Plan", differences: Sequence[tuple[str, str, str]], why: str, run: str, *, subject: str = ""
+) -> PlanNotFoundError:
+    """Return the error for a plan whose artifact does not serve; ``subject`` is by default that of the plan."""
     parts = "; ".join(
         f"{part}: requested {requested}, the plan has {stored}" for part, requested, stored in differences
     )
+    subject = subject or f"{plan.name} at batch {plan.batch} on {plan.device.name}"
     return PlanNotFoundError(
-        f"no stored plan answers {prepared.name} at batch {prepared.batch} on {prepared.device.name} as it stands",
+        f"no stored plan answers {subject} as it stands",
         found=f"plan {plan.uid[:8]} ({plan.configuration}), whose artifact does not serve: {parts}",
         expected=f"an artifact that is built again, {why}",
         run=run,

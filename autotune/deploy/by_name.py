@@ -1,0 +1,110 @@
+"""The stored plan of a name, found without the model: plan_of_name."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from autotune.errors import PlanNotFoundError, RequestError
+from autotune.records.identity import PlanKey
+
+if TYPE_CHECKING:
+    from autotune.database.store import Store
+    from autotune.records.device import Device
+    from autotune.records.objective import Objective
+    from autotune.records.plan import Plan
+
+SHOWN = 8
+"""The most plans that an error lists."""
+
+
+def plan_of_name(
+    store: "Store", name: str, batch: int | None, device: "Device", objective: "Objective", serve_as: str
+) -> "Plan":
+    """Return the fastest plan of a name that serves a request, with an artifact that can be loaded as it is.
+
+    Without ``batch`` the name must have plans for one batch only. Raises RequestError if plans of several batches, of
+    several structures or of several weights have the name, PlanNotFoundError if none of it serves or its artifact
+    would have to be built again, for which the model is needed.
+    """
+    named = store.plans.list(name=name, batch=batch)
+    here = [plan for plan in named if plan.device.device_class == device.device_class]
+    if not here:
+        raise _no_plan(store, name, batch, device, named)
+    serving = [plan for plan in here if plan.key.serves(_request(plan, objective, serve_as))]
+    if not serving:
+        parts = [
+            f"{_shown(plan)}: "
+            + "; ".join(f"{part}: requested {wanted}, the plan has {own}" for part, wanted, own in
+                        plan.key.differences(_request(plan, objective, serve_as)))
+            for plan in here
+        ]  # fmt: skip
+        raise PlanNotFoundError(
+            f"no stored plan of {name} serves objective {objective.name} as {serve_as} on {device.name}",
+            found=_listed(parts), expected="a plan within these constraints",
+            run="autotune tune with a study file of this objective, or autotune plan list",
+        )  # fmt: skip
+    batches = sorted({plan.batch for plan in serving})
+    if len(batches) > 1:
+        raise RequestError(
+            f"a plan of {name} without its batch", found=f"plans of batch {', '.join(map(str, batches))}",
+            expected="one of these", run=f"autotune.load({name!r}, batch={batches[0]})",
+        )  # fmt: skip
+    if len({(plan.structure, plan.weights, plan.form) for plan in serving}) > 1:
+        raise RequestError(
+            f"several models are named {name}", found=_listed(list(map(_shown, serving))),
+            expected="one structure with one set of weights",
+            run="autotune.load(model, inputs), which finds the plan of this very model",
+        )  # fmt: skip
+    plan = replace(min(serving, key=lambda plan: (plan.latency_ms, plan.uid)), device=device)
+    _refuse_unfit(store, plan)
+    return plan
+
+
+def _request(plan: "Plan", objective: "Objective", serve_as: str) -> PlanKey:
+    """Return the key that a request for the model of a plan has."""
+    return replace(plan.key, objective=objective, serve_as=serve_as)
+
+
+def _refuse_unfit(store: "Store", plan: "Plan") -> None:
+    """Raise PlanNotFoundError if the artifact of a plan is missing, or is not of the toolchain here."""
+    from autotune import registry
+    from autotune.deploy.miss import does_not_serve
+    from autotune.runtime import toolchain
+    from autotune.study.cache import misfits
+
+    names = registry.backend(plan.configuration.backend).toolchain
+    differences = misfits(plan, plan.weights, plan.form, toolchain.current(plan.device, names), store)
+    if differences:
+        raise does_not_serve(
+            plan, differences, "which needs the model", "autotune.load(model, inputs), or autotune tune --again"
+        )
+
+
+def _no_plan(
+    store: "Store", name: str, batch: int | None, device: "Device", named: "Sequence[Plan]"
+) -> PlanNotFoundError:  # fmt: skip
+    of_batch = "" if batch is None else f" at batch {batch}"
+    others = named or store.plans.list(name=name)
+    found = _listed(list(map(_shown, others))) if others else _names(store)
+    return PlanNotFoundError(
+        f"no stored plan of {name}{of_batch} on {device.name}", found=found,
+        expected=f"a plan of device class {device.device_class}", run="autotune plan list, or autotune tune STUDY_FILE",
+    )  # fmt: skip
+
+
+def _names(store: "Store") -> str:
+    names = sorted({plan.name for plan in store.plans.list()})
+    return f"plans of {', '.join(names[:SHOWN])}{' and others' if len(names) > SHOWN else ''} in {store.location}" \
+        if names else f"no plan in {store.location}"  # fmt: skip
+
+
+def _shown(plan: "Plan") -> str:
+    return (
+        f"plan {plan.uid[:8]} at batch {plan.batch} on {plan.device.device_class}, structure {plan.structure[:8]}, "
+        f"weights {plan.weights[:8]}, of {plan.created[:10]}"
+    )
+
+
+def _listed(lines: Sequence[str]) -> str:
+    more = [] if len(lines) <= SHOWN else [f"and {len(lines) - SHOWN} others"]
+    return "\n    ".join([*lines[:SHOWN], *more])

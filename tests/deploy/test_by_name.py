@@ -1,0 +1,171 @@
+"""Plans that are loaded by the name of their study, without the model's code."""
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import autotune
+from autotune.database.store import Store
+from autotune.errors import ArtifactError, ModelError, PlanNotFoundError, RequestError
+
+FEW = {"backends": ("eager", "torchscript"), "trials": 3, "budget": "60s", "device": "cpu"}
+MODEL = """
+    import collections
+    import torch
+
+    Answer = collections.namedtuple("Answer", "second hidden")
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(16, 32), torch.nn.Linear(32, 4)
+
+        def forward(self, x, *, scale):
+            hidden = torch.relu(self.first(x))
+            return Answer(self.last(hidden) * scale, hidden)
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a database of one plan, and the model that it is of."""
+    folder = tmp_path_factory.mktemp("by-name")
+    (folder / "net_of_a_user.py").write_text(textwrap.dedent(MODEL))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        import net_of_a_user
+
+        torch.manual_seed(0)
+        model = net_of_a_user.Net().eval()
+        inputs = {"x": torch.randn(3, 16), "scale": torch.rand(1) + 0.5}
+        autotune.optimize(model, inputs, db=str(folder / "autotune.db"), name="net", **FEW).close()
+        with torch.no_grad():
+            answers = tuple(model(**inputs))
+        yield folder, model, inputs, answers
+    sys.modules.pop("net_of_a_user", None)
+
+
+@pytest.fixture
+def place(made, tmp_path):
+    """A copy of the folder, whose plans a test may change."""
+    shutil.copytree(made[0], tmp_path / "place", symlinks=True)
+    return tmp_path / "place" / "autotune.db"
+
+
+def database(folder):
+    return str(folder / "autotune.db")
+
+
+def changed(path, **values):
+    """Store the plan under another uid, with other values."""
+    with Store.open(str(path)) as store:
+        (plan,) = store.plans.list(name="net", batch=3)
+        store.plans.promote(dataclasses.replace(plan, uid="b" * 32, **values))
+
+
+def test_a_process_without_the_models_code_loads_it_and_gets_its_answers(made, tmp_path):
+    folder, _, inputs, answers = made
+    torch.save((inputs, answers), tmp_path / "calls.pt")
+    program = f"""
+        import sys, torch, autotune
+        fast = autotune.load("net", batch=3, device="cpu", db={database(folder)!r})
+        inputs, answers = torch.load({str(tmp_path / "calls.pt")!r})
+        answer = fast(inputs["x"], scale=inputs["scale"])
+        torch.testing.assert_close(answer.second, answers[0], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(answer["hidden"], answers[1], rtol=1e-4, atol=1e-5)
+        assert "net_of_a_user" not in sys.modules
+        print(sorted(fast.seconds), fast.plan.name)
+        fast.close()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "['look_up', 'open'] net\n"
+
+
+def test_a_call_that_does_not_fit_names_the_inputs(made):
+    fast = autotune.load("net", device="cpu", db=database(made[0]))
+    with pytest.raises(ModelError, match=r"no scale.*\n.*x, scale"):
+        fast(torch.randn(3, 16))
+    fast.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"model": "nett"}, PlanNotFoundError, ("nett", "plans of net")),
+        ({"model": "net", "batch": 4}, PlanNotFoundError, ("batch 4", "at batch 3")),
+        ({"model": "net", "inputs": (1,)}, RequestError, ("inputs= beside it",)),
+        ({"model": "net", "name": "other"}, RequestError, ("name= beside it",)),
+        ({"model": "net", "serve_as": "onnx"}, PlanNotFoundError, ("serving format: requested onnx",)),
+        ({"model": "net", "objective": "throughput"}, PlanNotFoundError, ("objective: requested throughput",)),
+        ({"model": "net", "constraints": {"signal_error": 1e-6}}, PlanNotFoundError, ("constraint signal_error",)),
+    ],
+)
+def test_a_name_that_no_plan_serves_is_told_with_what_there_is(made, given, error, words):
+    with pytest.raises(error) as raised:
+        autotune.load(**given, device="cpu", db=database(made[0]))
+    for word in words:
+        assert word in str(raised.value)
+    assert "run next" in str(raised.value) or error is RequestError
+
+
+def test_a_module_comes_with_its_inputs_and_without_a_batch(made):
+    folder, model, inputs, _ = made
+    with pytest.raises(RequestError, match="no inputs"):
+        autotune.load(model, db=database(folder))
+    with pytest.raises(RequestError, match="batch=3"):
+        autotune.load(model, inputs, batch=3, db=database(folder))
+
+
+def test_plans_of_several_batches_need_one_named(place):
+    changed(place, batch=8, structure="c" * 64)
+    with pytest.raises(RequestError, match=r"batch 3, 8[\s\S]*batch=3"):
+        autotune.load("net", device="cpu", db=str(place))
+    autotune.load("net", batch=3, device="cpu", db=str(place)).close()
+
+
+@pytest.mark.parametrize("differs", ["structure", "weights"])
+def test_two_models_of_a_name_are_refused_and_both_are_listed(place, differs):
+    changed(place, **{differs: "c" * 64})
+    with pytest.raises(RequestError) as raised:
+        autotune.load("net", device="cpu", db=str(place))
+    text = str(raised.value)
+    assert "several models are named net" in text and f"{differs} cccccccc" in text and text.count("plan ") > 2
+
+
+def test_a_plan_of_another_device_is_told(place):
+    with Store.open(str(place)) as store:
+        (plan,) = store.plans.list(name="net")
+        device = dataclasses.replace(plan.device, name="AMD EPYC 9654", cores=96)
+    changed(place, device=device)
+    with Store.open(str(place)) as store:
+        store.plans.promote(dataclasses.replace(store.plans.get("b" * 32), name="far"))
+    with pytest.raises(PlanNotFoundError, match=re.escape(device.device_class)):
+        autotune.load("far", device="cpu", db=str(place))
+
+
+def test_an_artifact_of_another_toolchain_needs_the_model(place):
+    with Store.open(str(place)) as store:
+        (plan,) = store.plans.list(name="net")
+        entries = {name: "0.0" for name in plan.toolchain.as_dict()}
+        store.plans.promote(dataclasses.replace(plan, toolchain=type(plan.toolchain).of(entries)))
+    with pytest.raises(PlanNotFoundError) as raised:
+        autotune.load("net", device="cpu", db=str(place))
+    assert "torch: requested" in str(raised.value) and "which needs the model" in str(raised.value)
+
+
+def test_a_damaged_artifact_is_refused(place):
+    with Store.open(str(place)) as store:
+        (plan,) = store.plans.list(name="net")
+        largest = max(store.artifacts.files(plan.artifact), key=lambda file: file.size_bytes)
+        blob = store.artifacts.blob(largest.sha256)
+    blob.chmod(0o644)
+    blob.write_bytes(b"?" * largest.size_bytes)
+    with pytest.raises(ArtifactError, match="damaged"):
+        autotune.load("net", device="cpu", db=str(place))
