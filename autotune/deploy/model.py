@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autotune.database.store import Store
     from autotune.deploy.prepared import Prepared
     from autotune.records.plan import Plan
+    from autotune.runtime.artifact import ArtifactRecord
 
 
 class OptimizedModel:
@@ -57,7 +58,7 @@ def open_plan(
 ) -> OptimizedModel:
     """Load a plan's artifact, verified against its digest; it answers in ``form``, by default that of its artifact.
 
-    ``inputs`` describes the arguments of a call; by default they have the names in its artifact. The random state and
+    ``inputs`` describes the arguments of a call, by default as its artifact does. The random state and
     the switches of the process stay as they were. Raises ArtifactError if the artifact is missing or damaged, or
     belongs to another plan: to another model, other weights, another configuration or other kernels.
     """
@@ -77,8 +78,14 @@ def open_plan(
             )
         with process_state():
             runner = load_runner(folder, plan.device)
-    by_name = InputSchema(names=tuple(spec.name for spec in record.inputs))
-    return OptimizedModel(plan, runner, inputs or by_name, form or Form(node=dict(record.output_schema)))
+    return OptimizedModel(plan, runner, inputs or _arguments(record), form or Form(node=dict(record.output_schema)))
+
+
+def _arguments(record: "ArtifactRecord") -> InputSchema:
+    """Return the arguments of a call; an artifact of an earlier version has only the names of its inputs."""
+    if record.signature is None:
+        return InputSchema(names=tuple(spec.name for spec in record.inputs))
+    return InputSchema.from_dict(record.signature)
 
 
 MODULE_ERROR = 1e-3

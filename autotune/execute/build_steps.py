@@ -103,6 +103,7 @@ def build(request: BuildRequest, channel: Channel) -> BuildAnswer:
         begin = time.monotonic()
         backend.build(model, configuration, device, target)
         artifact.describe(
-            target, configuration, model.workload, model.output_schema, example=model.example(), kernels=digest
-        )
+            target, configuration, model.workload, model.output_schema, example=model.example(), kernels=digest,
+            signature=model.signature,
+        )  # fmt: skip
         return BuildAnswer(build_s=time.monotonic() - begin - turns.waited_s, kernels=digest)

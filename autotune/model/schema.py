@@ -35,6 +35,17 @@ class InputSchema:
         }
         return cls(names=tuple(names), positions=by_position(forward), defaults=defaults)
 
+    def as_dict(self) -> dict[str, object]:
+        """Return plain data for JSON."""
+        return {"names": list(self.names), "positions": list(self.positions), "defaults": dict(self.defaults)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "InputSchema":
+        """Read the output of :meth:`as_dict`."""
+        return cls(
+            names=tuple(data["names"]), positions=tuple(data["positions"]), defaults=dict(data["defaults"])
+        )  # fmt: skip
+
     def flatten(self, args: Sequence[object], kwargs: Mapping[str, object]) -> tuple[Any, ...]:
         """Order a call's arguments as flat tensors; ``None``, and a default that is given, count as not given.
 

@@ -49,6 +49,7 @@ class CapturedModel:
         self._turn = turn
         self.workload = Workload.from_dict(record["workload"])
         self.output_schema: dict[str, object] = record["output_schema"]
+        self.signature: dict[str, object] = record["signature"]
         self.written: tuple[str, ...] = tuple(record.get("written", ()))
         self._module_refused: str = record.get("module_refused", "")
         self.treatments: dict[str, str] = record.get("treatments", {})
@@ -149,6 +150,7 @@ def write(
         "module_refused": reason,
         "workload": captured.workload.as_dict(),
         "output_schema": captured.output_schema,
+        "signature": captured.inputs.as_dict(),
         "form": captured.form.digest,
         "written": list(captured.written),
         "treatments": dict(treatments or {}),

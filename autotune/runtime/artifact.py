@@ -24,7 +24,8 @@ class ArtifactRecord:
     """The content of ``artifact.json``: the configuration, and the inputs and outputs of its runner.
 
     ``structure`` and ``weights`` are those of the workload it was built for; ``kernels`` is the digest of the tuned
-    kernels that the build got, "" if there were none.
+    kernels that the build got, "" if there were none. ``signature`` describes the arguments of a call as
+    :class:`autotune.model.schema.InputSchema` does; artifacts of earlier versions have none.
     """
 
     structure: str
@@ -34,6 +35,7 @@ class ArtifactRecord:
     outputs: tuple[TensorSpec, ...]
     output_schema: Mapping[str, object]
     kernels: str = ""
+    signature: Mapping[str, object] | None = None
 
 
 def describe(
@@ -44,6 +46,7 @@ def describe(
     *,
     example: "Mapping[str, torch.Tensor]",
     kernels: str = "",
+    signature: Mapping[str, object] | None = None,
 ) -> None:
     """Write the description into a folder that a backend has built, with the study's own example inputs by name.
 
@@ -63,6 +66,7 @@ def describe(
         "output_schema": output_schema,
         "kernels": kernels,
         "schema": SCHEMA,
+        **({} if signature is None else {"signature": signature}),
     }
     (folder / RECORD).write_text(json.dumps(record, sort_keys=True))
 
@@ -81,6 +85,7 @@ def read_record(folder: Path) -> ArtifactRecord:
             outputs=tuple(_spec(spec) for spec in data["outputs"]),
             output_schema=data["output_schema"],
             kernels=str(data["kernels"]),
+            signature=data.get("signature"),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(

@@ -12,6 +12,7 @@ import torch
 
 import autotune
 from autotune.database.store import Store
+from autotune.deploy import model
 from autotune.errors import ArtifactError, ModelError, PlanNotFoundError, RequestError
 
 FEW = {"backends": ("eager", "torchscript"), "trials": 3, "budget": "60s", "device": "cpu"}
@@ -26,7 +27,7 @@ MODEL = """
             super().__init__()
             self.first, self.last = torch.nn.Linear(16, 32), torch.nn.Linear(32, 4)
 
-        def forward(self, x, *, scale):
+        def forward(self, x, shift=None, scale=None, training=False):
             hidden = torch.relu(self.first(x))
             return Answer(self.last(hidden) * scale, hidden)
 """
@@ -42,12 +43,12 @@ def made(tmp_path_factory):
         import net_of_a_user
 
         torch.manual_seed(0)
-        model = net_of_a_user.Net().eval()
+        net = net_of_a_user.Net().eval()
         inputs = {"x": torch.randn(3, 16), "scale": torch.rand(1) + 0.5}
-        autotune.optimize(model, inputs, db=str(folder / "autotune.db"), name="net", **FEW).close()
+        autotune.optimize(net, inputs, db=str(folder / "autotune.db"), name="net", **FEW).close()
         with torch.no_grad():
-            answers = tuple(model(**inputs))
-        yield folder, model, inputs, answers
+            answers = tuple(net(**inputs))
+        yield folder, net, inputs, answers
     sys.modules.pop("net_of_a_user", None)
 
 
@@ -76,7 +77,7 @@ def test_a_process_without_the_models_code_loads_it_and_gets_its_answers(made, t
         import sys, torch, autotune
         fast = autotune.load("net", batch=3, device="cpu", db={database(folder)!r})
         inputs, answers = torch.load({str(tmp_path / "calls.pt")!r})
-        answer = fast(inputs["x"], scale=inputs["scale"])
+        answer = fast(inputs["x"], None, inputs["scale"], training=False)
         torch.testing.assert_close(answer.second, answers[0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(answer["hidden"], answers[1], rtol=1e-4, atol=1e-5)
         assert "net_of_a_user" not in sys.modules
@@ -88,10 +89,25 @@ def test_a_process_without_the_models_code_loads_it_and_gets_its_answers(made, t
     assert done.stdout == "['look_up', 'open'] net\n"
 
 
-def test_a_call_that_does_not_fit_names_the_inputs(made):
+def test_a_call_means_the_same_as_a_call_of_the_model(made):
+    _, _, inputs, answers = made
     fast = autotune.load("net", device="cpu", db=database(made[0]))
     with pytest.raises(ModelError, match=r"no scale.*\n.*x, scale"):
         fast(torch.randn(3, 16))
+    with pytest.raises(ModelError, match="shift, which the plan was made without"):
+        fast(inputs["x"], inputs["scale"])  # the second parameter of the forward, which is not the second input
+    with pytest.raises(ModelError, match="training"):
+        fast(**inputs, training=True)
+    torch.testing.assert_close(fast(**inputs).second, answers[0], rtol=1e-4, atol=1e-5)
+    fast.close()
+
+
+def test_an_artifact_of_an_earlier_version_takes_the_names_of_its_inputs_in_order(made, tmp_path, monkeypatch):
+    read = model.read_record
+    monkeypatch.setattr(model, "read_record", lambda folder: dataclasses.replace(read(folder), signature=None))
+    _, _, inputs, answers = made
+    fast = autotune.load("net", device="cpu", db=database(made[0]))
+    torch.testing.assert_close(fast(inputs["x"], inputs["scale"]).second, answers[0], rtol=1e-4, atol=1e-5)
     fast.close()
 
 
@@ -116,11 +132,11 @@ def test_a_name_that_no_plan_serves_is_told_with_what_there_is(made, given, erro
 
 
 def test_a_module_comes_with_its_inputs_and_without_a_batch(made):
-    folder, model, inputs, _ = made
+    folder, net, inputs, _ = made
     with pytest.raises(RequestError, match="no inputs"):
-        autotune.load(model, db=database(folder))
+        autotune.load(net, db=database(folder))
     with pytest.raises(RequestError, match="batch=3"):
-        autotune.load(model, inputs, batch=3, db=database(folder))
+        autotune.load(net, inputs, batch=3, db=database(folder))
 
 
 def test_plans_of_several_batches_need_one_named(place):
