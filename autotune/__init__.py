@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from autotune import measure
     from autotune.comparison.api import compare
     from autotune.deploy.api import load, optimize, tune
+    from autotune.deploy.bundle import load_bundle
     from autotune.deploy.measuring import Measured
     from autotune.deploy.model import OptimizedModel
     from autotune.deploy.study_model import from_study
@@ -21,6 +22,7 @@ __version__ = "0.2.0"
 _HOMES = {
     "compare": "autotune.comparison.api",
     "load": "autotune.deploy.api",
+    "load_bundle": "autotune.deploy.bundle",
     "optimize": "autotune.deploy.api",
     "tune": "autotune.deploy.api",
     "Measured": "autotune.deploy.measuring",
@@ -39,6 +41,7 @@ __all__ = [
     "compare",
     "from_study",
     "load",
+    "load_bundle",
     "measure",
     "optimize",
     "tune",

@@ -50,6 +50,7 @@ SLOW = (
     "database/test_kernel_trials.py",
     "database/test_read_only.py",
     "deploy/test_api.py",
+    "deploy/test_bundle.py",
     "deploy/test_by_name.py",
     "deploy/test_measuring.py",
     "docs/test_hooks.py",

@@ -12,7 +12,7 @@ import typer
 import typer.core
 
 from autotune import standard_streams
-from autotune.cli import bench, compare, db, doctor, explain, kernels, plan, reproduce, roofs, trials, tune
+from autotune.cli import bench, compare, db, doctor, explain, export, kernels, plan, reproduce, roofs, trials, tune
 from autotune.cli.version import version_text
 from autotune.errors import AutotuneError
 
@@ -61,6 +61,7 @@ app.command("compare")(compare.compare)
 app.add_typer(compare.app, name="prices")
 app.add_typer(roofs.app, name="roofs")
 app.command("explain")(explain.explain)
+app.command("export")(export.export)
 app.add_typer(kernels.app, name="kernels")
 app.add_typer(db.app, name="db")
 app.command("doctor")(doctor.doctor)

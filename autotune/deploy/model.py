@@ -1,6 +1,7 @@
-"""A plan in use: a callable that answers like its model: OptimizedModel, open_plan."""
+"""A plan in use: a callable that answers like its model: OptimizedModel, open_plan, open_folder."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import ArtifactError
@@ -58,26 +59,33 @@ def open_plan(
 ) -> OptimizedModel:
     """Load a plan's artifact, verified against its digest; it answers in ``form``, by default that of its artifact.
 
-    ``inputs`` describes the arguments of a call, by default as its artifact does. The random state and
-    the switches of the process stay as they were. Raises ArtifactError if the artifact is missing or damaged, or
+    ``inputs`` describes the arguments of a call, by default as its artifact does. The random state and the
+    switches of the process stay as they were. Raises ArtifactError if the artifact is missing or damaged, or
     belongs to another plan: to another model, other weights, another configuration or other kernels.
     """
-    from autotune.model.untouched import process_state
-
     if plan.artifact is None:
         raise ArtifactError(f"the plan of {plan.name} has no artifact", run="autotune tune, to build it again")
     with store.artifacts.verified(plan.artifact) as folder:
-        record = read_record(folder)
-        own = (plan.configuration, plan.structure, plan.weights, plan.kernels)
-        if (record.configuration, record.structure, record.weights, record.kernels) != own:
-            raise ArtifactError(
-                f"the plan of {plan.name} names an artifact that is not its own",
-                found=f"one of {record.configuration}, model {record.structure[:12]}, weights {record.weights[:12]}",
-                expected=f"{plan.configuration}, model {plan.structure[:12]}, weights {plan.weights[:12]}",
-                run="autotune tune with its study file, which builds it again",
-            )
-        with process_state():
-            runner = load_runner(folder, plan.device)
+        return open_folder(plan, folder, form, inputs)
+
+
+def open_folder(
+    plan: "Plan", folder: Path, form: Form | None = None, inputs: InputSchema | None = None
+) -> OptimizedModel:
+    """Load the artifact of a plan from a folder that was verified, see :func:`open_plan`; it may be deleted then."""
+    from autotune.model.untouched import process_state
+
+    record = read_record(folder)
+    own = (plan.configuration, plan.structure, plan.weights, plan.kernels)
+    if (record.configuration, record.structure, record.weights, record.kernels) != own:
+        raise ArtifactError(
+            f"the plan of {plan.name} names an artifact that is not its own",
+            found=f"one of {record.configuration}, model {record.structure[:12]}, weights {record.weights[:12]}",
+            expected=f"{plan.configuration}, model {plan.structure[:12]}, weights {plan.weights[:12]}",
+            run="autotune tune with its study file, which builds it again",
+        )
+    with process_state():
+        runner = load_runner(folder, plan.device)
     return OptimizedModel(plan, runner, inputs or _arguments(record), form or Form(node=dict(record.output_schema)))
 
 

@@ -67,7 +67,7 @@ class ThreadDoorbell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationSteps:
-    """What a generation does with its trials.
+    """The steps of a generation on its trials.
 
     ``look`` finds the kernel problems of configurations, and ``claim`` makes trials of those that have no result yet.
     ``tune`` tunes the kernels of trials; as long as its second argument returns true, models are built beside it.
