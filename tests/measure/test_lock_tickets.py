@@ -364,17 +364,17 @@ def test_processes_without_tickets_and_those_with_tickets_exclude_each_other(fol
 @with_tickets
 def test_a_process_of_an_older_version_is_respected_and_respects(folder, waiters, started):
     before, after = waiters(2, folder)
-    with device_lock("GPU-1", True, folders=[folder]):
+    with device_lock("GPU-1", False, folders=[folder]):
         old = started([sys.executable, "-c", OLD, *(str(folder / f"autotune-GPU-1.{end}") for end in ("next", "lock"))])
         old.stdin.write("\n")
         assert old.stdout.readline() == "next\n"
-        come_in_order([after], folder)
+        come_in_order([after], folder, alone=iter([False]))  # a shared lock is free, but the older process is next
         time.sleep(0.2)
         assert tickets(folder) == [0]
     _, end = map(float, old.stdout.readline().split())
     assert end <= turn(after)["begin"]
     come(before, hold_s=0.3)
-    until(lambda: (folder / "autotune-GPU-1.lock").stat().st_size > 0)  # it has the device
+    until(lambda: f'"pid": {before.pid},' in (folder / "autotune-GPU-1.lock").read_text())  # it has the device
     old.stdin.write("\n")
     first = turn(before)
     assert old.stdout.readline() == "next\n"
