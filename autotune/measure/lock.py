@@ -5,9 +5,10 @@ cannot use one of them (read-only for it, or full) takes the lock in the others:
 they have one folder in common.
 
 In each folder, those that wait have tickets (:mod:`autotune.measure.lock_tickets`): only the lowest ticket tries to be
-next, and only the next one tries the device. On a system without tickets anyone who waits may become the next one. All
-take the folders in the same order, and draw a ticket in a folder only as the next one of the folders before it. So each
-waits only for those that are further on, or have a lower ticket in the same folder, and no circle can form.
+next, and only the next one tries the device. One that was stopped while it waited is passed. On a system without
+tickets anyone who waits may become the next one. All take the folders in the same order, and draw a ticket in a folder
+only as the next one of the folders before it. So each waits only for those that are further on, or have a lower ticket
+in the same folder, and no circle can form.
 """
 
 import logging
@@ -94,7 +95,7 @@ class _Wait:
         """Wait until all that came earlier have passed, and this process is next."""
         ticket = lock_tickets.draw(place.queue)
         if ticket is not None:
-            self._poll(place, partial(lock_tickets.is_lowest, place.queue, ticket))
+            self._poll(place, lock_tickets.PlaceInLine(place.queue, ticket, lambda: self.waited_s).is_next)
         self.take(place, place.queue, alone=True)
 
     def take(self, place: Place, descriptor: int, *, alone: bool) -> None:

@@ -11,7 +11,12 @@ import fcntl
 import os
 import struct
 import sys
+from collections.abc import Callable
 
+from autotune.measure import lock_files
+
+STANDS_STILL_S = 2.0
+"""A running process with the lowest ticket becomes the next one within one poll; a stopped one is passed after this."""
 MOST_RACES = 1000
 """A newcomer that loses more bytes than this to others waits without a ticket."""
 
@@ -34,24 +39,52 @@ def draw(descriptor: int) -> int | None:
     return None
 
 
-def is_lowest(descriptor: int, ticket: int) -> bool:
-    """Return whether nobody with a lower ticket waits."""
+def lowest(descriptor: int, ticket: int) -> int:
+    """Return the lowest ticket of those that wait: ``ticket`` itself if nobody came earlier."""
+    first = ticket
     try:
-        return ticket == 0 or _locked(descriptor, 0, ticket) is None
+        while first and (locked := _locked(descriptor, 0, first)) is not None:
+            first = locked[0]
     except OSError:
-        return True
+        return ticket
+    return first
 
 
 def leave(descriptor: int) -> None:
-    """Let go of the right to be next, then of the ticket, and close the file.
+    """Let go of the ticket, then of the right to be next, and close the file.
 
     Both are free even if a child that was forked meanwhile has the file open.
     """
     with contextlib.suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    with contextlib.suppress(OSError):
         _fcntl(descriptor, _request(fcntl.F_UNLCK, 0, 0))
+    with contextlib.suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
+
+
+class PlaceInLine:
+    """The place of one ticket among those that wait; ``now_s`` returns the time in seconds."""
+
+    def __init__(self, descriptor: int, ticket: int, now_s: Callable[[], float]) -> None:
+        self._descriptor, self._ticket, self._now_s = descriptor, ticket, now_s
+        self._first, self._since_s = ticket, now_s()
+
+    def is_next(self) -> bool:
+        """Return whether all that came earlier have passed, or stand still without being next (as by Ctrl-Z)."""
+        first, now_s = lowest(self._descriptor, self._ticket), self._now_s()
+        if first == self._ticket:
+            return True
+        if first != self._first:
+            self._first, self._since_s = first, now_s
+        if now_s - self._since_s < STANDS_STILL_S:
+            return False
+        self._since_s = now_s
+        if not lock_files.take(self._descriptor, alone=True):
+            return False  # the first one is next, and waits for the device
+        if lowest(self._descriptor, self._ticket) == first:
+            return True
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # the first one has just passed: the second one is next
+        return False
 
 
 def _behind_all(descriptor: int, start: int) -> int:

@@ -18,6 +18,7 @@ import pytest
 
 from autotune.measure import lock_files, lock_tickets
 from autotune.measure.lock import device_lock
+from autotune.testing import FakeClock
 
 ROOT = Path(__file__).parents[2]
 NOBODY, OTHER = 65534, 54321
@@ -178,6 +179,10 @@ def in_order(turns, name="passed"):
     return all(first[name] < second[name] for first, second in itertools.pairwise(turns))
 
 
+def is_lowest(descriptor, ticket):
+    return lock_tickets.lowest(descriptor, ticket) == ticket
+
+
 @contextmanager
 def opened(path, *modes):
     descriptors = [os.open(path, mode) for mode in modes]
@@ -215,6 +220,42 @@ def test_the_others_pass_if_some_are_killed_while_they_wait(folder, waiters, kil
             processes[at].wait(PATIENCE_S)
         assert tickets(folder) == [at for at in range(5) if at not in killed]
     assert in_order([turn(process) for at, process in enumerate(processes) if at not in killed])
+
+
+@with_tickets
+def test_one_that_is_stopped_while_it_waits_is_passed_until_it_continues(folder, waiters):
+    first, stopped, third, fourth = processes = waiters(4, folder)
+    with device_lock("GPU-1", True, folders=[folder]):
+        come_in_order(processes, folder)
+        stopped.send_signal(signal.SIGSTOP)
+    assert turn(first)["passed"] < min(turn(third)["passed"], turn(fourth)["passed"])
+    assert tickets(folder) == [1]
+    stopped.send_signal(signal.SIGCONT)
+    turn(stopped)
+
+
+@with_tickets
+def test_the_first_one_that_waits_long_for_the_device_is_not_passed_when_it_gets_it(tmp_path, monkeypatch):
+    """It becomes the user while another one, which saw it first for long, tries whether it stands still."""
+    path, clock, take = tmp_path / "queue", FakeClock(), lock_files.take
+    path.touch()
+    with opened(path, os.O_RDWR, os.O_RDWR, os.O_RDWR) as (first, second, third):
+        for descriptor in (first, second, third):
+            lock_tickets.draw(descriptor)
+        assert take(first, alone=True)
+        place = lock_tickets.PlaceInLine(third, 2, lambda: clock.now_ns() / 1e9)
+        assert not place.is_next()
+        clock.sleep(1.5 * lock_tickets.STANDS_STILL_S)
+        assert not place.is_next()  # the first one waits for the device
+        clock.sleep(1.5 * lock_tickets.STANDS_STILL_S)
+
+        def leave_then_take(descriptor, *, alone):
+            lock_tickets.leave(os.dup(first))
+            return take(descriptor, alone=alone)
+
+        monkeypatch.setattr(lock_files, "take", leave_then_take)
+        assert not place.is_next()
+        assert take(second, alone=True)
 
 
 @with_tickets
@@ -272,11 +313,11 @@ def test_a_ticket_is_the_byte_behind_the_highest_locked_one(tmp_path):
     with opened(path, *modes) as (first, second, third, fourth, fifth):
         drawn = [(descriptor, lock_tickets.draw(descriptor)) for descriptor in (first, second, third)]
         assert [ticket for _, ticket in drawn] == [0, 1, 2]
-        assert [lock_tickets.is_lowest(*ticket) for ticket in drawn] == [True, False, False]
+        assert [is_lowest(*ticket) for ticket in drawn] == [True, False, False]
         lock_tickets.leave(os.dup(second))  # as a parent that leaves while its forked child has the file open
-        assert not lock_tickets.is_lowest(third, 2)
+        assert not is_lowest(third, 2)
         lock_tickets.leave(os.dup(first))
-        assert lock_tickets.is_lowest(third, 2)
+        assert is_lowest(third, 2)
         assert lock_tickets.draw(fourth) == 3
         lock_tickets.leave(os.dup(third))
         lock_tickets.leave(os.dup(fourth))
@@ -300,7 +341,7 @@ def test_who_loses_a_byte_in_a_race_takes_the_next(tmp_path, monkeypatch, mode):
 
         monkeypatch.setattr(lock_tickets, "_behind_all", late)
         assert lock_tickets.draw(loser) == 1
-        assert not lock_tickets.is_lowest(loser, 1)
+        assert not is_lowest(loser, 1)
 
 
 @with_tickets
@@ -312,9 +353,9 @@ def test_readers_that_come_at_once_do_not_wait_for_each_other(tmp_path, monkeypa
         assert lock_tickets.draw(first) == 1
         monkeypatch.setattr(lock_tickets, "_behind_all", lambda descriptor, start: max(start, 1))
         assert lock_tickets.draw(second) == 1
-        assert not lock_tickets.is_lowest(first, 1) and not lock_tickets.is_lowest(second, 1)
+        assert not is_lowest(first, 1) and not is_lowest(second, 1)
         lock_tickets.leave(os.dup(before))
-        assert lock_tickets.is_lowest(first, 1) and lock_tickets.is_lowest(second, 1)
+        assert is_lowest(first, 1) and is_lowest(second, 1)
 
 
 @with_tickets
@@ -339,7 +380,7 @@ def test_without_such_locks_nobody_has_a_ticket(tmp_path, monkeypatch, number):
     with opened(path, os.O_RDWR) as (descriptor,):
         monkeypatch.setattr(fcntl, "fcntl", refuse)
         assert lock_tickets.draw(descriptor) is None
-        assert lock_tickets.is_lowest(descriptor, 7)
+        assert is_lowest(descriptor, 7)
 
 
 def test_on_another_system_nobody_has_a_ticket(tmp_path, monkeypatch):
