@@ -28,6 +28,8 @@ from autotune.measure.lock_holders import Holders, erase, holders, note
 LOG_EVERY_S = 10.0
 LOOK_EVERY_S = 1.0
 """A waiting process looks for the holders of the device this often."""
+UNREPORTED_S = 0.1
+"""A wait that ends within this is not reported: some that share the device may pass one after the other in it."""
 POLL_EVERY_S = 0.02
 """The device is idle for up to this long between two users."""
 
@@ -103,16 +105,15 @@ class _Wait:
         self._poll(place, partial(lock_files.take, descriptor, alone=alone))
 
     def _poll(self, place: Place, attempt: Callable[[], bool]) -> None:
-        """Wait until an attempt succeeds; a wait that ends within one poll is not reported."""
-        tried = False
+        """Wait until an attempt succeeds."""
         while not attempt():
-            if tried:
-                self._look(place)
-            tried = True
+            self._look(place)
             self._sleep(POLL_EVERY_S)
 
     def _look(self, place: Place) -> None:
         now_s = self.waited_s
+        if now_s < UNREPORTED_S:
+            return
         if self._reported is None:
             self._log_s = now_s + LOG_EVERY_S
         elif now_s < self._look_s:
