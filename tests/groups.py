@@ -60,6 +60,7 @@ SLOW = (
     "kernels/test_timing.py",
     "measure/test_finals.py",
     "measure/test_lock.py",
+    "measure/test_lock_tickets.py",
     "measure/test_verdict.py",
     "model/test_reading.py",
     "programs",

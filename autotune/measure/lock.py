@@ -2,7 +2,13 @@
 
 The lock is taken in every folder of :data:`autotune.measure.lock_files.FOLDERS` that any user may use. A process that
 cannot use one of them (read-only for it, or full) takes the lock in the others: two processes exclude each other if
-they have one folder in common. All take the folders in the same order, so no circle of waiting processes can form.
+they have one folder in common.
+
+In each folder, those that wait have tickets (:mod:`autotune.measure.lock_tickets`): only the lowest ticket tries to be
+next, and only the next one tries the device. One that was stopped while it waited is passed. On a system without
+tickets anyone who waits may become the next one. All take the folders in the same order, and draw a ticket in a folder
+only as the next one of the folders before it. So each waits only for those that are further on, or have a lower ticket
+in the same folder, and no circle can form.
 """
 
 import logging
@@ -10,10 +16,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from autotune.errors import WorkError
-from autotune.measure import lock_files
+from autotune.measure import lock_files, lock_tickets
 from autotune.measure.clock import Clock, SystemClock
 from autotune.measure.lock_files import Place
 from autotune.measure.lock_holders import Holders, erase, holders, note
@@ -21,7 +28,10 @@ from autotune.measure.lock_holders import Holders, erase, holders, note
 LOG_EVERY_S = 10.0
 LOOK_EVERY_S = 1.0
 """A waiting process looks for the holders of the device this often."""
-POLL_EVERY_S = 0.05
+UNREPORTED_S = 0.1
+"""A wait that ends within this is not reported: some that share the device may pass one after the other in it."""
+POLL_EVERY_S = 0.02
+"""The device is idle for up to this long between two users."""
 
 _log = logging.getLogger(__name__)
 _warned: set[Path] = set()
@@ -41,9 +51,10 @@ def device_lock(
     """Hold the device: exclusively for a timing, shared for a build that uses it; yields the seconds of waiting.
 
     It waits without a limit, calls ``on_wait`` with the holders when the wait begins and when they change, and logs
-    them every 10 s. ``purpose`` is reported to processes that wait for this holder. The first to wait is next: no later
-    process overtakes it, not even for a shared lock. Two locks in one process exclude each other too. A forked child
-    keeps its parent's lock alive; a spawned one does not. ``folders`` are those of
+    them every 10 s. ``purpose`` is reported to processes that wait for this holder. Those that wait pass in their order
+    of arrival: no later one overtakes, not even for a shared lock. (Without the kernel's locks of open file
+    descriptions, as in some sandboxes, that holds only for the next one.) Two locks in one process exclude each other
+    too. A forked child keeps its parent's lock alive; a spawned one does not. ``folders`` are those of
     :data:`autotune.measure.lock_files.FOLDERS` if not given. Raises ``WorkError`` if none of them can hold the lock.
     """
     wait = _Wait(uuid, clock or SystemClock(), sleep, on_wait)
@@ -53,9 +64,9 @@ def device_lock(
             opened.callback(os.close, place.lock)
         with ExitStack() as queued:
             for place in places:
-                queued.callback(os.close, place.queue)
+                queued.callback(lock_tickets.leave, place.queue)
             for place in places:
-                wait.take(place, place.queue, alone=True)
+                wait.stand_in_line(place)
             for place in places:
                 wait.take(place, place.lock, alone=exclusive)
         for place in places:
@@ -74,6 +85,7 @@ class _Wait:
         self._uuid, self._clock, self._sleep, self._on_wait = uuid, clock, sleep, on_wait
         self._started_ns = clock.now_ns()
         self._reported: Holders | None = None
+        self._saw_nobody = False
         self._look_s = self._log_s = 0.0
 
     @property
@@ -81,22 +93,36 @@ class _Wait:
         """Seconds since the wait began."""
         return (self._clock.now_ns() - self._started_ns) / 1e9
 
+    def stand_in_line(self, place: Place) -> None:
+        """Wait until all that came earlier have passed, and this process is next."""
+        ticket = lock_tickets.draw(place.queue)
+        if ticket is not None:
+            self._poll(place, lock_tickets.PlaceInLine(place.queue, ticket, lambda: self.waited_s).is_next)
+        self.take(place, place.queue, alone=True)
+
     def take(self, place: Place, descriptor: int, *, alone: bool) -> None:
-        """Wait until the lock of a file is free; a wait that ends within one poll is not reported."""
-        tried = False
-        while not lock_files.take(descriptor, alone=alone):
-            if tried:
-                self._look(place)
-            tried = True
+        """Wait until the lock of a file is free, and take it."""
+        self._poll(place, partial(lock_files.take, descriptor, alone=alone))
+
+    def _poll(self, place: Place, attempt: Callable[[], bool]) -> None:
+        """Wait until an attempt succeeds."""
+        while not attempt():
+            self._look(place)
             self._sleep(POLL_EVERY_S)
 
     def _look(self, place: Place) -> None:
         now_s = self.waited_s
+        if now_s < UNREPORTED_S:
+            return
         if self._reported is None:
             self._log_s = now_s + LOG_EVERY_S
         elif now_s < self._look_s:
             return
         users = _users(place)
+        if not users.pids and not self._saw_nobody:
+            self._saw_nobody = True  # perhaps between two users: the next poll looks again
+            return
+        self._saw_nobody = False
         self._look_s = now_s + LOOK_EVERY_S
         if self._reported is None or not users.includes(self._reported):
             self._reported = users

@@ -219,6 +219,22 @@ def test_nobody_overtakes_who_waits_and_it_is_told_once_for_whom(folder):
     assert waits[0].text.startswith(f"this process ({os.getpid()})") and "for builds since" in waits[0].text
 
 
+@pytest.mark.parametrize(("share", "reported"), [(0.5, False), (1.5, True)])
+def test_a_wait_is_reported_only_if_it_lasts(folder, share, reported):
+    waits, clock = [], FakeClock()
+
+    def sleep(seconds):
+        clock.sleep(seconds)
+        if clock.now_ns() > since_ns + share * lock.UNREPORTED_S * 1e9:
+            raise StillHeldError
+
+    with device_lock("GPU-1", True, folders=[folder]), pytest.raises(StillHeldError):
+        since_ns = clock.now_ns()
+        with device_lock("GPU-1", True, folders=[folder], clock=clock, sleep=sleep, on_wait=waits.append):
+            pass
+    assert bool(waits) == reported
+
+
 def test_processes_with_any_environment_never_hold_a_device_at_once(tmp_path):
     """A login shell, cron, a service with a temporary folder of its own, and nothing at all: the real folders."""
     uuid = f"test-{os.getpid()}-{time.time_ns()}"
