@@ -68,7 +68,7 @@ class Turns:
 
     @contextlib.contextmanager
     def beside(self, *, in_turn: bool) -> Iterator[None]:
-        """Be in the stage beside others that time nothing, as one part; ``in_turn`` only parts of it hold a GPU."""
+        """Be in the stage, beside no timing: as one part, or ``in_turn`` only in the parts that compute on a GPU."""
         from autotune.runtime.turn import computes_by
 
         if not in_turn or self._device.kind == "cpu":
