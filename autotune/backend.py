@@ -49,6 +49,7 @@ __all__ = [
     "KernelKind",
     "KernelProvider",
     "KnownKernels",
+    "LoadsInTurn",
     "ModelError",
     "OffersBaseline",
     "Parameter",
@@ -83,7 +84,6 @@ class SourceModel(Protocol):
     """The captured model that a build gets: tensors in, tensors out.
 
     ``program`` takes the flat input tensors and returns a tuple of flat output tensors, in the dtypes of the original.
-    Both methods that copy to the device do so within :func:`autotune.runtime.turn.computing`.
     """
 
     workload: Workload
@@ -194,12 +194,25 @@ class TimesKernelsInTurn(Protocol):
 class BuildsInTurn(Protocol):
     """A backend whose builds compute on a GPU only within :func:`autotune.runtime.turn.computing`, if it says so.
 
-    The rest of such a build runs beside timings; small copies are all that it does on the device. Without this ability
-    a build with ``build_uses_device`` never runs beside a timing. A build that has the device alone, as one that times
-    kernels, keeps it from its beginning to its end, and so does every build on a CPU.
+    The rest of such a build runs beside timings: it may copy to and from the device and fold constants there, but call
+    no model and time nothing. Without this ability a build with ``build_uses_device`` never runs beside a timing. A
+    build that has the device alone, as one that times kernels, keeps it from its beginning to its end, and so does
+    every build on a CPU.
     """
 
     builds_in_turn: bool
+
+
+@runtime_checkable
+class LoadsInTurn(Protocol):
+    """A backend whose loads compute on a GPU only within :func:`autotune.runtime.turn.computing`, if it says so.
+
+    The rest of such a load runs beside timings: it may read files, copy to the device and fold constants there, but
+    call no model. Every load by :func:`autotune.runtime.torch_runner.torch_runner` computes in turn. Without this
+    ability no part of a load runs beside a timing, and on a CPU none does. A load that has the device alone keeps it.
+    """
+
+    loads_in_turn: bool
 
 
 @runtime_checkable
@@ -326,6 +339,7 @@ ABILITIES: tuple[type, ...] = (
     TimesKernelsAtBuild,
     TimesKernelsInTurn,
     BuildsInTurn,
+    LoadsInTurn,
     PreparesBuilds,
     FindsGraphFeatures,
     TunesKernels,

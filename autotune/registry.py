@@ -18,6 +18,7 @@ from autotune.backend import (
     ExplainsArtifacts,
     FindsGraphFeatures,
     KernelKind,
+    LoadsInTurn,
     OffersBaseline,
     PreparesBuilds,
     ReportsCoverage,
@@ -113,6 +114,12 @@ def builds_in_turn(name: str) -> bool:
     """Return true if builds of the backend take their turns on the device themselves, for the parts that compute."""
     owner = backend(name)
     return isinstance(owner, BuildsInTurn) and owner.builds_in_turn
+
+
+def loads_in_turn(name: str) -> bool:
+    """Return true if loads of the backend take their turns on the device themselves, for the parts that compute."""
+    owner = backend(name)
+    return isinstance(owner, LoadsInTurn) and owner.loads_in_turn
 
 
 def build_modules(among: Iterable[str]) -> list[str]:

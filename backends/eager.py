@@ -30,6 +30,7 @@ class EagerBackend:
     toolchain: tuple[str, ...] = ("torch", "cudnn")
     build_uses_device = False
     times_kernels_in_turn = True
+    loads_in_turn = True
 
     def probe(self, device: Device) -> Availability:
         """Report if torch is installed and built for the device."""

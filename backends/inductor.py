@@ -34,9 +34,9 @@ STANDARD_LIBRARY = "libstdc++.so.6"
 class InductorBackend:
     """Compiles with ``torch._inductor.aoti_compile_and_package``.
 
-    A build on a GPU tries launch sizes of Triton kernels there and folds constants, each within a turn; only small
-    copies may run beside a timing (see :mod:`autotune.backends.inductor_turns`). With max-autotune it has the device
-    alone. Needs a C++ compiler; on a GPU, Triton too.
+    A build on a GPU tries launch sizes of Triton kernels there, within a turn; only copies and the folding of constants
+    may run beside a timing (see :mod:`autotune.backends.inductor_turns`). With max-autotune it has the device alone.
+    Needs a C++ compiler; on a GPU, Triton too.
     """
 
     name = "inductor"
@@ -44,6 +44,7 @@ class InductorBackend:
     build_uses_device = True
     builds_in_turn = True
     times_kernels_in_turn = True
+    loads_in_turn = True
     serving_formats = ("aoti",)
     build_modules = ("torch._inductor.compile_fx",)
     builds_slowly = True

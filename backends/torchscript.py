@@ -34,6 +34,7 @@ class TorchScriptBackend:
     build_uses_device = True
     builds_in_turn = True
     times_kernels_in_turn = True
+    loads_in_turn = True
     serving_formats = ("torchscript",)
 
     def probe(self, device: Device) -> Availability:

@@ -52,6 +52,7 @@ ABLE = """
     build_modules = ("json", "torch.onnx")
     builds_slowly = True
     builds_in_turn = True
+    loads_in_turn = True
     times_kernels_in_turn = True
     kernel_kinds = (KernelKind(name="toykind", tensor_rate_share=0.5), KernelKind(name="torch"))
     graph_invariants = ("kernels",)
@@ -237,6 +238,9 @@ def test_every_built_in_backend_declares_what_the_core_needs() -> None:
     ]  # fmt: skip
     assert [name for name in registry.BUILT_IN if registry.builds_slowly(name)] == ["inductor", "native"]
     assert [name for name in registry.BUILT_IN if registry.builds_in_turn(name)] == ["torchscript", "inductor"]
+    assert [name for name in registry.BUILT_IN if registry.loads_in_turn(name)] == [
+        "eager", "torchscript", "inductor", "native",
+    ]  # fmt: skip
     assert list(registry.finding_features(registry.BUILT_IN)) == ["native"]
     assert [name for name in registry.BUILT_IN if registry.explaining(name)] == ["native"]
     assert [name for name in registry.BUILT_IN if registry.reporting_coverage(name)] == ["native"]
@@ -262,7 +266,9 @@ def test_a_plugin_has_every_ability_that_it_declares(packages: Packages) -> None
     assert modules.count("torch.onnx") == 1 and modules[-1] == "json"
     assert registry.builds_slowly("able") and registry.builds_in_turn("able")
     registry.backend("able").builds_in_turn = False
-    assert not registry.builds_in_turn("able")
+    assert not registry.builds_in_turn("able") and registry.loads_in_turn("able")
+    registry.backend("able").loads_in_turn = False
+    assert not registry.loads_in_turn("able")
     assert list(registry.finding_features(["eager", "able"])) == ["able"]
     assert registry.reporting_coverage("able") is able
     assert registry.explaining("able") is able and registry.kernel_tuner("able") is able
@@ -279,6 +285,7 @@ def test_a_plugin_without_abilities_has_none(packages: Packages) -> None:
         assert not any(isinstance(registry.backend("toy"), ability) for ability in ABILITIES)
     assert registry.builds_alone(plain), "a build that may time kernels has the device alone"
     assert not registry.builds_in_turn("toy"), "a build that may compute at any time holds the device as a whole"
+    assert not registry.loads_in_turn("toy"), "and so does a load"
     assert not registry.is_baseline(plain, has_factory=True) and not registry.builds_slowly("toy")
     assert registry.reporting_coverage("toy") is None
     assert registry.explaining("toy") is None and registry.finding_features(["toy"]) == {}

@@ -90,13 +90,12 @@ def build(request: BuildRequest, channel: Channel) -> BuildAnswer:
     from autotune.model.source import CapturedModel
     from autotune.runtime import artifact
     from autotune.runtime.switches import Switches
-    from autotune.runtime.turn import computing
 
     configuration, device, target = request.configuration, request.device, request.target
     backend = registry.backend(configuration.backend)
     kernels = None if request.kernels is None else KnownKernels.from_dict(json.loads(request.kernels.read_text()))
     digest = "" if kernels is None else kernels.digest
-    model = CapturedModel(request.folder, kernels, turn=computing)
+    model = CapturedModel(request.folder, kernels)
     alone, in_turn = registry.builds_alone(configuration), registry.builds_in_turn(configuration.backend)
     with building(channel, device, uses_device=backend.build_uses_device, alone=alone, in_turn=in_turn) as turns:
         Switches.of(configuration).apply()

@@ -48,6 +48,14 @@ def loads_alone(folder: Path) -> bool:
     return registry.loads_alone(read_record(folder).configuration)
 
 
+def loads_in_turn(folder: Path) -> bool:
+    """Return true if an artifact's load needs its GPU only for the parts that compute, for which it waits itself."""
+    from autotune import registry
+    from autotune.runtime.artifact import read_record
+
+    return registry.loads_in_turn(read_record(folder).configuration.backend)
+
+
 def timer_for(device: Device, clock: "Clock") -> "Timer":
     """Return the timer of a kind of device."""
     from autotune.measure.timer import CpuTimer, CudaTimer

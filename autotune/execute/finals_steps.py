@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autotune.execute.answers import Done
-from autotune.execute.candidate import Candidate, loads_alone, sets_on_device, timer_for
+from autotune.execute.candidate import Candidate, loads_alone, loads_in_turn, sets_on_device, timer_for
 from autotune.execute.channel import Channel
 from autotune.execute.input_sets import TIMING
 from autotune.execute.requests import FinalsRequest, RoundsOrder
@@ -62,7 +62,7 @@ def _loaded(request: FinalsRequest, lanes: "Lanes", channel: Channel) -> Mapping
     finalists: dict[str, Candidate] = {}
     for name, folder in request.artifacts.items():
         channel.send({"turn": name})
-        with loading(channel, request.device, alone=loads_alone(folder)):
+        with loading(channel, request.device, alone=loads_alone(folder), in_turn=loads_in_turn(folder)):
             finalists[name] = Candidate(folder, request.device)
             lanes.load(name, finalists[name])
     return finalists

@@ -5,11 +5,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from autotune.execute.answers import Done, FootprintAnswer, MeasureAnswer, MemoryReading
-from autotune.execute.candidate import Candidate, judged, loads_alone, sets_on_device, timer_for
+from autotune.execute.candidate import Candidate, judged, loads_alone, loads_in_turn, sets_on_device, timer_for
 from autotune.execute.channel import Channel, ChannelClosed
 from autotune.execute.input_sets import TIMING, read_sets
 from autotune.execute.requests import DeployedRequest, FootprintRequest, MeasureOrder, MeasureRequest
-from autotune.execute.stages import enter, holding, loading
+from autotune.execute.stages import Turns, enter, holding, loading
 
 if TYPE_CHECKING:
     from autotune.model.source import CapturedModel
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def measure(request: MeasureRequest, channel: Channel) -> MeasureAnswer:
     """Load an artifact as a deployment does, judge it on the held-out inputs, and time it; alone on the device.
 
-    With ``early`` it loads beside others, says so, and is judged and timed after a :class:`MeasureOrder`.
+    With ``early`` it loads beside others, says so, and is judged and timed after a :class:`MeasureOrder`. No part of
+    that load is beside a timing, or none that computes if it loads onto a GPU and its backend loads in turn.
     """
     from autotune.model.source import CapturedModel
 
@@ -42,13 +43,18 @@ class _Turn(contextlib.ExitStack):
 
     def __init__(self, channel: Channel, request: MeasureRequest) -> None:
         super().__init__()
-        self._channel, self._device, self._waits = channel, request.device, request.early
+        self._channel, self._artifact, self._waits = channel, request.artifact, request.early
+        self._turns = Turns(channel, request.device, "load")
         self.abandon_ms = request.abandon_ms
 
     def __enter__(self) -> "_Turn":
         from autotune.runtime.turn import takes_turn_by
 
-        self.enter_context(holding(self._channel, self._device, "load", exclusive=not self._waits))
+        if self._waits:
+            self.enter_context(self._turns.beside(in_turn=loads_in_turn(self._artifact)))
+        else:
+            self._turns.begin_alone("load")
+        self.callback(self._turns.close)
         self.enter_context(takes_turn_by(self._alone))
         return self
 
@@ -67,13 +73,14 @@ class _Turn(contextlib.ExitStack):
     def _take(self, stage: str) -> None:
         """Wait for the turn; raises ChannelClosed if the coordinator is gone."""
         self._waits = False
-        self.close()
+        self._turns.begin_alone(stage, first=self._await_order)
+
+    def _await_order(self) -> None:
         self._channel.send({"loaded": True})
         order = self._channel.receive()
         if order is None:
             raise ChannelClosed("the coordinator is gone")
         self.abandon_ms = MeasureOrder.from_dict(order).abandon_ms
-        self.enter_context(holding(self._channel, self._device, stage, exclusive=True))
 
 
 def _timed(

@@ -131,6 +131,7 @@ class WorkerServer:
             while value is None and error is None:
                 message = session.receive(timeout_s)
                 if "loaded" in message and on_loaded is not None:
+                    session.rest()
                     on_loaded(session)
                     on_loaded = None  # a step that says so again gets no more time
                 elif "result" in message:

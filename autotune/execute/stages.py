@@ -4,7 +4,7 @@ import contextlib
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from autotune.execute.channel import Channel
@@ -37,44 +37,25 @@ def holding(channel: Channel, device: Device, stage: str, *, exclusive: bool) ->
         yield waited_s
 
 
-@contextlib.contextmanager
-def loading(channel: Channel, device: Device, *, alone: bool) -> Iterator[None]:
-    """Be in stage ``load``: alone on the device, or beside others except for the part that times kernels."""
-    from autotune.runtime.turn import takes_turn_by
+class Turns:
+    """The turns of a build or a load on its device: the shared lock while at least one thread computes, or it alone.
 
-    with contextlib.ExitStack() as held:
-
-        @contextlib.contextmanager
-        def turn() -> Iterator[None]:
-            held.close()
-            with holding(channel, device, "load", exclusive=True):
-                yield
-            held.enter_context(holding(channel, device, "load", exclusive=False))
-
-        held.enter_context(holding(channel, device, "load", exclusive=alone))
-        with contextlib.nullcontext() if alone else takes_turn_by(turn):
-            yield
-
-
-class SharedTurns:
-    """The turns of a build on its device: it holds the shared lock while at least one thread computes there.
-
-    A call returns the context of a part that computes. ``waited_s`` are the seconds that parts have waited so far.
+    A call returns the context of a part that computes beside others. ``waited_s`` are the seconds that it has waited
+    for its turns so far.
     """
 
-    def __init__(self, channel: Channel, device: Device) -> None:
-        self._channel, self._device = channel, device
+    def __init__(self, channel: Channel, device: Device, stage: str) -> None:
+        self._channel, self._device, self._stage = channel, device, stage
         self._mutex, self._parts, self._held = threading.Lock(), 0, contextlib.ExitStack()
+        self._is_alone = False
         self.waited_s = 0.0
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        """Hold the lock until the part is done; a part within a part waits for nothing."""
+        """Hold the lock until the part is done; a part within a part, or while it is alone, waits for nothing."""
         with self._mutex:  # a second thread waits here while the first one waits for the device
-            if not self._parts:
-                self.waited_s += self._held.enter_context(
-                    holding(self._channel, self._device, "build", exclusive=False)
-                )
+            if not self._parts and not self._is_alone:
+                self._hold(self._stage, exclusive=False)
             self._parts += 1
         try:
             yield
@@ -82,8 +63,59 @@ class SharedTurns:
         finally:
             with self._mutex:
                 self._parts -= 1
-                if not self._parts:
+                if not self._parts and not self._is_alone:
                     self._held.close()
+
+    @contextlib.contextmanager
+    def beside(self, *, in_turn: bool) -> Iterator[None]:
+        """Be in the stage, beside no timing: as one part, or ``in_turn`` only in the parts that compute on a GPU."""
+        from autotune.runtime.turn import computes_by
+
+        if not in_turn or self._device.kind == "cpu":
+            with self():
+                yield
+            return
+        enter(self._channel, self._stage)
+        with computes_by(self):
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Be alone on the device; parts around it let their lock go, and hold it again afterwards."""
+        if self._is_alone:
+            yield
+            return
+        self.begin_alone(self._stage)
+        try:
+            yield
+            self._settle()
+        finally:
+            with self._mutex:
+                self._held.close()
+                self._is_alone = False
+                if self._parts:
+                    self._hold(self._stage, exclusive=False)
+
+    def begin_alone(self, stage: str, *, first: Callable[[], None] = lambda: None) -> None:
+        """Let the shared lock go, call ``first``, and be alone on the device, in a stage, until :meth:`close`.
+
+        No other thread may compute when it begins; one that would begin to waits until the device is theirs.
+        """
+        self._settle()
+        with self._mutex:
+            self._held.close()
+            first()
+            self._hold(stage, exclusive=True)
+            self._is_alone = True
+
+    def close(self) -> None:
+        """Let the device go."""
+        with self._mutex:
+            self._held.close()
+            self._is_alone = False
+
+    def _hold(self, stage: str, *, exclusive: bool) -> None:
+        self.waited_s += self._held.enter_context(holding(self._channel, self._device, stage, exclusive=exclusive))
 
     def _settle(self) -> None:
         """Wait until the work that torch has begun on the device is done."""
@@ -95,9 +127,26 @@ class SharedTurns:
 
 
 @contextlib.contextmanager
+def loading(channel: Channel, device: Device, *, alone: bool, in_turn: bool = False) -> Iterator[None]:
+    """Be in stage ``load``: alone on the device, or beside others except for the part that times kernels.
+
+    With ``in_turn`` a load onto a GPU beside others holds the lock only in the parts that compute there.
+    """
+    from autotune.runtime.turn import takes_turn_by
+
+    if alone:
+        with holding(channel, device, "load", exclusive=True):
+            yield
+        return
+    turns = Turns(channel, device, "load")
+    with turns.beside(in_turn=in_turn), takes_turn_by(turns.alone):
+        yield
+
+
+@contextlib.contextmanager
 def building(
     channel: Channel, device: Device, *, uses_device: bool = False, alone: bool = False, in_turn: bool = False
-) -> Iterator[SharedTurns]:
+) -> Iterator[Turns]:
     """Be in stage ``build``: alone on the device, or beside other builds if it uses the device, or without any lock.
 
     With ``in_turn`` a build that uses a GPU beside others holds the lock only in the parts that compute there. A build
@@ -105,7 +154,7 @@ def building(
     """
     from autotune.runtime.turn import computes_by
 
-    turns = SharedTurns(channel, device)
+    turns = Turns(channel, device, "build")
     if alone or device.kind == "cpu" or (uses_device and not in_turn):
         with holding(channel, device, "build", exclusive=alone):
             yield turns

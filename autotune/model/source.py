@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,21 +31,13 @@ class CapturedModel:
     """The content of a folder that :func:`write` wrote; satisfies :class:`autotune.backend.SourceModel`.
 
     Intermediate results that several builds share lie in the same folder. ``known_kernels`` belong to one build: the
-    measured kernels that it may choose from, ``None`` if it got none. ``turn`` makes the context of each copy to a
-    device.
+    measured kernels that it may choose from, ``None`` if it got none.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        known_kernels: KnownKernels | None = None,
-        *,
-        turn: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:
+    def __init__(self, folder: Path, known_kernels: KnownKernels | None = None) -> None:
         record = json.loads((folder / RECORD).read_text())
         self.folder = folder
         self.known_kernels = known_kernels
-        self._turn = turn
         self.workload = Workload.from_dict(record["workload"])
         self.output_schema: dict[str, object] = record["output_schema"]
         self.signature: dict[str, object] = record["signature"]
@@ -59,14 +50,11 @@ class CapturedModel:
     def program(self, precision: str, device: Device) -> "ExportedProgram":
         """Return the captured graph that computes in ``precision``, with its weights on ``device``."""
         program = precisions.in_precision(load_program(self.folder / PROGRAM), self._example(), precision)
-        with self._copying(device):
-            return precisions.on_device(program, device.torch_name)
+        return precisions.on_device(program, device.torch_name)
 
     def example_inputs(self, device: Device) -> "tuple[torch.Tensor, ...]":
         """Return one set of flat inputs on ``device``."""
-        example = self._example()
-        with self._copying(device):
-            return tuple(tensor.to(device.torch_name) for tensor in example)
+        return tuple(tensor.to(device.torch_name) for tensor in self._example())
 
     def example(self) -> "dict[str, torch.Tensor]":
         """Return the study's own example inputs by name, on the CPU."""
@@ -113,9 +101,6 @@ class CapturedModel:
                 with contextlib.suppress(FileNotFoundError):  # it was moved into place
                     size += file.stat().st_size
         return size
-
-    def _copying(self, device: Device) -> AbstractContextManager[None]:
-        return contextlib.nullcontext() if device.kind == "cpu" else self._turn()
 
     def _example(self) -> "tuple[torch.Tensor, ...]":
         return read_tensors(self.folder / EXAMPLE, [spec.name for spec in self.workload.inputs])

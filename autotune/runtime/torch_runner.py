@@ -1,6 +1,5 @@
 """A torch callable as a runner: shared by eager, torchscript and inductor."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from autotune.records.device import Device
 from autotune.runtime.cuda_graph import CudaGraphRunner
 from autotune.runtime.settings import Settings
 from autotune.runtime.signature import Signature
-from autotune.runtime.turn import alone
+from autotune.runtime.turn import alone, computing
 
 if TYPE_CHECKING:
     import torch
@@ -25,16 +24,16 @@ def torch_runner(
     """Settle a callable on the device by the study's own example, and capture a CUDA graph if the settings ask for it.
 
     ``call`` takes flat tensors on the device and returns a tuple or list of flat tensors. The deployed call is then the
-    call that was timed: nothing compiles, profiles or searches in it. ``example`` may lie on the CPU.
+    call that was timed: nothing compiles, profiles or searches in it. ``example`` may lie on the CPU. In a study the
+    device is this load's alone meanwhile if cuDNN times kernels, and otherwise no timing's.
     """
     import torch
 
     signature = Signature(settings.inputs, device.torch_name)
     placed = signature.place(example)
-    if settings.channels_last:
-        placed = list(map(_channels_last, placed))
-    turn = alone() if settings.cudnn_benchmark else contextlib.nullcontext()
-    with turn, settings.switches.overlay(), torch.no_grad():
+    with alone() if settings.cudnn_benchmark else computing(), settings.switches.overlay(), torch.no_grad():
+        if settings.channels_last:
+            placed = list(map(_channels_last, placed))
         borrowed = _settle(call, placed)
         if settings.cuda_graph:
             return CudaGraphRunner(lambda *inputs: tuple(call(*inputs)), placed, signature=signature)

@@ -22,14 +22,15 @@ def alone() -> AbstractContextManager[None]:
 
 
 def computing() -> AbstractContextManager[None]:
-    """Return a context for a part of a build that computes on the device: in a study nothing is timed there meanwhile.
+    """Return a context for a part of a build or a load that computes on the device: in a study nothing is timed then.
 
-    For the builds of a backend that :class:`autotune.backend.BuildsInTurn`. Other builds may run beside it. The context
-    waits until the device is free; contexts within it wait for nothing. At its end it waits until the work that torch
-    has begun on the device is done; a part that computes by another library waits for that itself.
+    For a backend that :class:`autotune.backend.BuildsInTurn` or :class:`autotune.backend.LoadsInTurn`. Such parts of
+    others may run beside it. The context waits until the device is free; contexts within it wait for nothing, except
+    :func:`alone`, which lets others go first. At its end it waits until the work that torch has begun on the device is
+    done; a part that computes by another library waits for that itself.
 
-    It does nothing in a build that has the device from its beginning to its end, and outside a study. It does nothing
-    in a thread that the build starts either: such a thread needs a turn of :func:`shared_turn`.
+    It does nothing in a build or a load that has the device as a whole, or alone by now, and outside a study. It does
+    nothing in a thread that is started meanwhile either: such a thread needs a turn of :func:`shared_turn`.
     """
     turn = _shared.get()
     return contextlib.nullcontext() if turn is None else turn()
@@ -38,7 +39,7 @@ def computing() -> AbstractContextManager[None]:
 def shared_turn() -> Turn | None:
     """Return what makes the contexts of :func:`computing` in any thread, or ``None`` if they would do nothing.
 
-    While threads overlap in such contexts, the build has one turn, which ends with the last of them.
+    While threads overlap in such contexts, the process has one turn, which ends with the last of them.
     """
     return _shared.get()
 
@@ -49,7 +50,7 @@ def takes_turn_by(turn: Turn) -> AbstractContextManager[None]:
 
 
 def computes_by(turn: Turn) -> AbstractContextManager[None]:
-    """Return a context in which builds of this thread compute on the device by ``turn``."""
+    """Return a context in which builds and loads of this thread compute on the device by ``turn``."""
     return _set(_shared, turn)
 
 

@@ -35,6 +35,7 @@ from autotune.backend import (
     Device,
     FindsGraphFeatures,
     GemmProblem,
+    LoadsInTurn,
     OffersBaseline,
     TimesKernelsAtBuild,
     TunesKernels,
@@ -68,6 +69,8 @@ class BackendConformance:
         if isinstance(self.backend, BuildsInTurn):
             assert type(self.backend.builds_in_turn) is bool
             assert self.backend.build_uses_device, "a build that does not use the device has no turns there"
+        if isinstance(self.backend, LoadsInTurn):
+            assert type(self.backend.loads_in_turn) is bool
 
     def test_works_here(self) -> None:
         """The backend is available on the device of the tests."""

@@ -35,6 +35,7 @@ class NativeBackend:
     toolchain: tuple[str, ...] = ("torch", "triton", "cuda", "cudnn", "cutlass", "cublaslt")
     build_uses_device = False
     times_kernels_in_turn = True
+    loads_in_turn = True
     build_modules: tuple[str, ...] = ()
     builds_slowly = True
     kernel_kinds = KERNEL_KINDS

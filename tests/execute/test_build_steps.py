@@ -11,10 +11,10 @@ from autotune.execute.build_steps import build
 from autotune.execute.message import WAIT
 from autotune.execute.requests import BuildRequest
 from autotune.measure.lock import device_lock
-from autotune.model import precision
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.runtime.switches import Switches
+from autotune.runtime.turn import computing
 from autotune.testing.toy_models import toy_source
 
 DEVICE = Device(kind="cuda", name="GPU", uuid="gpu-of-test-build-steps", capability=(9, 0))
@@ -22,7 +22,7 @@ WAITS_S = 0.5
 
 
 class Plugin:
-    """A backend that does something and then copies the model to the device."""
+    """A backend that does something, and then the same again where it computes on the device."""
 
     name = "toy"
     toolchain = ()
@@ -36,7 +36,8 @@ class Plugin:
 
     def build(self, model, configuration, device, folder):
         self.work()
-        model.program("fp32", device)
+        with computing():
+            self.work()
 
 
 class PluginInTurn(Plugin):
@@ -76,10 +77,10 @@ def timing(channel):
 
 
 @pytest.mark.parametrize("plugin", [Plugin, PluginInTurn])
-def test_a_backend_that_builds_in_turn_waits_when_it_copies_and_any_other_before_it_begins(
+def test_a_backend_that_builds_in_turn_waits_when_it_computes_and_any_other_before_it_begins(
     plugin, tmp_path, monkeypatch
 ):
-    beside, copied_beside = [], []
+    beside = []
     source = toy_source("tokens", tmp_path)
     target = tmp_path / "target"
     target.mkdir()
@@ -89,9 +90,8 @@ def test_a_backend_that_builds_in_turn_waits_when_it_copies_and_any_other_before
     channel = Reports()
     with timing(channel) as lasts:
         monkeypatch.setattr(registry, "backend", lambda name: plugin(lambda: beside.append(lasts())))
-        monkeypatch.setattr(precision, "on_device", lambda program, device: copied_beside.append(lasts()))
         begin = time.monotonic()
         answer = build(request, channel)
         whole_s = time.monotonic() - begin
-    assert beside == [plugin is PluginInTurn] and copied_beside == [False]
+    assert beside == [plugin is PluginInTurn, False]
     assert 0 < answer.build_s < whole_s - WAITS_S, "waiting is no work"

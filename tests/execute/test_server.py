@@ -264,7 +264,7 @@ def test_candidates_load_early_and_are_judged_at_their_turn(executor):
     assert [result.failure and result.failure.kind for result in results] == [None, None, "crash", "inaccurate"]
     for result in results[:2]:
         stages = [stage for stage, _, _ in result.spans if stage != QUEUED]
-        assert stages[1:] == ["load", "check", "measure"]
+        assert stages[1:] == ["load", "idle", "check", "measure"], "it does not load while it waits for its order"
 
 
 def test_a_candidate_that_times_kernels_loads_beside_others_and_times_at_its_turn(executor):
@@ -282,7 +282,7 @@ def test_a_candidate_that_times_kernels_loads_beside_others_and_times_at_its_tur
     for result, searches in zip(results, (False, True), strict=True):
         assert result.failure is None
         stages = [stage for stage, _, _ in result.spans if stage != QUEUED]
-        assert stages[1:] == ["load", *["load"] * searches, "check", "measure"]
+        assert stages[1:] == ["load", "idle", *["load"] * searches, "check", "measure"]
 
 
 def test_a_candidate_that_waits_for_its_turn_ends_with_the_study(executor, tmp_path, cpu, misbehaving):

@@ -78,6 +78,82 @@ def test_a_load_that_is_alone_from_its_start_waits_for_no_second_turn():
     assert not thread.is_alive()
 
 
+def test_a_load_in_turns_lets_others_be_timed_except_while_it_computes():
+    channel = Reports()
+    with loading(channel, DEVICE, alone=False, in_turn=True):
+        free, thread = is_free(exclusive=True)
+        assert free
+        thread.join()
+        with computing():
+            free, thread = is_free(exclusive=False)
+            assert free, "loads compute beside one another"
+            thread.join()
+            free, timing = is_free(exclusive=True)
+            assert not free
+        timing.join(10)  # it is next although the load has not ended
+        assert not timing.is_alive()
+    assert channel.stages == ["load", "load"]
+
+
+@pytest.mark.parametrize(("device", "in_turn"), [(DEVICE, False), (CPU, True)])
+def test_every_other_load_holds_its_device_as_a_whole(device, in_turn):
+    """One of a plug-in that does not say when it computes, and every load for a CPU."""
+    with loading(Reports(), device, alone=False, in_turn=in_turn):
+        with computing():  # nothing to wait for
+            pass
+        assert shared_turn() is None
+        free, thread = is_free(exclusive=True, device=device)
+        assert not free
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_a_load_that_is_alone_waits_for_no_shared_turn():
+    with loading(Reports(), DEVICE, alone=False, in_turn=True):
+        with alone():
+            free, timing = is_free(exclusive=True)  # it would be next, before any shared turn
+            assert not free
+            with alone(), computing():
+                free, thread = is_free(exclusive=False)
+                assert not free and timing.is_alive()
+            with shared_turn()():
+                assert timing.is_alive()
+        for each in (timing, thread):
+            each.join(10)
+            assert not each.is_alive()
+        free, thread = is_free(exclusive=True)
+        assert free, "it holds nothing once it is no longer alone"
+        thread.join()
+
+
+def test_a_part_that_needs_to_be_alone_lets_the_shared_lock_go_first_and_has_it_again_afterwards():
+    channel = Reports()
+    with loading(channel, DEVICE, alone=False, in_turn=True):
+        with computing():
+            free, timing = is_free(exclusive=True)  # whoever waits already is next
+            assert not free
+            with alone():
+                assert not timing.is_alive()
+                free, beside = is_free(exclusive=False)
+                assert not free
+            beside.join(10)
+            free, timing = is_free(exclusive=True)
+            assert not free and not beside.is_alive()
+        timing.join(10)
+        assert not timing.is_alive()
+    assert channel.stages[0] == "load" and [name for name in channel.stages if name != "wait"] == ["load"] * 4
+
+
+def test_a_part_whose_time_alone_fails_still_computes_beside_no_timing():
+    with loading(Reports(), DEVICE, alone=False, in_turn=True), computing():
+        with pytest.raises(ValueError, match="no kernel"), alone():
+            raise ValueError("no kernel")
+        free, thread = is_free(exclusive=True)
+        assert not free
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_a_build_in_turns_lets_others_be_timed_except_while_it_computes():
     channel = Reports()
     with building(channel, DEVICE, uses_device=True, in_turn=True):

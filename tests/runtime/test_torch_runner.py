@@ -10,7 +10,7 @@ from autotune.records.device import Device
 from autotune.records.workload import TensorSpec
 from autotune.runtime.settings import Settings
 from autotune.runtime.torch_runner import SETTLING_CALLS, torch_runner
-from autotune.runtime.turn import takes_turn_by
+from autotune.runtime.turn import computes_by, takes_turn_by
 
 CPU = Device(kind="cpu", name="Test CPU", uuid="cpu-test", cores=1)
 GPU = Device(kind="cuda", name="GPU", uuid="gpu", capability=(9, 0))
@@ -35,24 +35,25 @@ def test_a_callable_is_settled_on_the_given_example_and_on_nothing_else() -> Non
 
 
 @pytest.mark.parametrize("searches", [False, True])
-def test_a_callable_that_times_kernels_settles_at_its_turn(searches: bool) -> None:
+def test_a_callable_settles_in_one_turn_which_is_alone_if_it_times_kernels(searches: bool) -> None:
     """And once it is loaded it needs no turn."""
-    inside, calls = [False], []
+    inside: list[str] = []
+    calls: list[list[str]] = []
 
     @contextlib.contextmanager
-    def turn() -> Iterator[None]:
-        inside[0] = True
+    def turn(name: str) -> Iterator[None]:
+        inside.append(name)
         yield
-        inside[0] = False
+        inside.remove(name)
 
     def call(x: torch.Tensor) -> tuple[torch.Tensor]:
-        calls.append(inside[0])
+        calls.append(list(inside))
         return (x * 2,)
 
-    with takes_turn_by(turn):
+    with takes_turn_by(lambda: turn("alone")), computes_by(lambda: turn("beside others")):
         runner = torch_runner(call, settings(X, cudnn_benchmark=searches), CPU, (torch.ones(3),))
         runner(torch.ones(3))
-    assert calls == [searches] * SETTLING_CALLS + [False]
+    assert calls == [["alone" if searches else "beside others"]] * SETTLING_CALLS + [[]]
 
 
 def test_a_callable_that_writes_into_its_inputs_finds_the_same_example_again() -> None:

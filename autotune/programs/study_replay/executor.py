@@ -123,7 +123,8 @@ class ReplayExecutor(Executor):
 
     def load_early(self, artifact: Path, objective: Objective, seed: int) -> EarlyLoad:
         """Charge a load beside other steps."""
-        step = self._machine.add(self._charges.early_load(), lambda: self.split.add(step.spans))
+        stages = self._charges.early_load(_configuration(artifact))
+        step = self._machine.add(stages, lambda: self.split.add(step.spans))
         return ReplayLoad(step, lambda abandon_ms: self._turn(artifact, abandon_ms, loaded=True), self._machine)
 
     def problems(self, configuration: Configuration) -> StepResult[ProblemsAnswer]:
@@ -135,7 +136,7 @@ class ReplayExecutor(Executor):
         return StepResult(value=ProblemsAnswer(problems=tuple(counts)), failure=None, spans=(), seconds=0.0)
 
     def _turn(self, artifact: Path, abandon_ms: float | None, *, loaded: bool) -> StepResult[MeasureAnswer]:
-        configuration = Configuration.from_dict(json.loads((artifact / CONFIGURATION).read_text()))
+        configuration = _configuration(artifact)
         charge = self._charges.of(configuration)
         step = self._machine.run(self._charges.turn(configuration, loaded=loaded))
         self.split.add(step.spans)
@@ -146,3 +147,8 @@ class ReplayExecutor(Executor):
             pruned=abandon_ms is not None and charge.latency_ms > abandon_ms,
         )  # fmt: skip
         return StepResult(value=answer, failure=None, spans=tuple(step.spans), seconds=0.0)
+
+
+def _configuration(artifact: Path) -> Configuration:
+    """Return the configuration of a stored build."""
+    return Configuration.from_dict(json.loads((artifact / CONFIGURATION).read_text()))

@@ -10,7 +10,7 @@ import pytest
 from autotune.errors import RequestError
 from autotune.kernel import wants_kernels
 from autotune.programs.kernel_replay.main import costs_of
-from autotune.programs.study_replay.charges import StudyCharges, loads_late
+from autotune.programs.study_replay.charges import LOAD_S, StudyCharges, loads_late
 from autotune.programs.study_replay.main import _checks, main
 from autotune.programs.study_replay.recording import read_recordings
 from autotune.programs.study_replay.replay import recorded, replay, spaces_of
@@ -110,6 +110,19 @@ def test_a_build_holds_the_device_only_for_the_parts_that_compute_unless_it_is_a
     assert [stage.hold for stage in charges.build(alone, first=False) if stage.name == "build"] == ["exclusive"]
     native = next(item.trial.configuration for item in vit.trials if item.trial.configuration.backend == "native")
     assert [stage.hold for stage in charges.build(native, first=False) if stage.name == "build"] == ["none"]
+
+
+def test_an_early_load_holds_the_device_as_its_backend_does(vit):
+    """One in turn at its end, as it computes; one that times kernels does that in its own turn."""
+    charges, held_s = StudyCharges(vit, 2.0), {}
+    for name, values in (
+        ("native", {}), ("native", {"cudnn_benchmark": True}), ("onnxruntime", {"conv_algo_search": "DEFAULT"}),
+    ):  # fmt: skip
+        stages = charges.early_load(Configuration.of(name, values))
+        held_s[name, bool(values)] = sum(stage.seconds for stage in stages if stage.hold == "shared")
+        assert sum(stage.seconds for stage in stages if stage.name == "load") == pytest.approx(LOAD_S)
+        assert [stage.hold for stage in stages if stage.seconds][:-1].count("shared") == 0, "it computes at its end"
+    assert 0 == held_s["native", True] < held_s["native", False] < held_s["onnxruntime", True] == LOAD_S
 
 
 def test_without_kernels_to_tune_the_real_search_tries_what_was_recorded(vit):
