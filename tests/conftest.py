@@ -75,7 +75,7 @@ def quick_tests_are_quick(request):
 @pytest.fixture(scope="module", autouse=True)
 def short_timing(request):
     """Timing that takes moments and always decides, except in tests about it."""
-    if groups.listed(request.path, groups.ALONE):
+    if groups.runs_alone(request.path):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:

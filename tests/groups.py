@@ -135,10 +135,21 @@ ALONE = (
 )
 """Folders and files whose tests time something for real or look for other processes that use the device."""
 
+NOT_ALONE = (
+    "execute/test_server.py",
+    "measure/test_lock.py",
+)
+"""Files in these folders whose tests do neither: they have locks of their own, and wait most of their time."""
+
 
 def listed(path: Path, paths: tuple[str, ...]) -> bool:
     """Report whether a file is one of some paths of this folder, or lies in one of them."""
     return any(path == TESTS / name or TESTS / name in path.parents for name in paths)
+
+
+def runs_alone(path: Path) -> bool:
+    """Report whether nothing may run beside the tests of a file, and their timing is that of a user."""
+    return listed(path, ALONE) and not listed(path, NOT_ALONE)
 
 
 def mark(items: list[pytest.Item]) -> None:
@@ -146,7 +157,7 @@ def mark(items: list[pytest.Item]) -> None:
     for item in items:
         if listed(item.path, THOROUGH) or listed(item.path.parent / f"{item.path.name}::{item.originalname}", THOROUGH):
             item.add_marker("thorough")
-        if listed(item.path, ALONE):
+        if runs_alone(item.path):
             item.add_marker("alone")
         if listed(item.path, SLOW) or "postgresql" in getattr(item, "fixturenames", ()) or "postgresql" in item.name:
             item.add_marker("slow")
