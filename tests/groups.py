@@ -78,6 +78,7 @@ THOROUGH = (
     "backends/native/test_coverage.py",
     "backends/native/test_study_graphs.py",
     "backends/native/triton_kernels/test_depthwise.py::test_every_patch_and_memory_equals_torchs",
+    "backends/native/triton_kernels/test_mean.py::test_every_division_into_the_most_parts_equals_torchs",
     "cli/test_tune.py::test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan",
     "examples/test_examples.py::test_compare_machines",
     "examples/test_examples.py::test_cpu_service",
