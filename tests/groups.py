@@ -6,7 +6,8 @@ is marked ``slow``, by a mark of its own or by :data:`SLOW`. A test that needs a
 
 ``make check`` runs all tests but the ``thorough`` ones: side by side those that are not marked ``alone``, by a mark of
 their own or by :data:`ALONE`, then the others one after the other. A test has to run alone if it times something for
-real or looks for other processes that use the device; timing is short in all others (tests/short_timing.py).
+real or looks for other processes that use the device; timing is short in all others (tests/short_timing.py), and their
+worker servers begin with torch (tests/warm_workers.py).
 ``.ci/run`` also runs the tests in :data:`THOROUGH`.
 """
 
