@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, settings
 from tests import groups
 from tests.short_timing import shorten
 from tests.thoroughness import QUICK, THOROUGH
+from tests.warm_workers import fork_servers
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,12 +75,13 @@ def quick_tests_are_quick(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def short_timing(request):
-    """Timing that takes moments and always decides, except in tests about it."""
-    if groups.listed(request.path, groups.ALONE):
+    """Timing that takes moments and always decides, except in tests about it; there workers start from nothing, too."""
+    if groups.runs_alone(request.path):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
         shorten(patch)
+        fork_servers(patch)
         yield
 
 
@@ -131,6 +133,7 @@ def finished_folder(tmp_path_factory):
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)  # of a process that did not finish it
             shorten(patch)  # this fixture comes before those of a module
+            fork_servers(patch)
             finish(folder)
             done.touch()
     return folder

@@ -6,7 +6,8 @@ is marked ``slow``, by a mark of its own or by :data:`SLOW`. A test that needs a
 
 ``make check`` runs all tests but the ``thorough`` ones: side by side those that are not marked ``alone``, by a mark of
 their own or by :data:`ALONE`, then the others one after the other. A test has to run alone if it times something for
-real or looks for other processes that use the device; timing is short in all others (tests/short_timing.py).
+real or looks for other processes that use the device; timing is short in all others (tests/short_timing.py), and their
+worker servers begin with torch (tests/warm_workers.py).
 ``.ci/run`` also runs the tests in :data:`THOROUGH`.
 """
 
@@ -81,6 +82,7 @@ THOROUGH = (
     "backends/native/test_coverage.py",
     "backends/native/test_study_graphs.py",
     "backends/native/triton_kernels/test_depthwise.py::test_every_patch_and_memory_equals_torchs",
+    "backends/native/triton_kernels/test_mean.py::test_every_division_into_the_most_parts_equals_torchs",
     "cli/test_tune.py::test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan",
     "examples/test_examples.py::test_compare_machines",
     "examples/test_examples.py::test_cpu_service",
@@ -138,10 +140,21 @@ ALONE = (
 )
 """Folders and files whose tests time something for real or look for other processes that use the device."""
 
+NOT_ALONE = (
+    "execute/test_server.py",
+    "measure/test_lock.py",
+)
+"""Files in these folders whose tests do neither: they have locks of their own, and wait most of their time."""
+
 
 def listed(path: Path, paths: tuple[str, ...]) -> bool:
     """Report whether a file is one of some paths of this folder, or lies in one of them."""
     return any(path == TESTS / name or TESTS / name in path.parents for name in paths)
+
+
+def runs_alone(path: Path) -> bool:
+    """Report whether nothing may run beside the tests of a file, and their timing is that of a user."""
+    return listed(path, ALONE) and not listed(path, NOT_ALONE)
 
 
 def mark(items: list[pytest.Item]) -> None:
@@ -149,7 +162,7 @@ def mark(items: list[pytest.Item]) -> None:
     for item in items:
         if listed(item.path, THOROUGH) or listed(item.path.parent / f"{item.path.name}::{item.originalname}", THOROUGH):
             item.add_marker("thorough")
-        if listed(item.path, ALONE):
+        if runs_alone(item.path):
             item.add_marker("alone")
         if listed(item.path, SLOW) or "postgresql" in getattr(item, "fixturenames", ()) or "postgresql" in item.name:
             item.add_marker("slow")

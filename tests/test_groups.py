@@ -56,12 +56,20 @@ def test_quick_tests_start_no_workers_and_take_moments(tmp_path):
 ON_THE_DEVICE = [path for paths in groups.ON_THE_DEVICE.values() for path in paths]
 
 
-@pytest.mark.parametrize("paths", [groups.SLOW, groups.ALONE, groups.THOROUGH, groups.COMPILATION, ON_THE_DEVICE])
+@pytest.mark.parametrize(
+    "paths", [groups.SLOW, groups.ALONE, groups.NOT_ALONE, groups.THOROUGH, groups.COMPILATION, ON_THE_DEVICE]
+)
 def test_every_listed_path_and_test_is_there(paths):
     for entry in paths:
         path, _, name = entry.partition("::")
         assert (groups.TESTS / path).exists(), path
         assert not name or f"def {name}(" in (groups.TESTS / path).read_text(), entry
+
+
+def test_a_file_runs_alone_for_its_folder_unless_it_is_listed():
+    assert groups.runs_alone(groups.TESTS / "execute/test_faults.py")
+    assert all(groups.listed(groups.TESTS / name, groups.ALONE) for name in groups.NOT_ALONE)
+    assert not any(groups.runs_alone(groups.TESTS / name) for name in (*groups.NOT_ALONE, "cli/test_main.py"))
 
 
 def test_one_process_runs_a_group_of_files_that_hold_the_device_and_others_by_file():

@@ -81,7 +81,7 @@ def prove(
         looked = _looked(name, device)
         left.append((name, device)) if looked.found else take(looked)
     if left:
-        with _shared([*devices, host], tell) as quiet, _toy() as (server, toy):
+        with _shared([*devices, host], tell) as quiet, _toy([name for name, _ in left]) as (server, toy):
             for proof in _side_by_side(server, toy, sorted(left, key=_slowest_first), host.cores if quiet else 1):
                 take(proof)
     return [proofs[device.torch_name, name] for name, device in pairs]
@@ -114,14 +114,14 @@ def _give_up(holders: Holders) -> None:
 
 
 @contextlib.contextmanager
-def _toy() -> Iterator[tuple[WorkerServer, "StepResult[Done] | Path"]]:
-    """A server, and the folder that holds the captured toy, or the failure of its capture."""
+def _toy(names: Sequence[str]) -> Iterator[tuple[WorkerServer, "StepResult[Done] | Path"]]:
+    """A server for builds of these backends, and the folder of the captured toy, or the failure of its capture."""
     with ScratchFolder("doctor") as folder, WorkerServer(folder, work="autotune doctor") as server:
         server.preload(PRELOAD)
         toy = folder / "toy"
         captured = server.run(
             "capture_toy", CaptureToyRequest(folder=toy).as_dict(), timeout_s=PROOF_TIMEOUT_S,
-            meanwhile=lambda: server.preload(registry.build_modules(registry.names())),
+            meanwhile=lambda: server.preload(registry.build_modules(names)),
         )  # fmt: skip
         yield server, toy if captured.failure is None else captured.typed(Done)
 

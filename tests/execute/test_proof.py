@@ -35,11 +35,21 @@ def toys(tmp_path, monkeypatch):
     registry.refresh()
 
 
-def test_proofs_run_side_by_side_hurt_one_another_not_and_come_in_order(toys, cpu):
-    ended, said = [], []
+def test_proofs_run_side_by_side_hurt_one_another_not_and_come_in_order_while_nothing_is_timed(toys, cpu):
+    """A timing waits for proofs that run side by side; after them the device is free."""
+    ended, said, states = [], [], []
+
+    def note(proof):
+        ended.append(proof)
+        with pytest.raises(TimeoutError), device_lock(cpu.uuid, exclusive=True, on_wait=_too_long):
+            states.append("taken")
+
     names = ("left", "wrong", "absent", "crashing", "eager", "right")
     host = dataclasses.replace(cpu, cores=6)
-    found = proof.prove(names, [cpu], host=host, on_proof=ended.append, tell=said.append)
+    found = proof.prove(names, [cpu], host=host, on_proof=note, tell=said.append)
+    with device_lock(cpu.uuid, exclusive=True, on_wait=_too_long):
+        states.append("free")
+    assert states == ["free"]
     assert [one.backend for one in found] == list(names) and said == []
     assert sorted(one.backend for one in ended) == sorted(names) and set(ended) == set(found)
     by_name = {one.backend: one for one in found}
@@ -61,26 +71,13 @@ def test_beside_a_timing_one_runs_after_the_other(toys, cpu):
     assert "a device is in use" in told and "one proof runs after the other" in told
 
 
-def test_nothing_is_timed_while_proofs_run(toys, cpu):
-    """A timing waits for proofs that run side by side; after them the device is free."""
-    states = []
-
-    def look(_):
-        with pytest.raises(TimeoutError), device_lock(cpu.uuid, exclusive=True, on_wait=_too_long):
-            states.append("taken")
-
-    proof.prove(("eager",), [cpu], host=cpu, on_proof=look)
-    with device_lock(cpu.uuid, exclusive=True, on_wait=_too_long):
-        states.append("free")
-    assert states == ["free"]
-
-
 def _too_long(_):
     raise TimeoutError
 
 
 def test_ctrl_c_ends_every_proof_at_once(toys, tmp_path):
-    code = "from autotune.cli.main import main; main()"
+    only = "from autotune import registry; registry.names = lambda: ('hanging', 'left')"  # left waits for right
+    code = f"{only}; from autotune.cli.main import main; main()"
     command = [sys.executable, "-c", code, "doctor", "--device", "cpu", "--db", str(tmp_path / "a.db")]
     path = os.pathsep.join([str(toys.parent / "site"), os.environ["PYTHONPATH"]])
     temporary = tmp_path / "temporary"
@@ -88,12 +85,15 @@ def test_ctrl_c_ends_every_proof_at_once(toys, tmp_path):
     environment = {**os.environ, "PYTHONPATH": path, "TMPDIR": str(temporary)}
     doctor = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     hanging = toys / "hanging"
-    deadline = time.monotonic() + 120
-    while not (hanging.exists() and hanging.read_text()):
-        assert time.monotonic() < deadline and doctor.poll() is None
-        time.sleep(0.05)
-    doctor.send_signal(signal.SIGINT)
-    out, errors = doctor.communicate(timeout=30)
+    try:
+        deadline = time.monotonic() + 120
+        while not (hanging.exists() and hanging.read_text()):
+            assert time.monotonic() < deadline and doctor.poll() is None
+            time.sleep(0.05)
+        doctor.send_signal(signal.SIGINT)
+        out, errors = doctor.communicate(timeout=30)
+    finally:
+        doctor.kill()  # it would hold the device's lock for ten minutes
     assert doctor.returncode == 130 and out == "" and "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.kill(int(hanging.read_text()), 0)

@@ -1,4 +1,6 @@
+import dataclasses
 import os
+import queue
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +15,7 @@ from autotune.execute.server import WorkerServer
 from autotune.execute.session import QUEUED
 from autotune.execute.step_result import StepResult
 from autotune.execute.timing import TimeSplit
+from autotune.measure import lock_files
 from autotune.measure.lock import device_lock
 from autotune.model.inputs import InputSpec
 from autotune.records.configuration import Configuration
@@ -26,6 +29,16 @@ MisbehavingBackend.times_kernels_at_build = lambda self, configuration: True
 
 HERE = os.path.dirname(__file__)
 INPUTS = (InputSpec(name="input", shape=("batch", 16)),)
+
+
+@pytest.fixture(scope="module")
+def cpu(cpu):
+    """This CPU with a lock of its own, so that nothing else waits for it."""
+    own = dataclasses.replace(cpu, uuid=f"{cpu.uuid}-server-{os.getpid()}")
+    yield own
+    for folder in lock_files.FOLDERS:
+        for path in folder.glob(f"autotune-{lock_files.safe_name(own.uuid)}.*"):
+            path.unlink()
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +165,9 @@ def test_what_a_step_says_gives_it_no_more_time(tmp_path, waiting, says):
     ordered = []
     with WorkerServer(tmp_path, steps=waiting) as server:
         begin = time.monotonic()
-        result = server.run("chattering", {"says": says}, timeout_s=2.0, on_loaded=lambda session: ordered.append(1))
+        result = server.run("chattering", {"says": says}, timeout_s=1.0, on_loaded=lambda session: ordered.append(1))
         seconds = time.monotonic() - begin
-    assert result.failure is not None and (result.failure.kind, result.failure.figure) == ("timeout", 2.0)
+    assert result.failure is not None and (result.failure.kind, result.failure.figure) == ("timeout", 1.0)
     assert seconds < 20 and len(ordered) == (says.keys() == {"loaded"})
 
 
@@ -163,7 +176,7 @@ def test_a_step_that_only_says_that_it_waits_ends_too(tmp_path, waiting, monkeyp
     monkeypatch.setattr("autotune.execute.session.WAIT_LIMIT_S", 1.0)
     with WorkerServer(tmp_path, steps=waiting) as server:
         begin = time.monotonic()
-        result = server.run("lying", {"at": at}, timeout_s=2.0)
+        result = server.run("lying", {"at": at}, timeout_s=1.0)
         seconds = time.monotonic() - begin
     assert result.failure is not None and result.failure.kind == "timeout" and seconds < 20
 
@@ -184,13 +197,13 @@ def test_the_user_is_told_once_for_whom_steps_wait_but_not_for_their_own_turns(t
     assert said == ["waiting for a", "waiting for b", "waiting for d"]
 
 
-@pytest.mark.parametrize(("waits_s", "limit_s"), [(3.0, 60.0), (60.0, 1.0)])
+@pytest.mark.parametrize(("waits_s", "limit_s"), [(2.0, 60.0), (60.0, 0.5)])
 def test_the_time_of_a_step_stands_still_while_it_waits_for_the_device_but_not_for_ever(
     tmp_path, waiting, monkeypatch, waits_s, limit_s
 ):
     monkeypatch.setattr("autotune.execute.session.WAIT_LIMIT_S", limit_s)
     with WorkerServer(tmp_path, steps=waiting) as server:
-        result = server.run("waiting", {"waits_s": waits_s}, timeout_s=1.5)
+        result = server.run("waiting", {"waits_s": waits_s}, timeout_s=1.0)
     if limit_s > waits_s:
         assert result.value == {"measured": True}
         assert [stage for stage, _, _ in result.spans] == ["starting", "load", "wait", "measure"]
@@ -200,17 +213,18 @@ def test_the_time_of_a_step_stands_still_while_it_waits_for_the_device_but_not_f
 
 def test_a_step_says_that_it_waits_while_another_study_has_the_device(executor):
     _, target = build(executor, "none")
-    said = []
-    executor.server.notices = Notices(said.append)
+    said = queue.SimpleQueue()
+    executor.server.notices = Notices(said.put)
     with ThreadPoolExecutor(1) as pool:
         with device_lock(executor.device.uuid, exclusive=True, purpose="another (finals)"):
             measured = pool.submit(executor.measure, target, Objective(), 0)
+            told = said.get(timeout=60)
             with pytest.raises(TimeoutError):
-                measured.result(2.0)
+                measured.result(0.5)
         result = measured.result()
     assert result.failure is None
     assert [stage for stage, _, _ in result.spans][1:] == ["wait", "load", "check", "measure"]
-    (told,) = said
+    assert said.empty()
     assert told.startswith(f"waiting for {executor.device.name}: process {os.getpid()} of ")
     assert "uses it for another (finals) since" in told
 
@@ -224,15 +238,19 @@ def test_what_is_built_or_judged_for_a_cpu_waits_for_a_timing_and_what_times_ker
         (tmp_path / "sitecustomize.py").write_text(TIMING_BUILDS)
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         monkeypatch.syspath_prepend(tmp_path)
+    said = queue.SimpleQueue()
     with WorkerServer(tmp_path) as server, ThreadPoolExecutor(2) as pool:
         other = Executor(server, tmp_path, executor.device, TimeSplit())
         other.model = executor.model
+        steps = [lambda: build(other, "none"), *([] if alone else [lambda: other.reference(Objective())])]
         with device_lock(executor.device.uuid, exclusive=not alone):
-            waiting = [pool.submit(build, other, "none")]
-            if not alone:
-                waiting.append(pool.submit(other.reference, Objective()))
+            waiting = []
+            for step in steps:
+                server.notices = Notices(said.put)  # the wait of each is told
+                waiting.append(pool.submit(step))
+                assert "waiting for" in said.get(timeout=60)
             with pytest.raises(TimeoutError):
-                waiting[0].result(4.0)
+                waiting[0].result(0.5)
             assert not any(each.done() for each in waiting)
         built, _ = waiting[0].result()
         assert all(each.exception() is None for each in waiting)
@@ -295,11 +313,9 @@ def test_a_candidate_that_waits_for_its_turn_ends_with_the_study(executor, tmp_p
         assert early.measure(None).failure is not None
 
 
-def test_memory_past_the_limit_ends_the_step(tmp_path, cpu, misbehaving, executor):
-    with WorkerServer(tmp_path, memory_limit_bytes=1) as server:
-        small = Executor(server, tmp_path, cpu, TimeSplit())
-        small.model = executor.model
-        result, _ = build(small, "hang")
+def test_memory_past_the_limit_ends_the_step(executor, monkeypatch):
+    monkeypatch.setattr(executor.server, "memory_limit_bytes", 1)
+    result, _ = build(executor, "hang")
     assert result.failure is not None and result.failure.kind == "out_of_memory"
 
 
@@ -318,12 +334,11 @@ def test_what_a_factory_raises_is_told_as_a_wrong_request(executor, tmp_path):
             executor.prepare("toy", 2, f"{HERE}/../toy.py:{spec}", INPUTS, 0)
 
 
-def test_a_reference_that_does_not_vary_is_refused(tmp_path, cpu):
-    with WorkerServer(tmp_path) as server:
-        executor = Executor(server, tmp_path, cpu, TimeSplit())
-        executor.prepare("constant", 2, f"{HERE}/../toy.py:constant", (InputSpec(name="x", shape=("batch", 16)),), 0)
-        with pytest.raises(ReferenceRefusedError, match="vary"):
-            executor.reference(Objective())
+def test_a_reference_that_does_not_vary_is_refused(executor, tmp_path, cpu):
+    constant = Executor(executor.server, tmp_path, cpu, TimeSplit())
+    constant.prepare("constant", 2, f"{HERE}/../toy.py:constant", (InputSpec(name="x", shape=("batch", 16)),), 0)
+    with pytest.raises(ReferenceRefusedError, match="vary"):
+        constant.reference(Objective())
 
 
 def test_stopping_ends_every_process(tmp_path, cpu, misbehaving, executor):

@@ -13,13 +13,14 @@ def problem(**values):
     return GemmProblem(**{"m": 16, "n": 24, "k": 32, "dtype": "fp32", "output": "fp32", **values})
 
 
-def bed(cpu, asked, **limits):
-    return KernelTimer(cpu, asked, BACKEND.kernels.compute, seed=1, limits=TimingLimits(sampling_s=0.02, **limits))
+def bed(cpu, asked, *, warm=False, **limits):
+    limits = TimingLimits(sampling_s=0.02, **limits)
+    return KernelTimer(cpu, asked, BACKEND.kernels.compute, seed=1, limits=limits, warm=warm)
 
 
 def judged(cpu, asked, kernel):
     stages = []
-    result = bed(cpu, asked).judge_and_time(kernel, None, stages.append)
+    result = bed(cpu, asked, warm=True).judge_and_time(kernel, None, stages.append)  # how fast it is matters to none
     assert stages == (["check", "measure"] if result.failure is None else ["check"])
     return result
 

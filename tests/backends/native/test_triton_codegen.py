@@ -180,12 +180,22 @@ class Interpreted:
                 taken[name].copy_(answered[name])
 
 
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which all tests find the kernels that one of them had compiled."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(compiled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(compiled))
+
+
 @KINDS
 def test_kernels_in_their_places_answer_like_the_operators(
     kind: type[nn.Module], channels_last: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plans: dict[str, LaunchPlan] = {}
     pack = triton_codegen.pack_plan
 
@@ -228,11 +238,8 @@ def test_kernels_in_their_places_answer_like_the_operators(
 
 
 @pytest.mark.parametrize("kind", INPUTS)
-def test_every_kernel_compiles_with_programmatic_launch(
-    kind: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_kernel_compiles_with_programmatic_launch(kind: type[nn.Module], tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     graph, _ = fused(kind, torch.float16)
     record = compile_triton_sites(graph, HOPPER, tmp_path, channels_last=True, programmatic_launch=True)
     assert record and all(packed.plans for packed in record.values()), record
@@ -292,9 +299,8 @@ def test_without_triton_the_reason_is_kept(tmp_path: Path, monkeypatch: pytest.M
     assert record and all("no package triton" in packed.why for packed in record.values())
 
 
-def test_what_kernels_do_not_read_is_torchs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_kernels_do_not_read_is_torchs(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     record = compile_triton_sites(fused(Language, torch.float64)[0], HOPPER, tmp_path, channels_last=False)
     assert record and all("a type that kernels do not read" in packed.why for packed in record.values())
 
@@ -303,9 +309,8 @@ def test_what_kernels_do_not_read_is_torchs(tmp_path: Path, monkeypatch: pytest.
 @KINDS
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_on_a_gpu_also_in_a_graph(
-    kind: type[nn.Module], channels_last: bool, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[nn.Module], channels_last: bool, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     device = discovery.find("cuda")
     graph, given = fused(kind, dtype, device.torch_name)

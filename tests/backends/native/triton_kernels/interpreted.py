@@ -1,14 +1,19 @@
-"""Runs plans by Triton's interpreter: ``python interpreted.py ORDERS ANSWERS``, with TRITON_INTERPRET=1.
+"""Runs plans by Triton's interpreter, in processes that are forked from one that has imported Triton already.
 
-ORDERS is a file of ``torch.save``: a list of (plan, buffers); every buffer comes back as the launches leave it.
+``python interpreted.py``, with TRITON_INTERPRET=1, reads lines of three paths, ORDERS, ANSWERS and LOG, and writes the
+exit status of the process that did each. ORDERS is a pickled list of (plan, buffers); ANSWERS has every buffer as the
+launches leave it.
 """
 
+import atexit
+import functools
 import importlib.util
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +23,58 @@ Buffers = dict[str, Any]
 
 
 def interpret(orders: list[tuple[LaunchPlan, Buffers]], folder: Path) -> list[Buffers]:
-    """Run plans on the CPU, in a process of its own, and give their buffers afterwards."""
-    asked, answers = folder / "orders", folder / "answers"
+    """Run plans on the CPU, in a process of their own, and give their buffers afterwards."""
+    asked, answers, log = folder / "orders", folder / "answers", folder / "interpreter.log"
+    answers.unlink(missing_ok=True)
     asked.write_bytes(pickle.dumps(orders))
-    variables = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, __file__, str(asked), str(answers)]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    server = _server()
+    assert server.stdin is not None and server.stdout is not None
+    print(asked, answers, log, sep="\t", file=server.stdin, flush=True)
+    status = server.stdout.readline().strip()
+    assert status == "0", f"exit status {status or 'unknown'}: {log.read_text()[-4000:] if log.exists() else ''}"
     found: list[Buffers] = pickle.loads(answers.read_bytes())
     return found
+
+
+@functools.cache
+def _server() -> "subprocess.Popen[str]":
+    """Start the process that has Triton, once for all tests of this process: the import takes a second or two."""
+    variables = {**os.environ, "TRITON_INTERPRET": "1"}
+    server = subprocess.Popen(
+        [sys.executable, __file__], env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    atexit.register(server.communicate)  # closes its input, at which it ends
+    return server
+
+
+def _serve() -> None:
+    """Fork a process for each line until the tests end."""
+    import torch  # noqa: F401
+    import triton.language  # noqa: F401
+
+    while line := sys.stdin.readline():
+        asked, answers, log = line.rstrip("\n").split("\t")
+        child = os.fork()
+        if not child:
+            with Path(log).open("w") as written:
+                os.dup2(written.fileno(), 1)
+                os.dup2(written.fileno(), 2)
+            os._exit(_answer(Path(asked), Path(answers)))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+def _answer(asked: Path, answers: Path) -> int:
+    try:
+        orders = pickle.loads(asked.read_bytes())
+        with tempfile.TemporaryDirectory() as scratch:
+            for plan, buffers in orders:
+                _run(plan, buffers, Path(scratch))
+        answers.write_bytes(pickle.dumps([buffers for _, buffers in orders]))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        return 1
+    return 0
 
 
 def _run(plan: LaunchPlan, buffers: Buffers, folder: Path) -> None:
@@ -46,8 +94,4 @@ def _run(plan: LaunchPlan, buffers: Buffers, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
-        orders = pickle.loads(Path(sys.argv[1]).read_bytes())
-        for one, given in orders:
-            _run(one, given, Path(scratch))
-    Path(sys.argv[2]).write_bytes(pickle.dumps([given for _, given in orders]))
+    _serve()

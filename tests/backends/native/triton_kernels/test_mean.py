@@ -1,5 +1,6 @@
 """Means over whole images by kernels, by Triton's interpreter against torch in float64, and compiled for sm_90."""
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -72,18 +73,30 @@ def test_random_shapes_equal_torchs(tmp_path: Path, drawn: list[MeanShape], sm_c
         check(shape, answer)
 
 
-def test_every_division_equals_torchs(tmp_path: Path) -> None:
-    # parts of different sizes, the last of 13 pixels among 8 without any, and more parts than are added at once
+DIVIDED = ((13, 40, None), (784, 5, "fp32"), (1000, 24, "bf16"))
+"""Pixels, channels, the result's type; the last of 13 pixels lies among 8 without any, in parts of different sizes."""
+BLOCKS = ((8, 32), (16, 16), (64, 4))
+MOST_PARTS = 128  # more than are added at once
+
+
+def check_divisions(folder: Path, divisions: list[tuple[tuple[int, int, str | None], tuple[int, int], int]]) -> None:
     cases = [
         (MeanShape(images=2, pixels=pixels, channels=channels, dtype="fp16", output=output),
          MeanTile(channels=width, rows=rows, warps=1, parts=parts))
-        for pixels, channels, output in ((13, 40, None), (784, 5, "fp32"), (1000, 24, "bf16"))
-        for width, rows in ((8, 32), (16, 16), (64, 4))
-        for parts in (1, 2, 8, 128)
+        for (pixels, channels, output), (width, rows), parts in divisions
     ]  # fmt: skip
-    answers = interpret([(plan_of_tile(shape, tile), buffers(shape)) for shape, tile in cases], tmp_path)
+    answers = interpret([(plan_of_tile(shape, tile), buffers(shape)) for shape, tile in cases], folder)
     for (shape, _), answer in zip(cases, answers, strict=True):
         check(shape, answer)
+
+
+def test_every_division_equals_torchs(tmp_path: Path) -> None:
+    few = list(itertools.product(DIVIDED, BLOCKS, (1, 2, 8)))
+    check_divisions(tmp_path, [*few, *zip(DIVIDED, BLOCKS, (MOST_PARTS,) * len(BLOCKS), strict=True)])
+
+
+def test_every_division_into_the_most_parts_equals_torchs(tmp_path: Path) -> None:
+    check_divisions(tmp_path, list(itertools.product(DIVIDED, BLOCKS, (MOST_PARTS,))))
 
 
 def test_layers_of_a_network_equal_torchs(tmp_path: Path) -> None:
