@@ -41,8 +41,9 @@ def test_proofs_run_side_by_side_hurt_one_another_not_and_come_in_order_while_no
 
     def note(proof):
         ended.append(proof)
-        with pytest.raises(TimeoutError), device_lock(cpu.uuid, exclusive=True, on_wait=_too_long):
-            states.append("taken")
+        if proof.proved:  # one that is not there is told before the others begin
+            with pytest.raises(TimeoutError), device_lock(cpu.uuid, exclusive=True, on_wait=_too_long):
+                states.append("taken")
 
     names = ("left", "wrong", "absent", "crashing", "eager", "right")
     host = dataclasses.replace(cpu, cores=6)
