@@ -92,7 +92,7 @@ def open_folder(
 def _arguments(record: "ArtifactRecord") -> InputSchema:
     """Return the arguments of a call; an artifact of an earlier version has only the names of its inputs."""
     if record.signature is None:
-        return InputSchema(names=tuple(spec.name for spec in record.inputs))
+        return InputSchema(names=tuple(spec.name for spec in record.inputs), by_name=True)
     return InputSchema.from_dict(record.signature)
 
 

@@ -17,12 +17,14 @@ class InputSchema:
     """Names of the flat input tensors, in the order of the forward's parameters.
 
     ``positions`` are all parameters that the forward takes by position, given or not (empty: the names themselves), and
-    ``defaults`` the plain values of parameters that are not among the names.
+    ``defaults`` the plain values of parameters that are not among the names. ``by_name`` is true if the positions are
+    not known, so that only a single input may be given without its name.
     """
 
     names: tuple[str, ...]
     positions: tuple[str, ...] = ()
     defaults: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    by_name: bool = False
 
     @classmethod
     def of(cls, forward: Callable[..., object], names: Sequence[str]) -> "InputSchema":
@@ -52,6 +54,12 @@ class InputSchema:
         Positional arguments take the forward's parameters in order. Raises ModelError if an argument is unknown,
         missing, given twice, or one that the plan was made without.
         """
+        if args and self.by_name and len(self.names) > 1:
+            raise ModelError(
+                "the artifact of an earlier version does not know the positions of its inputs",
+                found=f"{len(args)} positional arguments", expected=f"keywords: {', '.join(self.names)}",
+                run="autotune tune with its study file, which builds it again",
+            )  # fmt: skip
         positions = self.positions or self.names
         placed = dict(zip(positions, args, strict=False))
         twice = sorted(set(placed) & set(kwargs))

@@ -120,10 +120,11 @@ class Generation:
 
     def __init__(
         self, steps: GenerationSteps, first: Sequence[Configuration], second: Sequence[Configuration], *, overlap: bool,
-        stop: threading.Event, background: Background, doorbell: Doorbell,
+        stop: threading.Event, background: Background, doorbell: Doorbell, abort: Callable[[], None],
     ) -> None:  # fmt: skip
+        """``abort`` ends the steps that run, after an error in another one."""
         self._steps, self._first, self._second, self._overlap, self._stop = steps, first, second, overlap, stop
-        self._background, self._bell = background, doorbell
+        self._background, self._bell, self._abort = background, doorbell, abort
         self._ready: list[BuiltTrial] = []
         self._building: list[_Work[None]] = []
         self._looking: _Work[None] | None = None
@@ -135,7 +136,7 @@ class Generation:
     def run(self) -> None:
         """Run until every trial has been timed, or the study is stopped; nothing of it runs afterwards.
 
-        ``claimed`` are the trials that it has claimed. Raises what a step raised, once all others have ended.
+        ``claimed`` are the trials that it has claimed. Raises what a step raised, once the others were ended.
         """
         try:
             self._begin_build(self._claim(self._first), {})
@@ -150,6 +151,7 @@ class Generation:
                 elif self._prepared and not self._ready:
                     return
         except BaseException:
+            self._abort()
             self._wait_for_all(suppress=True)
             raise
         self._wait_for_all(suppress=False)

@@ -40,6 +40,7 @@ class KernelSupply:
         self._store, self._executor, self._device_class, self._toolchain = store, executor, device_class, toolchain
         self._tell, self._stop = tell, stop
         self._problems: dict[str, Mapping[GemmProblem, float]] = {}
+        self._lock, self._searching = threading.Lock(), dict[str, threading.Lock]()
 
     def of(self, configuration: Configuration) -> KnownKernels | None:
         """Return the tuned kernels in the database for a configuration's graph; ``None`` if it wants none."""
@@ -78,6 +79,12 @@ class KernelSupply:
         Every graph is searched once. The answer is empty, and is not kept, after the study was asked to stop.
         """
         graph = graph_of(configuration)
+        with self._lock:
+            searching = self._searching.setdefault(graph, threading.Lock())
+        with searching:  # whoever needs the same graph waits for the first
+            return self._found(graph, configuration)
+
+    def _found(self, graph: str, configuration: Configuration) -> Mapping[GemmProblem, float]:
         if self._stop.is_set():
             return {}
         if graph not in self._problems:

@@ -146,11 +146,12 @@ class StudyKernels:
         context = self.context
         self.close()  # the tuning compiles in its own order
         try:
-            report = tune_kernels(
-                counts, context.request.device, context.store, context.executor.server, backend=backend,
-                budget_s=budget_s, progress=context.progress, stop=context.stop, seed=context.request.seed,
-                host=self.host, crowded=crowded,
-            )  # fmt: skip
+            with context.executor.watched("tune_kernels"):  # other steps run beside it, and end before it
+                report = tune_kernels(
+                    counts, context.request.device, context.store, context.executor.server, backend=backend,
+                    budget_s=budget_s, progress=context.progress, stop=context.stop, seed=context.request.seed,
+                    host=self.host, crowded=crowded,
+                )  # fmt: skip
         except (StudyInterruptedError, StudyTakenOverError):
             raise
         except AutotuneError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autotune import registry
+from autotune.errors import AutotuneError
 from autotune.execute.answers import BuildAnswer
 from autotune.execute.executor import BUILD_TIMEOUT_S
 from autotune.execute.step_result import StepResult
@@ -234,18 +235,27 @@ class StudySearch:
             look=self._look, claim=lambda batch: self._claimed(batch, run.finished),
             tune=functools.partial(self._tuned, run), build=functools.partial(self._build, run),
             fits=lambda trials: not first or self._fits(map(_configuration, trials), self._rest_s(run), looked=True),
-            withdraw=self.context.store.trials.withdraw, time=functools.partial(self._time, run),
+            withdraw=self._give_up, time=functools.partial(self._time, run),
             can_wait=self._can_wait,
         )  # fmt: skip
         generation = Generation(
             steps, first, second, overlap=self._overlaps, stop=self.context.stop, background=self.context.background,
-            doorbell=self.context.doorbell(),
+            doorbell=self.context.doorbell(), abort=self.context.executor.server.stop,
         )  # fmt: skip
-        generation.run()
+        try:
+            generation.run()
+        except BaseException:
+            with contextlib.suppress(AutotuneError):  # the error may be that of the database
+                self._hand_back(generation, run)
+            raise
         if self.context.stop.is_set():
-            uids = {trial.uid for trial in run.finished}
-            self.context.store.trials.hand_back([trial for trial in generation.claimed if trial.uid not in uids])
+            self._hand_back(generation, run)
         return run.finished
+
+    def _hand_back(self, generation: Generation, run: "_Run") -> None:
+        """Let the trials without a result not count as ended by a death."""
+        uids = {trial.uid for trial in run.finished}
+        self.context.store.trials.hand_back([trial for trial in generation.claimed if trial.uid not in uids])
 
     @property
     def _overlaps(self) -> bool:
@@ -327,6 +337,15 @@ class StudySearch:
         self._pacing.note_build(ended)
         self.context.progress.event("trial_finished", trial=ended, best_ms=self._pace.best_ms)
         return ended.state == "complete" and not is_exact(ended.configuration)
+
+    def _give_up(self, trial: Trial) -> None:
+        """Withdraw a trial whose kernels were tuned until too little of the budget was left for its build."""
+        self.context.store.trials.withdraw(trial)
+        self.context.progress.event(
+            "trial_left_out", trial=trial,
+            text=f"{trial.configuration}: left out, because too little of the budget was left when its kernels were "
+            "tuned; it is tried if the study gets a larger budget",
+        )  # fmt: skip
 
     def _leave_out(self, trial: Trial, built: StepResult[BuildAnswer]) -> None:
         """Withdraw a trial that the budget ended: it has no result, and is tried if the study gets a larger budget."""

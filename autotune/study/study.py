@@ -55,7 +55,9 @@ def run_study(request: StudyRequest, store: Store, progress: Progress | None = N
     StudyHeldError if another process coordinates the study, StudyTakenOverError if another one takes it over, and
     OutOfMemoryError if the model or its baseline takes more memory than there is.
     """
-    progress = Silent() if progress is None else OneAtATime(progress)
+    progress = progress or Silent()
+    if not isinstance(progress, Silent):  # nothing shows it, so the log gets its messages
+        progress = OneAtATime(progress)
     plans_to_carry(request, store)  # refuses a device without a plan before anything is begun
     cached = None if request.again or request.carry else stored_outcome(request, store)
     if cached is not None:

@@ -102,12 +102,14 @@ def test_a_call_means_the_same_as_a_call_of_the_model(made):
     fast.close()
 
 
-def test_an_artifact_of_an_earlier_version_takes_the_names_of_its_inputs_in_order(made, tmp_path, monkeypatch):
+def test_an_artifact_of_an_earlier_version_takes_its_inputs_by_name_alone(made, tmp_path, monkeypatch):
     read = model.read_record
     monkeypatch.setattr(model, "read_record", lambda folder: dataclasses.replace(read(folder), signature=None))
     _, _, inputs, answers = made
     fast = autotune.load("net", device="cpu", db=database(made[0]))
-    torch.testing.assert_close(fast(inputs["x"], inputs["scale"]).second, answers[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fast(**inputs).second, answers[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ModelError, match="keywords: x, scale"):
+        fast(inputs["x"], inputs["scale"])  # the second parameter of the forward is another one
     fast.close()
 
 

@@ -94,8 +94,8 @@ class Steps:
     def _time(self, turn: BuiltTrial) -> bool:
         name = name_of(turn.trial.configuration)
         self.note(f"time {name}")
-        if name in self.errors:
-            raise self.errors[name]
+        if f"time {name}" in self.errors:
+            raise self.errors[f"time {name}"]
         return self._passes and not name.startswith("exact")
 
 
@@ -108,12 +108,16 @@ class Running:
         self._pool = ThreadPoolExecutor(16)
         self.generation = Generation(
             steps.steps(), named(*first), named(*second), overlap=overlap, stop=self.stop,
-            background=self._begin, doorbell=self.bell,
+            background=self._begin, doorbell=self.bell, abort=lambda: self._abort(steps),
         )  # fmt: skip
         self._result = self._pool.submit(self.generation.run)
 
     def _begin(self, work: Callable[[], Any]) -> Pending[Any]:
         return self._pool.submit(work)
+
+    def _abort(self, steps: Steps) -> None:
+        steps.note("abort")
+        steps.let("a", "b", "look", "tune", "own")
 
     @property
     def ended(self) -> bool:
@@ -246,20 +250,23 @@ def test_a_stopped_study_times_nothing_more_and_ends_after_its_steps(running):
     assert [name_of(trial.configuration) for trial in one.generation.claimed] == ["a", "b"]
 
 
-@pytest.mark.parametrize("culprit", ["look", "tune", "a", "b"])
-def test_what_a_step_raises_is_raised_once_the_others_have_ended(culprit, running):
+@pytest.mark.parametrize("culprit", ["look", "tune", "a", "time a"])
+def test_an_error_of_a_step_ends_the_others_and_is_raised(culprit, running):
     steps = Steps()
     steps.errors[culprit] = ValueError(culprit)
     one = running(steps, ["a", "b"], ["own"])
     for begun in ("begin a", "begin b", "begin look"):
         steps.until(begun)
-    steps.let("a", "look", "tune")
-    time.sleep(0.02)
-    assert not one.ended
-    steps.let("b", "own")
+    ends = {
+        "look": ["look"],
+        "tune": ["look", "tune"],
+        "a": ["a", "b"],
+        "time a": ["a"],
+    }  # builds of a part end together
+    steps.let(*ends[culprit])
     with pytest.raises(ValueError, match=culprit):
         one.end()
-    assert not any(work.ended is False for work in one.generation._running)
+    assert steps.notes.count("abort") == 1 and not one.generation._running
 
 
 @settings(max_examples=40, deadline=None)

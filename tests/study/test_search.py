@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from autotune.errors import WorkError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.search_space import Parameter, SearchSpace
@@ -94,14 +95,16 @@ class Parts(StudySearch):
         )
         store = SimpleNamespace(studies=None, trials=trials)
         split = SimpleNamespace(worked_s=lambda begin, end: end - begin)
+        server = SimpleNamespace(stop=lambda: None)
         super().__init__(
             SimpleNamespace(
                 request=request, spaces=(OURS, OTHERS), defaults=defaults, hints=(), store=store,
-                stop=threading.Event(), executor=SimpleNamespace(split=split), clock=time.monotonic,
+                stop=threading.Event(), executor=SimpleNamespace(split=split, server=server), clock=time.monotonic,
+                progress=SimpleNamespace(event=lambda kind, **data: self.events.append(kind)),
                 background=in_thread, doorbell=ThreadDoorbell,
             )
         )  # fmt: skip
-        self.notes, self.handed_back, self.withdrawn = [], [], []
+        self.notes, self.handed_back, self.withdrawn, self.events = [], [], [], []
         self._kernels = SimpleNamespace(prepare=self.prepare, find_problems=lambda batch: None)
 
     def prepare(self, configurations, budget_s, crowded):
@@ -169,6 +172,7 @@ def test_candidates_with_tuned_kernels_are_not_begun_if_too_little_is_left_for_t
     seen = search.generation(batch, left_s=39.0)
     assert seen["build"] == [[OURS.defaults[0], *OTHERS.defaults]] and len(seen["time"]) == 3
     assert [trial.configuration for trial in search.withdrawn] == list(OURS.hints)
+    assert search.events == ["trial_left_out"] * len(OURS.hints), "the user is told"
     search = Parts(replace(H200, cores=16))
     search._pacing.note_timing(20.0)
     assert search.generation(batch, left_s=41.0)["build"][1:] == [list(OURS.hints)]
@@ -190,3 +194,19 @@ def test_a_study_that_is_stopped_begins_no_tuning_and_hands_its_trials_back():
     seen = search.generation([*OTHERS.defaults, *OURS.hints])
     assert len(seen["build"]) == 1 and not seen["tune"] and not seen["time"]
     assert [trial.configuration for trial in search.handed_back] == list(OTHERS.defaults)
+
+
+@pytest.mark.usefixtures("baseline")
+def test_after_an_error_what_runs_is_ended_and_no_trial_counts_as_cut_off_by_a_death():
+    search = Parts(replace(H200, cores=16))
+    ended = []
+    search.context.executor.server.stop = lambda: ended.append("stopped")
+
+    def broken(run, turn):
+        raise WorkError("the database is gone")
+
+    search._time = broken
+    with pytest.raises(WorkError, match="database is gone"):
+        search.generation([*OTHERS.defaults, *OURS.hints])
+    assert ended == ["stopped"]
+    assert {trial.configuration for trial in search.handed_back} >= set(OTHERS.defaults)

@@ -31,6 +31,9 @@ class NoServer:
     def preload(self, modules: Sequence[str]) -> None:
         """Import nothing."""
 
+    def stop(self) -> None:
+        """End nothing."""
+
 
 class ReplayLoad(EarlyLoad):
     """A candidate that loads on the simulated host, until it is its turn."""
