@@ -14,6 +14,9 @@ def export(
     batch: Batch = None,
     device: DeviceOption = None,
     structure: Structure = None,
+    plan: Annotated[
+        str | None, typer.Option("--plan", metavar="UID", help="The beginning of the uid of a plan, if several fit.")
+    ] = None,
     db: Db = None,
     json: Json = False,
 ) -> None:
@@ -27,16 +30,17 @@ def export(
     from autotune.errors import RequestError
 
     with open_store(db) as store:
-        plans = find_plans(store, model, batch, device_class(device), structure)
-        if len(plans) > 1:
+        fitting = find_plans(store, model, batch, device_class(device), structure)
+        plans = [found for found in fitting if found.uid.startswith((plan or "").lower())]
+        if len(plans) != 1:
             shown = (
-                f"plan {plan.uid[:8]}: batch {plan.batch}, {plan.device.sku}, structure {plan.structure[:8]}, "
-                f"{plan.objective.name}, served as {plan.serve_as}"
-                for plan in plans
+                f"plan {found.uid[:8]}: batch {found.batch}, {found.device.sku}, {found.objective.name}, served as "
+                f"{found.serve_as}, structure {found.structure[:8]}, weights {found.weights[:8]}"
+                for found in fitting
             )
             raise RequestError(
                 f"one plan of {model} is exported", found="\n    ".join(shown),
-                expected="--batch, --device or --structure that leave one of them",
+                expected="--plan with the beginning of one of these uids",
             )  # fmt: skip
         write_bundle(plans[0], store, out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())

@@ -39,6 +39,10 @@ MOST_BYTES = 64 << 20
 AGAIN = "autotune export, on the machine with the tuning database"
 
 
+class _UnreadableError(Exception):
+    """A file that is to be copied cannot be opened."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """The content of ``manifest.json``."""
@@ -80,6 +84,9 @@ def write_bundle(plan: Plan, store: "Store", out: Path) -> Path:
             sync_folder(unfinished)
             os.rename(unfinished, out)
             sync_folder(out.resolve().parent)
+        except _UnreadableError as error:
+            run = "autotune tune STUDY, which builds it again"
+            raise ArtifactError(f"Artifact {plan.artifact} is damaged", found=str(error), run=run) from error
         except OSError as error:
             raise _not_written(out, error) from error
         finally:
@@ -90,9 +97,10 @@ def write_bundle(plan: Plan, store: "Store", out: Path) -> Path:
 def load_bundle(path: Path | str, *, device: str | None = None) -> "OptimizedModel":
     """Return the plan of a bundle, loaded: it takes the arguments of the model's forward and answers in its form.
 
-    Neither a tuning database nor the model's code is needed. ``device`` is by default ``auto``. Every file is copied
-    and verified before it is read; a bundle holds compiled code, so load only what you trust. Raises RequestError if
-    there is no bundle, ArtifactError if it is damaged, of a later version, or for another device class or toolchain.
+    Neither a tuning database nor the model's code is needed. ``device`` is by default the CPU for a plan of a CPU, and
+    else ``auto``. Every file is copied and verified before it is read; a bundle holds compiled code, so load only what
+    you trust. Raises RequestError if there is no bundle, ArtifactError if it is damaged, of a later version, or for
+    another device class or toolchain, WorkError if there is no room for the copies.
     """
     from autotune.deploy.model import open_folder
     from autotune.runtime import discovery
@@ -100,11 +108,21 @@ def load_bundle(path: Path | str, *, device: str | None = None) -> "OptimizedMod
     folder = Path(path)
     begin = time.perf_counter()
     manifest = read_manifest(folder)
-    plan = replace(manifest.plan, device=_fitting(manifest.plan, discovery.find(device or "auto"), folder))
+    kind = "cpu" if manifest.plan.device.kind == "cpu" else "auto"
+    plan = replace(manifest.plan, device=_fitting(manifest.plan, discovery.find(device or kind), folder))
     found = time.perf_counter()
     with ScratchFolder("bundle") as scratch:
         for file in manifest.files:
-            if _copied(folder / ARTIFACT, file.name, scratch / ARTIFACT) != file:
+            try:
+                copied = _copied(folder / ARTIFACT, file.name, scratch / ARTIFACT)
+            except _UnreadableError as error:
+                raise _damaged(folder, str(error)) from error
+            except OSError as error:
+                raise WorkError(
+                    f"the bundle {folder} is verified on a copy", found=f"{scratch}: {error.strerror or error}",
+                    expected="room for its files", run="the same with TMPDIR in a larger folder",
+                ) from error  # fmt: skip
+            if copied != file:
                 raise _damaged(folder, f"{file.name} does not match its SHA-256")
         fast = open_folder(plan, scratch / ARTIFACT)
     fast.seconds = {"look_up": found - begin, "open": time.perf_counter() - found}
@@ -175,12 +193,15 @@ def _licences(plan: Plan) -> Mapping[str, str]:
 
 
 def _copied(folder: Path, name: str, target: Path) -> ArtifactFile:
-    """Copy a plain file of a folder, and return it as it was copied; raises ArtifactError if it cannot be read."""
+    """Copy a plain file of a folder, and return it as it was copied.
+
+    Raises _UnreadableError if it cannot be opened, OSError if the copy cannot be written.
+    """
     (target / name).parent.mkdir(parents=True, exist_ok=True)
     try:
         source = open_plain(folder / name)
     except OSError as error:
-        raise _damaged(folder.parent, f"{name}: {error.strerror or error}") from error
+        raise _UnreadableError(f"{name}: {error.strerror or error}") from error
     with source, (target / name).open("wb") as copy:
         size, sha256 = hashed(source, copy)
         copy.flush()

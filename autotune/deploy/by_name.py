@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from autotune.errors import PlanNotFoundError, RequestError
 from autotune.records.identity import PlanKey
@@ -20,7 +20,7 @@ SHOWN = 8
 def plan_of_name(
     store: "Store", name: str, batch: int | None, device: "Device", objective: "Objective", serve_as: str
 ) -> "Plan":
-    """Return the fastest plan of a name that serves a request, with an artifact that can be loaded as it is.
+    """Return the fastest plan of a name that serves a request and has an artifact that can be loaded as it is.
 
     Without ``batch`` the name must have plans for one batch only. Raises RequestError if plans of several batches, of
     several structures or of several weights have the name, PlanNotFoundError if none of it serves or its artifact
@@ -55,9 +55,8 @@ def plan_of_name(
             expected="one structure with one set of weights",
             run="autotune.load(model, inputs), which finds the plan of this very model",
         )  # fmt: skip
-    plan = replace(min(serving, key=lambda plan: (plan.latency_ms, plan.uid)), device=device)
-    _refuse_unfit(store, plan)
-    return plan
+    ordered = [replace(plan, device=device) for plan in sorted(serving, key=lambda plan: (plan.latency_ms, plan.uid))]
+    return next((plan for plan in ordered if not _misfits(store, plan)), None) or _refuse(store, ordered[0])
 
 
 def _request(plan: "Plan", objective: "Objective", serve_as: str) -> PlanKey:
@@ -65,19 +64,24 @@ def _request(plan: "Plan", objective: "Objective", serve_as: str) -> PlanKey:
     return replace(plan.key, objective=objective, serve_as=serve_as)
 
 
-def _refuse_unfit(store: "Store", plan: "Plan") -> None:
-    """Raise PlanNotFoundError if the artifact of a plan is missing, or is not of the toolchain here."""
+def _misfits(store: "Store", plan: "Plan") -> list[tuple[str, str, str]]:
+    """Return the reasons why the artifact of a plan cannot be loaded here without the model; empty if it can."""
     from autotune import registry
-    from autotune.deploy.miss import does_not_serve
     from autotune.runtime import toolchain
     from autotune.study.cache import misfits
 
     names = registry.backend(plan.configuration.backend).toolchain
-    differences = misfits(plan, plan.weights, plan.form, toolchain.current(plan.device, names), store)
-    if differences:
-        raise does_not_serve(
-            plan, differences, "which needs the model", "autotune.load(model, inputs), or autotune tune --again"
-        )
+    reasons = misfits(plan, plan.weights, plan.form, toolchain.current(plan.device, names), store)
+    if plan.configuration.get("form", "") == "module":
+        reasons.append(("code", "none of the model's", "its own module"))
+    return reasons
+
+
+def _refuse(store: "Store", plan: "Plan") -> NoReturn:
+    from autotune.deploy.miss import does_not_serve
+
+    run = "autotune.load(model, inputs), or autotune tune --again"
+    raise does_not_serve(plan, _misfits(store, plan), "which needs the model", run)
 
 
 def _no_plan(
@@ -86,9 +90,12 @@ def _no_plan(
     of_batch = "" if batch is None else f" at batch {batch}"
     others = named or store.plans.list(name=name)
     found = _listed(list(map(_shown, others))) if others else _names(store)
+    run = "autotune plan list, or autotune tune STUDY_FILE"
+    if device.kind != "cpu" and any(plan.device.kind == "cpu" for plan in others):
+        run = f"autotune.load({name!r}, device='cpu'), or {run}"
     return PlanNotFoundError(
         f"no stored plan of {name}{of_batch} on {device.name}", found=found,
-        expected=f"a plan of device class {device.device_class}", run="autotune plan list, or autotune tune STUDY_FILE",
+        expected=f"a plan of device class {device.device_class}", run=run,
     )  # fmt: skip
 
 

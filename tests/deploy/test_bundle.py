@@ -157,9 +157,11 @@ def test_one_plan_is_exported(made, store, tmp_path):
         (plan,) = other.plans.list(name="net")
         other.plans.promote(dataclasses.replace(plan, uid="b" * 32, structure="c" * 64))
     given = ["export", "net", "--db", str(copy / "autotune.db"), "--out", str(tmp_path / "b")]
-    done = CliRunner().invoke(app, given)
-    assert done.exit_code == 2 and not (tmp_path / "b").exists()
+    for more in ((), ("--plan", "f" * 32)):
+        done = CliRunner().invoke(app, [*given, *more])
+        assert done.exit_code == 2 and not (tmp_path / "b").exists()
     assert CliRunner().invoke(app, [*given, "--structure", plan.structure[:8]]).exit_code == 0
+    assert CliRunner().invoke(app, [*given[:-1], str(tmp_path / "c"), "--plan", plan.uid[:8]]).exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -233,6 +235,10 @@ def test_nothing_is_left_of_one_that_could_not_be_written(store, tmp_path, monke
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(WorkError, match="cannot be written"):
         bundle.write_bundle(plan, store, tmp_path / "missing" / "net.plan")
+    folder = bundle.write_bundle(plan, store, tmp_path / "net.plan")
+    monkeypatch.setattr(bundle, "hashed", full)
+    with pytest.raises(WorkError, match=r"No space left[\s\S]*TMPDIR"):
+        autotune.load_bundle(folder)
 
 
 def test_a_plan_that_runs_the_models_own_code_is_no_bundle(store, tmp_path):

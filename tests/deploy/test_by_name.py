@@ -178,6 +178,26 @@ def test_an_artifact_of_another_toolchain_needs_the_model(place):
     assert "torch: requested" in str(raised.value) and "which needs the model" in str(raised.value)
 
 
+def test_the_fastest_plan_that_can_be_loaded_is_taken(place):
+    with Store.open(str(place)) as store:
+        (plan,) = store.plans.list(name="net")
+    stricter = dataclasses.replace(plan.objective, signal_error=plan.objective.signal_error / 2)
+    interval_ms = tuple(0.5 * bound for bound in plan.interval_ms)
+    changed(place, objective=stricter, latency_ms=0.5 * plan.latency_ms, interval_ms=interval_ms, artifact="0" * 64)
+    fast = autotune.load("net", device="cpu", db=str(place))
+    assert fast.plan.uid == plan.uid, "the faster one has no artifact here"
+    fast.close()
+
+
+def test_a_plan_of_the_models_own_code_needs_the_model(place):
+    with Store.open(str(place)) as store:
+        (plan,) = store.plans.list(name="net")
+        own = type(plan.configuration).of("eager", {"form": "module", "precision": "fp32"})
+        store.plans.promote(dataclasses.replace(plan, configuration=own))
+    with pytest.raises(PlanNotFoundError, match=r"code: requested none of the model's[\s\S]*autotune.load\(model"):
+        autotune.load("net", device="cpu", db=str(place))
+
+
 def test_a_damaged_artifact_is_refused(place):
     with Store.open(str(place)) as store:
         (plan,) = store.plans.list(name="net")
