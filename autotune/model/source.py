@@ -40,7 +40,7 @@ class CapturedModel:
         self.known_kernels = known_kernels
         self.workload = Workload.from_dict(record["workload"])
         self.output_schema: dict[str, object] = record["output_schema"]
-        self.signature: dict[str, object] = record["signature"]
+        self.signature: dict[str, object] | None = record["signature"]
         self.written: tuple[str, ...] = tuple(record.get("written", ()))
         self._module_refused: str = record.get("module_refused", "")
         self.treatments: dict[str, str] = record.get("treatments", {})

@@ -145,9 +145,8 @@ def _write_model(plan: Plan, artifact: Path, folder: Path) -> None:
     )  # fmt: skip
     specs = [InputSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in plan.evidence.inputs]
     folder.mkdir(parents=True)
-    (folder / RECORD).write_text(
-        json.dumps({"workload": workload.as_dict(), "output_schema": record.output_schema, "factory": None, "seed": 0})
-    )
+    model = {"workload": workload.as_dict(), "output_schema": record.output_schema, "signature": record.signature}
+    (folder / RECORD).write_text(json.dumps({**model, "factory": None, "seed": 0}))
     sets = generate(specs, plan.batch, _seed(plan), input_sets.TIMING_SETS, "timing")
     write_sets(folder / input_sets.TIMING, sets)
 
