@@ -40,6 +40,8 @@ SLOW = (
     "backends/test_eager.py",
     "backends/test_example_plugin.py",
     "backends/test_inductor.py",
+    "backends/test_inductor_turns.py",
+    "backends/test_loads_in_turn.py",
     "backends/test_native.py",
     "backends/test_onnxruntime.py",
     "backends/test_openvino.py",
