@@ -143,6 +143,7 @@ def load(
     """
     from autotune.database.location import locate
     from autotune.database.store import Store
+    from autotune.deploy.by_name import open_by_name, refuse_beside_name
 
     location = locate(db)
     if location.file is not None and not location.file.exists():
@@ -153,8 +154,8 @@ def load(
         )  # fmt: skip
     with Store.open(db, create=False) as store:
         if isinstance(model, str):
-            _refuse_beside_name(inputs, name)
-            return _opened_by_name(store, model, batch, device, _objective(objective, constraints), serve_as)
+            refuse_beside_name(inputs, name)
+            return open_by_name(store, model, batch, device, _objective(objective, constraints), serve_as)
         if batch is not None or inputs is None:
             found = "no inputs" if batch is None else f"batch={batch} beside the module"
             raise RequestError("the plan of a module", found=found, expected="the inputs of one call, at their batch")
@@ -164,29 +165,6 @@ def load(
         )  # fmt: skip
         plan, seconds = _usable(store, prepared, request, rebuild=rebuild, progress=Silent())
         return _opened(plan, store, prepared, seconds, verify=verify)
-
-
-def _refuse_beside_name(inputs: object, name: str | None) -> None:
-    given = [f"{what}=" for what, value in (("inputs", inputs), ("name", name)) if value is not None]
-    if given:
-        raise RequestError(
-            "a plan by its name", found=f"{' and '.join(given)} beside it", expected="the name, and batch= if needed"
-        )
-
-
-def _opened_by_name(
-    store: "Store", name: str, batch: int | None, device: str | None, objective: Objective, serve_as: str
-) -> "OptimizedModel":
-    from autotune.deploy.by_name import plan_of_name
-    from autotune.deploy.model import open_plan
-    from autotune.runtime import discovery
-
-    begin = time.perf_counter()
-    plan = plan_of_name(store, name, batch, discovery.find(device or "auto"), objective, serve_as)
-    found = time.perf_counter()
-    fast = open_plan(plan, store)
-    fast.seconds = {"look_up": found - begin, "open": time.perf_counter() - found}
-    return fast
 
 
 def _request(

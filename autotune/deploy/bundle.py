@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -167,13 +167,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _document(plan: Plan, record: "ArtifactRecord", files: Sequence[ArtifactFile]) -> dict[str, object]:
-    def tensors(specs: Sequence[object]) -> list[object]:
-        return [{"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype} for spec in specs]  # type: ignore[attr-defined]
-
     return {
         "schema": SCHEMA, "autotune": __version__, "plan": plan.as_dict(), "files": [file.as_dict() for file in files],
-        "inputs": tensors(record.inputs), "outputs": tensors(record.outputs), "signature": record.signature,
-        "licences": _licences(plan),
+        "inputs": list(map(asdict, record.inputs)), "outputs": list(map(asdict, record.outputs)),
+        "signature": record.signature, "licences": _licences(plan),
     }  # fmt: skip
 
 

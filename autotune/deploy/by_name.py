@@ -1,5 +1,6 @@
-"""The stored plan of a name, found without the model: plan_of_name."""
+"""The stored plan of a name, found and loaded without the model: open_by_name, plan_of_name."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
@@ -9,12 +10,37 @@ from autotune.records.identity import PlanKey
 
 if TYPE_CHECKING:
     from autotune.database.store import Store
+    from autotune.deploy.model import OptimizedModel
     from autotune.records.device import Device
     from autotune.records.objective import Objective
     from autotune.records.plan import Plan
 
 SHOWN = 8
 """The most plans that an error lists."""
+
+
+def refuse_beside_name(inputs: object, name: str | None) -> None:
+    """Raise RequestError if a caller of a plan by its name has given what belongs to a module."""
+    given = [f"{what}=" for what, value in (("inputs", inputs), ("name", name)) if value is not None]
+    if given:
+        raise RequestError(
+            "a plan by its name", found=f"{' and '.join(given)} beside it", expected="the name, and batch= if needed"
+        )
+
+
+def open_by_name(
+    store: "Store", name: str, batch: int | None, device: str | None, objective: "Objective", serve_as: str
+) -> "OptimizedModel":
+    """Return the plan that :func:`plan_of_name` finds, loaded on the device of a name, by default ``auto``."""
+    from autotune.deploy.model import open_plan
+    from autotune.runtime import discovery
+
+    begin = time.perf_counter()
+    plan = plan_of_name(store, name, batch, discovery.find(device or "auto"), objective, serve_as)
+    found = time.perf_counter()
+    fast = open_plan(plan, store)
+    fast.seconds = {"look_up": found - begin, "open": time.perf_counter() - found}
+    return fast
 
 
 def plan_of_name(

@@ -4,9 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 import threading
 
 import pytest
@@ -19,54 +16,12 @@ from autotune.database.store import Store
 from autotune.deploy import bundle
 from autotune.errors import ArtifactError, AutotuneError, RequestError, WorkError
 
-MODEL = """
-    import collections, time
-    import torch
-
-    Answer = collections.namedtuple("Answer", "second hidden")
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = torch.nn.Linear(16, 32), torch.nn.Linear(32, 4)
-
-        def forward(self, x, shift=None, scale=None):
-            time.sleep(0.002)  # in no graph, so that a graph is faster even on a busy host
-            hidden = torch.relu(self.first(x))
-            return Answer(self.last(hidden) * scale, hidden)
-"""
-
-
 L4 = {"name": "NVIDIA L4", "kind": "cuda", "capability": [8, 9], "power_limit_w": 72}
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A database with the plan of a model by TorchScript, and calls with their answers."""
-    folder = tmp_path_factory.mktemp("bundles")
-    (folder / "bundled_net.py").write_text(textwrap.dedent(MODEL))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        import bundled_net
-
-        torch.manual_seed(0)
-        net = bundled_net.Net().eval()
-        inputs = {"x": torch.randn(3, 16), "scale": torch.rand(1) + 0.5}
-        path = str(folder / "autotune.db")
-        autotune.optimize(
-            net, inputs, db=path, name="net", backends=("torchscript",), serve_as="torchscript", trials=3,
-            budget="60s", device="cpu",
-        ).close()  # fmt: skip
-        with torch.no_grad():
-            answers = tuple(net(**inputs))
-        torch.save((inputs, answers), folder / "calls.pt")
-        yield folder
-    sys.modules.pop("bundled_net", None)
-
-
 @pytest.fixture
-def store(made):
-    with Store.open(str(made / "autotune.db")) as opened:
+def store(tuned_net):
+    with Store.open(tuned_net.database) as opened:
         yield opened
 
 
@@ -85,29 +40,13 @@ def manifest(folder, **changes):
     (folder / "manifest.json").write_text(json.dumps(document))
 
 
-def test_a_process_without_database_and_model_code_gets_the_models_answers(made, written):
-    shutil.copy(made / "calls.pt", written.parent / "calls.pt")
-    program = """
-        import sys, torch, autotune
-        fast = autotune.load_bundle("net.plan", device="cpu")
-        inputs, answers = torch.load("calls.pt")
-        for answer in (fast(**inputs), fast(inputs["x"], None, inputs["scale"])):
-            torch.testing.assert_close(answer.second, answers[0], rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(answer["hidden"], answers[1], rtol=1e-4, atol=1e-5)
-        assert not {"bundled_net", "sqlalchemy"} & set(sys.modules), "neither the model's code nor a database"
-        print(fast.plan.name, sorted(fast.seconds))
-        fast.close()
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False,
-        cwd=written.parent, env={**os.environ, "AUTOTUNE_DB": "/nonexistent/autotune.db"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "net ['look_up', 'open']\n"
+def test_a_process_without_database_and_model_code_gets_the_models_answers(tuned_net, written):
+    loads = f"autotune.load_bundle({str(written)!r}, device='cpu')"
+    tuned_net.check_elsewhere(loads, written.parent, absent=["net_of_a_user", "sqlalchemy"])
 
 
-def test_it_is_called_from_many_threads_after_its_folder_is_gone(made, written):
-    inputs, answers = torch.load(made / "calls.pt")
+def test_it_is_called_from_many_threads_after_its_folder_is_gone(tuned_net, written):
+    inputs, answers = tuned_net.inputs, tuned_net.answers
     fast = autotune.load_bundle(written, device="cpu")
     shutil.rmtree(written)
     wrong = []
@@ -132,15 +71,15 @@ def test_the_manifest_says_what_is_in_it(written, store):
     document = json.loads((written / "manifest.json").read_text())
     assert document["plan"]["uid"] == plan.uid and document["plan"]["evidence"]["finalists"]
     assert [spec["name"] for spec in document["inputs"]] == ["x", "scale"] and len(document["outputs"]) == 2
-    assert document["signature"]["positions"] == ["x", "shift", "scale"]
+    assert document["signature"]["positions"] == ["x", "shift", "scale", "training"]
     assert "torch" in document["licences"] and document["autotune"] == autotune.__version__
     assert oct((written).stat().st_mode & 0o777) == "0o755"
     assert sum(file["size_bytes"] for file in document["files"]) > 1000
 
 
-def test_the_command_writes_one_and_says_how_it_is_loaded(made, tmp_path):
+def test_the_command_writes_one_and_says_how_it_is_loaded(tuned_net, tmp_path):
     run = CliRunner()
-    given = ["export", "net", "--db", str(made / "autotune.db"), "--out", str(tmp_path / "b")]
+    given = ["export", "net", "--db", tuned_net.database, "--out", str(tmp_path / "b")]
     done = run.invoke(app, given)
     assert done.exit_code == 0 and f"autotune.load_bundle('{tmp_path / 'b'}')" in done.stdout
     autotune.load_bundle(tmp_path / "b", device="cpu").close()
@@ -150,9 +89,9 @@ def test_the_command_writes_one_and_says_how_it_is_loaded(made, tmp_path):
     assert run.invoke(app, ["export", "nett", *given[2:]]).exit_code != 0
 
 
-def test_one_plan_is_exported(made, store, tmp_path):
+def test_one_plan_is_exported(tuned_net, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(made, copy, symlinks=True)
+    shutil.copytree(tuned_net.folder, copy, symlinks=True)
     with Store.open(str(copy / "autotune.db")) as other:
         (plan,) = other.plans.list(name="net")
         other.plans.promote(dataclasses.replace(plan, uid="b" * 32, structure="c" * 64))

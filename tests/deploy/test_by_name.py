@@ -3,9 +3,6 @@
 import dataclasses
 import re
 import shutil
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
@@ -15,52 +12,12 @@ from autotune.database.store import Store
 from autotune.deploy import model
 from autotune.errors import ArtifactError, ModelError, PlanNotFoundError, RequestError
 
-FEW = {"backends": ("eager", "torchscript"), "trials": 3, "budget": "60s", "device": "cpu"}
-MODEL = """
-    import collections
-    import torch
-
-    Answer = collections.namedtuple("Answer", "second hidden")
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.last = torch.nn.Linear(16, 32), torch.nn.Linear(32, 4)
-
-        def forward(self, x, shift=None, scale=None, training=False):
-            hidden = torch.relu(self.first(x))
-            return Answer(self.last(hidden) * scale, hidden)
-"""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with a database of one plan, and the model that it is of."""
-    folder = tmp_path_factory.mktemp("by-name")
-    (folder / "net_of_a_user.py").write_text(textwrap.dedent(MODEL))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        import net_of_a_user
-
-        torch.manual_seed(0)
-        net = net_of_a_user.Net().eval()
-        inputs = {"x": torch.randn(3, 16), "scale": torch.rand(1) + 0.5}
-        autotune.optimize(net, inputs, db=str(folder / "autotune.db"), name="net", **FEW).close()
-        with torch.no_grad():
-            answers = tuple(net(**inputs))
-        yield folder, net, inputs, answers
-    sys.modules.pop("net_of_a_user", None)
-
 
 @pytest.fixture
-def place(made, tmp_path):
+def place(tuned_net, tmp_path):
     """A copy of the folder, whose plans a test may change."""
-    shutil.copytree(made[0], tmp_path / "place", symlinks=True)
+    shutil.copytree(tuned_net.folder, tmp_path / "place", symlinks=True)
     return tmp_path / "place" / "autotune.db"
-
-
-def database(folder):
-    return str(folder / "autotune.db")
 
 
 def changed(path, **values):
@@ -70,28 +27,14 @@ def changed(path, **values):
         store.plans.promote(dataclasses.replace(plan, uid="b" * 32, **values))
 
 
-def test_a_process_without_the_models_code_loads_it_and_gets_its_answers(made, tmp_path):
-    folder, _, inputs, answers = made
-    torch.save((inputs, answers), tmp_path / "calls.pt")
-    program = f"""
-        import sys, torch, autotune
-        fast = autotune.load("net", batch=3, device="cpu", db={database(folder)!r})
-        inputs, answers = torch.load({str(tmp_path / "calls.pt")!r})
-        answer = fast(inputs["x"], None, inputs["scale"], training=False)
-        torch.testing.assert_close(answer.second, answers[0], rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(answer["hidden"], answers[1], rtol=1e-4, atol=1e-5)
-        assert "net_of_a_user" not in sys.modules
-        print(sorted(fast.seconds), fast.plan.name)
-        fast.close()
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "['look_up', 'open'] net\n"
+def test_a_process_without_the_models_code_loads_it_and_gets_its_answers(tuned_net, tmp_path):
+    loads = f"autotune.load('net', batch=3, device='cpu', db={tuned_net.database!r})"
+    tuned_net.check_elsewhere(loads, tmp_path, absent=["net_of_a_user"])
 
 
-def test_a_call_means_the_same_as_a_call_of_the_model(made):
-    _, _, inputs, answers = made
-    fast = autotune.load("net", device="cpu", db=database(made[0]))
+def test_a_call_means_the_same_as_a_call_of_the_model(tuned_net):
+    inputs, answers = tuned_net.inputs, tuned_net.answers
+    fast = autotune.load("net", device="cpu", db=tuned_net.database)
     with pytest.raises(ModelError, match=r"no scale.*\n.*x, scale"):
         fast(torch.randn(3, 16))
     with pytest.raises(ModelError, match="shift, which the plan was made without"):
@@ -102,11 +45,11 @@ def test_a_call_means_the_same_as_a_call_of_the_model(made):
     fast.close()
 
 
-def test_an_artifact_of_an_earlier_version_takes_its_inputs_by_name_alone(made, tmp_path, monkeypatch):
+def test_an_artifact_of_an_earlier_version_takes_its_inputs_by_name_alone(tuned_net, monkeypatch):
     read = model.read_record
     monkeypatch.setattr(model, "read_record", lambda folder: dataclasses.replace(read(folder), signature=None))
-    _, _, inputs, answers = made
-    fast = autotune.load("net", device="cpu", db=database(made[0]))
+    inputs, answers = tuned_net.inputs, tuned_net.answers
+    fast = autotune.load("net", device="cpu", db=tuned_net.database)
     torch.testing.assert_close(fast(**inputs).second, answers[0], rtol=1e-4, atol=1e-5)
     with pytest.raises(ModelError, match="keywords: x, scale"):
         fast(inputs["x"], inputs["scale"])  # the second parameter of the forward is another one
@@ -125,20 +68,20 @@ def test_an_artifact_of_an_earlier_version_takes_its_inputs_by_name_alone(made, 
         ({"model": "net", "constraints": {"signal_error": 1e-6}}, PlanNotFoundError, ("constraint signal_error",)),
     ],
 )
-def test_a_name_that_no_plan_serves_is_told_with_what_there_is(made, given, error, words):
+def test_a_name_that_no_plan_serves_is_told_with_what_there_is(tuned_net, given, error, words):
     with pytest.raises(error) as raised:
-        autotune.load(**given, device="cpu", db=database(made[0]))
+        autotune.load(**given, device="cpu", db=tuned_net.database)
     for word in words:
         assert word in str(raised.value)
     assert "run next" in str(raised.value) or error is RequestError
 
 
-def test_a_module_comes_with_its_inputs_and_without_a_batch(made):
-    folder, net, inputs, _ = made
+def test_a_module_comes_with_its_inputs_and_without_a_batch(tuned_net):
+    net, inputs = tuned_net.net, tuned_net.inputs
     with pytest.raises(RequestError, match="no inputs"):
-        autotune.load(net, db=database(folder))
+        autotune.load(net, db=tuned_net.database)
     with pytest.raises(RequestError, match="batch=3"):
-        autotune.load(net, inputs, batch=3, db=database(folder))
+        autotune.load(net, inputs, batch=3, db=tuned_net.database)
 
 
 def test_plans_of_several_batches_need_one_named(place):
