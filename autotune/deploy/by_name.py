@@ -35,6 +35,8 @@ def open_by_name(
     from autotune.deploy.model import open_plan
     from autotune.runtime import discovery
 
+    if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
+        raise RequestError(f"a plan of {name!r}", found=f"batch={batch!r}", expected="a whole number from 1")
     begin = time.perf_counter()
     plan = plan_of_name(store, name, batch, discovery.find(device or "auto"), objective, serve_as)
     found = time.perf_counter()
@@ -120,8 +122,8 @@ def _no_plan(
     if device.kind != "cpu" and any(plan.device.kind == "cpu" for plan in others):
         run = f"autotune.load({name!r}, device='cpu'), or {run}"
     return PlanNotFoundError(
-        f"no stored plan of {name}{of_batch} on {device.name}", found=found,
-        expected=f"a plan of device class {device.device_class}", run=run,
+        f"no stored plan of {name!r}{of_batch} on {device.name}", found=found,
+        expected=f"a plan of this name{of_batch} for device class {device.device_class}", run=run,
     )  # fmt: skip
 
 

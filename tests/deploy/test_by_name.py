@@ -61,6 +61,9 @@ def test_an_artifact_of_an_earlier_version_takes_its_inputs_by_name_alone(tuned_
     [
         ({"model": "nett"}, PlanNotFoundError, ("nett", "plans of net")),
         ({"model": "net", "batch": 4}, PlanNotFoundError, ("batch 4", "at batch 3")),
+        ({"model": ""}, PlanNotFoundError, ("no stored plan of ''", "plans of net")),
+        ({"model": "net", "batch": "3"}, RequestError, ("batch='3'", "a whole number")),
+        ({"model": "net", "batch": 0}, RequestError, ("batch=0",)),
         ({"model": "net", "inputs": (1,)}, RequestError, ("inputs= beside it",)),
         ({"model": "net", "name": "other"}, RequestError, ("name= beside it",)),
         ({"model": "net", "serve_as": "onnx"}, PlanNotFoundError, ("serving format: requested onnx",)),

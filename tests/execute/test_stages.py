@@ -78,21 +78,28 @@ def test_a_load_that_is_alone_from_its_start_waits_for_no_second_turn():
     assert not thread.is_alive()
 
 
-def test_a_load_in_turns_lets_others_be_timed_except_while_it_computes():
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("load", lambda channel: loading(channel, DEVICE, alone=False, in_turn=True)),
+        ("build", lambda channel: building(channel, DEVICE, uses_device=True, in_turn=True)),
+    ],
+)
+def test_a_load_or_build_in_turns_lets_others_be_timed_except_while_it_computes(name, step):
     channel = Reports()
-    with loading(channel, DEVICE, alone=False, in_turn=True):
+    with step(channel):
         free, thread = is_free(exclusive=True)
         assert free
         thread.join()
         with computing():
             free, thread = is_free(exclusive=False)
-            assert free, "loads compute beside one another"
+            assert free, "they compute beside one another"
             thread.join()
             free, timing = is_free(exclusive=True)
             assert not free
-        timing.join(10)  # it is next although the load has not ended
+        timing.join(10)  # it is next although the step has not ended
         assert not timing.is_alive()
-    assert channel.stages == ["load", "load"]
+    assert channel.stages == [name, name]
 
 
 @pytest.mark.parametrize(("device", "in_turn"), [(DEVICE, False), (CPU, True)])
@@ -152,23 +159,6 @@ def test_a_part_whose_time_alone_fails_still_computes_beside_no_timing():
         assert not free
     thread.join(10)
     assert not thread.is_alive()
-
-
-def test_a_build_in_turns_lets_others_be_timed_except_while_it_computes():
-    channel = Reports()
-    with building(channel, DEVICE, uses_device=True, in_turn=True):
-        free, thread = is_free(exclusive=True)
-        assert free
-        thread.join()
-        with computing():
-            free, thread = is_free(exclusive=False)
-            assert free, "builds compute beside one another"
-            thread.join()
-            free, thread = is_free(exclusive=True)
-            assert not free
-        thread.join(10)  # the timing is next although the build has not ended
-        assert not thread.is_alive()
-    assert channel.stages == ["build", "build"]
 
 
 def test_a_part_within_a_part_waits_for_nothing_even_if_a_timing_waits():

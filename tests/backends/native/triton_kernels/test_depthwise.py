@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
@@ -24,10 +23,9 @@ from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubi
 from autotune.runtime import discovery
 from tests.backends.native.triton_kernels.compiled import instructions, recorded, seconds
 from tests.backends.native.triton_kernels.interpreted import interpret
-from tests.thoroughness import examples
+from tests.backends.native.triton_kernels.random_shapes import SMS_OF_H200, in_batches
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-SMS_OF_H200 = 132
 
 
 def square(channels: int, image: int, kernel: int, stride: int, images: int = 1, **more: Any) -> DepthwiseShape:
@@ -115,13 +113,8 @@ def check(shape: DepthwiseShape, operands: dict[str, Tensor]) -> None:
     assert bool((error <= allowed + info.smallest_normal).all()), f"{shape}: {float((error / allowed).max())}"
 
 
-@settings(
-    max_examples=examples(10), deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
-)  # fmt: skip
-@given(drawn=st.lists(shapes(), min_size=12, max_size=12), sm_count=st.sampled_from([1, 4, SMS_OF_H200]))
+@in_batches(shapes())
 def test_random_shapes_equal_torchs(tmp_path: Path, drawn: list[DepthwiseShape], sm_count: int) -> None:
-    # few SMs make patches of several pixels worth while for small images, too
     answers = interpret([(plan(shape, sm_count=sm_count), buffers(shape)) for shape in drawn], tmp_path)
     for shape, answer in zip(drawn, answers, strict=True):
         check(shape, answer)

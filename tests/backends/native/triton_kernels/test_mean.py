@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,10 +19,9 @@ from autotune.backends.native.triton_kernels.triton_compiler import CompiledCubi
 from autotune.runtime import discovery
 from tests.backends.native.triton_kernels.compiled import instructions, recorded, seconds
 from tests.backends.native.triton_kernels.interpreted import interpret
-from tests.thoroughness import examples
+from tests.backends.native.triton_kernels.random_shapes import SMS_OF_H200, in_batches
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-SMS_OF_H200 = 132
 LAYERS = [(112, 32), (56, 96), (56, 144), (28, 144), (28, 240), (14, 240), (14, 480), (14, 672), (7, 672), (7, 1152),
           (7, 1280)]  # fmt: skip
 """Sides and channels of the images that EfficientNet-B0 takes means of."""
@@ -62,11 +60,7 @@ def check(shape: MeanShape, operands: dict[str, Tensor]) -> None:
     assert bool((error <= allowed + info.smallest_normal).all()), f"{shape}: {float((error / allowed).max())}"
 
 
-@settings(
-    max_examples=examples(10), deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
-)  # fmt: skip
-@given(drawn=st.lists(shapes(), min_size=12, max_size=12), sm_count=st.sampled_from([1, 4, SMS_OF_H200]))
+@in_batches(shapes())
 def test_random_shapes_equal_torchs(tmp_path: Path, drawn: list[MeanShape], sm_count: int) -> None:
     answers = interpret([(plan(shape, sm_count=sm_count), buffers(shape)) for shape in drawn], tmp_path)
     for shape, answer in zip(drawn, answers, strict=True):
