@@ -14,7 +14,7 @@ Shape = TypeVar("Shape")
 
 
 def in_batches(shapes: st.SearchStrategy[Shape]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Call a test with ``drawn``, twelve shapes for one process of the interpreter, and ``sm_count``, also of small GPUs.
+    """Call a test with ``drawn``, twelve shapes for one process of the interpreter, and ``sm_count``, also small.
 
     With few SMs a tile is chosen for small shapes that only large ones get otherwise.
     """
