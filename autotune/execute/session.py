@@ -164,8 +164,16 @@ class Session:
 
     @property
     def waited_s(self) -> float:
-        """The seconds that it has waited for other processes so far."""
-        return sum(end - begin for name, begin, end in self.spans if name == WAIT)
+        """The seconds that it has waited for processes of others so far."""
+        return self._seconds(WAIT)
+
+    @property
+    def queued_s(self) -> float:
+        """The seconds that it has waited for other steps of its own server so far."""
+        return self._seconds(QUEUED)
+
+    def _seconds(self, name: str) -> float:
+        return sum(end - begin for stage, begin, end in self.spans if stage == name)
 
     @property
     def spans(self) -> tuple[Span, ...]:

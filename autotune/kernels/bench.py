@@ -48,6 +48,11 @@ class KernelBench:
     @property
     def worked_s(self) -> float:
         """The seconds without those in which timing waits for another process to leave the device."""
+        return self.lasted_s - self.executor.queued_s
+
+    @property
+    def lasted_s(self) -> float:
+        """The seconds without those in which timing waits for processes of others, which count for no limit."""
         return self._clock() - self.executor.waited_s
 
     @property

@@ -35,7 +35,7 @@ LAUNCHES = 8
 """The other launches of good builds that a session times."""
 
 HOPE = 0.04
-"""The log time that other launches are expected to save before any was timed."""
+"""The log time that other launches are expected to save, if nothing is known of them, before any was timed."""
 
 RESERVED_CORES = 2
 """Cores of the host that compile nothing: for this process, and for the one that times."""
@@ -71,22 +71,23 @@ def compilers(device: Device, *, crowded: bool = False) -> int:
 class BuildStage:
     """Compiles the builds that promise most for all problems, and times the problems in sessions.
 
-    It ends when nothing promises enough, or ``budget_s`` is used up. The libraries' calls are timed with any budget. On
-    a GPU builds are compiled beside timings, on a CPU never. ``most_builds`` is the limit of each problem.
-    The last ``reserved_s`` of the budget are left to the finals.
+    It ends when nothing promises enough, or ``budget_s`` is used up, or after ``limit_s``, in which turns of other
+    steps of the same study count too. The libraries' calls are timed with any budget. On a GPU builds are compiled
+    beside timings, on a CPU never. ``most_builds`` is the limit of each problem. The last ``reserved_s`` of the budget
+    are left to the finals.
     """
 
     def __init__(
         self, bench: KernelBench, works: Sequence[TunedWork], queue: CompileQueue, *, budget_s: float, most_builds: int,
-        reserved_s: float = 0.0,
+        reserved_s: float = 0.0, limit_s: float = math.inf,
     ) -> None:  # fmt: skip
         self._bench, self._queue, self._budget_s, self._most_builds = bench, queue, budget_s, most_builds
-        self._reserved_s = reserved_s
+        self._reserved_s, self._limit_s = reserved_s, limit_s
         self._portfolio = BuildPortfolio(bench.kinds, most=most_builds)
         self._works = {work.problem: work for work in works}
         self._planned: list[TunedWork] = []
         self._compiled: dict[tuple[object, ...], bool] = {}
-        self._begin_s = bench.worked_s
+        self._begin_s, self._lasts_from_s = bench.worked_s, bench.lasted_s
 
     def run(self) -> None:
         """Compile and time."""
@@ -126,7 +127,9 @@ class BuildStage:
 
     @property
     def _left_s(self) -> float:
-        return self._budget_s - self._reserved_s - (self._bench.worked_s - self._begin_s)
+        work_s = self._budget_s - (self._bench.worked_s - self._begin_s)
+        last_s = self._limit_s - (self._bench.lasted_s - self._lasts_from_s)
+        return min(work_s, last_s) - self._reserved_s
 
     @property
     def _overlaps(self) -> bool:
@@ -269,7 +272,8 @@ class BuildStage:
             self._portfolio.finish(work.problem)
             return
         gained = 0.0 if before_us is None or work.best_us is None else math.log(before_us / work.best_us)
-        work.hope = gained if launches else (HOPE if builds else 0.0)
+        estimated = 0.0 if work.best_us is None or search.reached is None else math.log(work.best_us) - search.reached
+        work.hope = max(gained if launches else (HOPE if builds else 0.0), estimated)
         self._learn(work)
 
     def _loadable(self, work: TunedWork, builds: Sequence[Configuration]) -> list[Configuration]:

@@ -71,7 +71,7 @@ class KernelExecutor:
         self.server, self.device, self.backend, self.folder = server, device, backend, folder
         self.toolchains, self.seed = toolchains, seed
         self._spans: list[Span] = []
-        self._waited_s = 0.0
+        self._waited_s = self._queued_s = 0.0
         self._idle: Session | None = None
         server.preload(PRELOAD)
 
@@ -88,8 +88,13 @@ class KernelExecutor:
 
     @property
     def waited_s(self) -> float:
-        """Seconds that timing has waited for other processes that used the device; they are part of no budget."""
+        """Seconds that timing has waited for processes of others that used the device; they are part of no budget."""
         return self._waited_s + (self._idle.waited_s if self._idle is not None else 0.0)
+
+    @property
+    def queued_s(self) -> float:
+        """Seconds that timing has waited for other steps of its own server, which took turns with it."""
+        return self._queued_s + (self._idle.queued_s if self._idle is not None else 0.0)
 
     def rates(self, tell: Callable[[str], None] = log.warning) -> DeviceRates | None:
         """Read the GPU's rates; ``None`` for a CPU, and if they are unknown: ``tell`` gets the reason, once."""
@@ -265,6 +270,7 @@ class KernelExecutor:
         session.finish()
         self._spans += session.spans
         self._waited_s += session.waited_s
+        self._queued_s += session.queued_s
 
     def _results(self, session: Session, problem: GemmProblem, expected: set[str]) -> Iterator[dict[str, Any]]:
         """Yield a step's results of candidates until it is ready for more (``session.ready``) or ends in any way.

@@ -72,14 +72,15 @@ class TunedProblem:
 class KernelReport:
     """The result for each problem, and the spans of time.
 
-    ``rates`` are the device's, if they are known; ``stopped`` is true if it was ended from outside, ``notes`` are
-    about missing compilers.
+    ``rates`` are the device's, if they are known; ``worked_s`` are the seconds without the waits for other processes;
+    ``stopped`` is true if it was ended from outside, ``notes`` are about missing compilers.
     """
 
     problems: tuple[TunedProblem, ...]
     toolchain: str
     rates: DeviceRates | None
     seconds: float
+    worked_s: float
     spans: tuple[Span, ...]
     stopped: bool = False
     notes: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ anything can be timed.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autotune.kernels.portfolio import ENOUGH
+from autotune.kernels.portfolio import ENOUGH, FIRST_GAIN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,21 +41,25 @@ LEAST_GAIN = 0.0001
 def next_session(standings: Sequence[Standing]) -> int | None:
     """Return the number of the problem that is timed next; ``None`` if there is nothing to time that promises enough.
 
-    First a problem that gets all its first builds, the one with the largest share; then one that promises most; then
-    one that gets some of its first builds, or its libraries' calls, because nothing else is ready: the problem
-    with the smallest share, whose builds come last.
+    First a problem that gets all its first builds, the one with the largest share, unless another that has had them
+    promises more: its kernels may need to be launched in another way, such as with k split. Then the one that promises
+    most; then one that gets some of its first builds, or its libraries' calls, because nothing else is ready: the
+    problem with the smallest share, whose builds come last.
     """
     numbers = range(len(standings))
     first = [
         number for number in numbers
         if standings[number].timed < ENOUGH and (standings[number].ready or standings[number].calls)
     ]  # fmt: skip
-    complete = [number for number in first if standings[number].is_complete]
-    if complete:
-        return max(complete, key=lambda number: standings[number].share)
     later = [number for number in numbers if number not in first and not standings[number].calls]
     best = max(later, key=lambda number: _promise(standings[number]), default=None)
-    if best is not None and _promise(standings[best]) > LEAST_GAIN:
+    promise = 0.0 if best is None else _promise(standings[best])
+    complete = [number for number in first if standings[number].is_complete]
+    if complete:
+        next_one = max(complete, key=lambda number: standings[number].share)
+        if promise <= FIRST_GAIN * standings[next_one].share:
+            return next_one
+    if promise > LEAST_GAIN:
         return best
     called = [number for number in numbers if standings[number].calls]
     if called:

@@ -22,6 +22,12 @@ CRASH = "crash"
 COOLS_S = 1.0
 """A device that has been idle for longer is brought to speed again."""
 
+TURN_S = 3.0
+"""A turn on the device lasts about as long as that of a candidate; a session that has begun is ended."""
+
+NEXT_S = 0.3
+"""So long a turn is kept for the next order: the coordinator chooses it by the results of the last one."""
+
 
 def device_rates(request: Mapping[str, object], channel: Channel) -> dict[str, object]:
     """Read the rates of a GPU (:class:`RatesRequest`); ``None`` if its architecture is not known."""
@@ -51,23 +57,34 @@ def time_kernels(request: Mapping[str, object], channel: Channel) -> dict[str, o
     """Load, check and time candidates (:class:`TimeRequest`), alone on the device; sends each result at once.
 
     Then it waits for the next request or the order to end: importing, and waking a device, take longer than most
-    problems. An exception of a candidate is its own failure, and the next candidate begins, unless the context on the
-    device is lost.
+    problems. Requests that follow at once share a turn of :data:`TURN_S`: a study times its models in turns as well. An
+    exception of a candidate is its own failure, and the next candidate begins, unless the context on the device is
+    lost.
     """
-    order = TimeRequest.from_dict(request)
-    device = order.device
+    order: TimeRequest | None = TimeRequest.from_dict(request)
     timed, last_s = 0, -math.inf
-    while True:
+    while order is not None:
+        device = order.device
         with holding(channel, device, "load", exclusive=True):
-            _time(order, channel, warm=time.monotonic() - last_s < COOLS_S)
-        timed, last_s = timed + len(order.candidates), time.monotonic()
-        if device.kind == "cuda":
-            _release_memory()
-        channel.send({"ready": True})
-        answer = channel.receive()
-        if not answer or "request" not in answer:
-            return {"timed": timed}
-        order = TimeRequest.from_dict(answer["request"])
+            begin_s, answer = time.monotonic(), None
+            while order is not None:
+                _time(order, channel, warm=time.monotonic() - last_s < COOLS_S)
+                timed, last_s = timed + len(order.candidates), time.monotonic()
+                channel.send({"ready": True})
+                answer = channel.receive(NEXT_S) if last_s - begin_s < TURN_S else None
+                order = _next_order(answer)
+                if order is not None:
+                    enter(channel, "load")
+            if device.kind == "cuda":
+                _release_memory()
+        order = _next_order(channel.receive()) if answer is None else None
+    return {"timed": timed}
+
+
+def _next_order(answer: Mapping[str, object] | None) -> TimeRequest | None:
+    """Return the request of an answer, ``None`` if it has none."""
+    request = (answer or {}).get("request")
+    return TimeRequest.from_dict(request) if isinstance(request, Mapping) else None
 
 
 def _time(order: TimeRequest, channel: Channel, *, warm: bool) -> None:

@@ -72,17 +72,18 @@ class GenerationSteps:
     ``look`` finds the kernel problems of configurations, and ``claim`` makes trials of those that have no result yet.
     ``tune`` tunes the kernels of trials; as long as its second argument returns true, models are built beside it.
     ``build`` builds trials together, with their kernels, and hands over each as soon as it is built, in any thread.
-    ``fits`` returns whether trials with tuned kernels are expected to be built and timed within the budget; others are
-    withdrawn. ``time`` checks and times a built trial, alone on the device, and returns whether it passed in reduced
-    precision. A candidate that ``can_wait`` hardly wins if one in reduced precision passes. ``claim``, ``fits``,
-    ``withdraw``, ``time`` and ``can_wait`` are called by the thread of the search alone.
+    ``in_time`` returns whether some of the budget is left for the builds with tuned kernels; otherwise they are
+    withdrawn. Such a build takes a fraction of the first one of its model. ``time`` checks and times a built trial,
+    alone on the device, and returns whether it passed in reduced precision. A candidate that ``can_wait`` hardly wins
+    if one in reduced precision passes. ``claim``, ``in_time``, ``withdraw``, ``time`` and ``can_wait`` are called by
+    the thread of the search alone.
     """
 
     look: Callable[[Sequence[Configuration]], None]
     claim: Callable[[Sequence[Configuration]], list[Trial]]
     tune: Callable[[Sequence[Trial], Callable[[], bool]], Kernels]
     build: Callable[[Sequence[Trial], Kernels, Callable[[BuiltTrial], None]], None]
-    fits: Callable[[Sequence[Trial]], bool]
+    in_time: Callable[[], bool]
     withdraw: Callable[[Trial], None]
     time: Callable[[BuiltTrial], bool]
     can_wait: Callable[[Configuration], bool]
@@ -190,7 +191,7 @@ class Generation:
         return self._overlap or not (self._building or self._ready)
 
     def _build_tuned(self, kernels: Kernels) -> None:
-        if self._steps.fits(self._using):
+        if self._steps.in_time():
             self._begin_build([with_kernels(trial, kernels[trial.configuration]) for trial in self._using], kernels)
             return
         for trial in self._using:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -181,15 +181,10 @@ class StudySearch:
                 break
         return batch
 
-    def _fits(self, batch: Iterable[Configuration], budget_s: float, *, looked: bool = False) -> bool:
-        """Return whether configurations are expected to be built and timed within some time.
-
-        ``looked`` says that the kernel problems of their graphs are known.
-        """
-        batch = list(batch)
+    def _fits(self, batch: Sequence[Configuration], budget_s: float) -> bool:
+        """Return whether configurations are expected to be built and timed within some time."""
         builds_s = [self._pacing.build_s(candidate, self._spaces[candidate.backend]) for candidate in batch]
-        looks = not looked and any(map(wants_kernels, batch))
-        return not builds_s or self._pacing.fits(builds_s, budget_s, looks=looks)
+        return not builds_s or self._pacing.fits(builds_s, budget_s, looks=any(map(wants_kernels, batch)))
 
     def _belongs(self, proposal: Configuration, batch: Sequence[Configuration]) -> bool:
         """Return whether a proposal is built with a batch; the sampler's proposals learn from all that come first."""
@@ -234,7 +229,7 @@ class StudySearch:
         steps = GenerationSteps(
             look=self._look, claim=lambda batch: self._claimed(batch, run.finished),
             tune=functools.partial(self._tuned, run), build=functools.partial(self._build, run),
-            fits=lambda trials: not first or self._fits(map(_configuration, trials), self._rest_s(run), looked=True),
+            in_time=lambda: not first or self._rest_s(run) > 0,
             withdraw=self._give_up, time=functools.partial(self._time, run),
             can_wait=self._can_wait,
         )  # fmt: skip
@@ -356,10 +351,6 @@ class StudySearch:
             text=f"{trial.configuration}: left out, because its build did not end in the {built.seconds:.0f} s that "
             "were left of the budget; it is tried if the study gets a larger budget",
         )  # fmt: skip
-
-
-def _configuration(trial: Trial) -> Configuration:
-    return trial.configuration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,7 +30,7 @@ class FakeServer:
 class TimingExecutor:
     """Compiles at once; every candidate takes ``search_us`` in the search and ``final_us`` in a final."""
 
-    waited_s = 0.0
+    waited_s = queued_s = 0.0
 
     def __init__(self, server, device, backend, folder, *, toolchains, seed):
         self.server, self.device, self.backend, self.folder = server, device, backend, folder

@@ -11,8 +11,15 @@ DONE = replace(NEW, timed=ENOUGH, calls=0, outstanding=False)
 
 
 def test_a_problem_with_all_its_first_builds_comes_first_the_one_with_the_largest_share() -> None:
-    promising = replace(DONE, ready=4, gain=0.5, share=0.5)
+    promising = replace(DONE, ready=4, gain=0.1, share=0.5)
     assert next_session([promising, FULL, replace(FULL, share=0.2), replace(NEW, share=0.9)]) == 2
+
+
+def test_other_launches_that_promise_more_than_first_builds_come_before_them() -> None:
+    split, other = replace(DONE, gain=0.4, share=0.2), replace(FULL, share=0.2)
+    assert next_session([other, split]) == 1
+    assert next_session([other, replace(split, share=0.1)]) == 0
+    assert next_session([replace(other, calls=0, ready=0), replace(split, gain=0.01)]) == 1
 
 
 def test_a_problem_that_gets_no_more_builds_counts_as_one_with_all() -> None:

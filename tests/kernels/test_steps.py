@@ -18,6 +18,7 @@ from autotune.measure.lock import device_lock
 from autotune.records.device import Device
 from autotune.records.kernel_problem import GemmProblem
 from autotune.records.trial import Failure
+from tests.kernels import patient_steps
 from tests.toy_kernels import LIBRARY, build, launch
 
 
@@ -122,6 +123,31 @@ def test_timing_waits_for_the_device_and_so_does_what_is_compiled_for_a_cpu(exec
     assert executor.waited_s > 0.5
     executor.close()
     assert [stage for stage, _, _ in executor.spans].count("wait") == 2 and executor.waited_s > 0.5
+
+
+def test_orders_that_follow_at_once_share_a_turn_of_some_length(tmp_path, cpu, toykernels):
+    """Another process, which waits for the device from the first order on, gets it after a turn, not after an order."""
+    (tmp_path / "cache").mkdir()
+
+    def hold():
+        with device_lock(cpu.uuid, exclusive=True):
+            return time.monotonic()
+
+    with (
+        WorkerServer(tmp_path, steps=patient_steps.__name__) as server,
+        closing(
+            KernelExecutor(server, cpu, "toykernels", tmp_path / "cache", toolchains=TOOLCHAINS, seed=0)
+        ) as executor,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        executor.time(PROBLEM, [LIBRARY], None, lambda trial: None)
+        waiting = pool.submit(hold)
+        orders_end_s = []
+        while not waiting.done():
+            executor.time(PROBLEM, [launch(build("none", len(orders_end_s)))], None, lambda trial: None)
+            orders_end_s.append(time.monotonic())
+        shared = sum(end_s < waiting.result() for end_s in orders_end_s)
+    assert shared >= 2, "it had its turn between two orders"
 
 
 def test_compilers_refuse_crash_and_are_missing_each_in_its_way(executor):

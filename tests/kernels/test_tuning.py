@@ -10,6 +10,7 @@ from autotune.execute.server import WorkerServer
 from autotune.kernel import CompileResult
 from autotune.kernels.contenders import contenders
 from autotune.kernels.executor import STEPS
+from autotune.kernels.host import TuningHost
 from autotune.kernels.tuning import tune_kernels
 from autotune.measure.conditions import unregistered_conditions
 from autotune.records.device import Device
@@ -198,7 +199,7 @@ def test_a_backend_without_kernels_is_refused(tmp_path, cpu):
 class FakeExecutor:
     """Compiles and times at once; a timing of a build lasts until the next builds are being compiled."""
 
-    waited_s = 0.0
+    waited_s = queued_s = 0.0
 
     def __init__(self, server, device, backend, folder, *, toolchains, seed):
         self.server, self.device, self.backend, self.folder = server, device, backend, folder
@@ -264,6 +265,20 @@ class Crowded(FakeExecutor):
     def time(self, problem, candidates, best_us, tell):
         if self.libraries_first is None:
             self.libraries_first = candidates[0] == LIBRARY
+        self.overlapped += [None] * 3
+        super().time(problem, candidates, best_us, tell)
+
+
+class TakingTurns(FakeExecutor):
+    """Each timing takes two seconds of its own, and eight in which it waits for other steps; all by a clock."""
+
+    def __init__(self, *arguments, **values):
+        super().__init__(*arguments, **values)
+        self.now_s = self.queued_s = 0.0
+
+    def time(self, problem, candidates, best_us, tell):
+        self.queued_s += 8.0
+        self.now_s += 10.0
         self.overlapped += [None] * 3
         super().time(problem, candidates, best_us, tell)
 
@@ -387,3 +402,20 @@ def test_a_cache_that_cannot_be_written_is_told_with_its_place(tune, tmp_path, m
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a-file"))
     with pytest.raises(WorkError, match="XDG_CACHE_HOME"):
         tune(problem(8))
+
+
+@pytest.mark.parametrize(("limits", "timings"), [({"budget_s": 20.0}, 9), ({"budget_s": 20.0, "limit_s": 50.0}, 5)])
+def test_the_turns_of_other_steps_count_for_the_limit_and_not_for_the_budget(on_a_gpu, monkeypatch, limits, timings):
+    builds = tuple(build("none", number) for number in range(400))
+    monkeypatch.setattr("tests.toy_kernels.ToyKernels.space", lambda *_: ToySpace(builds))
+    executors = []
+
+    class Noted(TakingTurns):
+        def __init__(self, *arguments, **values):
+            super().__init__(*arguments, **values)
+            executors.append(self)
+
+    host = TuningHost(clock=lambda: executors[0].now_s if executors else 0.0)
+    _, _, report = on_a_gpu({problem(20): 1.0}, Noted, host=host, builds=400, **limits)
+    assert report.seconds == pytest.approx(10.0 * timings, abs=10.0)
+    assert report.worked_s == pytest.approx(2.0 * timings, abs=2.0)

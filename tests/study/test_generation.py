@@ -31,18 +31,18 @@ def name_of(configuration: Configuration) -> str:
 class Steps:
     """Steps that wait, each until the test lets it end, and note what they did in ``notes``, in order."""
 
-    def __init__(self, *, fits: bool = True, passes: bool = True) -> None:
+    def __init__(self, *, in_time: bool = True, passes: bool = True) -> None:
         self.notes: list[str] = []
         self.gates: dict[str, threading.Event] = {}
         self.crowded: list[bool] = []
         self.errors: dict[str, Exception] = {}
-        self._fits, self._passes = fits, passes
+        self._in_time, self._passes = in_time, passes
         self._lock = threading.Lock()
 
     def steps(self) -> GenerationSteps:
         return GenerationSteps(
             look=lambda batch: self._wait("look"), claim=self._claim, tune=self._tune, build=self._build,
-            fits=lambda trials: self._fits, withdraw=lambda trial: self.note(f"withdraw {trial.uid}"),
+            in_time=lambda: self._in_time, withdraw=lambda trial: self.note(f"withdraw {trial.uid}"),
             time=self._time, can_wait=lambda configuration: name_of(configuration).startswith("exact"),
         )  # fmt: skip
 
@@ -224,7 +224,7 @@ def test_the_tuning_knows_whether_models_are_built_beside_it(running):
 
 
 def test_those_with_tuned_kernels_are_withdrawn_if_too_little_of_the_budget_is_left(running):
-    steps = Steps(fits=False)
+    steps = Steps(in_time=False)
     one = running(steps, ["a"], ["own"])
     steps.let("a", "look", "tune")
     one.end()

@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autotune.errors import AutotuneError
 from autotune.execute.server import WorkerServer
+from autotune.execute.session import QUEUED
 from autotune.execute.timing import TimeSplit
 from autotune.kernel import KernelToolchains, wants_kernels
 from autotune.kernels.compile_pool import CompileJob
@@ -15,6 +17,9 @@ from autotune.kernels.executor import BuildResult, KernelExecutor
 from autotune.kernels.host import TuningHost
 from autotune.kernels.prefetch import KernelPrefetch
 from autotune.kernels.rates import DeviceRates
+from autotune.kernels.requests import ProblemFinalists
+from autotune.kernels.rounds import ComparedProblem
+from autotune.kernels.steps import NEXT_S, TURN_S
 from autotune.kernels.timing import TimingLimits
 from autotune.kernels.work import Compiled
 from autotune.programs.kernel_replay.simulated import SimulatedClock, SimulatedCosts, SimulatedKernels, SimulatedTimes
@@ -61,6 +66,7 @@ class ReplayKernelExecutor(SimulatedKernels):
             times=host.times,
         )  # fmt: skip
         self._host, self._cache = host, host.cache
+        self._turn: MachineStep | None = None
 
     def rates(self, tell: Callable[[str], None] = lambda _: None) -> DeviceRates:
         """Return the rates of an H200; the first call takes time."""
@@ -78,10 +84,37 @@ class ReplayKernelExecutor(SimulatedKernels):
         return results
 
     def _charge(self, seconds: float) -> None:
-        """Let a session, or a candidate in it, have the device alone."""
+        """Let a session, or a candidate in it, have the device alone, in a turn that the next session may share."""
         begins = seconds == self._costs.session_s
         stage = MachineStage(name="load" if begins else "measure", seconds=seconds, hold="exclusive")
-        self._spans += self._host.machine.run([stage]).spans
+        if self._turn is None or self._turn.done:
+            self._end_turn()
+            kept = MachineStage(name="idle", seconds=NEXT_S, cores=0.0, hold="exclusive")
+            self._turn = self._host.machine.add([stage, kept])
+        else:
+            self._turn.insert(stage)
+        turn = self._turn
+        self._host.machine.wait(lambda: turn.stage.name == "idle")
+
+    def _end_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.end()
+            self._spans += self._turn.spans
+            self._queued_s += sum(end - begin for name, begin, end in self._turn.spans if name == QUEUED)
+            self._turn = None
+
+    def close(self) -> None:
+        """Let the device go."""
+        self._end_turn()
+        super().close()
+
+    def compare(
+        self, work: Sequence[ProblemFinalists], tell: Callable[[ComparedProblem], None], **limits: Any
+    ) -> None:  # fmt: skip
+        """Compare finalists, in a turn of their own."""
+        self._end_turn()
+        super().compare(work, tell, **limits)
+        self._end_turn()
 
     def time(
         self,
@@ -94,6 +127,8 @@ class ReplayKernelExecutor(SimulatedKernels):
     ) -> None:
         """Time candidates in one session, and note the fastest."""
         super().time(problem, candidates, best_us, tell, limits=limits)
+        if self._turn is not None and self._host.machine() - self._turn.begun_s >= TURN_S:
+            self._end_turn()
         times_us = [self._times.us(problem, candidate) for candidate in candidates]
         self._host.reached_us[problem] = min([self._host.reached_us.get(problem, math.inf), *times_us])
         self._host.timed += len(candidates)

@@ -91,6 +91,28 @@ class MachineStep:
         if not self.waits:
             self.begin_stage(self.hold)
 
+    @property
+    def begun_s(self) -> float:
+        """The moment at which its first stage began, after the wait for the device."""
+        return next((end for name, _, end in self.spans if name == QUEUED), self.begin_s)
+
+    def insert(self, stage: MachineStage) -> None:
+        """Break its last stage off, in which it is, for another one that holds the same lock; then that begins anew."""
+        self._leave()
+        self._stages.insert(0, stage)
+        self.begin_stage(self.hold)
+
+    def end(self) -> None:
+        """End it in the stage that it is in."""
+        if not self.done:
+            self._leave()
+            self.hold, self.end_s = "none", self._machine()
+            self._machine.remove(self)
+
+    def _leave(self) -> None:
+        self.spans.append((self.stage.name, self._since_s, self._machine()))
+        self._since_s = self._machine()
+
     def report(self) -> None:
         """Call what follows its end."""
         if self._then is not None:
@@ -131,6 +153,11 @@ class Machine:
         step = self.add(stages)
         self.wait(lambda: step.done)
         return step
+
+    def remove(self, step: MachineStep) -> None:
+        """Take a step away that has ended itself."""
+        self._steps.remove(step)
+        step.report()
 
     def sleep(self, seconds: float) -> None:
         """Let time pass."""

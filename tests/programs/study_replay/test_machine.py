@@ -96,3 +96,21 @@ def test_the_error_of_a_strand_is_raised_where_time_passes():
 def test_a_wait_that_nothing_ends_is_an_error():
     with pytest.raises(RuntimeError, match="no step"):
         Machine(16).wait(lambda: False)
+
+
+def test_a_step_takes_more_stages_in_its_last_one_and_can_end_in_it():
+    machine = Machine(4)
+    kept = MachineStage(name="idle", seconds=3.0, cores=0.0, hold="exclusive")
+    first = machine.add([build(1.0, hold="exclusive")])
+    turn = machine.add([build(2.0, hold="exclusive"), kept])
+    other = machine.add([build(1.0, hold="exclusive")])
+    machine.wait(lambda: turn.stage is kept)
+    machine.sleep(1.0)
+    turn.insert(build(2.0, hold="exclusive"))
+    machine.wait(lambda: turn.stage is kept)
+    assert machine() == pytest.approx(6.0) and turn.begun_s == first.end_s and not other.done
+    turn.end()
+    turn.end()
+    machine.wait(lambda: other.done)
+    assert (turn.end_s, other.end_s) == (pytest.approx(6.0), pytest.approx(7.0))
+    assert [name for name, _, _ in turn.spans] == [QUEUED, "build", "idle", "build", "idle"]
