@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune import standard_streams
-from autotune.database.exchange import RECORDS, export_studies, merge_file
+from autotune.database.exchange import RECORDS, export_studies, merge_file, read_records
 from autotune.database.rows import parse_instant
 from autotune.database.store import Store
 from autotune.errors import WorkError
@@ -63,28 +63,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _collect(run: Run) -> int:
+    paths = sorted(run.options.studies.glob("*/results/*.json"))
+    documents = [_read(path) for path in paths]
+    measured = {_key(document): document["measured"] for document in documents}
     with tempfile.TemporaryDirectory() as folder, Store.open(str(Path(folder) / "plans.db"), create=True) as store:
         for export in run.options.exports:
-            merge_file(store, export)
-        exported = {(*_workload_and_class(plan), plan.created) for plan in store.plans.list()}
-        measured: dict[tuple[str, int, str], str] = {}
-        for path in sorted(run.options.studies.glob("*/results/*.json")):
-            document = _read(path)
-            key = (document["name"], document["batch"], document["device"]["device_class"])
-            measured[key] = document["measured"]
-            if (*key, document["measured"]) not in exported:
+            merge_file(store, _without_replaced(export, measured, Path(folder) / "export.zip"))
+        exported = {_workload_and_class(plan) for plan in store.plans.list()}
+        for path, document in zip(paths, documents, strict=True):
+            if _key(document) not in exported:
                 plan = store_plan(store, document, read_study(path.parents[1] / "study.yaml"))
                 say(f"{path}: {plan.configuration.backend}, {plan.latency_ms:.4g} ms")
-        replaced = {
-            plan.uid for plan in store.plans.list()
-            if measured.get(_workload_and_class(plan), plan.created) != plan.created
-        }  # fmt: skip
-        kept = [plan.name for plan in store.plans.list() if plan.uid not in replaced]
+        kept = [plan.name for plan in store.plans.list()]
         if not kept:
             raise WorkError(f"plans of {run.options.studies}", found="no results file", expected="*/results/*.json")
         export_studies(store, sorted(set(kept)), run.options.out, artifacts=False)
     records = _records(run.options.out)
-    leave_out_plans(records, replaced)
     leave_out_places(records, run.options.studies.name)
     _write_records(run.options.out, records)
     results = [
@@ -94,6 +88,27 @@ def _collect(run: Run) -> int:
         for name in sorted(set(kept))
     ]
     return run.report(rows_of(results), environment("cpu"))
+
+
+def _without_replaced(export: Path, measured: Mapping[tuple[str, int, str], str], file: Path) -> Path:
+    """Write an export into a file, without artifacts and the plans that a results file has replaced; returns the file.
+
+    This precedes the merge, which makes one study of two with the same identity.
+    """
+    replaced = {
+        plan.uid for plan in read_records(export).plans
+        if measured.get(_workload_and_class(plan), plan.created) != plan.created
+    }  # fmt: skip
+    records = _records(export)
+    records["artifacts"] = {}
+    leave_out_plans(records, replaced)
+    _write_records(file, records)
+    return file
+
+
+def _key(document: Mapping[str, Any]) -> tuple[str, int, str]:
+    """Return the same of a results file as :func:`_workload_and_class` of a plan."""
+    return document["name"], document["batch"], document["device"]["device_class"]
 
 
 def _workload_and_class(plan: Plan) -> tuple[str, int, str]:

@@ -84,6 +84,23 @@ def test_a_plan_of_an_export_that_results_have_replaced_is_left_out_with_its_stu
     assert {entry.trial for entry in parcel.measurements} <= {one.trial.uid for one in parcel.trials}
 
 
+def test_a_study_that_was_repeated_has_the_trials_of_its_newest_run_alone(studies, tmp_path, finished_study):
+    """Both runs have the same identity, so a merge of their exports would make one study of them."""
+    folder, plan = studies
+    with Store.open(str(finished_study)) as store:
+        export_studies(store, ["toy"], tmp_path / "newest.zip", artifacts=False)
+    with Store.open(str(tmp_path / "earlier.db"), create=True) as store:
+        earlier = run_study(REQUEST, store).plan
+        export_studies(store, ["toy"], tmp_path / "earlier.zip")
+    exports = [str(tmp_path / "newest.zip"), str(tmp_path / "earlier.zip")]
+    for ordered in (exports, exports[::-1]):
+        assert main([str(folder), "--out", str(tmp_path / "plans.zip"), "--with", *ordered]) == 0
+        parcel, newest = read_records(tmp_path / "plans.zip"), read_records(tmp_path / "newest.zip")
+        assert [kept.uid for kept in parcel.plans] == [plan.uid] != [earlier.uid]
+        assert [study.created for study in parcel.studies] == [study.created for study in newest.studies]
+        assert {item.trial.uid for item in parcel.trials} == {item.trial.uid for item in newest.trials}
+
+
 def test_results_without_a_time_get_that_of_their_commit(studies, tmp_path, capsys):
     folder, _ = studies
     (path,) = folder.glob("toy/results/*.json")

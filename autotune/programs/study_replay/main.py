@@ -10,6 +10,10 @@ By the schedule that they were recorded with, the replays of the first three com
 studies have the first candidate with tuned kernels 11% earlier to 6% later than it was recorded. A replay does not
 know how builds share memory bandwidth and caches, how a device's clock falls, or which stages of a build need the
 device that it holds; the times of kernels are estimates.
+
+The recordings are of schedules that built the candidates of a batch together and timed them one after the other. In
+studies by the present schedule, as in ``studies/plans.zip``, the time between the ends of two trials includes waits for
+builds, so charges from them are too high.
 """
 
 import argparse
@@ -29,7 +33,7 @@ from autotune.programs.surroundings import environment
 from autotune.records.kernel_problem import GemmProblem
 
 NAME = "study_replay"
-RECORDINGS = Path("studies/plans.zip")
+RECORDINGS = Path("studies/recordings.zip")
 
 MOST_LATER = 0.15
 """The most by which a moment of a replay may be later than the recorded one, as a share of that."""

@@ -16,7 +16,7 @@ from autotune.records.trial import Failure, Trial
 from autotune.runtime import discovery
 from autotune.testing import sample_records as samples
 
-COMMITTED = Path(__file__).parents[3] / "studies" / "plans.zip"
+COMMITTED = Path(__file__).parents[3] / "studies" / "recordings.zip"
 CPU = replace(discovery.cpu(), cores=2, isa=("avx2",))
 MODEL = samples.sample_workload("toy")
 POINTS = [

@@ -17,7 +17,7 @@ from autotune.programs.study_replay.replay import recorded, replay, spaces_of
 from autotune.records.canonical import digest
 from autotune.records.configuration import Configuration
 
-COMMITTED = Path(__file__).parents[3] / "studies" / "plans.zip"
+COMMITTED = Path(__file__).parents[3] / "studies" / "recordings.zip"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def replayed(recording, build_cores=2.0, cores=16, **changes):
     return replay(charges, costs_of("nvrtc"), cores=cores, weights={})
 
 
-def test_the_committed_plans_hold_ten_studies_of_an_h200_whose_spaces_are_those_of_this_version(recordings):
+def test_the_committed_recordings_hold_ten_studies_of_an_h200_whose_spaces_are_those_of_this_version(recordings):
     models = ("bert-base", "efficientnet-b0", "mobilenet-v2", "resnet50", "vit-b16")
     assert set(recordings) == {(name, batch) for name in models for batch in (1, 32)}
     for recording in recordings.values():
