@@ -228,10 +228,19 @@ class OffersBaseline(Protocol):
 class ServesFormats(Protocol):
     """A backend whose artifacts are files in formats that model servers load, such as ``onnx``.
 
-    A study with ``serve_as`` admits only the backends that name the format here.
+    A study with ``serve_as`` admits only the backends that name the format here, and of their configurations only those
+    that are in the file as a whole: a server sets no flag of the process, captures no CUDA graph and converts nothing.
     """
 
     serving_formats: tuple[str, ...]
+
+    def is_served(self, configuration: Configuration, device: Device) -> bool:
+        """Return true if a server that loads the file with its library's defaults runs what a trial times."""
+        ...
+
+    def is_plain_export(self, configuration: Configuration, device: Device) -> bool:
+        """Return true for the plainest file of the format, the baseline within it; it is served."""
+        ...
 
 
 @runtime_checkable

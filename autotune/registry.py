@@ -30,6 +30,7 @@ from autotune.backend import (
 from autotune.errors import RequestError
 from autotune.kernel import KernelProvider
 from autotune.records.configuration import Configuration
+from autotune.records.device import Device
 from autotune.renamed import under_new_names
 
 if TYPE_CHECKING:
@@ -102,6 +103,22 @@ def serving_formats() -> dict[str, tuple[str, ...]]:
         for serving_format in owner.serving_formats if isinstance(owner, ServesFormats) else ():
             formats[serving_format] = (*formats.get(serving_format, ()), name)
     return formats
+
+
+def is_served(configuration: Configuration, serving_format: str, device: Device) -> bool:
+    """Return true if a server that loads a file of the format runs what a trial of the configuration times."""
+    owner = backend(configuration.backend)
+    if not isinstance(owner, ServesFormats) or serving_format not in owner.serving_formats:
+        return False
+    return owner.is_served(configuration, device)
+
+
+def is_plain_export(configuration: Configuration, serving_format: str, device: Device) -> bool:
+    """Return true if a configuration is the plainest file of the format."""
+    owner = backend(configuration.backend)
+    if not isinstance(owner, ServesFormats) or serving_format not in owner.serving_formats:
+        return False
+    return owner.is_plain_export(configuration, device)
 
 
 def builds_alone(configuration: Configuration) -> bool:

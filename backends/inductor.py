@@ -19,7 +19,7 @@ from autotune.runtime.elf import needed_libraries
 from autotune.runtime.installed import install_command, torch_availability
 from autotune.runtime.settings import Settings
 from autotune.scratch import ScratchFolder
-from autotune.search_spaces.inductor import inductor_space
+from autotune.search_spaces import inductor as spaces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,15 @@ class InductorBackend:
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
         """Vary precision, freezing, fusions, layout, max-autotune; CUDA graph on a GPU, threads on a CPU."""
-        return inductor_space(device, workload)
+        return spaces.inductor_space(device, workload)
+
+    def is_served(self, configuration: Configuration, device: Device) -> bool:
+        """Return true for packages that torch's loader runs with torch's default flags."""
+        return spaces.is_served(configuration, device)
+
+    def is_plain_export(self, configuration: Configuration, device: Device) -> bool:
+        """Return true for a package in fp32 with inductor's own defaults."""
+        return spaces.is_plain_export(configuration, device)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
         """Compile the captured graph; raises RuntimeError if the compiler links a library that cannot be loaded."""

@@ -66,6 +66,14 @@ class OnnxRuntimeBackend:
         """Return the search space; it is the same with and without a factory."""
         return options.space(device, workload)
 
+    def is_served(self, configuration: Configuration, device: Device) -> bool:
+        """Return true for files that a session without options runs."""
+        return options.is_served(configuration, device)
+
+    def is_plain_export(self, configuration: Configuration, device: Device) -> bool:
+        """Return true for the exported graph, in full precision."""
+        return options.is_plain_export(configuration, device)
+
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
         """Export the graph, fuse it if the configuration says so, and write the model."""
         from autotune.model.onnx import FILE, exported

@@ -13,9 +13,10 @@ from autotune.records.search_space import SearchSpace
 from autotune.records.workload import Workload
 from autotune.runtime.installed import torch_availability
 from autotune.runtime.settings import Settings
-from autotune.search_spaces.torchscript import torchscript_space
+from autotune.search_spaces import torchscript as spaces
 
 if TYPE_CHECKING:
+    import torch
     from torch.fx import GraphModule
 
 MODEL = "model.ts"
@@ -43,7 +44,15 @@ class TorchScriptBackend:
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
         """Vary precision, optimisation, layout; CUDA graph and cuDNN's benchmark on a GPU, threads on a CPU."""
-        return torchscript_space(device, workload)
+        return spaces.torchscript_space(device, workload)
+
+    def is_served(self, configuration: Configuration, device: Device) -> bool:
+        """Return true for files that torch loads and runs with its default flags; precision and layout are in them."""
+        return spaces.is_served(configuration, device)
+
+    def is_plain_export(self, configuration: Configuration, device: Device) -> bool:
+        """Return true for the graph in full precision and the usual layout."""
+        return spaces.is_plain_export(configuration, device)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
         """Trace and freeze the captured graph in its precision and layout, and save it."""
@@ -58,9 +67,8 @@ class TorchScriptBackend:
         for part in module.modules():
             part.training = False  # a captured graph refuses eval(), and freezing refuses a module in training
         with computing(), settings.switches.overlay(), torch.no_grad(), _quiet():
-            if settings.channels_last:
-                module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            traced = torch.jit.trace(module, model.example_inputs(device), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+            laid_out = _laid_out(module) if settings.channels_last else module
+            traced = torch.jit.trace(laid_out, model.example_inputs(device), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
             torch.jit.save(torch.jit.freeze(traced), str(folder / MODEL))
         settings.write(folder)
 
@@ -85,6 +93,24 @@ class TorchScriptBackend:
             if settings.optimize:
                 module = torch.jit.optimize_for_inference(module)
         return torch_runner(module, settings, device, read_example(folder))
+
+
+def _laid_out(module: "torch.nn.Module") -> "torch.nn.Module":
+    """Return a module with its weights in channels-last memory, which puts images into it as well."""
+    import torch
+
+    from autotune.runtime.torch_runner import channels_last
+
+    class LaidOut(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.training = False
+
+        def forward(self, *tensors: torch.Tensor) -> object:
+            return self.inner(*map(channels_last, tensors))
+
+    return LaidOut()
 
 
 def _keep_norms_apart(module: "GraphModule") -> None:

@@ -43,6 +43,30 @@ def inductor_space(device: Device, workload: Workload | None) -> SearchSpace:
     )
 
 
+PLAIN: Mapping[str, Scalar] = {
+    "precision": "fp32", "freezing": False, "epilogue_fusion": True, "pattern_matcher": True, "max_autotune": False,
+    "layout_optimization": True,
+}  # fmt: skip
+"""The parameters of a package as inductor makes it by default."""
+
+
+def is_served(configuration: Configuration, device: Device) -> bool:
+    """Return true if the package alone says what a trial times: no flag of the process, and all cores of a CPU.
+
+    A package in fp32 is timed with TF32 off, as it was compiled. Its convolutions by cuDNN follow the flag of the
+    process, which torch leaves on.
+    """
+    values = dict(configuration.values)
+    outside = bool(values.get("cuda_graph", False)) or bool(values.get("cudnn_benchmark", False))
+    return values["precision"] != "tf32" and not outside and values.get("threads", device.cores) == device.cores
+
+
+def is_plain_export(configuration: Configuration, device: Device) -> bool:
+    """Return true for the served package with inductor's own defaults."""
+    values = dict(configuration.values)
+    return is_served(configuration, device) and all(values.get(name, value) == value for name, value in PLAIN.items())
+
+
 def _has_constants(values: Mapping[str, Scalar]) -> bool:
     return not values["max_autotune"] or bool(values["freezing"])
 

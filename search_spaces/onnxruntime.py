@@ -33,6 +33,34 @@ def space(device: Device, workload: Workload | None) -> SearchSpace:
     )
 
 
+def is_served(configuration: Configuration, device: Device) -> bool:
+    """Return true if a session without options runs what a trial times.
+
+    On a CPU the optimised graph is in the file. On a GPU a session optimises at load, by default at every level, and
+    the CUDA provider uses TF32.
+    """
+    values = dict(configuration.values)
+    if device.kind == "cpu":
+        return values["threads"] == device.cores and values["spinning"] is True
+    full = "tf32" if "tf32" in precisions(device, NAME) else "fp32"
+    usual: dict[str, Scalar] = {
+        "graph_optimization": "all", "cuda_graph": False, "conv_algo_search": "EXHAUSTIVE", "nhwc": False,
+    }  # fmt: skip
+    is_usual = all(values.get(name, value) == value for name, value in usual.items())
+    return values["precision"] in (full, "fp16") and is_usual
+
+
+def is_plain_export(configuration: Configuration, device: Device) -> bool:
+    """Return true for the served graph as it is exported, in full precision, with the usual optimisation."""
+    values = dict(configuration.values)
+    return (
+        is_served(configuration, device)
+        and values["precision"] != "fp16"
+        and values["graph_optimization"] == "all"
+        and not values.get("transformer_fusions", False)
+    )
+
+
 def _on_cpu(device: Device) -> list[Parameter]:
     return [
         Parameter(name="threads", choices=threads(device)),

@@ -1,18 +1,27 @@
 """The search space of TorchScript."""
 
+from collections.abc import Mapping
+
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.device import Device
-from autotune.records.search_space import Parameter, SearchSpace
+from autotune.records.search_space import Constraint, Parameter, SearchSpace
 from autotune.records.workload import Workload
 from autotune.search_spaces.precision import precisions, threads
 
+OUTSIDE: Mapping[str, Scalar] = {"optimize": False, "cuda_graph": False, "cudnn_benchmark": False}
+"""The parameters that are set in the process that loads a file, at the values that a server leaves them at."""
+
 
 def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
-    """Return the space of traced and frozen graphs; ``optimize`` is ``torch.jit.optimize_for_inference``."""
+    """Return the space of traced and frozen graphs; ``optimize`` is ``torch.jit.optimize_for_inference``.
+
+    On a GPU the precision ``default`` is the framework's own TF32 flags, with which a server runs a file in fp32.
+    """
     on_gpu = device.kind == "cuda"
     convolves = workload is None or "convolution" in workload.features
+    supported = precisions(device, "torchscript")
     parameters = [
-        Parameter(name="precision", choices=precisions(device, "torchscript")),
+        Parameter(name="precision", choices=(*supported, "default") if on_gpu else supported),
         Parameter(name="optimize", choices=(True, False)),
     ]
     if convolves:
@@ -26,9 +35,38 @@ def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
     return SearchSpace(
         backend="torchscript",
         parameters=tuple(parameters),
+        constraints=(_DEFAULT_IS_SERVED,) if on_gpu else (),
         defaults=_defaults(device, tuple(parameters)),
         hints=_hints(device, tuple(parameters)),
     )
+
+
+def is_served(configuration: Configuration, device: Device) -> bool:
+    """Return true if the file alone says what a trial times: torch's default flags, and all cores of a CPU."""
+    values = dict(configuration.values)
+    precision = ("default", "bf16", "fp16") if device.kind == "cuda" else ("fp32", "bf16", "fp16")
+    return (
+        values["precision"] in precision
+        and _is_untouched(values)
+        and values.get("threads", device.cores) == device.cores
+    )
+
+
+def is_plain_export(configuration: Configuration, device: Device) -> bool:
+    """Return true for the served file in full precision whose layout is the model's own."""
+    values = dict(configuration.values)
+    full = "default" if device.kind == "cuda" else "fp32"
+    return is_served(configuration, device) and values["precision"] == full and not values.get("channels_last", False)
+
+
+def _is_untouched(values: Mapping[str, Scalar]) -> bool:
+    return all(values.get(name, value) == value for name, value in OUTSIDE.items())
+
+
+_DEFAULT_IS_SERVED = Constraint(
+    reason="precision default belongs to files that are loaded as they are",
+    holds=lambda values: values["precision"] != "default" or _is_untouched(values),
+)
 
 
 def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:

@@ -14,6 +14,7 @@ from autotune.backend import ABILITIES, KernelKind
 from autotune.errors import RequestError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
+from autotune.runtime import discovery
 
 ROOT = Path(__file__).parents[1]
 CPU = Device(kind="cpu", name="AMD EPYC", uuid="cpu-1", cores=2)
@@ -60,6 +61,8 @@ ABLE = """
     def times_kernels_at_build(self, configuration): return bool(configuration["timed"])
     def times_kernels_at_load(self, configuration): return bool(configuration["timed"])
     def is_baseline(self, configuration, *, has_factory): return has_factory
+    def is_served(self, configuration, device): return True
+    def is_plain_export(self, configuration, device): return not configuration["timed"]
     def graph_features(self, model, device): return {"layers": 2}
     def kernel_problems(self, model, configuration, device): return {}
     def explain_artifact(self, folder): return {}
@@ -262,6 +265,10 @@ def test_a_plugin_has_every_ability_that_it_declares(packages: Packages) -> None
     assert registry.baselines() == ("eager", "able")
     formats = registry.serving_formats()
     assert (formats["onnx"], formats["toyfile"]) == (("onnxruntime", "able"), ("able",))
+    cpu = discovery.cpu()
+    assert all(registry.is_served(one, "toyfile", cpu) for one in timed)
+    assert [registry.is_plain_export(one, "toyfile", cpu) for one in timed] == [False, True]
+    assert not any(check(timed[1], "aoti", cpu) for check in (registry.is_served, registry.is_plain_export))
     modules = registry.build_modules(registry.names())
     assert modules.count("torch.onnx") == 1 and modules[-1] == "json"
     assert registry.builds_slowly("able") and registry.builds_in_turn("able")

@@ -9,7 +9,7 @@ from autotune.cli.estimate import Estimate, in_words
 from autotune.execute.finals import LIMIT_S
 from autotune.report import words
 from autotune.standard_streams import readable
-from autotune.study.space import is_baseline
+from autotune.study.space import is_baseline, is_unserved
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
@@ -162,9 +162,9 @@ class TuneProgress:
         self._do("choosing the next trial")
 
     def _take(self, trial: "Trial") -> None:
-        """Remember the figure that a trial is ranked by, if it was timed to its end."""
+        """Remember the figure that a trial is ranked by, if it was timed to its end and can be the plan."""
         figure = trial.ranked_by
-        if trial.state != "complete" or figure is None:
+        if trial.state != "complete" or figure is None or is_unserved(trial.configuration, self._request):
             return
         self._best = figure if self._best is None else min(self._best, figure)
         if is_baseline(trial.configuration, self._request):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from autotune.database.store import Store
     from autotune.records.configuration import Configuration
+    from autotune.records.plan import Plan
     from autotune.records.trial import Trial
     from autotune.study.file import StudyFile
     from autotune.study.request import StudyOutcome, StudyRequest
@@ -110,11 +111,23 @@ def _run(
             if outcome.undecided:
                 outcome = replace(outcome, run=shlex.join(["autotune", *sys.argv[1:]]))
             deploy = _deploy(study, outcome, requests[0], db)
-            show_view(outcome_view(outcome, store.location, deploy=deploy, db=db))
+            show_view(
+                outcome_view(
+                    outcome, store.location, deploy=deploy, db=db, unconstrained=_unconstrained(store, outcome)
+                )
+            )
             if results is not None:
                 _write_results(outcome, results)
             outcomes.append(outcome)
     return outcomes
+
+
+def _unconstrained(store: "Store", outcome: "StudyOutcome") -> "Plan | None":
+    """Return the fastest stored plan in any format for the model of a study for a serving format."""
+    plan = outcome.plan
+    if plan is None or plan.serve_as == "any":
+        return None
+    return store.plans.find(replace(plan.key, serve_as="any"))
 
 
 def _deploy(study: Path, outcome: "StudyOutcome", request: "StudyRequest", db: str | None) -> str:

@@ -156,13 +156,14 @@ def run_finals(
     objective: Objective,
     concurrency: Mapping[str, int] | None = None,
     protocol: str = "finals",
+    beside: Collection[str] = (),
 ) -> FinalsResult:
     """Measure all finalists interleaved and decide; a finalist that crashes or hangs here is dropped.
 
     On a GPU the processes up to the first look load at the same time and then take turns; on a CPU, and for each
     further look, they come one after the other. Raises WorkError if the baseline itself cannot be measured.
     ``concurrency`` is how many requests a finalist has in flight if the objective is throughput; ``protocol`` names
-    the measurement.
+    the measurement. Finalists ``beside`` the others cannot win.
     """
     names = list(artifacts)
     drive = _Drive(
@@ -170,7 +171,7 @@ def run_finals(
         artifacts=dict(artifacts),
         finals=Finals(
             names, baselines=baselines, tie_keys=tie_keys, processes=PROCESSES[executor.device.kind],
-            statistic=statistic_of(objective),
+            statistic=statistic_of(objective), beside=beside,
         ),
         seed=seed,
         objective=objective,

@@ -27,8 +27,9 @@ are run by the third process: twenty rounds of a fourth process contribute more 
 class Finals:
     """Collects rounds, plans those of the next process, names the finalists that may stop, and decides.
 
-    Call :meth:`next_rounds`, run that number in a fresh process without the :meth:`freeze` d finalists, :meth:`add`
-    them, :meth:`look`; repeat until there is a verdict. When the time is up, call :meth:`conclude`.
+    Finalists ``beside`` the others are measured with them and cannot win. Call :meth:`next_rounds`, run that number in
+    a fresh process without the :meth:`freeze` d finalists, :meth:`add` them, :meth:`look`; repeat until there is a
+    verdict. When the time is up, call :meth:`conclude`.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Finals:
         tie_keys: TieKeys | None = None,
         processes: int = 3,
         statistic: Statistic = median,
+        beside: Collection[str] = (),
     ) -> None:
         if not baselines or not set(baselines) <= set(names):
             raise ValueError(f"finals need baselines among {sorted(names)}, found {sorted(baselines)}")
@@ -47,7 +49,7 @@ class Finals:
         if not 1 <= processes <= LOOKS[0]:
             raise ValueError(f"finals run in 1 to {LOOKS[0]} processes before the first look, found {processes}")
         self._blocks: dict[str, list[Block | None]] = {name: [] for name in sorted(names)}
-        self._baselines = frozenset(baselines)
+        self._baselines, self._beside = frozenset(baselines), frozenset(beside)
         self._tie_keys = tie_keys
         self._statistic = statistic
         self._by_median = statistic is median
@@ -68,8 +70,8 @@ class Finals:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The running finalists that are no baselines, sorted."""
-        return tuple(name for name in self.running if name not in self._baselines)
+        """The running finalists that can win and are no baselines, sorted."""
+        return tuple(name for name in self.running if name not in self._baselines | self._beside)
 
     def next_rounds(self) -> int:
         """Return the number of rounds that the next process should run to reach the next look; 0 after the last look.
@@ -104,7 +106,7 @@ class Finals:
         """
         if self.rounds:
             figures = RoundFigures(self.figures(), self._statistic, self._processes, self.disturbed())
-            self._frozen |= figures.far_behind(self._baselines)
+            self._frozen |= figures.far_behind(self._baselines, self._beside)
         return self._frozen
 
     def drop(self, name: str) -> None:
@@ -139,6 +141,7 @@ class Finals:
             statistic=self._statistic,
             processes=self._processes,
             disturbed=self.disturbed(),
+            beside=self._beside,
         )
 
     def figures(self) -> dict[str, list[list[float] | None]]:

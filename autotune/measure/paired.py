@@ -197,16 +197,16 @@ class RoundFigures:
                 return name
         raise ValueError(f"none of {sorted(names)} took part in the last round")
 
-    def far_behind(self, baselines: Collection[str]) -> frozenset[str]:
+    def far_behind(self, baselines: Collection[str], beside: Collection[str] = ()) -> frozenset[str]:
         """Return the finalists that may stop: at least 8 rounds, each more than 10% slower than the best.
 
-        A baseline may stop only if it is that far behind the fastest baseline, which never stops.
+        A baseline may stop only if it is that far behind the fastest baseline, which never stops. Those ``beside``,
+        which decide nothing, never stop.
         """
-        best, baseline = self.running[0], self.fastest(baselines)
+        running = [name for name in self.running if name not in beside]
+        best, baseline = running[0], self.fastest(baselines)
         return frozenset(
-            name
-            for name in self.running
-            if name != best and self._far_behind(name, baseline if name in baselines else best)
+            name for name in running if name != best and self._far_behind(name, baseline if name in baselines else best)
         )
 
     def disturbed_processes(self, apart: Collection[int]) -> tuple[int, ...]:

@@ -98,12 +98,14 @@ def verdict_from_samples(
     statistic: Statistic = median,
     processes: Sequence[int] | None = None,
     disturbed: Disturbed | None = None,
+    beside: Collection[str] = (),
 ) -> Verdict:
     """Decide the finals from raw samples; the order of the finalists does not matter.
 
     ``samples`` may be any positive figures of which less is better; ``statistic`` reduces a block to a single figure.
     ``processes`` names the process of each round; without it all count as rounds of one process. ``disturbed`` says for
-    each finalist and round whether its block was disturbed; without it no block was.
+    each finalist and round whether its block was disturbed; without it no block was. Those ``beside`` have a result and
+    decide nothing.
 
     The baseline is the fastest of ``baselines``. The leader is the finalist that beats it by most, paired within the
     rounds; it is promoted if it beats all others too. Otherwise the smallest tie key wins among the leader and those
@@ -114,17 +116,19 @@ def verdict_from_samples(
     unknown = set(baselines) - set(samples)
     if unknown:
         raise ValueError(f"baselines {sorted(unknown)} are not among the finalists {sorted(samples)}")
-    return _Decision(RoundFigures(samples, statistic, processes, disturbed), baselines, tie_keys).verdict()
+    return _Decision(RoundFigures(samples, statistic, processes, disturbed), baselines, tie_keys, beside).verdict()
 
 
 class _Decision:
     """The rules, over the figures of one race."""
 
-    def __init__(self, figures: RoundFigures, baselines: Collection[str], tie_keys: TieKeys | None) -> None:
+    def __init__(
+        self, figures: RoundFigures, baselines: Collection[str], tie_keys: TieKeys | None, beside: Collection[str]
+    ) -> None:
         self._figures, self._tie_keys = figures, tie_keys
         self._baseline = figures.fastest(baselines)
         self._other_baselines = [n for n in figures.running if n in baselines and n != self._baseline]
-        self._candidates = [name for name in figures.running if name not in baselines]
+        self._candidates = [name for name in figures.running if name not in baselines and name not in beside]
         self._against = figures.against(self._baseline, self._candidates)
 
     def verdict(self) -> Verdict:

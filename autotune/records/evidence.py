@@ -44,16 +44,17 @@ class FinalistRecord(StoredRecord):
 
     ``uid`` is that of its trial. ``objective_value`` is compared, in the objective's own unit; ``figures`` are the
     values that it follows from, a block a round, if they are not the samples themselves. ``flags`` say which conditions
-    disturbed its rounds, ``disturbed_rounds`` which of its rounds do not count. ``percentiles`` and ``utilisation`` are
+    disturbed its rounds, ``disturbed_rounds`` which of its rounds do not count. One that ``is_unserved`` is not in the
+    plan's serving format, and could not win. ``percentiles`` and ``utilisation`` are
     plain data of :mod:`autotune.measure`.
     """
 
     names: ClassVar = (
         "uid", "backend", "batch", "configuration", "latency_ms", "interval_ms", "percentiles", "objective_value",
         "objective_interval", "flags", "signal_error", "build_s", "is_baseline", "could_be_baseline", "is_default",
-        "utilisation", "samples_ms", "figures", "disturbed_rounds",
+        "utilisation", "samples_ms", "figures", "disturbed_rounds", "is_unserved",
     )  # fmt: skip
-    optional: ClassVar = frozenset({"figures", "disturbed_rounds"})
+    optional: ClassVar = frozenset({"figures", "disturbed_rounds", "is_unserved"})
 
     configuration: Configuration
     latency_ms: float
@@ -73,6 +74,7 @@ class FinalistRecord(StoredRecord):
     samples_ms: Blocks = ()
     figures: Blocks | None = None
     disturbed_rounds: tuple[int, ...] | None = None
+    is_unserved: bool | None = None
     stored_keys: tuple[str, ...] | None = None
     beside: Mapping[str, object] = field(default_factory=dict)
 

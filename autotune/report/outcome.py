@@ -14,15 +14,19 @@ from autotune.report.carried import carried_lines
 from autotune.report.distinction import constraints
 from autotune.report.fitting_table import FittingTable
 from autotune.report.searched import curve_line, known_at_start
+from autotune.report.served import served_lines
 from autotune.study.request import StudyOutcome
 from autotune.study.sweep import items_per_s, saturated
 
 
-def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: str | None = None) -> RenderableType:
+def outcome_view(
+    outcome: StudyOutcome, location: str, *, deploy: str = "", db: str | None = None, unconstrained: Plan | None = None
+) -> RenderableType:
     """Show the baseline and the best finalist of each backend, and the plan's speedup, accuracy and next step.
 
     Below are the trials that the database had before, the gain of more search, the numbers of trials, and the times.
-    ``deploy`` is the command that deploys the plan; its lines are never broken.
+    ``deploy`` is the command that deploys the plan; its lines are never broken. ``unconstrained`` is the fastest stored
+    plan in any format, if the study is for a serving format.
     """
     parts: list[RenderableType] = []
     if any(finalist.is_baseline for finalist in outcome.finalists):
@@ -32,8 +36,8 @@ def outcome_view(outcome: StudyOutcome, location: str, *, deploy: str = "", db: 
         lines = _undecided(outcome)
     else:
         plan = outcome.plan
-        lines = [_speedup_line(outcome, plan), _accuracy_line(outcome, plan), *_next(deploy), *_fp32_line(outcome)]
-        lines += carried_lines(plan)
+        lines = [_speedup_line(outcome, plan), *served_lines(plan, unconstrained), _accuracy_line(outcome, plan)]
+        lines += [*_next(deploy), *_fp32_line(outcome), *carried_lines(plan)]
     if outcome.untried:
         lines.append(f"not tried within --trials and --budget: {', '.join(outcome.untried)}")
     lines += [f"known at the start: {known_at_start(outcome.known_at_start)}", *curve_line(outcome.curve)]
@@ -114,7 +118,7 @@ def _finalists_table(outcome: StudyOutcome) -> FittingTable:
         is_plan = outcome.plan is not None and configuration == outcome.plan.configuration
         table.add_row(
             "plan →" if is_plan else "",
-            f"{configuration.backend} (baseline)" if finalist.is_baseline else configuration.backend,
+            f"{configuration.backend}{_role(outcome, finalist)}",
             words.knobs(configuration) + (" (reduced precision)" if words.is_reduced(configuration) else ""),
             words.latency(finalist.latency_ms, finalist.interval_ms),
             *((words.figure(finalist.compared, objective.unit),) if own else ()),
@@ -125,6 +129,12 @@ def _finalists_table(outcome: StudyOutcome) -> FittingTable:
             style="bold green" if is_plan else "",
         )
     return table
+
+
+def _role(outcome: StudyOutcome, finalist: FinalistRecord) -> str:
+    if finalist.is_unserved:
+        return " (not served)" if outcome.plan is None else f" (no {outcome.plan.serve_as})"
+    return " (baseline)" if finalist.is_baseline else ""
 
 
 def _undecided(outcome: StudyOutcome) -> list[str | Text]:
@@ -154,7 +164,7 @@ def _speedup_line(outcome: StudyOutcome, plan: Plan) -> str:
     tie = ""
     if plan.status == "tie":
         tie = f"; noise makes it impossible to say whether {_tied(plan)} is faster"
-        if any(finalist.compared < value for finalist in outcome.finalists):
+        if any(finalist.compared < value and not finalist.is_unserved for finalist in outcome.finalists):
             tie += ", and the plan is the simpler of them"
     bounds = speedup_interval(plan)
     between = f" (in pairs of rounds {words.speedup(bounds[0])} – {words.speedup(bounds[1])} at 95%)" if bounds else ""

@@ -10,6 +10,7 @@ from autotune.report import distinction, words
 from autotune.report.facts import Facts
 from autotune.report.fitting_table import FittingTable
 from autotune.report.searched import known_at_start
+from autotune.report.served import todays_lines
 
 
 def plans_table(plans: Sequence[Plan], location: str) -> RenderableType:
@@ -60,6 +61,7 @@ def plan_view(plan: Plan, location: str, *, artifact_here: bool | None, parts: S
         *_objective(plan),
         ("signal error", f"{words.signal_error(plan.signal_error)} (limit {limits.signal_error:g})"),
         ("objective", f"{limits.name}, served as {plan.serve_as}"),
+        *(("today", line.removeprefix("today: ")) for line in todays_lines(plan)),
         ("constraints", distinction.constraints(limits)),
         ("device", f"{plan.device.name} ({plan.device.device_class})"),
         ("toolchain", ", ".join(f"{name} {version}" for name, version in plan.toolchain.versions)),

@@ -187,7 +187,7 @@ def verify_results(document: Mapping[str, Any]) -> list[str]:
     disturbed = {name: finalist.disturbed for name, finalist in finalists.items()}
     verdict = verdict_from_samples(
         figures, baselines=baselines, statistic=statistic_of(objective), processes=document["process_of_round"],
-        disturbed=disturbed,
+        disturbed=disturbed, beside=[name for name, finalist in finalists.items() if finalist.is_unserved],
     )  # fmt: skip
     by_latency = objective.name == "latency_p50"
     latencies = RoundFigures(figures, disturbed=disturbed) if by_latency else RoundFigures(samples)
@@ -233,6 +233,7 @@ def _finalist(finalist: FinalistRecord) -> dict[str, object]:
         "is_baseline": finalist.is_baseline,
         "could_be_baseline": finalist.could_be_baseline,
         "is_default": finalist.is_default,
+        **({"is_unserved": True} if finalist.is_unserved else {}),
         **{name: entry.get(name) for name in _FIGURES},
         **{name: entry[name] for name in _BESIDE if entry.get(name) is not None},
         **({"figures": _rounded(finalist.figures)} if finalist.figures else {}),

@@ -33,7 +33,7 @@ def torch_runner(
     placed = signature.place(example)
     with alone() if settings.cudnn_benchmark else computing(), settings.switches.overlay(), torch.no_grad():
         if settings.channels_last:
-            placed = list(map(_channels_last, placed))
+            placed = list(map(channels_last, placed))
         borrowed = _settle(call, placed)
         if settings.cuda_graph:
             return CudaGraphRunner(lambda *inputs: tuple(call(*inputs)), placed, signature=signature)
@@ -71,7 +71,7 @@ class TorchRunner:
         with self._overlay, self._no_grad():
             placed = self._signature.place(inputs)
             if self._channels_last:
-                placed = list(map(_channels_last, placed))
+                placed = list(map(channels_last, placed))
             outputs = tuple(call(*placed))
             if self._borrowed:
                 return tuple(out.clone() if i in self._borrowed else out for i, out in enumerate(outputs))
@@ -105,7 +105,7 @@ def _memory(tensors: "Sequence[torch.Tensor]") -> set[int]:
     return {storage.data_ptr() for storage in storages if storage.nbytes()}
 
 
-def _channels_last(tensor: "torch.Tensor") -> "torch.Tensor":
+def channels_last(tensor: "torch.Tensor") -> "torch.Tensor":
     """Put an image batch [batch, channels, height, width] into channels-last memory; leave other tensors alone."""
     import torch
 

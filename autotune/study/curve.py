@@ -6,11 +6,11 @@ from autotune.database.rows import StudyRow
 from autotune.records.search_curve import CurvePoint, SearchCurve
 from autotune.records.trial import Trial
 from autotune.study.request import StudyRequest
-from autotune.study.space import is_baseline
+from autotune.study.space import is_baseline, is_unserved
 
 
 def search_curve(row: StudyRow, trials: Sequence[Trial], request: StudyRequest) -> SearchCurve | None:
-    """Return the curve of a study's complete trials; those that were reused from other studies ended at 0 s.
+    """Return the curve of a study's complete trials that can be its plan; those of other studies ended at 0 s.
 
     ``None`` without a complete baseline, if an earlier version began the study, or if a trial has no moment, such as
     one that came by ``autotune db merge``.
@@ -21,7 +21,7 @@ def search_curve(row: StudyRow, trials: Sequence[Trial], request: StudyRequest) 
     points: list[CurvePoint] = []
     baselines: dict[bool, list[float]] = {False: [], True: []}
     for trial in trials:
-        if trial.state != "complete" or trial.ranked_by is None:
+        if trial.state != "complete" or trial.ranked_by is None or is_unserved(trial.configuration, request):
             continue
         seconds = 0.0 if trial.reused else ended_s.get(trial.uid)
         if seconds is None:

@@ -19,7 +19,10 @@ from autotune.records.study_start import StudyStart
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finalist:
-    """A candidate in finals; ``concurrency`` is its number of requests in flight if throughput is compared."""
+    """A candidate in finals; ``concurrency`` is its number of requests in flight if throughput is compared.
+
+    One that ``is_unserved`` is not in the serving format of the study, and cannot win.
+    """
 
     configuration: Configuration
     signal_error: float | None
@@ -27,6 +30,7 @@ class Finalist:
     could_be_baseline: bool
     is_default: bool
     concurrency: int = 1
+    is_unserved: bool = False
 
 
 class PlanFigures(TypedDict):
@@ -131,6 +135,7 @@ class FinalsEvidence:
             is_baseline=uid == result.verdict.baseline,
             could_be_baseline=finalist.could_be_baseline,
             is_default=finalist.is_default,
+            is_unserved=finalist.is_unserved or None,
             utilisation=result.utilisation.get(uid),
             samples_ms=_blocks(samples_ms),
             figures=_blocks(figures) if figures != samples_ms else None,

@@ -2,7 +2,7 @@
 
 import contextlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from autotune import registry
@@ -16,7 +16,7 @@ from autotune.study.carry import carried_records
 from autotune.study.context import StudyContext
 from autotune.study.evidence import Finalist, FinalsEvidence
 from autotune.study.rebuild import Rebuilder, best_concurrency, timed_alone
-from autotune.study.space import choose_finalists, is_baseline
+from autotune.study.space import choose_finalists, is_baseline, is_unserved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +69,14 @@ class StudyFinals:
             raise (failure.exception if failure is not None else WorkError)(
                 f"{row.name}: the baseline was not timed, so nothing can be compared with it",
                 found=str(failure or "it was not tried"),
-                expected="the model to run in eager mode", run=f"autotune trials {row.name} --failed",
+                expected=self._baseline_text, run=f"autotune trials {row.name} --failed",
             )  # fmt: skip
         defaults = [configuration for space in self.context.spaces for configuration in space.defaults]
         digests = {plan.configuration.digest for plan in self.context.carried}
         carried = {trial.uid for trial in complete if trial.configuration.digest in digests}
-        chosen = choose_finalists(complete, baselines, defaults, self._disturbed(complete), carried)
+        chosen = choose_finalists(
+            complete, baselines, defaults, self._disturbed(complete), carried, self._unserved(complete)
+        )
         self._chosen = frozenset(trial.uid for trial in chosen)
         ready = [self._with_artifact(trial, trial.uid in baselines) for trial in chosen]
         trials = {trial.uid: trial for trial in ready if trial is not None}
@@ -84,6 +86,14 @@ class StudyFinals:
         for uid, measurement in result.measurements.items():
             self.context.store.trials.add_measurement(uid, "finals", measurement)
         return result, trials
+
+    @property
+    def _baseline_text(self) -> str:
+        serve_as = self.context.request.serve_as
+        return "the model to run in eager mode" if serve_as == "any" else f"the plainest {serve_as} file to run"
+
+    def _unserved(self, trials: Iterable[Trial]) -> frozenset[str]:
+        return frozenset(trial.uid for trial in trials if is_unserved(trial.configuration, self.context.request))
 
     def _tried(self) -> list[Trial]:
         """Return the trials of the study under the present toolchain."""
@@ -105,6 +115,7 @@ class StudyFinals:
             lambda rounds, elapsed_s: self.context.progress.event("finals_round", rounds=rounds, elapsed_s=elapsed_s),
             objective=self.context.request.objective,
             concurrency={uid: self._concurrency(uid) for uid in trials},
+            beside=self._unserved(trials.values()),
         )
 
     def _call_deployed(self, winner: Trial) -> None:
@@ -131,7 +142,10 @@ class StudyFinals:
         self.context.store.trials.add_measurement(plan.evidence.trial, "alone", alone)
 
     def _baselines_of(self, complete: Sequence[Trial]) -> frozenset[str]:
-        """Return the uids of the baselines: the user's own module or, if it has no time, its captured graph."""
+        """Return the uids of the baselines: the user's own module or, if it has no time, its captured graph.
+
+        In a study for a serving format they are its plainest files.
+        """
         for stand_in in (False, True):
             self._baselines = frozenset(
                 trial.uid
@@ -162,7 +176,7 @@ class StudyFinals:
         if needed:
             raise again.failure.exception(
                 f"{self.context.row.name}: the baseline was built again for the finals and does not pass",
-                found=str(again.failure), expected="the model in eager mode to pass the study's own gate",
+                found=str(again.failure), expected=f"{self._baseline_text}, and to pass the study's own gate",
                 run=f"autotune trials {self.context.row.name}",
             )  # fmt: skip
         self.context.progress.event("message", text=f"{trial.configuration} is left out of the finals: {again.failure}")
@@ -234,5 +248,6 @@ class StudyFinals:
             build_s=trial.build_s,
             could_be_baseline=uid in self._baselines,
             is_default=trial.configuration.digest in self._defaults,
+            is_unserved=is_unserved(trial.configuration, self.context.request),
             concurrency=self._concurrency(uid),
         )

@@ -29,22 +29,38 @@ CARRIED = 4.0
 """The same for a plan that is carried from another device class. A slower one would use up the time of the finals."""
 
 
-def is_baseline(configuration: Configuration, request: StudyRequest, *, stand_in: bool = False) -> bool:
+def is_todays(configuration: Configuration, request: StudyRequest, *, stand_in: bool = False) -> bool:
     """Return true if a configuration is the model as its user runs it today (on a CPU: at some thread count).
 
-    With ``stand_in``, return true if it is the model's captured graph in eager mode, which becomes the baseline if the
+    With ``stand_in``, return true if it is the model's captured graph in eager mode, which takes its place if the
     user's own module fails.
     """
     has_factory = request.factory is not None and not stand_in
     return registry.is_baseline(configuration, has_factory=has_factory)
 
 
+def is_baseline(configuration: Configuration, request: StudyRequest, *, stand_in: bool = False) -> bool:
+    """Return true if every speedup is measured against a configuration: today's way to run the model.
+
+    In a study for a serving format that is the format's plainest file. Today's way takes part beside it, but cannot be
+    the plan: :func:`is_unserved`.
+    """
+    if request.serve_as == "any":
+        return is_todays(configuration, request, stand_in=stand_in)
+    return registry.is_plain_export(configuration, request.serve_as, request.device)
+
+
+def is_unserved(configuration: Configuration, request: StudyRequest) -> bool:
+    """Return true if a configuration is not in the study's serving format, and so can be no plan."""
+    return request.serve_as != "any" and not registry.is_served(configuration, request.serve_as, request.device)
+
+
 def stand_ins(tried: Sequence[Trial], request: StudyRequest) -> list[Configuration]:
-    """Return the captured graph of each baseline that was tried, if all of them have failed; else nothing.
+    """Return the captured graph for each way of today that was tried, if all of them have failed; else nothing.
 
     A module may fail for reasons of its own, such as a factory that works only on the machine of its author.
     """
-    own = [trial for trial in tried if is_baseline(trial.configuration, request)]
+    own = [trial for trial in tried if is_todays(trial.configuration, request)]
     if request.factory is None or not own or any(trial.state != "failed" for trial in own):
         return []
     return [
@@ -76,7 +92,8 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
         space = _narrow(space, request, whole=name in admitted)
         if space.defaults or any(True for _ in space):
             spaces.append(space)
-    if not any(not is_baseline(configuration, request) for space in spaces for configuration in space):
+    candidates = (configuration for space in spaces for configuration in space)
+    if not any(not is_baseline(one, request) and not is_unserved(one, request) for one in candidates):
         precision = "any precision" if request.precisions is None else f"precision {', '.join(request.precisions)}"
         raise SpaceError(
             f"the search space of {request.name} leaves no candidate on {request.device.name}",
@@ -113,6 +130,7 @@ def choose_finalists(
     defaults: Sequence[Configuration],
     disturbed: Collection[str] = frozenset(),
     carried: Collection[str] = frozenset(),
+    unserved: Collection[str] = frozenset(),
 ) -> list[Trial]:
     """Return the trials that enter the finals, fastest first.
 
@@ -122,10 +140,13 @@ def choose_finalists(
 
     ``disturbed`` are the uids of trials during whose whole screening other processes used the device. Their latency is
     unknown, so all baselines and defaults among them enter. ``carried`` are the uids of trials of carried plans, which
-    enter unless they are slower than :data:`CARRIED` times the best.
+    enter unless they are slower than :data:`CARRIED` times the best. Of the ``unserved``, which can be no plan, the
+    fastest enters, to be compared with.
     """
     ranked = [trial for trial in complete if trial.ranked_by is not None]
     ranked.sort(key=lambda trial: (trial.ranked_by, trial.uid))
+    beside = [trial for trial in ranked if trial.uid in set(unserved)][:1]
+    ranked = [trial for trial in ranked if trial.uid not in set(unserved)]
     own = [trial for trial in ranked if trial.uid in set(baselines)]
     base = {trial.uid for trial in _within(own, IN_REACH)} | {trial.uid for trial in own if trial.uid in disturbed}
     ranked = [trial for trial in ranked if trial.uid in base or trial.uid not in set(baselines)]
@@ -146,7 +167,7 @@ def choose_finalists(
         if len(must - base) >= FINALISTS:
             break
         must.add(trial.uid)
-    return [trial for trial in ranked if trial.uid in must]
+    return [*(trial for trial in ranked if trial.uid in must), *beside]
 
 
 def _within(ranked: Sequence[Trial], factor: float) -> list[Trial]:
@@ -163,13 +184,21 @@ def _admitted_backends(request: StudyRequest) -> set[str]:
 
 
 def _narrow(space: SearchSpace, request: StudyRequest, *, whole: bool) -> SearchSpace:
-    """Limit a space to the baseline and, if it is ``whole``, the precisions that the study admits."""
+    """Limit a space to the baseline, today's way and, if it is ``whole``, what the study admits."""
     backend = space.backend
 
     def baseline(values: Mapping[str, Scalar]) -> bool:
-        return is_baseline(Configuration.of(backend, values), request)
+        configuration = Configuration.of(backend, values)
+        return is_baseline(configuration, request) or is_todays(configuration, request)
 
     constraints = list(space.constraints)
+    if whole and request.serve_as != "any":
+        constraints.append(
+            Constraint(
+                reason=f"a server of {request.serve_as} files does not run it as it would be timed",
+                holds=lambda values: not is_unserved(Configuration.of(backend, values), request) or baseline(values),
+            )
+        )
     if not whole:
         constraints.append(Constraint(reason=f"{backend} takes part as the baseline only", holds=baseline))
     elif request.precisions is not None:
@@ -181,8 +210,11 @@ def _narrow(space: SearchSpace, request: StudyRequest, *, whole: bool) -> Search
             )
         )
     narrowed = replace(space, constraints=tuple(constraints), defaults=(), hints=())
+    plainest = () if request.serve_as == "any" else tuple(one for one in narrowed if is_baseline(one, request))
     return replace(
         narrowed,
-        defaults=tuple(default for default in space.defaults if narrowed.refusal(default) is None),
+        defaults=tuple(
+            dict.fromkeys(default for default in (*plainest, *space.defaults) if narrowed.refusal(default) is None)
+        ),
         hints=tuple(hint for hint in space.hints if narrowed.refusal(hint) is None),
     )

@@ -16,6 +16,7 @@ from autotune.records.trial import Measurement, Trial, TrialState
 from autotune.study.built_trial import StoredBuild
 from autotune.study.context import StudyContext
 from autotune.study.pace import Pace
+from autotune.study.space import is_unserved
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class TrialTiming:
             if footprint.failure is not None:
                 return dataclasses.replace(trial, state="failed", failure=footprint.failure), measurement
             score = float(footprint.answer.memory.peak_bytes)
-        if self.context.request.objective.name.startswith("latency"):
+        request = self.context.request
+        if request.objective.name.startswith("latency") and not is_unserved(trial.configuration, request):
             self._pace.note(trial.configuration, latency_ms)
         return dataclasses.replace(trial, state=state, latency_ms=latency_ms, score=score), measurement

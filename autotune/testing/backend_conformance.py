@@ -37,6 +37,7 @@ from autotune.backend import (
     GemmProblem,
     LoadsInTurn,
     OffersBaseline,
+    ServesFormats,
     TimesKernelsAtBuild,
     TunesKernels,
 )
@@ -130,6 +131,15 @@ class BackendConformance:
             members = {name for name in (*vars(ability), *ability.__annotations__) if not name.startswith("_")}
             has = {name for name in members if hasattr(self.backend, name)}
             assert has in (set(), members), f"{ability.__name__}: it lacks {', '.join(sorted(members - has))}"
+
+    def test_its_files_have_a_plainest_one(self) -> None:
+        """A space has one plainest file for a serving format, and it is served."""
+        if not isinstance(self.backend, ServesFormats):
+            pytest.skip("its artifacts are no files that servers load")
+        space = self.backend.space(self.device, None, has_factory=True)
+        served = [configuration for configuration in space if self.backend.is_served(configuration, self.device)]
+        plain = [one for one in space if self.backend.is_plain_export(one, self.device)]
+        assert len(plain) == 1 and plain[0] in served
 
     def test_declares_names(self) -> None:
         """Formats, modules and parameters are tuples of distinct names."""

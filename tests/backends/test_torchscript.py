@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -40,6 +42,26 @@ def test_every_knob_keeps_the_answer(optimize: bool, channels_last: bool, tmp_pa
     named = toy_inputs("convolutional", 3)
     answers = BACKEND.load(built.folder, CPU)(*named.values())
     torch.testing.assert_close(answers, expected("convolutional", named), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precision_and_layout_are_in_the_file_that_a_server_loads(precision: str, tmp_path: Path) -> None:
+    chosen = configuration(optimize=False, channels_last=True, precision=precision, threads=CPU.cores)
+    assert BACKEND.is_served(chosen, CPU) and not BACKEND.is_plain_export(chosen, CPU)
+    built = build_toy(BACKEND, CPU, "convolutional", tmp_path, configuration=chosen)
+    named = toy_inputs("convolutional", 3)
+    torch.save(named, tmp_path / "inputs.pt")
+    script = (
+        f"import sys, torch\nmodule = torch.jit.load({str(built.folder / 'model.ts')!r})\n"
+        f"named = torch.load({str(tmp_path / 'inputs.pt')!r})\n"
+        f"with torch.no_grad(): torch.save(module(*named.values()), {str(tmp_path / 'answers.pt')!r})\n"
+        "assert 'autotune' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+    plain = torch.load(tmp_path / "answers.pt")
+    answers = BACKEND.load(built.folder, CPU)(*named.values())
+    assert [answer.dtype for answer in plain] == [torch.float32] * len(plain)
+    torch.testing.assert_close(tuple(plain), answers, rtol=1e-4, atol=1e-5)
 
 
 def test_optimising_changes_the_graph_that_runs(tmp_path: Path) -> None:

@@ -54,6 +54,20 @@ def test_every_figure_is_recomputed_from_the_samples():
     assert json.loads(json.dumps(verdict.as_dict()))["winner"] == "b"
 
 
+def test_one_beside_the_others_has_a_result_and_decides_nothing():
+    latencies_ms = {"plain": 10.0, "file": 8.0, "eager": 2.0, "slow": 30.0}
+    samples = simulate(np.random.default_rng(2), latencies_ms, 20)
+    verdict = verdict_from_samples(samples, baselines=["plain"], beside=["eager"])
+    assert (verdict.winner, verdict.baseline, verdict.status) == ("file", "plain", "promoted")
+    assert verdict.finalists[0].name == "eager" and verdict.of("eager").speedup == pytest.approx(5.0, rel=0.05)
+    assert verdict_from_samples(samples, baselines=["plain"]).winner == "eager"
+    figures = RoundFigures(samples)
+    assert figures.far_behind(["plain"], ["eager"]) == {"slow"}, "others are compared with the best that can win"
+    assert figures.far_behind(["plain"]) == {"file", "slow"}
+    only = {name: samples[name] for name in ("plain", "eager")}
+    assert verdict_from_samples(only, baselines=["plain"], beside=["eager"]).status == "baseline"
+
+
 def test_an_injected_2_percent_is_found():
     found = 0
     for seed in range(40):

@@ -1,10 +1,17 @@
 from dataclasses import replace
 
+import pytest
+
+from autotune import registry
+from autotune.backend import Availability
 from autotune.records.configuration import Configuration
+from autotune.records.device import Device
 from autotune.records.trial import Trial
 from autotune.runtime import discovery
 from autotune.study.request import StudyRequest
-from autotune.study.space import FINALISTS, choose_finalists, untried
+from autotune.study.space import FINALISTS, choose_finalists, is_baseline, is_unserved, search_spaces, untried
+
+H200 = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
 
 
 def trial(number: int, latency_ms: float, backend: str = "a", precision: str = "fp32") -> Trial:
@@ -61,3 +68,31 @@ def test_backends_without_a_trial_are_named_only_if_they_offer_the_study_somethi
     tried = [trial(0, 1.0, "eager")]
     assert untried(request, tried) == ("torchscript",)
     assert "torchscript" not in untried(replace(request, precisions=("fp16",)), tried), "it offers no fp16 on a CPU"
+
+
+def test_one_that_is_not_served_is_compared_with_and_outclasses_nobody():
+    trials = [trial(0, 1.0, "eager"), trial(1, 1.5, "eager"), trial(2, 8.0), trial(3, 9.0), trial(4, 10.0, "base")]
+    found = choose_finalists(trials, ["t04"], [], unserved={"t00", "t01"})
+    assert [t.number for t in found] == [2, 3, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("serve_as", "owner"), [("torchscript", "torchscript"), ("aoti", "inductor"), ("onnx", "onnxruntime")]
+)
+@pytest.mark.parametrize("device", [discovery.cpu(), H200])
+def test_a_study_for_a_format_has_its_files_the_plainest_first_and_todays_way_beside_them(
+    serve_as, owner, device, monkeypatch
+):
+    for name in registry.names():  # whether its library is installed here or not
+        monkeypatch.setattr(registry.backend(name), "probe", lambda device: Availability(works=True), raising=False)
+    request = StudyRequest(name="a", batch=1, device=device, factory="m.py:f", serve_as=serve_as)
+    spaces = {space.backend: list(space) for space in search_spaces(request, None)}
+    defaults = {space.backend: space.defaults for space in search_spaces(request, None)}
+    assert set(spaces) == {"eager", owner}
+    served = [one for one in spaces[owner] if not is_unserved(one, request)]
+    assert served == spaces[owner] and sum(is_baseline(one, request) for one in served) == 1
+    assert is_baseline(defaults[owner][0], request)
+    assert all(is_unserved(one, request) and not is_baseline(one, request) for one in spaces["eager"])
+    assert not any(one.get("cuda_graph", False) or one.get("optimize", False) for one in served)
+    if device.kind == "cpu":
+        assert {one["threads"] for one in served} == {device.cores}
