@@ -104,13 +104,17 @@ def refuse_random_operators(name: str, operators: Sequence[str], module: "torch.
 
 def in_train_mode(module: "torch.nn.Module") -> list[str]:
     """Return the parts that are in train mode though the whole is not, with their classes, without containers."""
-    if module.training:
+    if _trains(module):
         return []
     return [
         f"{path} ({type(part).__name__})"
         for path, part in module.named_modules()
-        if part.training and not any(child.training for child in part.children())
+        if _trains(part) and not any(map(_trains, part.children()))
     ]
+
+
+def _trains(part: "torch.nn.Module") -> bool:
+    return bool(getattr(part, "training", False))  # a frozen TorchScript module has no mode
 
 
 def _answered(
