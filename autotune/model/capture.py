@@ -25,6 +25,7 @@ from autotune.model.behaviour import (
 )
 from autotune.model.form import Form, Node, flatten
 from autotune.model.masks import drop_neutral_masks
+from autotune.model.program import has_varying_sizes
 from autotune.model.tensors import is_lazy
 from autotune.model.untouched import process_state, untouched
 from autotune.model.work import work
@@ -134,6 +135,8 @@ def capture(
     names = tuple(example)
     varied = {key: (other or example)[key] for key in names}
     notes = _initialise(module, example)
+    if isinstance(module, torch.fx.GraphModule) and has_varying_sizes(module):
+        notes.append("the program takes inputs of several sizes; it is specialised to those of the inputs given")
     if torchscript.is_scripted(module):
         notes += torchscript.notes(module)
     if getattr(module, "training", False):

@@ -18,6 +18,7 @@ from autotune.errors import ArtifactError, ModelError
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
 PREFIX = "file:"
 """The beginning of a model's source that names a file; any other source names a callable."""
@@ -25,7 +26,9 @@ PREFIX = "file:"
 EXPECTED = "a file of torch.jit.save (TorchScript) or torch.export.save (.pt2)"
 FACTORY = "a factory, model: {factory: path.py:callable}, that makes the module and loads its weights"
 LARGEST_TEXT_BYTES = 1 << 28
-_OF_TENSORS = re.compile(r"(collections|torch|torch\._utils|torch\._tensor|torch\.nn\.parameter|_codecs)\b(?!\.nn\.modules)")
+_OF_TENSORS = re.compile(
+    r"(collections|torch|torch\._utils|torch\._tensor|torch\.nn\.parameter|_codecs)\b(?!\.nn\.modules)"
+)
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, zipfile.BadZipFile)
 
 
@@ -88,7 +91,9 @@ def read(path: Path) -> ModelFile:
         raise ModelError(f"the model file {path}", found=found, expected=EXPECTED)
     try:
         if not zipfile.is_zipfile(path):
-            raise ModelError(f"the model file {path} cannot be taken", found=_no_archive(path), expected=EXPECTED, run=FACTORY)
+            raise ModelError(
+                f"the model file {path} cannot be taken", found=_no_archive(path), expected=EXPECTED, run=FACTORY
+            )
         with zipfile.ZipFile(path) as archive:
             for kind in KINDS:
                 if kind.is_of(archive):
@@ -103,6 +108,14 @@ def read(path: Path) -> ModelFile:
 def module_of(path: Path, device: str = "cpu") -> "torch.nn.Module":
     """Return the module of a model file, as its user runs it, on a device; raises ModelError."""
     return read(path).kind.module(path, device)
+
+
+def module_of_program(program: "ExportedProgram") -> "torch.nn.Module":
+    """Return the module that a user of an exported program calls; it checks what the export has assumed."""
+    module = program.module()
+    for part in module.modules():
+        part.training = False  # the mode is in the graph, and the module refuses eval()
+    return module
 
 
 class TorchScript:
@@ -160,15 +173,14 @@ class ExportedFile:
         from autotune.model.program import load_program
 
         try:
-            module = on_device(load_program(path), device).module()
+            return module_of_program(on_device(load_program(path), device))
         except ArtifactError as error:
             raise ModelError(error.asked, found=error.found, expected=error.expected) from error
         except Exception as error:  # torch reads by several libraries, which raise errors of their own
             found = f"{type(error).__name__}: {error}".splitlines()[0][:300]
-            raise ModelError(f"the exported program {path.name} cannot be read", found=found, expected=EXPECTED) from error
-        for part in module.modules():
-            part.training = False  # the mode is in the graph, and the module refuses eval()
-        return module
+            raise ModelError(
+                f"the exported program {path.name} cannot be read", found=found, expected=EXPECTED
+            ) from error
 
     def _inputs(self, specs: Sequence[Any], values: Any) -> Iterator[DeclaredInput]:
         for spec in specs:

@@ -46,7 +46,7 @@ def content(module: "torch.nn.Module") -> bytes:
 
     written = io.BytesIO()
     try:
-        torch.jit.save(module, written)  # type: ignore[no-untyped-call]
+        torch.jit.save(module, written)
     except Exception as error:  # modules that torch has optimised or lowered cannot be saved
         raise ModelError(
             "the TorchScript module cannot be saved, so no worker can get it",
@@ -103,13 +103,14 @@ def attributes(part: "torch.nn.Module") -> Iterator[tuple[str, object]]:
 
 def _parameter(argument: Any) -> inspect.Parameter:
     """Describe one argument; a name that no Python code can write is made one that is given by position alone."""
-    name, kind = str(argument.name), inspect.Parameter.POSITIONAL_OR_KEYWORD
-    if argument.kwarg_only:
-        kind = inspect.Parameter.KEYWORD_ONLY
-    elif not name.isidentifier() or keyword.iskeyword(name):
-        name, kind = "argument_" + re.sub(r"\W", "_", name), inspect.Parameter.POSITIONAL_ONLY
+    name = str(argument.name)
     default = argument.default_value if argument.has_default_value() else inspect.Parameter.empty
-    return inspect.Parameter(name, kind, default=default)
+    if argument.kwarg_only:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+    if name.isidentifier() and not keyword.iskeyword(name):
+        return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+    name = "argument_" + re.sub(r"\W", "_", name)
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY, default=default)
 
 
 def _unreadable(what: str, text: str) -> ModelError:

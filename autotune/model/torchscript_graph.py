@@ -31,9 +31,9 @@ def converted(module: "torch.nn.Module", example: "Mapping[str, torch.Tensor]") 
     """
     from torch._export.converter import TS2EPConverter
 
-    arguments = _arguments(module, example)
+    arguments, copy = _arguments(module, example), cast("torch.jit.ScriptModule", torchscript.copied(module))
     with _silenced():
-        program = TS2EPConverter(torchscript.copied(module), tuple(arguments.values())).convert()
+        program = TS2EPConverter(copy, tuple(arguments.values())).convert()
     graph = flat_module(program)
     _fold_numbers(graph, tuple(arguments.values()))
     if any(_READS_VALUE in str(node.target) for node in graph.graph.nodes):
@@ -91,9 +91,7 @@ def _arguments(module: "torch.nn.Module", example: "Mapping[str, torch.Tensor]")
     }
 
 
-def _by_example(
-    graph: "torch.nn.Module", arguments: Mapping[str, object], names: Sequence[str]
-) -> "torch.nn.Module":
+def _by_example(graph: "torch.nn.Module", arguments: Mapping[str, object], names: Sequence[str]) -> "torch.nn.Module":
     """Wrap a graph that takes all parameters so that it takes the example's tensors alone."""
     import torch
 
@@ -138,9 +136,10 @@ def _fold_numbers(graph: "GraphModule", inputs: Sequence[object]) -> None:
         def run_node(self, n: "Node") -> Any:
             value = super().run_node(n)
             random = torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ())
-            if n.op == "placeholder" or random or (n.op == "get_attr" and not _is_number(value)):
-                self.on_values.add(n)
-            elif "sym_size" not in str(n.target) and any(source in self.on_values for source in n.all_input_nodes):
+            sources = () if "sym_size" in str(n.target) else n.all_input_nodes
+            of_values = any(source in self.on_values for source in sources)
+            weight = n.op == "get_attr" and not _is_number(value)
+            if n.op == "placeholder" or random or weight or of_values:
                 self.on_values.add(n)
             elif n.op == "call_function" and isinstance(value, bool | int | float):
                 self.found[n] = value
