@@ -18,7 +18,7 @@ from autotune.model.behaviour import (
     Behaviour,
     depends_on_values,
     dtype_name,
-    first_line,
+    main_line,
     observe,
     refuse_first_values,
     refuse_random_operators,
@@ -210,13 +210,12 @@ def _from_torchscript(
     reasons = []
     for way, find in WAYS.items():
         try:
-            with _quiet():
-                stand_in = find(module, example)
+            stand_in = find(module, example)
             return _from_module(name, stand_in, behaviour, example, varied, in_order=True)
         except ModelError as error:
             reasons.append(f"{way}: {error.asked}: {error.found}")
         except Exception as error:  # torch's converter asserts, and the interpreter raises errors of its own
-            reasons.append(f"{way}: {type(error).__name__}: {first_line(error)}")
+            reasons.append(f"{way}: {type(error).__name__}: {main_line(error)}")
     raise ModelError(
         f"no graph can be made of the TorchScript module {name}",
         found="; ".join(reasons),
@@ -241,7 +240,7 @@ def _initialise(module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]")
     except Exception as error:
         raise ModelError(
             "the model has lazy layers, which a first call initialises, and that call fails",
-            found=f"{type(error).__name__}: {first_line(error)}",
+            found=f"{type(error).__name__}: {main_line(error)}",
             expected="a model that takes its inputs",
         ) from error
     finally:
@@ -272,7 +271,7 @@ def _exported(name: str, module: "torch.nn.Module", inputs: "Mapping[str, torch.
         raise ModelError(
             f"{name} cannot be captured by torch.export"
             + (": its computation depends on the values of its inputs" if data_dependent else ""),
-            found=f"{type(error).__name__}: {first_line(error)}{_place(text)}",
+            found=f"{type(error).__name__}: {main_line(error)}{_place(text)}",
             expected="a forward without control flow, and without shapes, that depend on the values of its inputs",
             run=f"torch.export.export(module, (), kwargs) with the inputs {', '.join(inputs)}, which shows the place",
         ) from error
@@ -314,7 +313,7 @@ def _refuse_unsavable(name: str, program: "ExportedProgram") -> None:
     except Exception as error:
         raise ModelError(
             f"torch.export captures {name}, but cannot save its graph and load it again",
-            found=f"{type(error).__name__}: {first_line(error)}",
+            found=f"{type(error).__name__}: {main_line(error)}",
             expected="blocks under autocast or no_grad, and branches, that are not nested in one another",
             run="the model without the inner block (a model that is tuned computes no gradients anyway)",
         ) from error
@@ -362,7 +361,7 @@ def _refuse_other_answers(
         try:
             answer = module(*(tensor.clone() for tensor in inputs.values()))
         except Exception as error:
-            raise _capture_mismatch(name, f"{type(error).__name__}: {first_line(error)}") from error
+            raise _capture_mismatch(name, f"{type(error).__name__}: {main_line(error)}") from error
         for output, tensor, right in zip(behaviour.form.names, answer, expected, strict=True):
             if tensor.shape != right.shape or tensor.dtype != right.dtype:
                 got, wanted = (f"{dtype_name(part)}{list(part.shape)}" for part in (tensor, right))

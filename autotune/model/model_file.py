@@ -184,13 +184,13 @@ class ExportedFile:
 
     def _inputs(self, specs: Sequence[Any], values: Any) -> Iterator[DeclaredInput]:
         for spec in specs:
-            if "user_input" not in spec:
+            if not spec.keys() & {"user_input", "constant_input"}:
                 continue
-            argument = spec["user_input"]["arg"]
+            argument = spec.get("user_input", {}).get("arg", {})
             if "as_tensor" not in argument:
                 raise ModelError(
                     "the exported program takes an argument that is no tensor",
-                    found=json.dumps(argument)[:80],
+                    found=json.dumps(spec.get("constant_input", argument))[:80],
                     expected="a program that was exported without that argument, which then has its default",
                 )
             name = argument["as_tensor"]["name"]

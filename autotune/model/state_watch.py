@@ -65,7 +65,7 @@ class StateWatch:
         return list(_changed(self._before, self._state()))
 
     def _writes(self, name: str, key: str, path: str) -> ModelError:
-        owner = self.module.get_submodule(path.rpartition(".")[0])
+        owner = dict(self.module.named_modules())[path.rpartition(".")[0]]  # TorchScript has no get_submodule
         trained = f"; its part {path.rpartition('.')[0] or 'itself'} ({type(owner).__name__}) is in train mode"
         training = getattr(owner, "training", False)  # a frozen TorchScript module has no mode
         return ModelError(

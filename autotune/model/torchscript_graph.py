@@ -8,6 +8,7 @@ result with the module in both cases.
 
 import functools
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -109,12 +110,14 @@ def _by_example(graph: "torch.nn.Module", arguments: Mapping[str, object], names
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Silence the warnings of an export with dynamic shapes: the graph is specialised afterwards."""
+    """Silence remarks on weights without a use, and on sizes that vary: the graph is specialised afterwards."""
     logger = logging.getLogger("torch._export.non_strict_utils")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(before)
 

@@ -133,7 +133,7 @@ def _unfitting(file: ModelFile, found: str) -> RequestError:
 
 
 def _refused(text: str, found: str, expected: str = FORM) -> RequestError:
-    return RequestError(f"cannot read --inputs {text}", found=found, expected=expected)
+    return RequestError(f"cannot read --inputs {text!r}", found=found, expected=expected)
 
 
 def _name(path: Path) -> str:
