@@ -27,8 +27,17 @@ if TYPE_CHECKING:
 
 def tune(
     study: Annotated[
-        Path, typer.Argument(metavar="STUDY_FILE", help="The study file, such as studies/resnet50/study.yaml.")
+        Path,
+        typer.Argument(metavar="STUDY_FILE", help="The study file (studies/resnet50/study.yaml), or a model file."),
     ],
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--inputs",
+            metavar="[NAME=]SHAPE[:DTYPE[:VALUES]]",
+            help="An input of a model file, such as 1x3x224x224 or ids=1x128:int64:0..30522. Repeatable.",
+        ),
+    ] = None,
     batch: Batch = None,
     db: Db = None,
     device: Annotated[
@@ -56,14 +65,14 @@ def tune(
 ) -> None:
     """Find the fastest way to run a study's model on a device, and keep it as its plan.
 
+    A model file (TorchScript, or a .pt2 of torch.export.save) needs no study file: its study has the name of the file.
     A study that was stopped is continued; a finished study prints its plan and measures nothing, unless it is told to
     run its finals --again, or has plans to --carry. Exit code 1 if the finals of a study could not decide, after the
     studies of the other batches.
     """
     from autotune.report.outcome import sweep_view
-    from autotune.study.file import read_study
 
-    file = read_study(study)
+    file = _study(study, inputs or [], batch)
     requests = study_requests(file, batch=batch, device=device, trials=trials, budget=budget)
     requests = [replace(request, again=again, carry=tuple(carry or ())) for request in requests]
     swept = file.sweeps and batch is None
@@ -83,6 +92,26 @@ def tune(
         print_json({"studies": [_document(outcome, _deploy(study, outcome, requests[0], db)) for outcome in outcomes]})
     if any(outcome.undecided for outcome in outcomes):
         raise typer.Exit(1)
+
+
+def _study(path: Path, inputs: "Sequence[str]", batch: int | None) -> "StudyFile":
+    """Read a study file, or make the study of a model file."""
+    from autotune.study.file import read_study
+    from autotune.study.model_study import is_model_file, read_model_study
+
+    if not is_model_file(path):
+        if inputs:
+            raise RequestError(
+                f"--inputs beside the study file {path}", found=f"--inputs {inputs[0]}",
+                expected="the inputs in the study file, or a model file instead of it",
+            )  # fmt: skip
+        return read_study(path)
+    if batch is not None:
+        raise RequestError(
+            f"--batch {batch} beside the model file {path}", found="no study file",
+            expected="the batch as the first size of the first of --inputs",
+        )  # fmt: skip
+    return read_model_study(path, inputs)
 
 
 def _run(
@@ -132,10 +161,15 @@ def _unconstrained(store: "Store", outcome: "StudyOutcome") -> "Plan | None":
 
 def _deploy(study: Path, outcome: "StudyOutcome", request: "StudyRequest", db: str | None) -> str:
     """Return the command that deploys the plan of an outcome; empty if it has no plan."""
-    from autotune.report.deploying import deploy_command
+    from autotune.report.deploying import deploy_by_name_command, deploy_command
+    from autotune.study.model_study import is_model_file
 
     database = db or environment.database_url()  # another shell may not have the variable
-    return "" if outcome.plan is None else deploy_command(study, outcome.plan, request.device, database)
+    if outcome.plan is None:
+        return ""
+    if is_model_file(study):
+        return deploy_by_name_command(outcome.plan, request.device, database)
+    return deploy_command(study, outcome.plan, request.device, database)
 
 
 def _document(outcome: "StudyOutcome", deploy: str) -> dict[str, object]:

@@ -17,6 +17,7 @@ from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, StudyOutcom
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
 
     from autotune.database.store import Store
     from autotune.deploy.model import OptimizedModel
@@ -31,7 +32,7 @@ NOT_WRITTEN = Path("/nonexistent/autotune-model")
 
 
 def optimize(
-    model: "torch.nn.Module",
+    model: "torch.nn.Module | ExportedProgram",
     inputs: object,
     *,
     budget: str | float = DEFAULT_BUDGET_S,
@@ -52,6 +53,7 @@ def optimize(
 ) -> "OptimizedModel":
     """Return a callable that answers like ``model``: the stored plan if there is one, else the plan of a search.
 
+    ``model`` is a module, compiled TorchScript included, or an exported program.
     ``name`` is a label of the study, by default the class of the model; a plan is found by the model itself, whatever
     its name. ``inputs`` are the arguments of one call (a tensor, a tuple, or a dict by parameter name), or a list of
     several such sets, which are used as they are. ``device`` defaults to that of the model. The other options are those
@@ -76,7 +78,7 @@ def optimize(
 
 
 def tune(
-    model: "torch.nn.Module",
+    model: "torch.nn.Module | ExportedProgram",
     inputs: object,
     *,
     budget: str | float = DEFAULT_BUDGET_S,
@@ -115,7 +117,7 @@ def tune(
 
 
 def load(
-    model: "torch.nn.Module | str",
+    model: "torch.nn.Module | ExportedProgram | str",
     inputs: object = None,
     *,
     batch: int | None = None,
@@ -168,7 +170,7 @@ def load(
 
 
 def _request(
-    model: "torch.nn.Module",
+    model: "torch.nn.Module | ExportedProgram",
     inputs: object,
     *,
     device: str | None,
@@ -197,7 +199,7 @@ def _request(
     )  # fmt: skip
     prepared = prepare(module, inputs, device=target, name=name, seed=seed)
     request.objective.refuse_other_outputs(prepared.captured.form.names)
-    return prepared, replace(request, name=prepared.name, batch=prepared.batch)
+    return prepared, replace(request, name=prepared.name, batch=prepared.batch, own_file=prepared.own_file)
 
 
 def _usable(
@@ -286,6 +288,7 @@ def _factory_of(store: "Store", plan: "Plan") -> tuple[str | None, int | None]:
     A plan of form ``module`` runs the factory's module; one with tuned kernels may have to be timed against it again.
     """
     from autotune.kernel import wants_kernels
+    from autotune.model import model_file
 
     if plan.configuration.get("form", "") != "module" and not wants_kernels(plan.configuration):
         return None, None
@@ -294,7 +297,8 @@ def _factory_of(store: "Store", plan: "Plan") -> tuple[str | None, int | None]:
     except ValueError:
         return None, None
     factory = row.settings.get("factory")
-    return (str(factory), row.seed) if factory else (None, None)
+    # The file of a study has its own weights, and the module at hand may have others.
+    return (str(factory), row.seed) if factory and not model_file.is_file(str(factory)) else (None, None)
 
 
 def _searched(store: "Store", prepared: "Prepared", request: StudyRequest, progress: Progress) -> StudyOutcome:

@@ -44,6 +44,13 @@ class Prepared:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def own_file(self) -> bool:
+        """True if the module itself can be written as a model file: it is compiled TorchScript."""
+        from autotune.model import torchscript
+
+        return torchscript.is_scripted(self.module)
+
+    @property
     def example(self) -> "Inputs":
         """The first set of inputs, by name in the order of the forward's parameters."""
         return self.timing[0]
@@ -64,16 +71,17 @@ class Prepared:
         from autotune.execute.input_sets import write_sets
         from autotune.model import source
 
+        own = self.module if factory is not None or self.own_file else None
         source.write(
-            folder, self.captured, self.example, factory=factory, seed=self.seed if seed is None else seed,
-            module=self.module if factory is not None else None, treatments=self.treatments,
+            folder, self.captured, self.example, factory=None if self.own_file else factory,
+            seed=self.seed if seed is None else seed, module=own, treatments=self.treatments,
         )  # fmt: skip
         write_sets(folder / input_sets.TIMING, list(self.timing))
         write_sets(folder / input_sets.HELD_OUT, list(self.held_out))
         return folder
 
 
-def in_memory(model: "torch.nn.Module", device: str | None) -> "tuple[torch.nn.Module, Device]":
+def in_memory(model: object, device: str | None) -> "tuple[torch.nn.Module, Device]":
     """Return the caller's module, and the device of this name, by default that of the module.
 
     Raises ModelError if it is no module that can be tuned, DeviceError if the device is not there.
@@ -106,7 +114,8 @@ def prepare(module: "torch.nn.Module", inputs: object, *, device: Device, name: 
     with random_state(), torch.device("cpu"):  # whatever the caller's default device is
         timing, held_out, treatments = _shares(sets, seed)
         on_cpu = module if _place(module) == "cpu" else _copied(module)
-        own_name = name or slug(type(module).__name__) or "model"
+        kind = getattr(module, "original_name", type(module).__name__)  # of a compiled module, the class it was
+        own_name = name or slug(kind) or "model"
         batch = next((tensor.shape[0] for tensor in sets[0].values() if tensor.dim()), 1)
         captured = capture(own_name, max(1, batch), on_cpu, sets[0], held_out[0])
     for note in captured.notes:
@@ -180,6 +189,10 @@ def _shares(sets: "Sequence[Inputs]", seed: int) -> "tuple[list[Inputs], list[In
 
 def _copied(module: "torch.nn.Module") -> "torch.nn.Module":
     """Return a copy on the CPU of a module that is on a GPU."""
+    from autotune.model import torchscript
+
+    if torchscript.is_scripted(module):
+        return torchscript.copied(module)
     try:
         return copy.deepcopy(module).cpu()
     except Exception as error:

@@ -1,6 +1,7 @@
 """Steps that make what is measured: prepare a model, compute its reference, build a configuration."""
 
 import json
+import shutil
 import sys
 import time
 
@@ -22,14 +23,23 @@ from autotune.execute.stages import building, enter, holding
 
 
 def prepare(request: PrepareRequest, channel: Channel) -> PrepareAnswer:
-    """Make the module by its factory, draw the study's inputs, capture it, and write all of it into a folder."""
-    from autotune.model import capture, factory, inputs, reading, source
+    """Make the module, draw the study's inputs, capture it, and write all of it into a folder.
+
+    A model file is copied first, so that all that follows is of one content.
+    """
+    from autotune.model import capture, factory, inputs, model_file, reading, source
 
     enter(channel, "build")
     before = set(sys.modules)
     folder, seed, batch, specs = request.folder, request.seed, request.batch, request.inputs
     with reading.watching() as seen, factory.folder_of(request.factory):
-        module = factory.make_module(request.factory, seed)
+        spec = request.factory
+        if model_file.is_file(spec):
+            model_file.read(model_file.path_of(spec))  # refuses what is no such file by its own name
+            folder.mkdir(parents=True, exist_ok=True)
+            own = shutil.copyfile(model_file.path_of(spec), folder / source.OWN_FILE)
+            spec = model_file.source_of(own)
+        module = factory.make_module(spec, seed)
         example, other = inputs.generate(specs, batch, seed, 2, "example")
         captured = capture.capture(request.name, batch, module, example, other)
         timing = inputs.generate(specs, batch, seed, TIMING_SETS, "timing")

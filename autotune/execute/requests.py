@@ -13,7 +13,7 @@ from autotune.records.objective import Objective
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareRequest(StepRecord):
-    """Make a model by its ``factory`` (``module:callable`` or ``path.py:callable``) and capture it into ``folder``."""
+    """Make a model by its ``factory`` (a callable or ``file:`` with a path) and capture it into ``folder``."""
 
     folder: Path
     name: str

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 ROUNDING = 1e-5
 """The largest relative difference of two answers to one input: threads may add up a sum in any order."""
 
+INTERPRETER_FAILED = "The following operation failed in the TorchScript interpreter"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Behaviour:
@@ -104,13 +106,17 @@ def refuse_random_operators(name: str, operators: Sequence[str], module: "torch.
 
 def in_train_mode(module: "torch.nn.Module") -> list[str]:
     """Return the parts that are in train mode though the whole is not, with their classes, without containers."""
-    if module.training:
+    if _trains(module):
         return []
     return [
         f"{path} ({type(part).__name__})"
         for path, part in module.named_modules()
-        if part.training and not any(child.training for child in part.children())
+        if _trains(part) and not any(map(_trains, part.children()))
     ]
+
+
+def _trains(part: "torch.nn.Module") -> bool:
+    return bool(getattr(part, "training", False))  # a frozen TorchScript module has no mode
 
 
 def _answered(
@@ -124,7 +130,7 @@ def _answered(
         shapes = ", ".join(f"{name} {dtype_name(t)}{list(t.shape)}" for name, t in inputs.items())
         raise ModelError(
             f"the model refuses {what or 'its inputs'}",
-            found=f"{type(error).__name__}: {first_line(error)}",
+            found=f"{type(error).__name__}: {main_line(error)}",
             expected=f"a forward that takes {shapes}"
             + (", with other values in the ranges of those given" if what else ""),
             run="the study with low, high or a file for its inputs; in Python, several sets of inputs" if what else "",
@@ -253,6 +259,9 @@ def dtype_name(tensor: "torch.Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's message that is not empty."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def main_line(error: BaseException) -> str:
+    """Return the first line of an exception's message that is not empty; of TorchScript's, the last: the cause."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return lines[-1] if lines[0].startswith(INTERPRETER_FAILED) else lines[0]

@@ -13,26 +13,29 @@ from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from autotune.errors import AutotuneError, ModelError
-from autotune.model import fingerprint, schema
+from autotune.model import fingerprint, schema, torchscript
 from autotune.model.behaviour import (
     Behaviour,
     depends_on_values,
     dtype_name,
-    first_line,
+    main_line,
     observe,
     refuse_first_values,
     refuse_random_operators,
 )
 from autotune.model.form import Form, Node, flatten
 from autotune.model.masks import drop_neutral_masks
+from autotune.model.program import has_varying_sizes
 from autotune.model.tensors import is_lazy
-from autotune.model.untouched import untouched
+from autotune.model.untouched import process_state, untouched
 from autotune.model.work import work
 from autotune.records.workload import TensorSpec, Workload
 
 if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
+
+    Inputs = Mapping[str, torch.Tensor]
 
 GRAPH_TOLERANCE = 1e-3
 """The largest distance of the graph from the module, relative to the largest value of an output."""
@@ -75,9 +78,9 @@ def caller(module: "torch.nn.Module", names: Sequence[str]) -> "Callable[[Mappin
     """
     import torch
 
-    first = list(names)
-    if not isinstance(module, torch.fx.GraphModule):
-        first = list(takewhile(lambda name: name in names, schema.by_position(module.forward)))
+    first = list(takewhile(lambda name: name in names, schema.by_position(module.forward)))
+    if isinstance(module, torch.fx.GraphModule):
+        first = [name for name in names if name not in schema.by_keyword(module.forward)]
     rest = [name for name in names if name not in first]
 
     def call(inputs: "Mapping[str, torch.Tensor]") -> object:
@@ -86,14 +89,17 @@ def caller(module: "torch.nn.Module", names: Sequence[str]) -> "Callable[[Mappin
     return call
 
 
-def flat(module: "torch.nn.Module", names: tuple[str, ...], written: Sequence[str] = ()) -> "torch.nn.Module":
+def flat(
+    module: "torch.nn.Module", names: tuple[str, ...], written: Sequence[str] = (), *, in_order: bool = False
+) -> "torch.nn.Module":
     """Wrap a module so that it takes its named inputs as flat tensors and returns a tuple of flat tensors.
 
-    It gets copies of the inputs that it writes into. Training flags stay as they are.
+    It gets copies of the inputs that it writes into. Training flags stay as they are. With ``in_order`` the module
+    takes the inputs by position, in the order of the names, whatever its own names for them are.
     """
     import torch
 
-    call = caller(module, names)
+    call = (lambda inputs: module(*inputs.values())) if in_order else caller(module, names)
     copied = [name in written for name in names]
 
     class Flat(torch.nn.Module):
@@ -129,26 +135,21 @@ def capture(
     names = tuple(example)
     varied = {key: (other or example)[key] for key in names}
     notes = _initialise(module, example)
-    with untouched(module), torch.no_grad():
-        if module.training:
-            _evaluate(module)
-            notes.append("the model is in train mode; it is tuned as it answers in eval mode")
-        behaviour = observe(name, module, caller(module, names), example, varied)
-        program = _exported(name, flat(module, names, behaviour.written), example)
-        _keep_buffers(program)
+    if isinstance(module, torch.fx.GraphModule) and has_varying_sizes(module):
+        notes.append("the program takes inputs of several sizes; it is specialised to those of the inputs given")
+    if torchscript.is_scripted(module):
+        notes += torchscript.notes(module)
+    if getattr(module, "training", False):
+        notes.append("the model is in train mode; it is tuned as it answers in eval mode")
+    with _evaluating(module) as own, torch.no_grad():
+        behaviour = observe(name, own, caller(own, names), example, varied)
+        find = _from_torchscript if torchscript.is_scripted(own) else _from_module
+        program = find(name, own, behaviour, example, varied)
         # A hook or an object of the user's own that has kept values of the export now keeps those of a real call.
-        caller(module, names)({key: value.clone() for key, value in example.items()})
+        caller(own, names)({key: value.clone() for key, value in example.items()})
     if behaviour.set_at_first:
-        with untouched(module), torch.no_grad():
-            if module.training:
-                _evaluate(module)
-            refuse_first_values(name, caller(module, names), varied, behaviour)
-    refuse_random_operators(name, fingerprint.random_operators(program), module)
-    with torch.no_grad():
-        drop_neutral_masks(program)
-        _refuse_unsavable(name, program)
-        _refuse_values(name, program, behaviour.form)
-        _refuse_other_answers(name, program, behaviour, (example, varied))
+        with _evaluating(module) as own, torch.no_grad():
+            refuse_first_values(name, caller(own, names), varied, behaviour)
     begin = time.perf_counter()
     weights = fingerprint.weights(program)
     weights_s = time.perf_counter() - begin
@@ -172,6 +173,57 @@ def capture(
     )  # fmt: skip
 
 
+@contextlib.contextmanager
+def _evaluating(module: "torch.nn.Module") -> "Iterator[torch.nn.Module]":
+    """Yield the module in eval mode, to be called; it is left as it was, TorchScript by means of a copy."""
+    if torchscript.is_scripted(module):
+        with process_state():
+            yield torchscript.copied(module)
+        return
+    with untouched(module):
+        if module.training:
+            _evaluate(module)
+        yield module
+
+
+def _from_module(
+    name: str, module: "torch.nn.Module", behaviour: Behaviour, example: "Inputs", varied: "Inputs",
+    *, in_order: bool = False,
+) -> "ExportedProgram":  # fmt: skip
+    """Return the graph of a module, which answers like it on both sets of inputs; raises ModelError."""
+    program = _exported(name, flat(module, tuple(example), behaviour.written, in_order=in_order), example)
+    _keep_buffers(program)
+    refuse_random_operators(name, fingerprint.random_operators(program), module)
+    drop_neutral_masks(program)
+    _refuse_unsavable(name, program)
+    _refuse_values(name, program, behaviour.form)
+    _refuse_other_answers(name, program, behaviour, (example, varied))
+    return program
+
+
+def _from_torchscript(
+    name: str, module: "torch.nn.Module", behaviour: Behaviour, example: "Inputs", varied: "Inputs"
+) -> "ExportedProgram":
+    """Return the graph of a TorchScript module, by the first way that finds one; raises ModelError if none does."""
+    from autotune.model.torchscript_graph import WAYS
+
+    reasons = []
+    for way, find in WAYS.items():
+        try:
+            stand_in = find(module, example)
+            return _from_module(name, stand_in, behaviour, example, varied, in_order=True)
+        except ModelError as error:
+            reasons.append(f"{way}: {error.asked}: {error.found}")
+        except Exception as error:  # torch's converter asserts, and the interpreter raises errors of its own
+            reasons.append(f"{way}: {type(error).__name__}: {main_line(error)}")
+    raise ModelError(
+        f"no graph can be made of the TorchScript module {name}",
+        found="; ".join(reasons),
+        expected="operators of torch on tensors, whose order does not depend on the values of the inputs",
+        run="autotune with a factory (path.py:callable) that returns the eager module that was scripted",
+    )
+
+
 def _initialise(module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]") -> list[str]:
     """Call a module with lazy layers once, as its user would: the layers get their shapes and keep them."""
     import torch
@@ -188,7 +240,7 @@ def _initialise(module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]")
     except Exception as error:
         raise ModelError(
             "the model has lazy layers, which a first call initialises, and that call fails",
-            found=f"{type(error).__name__}: {first_line(error)}",
+            found=f"{type(error).__name__}: {main_line(error)}",
             expected="a model that takes its inputs",
         ) from error
     finally:
@@ -219,7 +271,7 @@ def _exported(name: str, module: "torch.nn.Module", inputs: "Mapping[str, torch.
         raise ModelError(
             f"{name} cannot be captured by torch.export"
             + (": its computation depends on the values of its inputs" if data_dependent else ""),
-            found=f"{type(error).__name__}: {first_line(error)}{_place(text)}",
+            found=f"{type(error).__name__}: {main_line(error)}{_place(text)}",
             expected="a forward without control flow, and without shapes, that depend on the values of its inputs",
             run=f"torch.export.export(module, (), kwargs) with the inputs {', '.join(inputs)}, which shows the place",
         ) from error
@@ -261,7 +313,7 @@ def _refuse_unsavable(name: str, program: "ExportedProgram") -> None:
     except Exception as error:
         raise ModelError(
             f"torch.export captures {name}, but cannot save its graph and load it again",
-            found=f"{type(error).__name__}: {first_line(error)}",
+            found=f"{type(error).__name__}: {main_line(error)}",
             expected="blocks under autocast or no_grad, and branches, that are not nested in one another",
             run="the model without the inner block (a model that is tuned computes no gradients anyway)",
         ) from error
@@ -309,7 +361,7 @@ def _refuse_other_answers(
         try:
             answer = module(*(tensor.clone() for tensor in inputs.values()))
         except Exception as error:
-            raise _capture_mismatch(name, f"{type(error).__name__}: {first_line(error)}") from error
+            raise _capture_mismatch(name, f"{type(error).__name__}: {main_line(error)}") from error
         for output, tensor, right in zip(behaviour.form.names, answer, expected, strict=True):
             if tensor.shape != right.shape or tensor.dtype != right.dtype:
                 got, wanted = (f"{dtype_name(part)}{list(part.shape)}" for part in (tensor, right))

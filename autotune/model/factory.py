@@ -1,4 +1,4 @@
-"""Callables that a study file names, and the module that a factory makes."""
+"""Callables that a study file names, and the module that a factory makes or a model file holds."""
 
 import contextlib
 import importlib
@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import AutotuneError, ModelError
+from autotune.model import model_file
 from autotune.model.own_files import described, is_installed, is_of_python
 from autotune.model.own_folder import OwnPlace, load, own_folder, plain_module
 from autotune.model.process_settings import settings_kept
@@ -64,9 +65,9 @@ def absolute(spec: str, base: Path) -> str:
 def folder_of(spec: str, base: Path | None = None) -> Iterator[OwnPlace | None]:
     """Let the file of a callable import modules beside it while the callable, or its module, is called.
 
-    A callable of a package does not need this. Raises ModelError if the file is missing.
+    A callable of a package does not need this, nor does a model file. Raises ModelError if the file is missing.
     """
-    place, _ = _parts(spec)
+    place = "" if model_file.is_file(spec) else _parts(spec)[0]
     if not place.endswith(".py"):
         yield None
         return
@@ -89,7 +90,7 @@ def weights_follow() -> bool:
 
 
 def make_module(spec: str, seed: int, base: Path | None = None, *, stored_weights: bool = False) -> "torch.nn.Module":
-    """Call a factory under the seed and return its module, ready for inference.
+    """Call a factory under the seed and return its module, ready for inference; a model file's module is read.
 
     The generators of torch, NumPy and Python are seeded and stay as the factory leaves them; its other changes of the
     process are undone (:func:`autotune.model.process_settings.settings_kept`). A module in train mode is put into eval
@@ -100,6 +101,8 @@ def make_module(spec: str, seed: int, base: Path | None = None, *, stored_weight
     import numpy
     import torch
 
+    if model_file.is_file(spec):
+        return model_file.module_of(model_file.path_of(spec))
     place, _ = _parts(spec)
     with folder_of(spec, base) as file, settings_kept(), _arguments(str(file.path) if file is not None else place):
         factory = resolve(spec, base)
@@ -116,7 +119,7 @@ def make_module(spec: str, seed: int, base: Path | None = None, *, stored_weight
         finally:
             _stored_weights.reset(token)
         module = usable(answer, f"the model factory {spec} returned")
-        if module.training:
+        if getattr(module, "training", False):  # a frozen TorchScript module has no mode
             # The module of an exported program refuses: it was captured in the mode that it has.
             with contextlib.suppress(NotImplementedError):
                 module.eval()
@@ -124,9 +127,10 @@ def make_module(spec: str, seed: int, base: Path | None = None, *, stored_weight
 
 
 def usable(module: object, what: str) -> "torch.nn.Module":
-    """Return the eager module that a user has passed, without the wrappers of compilation and data parallelism.
+    """Return the module that a user has passed, without the wrappers of compilation and data parallelism.
 
-    ``what`` begins the message, such as "optimize was given". Raises ModelError if it is no eager module.
+    A compiled TorchScript module is taken as it is, and of an exported program its module. ``what`` begins the message,
+    such as "optimize was given". Raises ModelError if it is no module, or one with compiled parts.
     """
     import torch
 
@@ -134,11 +138,13 @@ def usable(module: object, what: str) -> "torch.nn.Module":
         module = inner
     kind = type(module).__name__
     if isinstance(module, torch.export.ExportedProgram):
-        raise ModelError(f"{what} no module", found=kind, expected="a torch.nn.Module", run="program.module()")
-    if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        return model_file.module_of_program(module)
+    if isinstance(module, torch.jit.ScriptFunction):
         raise ModelError(
-            f"{what} a compiled TorchScript module", found=kind, expected="the eager module that was scripted or traced"
+            f"{what} a compiled TorchScript function", found=kind, expected="a module that was scripted or traced"
         )
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{what} no module", found=kind, expected="a torch.nn.Module")
     scripted = [name for name, part in module.named_modules() if isinstance(part, torch.jit.ScriptModule)]
@@ -146,7 +152,7 @@ def usable(module: object, what: str) -> "torch.nn.Module":
         raise ModelError(
             f"{what} a module with a compiled TorchScript part",
             found=f"{scripted[0]}: {type(module.get_submodule(scripted[0])).__name__}",
-            expected="the eager module that was scripted or traced",
+            expected="a module that is eager or compiled as a whole",
         )
     return module
 

@@ -19,6 +19,7 @@ from autotune.model.floors import require_safe
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule
 
 _CONFIGURATIONS = ("data/weights/", "data/constants/")
 # A script object is read by torch's own C++ reader, which makes only classes that are registered there.
@@ -43,6 +44,12 @@ def load_program(path: Path) -> "ExportedProgram":
             f"{path.name} is refused", found=reason, expected="a graph saved by torch.export.save, without pickles"
         )
     return torch.export.load(str(path))
+
+
+def has_varying_sizes(module: "GraphModule") -> bool:
+    """Return whether the module of an exported program takes inputs of several sizes."""
+    inputs = [node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"]
+    return any(not isinstance(size, int) for value in inputs for size in getattr(value, "shape", ()))
 
 
 def _reasons(path: Path) -> Iterator[str]:

@@ -134,15 +134,44 @@ def positional_only(forward: Callable[..., object]) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.POSITIONAL_ONLY)
 
 
+def by_keyword(forward: Callable[..., object]) -> tuple[str, ...]:
+    """Return the names of the parameters that ``forward`` takes by keyword alone."""
+    parameters = signature_of(forward).parameters.values()
+    return tuple(parameter.name for parameter in parameters if parameter.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
 def signature_of(forward: Callable[..., object]) -> inspect.Signature:
-    """Return the signature of a forward; raises ModelError if Python cannot read it."""
+    """Return the signature of a forward, compiled or written in Python; raises ModelError if it cannot be read."""
+    from autotune.model import torchscript
+
+    compiled = torchscript.signature(forward)
+    if compiled is not None:
+        return compiled
     try:
-        return inspect.signature(forward)
+        return _of_program(forward, inspect.signature(forward))
     except (TypeError, ValueError) as error:
         raise ModelError(
             "the parameters of the model's forward cannot be read", found=str(error),
             expected="a torch.nn.Module with a forward written in Python",
         ) from error  # fmt: skip
+
+
+def _of_program(forward: Callable[..., object], signature: inspect.Signature) -> inspect.Signature:
+    """Return the signature of an exported program's module, which takes some arguments by keyword alone.
+
+    Its Python code shows them as positional ones.
+    """
+    info = getattr(getattr(getattr(forward, "__self__", None), "_graph", None), "_codegen", None)
+    spec = getattr(getattr(info, "pytree_info", None), "in_spec", None)
+    if spec is None or spec.num_children != 2 or spec.child(1).type is not dict:
+        return signature
+    named = set(spec.child(1).context)
+    return signature.replace(
+        parameters=[
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) if parameter.name in named else parameter
+            for parameter in signature.parameters.values()
+        ]
+    )
 
 
 def _arguments(forward: Callable[..., object], inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:

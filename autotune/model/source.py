@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autotune.kernel import KnownKernels
+from autotune.model import model_file, torchscript
 from autotune.model import precision as precisions
 from autotune.model.capture import Captured, flat
 from autotune.model.factory import make_module
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 PROGRAM, WEIGHTS, RECORD, EXAMPLE = "program.pt2", "weights.safetensors", "model.json", "example.safetensors"
 UNFINISHED = "unfinished-"
+OWN_FILE = "own_model.bin"
+"""A copy of the model file that a model came from, or of the one that a compiled module is saved as."""
 ANSWERS, BUFFERS = "answers.safetensors", "buffers.safetensors"
 
 
@@ -61,20 +64,21 @@ class CapturedModel:
         return dict(zip((spec.name for spec in self.workload.inputs), self._example(), strict=True))
 
     def save_module(self, folder: Path) -> None:
-        """Write the factory, its seed and the weights, so that :func:`rebuild_module` can make the module again."""
-        if self.factory is None:
-            raise ValueError("this model came without a factory")
+        """Write all that :func:`rebuild_module` needs: the model file, or the factory, its seed and the weights."""
+        own_file = (self.folder / OWN_FILE).exists()
+        if self.factory is None and not own_file:
+            raise ValueError("this model came without a factory, and from no file")
         if self._module_refused:
             raise ValueError(f"the module's own weights cannot be stored: {self._module_refused}")
         record = {
-            "factory": self.factory,
+            "factory": None if own_file else self.factory,
             "seed": self.seed,
             "inputs": [spec.name for spec in self.workload.inputs],
             "outputs": [spec.dtype for spec in self.workload.outputs],
             "written": list(self.written),
         }
         (folder / "module.json").write_text(json.dumps(record))
-        for name in (WEIGHTS, BUFFERS):
+        for name in (OWN_FILE,) if own_file else (WEIGHTS, BUFFERS):
             shutil.copyfile(self.folder / name, folder / name)
 
     def shared(self, name: str, write: Callable[[Path], None]) -> Path:
@@ -116,8 +120,9 @@ def write(
     module: "torch.nn.Module | None" = None,
     treatments: Mapping[str, str] | None = None,
 ) -> None:
-    """Put a captured model into a folder; ``module`` is the user's own, if a factory can make it again.
+    """Put a captured model into a folder; ``module`` is the user's own, if a factory can make it or a file holds it.
 
+    A copy of the model file lies in the folder already, as :data:`OWN_FILE`; of a compiled module it is written.
     ``treatments`` describe for each input how the other sets were made from a user's tensors.
     """
     import torch
@@ -129,7 +134,10 @@ def write(
     answers = {f"{at}/{name}": tensor for at, answer in enumerate(named) for name, tensor in answer.items()}
     save_tensors(folder / ANSWERS, answers)
     reason = ""
-    if factory is not None and module is not None:
+    if module is not None and torchscript.is_scripted(module):
+        if not (folder / OWN_FILE).exists():
+            (folder / OWN_FILE).write_bytes(torchscript.content(module))
+    elif module is not None and factory is not None and not model_file.is_file(factory):
         reason = _save_weights(module, folder)
     record = {
         "module_refused": reason,
@@ -146,12 +154,15 @@ def write(
 
 
 def rebuild_module(folder: Path, precision: str, device: Device) -> "torch.nn.Module":
-    """Make the user's own module with the stored weights, flat tensors in and out, in ``precision``."""
+    """Make the user's own module, flat tensors in and out, in ``precision``: from its file, or with stored weights."""
     import torch
 
     record = json.loads((folder / "module.json").read_text())
-    module = make_module(record["factory"], record["seed"], stored_weights=True)
-    _load_weights(module, folder)
+    if record["factory"] is None:
+        module = model_file.module_of(folder / OWN_FILE, device.torch_name)
+    else:
+        module = make_module(record["factory"], record["seed"], stored_weights=True)
+        _load_weights(module, folder)
     wrapped = flat(module, tuple(record["inputs"]), record.get("written", ()))
     if precision in precisions.REDUCED:
         dtype = getattr(torch, precisions.REDUCED[precision])

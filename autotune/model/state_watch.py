@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from autotune.errors import ModelError
+from autotune.model import torchscript
 from autotune.model.untouched import OWN, copies, is_plain_object, same_values
 
 if TYPE_CHECKING:
@@ -64,14 +65,15 @@ class StateWatch:
         return list(_changed(self._before, self._state()))
 
     def _writes(self, name: str, key: str, path: str) -> ModelError:
-        owner = self.module.get_submodule(path.rpartition(".")[0])
+        owner = dict(self.module.named_modules())[path.rpartition(".")[0]]  # TorchScript has no get_submodule
         trained = f"; its part {path.rpartition('.')[0] or 'itself'} ({type(owner).__name__}) is in train mode"
+        training = getattr(owner, "training", False)  # a frozen TorchScript module has no mode
         return ModelError(
             f"the forward of {name} writes into its {key}, and a plan keeps no state between calls",
-            found=f"other values of {path} after a call{trained if owner.training else ''}",
+            found=f"other values of {path} after a call{trained if training else ''}",
             expected="a forward that leaves its buffers and parameters as they are",
             run="the model with this state as an input and an output"
-            + (", or with that part in eval mode" if owner.training else ""),
+            + (", or with that part in eval mode" if training else ""),
         )
 
     def _state(self) -> State:
@@ -79,7 +81,8 @@ class StateWatch:
         for name, parameter in self.module.named_parameters():
             state[f"parameter {name}"] = None if parameter.is_inference() else parameter._version
         for path, part in self.module.named_modules():
-            for name, value in vars(part).items():
+            own = torchscript.attributes(part) if torchscript.is_scripted(part) else vars(part).items()
+            for name, value in own:
                 if name not in (*OWN, "_modules") and not (name.startswith("_") and name.endswith("hooks")):
                     state[f"attribute {path}.{name}" if path else f"attribute {name}"] = _content(value)
         return state

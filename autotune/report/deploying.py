@@ -14,6 +14,27 @@ def deploy_command(study: Path, plan: Plan, device: Device, database: str | None
     ``database`` is the value of ``--db``. The command has no password of a database: its user adds it. Options with
     their default values are left out.
     """
+    return _command(
+        f"model, inputs = autotune.from_study({str(study.resolve())!a}, batch={plan.batch})  # or your own",
+        f"fast = autotune.load(model, inputs{_options(plan, device, database)})",
+        "print(fast, fast(**inputs), sep='\\n')",
+    )
+
+
+def deploy_by_name_command(plan: Plan, device: Device, database: str | None) -> str:
+    """Return a shell command that loads a plan by its name, without the model; see :func:`deploy_command`."""
+    return _command(
+        f"fast = autotune.load({plan.name!a}, batch={plan.batch}{_options(plan, device, database)})",
+        "print(fast)  # call it with the inputs of the model",
+    )
+
+
+def _command(*lines: str) -> str:
+    return "\n".join(["python - <<'END'", "import autotune", *lines, "END"])
+
+
+def _options(plan: Plan, device: Device, database: str | None) -> str:
+    """Return the options of a load that are not the default, as text after other arguments."""
     options: dict[str, object] = {"device": device.torch_name} if device.kind == "cuda" else {}
     if plan.objective.name != Objective().name:
         options["objective"] = plan.objective.name
@@ -23,17 +44,7 @@ def deploy_command(study: Path, plan: Plan, device: Device, database: str | None
         options["serve_as"] = plan.serve_as
     if database is not None:
         options["db"] = locate(database).shown
-    arguments = "".join(f", {name}={value!a}" for name, value in options.items())
-    return "\n".join(
-        [
-            "python - <<'END'",
-            "import autotune",
-            f"model, inputs = autotune.from_study({str(study.resolve())!a}, batch={plan.batch})  # or your own",
-            f"fast = autotune.load(model, inputs{arguments})",
-            "print(fast, fast(**inputs), sep='\\n')",
-            "END",
-        ]
-    )
+    return "".join(f", {name}={value!a}" for name, value in options.items())
 
 
 def _constraints(objective: Objective) -> dict[str, object]:

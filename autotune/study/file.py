@@ -5,16 +5,18 @@ key, the value in the file and the values that are accepted. Reading a file neve
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
-from autotune.errors import RequestError, StudyFileError
+from autotune.errors import ModelError, RequestError, StudyFileError
+from autotune.model import model_file
 from autotune.model.factory import absolute
 from autotune.model.inputs import DISTRIBUTIONS, DTYPES, InputSpec
+from autotune.model.model_file import DeclaredInput
 from autotune.records.objective import OBJECTIVES, Metric, Objective
 from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, PRECISIONS, accepted_formats
 from autotune.study.values import (
@@ -47,17 +49,21 @@ class _Entry(BaseModel):
 
 
 class ModelEntry(_Entry):
-    """The origin of the model: a callable that makes it."""
+    """The origin of the model: a callable that makes it, or a file that holds it."""
 
-    factory: Callable
+    factory: Callable | None = None
+    file: Text | None = None
 
 
 class InputEntry(_Entry):
-    """One input, by the name of the forward's parameter; see :class:`autotune.model.inputs.InputSpec`."""
+    """One input, by the name of the forward's parameter; see :class:`autotune.model.inputs.InputSpec`.
 
-    name: Annotated[str, matches(PARAMETER, "the name of a parameter of the model's forward")]
-    shape: tuple[Annotated[int | Literal["batch"], BeforeValidator(size_or_batch)], ...]
-    dtype: Annotated[str, one_of(DTYPES)] = "float32"
+    A name, shape and dtype that are left out are those that the model file declares at this position, or by the name.
+    """
+
+    name: Annotated[str, matches(PARAMETER, "the name of a parameter of the model's forward")] | None = None
+    shape: tuple[Annotated[int | Literal["batch"], BeforeValidator(size_or_batch)], ...] | None = None
+    dtype: Annotated[str, one_of(DTYPES)] | None = None
     distribution: Annotated[str, one_of(DISTRIBUTIONS)] | None = None
     low: Finite | None = None
     high: Finite | None = None
@@ -109,7 +115,7 @@ class StudyFile(_Entry):
         str, matches(NAME, "a name of lower-case letters and digits, with single . _ - between, such as bert-base")
     ]
     model: ModelEntry
-    inputs: Annotated[tuple[InputEntry, ...], Field(min_length=1)]
+    inputs: Annotated[tuple[InputEntry, ...], Field(min_length=1)] | None = None
     batch: Annotated[tuple[Positive, ...], BeforeValidator(batches), AfterValidator(distinct)] = (1,)
     device: Annotated[str, matches(DEVICE, "auto, cpu, cuda or cuda:N")] = "auto"
     objective: Annotated[str, one_of(OBJECTIVES)] = OBJECTIVES[0]
@@ -118,6 +124,7 @@ class StudyFile(_Entry):
     space: SpaceEntry = SpaceEntry()
     search: SearchEntry = SearchEntry()
     _source: Path = PrivateAttr(default=Path("study.yaml"))
+    _declared: tuple[DeclaredInput, ...] = PrivateAttr(default=())
 
     @property
     def source(self) -> Path:
@@ -136,12 +143,16 @@ class StudyFile(_Entry):
 
     @property
     def factory(self) -> str:
-        """The model factory with an absolute path."""
+        """The source of the model with an absolute path: a factory, or ``file:`` with the path of a model file."""
+        if self.model.file is not None:
+            return model_file.source_of(self.folder / self.model.file)
+        assert self.model.factory is not None  # a file without either is refused
         return absolute(self.model.factory, self.folder)
 
     def input_specs(self) -> tuple[InputSpec, ...]:
-        """Return the inputs as records, with absolute paths of files."""
-        return tuple(_input_spec(entry, self.folder) for entry in self.inputs)
+        """Return the inputs as records, with absolute paths of files, and with what the model file declares."""
+        entries = completed(self.inputs, self._declared)
+        return tuple(_input_spec(entry, self.folder) for entry in entries)
 
     def objective_record(self) -> Objective:
         """Return the objective with its constraints."""
@@ -171,9 +182,39 @@ def parse_study(text: str, source: Path) -> StudyFile:
         study = StudyFile.model_validate(document.data)
     except ValidationError as error:
         raise _explained(error.errors(include_url=False), document, subject) from None
-    study._source = source
-    _check_records(study, document, subject)
+    complete(study, source, document, subject)
     return study
+
+
+def complete(study: StudyFile, source: Path, document: YamlDocument, subject: str) -> None:
+    """Give a study its place and what its model file declares; raises StudyFileError if its parts do not fit."""
+    study._source = source
+    place = f"{subject}, line {document.line_of(('model',))}: model"
+    if (study.model.factory is None) == (study.model.file is None):
+        found = "neither factory nor file" if study.model.file is None else "factory and file"
+        raise StudyFileError(place, found=found, expected="factory: path.py:callable, or file: model.pt")
+    if study.model.file is not None:
+        try:
+            study._declared = model_file.read(study.folder / study.model.file).inputs
+        except ModelError as error:
+            asked = f"{place}.file: {error.asked}"
+            raise StudyFileError(asked, found=error.found, expected=error.expected, run=error.run) from error
+    _check_records(study, document, subject)
+
+
+def completed(entries: Sequence[InputEntry] | None, declared: Sequence[DeclaredInput]) -> tuple[InputEntry, ...]:
+    """Return the inputs with the parts that a model file declares; without any, all that it requires."""
+    if entries is None:
+        entries = [InputEntry(name=own.name) for own in declared if own.required]
+    by_name = {own.name: own for own in declared}
+    whole = []
+    for position, entry in enumerate(entries):
+        name = entry.name or (declared[position].name if position < len(declared) else None)
+        own = by_name.get(name or "")
+        shape = entry.shape if entry.shape is not None or own is None else own.shape
+        dtype = entry.dtype or (own.dtype if own is not None else None) or "float32"
+        whole.append(entry.model_copy(update={"name": name, "shape": shape, "dtype": dtype}))
+    return tuple(whole)
 
 
 def read_constraints(name: str, constraints: object, folder: Path) -> Objective:
@@ -215,15 +256,31 @@ def _objective(name: str, entry: ConstraintsEntry, folder: Path) -> Objective:
 
 def _check_records(study: StudyFile, document: YamlDocument, subject: str) -> None:
     """Make every record once, so that keys that do not fit together are refused here, with their line."""
-    names = [entry.name for entry in study.inputs]
-    for index, entry in enumerate(study.inputs):
+    declared = {own.name: own for own in study._declared}
+    entries = completed(study.inputs, study._declared)
+    if not entries:
+        place = f"{subject}, line {document.line_of(('inputs',))}: inputs"
+        raise StudyFileError(place, found="no key 'inputs'", expected=f"inputs: {_FORMS['inputs']}")
+    names = [entry.name for entry in entries]
+    for index, entry in enumerate(entries):
         place = f"{subject}, line {document.line_of(('inputs', index))}: inputs[{index}]"
+        for key in ("name", "shape"):
+            if getattr(entry, key) is None:
+                named = f" of input {entry.name}" if key == "shape" else ""
+                raise StudyFileError(place, found=f"no key {key!r}{named}", expected=f"{key}: {_INPUT_FORMS[key]}")
+        if declared and entry.name not in declared:
+            raise StudyFileError(place, found=f"the name {entry.name!r}", expected=f"one of {', '.join(declared)}")
         if entry.name in names[:index]:
             raise StudyFileError(place, found=f"the name {entry.name!r} a second time", expected="each input once")
         try:
             _input_spec(entry, study.folder)
         except ValueError as error:
             raise StudyFileError(place, found=str(error), expected=INPUT_FORM) from error
+    missing = [own.name for own in study._declared if own.required and own.name not in names]
+    if missing:
+        place = f"{subject}, line {document.line_of(('inputs',))}: inputs"
+        expected = f"all inputs that the model file requires: {', '.join(declared)}"
+        raise StudyFileError(place, found=f"no input {', '.join(missing)}", expected=expected)
     if study.sweeps and study.objective != "throughput":
         place = f"{subject}, line {document.line_of(('batch',))}: batch"
         raise StudyFileError(place, found=f"auto for {study.objective}", expected="batches, or objective: throughput")
@@ -265,8 +322,6 @@ def _actual_and_expected(error: ErrorDetails) -> tuple[str, str]:
     if error["type"] == "missing":
         return f"no key {str(place[-1])!r}", f"{place[-1]}: {_FORMS.get(str(place[-1]), '...')}"
     if error["type"] == "extra_forbidden":
-        if place == ("model", "file"):
-            return "a model from a file", "factory: path.py:callable or package.module:callable"
         return f"unknown key {str(place[-1])!r}", f"one of {', '.join(keys)}{_close(str(place[-1]), keys)}"
     value = error["input"]
     actual = "nothing" if value is None else repr(list(value) if isinstance(value, tuple) else value)
@@ -300,9 +355,9 @@ _ENTRIES: dict[tuple[str, ...], type[_Entry]] = {
 }
 _FORMS = {
     "name": "resnet50",
-    "model": "{factory: ../models.py:resnet50}",
+    "model": "{factory: ../models.py:resnet50}, or {file: resnet50.pt}",
     "factory": "path.py:callable or package.module:callable",
     "inputs": "[{name: pixel_values, shape: [batch, 3, 224, 224], dtype: float32}]",
-    "shape": "[batch, 3, 224, 224]",
 }
+_INPUT_FORMS = {"name": "the parameter of the model's forward", "shape": "[batch, 3, 224, 224]"}
 INPUT_FORM = "such as {name: ids, shape: [batch, 128], dtype: int64, low: 0, high: 30522}"

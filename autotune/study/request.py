@@ -34,11 +34,13 @@ class StudyRequest:
     """One search: a model at one batch on one device.
 
     The model is a ``factory`` with ``inputs``, or it is ``prepared``: a folder that a process has written which holds
-    the module. ``trials`` counts distinct builds, ``budget_s`` seconds of active search (builds included, finals not);
-    both count over all runs of the study. If ``backends`` or ``precisions`` is ``None``, all take part. Without
-    ``tune_kernels``, builds get the tuned kernels that the database has already. Without ``warm_start``, the search
-    gets no hints from other studies. With ``again``, finals are run also if the study has a plan. ``carry`` names
-    devices, or ``all``, whose plans of this model take part in the finals.
+    the captured module and, with ``own_file``, the module itself as a model file. A factory is ``path.py:callable``,
+    ``package.module:callable``, or ``file:`` with the path of a model file, which takes its place. ``trials`` counts
+    distinct builds, ``budget_s`` seconds of active search (builds included, finals not); both count over all runs of
+    the study. If ``backends`` or ``precisions`` is ``None``, all take part. Without ``tune_kernels``, builds get the
+    tuned kernels that the database has already. Without ``warm_start``, the search gets no hints from other studies.
+    With ``again``, finals are run also if the study has a plan. ``carry`` names devices, or ``all``, whose plans of
+    this model take part in the finals.
     """
 
     name: str
@@ -48,6 +50,7 @@ class StudyRequest:
     factory: str | None = None
     inputs: "tuple[InputSpec, ...]" = ()
     prepared: Path | None = None
+    own_file: bool = False
     serve_as: str = "any"
     backends: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
@@ -84,6 +87,11 @@ class StudyRequest:
         if self.serve_as != "any" and self.serve_as not in accepted_formats():
             accepted = ", ".join(accepted_formats())
             raise RequestError(f"serve_as {self.serve_as!r} is not a format", expected=f"one of {accepted}")
+
+    @property
+    def has_module(self) -> bool:
+        """True if workers can make the user's own module, which is the baseline then: by a factory or from a file."""
+        return self.factory is not None or self.own_file
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,7 +35,7 @@ def is_todays(configuration: Configuration, request: StudyRequest, *, stand_in: 
     With ``stand_in``, return true if it is the model's captured graph in eager mode, which takes its place if the
     user's own module fails.
     """
-    has_factory = request.factory is not None and not stand_in
+    has_factory = request.has_module and not stand_in
     return registry.is_baseline(configuration, has_factory=has_factory)
 
 
@@ -61,7 +61,7 @@ def stand_ins(tried: Sequence[Trial], request: StudyRequest) -> list[Configurati
     A module may fail for reasons of its own, such as a factory that works only on the machine of its author.
     """
     own = [trial for trial in tried if is_todays(trial.configuration, request)]
-    if request.factory is None or not own or any(trial.state != "failed" for trial in own):
+    if not request.has_module or not own or any(trial.state != "failed" for trial in own):
         return []
     return [
         Configuration.of(trial.configuration.backend, {**dict(trial.configuration.values), "form": "graph"})
@@ -88,7 +88,7 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
                 )  # fmt: skip
             log.info("backend %s takes no part: %s", name, availability.reason)
             continue
-        space = backend.space(request.device, workload, has_factory=request.factory is not None)
+        space = backend.space(request.device, workload, has_factory=request.has_module)
         space = _narrow(space, request, whole=name in admitted)
         if space.defaults or any(True for _ in space):
             spaces.append(space)
@@ -118,7 +118,7 @@ def untried(request: StudyRequest, trials: Sequence[Trial]) -> tuple[str, ...]:
     left = []
     for name in participants(request):
         if name not in tried:
-            space = registry.backend(name).space(request.device, None, has_factory=request.factory is not None)
+            space = registry.backend(name).space(request.device, None, has_factory=request.has_module)
             if any(True for _ in _narrow(space, request, whole=name in admitted)):
                 left.append(name)
     return tuple(left)

@@ -160,6 +160,10 @@ def test_parts_that_were_left_in_train_mode_stay_so_in_a_module_in_eval_mode(mod
     assert [part.training for part in kept] == [False, True] and not kept.training
 
 
+def double(x: torch.Tensor) -> torch.Tensor:
+    return 2 * x
+
+
 def linear():
     return torch.nn.Linear(2, 2).eval()
 
@@ -167,20 +171,26 @@ def linear():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: torch.jit.script(linear()), "was given a compiled TorchScript module.*eager module"),
-        (lambda: torch.jit.trace(linear(), torch.ones(1, 2)), "was given a compiled TorchScript module.*eager module"),
+        (lambda: torch.jit.script(double), "was given a compiled TorchScript function.*a module that was scripted"),
         (
             lambda: torch.nn.Sequential(torch.jit.script(linear())),
-            "was given a module with a compiled TorchScript part.*found: 0.*eager module",
+            "was given a module with a compiled TorchScript part.*found: 0.*compiled as a whole",
         ),
-        (lambda: torch.export.export(linear(), (torch.ones(1, 2),)), r"was given no module.*program\.module\(\)"),
         (lambda: "text", "was given no module.*str"),
         (lambda: torch.nn.Linear, "was given no module.*type"),
     ],
 )
-def test_what_is_no_eager_module_is_refused_by_what_to_hand_over(make, words):
+def test_what_is_no_module_is_refused_by_what_to_hand_over(make, words):
     with pytest.raises(ModelError, match=f"(?s)optimize {words}"):
         usable(make(), "optimize was given")
+
+
+def test_compiled_modules_and_programs_are_taken():
+    scripted = torch.jit.script(linear())
+    assert usable(scripted, "it was") is scripted
+    program = torch.export.export(linear(), (torch.ones(1, 2),))
+    module = usable(program, "it was")
+    assert module(torch.ones(1, 2)).shape == (1, 2) and not any(part.training for part in module.modules())
 
 
 def test_wrappers_of_a_module_are_taken_off():
