@@ -9,6 +9,7 @@ from autotune import renamed
 
 if TYPE_CHECKING:
     from autotune import measure
+    from autotune.cli.optimize_file import optimize_file
     from autotune.comparison.api import compare
     from autotune.deploy.api import load, optimize, tune
     from autotune.deploy.bundle import load_bundle
@@ -24,6 +25,7 @@ _HOMES = {
     "load": "autotune.deploy.api",
     "load_bundle": "autotune.deploy.bundle",
     "optimize": "autotune.deploy.api",
+    "optimize_file": "autotune.cli.optimize_file",
     "tune": "autotune.deploy.api",
     "Measured": "autotune.deploy.measuring",
     "OptimizedModel": "autotune.deploy.model",
@@ -44,6 +46,7 @@ __all__ = [
     "load_bundle",
     "measure",
     "optimize",
+    "optimize_file",
     "tune",
 ]
 

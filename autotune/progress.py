@@ -11,11 +11,11 @@ class Progress(Protocol):
     def event(self, kind: str, **data: object) -> None:
         """Note a step of one of the kinds below; a receiver leaves out kinds that it does not know.
 
-        A study has ``capture`` (name, batch), ``captured`` (workload), ``trial_started`` and ``trial_timing`` (number,
-        configuration), ``trial_finished`` (trial, best_ms), ``trial_left_out`` (trial, text), ``finals_started``
-        (count), ``finals_round`` (rounds, elapsed_s) and ``finished`` (outcome). The tuning of kernels has
-        ``kernels_timed`` (problem, count), ``kernel_tried`` (trial, best_us) and ``kernels_compared`` (final).
-        ``message`` (text) is a line for the user.
+        A study has ``capture`` (name, batch, request), ``captured`` (workload), ``trial_started`` and ``trial_timing``
+        (number, configuration), ``trial_finished`` (trial, best_ms), ``trial_left_out`` (trial, text),
+        ``finals_started`` (count), ``finals_round`` (rounds, elapsed_s) and ``finished`` (outcome). The tuning of
+        kernels has ``kernels_timed`` (problem, count), ``kernel_tried`` (trial, best_us) and ``kernels_compared``
+        (final). ``message`` (text) is a line for the user.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""What a plan for a serving format costs beside today's way and the best plan without the format: served_lines."""
+"""The cost of a serving format, beside today's way and the best plan without it: served_lines."""
 
 from autotune.records.plan import Plan
 from autotune.report import words

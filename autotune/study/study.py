@@ -167,7 +167,7 @@ class Study:
 
     def _capture(self) -> tuple[Workload, Sources]:
         request = self.request
-        self.progress.event("capture", name=request.name, batch=request.batch)
+        self.progress.event("capture", name=request.name, batch=request.batch, request=request)
         sources = Sources()
         if request.prepared is not None:
             shutil.copytree(request.prepared, self.executor.model)

@@ -1,0 +1,325 @@
+"""TorchScript files that take the place of their original: compose, Original, origin_of.
+
+The new file *is* the original, with the same parameters, buffers and methods, whose ``forward`` first asks whether a
+call is one that the plan was made for: the shapes, dtypes and device of the plan, the weights as they were saved, no
+gradients. If it is, the tuned graph answers, and otherwise the original's own code. So other batch sizes, ``to``,
+``state_dict``, new weights and training behave as before; such calls are no faster.
+
+The weights of the tuned graph are a list of the module that is no part of its ``state_dict``, and follows the first
+call to its device. A file is as large as the original and these weights together.
+"""
+
+import io
+import json
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autotune.errors import ModelError, RequestError
+
+if TYPE_CHECKING:
+    import torch
+
+OWN, FITS, WEIGHTS = "_autotune_original", "_autotune_fits", "_autotune_weights"
+"""The names that the new file adds: the original's forward, the question, and the weights of the tuned graph."""
+
+UNREAD = "num_batches_tracked"
+"""The counter of a batch norm, which no call for inference reads; its version costs as much time as that of weights."""
+
+MARK = "autotune.json"
+"""The extra file in which a written file says what it is: its plan, and the digest of its original."""
+
+SCALAR_TYPES = {
+    "uint8": 0, "int8": 1, "int16": 2, "int32": 3, "int64": 4, "float16": 5, "float32": 6, "float64": 7,
+    "complex64": 9, "complex128": 10, "bool": 11, "bfloat16": 15,
+}  # fmt: skip
+"""The numbers by which TorchScript knows dtypes (``c10::ScalarType``)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Original:
+    """A TorchScript file: its bytes, and its module on the CPU."""
+
+    path: Path
+    content: bytes
+    module: "torch.jit.ScriptModule"
+
+    @classmethod
+    def read(cls, path: Path) -> "Original":
+        """Read a file; raises RequestError if it cannot be read or is one that autotune wrote, ModelError otherwise."""
+        import torch
+
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise RequestError(
+                f"no model file {path}", found=error.strerror or str(error), expected="a file of torch.jit.save"
+            ) from error
+        if origin_of(content) is not None:
+            raise RequestError(
+                f"{path} is optimised already", found=f"a file that autotune wrote ({MARK} in it)",
+                expected="a file of torch.jit.save", run=f"autotune restore {path}, which brings the original back",
+            )  # fmt: skip
+        try:
+            with quiet():
+                module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}".splitlines()[0]
+            raise ModelError(
+                f"{path} cannot be read as a TorchScript file", found=found,
+                expected="a file of torch.jit.save, with all libraries loaded that register its operators",
+            ) from error  # fmt: skip
+        return cls(path=path, content=content, module=module)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence torch's warning that TorchScript is deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def origin_of(content: bytes) -> Mapping[str, Any] | None:
+    """Return what a file that autotune wrote says of itself; ``None`` for any other file."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            name = next((name for name in archive.namelist() if name.endswith(f"/extra/{MARK}")), None)
+            return None if name is None else dict(json.loads(archive.read(name)))
+    except (zipfile.BadZipFile, ValueError, TypeError):
+        return None
+
+
+def compose(
+    original: Original, tuned: Path, example: "Mapping[str, torch.Tensor]", mark: Mapping[str, object],
+    device_kind: str,
+) -> bytes:  # fmt: skip
+    """Return the new file: the original, whose calls like the ``example`` are answered by the ``tuned`` file's graph.
+
+    ``example`` has the tensors of one call by the names of forward's arguments, ``tuned`` takes them in this order and
+    returns a tuple of flat tensors. ``mark`` is what :func:`origin_of` returns. Raises ModelError if the original's
+    forward takes or returns what a TorchScript file cannot dispatch on.
+    """
+    import torch
+    from torch.jit._recursive import wrap_cpp_module
+
+    signature = _Signature.of(original, example)
+    with quiet(), torch.no_grad():
+        answer = original.module(**{name: tensor.clone() for name, tensor in example.items()})
+        function, weights = _lifted(tuned)
+        module = torch.jit.load(io.BytesIO(_renamed(original)), map_location="cpu")  # type: ignore[no-untyped-call]
+        inner = module._c
+        inner._register_attribute(WEIGHTS, torch._C.ListType.ofTensors(), weights)
+        module = wrap_cpp_module(inner)  # type: ignore[no-untyped-call]
+        guard = _guard(original.module, signature, example, device_kind)
+        forward = _forward(signature, list(example), answer, len(weights))
+        module.define(guard)
+        _define(module, forward, {"tuned": function})
+        written = io.BytesIO()
+        torch.jit.save(module, written, _extra_files={MARK: json.dumps(mark)})
+    return written.getvalue()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Signature:
+    """Forward's arguments as TorchScript writes them, by name, and its return type."""
+
+    arguments: Mapping[str, str]
+    optional: frozenset[str]
+    returns: str
+
+    @classmethod
+    def of(cls, original: Original, example: "Mapping[str, torch.Tensor]") -> "_Signature":
+        schema = original.module._c._get_method("forward").schema
+        arguments, optional = {}, set()
+        for argument in schema.arguments[1:]:
+            kind = argument.type.annotation_str
+            if kind not in ("Tensor", "Optional[Tensor]"):
+                raise _refused(original.path, f"argument {argument.name} is {kind}", "tensors as arguments")
+            if argument.name not in example and not (kind == "Optional[Tensor]" and argument.has_default_value()):
+                raise _refused(original.path, f"no input for argument {argument.name}", "an input for each argument")
+            default = " = None" if kind == "Optional[Tensor]" and argument.has_default_value() else ""
+            arguments[argument.name] = f"{argument.name}: {kind}{default}"
+            if kind == "Optional[Tensor]":
+                optional.add(argument.name)
+        if unknown := set(example) - set(arguments):
+            raise _refused(original.path, f"no argument {', '.join(sorted(unknown))}", ", ".join(arguments))
+        return cls(
+            arguments=arguments, optional=frozenset(optional), returns=schema.returns[0].type.annotation_str
+        )  # fmt: skip
+
+
+def _refused(path: Path, found: str, expected: str) -> ModelError:
+    return ModelError(
+        f"no file can take the place of {path}", found=found, expected=expected,
+        run="autotune export, which writes the plan as a file of its own",
+    )  # fmt: skip
+
+
+def _renamed(original: Original) -> bytes:
+    """Return the original's file with its forward under another name.
+
+    A class of TorchScript cannot lose a method once it is loaded, but its code is text in the archive.
+    """
+    qualified: str = original.module._c.qualified_name
+    place, _, name = qualified.rpartition(".")
+    written = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(original.content)) as archive, zipfile.ZipFile(written, "w") as copy:
+        root = archive.namelist()[0].split("/")[0]
+        source = f"{root}/code/{place.replace('.', '/')}.py"
+        for entry in archive.infolist():
+            if entry.filename.endswith(".debug_pkl"):  # places of the original's source, which would be wrong now
+                continue
+            content = archive.read(entry)
+            if entry.filename == source:
+                content = _without_forward(content.decode(), name, original.path).encode()
+            copy.writestr(entry.filename, content)
+    return written.getvalue()
+
+
+def _without_forward(code: str, name: str, path: Path) -> str:
+    """Return the code of a module's classes in which forward of one class has another name."""
+    parts = re.split(r"(?m)^(?=class )", code)
+    for index, part in enumerate(parts):
+        if re.match(rf"class {re.escape(name)}\(", part):
+            parts[index], count = re.subn(r"(?m)^  def forward\(", f"  def {OWN}(", part)
+            if count == 1:
+                return "".join(parts)
+    raise _refused(path, f"no forward in the code of {name}", "a module with a method forward")
+
+
+def _lifted(tuned: Path) -> "tuple[Any, list[torch.Tensor]]":
+    """Return the graph of a frozen file as a function that takes its weights behind its inputs, and the weights."""
+    import torch
+
+    module = torch.jit.load(str(tuned), map_location="cpu")  # type: ignore[no-untyped-call]
+    graph = module._c._get_method("forward").graph.copy()
+    torch._C._jit_pass_inline(graph)
+    weights: list[torch.Tensor] = []
+    for node in _nodes(graph):
+        is_tensor = node.kind() == "prim::Constant" and node.output().type().kind() == "TensorType"
+        if is_tensor and node.hasAttribute("value"):
+            given = graph.addInput(f"weight{len(weights)}")
+            given.setType(torch._C.TensorType.get())
+            weights.append(node.t("value"))
+            node.output().replaceAllUsesWith(given)
+            node.destroy()
+    graph.eraseInput(0)  # the module itself
+    # A name without "__torch__" would not be saved with the module that calls it.
+    return torch._C._create_function_from_graph("__torch__.autotune.tuned", graph), weights
+
+
+def _nodes(block: Any) -> Iterator[Any]:
+    for node in list(block.nodes()):
+        for inner in node.blocks():
+            yield from _nodes(inner)
+        yield node
+
+
+def _guard(
+    module: "torch.jit.ScriptModule", signature: _Signature, example: "Mapping[str, torch.Tensor]", device_kind: str
+) -> str:
+    """Return the method that says whether a call is one of the plan's."""
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    first = next((name for name, tensor in tensors.items() if tensor.is_floating_point()), None)
+    lines = [f"def {FITS}(self, {', '.join(signature.arguments.values())}) -> bool:"]
+
+    def unless(condition: str) -> None:
+        lines.extend((f"    if not ({condition}):", "        return False"))
+
+    trained = any(parameter.requires_grad for parameter in module.parameters())
+    unless(f"self.training == {module.training}")
+    if trained:
+        unless("not torch.is_grad_enabled()")
+    for name in signature.arguments:
+        if name not in example:
+            unless(f"{name} is None")
+            continue
+        if name in signature.optional:
+            lines += [f"    if {name} is None:", "        return False"]
+        tensor = example[name]
+        dtype = _number(tensor.dtype)
+        unless(f"{name}.size() == {list(tensor.shape)} and {name}.dtype == {dtype}")
+        unless(f'{name}.device.type == "{device_kind}"')
+        if not trained and tensor.is_floating_point():
+            unless(f"not (torch.is_grad_enabled() and {name}.requires_grad)")
+    if first is not None:
+        lines.append(f"    weight = torch.jit._unwrap_optional({_place(first)})")
+        unless(f"weight.dtype == {_number(tensors[first].dtype)} and weight.device == {next(iter(example))}.device")
+        unless("not weight.is_inference()")
+    # A weight that was changed in place, as load_state_dict does, has another version than a loaded one.
+    lines.append("    changes = 0")
+    counted = (name for name in tensors if not name.endswith(UNREAD))
+    lines += [f"    changes += torch.ops.aten._version(torch.jit._unwrap_optional({_place(name)}))" for name in counted]
+    lines.append("    return changes == 0")
+    return "\n".join(lines) + "\n"
+
+
+def _number(dtype: "torch.dtype") -> int:
+    return SCALAR_TYPES[str(dtype).removeprefix("torch.")]
+
+
+def _place(name: str) -> str:
+    """Return the expression of a parameter of the module, whose parts may be numbers."""
+    expression = "self"
+    for part in name.split("."):
+        expression = f'getattr({expression}, "{part}")' if not part.isidentifier() else f"{expression}.{part}"
+    return expression
+
+
+def _forward(signature: _Signature, inputs: Sequence[str], answer: object, weights: int) -> str:
+    names = ", ".join(signature.arguments)
+    taken = [f"torch.jit._unwrap_optional({name})" if name in signature.optional else name for name in inputs]
+    given = ", ".join([*taken, *(f"weights[{number}]" for number in range(weights))])
+    literal, _ = _literal(answer, 0)
+    return "\n".join([
+        f"def forward(self, {', '.join(signature.arguments.values())}) -> {signature.returns}:",
+        f"    if self.{FITS}({names}):",
+        f"        weights = self.{WEIGHTS}",
+        f"        if len(weights) > 0 and weights[0].device != {taken[0]}.device:",
+        f"            weights = [weight.to({taken[0]}.device) for weight in weights]",
+        f"            self.{WEIGHTS} = weights",
+        f"        answer = tuned({given})",
+        f"        return {literal}",
+        f"    return self.{OWN}({names})",
+        "",
+    ])  # fmt: skip
+
+
+def _literal(answer: object, count: int) -> tuple[str, int]:
+    """Return the source of an answer of the original's form, made of the flat tensors, and the number of these."""
+    import torch
+
+    if isinstance(answer, torch.Tensor):
+        return f"answer[{count}]", count + 1
+    if isinstance(answer, Mapping):
+        parts = []
+        for key, value in answer.items():
+            literal, count = _literal(value, count)
+            parts.append(f"{json.dumps(key)}: {literal}")
+        return f"{{{', '.join(parts)}}}", count
+    if isinstance(answer, tuple | list) and type(answer) in (tuple, list):
+        items = []
+        for value in answer:
+            literal, count = _literal(value, count)
+            items.append(literal)
+        if isinstance(answer, list):
+            return f"[{', '.join(items)}]", count
+        return f"({', '.join(items)},)", count
+    raise ModelError(
+        "no file can take the place of this model", found=f"an answer with {type(answer).__name__}",
+        expected="tensors in tuples, lists and dicts",
+        run="autotune export, which writes the plan as a file of its own",
+    )  # fmt: skip
+
+
+def _define(module: "torch.jit.ScriptModule", source: str, functions: Mapping[str, Callable[..., Any]]) -> None:
+    """Add a method to a module whose source calls functions by these names."""
+    import torch
+
+    module._c._define(module._concrete_type, source, {"torch": torch, **functions}.get)
