@@ -242,6 +242,13 @@ class ServesFormats(Protocol):
         """Return true for the plainest file of the format, the baseline within it; it is served."""
         ...
 
+    def write_served(self, artifact: Path, target: Path, mark: Mapping[str, str]) -> None:
+        """Write the files that a server loads from an artifact into a folder, in the usual names of the format.
+
+        ``mark`` stands in the file, where its library shows it: the plan that it is of.
+        """
+        ...
+
 
 @runtime_checkable
 class TimesKernelsAtBuild(Protocol):

@@ -9,6 +9,7 @@ imports its library only in its methods.
 import functools
 import importlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
@@ -119,6 +120,14 @@ def is_plain_export(configuration: Configuration, serving_format: str, device: D
     if not isinstance(owner, ServesFormats) or serving_format not in owner.serving_formats:
         return False
     return owner.is_plain_export(configuration, device)
+
+
+def write_served(configuration: Configuration, artifact: Path, target: Path, mark: Mapping[str, str]) -> None:
+    """Write the files that a server loads from an artifact of a configuration into a folder, with a mark in them."""
+    owner = backend(configuration.backend)
+    if not isinstance(owner, ServesFormats):
+        raise ValueError(f"{configuration} is in no format that servers load")
+    owner.write_served(artifact, target, mark)
 
 
 def builds_alone(configuration: Configuration) -> bool:

@@ -1,11 +1,12 @@
 """AOTInductor: the captured graph compiled into a package that loads without a compiler."""
 
 import contextlib
+import json
 import shutil
 import subprocess
 import threading
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -73,6 +74,16 @@ class InductorBackend:
     def is_plain_export(self, configuration: Configuration, device: Device) -> bool:
         """Return true for a package in fp32 with inductor's own defaults."""
         return spaces.is_plain_export(configuration, device)
+
+    def write_served(self, artifact: Path, target: Path, mark: Mapping[str, str]) -> None:
+        """Copy the package; the mark is in its metadata, which ``torch._inductor`` reads without loading it."""
+        marks = {f"autotune.{name}": value for name, value in mark.items()}
+        with zipfile.ZipFile(artifact / PACKAGE) as package, zipfile.ZipFile(target / PACKAGE, "w") as copy:
+            for entry in package.infolist():
+                content = package.read(entry)
+                if entry.filename.endswith("_metadata.json"):
+                    content = json.dumps({**json.loads(content), **marks}).encode()
+                copy.writestr(entry.filename, content)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
         """Compile the captured graph; raises RuntimeError if the compiler links a library that cannot be loaded."""

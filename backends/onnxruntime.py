@@ -8,7 +8,7 @@ which needs no GPU, and the session optimises at load.
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -73,6 +73,17 @@ class OnnxRuntimeBackend:
     def is_plain_export(self, configuration: Configuration, device: Device) -> bool:
         """Return true for the exported graph, in full precision."""
         return options.is_plain_export(configuration, device)
+
+    def write_served(self, artifact: Path, target: Path, mark: Mapping[str, str]) -> None:
+        """Copy the model and its weights; the mark is in the model's metadata."""
+        from autotune.model.onnx import FILE
+        from autotune.model.onnx_file import with_metadata
+
+        (target / FILE).write_bytes(
+            with_metadata((artifact / FILE).read_bytes(), {f"autotune.{name}": value for name, value in mark.items()})
+        )
+        for weights in artifact.glob(f"{FILE}.*"):
+            shutil.copyfile(weights, target / weights.name)
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
         """Export the graph, fuse it if the configuration says so, and write the model."""

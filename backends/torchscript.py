@@ -1,8 +1,11 @@
 """TorchScript: trace, freeze, optimise."""
 
 import contextlib
+import json
+import shutil
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 MODEL = "model.ts"
+MARK = "autotune.json"
 
 
 class TorchScriptBackend:
@@ -53,6 +57,14 @@ class TorchScriptBackend:
     def is_plain_export(self, configuration: Configuration, device: Device) -> bool:
         """Return true for the graph in full precision and the usual layout."""
         return spaces.is_plain_export(configuration, device)
+
+    def write_served(self, artifact: Path, target: Path, mark: Mapping[str, str]) -> None:
+        """Copy the file as ``model.pt``; the mark is an extra file, which ``torch.jit.load`` reads on request."""
+        served = target / "model.pt"
+        shutil.copyfile(artifact / MODEL, served)
+        with zipfile.ZipFile(served, "a") as archive:
+            root = archive.namelist()[0].split("/")[0]
+            archive.writestr(f"{root}/extra/{MARK}", json.dumps(dict(mark)))
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
         """Trace and freeze the captured graph in its precision and layout, and save it."""

@@ -22,6 +22,7 @@ CPU = Device(kind="cpu", name="AMD EPYC", uuid="cpu-1", cores=2)
 NAMES_BACKENDS = {
     "registry.py": "the one list of built-in backends",
     "runtime/toolchain.py": "names of libraries, by which their versions are read",
+    "cli/optimize_file.py": "the format of the files that it takes and writes",
     "execute/causes.py": "names of libraries, whose exceptions have their own texts",
     "programs": "programs that try or compare certain backends",
     "testing": "samples of stored records, and names of libraries that must not be imported early",
@@ -63,6 +64,7 @@ ABLE = """
     def is_baseline(self, configuration, *, has_factory): return has_factory
     def is_served(self, configuration, device): return True
     def is_plain_export(self, configuration, device): return not configuration["timed"]
+    def write_served(self, artifact, target, mark): (target / "model.toy").write_text(str(dict(mark)))
     def graph_features(self, model, device): return {"layers": 2}
     def kernel_problems(self, model, configuration, device): return {}
     def explain_artifact(self, folder): return {}

@@ -6,7 +6,7 @@ Reads the few fields of the protobuf that matter (https://github.com/onnx/onnx/b
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,24 @@ class _References:
     domains: set[str]
     own: set[str]
     weights: list[dict[str, str]]
+
+
+def with_metadata(content: bytes, entries: Mapping[str, str]) -> bytes:
+    """Return a model with more entries of metadata; a message of protobuf may have its fields in any order."""
+
+    def field(number: int, value: bytes) -> bytes:
+        return _encoded(number << 3 | 2) + _encoded(len(value)) + value
+
+    added = (field(1, key.encode()) + field(2, value.encode()) for key, value in entries.items())
+    return content + b"".join(field(14, entry) for entry in added)
+
+
+def _encoded(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*encoded, number])
 
 
 def check_onnx(path: Path) -> None:
