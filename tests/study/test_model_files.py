@@ -145,7 +145,7 @@ def test_a_compiled_module_in_memory(kind, tmp_path):
     assert same(autotune.load(model, inputs, db=database, rebuild=False)(**inputs), expected)
     with Store.open(database, create=False) as store:
         forms = {
-            trial.configuration.get("form") for row in store.studies.list("compiled", 2)
+            trial.configuration.get("form", "") for row in store.studies.list("compiled", 2)
             for trial in store.trials.of_study(row.uid) if trial.state == "complete"
         }  # fmt: skip
     assert ("module" in forms) == (kind != "exported")
