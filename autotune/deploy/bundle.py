@@ -57,20 +57,21 @@ def write_bundle(plan: Plan, store: "Store", out: Path) -> Path:
     Raises RequestError if ``out`` exists or the plan runs the model's own code, which a bundle does not hold,
     ArtifactError if the artifact is missing or damaged, WorkError if the folder cannot be written.
     """
+    from autotune.model.source import holds_model_file
     from autotune.registry import serving_formats
     from autotune.runtime.artifact import read_record
 
-    if plan.configuration.get("form", "") == "module":
-        raise RequestError(
-            f"a bundle of {plan.name} without the model's code", found=f"a plan that runs it: {plan.configuration}",
-            expected="a plan of a compiled format",
-            run=f"autotune tune with serve_as: {' or '.join(serving_formats())}",
-        )  # fmt: skip
     if os.path.lexists(out):
         raise RequestError("a bundle is a new folder", found=f"{out} exists", expected="a name that is free")
     if plan.artifact is None:
         raise ArtifactError(f"the plan of {plan.name} has no artifact", run="autotune tune, to build it again")
     with store.artifacts.verified(plan.artifact) as folder:
+        if plan.configuration.get("form", "") == "module" and not holds_model_file(folder):
+            raise RequestError(
+                f"a bundle of {plan.name} without the model's code", found=f"a plan that runs it: {plan.configuration}",
+                expected="a plan of a compiled format",
+                run=f"autotune tune with serve_as: {' or '.join(serving_formats())}",
+            )  # fmt: skip
         try:
             unfinished = Path(tempfile.mkdtemp(dir=out.resolve().parent, prefix=f".{out.name}-"))
         except OSError as error:

@@ -95,13 +95,16 @@ def _request(plan: "Plan", objective: "Objective", serve_as: str) -> PlanKey:
 def _misfits(store: "Store", plan: "Plan") -> list[tuple[str, str, str]]:
     """Return the reasons why the artifact of a plan cannot be loaded here without the model; empty if it can."""
     from autotune import registry
+    from autotune.model.source import holds_model_file
     from autotune.runtime import toolchain
     from autotune.study.cache import misfits
 
     names = registry.backend(plan.configuration.backend).toolchain
     reasons = misfits(plan, plan.weights, plan.form, toolchain.current(plan.device, names), store)
-    if plan.configuration.get("form", "") == "module":
-        reasons.append(("code", "none of the model's", "its own module"))
+    if not reasons and plan.artifact is not None and plan.configuration.get("form", "") == "module":
+        with store.artifacts.verified(plan.artifact) as folder:
+            if not holds_model_file(folder):
+                reasons.append(("code", "none of the model's", "its own module"))
     return reasons
 
 

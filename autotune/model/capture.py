@@ -131,6 +131,8 @@ def capture(
     """
     import torch
 
+    from autotune.model.torchscript_graph import first_graph
+
     example = schema.bind(module.forward, inputs)
     names = tuple(example)
     varied = {key: (other or example)[key] for key in names}
@@ -143,8 +145,13 @@ def capture(
         notes.append("the model is in train mode; it is tuned as it answers in eval mode")
     with _evaluating(module) as own, torch.no_grad():
         behaviour = observe(name, own, caller(own, names), example, varied)
-        find = _from_torchscript if torchscript.is_scripted(own) else _from_module
-        program = find(name, own, behaviour, example, varied)
+        if torchscript.is_scripted(own):
+            program = first_graph(
+                name, own, example,
+                lambda found: _from_module(name, found, behaviour, example, varied, in_order=True),
+            )  # fmt: skip
+        else:
+            program = _from_module(name, own, behaviour, example, varied)
         # A hook or an object of the user's own that has kept values of the export now keeps those of a real call.
         caller(own, names)({key: value.clone() for key, value in example.items()})
     if behaviour.set_at_first:
@@ -176,8 +183,11 @@ def capture(
 @contextlib.contextmanager
 def _evaluating(module: "torch.nn.Module") -> "Iterator[torch.nn.Module]":
     """Yield the module in eval mode, to be called; it is left as it was, TorchScript by means of a copy."""
+    import torch
+
     if torchscript.is_scripted(module):
-        with process_state():
+        # A few calls are not worth the optimiser, which rewrites the graph in each of the first two.
+        with process_state(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             yield torchscript.copied(module)
         return
     with untouched(module):
@@ -199,29 +209,6 @@ def _from_module(
     _refuse_values(name, program, behaviour.form)
     _refuse_other_answers(name, program, behaviour, (example, varied))
     return program
-
-
-def _from_torchscript(
-    name: str, module: "torch.nn.Module", behaviour: Behaviour, example: "Inputs", varied: "Inputs"
-) -> "ExportedProgram":
-    """Return the graph of a TorchScript module, by the first way that finds one; raises ModelError if none does."""
-    from autotune.model.torchscript_graph import WAYS
-
-    reasons = []
-    for way, find in WAYS.items():
-        try:
-            stand_in = find(module, example)
-            return _from_module(name, stand_in, behaviour, example, varied, in_order=True)
-        except ModelError as error:
-            reasons.append(f"{way}: {error.asked}: {error.found}")
-        except Exception as error:  # torch's converter asserts, and the interpreter raises errors of its own
-            reasons.append(f"{way}: {type(error).__name__}: {main_line(error)}")
-    raise ModelError(
-        f"no graph can be made of the TorchScript module {name}",
-        found="; ".join(reasons),
-        expected="operators of torch on tensors, whose order does not depend on the values of the inputs",
-        run="autotune with a factory (path.py:callable) that returns the eager module that was scripted",
-    )
 
 
 def _initialise(module: "torch.nn.Module", inputs: "Mapping[str, torch.Tensor]") -> list[str]:

@@ -25,6 +25,8 @@ PREFIX = "file:"
 
 EXPECTED = "a file of torch.jit.save (TorchScript) or torch.export.save (.pt2)"
 FACTORY = "a factory, model: {factory: path.py:callable}, that makes the module and loads its weights"
+SUFFIXES = (".pt", ".pth", ".pt2", ".ts")
+"""The ends of the names of model files, by which a command tells them from study files."""
 LARGEST_TEXT_BYTES = 1 << 28
 _OF_TENSORS = re.compile(
     r"(collections|torch|torch\._utils|torch\._tensor|torch\.nn\.parameter|_codecs)\b(?!\.nn\.modules)"
@@ -42,7 +44,7 @@ class DeclaredInput:
     required: bool = True
 
 
-class Kind(Protocol):
+class FileKind(Protocol):
     """One kind of file: recognised by its content, it describes its inputs and gives the module of its user."""
 
     name: str
@@ -65,7 +67,7 @@ class ModelFile:
     """A model file: its kind and its inputs."""
 
     path: Path
-    kind: Kind
+    kind: FileKind
     inputs: tuple[DeclaredInput, ...]
 
 
@@ -199,7 +201,7 @@ class ExportedFile:
             yield DeclaredInput(name=name, shape=shape, dtype=_DTYPES.get(values[name]["dtype"]))
 
 
-KINDS: tuple[Kind, ...] = (TorchScript(), ExportedFile())
+KINDS: tuple[FileKind, ...] = (TorchScript(), ExportedFile())
 
 _DTYPES = {
     1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float16", 7: "float32", 8: "float64", 12: "bool",

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
+MODULE = "module.json"
+"""The origin of the user's own module in an artifact that runs it."""
 PROGRAM, WEIGHTS, RECORD, EXAMPLE = "program.pt2", "weights.safetensors", "model.json", "example.safetensors"
 UNFINISHED = "unfinished-"
 OWN_FILE = "own_model.bin"
@@ -77,7 +79,7 @@ class CapturedModel:
             "outputs": [spec.dtype for spec in self.workload.outputs],
             "written": list(self.written),
         }
-        (folder / "module.json").write_text(json.dumps(record))
+        (folder / MODULE).write_text(json.dumps(record))
         for name in (OWN_FILE,) if own_file else (WEIGHTS, BUFFERS):
             shutil.copyfile(self.folder / name, folder / name)
 
@@ -157,7 +159,7 @@ def rebuild_module(folder: Path, precision: str, device: Device) -> "torch.nn.Mo
     """Make the user's own module, flat tensors in and out, in ``precision``: from its file, or with stored weights."""
     import torch
 
-    record = json.loads((folder / "module.json").read_text())
+    record = json.loads((folder / MODULE).read_text())
     if record["factory"] is None:
         module = model_file.module_of(folder / OWN_FILE, device.torch_name)
     else:
@@ -169,6 +171,11 @@ def rebuild_module(folder: Path, precision: str, device: Device) -> "torch.nn.Mo
         outputs = tuple(getattr(torch, name) for name in record["outputs"])
         wrapped = precisions.border(wrapped.to(dtype), dtype, outputs)
     return wrapped.to(device.torch_name)
+
+
+def holds_model_file(folder: Path) -> bool:
+    """Return whether an artifact has the module that it runs as a model file, so that it needs no code of its user."""
+    return (folder / OWN_FILE).exists()
 
 
 def _save_weights(module: "torch.nn.Module", folder: Path) -> str:

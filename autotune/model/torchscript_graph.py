@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
+from autotune.errors import ModelError
 from autotune.model import schema, torchscript
+from autotune.model.behaviour import main_line
 from autotune.model.form import flatten
 from autotune.model.precision import flat_module
 
 if TYPE_CHECKING:
     import torch
+    from torch.export import ExportedProgram
     from torch.fx import GraphModule, Node
 
 Way = Callable[["torch.nn.Module", "Mapping[str, torch.Tensor]"], "torch.nn.Module"]
@@ -36,8 +39,9 @@ def converted(module: "torch.nn.Module", example: "Mapping[str, torch.Tensor]") 
     with _silenced():
         program = TS2EPConverter(copy, tuple(arguments.values())).convert()
     graph = flat_module(program)
-    _fold_numbers(graph, tuple(arguments.values()))
-    if any(_READS_VALUE in str(node.target) for node in graph.graph.nodes):
+    if _reads_values(graph):
+        _fold_numbers(graph, tuple(arguments.values()))
+    if _reads_values(graph):
         raise ValueError("a size or another number in the graph depends on values")
     _name_convolutions(graph)
     return _by_example(graph, arguments, tuple(example))
@@ -83,6 +87,32 @@ WAYS: Mapping[str, Way] = {
 }
 
 
+def first_graph(
+    name: str,
+    module: "torch.nn.Module",
+    example: "Mapping[str, torch.Tensor]",
+    accept: "Callable[[torch.nn.Module], ExportedProgram]",
+) -> "ExportedProgram":
+    """Return the graph of a TorchScript module by the first way that finds one that ``accept`` exports.
+
+    ``accept`` raises ModelError for a graph that does not answer like the module. Raises ModelError if no way is left.
+    """
+    reasons = []
+    for way, find in WAYS.items():
+        try:
+            return accept(find(module, example))
+        except ModelError as error:
+            reasons.append(f"{way}: {error.asked}: {error.found}")
+        except Exception as error:  # torch's converter asserts, and the interpreter raises errors of its own
+            reasons.append(f"{way}: {type(error).__name__}: {main_line(error)}")
+    raise ModelError(
+        f"no graph can be made of the TorchScript module {name}",
+        found="; ".join(reasons),
+        expected="operators of torch on tensors, whose order does not depend on the values of the inputs",
+        run="autotune with a factory (path.py:callable) that returns the eager module that was scripted",
+    )
+
+
 def _arguments(module: "torch.nn.Module", example: "Mapping[str, torch.Tensor]") -> dict[str, Any]:
     """Return the values of all parameters of forward, in order: those of the example, and defaults for the others."""
     parameters = schema.signature_of(module.forward).parameters.values()
@@ -120,6 +150,11 @@ def _silenced() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(before)
+
+
+def _reads_values(graph: "GraphModule") -> bool:
+    """Return whether a graph reads a number from a tensor."""
+    return any(_READS_VALUE in str(node.target) for node in graph.graph.nodes)
 
 
 def _fold_numbers(graph: "GraphModule", inputs: Sequence[object]) -> None:

@@ -26,6 +26,7 @@ from autotune.errors import WorkError
 from autotune.execute.executor import Executor
 from autotune.execute.server import WorkerServer
 from autotune.execute.timing import TimeSplit
+from autotune.model import model_file
 from autotune.programs.check_result import CheckResult
 from autotune.programs.document import rows_of
 from autotune.programs.frame import Run, parser_of, run_program, say
@@ -152,10 +153,11 @@ def leave_out_places(records: dict[str, Any], studies: str) -> None:
 
 
 def _within(place: str | None, studies: str) -> str | None:
-    """Return a path from the folder of studies on."""
+    """Return a path from the folder of studies on; the source of a model file keeps its prefix."""
     if not place or f"/{studies}/" not in place:
         return place
-    return f"{studies}/{place.split(f'/{studies}/', 1)[1]}"
+    prefix = model_file.PREFIX if model_file.is_file(place) else ""
+    return f"{prefix}{studies}/{place.split(f'/{studies}/', 1)[1]}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from autotune.study.file import InputEntry, ModelEntry, StudyFile, complete, com
 from autotune.study.values import PARAMETER
 from autotune.study.yaml_document import YamlDocument
 
-SUFFIXES = (".pt", ".pth", ".pt2", ".ts", ".torchscript")
 FORM = "NAME=SHAPE:DTYPE:VALUES, of which only the shape is required, such as 1x3x224x224 or ids=1x128:int64:0..30522"
 LARGEST_SIZE = 2**31
 _SHAPE = re.compile(r"[0-9]{1,10}(x[0-9]{1,10})*")
@@ -22,7 +21,7 @@ _RANGE = re.compile(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
 
 def is_model_file(path: Path) -> bool:
     """Return whether a path given instead of a study file names a model: by its suffix."""
-    return path.suffix.lower() in SUFFIXES
+    return path.suffix.lower() in model_file.SUFFIXES
 
 
 def read_model_study(path: Path, inputs: Sequence[str] = ()) -> StudyFile:

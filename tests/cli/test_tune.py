@@ -15,6 +15,7 @@ from autotune.errors import DeviceError, RequestError
 from autotune.report.results import verify_results
 from autotune.study.file import parse_study
 from autotune.study.request import StudyOutcome
+from tests import model_files
 from tests.database import records
 from tests.read_only import run_python
 
@@ -114,6 +115,7 @@ def test_an_unknown_backend_names_the_known_ones(study):
     [
         ("search:", "saerch:", [], ["line 8", "did you mean search?"]),
         ("", "", ["--batch", "3"], ["batch 2, 4"]),
+        ("", "", ["--inputs", "1x3"], ["--inputs beside the study file", "--inputs 1x3", "a model file"]),
         ("", "", ["--budget", "0s"], ["--budget 0s"]),
         ("", "", ["--trials", "0"], ["trials must be at least 1"]),
         ("device: cpu", "device: cuda:99", [], ["cuda:99 is not there", "cpu ("]),
@@ -274,3 +276,16 @@ def test_a_factory_that_raises(autotune, study, tmp_path):
     result = autotune("tune", study, "--batch", "2", "--db", tmp_path / "autotune.db", "--json")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no weights to be found" in result.stderr
+
+
+def test_a_model_file_that_is_wrong_is_refused_before_any_work(autotune, tmp_path):
+    def refused(*arguments):
+        result = autotune("tune", *arguments, "--db", tmp_path / "a.db", "--json")
+        assert (result.exit_code, result.stdout) == (2, "") and not (tmp_path / "a.db").exists()
+        return result.stderr
+
+    path, _ = model_files.write("convolutional", "traced", tmp_path)
+    assert "no shape of image" in refused(path)
+    assert "--batch 4 beside the model file" in refused(path, "--inputs", "2x3x12x12", "--batch", "4")
+    assert "the shape '2,3'" in refused(path, "--inputs", "2,3")
+    assert "no file" in refused(tmp_path / "absent.pt")

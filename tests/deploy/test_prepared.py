@@ -104,15 +104,18 @@ def test_nothing_is_written_until_it_is_asked_for(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_eager_module_is_refused():
+def test_what_is_no_module_is_refused_and_compiled_ones_are_taken():
     module = nn.Linear(4, 3).eval()
-    traced = torch.jit.trace(module, torch.ones(1, 4))  # type: ignore[no-untyped-call]
-    exported = torch.export.export(module, (torch.ones(1, 4),))
-    for wrong in (traced, exported, lambda x: x, "model.pt"):
+    for wrong in (lambda x: x, "model.pt"):
         with pytest.raises(ModelError):
             in_memory(wrong, "cpu")
-    again = exported.module()
-    assert asked(torch.randn(1, 4), again).captured.workload.batch == 1
+    traced = torch.jit.trace(module, torch.ones(1, 4))  # type: ignore[no-untyped-call]
+    exported = torch.export.export(module, (torch.ones(1, 4),))
+    x = torch.randn(1, 4)
+    for model in (traced, exported, exported.module()):
+        prepared = asked(x, model)
+        assert prepared.captured.workload.batch == 1 and prepared.own_file == (model is traced)
+    assert asked(x, traced).name == "linear"
 
 
 class Stubborn(nn.Linear):

@@ -10,6 +10,7 @@ import autotune
 from autotune import registry
 from autotune.cli.main import app
 from autotune.database.store import Store
+from autotune.deploy.bundle import write_bundle
 from autotune.model import model_file
 from autotune.model.capture import capture
 from autotune.model.source import OWN_FILE, CapturedModel, write
@@ -127,7 +128,10 @@ def test_the_baseline_holds_a_copy_of_the_file(tmp_path):
         with store.artifacts.verified(plan.artifact) as folder:
             if plan.configuration["form"] == "module":
                 assert (folder / OWN_FILE).read_bytes() == path.read_bytes()
+        write_bundle(plan, store, tmp_path / "own.plan")
     path.unlink()
+    expected = model_files.answers("convolutional", inputs)
+    assert same(autotune.load_bundle(tmp_path / "own.plan", device="cpu")(**inputs), expected)
     assert answers_elsewhere(tmp_path, database, "own", "convolutional", inputs).startswith("True")
 
 
@@ -145,7 +149,7 @@ def test_a_compiled_module_in_memory(kind, tmp_path):
     assert same(autotune.load(model, inputs, db=database, rebuild=False)(**inputs), expected)
     with Store.open(database, create=False) as store:
         forms = {
-            trial.configuration.get("form") for row in store.studies.list("compiled", 2)
+            trial.configuration.get("form", "") for row in store.studies.list("compiled", 2)
             for trial in store.trials.of_study(row.uid) if trial.state == "complete"
         }  # fmt: skip
     assert ("module" in forms) == (kind != "exported")
