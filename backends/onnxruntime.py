@@ -47,6 +47,8 @@ class OnnxRuntimeBackend:
     serving_formats = ("onnx",)
     build_modules = onnx_exporter.MODULES
     builds_slowly = False
+    # For a CPU the stored graph is laid out for the vector width of the processor that built it.
+    adapts_at_load = ("cuda",)
 
     def probe(self, device: Device) -> Availability:
         """Report if ONNX Runtime and the exporter are installed; on a GPU, with the CUDA provider's library."""

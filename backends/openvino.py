@@ -49,6 +49,7 @@ class OpenVinoBackend:
     build_uses_device = False
     build_modules = onnx_exporter.MODULES
     builds_slowly = False
+    adapts_at_load = ("cpu",)
 
     def probe(self, device: Device) -> Availability:
         """Report if OpenVINO and the exporter are installed; CPUs only."""

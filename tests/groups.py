@@ -56,6 +56,7 @@ SLOW = (
     "deploy/test_bundle.py",
     "deploy/test_by_name.py",
     "deploy/test_measuring.py",
+    "deploy/test_signing.py",
     "docs/test_hooks.py",
     "examples",
     "execute/test_faults.py",

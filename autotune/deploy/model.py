@@ -26,12 +26,13 @@ class OptimizedModel:
     It accepts the shapes and dtypes of the plan. ``plan`` is the plan in use; ``close`` releases its memory.
     ``seconds`` has the time of each step in finding and opening it: ``capture``, ``weights`` (their fingerprint),
     ``look_up``, ``rebuild`` (if it was needed), ``open`` (verifying and loading the artifact) and ``verify`` (two calls
-    compared with the model).
+    compared with the model). ``signature`` says whether a bundle is signed: ``none``, ``not checked`` or ``verified``.
     """
 
     def __init__(self, plan: "Plan", runner: "Runner", inputs: InputSchema, form: Form) -> None:
         self.plan = plan
         self.seconds: Mapping[str, float] = {}
+        self.signature = "none"
         self._runner = runner
         self._inputs = inputs
         self._form = form
