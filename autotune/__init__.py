@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autotune.deploy.bundle import load_bundle
     from autotune.deploy.measuring import Measured
     from autotune.deploy.model import OptimizedModel
+    from autotune.deploy.portability import Portability, portability
     from autotune.deploy.study_model import from_study
     from autotune.records.objective import Metric, Objective
 
@@ -27,6 +28,8 @@ _HOMES = {
     "tune": "autotune.deploy.api",
     "Measured": "autotune.deploy.measuring",
     "OptimizedModel": "autotune.deploy.model",
+    "Portability": "autotune.deploy.portability",
+    "portability": "autotune.deploy.portability",
     "from_study": "autotune.deploy.study_model",
     "Metric": "autotune.records.objective",
     "Objective": "autotune.records.objective",
@@ -37,6 +40,7 @@ __all__ = [
     "Metric",
     "Objective",
     "OptimizedModel",
+    "Portability",
     "__version__",
     "compare",
     "from_study",
@@ -44,6 +48,7 @@ __all__ = [
     "load_bundle",
     "measure",
     "optimize",
+    "portability",
     "tune",
 ]
 

@@ -56,6 +56,8 @@ SLOW = (
     "deploy/test_bundle.py",
     "deploy/test_by_name.py",
     "deploy/test_measuring.py",
+    "deploy/test_on_miss.py",
+    "deploy/test_portability.py",
     "deploy/test_signing.py",
     "docs/test_hooks.py",
     "examples",

@@ -8,6 +8,7 @@
 """
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -35,9 +36,15 @@ from autotune.records.plan import Plan
 from autotune.scratch import ScratchFolder
 
 if TYPE_CHECKING:
+    import torch
+
     from autotune.database.store import Store
     from autotune.deploy.model import OptimizedModel
     from autotune.deploy.portability import Portability
+    from autotune.deploy.recheck import OnMiss
+
+
+log = logging.getLogger("autotune")
 
 
 class _UnreadableError(Exception):
@@ -98,27 +105,64 @@ def load_bundle(
     *,
     device: str | None = None,
     require_signature: PublicKey | Sequence[PublicKey] | None = None,
+    on_miss: "OnMiss" = "error",
+    model: "torch.nn.Module | None" = None,
 ) -> "OptimizedModel":
     """Return the plan of a bundle, loaded: it takes the arguments of the model's forward and answers in its form.
 
     Neither a tuning database nor the model's code is needed. ``device`` is by default the CPU for a plan of a CPU, and
     else ``auto``. Every file is copied and verified before it is read; a bundle holds compiled code, so load only what
     you trust. ``require_signature`` is an Ed25519 public key, or several: PEM text, or the path of a file with it. A
-    bundle that none of them signed is refused before anything else of it is parsed.
+    bundle that none of them signed is refused before anything else of it is parsed, whatever ``on_miss`` is.
+
+    ``on_miss`` is the policy for a bundle that was not made for this device class and toolchain, or is damaged.
+    ``error`` raises ArtifactError; ``fallback`` warns and returns ``model`` itself as the callable. With ``recheck`` a
+    plan of another device of the same kind is used if its artifact runs on this one (see :func:`portability`), answers
+    its example like the model, and is faster than ``model`` here, or without that, than the baseline was there.
 
     Raises RequestError if there is no bundle, SignatureError if it is not signed as required, ArtifactError if it is
     damaged, of another version, or for another device class or toolchain, WorkError if there is no room for the copies.
     """
+    from autotune.deploy.fallback import fall_back
+    from autotune.deploy.recheck import require_policy
+
+    require_policy(on_miss)
     keys = None if require_signature is None else PublicKeys(require_signature)
+    try:
+        return _loaded(Path(path), device, keys, on_miss, model)
+    except ArtifactError as miss:
+        if on_miss != "fallback":
+            raise
+        return fall_back(model, miss, f"the bundle {path}")
+
+
+def _loaded(
+    bundle: Path, device: str | None, keys: PublicKeys | None, on_miss: "OnMiss", model: "torch.nn.Module | None"
+) -> "OptimizedModel":  # fmt: skip
+    from autotune.deploy.model import open_folder
+    from autotune.deploy.recheck import example_and_answer, failing
+
     begin = time.perf_counter()
-    bundle = Path(path)
     manifest = read_manifest(bundle, keys)
-    verdict = bundle_portability(manifest, device)
-    if verdict.verdict != "optimal":
-        raise _for_another_machine(bundle, verdict)
+    portable = bundle_portability(manifest, device)
+    recheck = portable.verdict == "works" and on_miss == "recheck"
+    if portable.verdict != "optimal" and not recheck:
+        raise _for_another_machine(bundle, portable)
     found = time.perf_counter()
     with verified_copy(bundle, manifest) as artifact:
-        return _opened(manifest, verdict, artifact, begin, found)
+        fast = open_folder(replace(manifest.plan, device=portable.device), artifact)
+        fast.signature = manifest.signature
+        opened = time.perf_counter()
+        fast.seconds = {"look_up": found - begin, "open": opened - found}
+        if not recheck:
+            return fast
+        example, answer = example_and_answer(artifact)
+    if wrong := failing(fast, example, answer, portable.device, model):
+        fast.close()
+        raise _for_another_machine(bundle, portable, f"rechecked here: {wrong}")
+    log.warning("the bundle %s was tuned on another device, and was rechecked on this one", bundle)
+    fast.seconds = {**fast.seconds, "recheck": time.perf_counter() - opened}
+    return fast
 
 
 def bundle_portability(manifest: Manifest, device: str | None) -> "Portability":
@@ -149,17 +193,6 @@ def verified_copy(bundle: Path, manifest: Manifest) -> Iterator[Path]:
             if copied != file:
                 raise damaged(bundle, f"{file.name} does not match its SHA-256")
         yield scratch / ARTIFACT
-
-
-def _opened(
-    manifest: Manifest, verdict: "Portability", artifact: Path, begin: float, found: float
-) -> "OptimizedModel":  # fmt: skip
-    from autotune.deploy.model import open_folder
-
-    fast = open_folder(replace(manifest.plan, device=verdict.device), artifact)
-    fast.signature = manifest.signature
-    fast.seconds = {"look_up": found - begin, "open": time.perf_counter() - found}
-    return fast
 
 
 def _kernels(plan: Plan, artifact: Path) -> list[Mapping[str, object]]:
@@ -195,10 +228,10 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _for_another_machine(bundle: Path, verdict: "Portability") -> ArtifactError:
+def _for_another_machine(bundle: Path, portable: "Portability", *more: str) -> ArtifactError:
     return ArtifactError(
         f"the bundle {bundle} was not made for this machine",
-        found="\n    ".join(verdict.reasons),
+        found="\n    ".join((*portable.reasons, *more)),
         expected="the device class and the versions that the plan was measured under",
         run="autotune tune and autotune export on a machine like this one",
     )
