@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune import accuracy
 from autotune.accuracy import AccuracyResult, check_reference, judge, signal_errors, spreads
 from autotune.errors import ReferenceRefusedError, RequestError
 from autotune.records.objective import Metric, Objective
