@@ -55,6 +55,7 @@ SLOW = (
     "deploy/test_api.py",
     "deploy/test_bundle.py",
     "deploy/test_by_name.py",
+    "deploy/test_in_use.py",
     "deploy/test_measuring.py",
     "deploy/test_on_miss.py",
     "deploy/test_portability.py",

@@ -1,6 +1,7 @@
 """The host's memory as this process may use it: HostMemory, which a container's limit makes smaller; return_memory."""
 
 import ctypes
+import gc
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,7 +41,11 @@ class HostMemory:
 
 
 def return_memory() -> None:
-    """Return memory that was freed to the system, which the C library keeps for its own use otherwise (glibc)."""
+    """Free what only circles of references hold, and return free memory that the C library keeps to the system (glibc).
+
+    A captured graph refers to itself, so its weights would stay until Python next looks for such circles.
+    """
+    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
