@@ -59,6 +59,7 @@ SLOW = (
     "deploy/test_measuring.py",
     "deploy/test_on_miss.py",
     "deploy/test_portability.py",
+    "deploy/test_serve_check.py",
     "deploy/test_signing.py",
     "docs/test_hooks.py",
     "examples",

@@ -12,7 +12,21 @@ import typer
 import typer.core
 
 from autotune import standard_streams
-from autotune.cli import bench, compare, db, doctor, explain, export, kernels, plan, reproduce, roofs, trials, tune
+from autotune.cli import (
+    bench,
+    compare,
+    db,
+    doctor,
+    explain,
+    export,
+    kernels,
+    plan,
+    reproduce,
+    roofs,
+    serve_check,
+    trials,
+    tune,
+)
 from autotune.cli.version import version_text
 from autotune.errors import AutotuneError
 
@@ -62,6 +76,7 @@ app.add_typer(compare.app, name="prices")
 app.add_typer(roofs.app, name="roofs")
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
+app.command("serve-check")(serve_check.check)
 app.add_typer(kernels.app, name="kernels")
 app.add_typer(db.app, name="db")
 app.command("doctor")(doctor.doctor)

@@ -140,11 +140,12 @@ def _loaded(
     bundle: Path, device: str | None, keys: PublicKeys | None, on_miss: "OnMiss", model: "torch.nn.Module | None"
 ) -> "OptimizedModel":  # fmt: skip
     from autotune.deploy.model import open_folder
-    from autotune.deploy.recheck import example_and_answer, failing
+    from autotune.deploy.portability import bundle_portability
+    from autotune.deploy.recheck import Example, failing
 
     begin = time.perf_counter()
     manifest = read_manifest(bundle, keys)
-    portable = bundle_portability(manifest, device)
+    portable = bundle_portability(manifest.plan, device)
     recheck = portable.verdict == "works" and on_miss == "recheck"
     if portable.verdict != "optimal" and not recheck:
         raise _for_another_machine(bundle, portable)
@@ -156,8 +157,8 @@ def _loaded(
         fast.seconds = {"look_up": found - begin, "open": opened - found}
         if not recheck:
             return fast
-        example, answer = example_and_answer(artifact)
-    if wrong := failing(fast, example, answer, portable.device, model):
+        example = Example.of(artifact)
+    if wrong := failing(fast, example, portable.device, model):
         fast.close()
         raise _for_another_machine(bundle, portable, f"rechecked here: {wrong}")
     log.warning("the bundle %s was tuned on another device, and was rechecked on this one", bundle)
@@ -165,12 +166,10 @@ def _loaded(
     return fast
 
 
-def bundle_portability(manifest: Manifest, device: str | None) -> "Portability":
-    """Decide whether the plan of a manifest runs on the device of a name, by default the usual one."""
-    from autotune.deploy.portability import portability_on, usual_device
-    from autotune.runtime import discovery
-
-    return portability_on(manifest.plan, discovery.find(device or usual_device(manifest.plan)))
+def require_runs(bundle: Path, portable: "Portability") -> None:
+    """Raise ArtifactError if the plan of a bundle does not run as it is on a device."""
+    if not portable.runs:
+        raise _for_another_machine(bundle, portable)
 
 
 @contextmanager

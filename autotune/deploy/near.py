@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from autotune.deploy import miss as misses
 from autotune.deploy.model import open_folder, open_plan, verified
 from autotune.deploy.portability import portability_on
-from autotune.deploy.recheck import example_and_answer, failing, not_faster
+from autotune.deploy.recheck import Example, failing, not_faster
 from autotune.errors import ArtifactError, PlanNotFoundError
 
 if TYPE_CHECKING:
@@ -72,12 +72,12 @@ def near_plan_of_name(
             begin = time.perf_counter()
             with store.artifacts.verified(str(plan.artifact)) as folder:
                 fast = open_folder(plan, folder)
-                example, answer = example_and_answer(folder)
+                example = Example.of(folder)
             opened = time.perf_counter()
         except ArtifactError as error:
             reasons.append(f"plan {plan.uid[:8]}: {error.asked}: {error.found}")
             continue
-        wrong = failing(fast, example, answer, device)
+        wrong = failing(fast, example, device)
         if not wrong:
             fast.seconds = {"open": opened - begin, "recheck": time.perf_counter() - opened}
             _say(fast)

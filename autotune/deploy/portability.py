@@ -66,16 +66,17 @@ def portability(
     """
     from autotune.deploy.bundle_manifest import read_manifest
     from autotune.deploy.signing import PublicKeys
-    from autotune.runtime import discovery
 
     keys = None if require_signature is None else PublicKeys(require_signature)
     plan = bundle if isinstance(bundle, Plan) else read_manifest(Path(bundle), keys).plan
-    return portability_on(plan, discovery.find(device or usual_device(plan)))
+    return bundle_portability(plan, device)
 
 
-def usual_device(plan: Plan) -> str:
-    """Return the name of the device that a plan is loaded on if its user names none."""
-    return "cpu" if plan.device.kind == "cpu" else "auto"
+def bundle_portability(plan: Plan, device: str | None) -> Portability:
+    """Decide whether a plan runs on the device of a name, by default the CPU for a plan of a CPU, and else ``auto``."""
+    from autotune.runtime import discovery
+
+    return portability_on(plan, discovery.find(device or ("cpu" if plan.device.kind == "cpu" else "auto")))
 
 
 def portability_on(plan: Plan, device: Device, here: Toolchain | None = None) -> Portability:

@@ -1,7 +1,8 @@
-"""A plan of another device class, judged on this device before it is used: OnMiss, failing."""
+"""A plan of another device class, judged on this device before it is used: OnMiss, Example, failing."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from autotune.deploy.model import SLACK, OptimizedModel
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from autotune.accuracy import AccuracyResult
     from autotune.records.device import Device
+    from autotune.records.objective import Objective
     from autotune.runtime.artifact import ModelAnswer
 
 log = logging.getLogger("autotune")
@@ -32,28 +35,6 @@ def require_policy(on_miss: str) -> None:
         raise RequestError(
             "on_miss is the policy for a miss", found=repr(on_miss), expected=f"one of {', '.join(get_args(OnMiss))}"
         )
-
-
-def inaccurate(
-    fast: OptimizedModel, example: "Mapping[str, torch.Tensor]", answer: "ModelAnswer | None",
-    module: "torch.nn.Module | None" = None,
-) -> str:  # fmt: skip
-    """Compare a plan's answer to its example with the model's; returns the difference, empty if it is accurate.
-
-    The model's answer is computed by ``module``, or else the one that the artifact keeps.
-    """
-    from autotune import accuracy
-
-    tensors, scales, names = None if answer is None else answer.tensors, None if answer is None else answer.scales, None
-    if module is not None:
-        tensors, names = _own(module, example)
-        scales = scales or accuracy.signal_scales([tuple(tensors)])
-    if tensors is None or scales is None:
-        return "its artifact keeps no answer of the model to compare with, because an earlier version made it"
-    answered = fast.flat(example)
-    labels = names or tuple(str(at) for at in range(len(tensors)))
-    verdict = accuracy.judge_one(answered, tensors, scales, labels, fast.plan.objective, SLACK)
-    return "" if verdict.failure is None else verdict.failure.detail
 
 
 def slower(
@@ -97,32 +78,66 @@ def not_faster(
 
 
 def failing(
-    fast: OptimizedModel, example: "Mapping[str, torch.Tensor]", answer: "ModelAnswer | None", device: "Device",
-    module: "torch.nn.Module | None" = None,
+    fast: OptimizedModel, example: "Example", device: "Device", module: "torch.nn.Module | None" = None
 ) -> str:  # fmt: skip
-    """Return why a loaded plan cannot be used on this device: inaccurate, or no faster; empty if it can."""
-    return inaccurate(fast, example, answer, module) or not_faster(fast, example, device, module)
+    """Return why a loaded plan cannot be used on this device: inaccurate, or no faster; empty if it can.
+
+    It is compared with ``module``, or else with the answer that its artifact keeps.
+    """
+    known = example if module is None else example.answered_by(module)
+    verdict = known.verdict(fast.plan.objective, fast.flat(example.inputs))
+    return verdict.failure.detail if verdict.failure is not None else not_faster(fast, example.inputs, device, module)
 
 
-def example_and_answer(artifact: "Path") -> "tuple[Mapping[str, torch.Tensor], ModelAnswer | None]":
-    """Return the example inputs of an artifact by name, and the model's own answer if the artifact keeps it."""
-    from autotune.runtime.artifact import read_answer, read_example, read_record
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """The example of an artifact: inputs by name, names of the flat outputs, and the model's answer if it is kept."""
 
-    names = [spec.name for spec in read_record(artifact).inputs]
-    return dict(zip(names, read_example(artifact), strict=True)), read_answer(artifact)
+    inputs: "Mapping[str, torch.Tensor]"
+    outputs: tuple[str, ...]
+    answer: "ModelAnswer | None"
+
+    @classmethod
+    def of(cls, artifact: "Path") -> "Example":
+        """Read it from the artifact's folder; raises ArtifactError if that is damaged."""
+        from autotune.runtime.artifact import read_answer, read_example, read_record
+
+        record = read_record(artifact)
+        inputs = zip((spec.name for spec in record.inputs), read_example(artifact), strict=True)
+        names = tuple(spec.name for spec in record.outputs)
+        return cls(inputs=dict(inputs), outputs=names, answer=read_answer(artifact))
+
+    def verdict(self, objective: "Objective", answered: "Sequence[torch.Tensor]") -> "AccuracyResult":
+        """Compare a plan's answer with the model's own, within the objective's limits for one input."""
+        from autotune import accuracy
+        from autotune.records.trial import Failure
+
+        if self.answer is not None:
+            own = self.answer
+            return accuracy.judge_one(answered, own.tensors, own.scales, self.outputs, objective, SLACK)
+        detail = "the artifact keeps no answer of the model to compare with, because an earlier version made it"
+        failure = Failure(stage="check", kind="inaccurate", detail=detail)
+        return accuracy.AccuracyResult(accepted=False, failure=failure)
+
+    def answered_by(self, module: "torch.nn.Module") -> "Example":
+        """Return the same with the answer of a module itself."""
+        from autotune import accuracy
+        from autotune.runtime.artifact import ModelAnswer
+
+        tensors = _own(module, self.inputs)
+        scales = accuracy.signal_scales([tensors]) if self.answer is None else self.answer.scales
+        return replace(self, answer=ModelAnswer(tensors=tensors, scales=scales))
 
 
-def _own(
-    module: "torch.nn.Module", example: "Mapping[str, torch.Tensor]"
-) -> "tuple[tuple[torch.Tensor, ...], tuple[str, ...]]":  # fmt: skip
-    """Return the answer of a module itself on its own device, with the names of its tensors."""
+def _own(module: "torch.nn.Module", example: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, ...]":
+    """Return the flat answer of a module itself, on its own device."""
     import torch
 
     from autotune.model.form import flatten
 
     with torch.no_grad():
-        tensors, form = flatten(_call(module, _on_device_of(module, example)))
-    return tuple(tensor.cpu() for tensor in tensors), form.names
+        tensors, _ = flatten(_call(module, _on_device_of(module, example)))
+    return tuple(tensor.cpu() for tensor in tensors)
 
 
 def _baseline(
