@@ -41,6 +41,10 @@ class OptimizedModel:
         self._runner: Callable[..., Sequence[torch.Tensor]] = runner
         self._release = runner.close
         self._inputs = inputs
+        self._names = inputs.names
+        # The parameters that come first, as long as they are the inputs themselves: most calls need no more.
+        positions = inputs.positions or inputs.names
+        self._in_order = positions[: len(inputs.names)] == inputs.names and not inputs.by_name
         self._form = form
 
     @property
@@ -51,11 +55,25 @@ class OptimizedModel:
     # The answer has the form of the model's own, which no type can say.
     def __call__(self, *args: object, **kwargs: object) -> Any:
         """Answer one call like the model; raises ModelError if the arguments do not fit."""
-        return self._form.unflatten(self._runner(*self._inputs.flatten(args, kwargs)))
+        return self._form.unflatten(self._runner(*self._flattened(args, kwargs)))
 
     def flat(self, inputs: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, ...]":
         """Return the flat tensors of the answer to one call by named inputs."""
-        return tuple(self._runner(*self._inputs.flatten((), inputs)))
+        return tuple(self._runner(*self._flattened((), inputs)))
+
+    def _flattened(self, args: "tuple[object, ...]", kwargs: "Mapping[str, object]") -> "Sequence[Any]":
+        """Order the arguments of a call; those that are exactly the inputs of the plan need no look at the schema."""
+        if not kwargs:
+            if self._in_order and len(args) == len(self._names) and not any(value is None for value in args):
+                return args
+        elif not args and len(kwargs) == len(self._names):
+            try:
+                given = [kwargs[name] for name in self._names]
+            except KeyError:
+                return self._inputs.flatten(args, kwargs)
+            if not any(value is None for value in given):
+                return given
+        return self._inputs.flatten(args, kwargs)
 
     def close(self) -> None:
         """Release the memory of the plan's runner, also to the system; a call afterwards raises ArtifactError.

@@ -58,6 +58,23 @@ def damage(database, what):
                 session.execute(update(PlanTable).where(PlanTable.uid == plan.uid).values(**values))
 
 
+@pytest.fixture
+def faster(monkeypatch):
+    """The plan takes half of the time of the model, as it would on a quiet host."""
+    timed(monkeypatch, plan_ms=1.0, model_ms=2.0)
+
+
+def timed(monkeypatch, *, plan_ms, model_ms):
+    """Call each callable once, and return these times for it."""
+
+    def interleaved(calls, timer, *, rounds):
+        times_ms = {"plan": plan_ms, "baseline": model_ms}
+        assert all(call() is not None for call in calls.values())
+        return {name: [[times_ms[name] + at / 100] for at in range(rounds)] for name in calls}
+
+    monkeypatch.setattr(recheck, "interleaved", interleaved)
+
+
 def check(fast, tuned_net):
     for _ in range(2):
         answer = fast(tuned_net.inputs["x"], scale=tuned_net.inputs["scale"])
@@ -135,6 +152,7 @@ def test_a_wrong_request_is_no_miss(tuned_net, place):
         autotune.load(tuned_net.net, {"y": torch.zeros(1)}, db=place, on_miss="fallback")
 
 
+@pytest.mark.usefixtures("faster")
 @pytest.mark.parametrize("by", ["model", "name"])
 def test_a_plan_of_another_device_is_used_if_it_holds_here(by, place, tuned_net, caplog):
     plan = tuned_elsewhere(place, baseline_latency_ms=1e6)
@@ -153,9 +171,7 @@ def test_a_plan_of_another_device_is_used_if_it_holds_here(by, place, tuned_net,
 
 def test_one_that_is_slower_here_than_the_model_is_not_used(place, tuned_net, monkeypatch):
     tuned_elsewhere(place)
-    monkeypatch.setattr(recheck, "interleaved", lambda calls, timer, rounds: {
-        "plan": [[2.0 + at / 100] for at in range(rounds)], "baseline": [[1.0 + at / 100] for at in range(rounds)],
-    })  # fmt: skip
+    timed(monkeypatch, plan_ms=2.0, model_ms=1.0)
     with pytest.raises(PlanNotFoundError, match=r"of cpu-of-another.*: 2\.04 ms here.*itself takes 1\.04 ms"):
         autotune.load(tuned_net.net, tuned_net.inputs, db=place, on_miss="recheck")
 
@@ -204,6 +220,7 @@ def far(folder, **changes):
     rewrite(folder, device={**plan["device"], "name": FAR}, **changes)
 
 
+@pytest.mark.usefixtures("faster")
 @pytest.mark.parametrize("with_model", [True, False])
 def test_a_bundle_of_another_device_is_used_if_it_holds_here(with_model, written, tuned_net):
     far(written, baseline_latency_ms=1e6)
@@ -228,6 +245,7 @@ def test_a_bundle_that_is_inaccurate_here_is_not_used(with_model, written, tuned
         autotune.load_bundle(written, on_miss="recheck", model=model)
 
 
+@pytest.mark.usefixtures("faster")
 def test_a_bundle_without_an_answer_needs_the_model_for_a_recheck(written, tuned_net):
     (written / "artifact" / "answer.safetensors").unlink()
     document = json.loads((written / "manifest.json").read_text())
