@@ -9,10 +9,10 @@ from autotune import registry
 from autotune.deploy.model import OptimizedModel, open_folder
 from autotune.model import capture, source
 from autotune.records.plan import Plan
-from autotune.runtime.artifact import describe, read_record
+from autotune.runtime.artifact import read_record
 from autotune.runtime.discovery import cpu
 from autotune.testing.sample_records import PLAN
-from autotune.testing.toy_models import plain_configuration
+from autotune.testing.toy_models import build_artifact, plain_configuration
 
 CPU_BACKENDS = ("eager", "torchscript", "inductor", "onnxruntime", "openvino", "native")
 
@@ -25,11 +25,7 @@ def built(backend: str, module: torch.nn.Module, inputs: dict[str, torch.Tensor]
     artifact = folder / "artifact"
     artifact.mkdir()
     owner, here = registry.backend(backend), cpu()
-    configuration = plain_configuration(owner, here, model)
-    owner.build(model, configuration, here, artifact)
-    describe(
-        artifact, configuration, model.workload, model.output_schema, example=model.example(), signature=model.signature
-    )
+    build_artifact(owner, model, plain_configuration(owner, here, model), here, artifact)
     return artifact
 
 
