@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.deploy.arguments import objective_of, seconds_of
 from autotune.errors import PlanNotFoundError, RequestError, UndecidedError
 from autotune.progress import Progress, Silent, message_sender
 from autotune.records.objective import Objective
@@ -154,7 +155,7 @@ def load(
     require_policy(on_miss)
     try:
         return _loaded(
-            model, inputs, batch=batch, device=device, db=db, name=name, objective=_objective(objective, constraints),
+            model, inputs, batch=batch, device=device, db=db, name=name, objective=objective_of(objective, constraints),
             serve_as=serve_as, rebuild=rebuild, verify=verify, on_miss=on_miss,
         )  # fmt: skip
     except MISSES as miss:
@@ -164,19 +165,9 @@ def load(
 
 
 def _loaded(
-    model: "torch.nn.Module | str",
-    inputs: object,
-    *,
-    batch: int | None,
-    device: str | None,
-    db: str | None,
-    name: str | None,
-    objective: Objective,
-    serve_as: str,
-    rebuild: bool,
-    verify: bool,
-    on_miss: "OnMiss",
-) -> "OptimizedModel":
+    model: "torch.nn.Module | str", inputs: object, *, batch: int | None, device: str | None, db: str | None,
+    name: str | None, objective: Objective, serve_as: str, rebuild: bool, verify: bool, on_miss: "OnMiss",
+) -> "OptimizedModel":  # fmt: skip
     """Return the plan that a request finds, see :func:`load`; raises PlanNotFoundError if there is none."""
     from autotune.database.location import locate
     from autotune.database.store import Store
@@ -233,8 +224,8 @@ def _request(
         raise RequestError(f"seed {seed!r}", found=type(seed).__name__, expected="a whole number")
     module, target = in_memory(model, device)
     request = StudyRequest(
-        name=name or "model", batch=1, device=target, objective=_objective(objective, constraints), seed=seed,
-        prepared=NOT_WRITTEN, budget_s=_seconds(budget), trials=trials, serve_as=serve_as, backends=backends,
+        name=name or "model", batch=1, device=target, objective=objective_of(objective, constraints), seed=seed,
+        prepared=NOT_WRITTEN, budget_s=seconds_of(budget), trials=trials, serve_as=serve_as, backends=backends,
         precisions=precisions, tune_kernels=tune_kernels, warm_start=warm_start,
     )  # fmt: skip
     prepared = prepare(module, inputs, device=target, name=name, seed=seed)
@@ -407,35 +398,3 @@ def _opened(
     fast.seconds = spent
     log.info("%s: %s", plan.name, ", ".join(f"{step} {step_s * 1e3:.1f} ms" for step, step_s in spent.items()))
     return fast
-
-
-def _objective(objective: str | Objective, constraints: Mapping[str, object] | None) -> Objective:
-    """Return the objective with its constraints; wrong ones are refused as in a study file."""
-    from autotune.study.file import read_constraints
-
-    if isinstance(objective, Objective):
-        if constraints is not None:
-            raise RequestError(
-                "constraints stand in the objective already", found="an Objective, and constraints beside it",
-                expected="an Objective, or its name with constraints={...}",
-            )  # fmt: skip
-        return objective
-    try:
-        record = Objective(name=objective)
-    except ValueError as error:
-        expected = "a name of autotune.Objective"
-        raise RequestError(f"objective {objective!r}", found=str(error), expected=expected) from error
-    return record if constraints is None else read_constraints(record.name, constraints, Path.cwd())
-
-
-def _seconds(budget: str | float) -> float:
-    from autotune.study.values import parse_duration
-
-    if isinstance(budget, int | float):
-        return float(budget)
-    try:
-        if not isinstance(budget, str):
-            raise ValueError(type(budget).__name__)
-        return parse_duration(budget)
-    except ValueError as error:
-        raise RequestError(f"budget {budget!r}", found=str(error), expected="such as 90s, 3m or 1h30m") from error
