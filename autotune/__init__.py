@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from autotune.deploy.bundle import load_bundle
     from autotune.deploy.measuring import Measured
     from autotune.deploy.model import OptimizedModel
+    from autotune.deploy.portability import Portability, portability
     from autotune.deploy.study_model import from_study
     from autotune.records.objective import Metric, Objective
 
@@ -29,6 +30,8 @@ _HOMES = {
     "tune": "autotune.deploy.api",
     "Measured": "autotune.deploy.measuring",
     "OptimizedModel": "autotune.deploy.model",
+    "Portability": "autotune.deploy.portability",
+    "portability": "autotune.deploy.portability",
     "from_study": "autotune.deploy.study_model",
     "Metric": "autotune.records.objective",
     "Objective": "autotune.records.objective",
@@ -39,6 +42,7 @@ __all__ = [
     "Metric",
     "Objective",
     "OptimizedModel",
+    "Portability",
     "__version__",
     "compare",
     "from_study",
@@ -47,6 +51,7 @@ __all__ = [
     "measure",
     "optimize",
     "optimize_file",
+    "portability",
     "tune",
 ]
 

@@ -202,6 +202,61 @@ def far_off(answers: "Answers", references: "Answers", names: Sequence[str], obj
     return "; ".join(sentences)
 
 
+def signal_scales(references: "Answers") -> tuple[float, ...]:
+    """Return for each output of the first reference the size to which an error of its is relative.
+
+    That is ‖ref − mean(ref)‖, or ‖ref‖ if the references do not vary; 0 for outputs that are not floating.
+    """
+    scales = []
+    for at, first in enumerate(references[0]):
+        if not _is_floating(first) or not first.numel():
+            scales.append(0.0)
+            continue
+        stack = _stack([reference[at] for reference in references]).nan_to_num(0.0, 0.0, 0.0)
+        signal, size = float((stack[0] - stack.mean(dim=0)).norm()), float(stack[0].norm())
+        scales.append(signal if signal >= LEAST_SPREAD * size and signal > 0 else size)
+    return tuple(scales)
+
+
+def judge_one(
+    answer: "Sequence[torch.Tensor]",
+    reference: "Sequence[torch.Tensor]",
+    scales: Sequence[float],
+    names: Sequence[str],
+    objective: Objective,
+    slack: float,
+) -> AccuracyResult:
+    """Compare one answer with the model's own by its :func:`signal_scales`, within ``slack`` times the limits.
+
+    The limits are for the average over several inputs, which a single one may exceed. Of other than floating outputs at
+    least half of the elements must agree, as in :func:`far_off`.
+    """
+    if mismatch := _mismatch([tuple(answer)], [tuple(reference)], names):
+        return _refused("inaccurate", mismatch)
+    figures: list[tuple[str, float]] = []
+    errors: list[float] = []
+    sentences: list[str] = []
+    for name, got, want, scale in zip(names, answer, reference, scales, strict=True):
+        if not want.numel():
+            continue
+        if not _is_floating(want):
+            share = _agreement([got], [want])
+            figures.append((name, share))
+            sentences += [f"output {name} agrees in {share:.1%} of its elements"] if share < 0.5 else []
+            continue
+        mine, theirs = _stack([got]), _stack([want])
+        if not bool((mine.isfinite() == theirs.isfinite()).all()):
+            return _refused("non_finite", f"output {name} is not finite in the same places")
+        error = float((mine - theirs).nan_to_num(0.0, 0.0, 0.0).norm()) / max(scale, 1e-30)
+        figures.append((name, error))
+        errors.append(error)
+        limit = slack * objective.limit_of(name)
+        sentences += [] if error <= limit else [f"output {name} is off by {error:.3g} of its signal, limit {limit:g}"]
+    worst = max(errors, default=None)
+    failure = Failure(stage="check", kind="inaccurate", detail="; ".join(sentences)) if sentences else None
+    return AccuracyResult(accepted=not sentences, signal_error=worst, figures=tuple(figures), failure=failure)
+
+
 def _refused(kind: FailureKind, detail: str) -> AccuracyResult:
     return AccuracyResult(accepted=False, failure=Failure(stage="check", kind=kind, detail=detail))
 

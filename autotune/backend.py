@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABILITIES",
+    "AdaptsAtLoad",
     "ArtifactError",
     "AutotuneError",
     "Availability",
@@ -327,6 +328,17 @@ class TunesKernels(Protocol):
 
 
 @runtime_checkable
+class AdaptsAtLoad(Protocol):
+    """A backend whose artifacts choose their instructions as they are loaded, for these kinds of devices.
+
+    Such an artifact runs on any processor or GPU of the kind. Without this ability it runs only if the processor has
+    every instruction set of the one that it was built for, or the GPU the same compute capability.
+    """
+
+    adapts_at_load: tuple[str, ...]
+
+
+@runtime_checkable
 class ExplainsArtifacts(Protocol):
     """A backend that can say how an artifact of its own computes the model, for ``autotune explain``."""
 
@@ -359,6 +371,7 @@ ABILITIES: tuple[type, ...] = (
     PreparesBuilds,
     FindsGraphFeatures,
     TunesKernels,
+    AdaptsAtLoad,
     ExplainsArtifacts,
     ReportsCoverage,
 )

@@ -14,6 +14,7 @@
     │   └── PlanNotFoundError  no stored plan answers the request
     └── WorkError              work had begun and failed; the command line exits with 1
         ├── ArtifactError      an artifact is missing, damaged or does not load
+        ├── SignatureError     a bundle is not signed as its user requires
         ├── OutOfMemoryError   the memory of the host or the device was too small
         ├── DriverError        a call of CUDA's driver failed
         ├── WorkerError        a worker process could not be started or broke its protocol
@@ -86,6 +87,10 @@ class ReferenceRefusedError(RequestError):
 
 class ArtifactError(WorkError):
     """An artifact is missing, damaged or does not load."""
+
+
+class SignatureError(WorkError):
+    """A bundle is not signed, or not by a key that its user requires; nothing else of it was read."""
 
 
 class OutOfMemoryError(WorkError):

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
 from autotune.backend import (
+    AdaptsAtLoad,
     Backend,
     BuildsInTurn,
     ExplainsArtifacts,
@@ -171,6 +172,12 @@ def loads_alone(configuration: Configuration) -> bool:
     owner = backend(configuration.backend)
     in_turn = isinstance(owner, TimesKernelsInTurn) and owner.times_kernels_in_turn
     return not in_turn and owner.times_kernels_at_load(configuration)
+
+
+def adapts_at_load(name: str, kind: str) -> bool:
+    """Return true if artifacts of the backend for a kind of device choose their instructions as they are loaded."""
+    owner = backend(name)
+    return isinstance(owner, AdaptsAtLoad) and kind in owner.adapts_at_load
 
 
 def explaining(name: str) -> ExplainsArtifacts | None:

@@ -31,6 +31,7 @@ class EagerBackend:
     build_uses_device = False
     times_kernels_in_turn = True
     loads_in_turn = True
+    adapts_at_load = ("cpu", "cuda")
 
     def probe(self, device: Device) -> Availability:
         """Report if torch is installed and built for the device."""

@@ -98,7 +98,9 @@ class InductorBackend:
         package = folder / PACKAGE
         on_device = torch.cuda.device(device.index) if device.kind == "cuda" else contextlib.nullcontext()
         switches = settings.switches.overlay()  # inductor reads TF32 and threads from them while it compiles
-        with switches, torch.no_grad(), on_device, _own_cache(), _trusted_instructions(), in_turns():
+        with (
+            switches, torch.no_grad(), on_device, _own_cache(), _trusted_instructions(), _unloadable(), in_turns(),
+        ):  # fmt: skip
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs=options(configuration)
             )
@@ -249,6 +251,44 @@ def _trusted_instructions() -> Iterator[None]:
             yield
     finally:
         VecISA.check_build = original  # type: ignore[method-assign]
+
+
+STAYS_WITHOUT_THREAD = """
+extern "C" __attribute__((visibility("hidden"))) int __cxa_thread_atexit(void (*)(void*), void*, void*) noexcept {
+  return 0;
+}
+"""
+"""C++ for a package: the text of a thread's last error, torch's only variable of a thread there, is not destroyed."""
+
+
+@contextlib.contextmanager
+def _unloadable() -> Iterator[None]:
+    """Compile a library, which holds the weights, such that it leaves memory with its last user.
+
+    The dynamic loader never unloads a library with a unique symbol (STB_GNU_UNIQUE), of which GCC makes some from the
+    standard headers, nor one with a variable of a thread that is to be destroyed, before that thread ends. For both
+    reasons each load of a package kept its weights until the process ended.
+    """
+    from torch._inductor import cpp_builder
+    from torch._inductor.codegen.cpp_wrapper_cpu import CppWrapperCpu
+
+    own_flags, own_header = cpp_builder._get_os_related_cpp_cflags, CppWrapperCpu._write_aoti_interface_header
+
+    def flags(cpp_compiler: str) -> list[str]:
+        more = ["fno-gnu-unique"] if cpp_builder._is_gcc(cpp_compiler) else []
+        return [*own_flags(cpp_compiler), *more]
+
+    def header(wrapper: CppWrapperCpu) -> None:
+        own_header(wrapper)  # type: ignore[no-untyped-call, unused-ignore]
+        wrapper.header.splice(STAYS_WITHOUT_THREAD)
+
+    cpp_builder._get_os_related_cpp_cflags = flags
+    CppWrapperCpu._write_aoti_interface_header = header  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        cpp_builder._get_os_related_cpp_cflags = own_flags
+        CppWrapperCpu._write_aoti_interface_header = own_header  # type: ignore[method-assign]
 
 
 class _InstructionSet(Protocol):

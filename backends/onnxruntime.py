@@ -47,6 +47,8 @@ class OnnxRuntimeBackend:
     serving_formats = ("onnx",)
     build_modules = onnx_exporter.MODULES
     builds_slowly = False
+    # For a CPU the stored graph is laid out for the vector width of the processor that built it.
+    adapts_at_load = ("cuda",)
 
     def probe(self, device: Device) -> Availability:
         """Report if ONNX Runtime and the exporter are installed; on a GPU, with the CUDA provider's library."""
@@ -136,7 +138,7 @@ class CpuRunner:
     def __init__(
         self, session: "onnxruntime.InferenceSession", inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
     ) -> None:
-        self._session = session
+        self._session: onnxruntime.InferenceSession | None = session
         self._signature = Signature(inputs, "cpu")
         # A fusion drops an input that nothing reads.
         read = {argument.name for argument in session.get_inputs()}
@@ -147,12 +149,15 @@ class CpuRunner:
         """Answer one call, from any thread; raises ModelError if the inputs do not fit."""
         import torch
 
+        session = self._session
+        if session is None:
+            raise ArtifactError("a closed runner was called", expected="a call before close()")
         feeds = {
             name: tensor.detach().contiguous().numpy()
-            for (name, is_read), tensor in zip(self._inputs, self._signature.check(inputs), strict=True)
+            for (name, is_read), tensor in zip(self._inputs, self._signature.place(inputs), strict=True)
             if is_read
         }
-        return tuple(torch.from_numpy(answer) for answer in self._session.run(self._outputs, feeds))
+        return tuple(torch.from_numpy(answer) for answer in session.run(self._outputs, feeds))
 
     def close(self) -> None:
         """Release the session."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from autotune.backend import Availability, Runner, SourceModel
 from autotune.backends import onnx_exporter
+from autotune.errors import ArtifactError
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.search_space import SearchSpace
@@ -49,6 +50,7 @@ class OpenVinoBackend:
     build_uses_device = False
     build_modules = onnx_exporter.MODULES
     builds_slowly = False
+    adapts_at_load = ("cpu",)
 
     def probe(self, device: Device) -> Availability:
         """Report if OpenVINO and the exporter are installed; CPUs only."""
@@ -98,7 +100,7 @@ class OpenVinoRunner:
     def __init__(self, compiled: "CompiledModel", inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
         import torch
 
-        self._compiled = compiled
+        self._compiled: CompiledModel | None = compiled
         self._signature = Signature(inputs, "cpu")
         self._dtypes = [getattr(torch, spec.dtype) for spec in outputs]
         self._idle: queue.SimpleQueue[InferRequest] = queue.SimpleQueue()
@@ -108,14 +110,17 @@ class OpenVinoRunner:
         """Answer one call, from any thread; raises ModelError if the inputs do not fit."""
         import torch
 
-        checked = self._signature.check(inputs)
+        placed = self._signature.place(inputs)
+        compiled = self._compiled
+        if compiled is None:
+            raise ArtifactError("a closed runner was called", expected="a call before close()")
         idle = self._idle  # a call that still runs when the runner is closed returns its request to the old queue
         try:
             request = idle.get_nowait()
         except queue.Empty:
-            request = self._compiled.create_infer_request()
+            request = compiled.create_infer_request()
         try:
-            arrays = {at: tensor.detach().contiguous().numpy() for at, tensor in enumerate(checked)}
+            arrays = {at: tensor.detach().contiguous().numpy() for at, tensor in enumerate(placed)}
             # With shared inputs the request may keep a view of a caller's tensor, which the next call replaces.
             answers = request.infer(arrays, share_inputs=True, share_outputs=False)
             return tuple(torch.from_numpy(answers[at]).to(dtype) for at, dtype in enumerate(self._dtypes))

@@ -40,6 +40,7 @@ class TorchScriptBackend:
     builds_in_turn = True
     times_kernels_in_turn = True
     loads_in_turn = True
+    adapts_at_load = ("cpu", "cuda")
     serving_formats = ("torchscript",)
 
     def probe(self, device: Device) -> Availability:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune import accuracy
 from autotune.accuracy import AccuracyResult, check_reference, judge, signal_errors, spreads
 from autotune.errors import ReferenceRefusedError, RequestError
 from autotune.records.objective import Metric, Objective
@@ -236,3 +237,31 @@ def test_cheats_are_refused_on_a_small_model(cheat):
     assert min(value for value in spreads(expected) if value is not None) > 0.3
     if cheat == "answers the mean":
         assert verdict.signal_error == pytest.approx(1.0, rel=1e-6)
+
+
+def test_one_answer_is_judged_by_the_size_that_its_errors_are_relative_to():
+    torch.manual_seed(0)
+    first, second = torch.randn(4, 3) + 100.0, torch.randn(4, 3) + 100.0
+    ids, empty = torch.arange(4), torch.empty(0)
+    references = [(first, ids, empty), (second, ids, empty)]
+    scales = accuracy.signal_scales(references)
+    signal = float((first - (first + second) / 2).norm())
+    assert scales == (pytest.approx(signal, rel=1e-5), 0.0, 0.0)
+    assert accuracy.signal_scales([(first,)]) == (pytest.approx(float(first.norm())),), "one reference does not vary"
+    names, objective = ("y", "ids", "none"), Objective(signal_error=0.01)
+
+    def judged(*answer):
+        return accuracy.judge_one(answer, references[0], scales, names, objective, 3.0)
+
+    for factor, accepted in ((0.0, True), (0.029, True), (0.031, False), (2.0, False)):
+        off = first.clone()
+        off[0, 0] += factor * signal
+        verdict = judged(off, ids, empty)
+        assert verdict.accepted == accepted and verdict.signal_error == pytest.approx(factor, rel=0.01, abs=1e-6)
+    assert "output y is off by" in judged(off, ids, empty).failure.detail
+    assert judged(first, torch.tensor([0, 1, 9, 9]), empty).accepted
+    assert "output ids agrees in 25.0%" in judged(first, torch.tensor([0, 9, 9, 9]), empty).failure.detail
+    assert not judged(first.double(), ids, empty).accepted and not judged(first[:2], ids, empty).accepted
+    assert (
+        judged(first.clone().index_fill_(0, torch.tensor([1]), float("nan")), ids, empty).failure.kind == "non_finite"
+    )

@@ -18,6 +18,7 @@ from autotune.runtime import discovery
 
 ROOT = Path(__file__).parents[1]
 CPU = Device(kind="cpu", name="AMD EPYC", uuid="cpu-1", cores=2)
+KINDS = ("cpu", "cuda")
 
 NAMES_BACKENDS = {
     "registry.py": "the one list of built-in backends",
@@ -55,6 +56,7 @@ ABLE = """
     builds_slowly = True
     builds_in_turn = True
     loads_in_turn = True
+    adapts_at_load = ("cpu",)
     times_kernels_in_turn = True
     kernel_kinds = (KernelKind(name="toykind", tensor_rate_share=0.5), KernelKind(name="torch"))
     graph_invariants = ("kernels",)
@@ -246,6 +248,8 @@ def test_every_built_in_backend_declares_what_the_core_needs() -> None:
     assert [name for name in registry.BUILT_IN if registry.loads_in_turn(name)] == [
         "eager", "torchscript", "inductor", "native",
     ]  # fmt: skip
+    adapting = {kind: [name for name in registry.BUILT_IN if registry.adapts_at_load(name, kind)] for kind in KINDS}
+    assert adapting == {"cpu": ["eager", "torchscript", "openvino"], "cuda": ["eager", "torchscript", "onnxruntime"]}
     assert list(registry.finding_features(registry.BUILT_IN)) == ["native"]
     assert [name for name in registry.BUILT_IN if registry.explaining(name)] == ["native"]
     assert [name for name in registry.BUILT_IN if registry.reporting_coverage(name)] == ["native"]
@@ -278,6 +282,7 @@ def test_a_plugin_has_every_ability_that_it_declares(packages: Packages) -> None
     assert not registry.builds_in_turn("able") and registry.loads_in_turn("able")
     registry.backend("able").loads_in_turn = False
     assert not registry.loads_in_turn("able")
+    assert [registry.adapts_at_load("able", kind) for kind in KINDS] == [True, False]
     assert list(registry.finding_features(["eager", "able"])) == ["able"]
     assert registry.reporting_coverage("able") is able
     assert registry.explaining("able") is able and registry.kernel_tuner("able") is able

@@ -17,6 +17,9 @@ def export(
     plan: Annotated[
         str | None, typer.Option("--plan", metavar="UID", help="The beginning of the uid of a plan, if several fit.")
     ] = None,
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY_FILE", help="Sign it by this Ed25519 private key (PEM).")
+    ] = None,
     db: Db = None,
     json: Json = False,
 ) -> None:
@@ -27,8 +30,10 @@ def export(
     """
     from autotune.cli.plan import find_plans
     from autotune.deploy.bundle import write_bundle
+    from autotune.deploy.signing import PrivateKey
     from autotune.errors import RequestError
 
+    key = None if sign is None else PrivateKey(sign)
     with open_store(db) as store:
         fitting = find_plans(store, model, batch, device_class(device), structure)
         plans = [found for found in fitting if found.uid.startswith((plan or "").lower())]
@@ -42,10 +47,11 @@ def export(
                 f"one plan of {model} is exported", found="\n    ".join(shown),
                 expected="--plan with the beginning of one of these uids",
             )  # fmt: skip
-        write_bundle(plans[0], store, out)
+        write_bundle(plans[0], store, out, key=key)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     if json:
-        print_json({"bundle": str(out), "plan": plans[0].uid, "bytes": size})
+        print_json({"bundle": str(out), "plan": plans[0].uid, "bytes": size, "signed": key is not None})
         return
-    typer.echo(f"wrote {out}: plan {plans[0].uid[:8]} ({plans[0].configuration}), {size / 1e6:.1f} MB")
+    signed = ", signed" if key is not None else ""
+    typer.echo(f"wrote {out}: plan {plans[0].uid[:8]} ({plans[0].configuration}), {size / 1e6:.1f} MB{signed}")
     typer.echo(f"to load it: python -c \"import autotune; print(autotune.load_bundle('{out}'))\"")

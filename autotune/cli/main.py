@@ -24,9 +24,10 @@ from autotune.cli import (
     plan,
     reproduce,
     roofs,
+    serve_check,
     trials,
     tune,
-)  # fmt: skip
+)
 from autotune.cli.version import version_text
 from autotune.errors import AutotuneError
 
@@ -77,6 +78,7 @@ app.add_typer(roofs.app, name="roofs")
 app.command("explain")(explain.explain)
 app.command("export")(export.export)
 app.command("restore")(optimize_file.restore)
+app.command("serve-check")(serve_check.check)
 app.add_typer(kernels.app, name="kernels")
 app.add_typer(db.app, name="db")
 app.command("doctor")(doctor.doctor)

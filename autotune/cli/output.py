@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
@@ -38,6 +39,12 @@ DeviceOption = Annotated[
 Structure = Annotated[
     str | None,
     typer.Option("--structure", metavar="PREFIX", help="Only plans whose structure has a digest with this beginning."),
+]
+RequireSignature = Annotated[
+    Path | None,
+    typer.Option(
+        "--require-signature", metavar="KEY_FILE", help="Refuse the bundle unless this Ed25519 public key signed it."
+    ),
 ]
 
 

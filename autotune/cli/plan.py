@@ -1,18 +1,30 @@
-"""The commands ``autotune plan list`` and ``autotune plan show``."""
+"""The commands ``autotune plan list``, ``autotune plan show`` and ``autotune plan check``."""
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autotune.cli.output import Batch, Db, DeviceOption, Json, Structure, device_class, open_plans, print_json, show
+from autotune.cli.output import (
+    Batch,
+    Db,
+    DeviceOption,
+    Json,
+    RequireSignature,
+    Structure,
+    device_class,
+    open_plans,
+    print_json,
+    show,
+)
 
 if TYPE_CHECKING:
     from autotune.database.reading import PlanReader
     from autotune.database.store import Store
     from autotune.records.plan import Plan
 
-app = typer.Typer(help="List and show stored plans.", no_args_is_help=True)
+app = typer.Typer(help="List and show stored plans, and check bundles.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -59,6 +71,30 @@ def show_plan(
             except ArtifactError:
                 here = None
             show(plan_view(plan, store.location, artifact_here=here, parts=parts))
+
+
+@app.command("check")
+def check_bundle(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that autotune export wrote.")],
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="DEVICE", help="The device to run it on: auto, cpu, cuda or cuda:N.")
+    ] = None,
+    require_signature: RequireSignature = None,
+    json: Json = False,
+) -> None:
+    """Say whether the plan of a bundle runs here, by its records alone: nothing of its artifact is loaded.
+
+    Exit code 1 if it must be built again here, or cannot run at all.
+    """
+    from autotune.deploy.portability import portability
+
+    portable = portability(bundle, device=on, require_signature=require_signature)
+    if json:
+        print_json(portable.as_dict())
+    else:
+        typer.echo(str(portable))
+    if not portable.runs:
+        raise typer.Exit(1)
 
 
 def find_plans(

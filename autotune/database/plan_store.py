@@ -37,7 +37,7 @@ class PlanStore:
 
         Among them one that answers in the requested form comes first. A plan found under looser constraints never
         serves; ``any`` is served by plans of every format. The caller checks whether its artifact fits the weights and
-        the toolchain at hand.
+        the toolchain at hand. A row that cannot be read is passed over; DatabaseError if no other one serves.
         """
         with self._transactions.single_query() as connection:
             return plans.find(connection, key, weights)

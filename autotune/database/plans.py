@@ -10,6 +10,7 @@ from autotune.database import former_plans
 from autotune.database.plan_rows import device_classes, plan_record, readable
 from autotune.database.rows import plan_key_values, plan_values
 from autotune.database.schema import PlanTable
+from autotune.errors import DatabaseError
 from autotune.records.identity import PlanKey
 from autotune.records.objective import Objective
 from autotune.records.plan import Plan
@@ -31,12 +32,22 @@ _NEAREST = 20
 def find(connection: Connection, key: PlanKey, weights: str | None) -> Plan | None:
     """See :meth:`autotune.database.plan_store.PlanStore.find`."""
     rows = connection.execute(_CANDIDATES, {"structure": key.structure, "device_class": key.device_class})
-    serving = [row for row in rows if _key(row, key).serves(key)]
-    if not serving:
-        return None
-    # Of equal keys `min` takes the first, which is the fastest.
-    best = min(serving, key=lambda row: (weights is not None and row.weights != weights, row.form != key.form))
-    return plan_record(best.uid, best.record, best.evidence)
+    serving, unreadable = [], []
+    for row in rows:
+        try:
+            if _key(row, key).serves(key):
+                serving.append(row)
+        except DatabaseError as error:
+            unreadable.append(error)
+    # The sort is stable: of equal keys the fastest stays first.
+    for row in sorted(serving, key=lambda row: (weights is not None and row.weights != weights, row.form != key.form)):
+        try:
+            return plan_record(row.uid, row.record, row.evidence)
+        except DatabaseError as error:
+            unreadable.append(error)
+    if unreadable:
+        raise unreadable[0]
+    return None
 
 
 def _key(row: Row[tuple[str, ...]], requested: PlanKey) -> PlanKey:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.deploy.arguments import objective_of, seconds_of
 from autotune.errors import PlanNotFoundError, RequestError, UndecidedError
 from autotune.progress import Progress, Silent, message_sender
 from autotune.records.objective import Objective
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from autotune.database.store import Store
     from autotune.deploy.model import OptimizedModel
     from autotune.deploy.prepared import Prepared
+    from autotune.deploy.recheck import OnMiss
     from autotune.records.plan import Plan
     from autotune.study.study import Study
 
@@ -129,6 +131,7 @@ def load(
     serve_as: str = "any",
     rebuild: bool = True,
     verify: bool = True,
+    on_miss: "OnMiss" = "error",
 ) -> "OptimizedModel":
     """Return the stored plan for ``model``, which answers in the model's own form; never searches.
 
@@ -140,12 +143,42 @@ def load(
     With other weights of the same structure, or under a changed toolchain, the stored configuration is built and judged
     again, unless ``rebuild`` is false; of several processes that need the same build, one builds and the others wait.
     With ``verify`` the plan's answers are compared with the model's on ``inputs`` before it is returned. ``seconds`` of
-    the result has the time of each of these steps. Raises PlanNotFoundError, which names the differences, if no plan
-    answers, and ArtifactError if the plan does not answer like the model.
+    the result has the time of each of these steps.
+
+    ``on_miss`` is the policy if no plan answers, or its entry is damaged. ``error`` raises PlanNotFoundError, which
+    names the differences. ``fallback`` warns and returns ``model`` itself as the callable, with the error as ``miss``.
+    ``recheck`` takes a plan of another device of the same kind if its artifact runs on this one, answers like the
+    model here, and is faster than it; by name, faster than the baseline was on that device. Raises ArtifactError if
+    the plan does not answer like the model.
     """
+    from autotune.deploy.fallback import MISSES, fall_back
+    from autotune.deploy.prepared import in_memory
+    from autotune.deploy.recheck import require_policy
+
+    require_policy(on_miss)
+    try:
+        return _loaded(
+            model, inputs, batch=batch, device=device, db=db, name=name, objective=objective_of(objective, constraints),
+            serve_as=serve_as, rebuild=rebuild, verify=verify, on_miss=on_miss,
+        )  # fmt: skip
+    except MISSES as miss:
+        if on_miss != "fallback":
+            raise
+        if isinstance(model, str):
+            return fall_back(None, miss, model)
+        return fall_back(in_memory(model, device)[0], miss, name)
+
+
+def _loaded(
+    model: "torch.nn.Module | ExportedProgram | str", inputs: object, *, batch: int | None, device: str | None,
+    db: str | None, name: str | None, objective: Objective, serve_as: str, rebuild: bool, verify: bool,
+    on_miss: "OnMiss",
+) -> "OptimizedModel":  # fmt: skip
+    """Return the plan that a request finds, see :func:`load`; raises PlanNotFoundError if there is none."""
     from autotune.database.location import locate
     from autotune.database.store import Store
     from autotune.deploy.by_name import open_by_name, refuse_beside_name
+    from autotune.deploy.near import near_plan_of_model
 
     location = locate(db)
     if location.file is not None and not location.file.exists():
@@ -157,16 +190,20 @@ def load(
     with Store.open(db, create=False) as store:
         if isinstance(model, str):
             refuse_beside_name(inputs, name)
-            return open_by_name(store, model, batch, device, _objective(objective, constraints), serve_as)
+            return open_by_name(store, model, batch, device, objective, serve_as, on_miss)
         if batch is not None or inputs is None:
             found = "no inputs" if batch is None else f"batch={batch} beside the module"
             raise RequestError("the plan of a module", found=found, expected="the inputs of one call, at their batch")
         prepared, request = _request(
-            model, inputs, device=device, name=name, seed=0, objective=objective, constraints=constraints,
-            serve_as=serve_as,
-        )  # fmt: skip
-        plan, seconds = _usable(store, prepared, request, rebuild=rebuild, progress=Silent())
-        return _opened(plan, store, prepared, seconds, verify=verify)
+            model, inputs, device=device, name=name, seed=0, objective=objective, constraints=None, serve_as=serve_as
+        )
+        try:
+            plan, seconds = _usable(store, prepared, request, rebuild=rebuild, progress=Silent())
+            return _opened(plan, store, prepared, seconds, verify=verify)
+        except PlanNotFoundError as miss:
+            if on_miss != "recheck":
+                raise
+            return near_plan_of_model(store, prepared, prepared.key(request), miss)
 
 
 def _request(
@@ -193,8 +230,8 @@ def _request(
         raise RequestError(f"seed {seed!r}", found=type(seed).__name__, expected="a whole number")
     module, target = in_memory(model, device)
     request = StudyRequest(
-        name=name or "model", batch=1, device=target, objective=_objective(objective, constraints), seed=seed,
-        prepared=NOT_WRITTEN, budget_s=_seconds(budget), trials=trials, serve_as=serve_as, backends=backends,
+        name=name or "model", batch=1, device=target, objective=objective_of(objective, constraints), seed=seed,
+        prepared=NOT_WRITTEN, budget_s=seconds_of(budget), trials=trials, serve_as=serve_as, backends=backends,
         precisions=precisions, tune_kernels=tune_kernels, warm_start=warm_start,
     )  # fmt: skip
     prepared = prepare(module, inputs, device=target, name=name, seed=seed)
@@ -209,14 +246,15 @@ def _usable(
 
     Raises PlanNotFoundError if there is none.
     """
-    from autotune.deploy.miss import not_found, unusable
+    from autotune.deploy.miss import not_found, unreadable_is_a_miss, unusable
 
     if request.objective.metrics:
         request = _with_metric_code(prepared, request)
     begin = time.perf_counter()
-    plan = store.plans.find(prepared.key(request), prepared.captured.workload.weights)
-    if plan is None:
-        raise not_found(store, prepared, prepared.key(request))
+    with unreadable_is_a_miss():
+        plan = store.plans.find(prepared.key(request), prepared.captured.workload.weights)
+        if plan is None:
+            raise not_found(store, prepared, prepared.key(request))
     plan = replace(plan, device=request.device)
     differences = _differences(plan, store, prepared)
     seconds = {"look_up": time.perf_counter() - begin}
@@ -354,10 +392,12 @@ def _opened(
     plan: "Plan", store: "Store", prepared: "Prepared", seconds: Mapping[str, float], *, verify: bool
 ) -> "OptimizedModel":
     """Load a plan for the module, in whose form it answers; with ``verify``, compare its answers with the module's."""
+    from autotune.deploy.miss import damaged_is_a_miss
     from autotune.deploy.model import open_plan, verified
 
     begin = time.perf_counter()
-    fast = open_plan(plan, store, prepared.captured.form, prepared.captured.inputs)
+    with damaged_is_a_miss(plan):
+        fast = open_plan(plan, store, prepared.captured.form, prepared.captured.inputs)
     spent = {**prepared.seconds, **seconds, "open": time.perf_counter() - begin}
     if verify:
         begin = time.perf_counter()
@@ -366,35 +406,3 @@ def _opened(
     fast.seconds = spent
     log.info("%s: %s", plan.name, ", ".join(f"{step} {step_s * 1e3:.1f} ms" for step, step_s in spent.items()))
     return fast
-
-
-def _objective(objective: str | Objective, constraints: Mapping[str, object] | None) -> Objective:
-    """Return the objective with its constraints; wrong ones are refused as in a study file."""
-    from autotune.study.file import read_constraints
-
-    if isinstance(objective, Objective):
-        if constraints is not None:
-            raise RequestError(
-                "constraints stand in the objective already", found="an Objective, and constraints beside it",
-                expected="an Objective, or its name with constraints={...}",
-            )  # fmt: skip
-        return objective
-    try:
-        record = Objective(name=objective)
-    except ValueError as error:
-        expected = "a name of autotune.Objective"
-        raise RequestError(f"objective {objective!r}", found=str(error), expected=expected) from error
-    return record if constraints is None else read_constraints(record.name, constraints, Path.cwd())
-
-
-def _seconds(budget: str | float) -> float:
-    from autotune.study.values import parse_duration
-
-    if isinstance(budget, int | float):
-        return float(budget)
-    try:
-        if not isinstance(budget, str):
-            raise ValueError(type(budget).__name__)
-        return parse_duration(budget)
-    except ValueError as error:
-        raise RequestError(f"budget {budget!r}", found=str(error), expected="such as 90s, 3m or 1h30m") from error

@@ -3,59 +3,60 @@
 ::
 
     <bundle>/manifest.json     the plan with its evidence, inputs and outputs, licences, size and SHA-256 of the files
+    <bundle>/manifest.sig      the signature of the manifest's bytes, if it was signed
     <bundle>/artifact/…        the files of the artifact, whose digest the plan names
 """
 
-import contextlib
 import json
+import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autotune import __version__
 from autotune.database.files import hashed, names_below, open_plain, sync_folder
-from autotune.database.manifest import ArtifactFile, digest_of
+from autotune.database.manifest import ArtifactFile
+from autotune.deploy.bundle_manifest import (
+    ARTIFACT,
+    MANIFEST,
+    SIGNATURE,
+    Manifest,
+    damaged,
+    manifest_document,
+    read_manifest,
+)
+from autotune.deploy.signing import PrivateKey, PublicKey, PublicKeys
 from autotune.errors import ArtifactError, RequestError, WorkError
 from autotune.records.plan import Plan
 from autotune.scratch import ScratchFolder
 
 if TYPE_CHECKING:
+    import torch
+
     from autotune.database.store import Store
     from autotune.deploy.model import OptimizedModel
-    from autotune.records.device import Device
-    from autotune.runtime.artifact import ArtifactRecord
+    from autotune.deploy.portability import Portability
+    from autotune.deploy.recheck import OnMiss
 
-SCHEMA = 1
-MANIFEST, ARTIFACT = "manifest.json", "artifact"
 
-MOST_BYTES = 64 << 20
-"""The largest manifest that is read."""
-
-AGAIN = "autotune export, on the machine with the tuning database"
+log = logging.getLogger("autotune")
 
 
 class _UnreadableError(Exception):
     """A file that is to be copied cannot be opened."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """The content of ``manifest.json``."""
-
-    plan: Plan
-    files: tuple[ArtifactFile, ...]
-
-
-def write_bundle(plan: Plan, store: "Store", out: Path) -> Path:
+def write_bundle(plan: Plan, store: "Store", out: Path, *, key: PrivateKey | None = None) -> Path:
     """Write a plan and its artifact, verified, as a new folder ``out``, which appears as a whole or not at all.
 
-    Raises RequestError if ``out`` exists or the plan runs the model's own code, which a bundle does not hold,
-    ArtifactError if the artifact is missing or damaged, WorkError if the folder cannot be written.
+    With a ``key`` the manifest is signed. Raises RequestError if ``out`` exists or the plan runs the model's own code,
+    which a bundle does not hold, ArtifactError if the artifact is missing or damaged, WorkError if the folder cannot be
+    written.
     """
     from autotune.model.source import holds_model_file
     from autotune.registry import serving_formats
@@ -81,8 +82,11 @@ def write_bundle(plan: Plan, store: "Store", out: Path) -> Path:
                 _copied(folder, name, unfinished / ARTIFACT)
                 for name in names_below(folder, refusal="the artifact", hard_links=True)
             ]
-            document = _document(plan, read_record(folder), files)
-            _write(unfinished / MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode())
+            document = manifest_document(plan, read_record(folder), files, _kernels(plan, folder))
+            content = json.dumps(document, indent=1, sort_keys=True).encode()
+            _write(unfinished / MANIFEST, content)
+            if key is not None:
+                _write(unfinished / SIGNATURE, key.sign(content))
             unfinished.chmod(0o755)
             sync_folder(unfinished)
             os.rename(unfinished, out)
@@ -97,99 +101,107 @@ def write_bundle(plan: Plan, store: "Store", out: Path) -> Path:
     return out
 
 
-def load_bundle(path: Path | str, *, device: str | None = None) -> "OptimizedModel":
+def load_bundle(
+    path: Path | str,
+    *,
+    device: str | None = None,
+    require_signature: PublicKey | Sequence[PublicKey] | None = None,
+    on_miss: "OnMiss" = "error",
+    model: "torch.nn.Module | None" = None,
+) -> "OptimizedModel":
     """Return the plan of a bundle, loaded: it takes the arguments of the model's forward and answers in its form.
 
     Neither a tuning database nor the model's code is needed. ``device`` is by default the CPU for a plan of a CPU, and
     else ``auto``. Every file is copied and verified before it is read; a bundle holds compiled code, so load only what
-    you trust. Raises RequestError if there is no bundle, ArtifactError if it is damaged, of a later version, or for
-    another device class or toolchain, WorkError if there is no room for the copies.
-    """
-    from autotune.deploy.model import open_folder
-    from autotune.runtime import discovery
+    you trust. ``require_signature`` is an Ed25519 public key, or several: PEM text, or the path of a file with it. A
+    bundle that none of them signed is refused before anything else of it is parsed, whatever ``on_miss`` is.
 
-    folder = Path(path)
+    ``on_miss`` is the policy for a bundle that was not made for this device class and toolchain, or is damaged.
+    ``error`` raises ArtifactError; ``fallback`` warns and returns ``model`` itself as the callable. With ``recheck`` a
+    plan of another device of the same kind is used if its artifact runs on this one (see :func:`portability`), answers
+    its example like the model, and is faster than ``model`` here, or without that, than the baseline was there.
+
+    Raises RequestError if there is no bundle, SignatureError if it is not signed as required, ArtifactError if it is
+    damaged, of another version, or for another device class or toolchain, WorkError if there is no room for the copies.
+    """
+    from autotune.deploy.fallback import fall_back
+    from autotune.deploy.recheck import require_policy
+
+    require_policy(on_miss)
+    keys = None if require_signature is None else PublicKeys(require_signature)
+    try:
+        return _loaded(Path(path), device, keys, on_miss, model)
+    except ArtifactError as miss:
+        if on_miss != "fallback":
+            raise
+        return fall_back(model, miss, f"the bundle {path}")
+
+
+def _loaded(
+    bundle: Path, device: str | None, keys: PublicKeys | None, on_miss: "OnMiss", model: "torch.nn.Module | None"
+) -> "OptimizedModel":  # fmt: skip
+    from autotune.deploy.model import open_folder
+    from autotune.deploy.portability import bundle_portability
+    from autotune.deploy.recheck import Example, failing
+
     begin = time.perf_counter()
-    manifest = read_manifest(folder)
-    kind = "cpu" if manifest.plan.device.kind == "cpu" else "auto"
-    plan = replace(manifest.plan, device=_fitting(manifest.plan, discovery.find(device or kind), folder))
+    manifest = read_manifest(bundle, keys)
+    portable = bundle_portability(manifest.plan, device)
+    recheck = portable.verdict == "works" and on_miss == "recheck"
+    if portable.verdict != "optimal" and not recheck:
+        raise _for_another_machine(bundle, portable)
     found = time.perf_counter()
-    with ScratchFolder("bundle") as scratch:
-        for file in manifest.files:
-            try:
-                copied = _copied(folder / ARTIFACT, file.name, scratch / ARTIFACT)
-            except _UnreadableError as error:
-                raise _damaged(folder, str(error)) from error
-            except OSError as error:
-                raise WorkError(
-                    f"the bundle {folder} is verified on a copy", found=f"{scratch}: {error.strerror or error}",
-                    expected="room for its files", run="the same with TMPDIR in a larger folder",
-                ) from error  # fmt: skip
-            if copied != file:
-                raise _damaged(folder, f"{file.name} does not match its SHA-256")
-        fast = open_folder(plan, scratch / ARTIFACT)
-    fast.seconds = {"look_up": found - begin, "open": time.perf_counter() - found}
+    with verified_copy(bundle, manifest) as artifact:
+        fast = open_folder(replace(manifest.plan, device=portable.device), artifact)
+        fast.signature = manifest.signature
+        opened = time.perf_counter()
+        fast.seconds = {"look_up": found - begin, "open": opened - found}
+        if not recheck:
+            return fast
+        example = Example.of(artifact)
+    if wrong := failing(fast, example, portable.device, model):
+        fast.close()
+        raise _for_another_machine(bundle, portable, f"rechecked here: {wrong}")
+    log.warning("the bundle %s was tuned on another device, and was rechecked on this one", bundle)
+    fast.seconds = {**fast.seconds, "recheck": time.perf_counter() - opened}
     return fast
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a bundle, whose files must be those that it lists, and those of its plan's artifact.
+def require_runs(bundle: Path, portable: "Portability") -> None:
+    """Raise ArtifactError if the plan of a bundle does not run as it is on a device."""
+    if not portable.runs:
+        raise _for_another_machine(bundle, portable)
 
-    The content of the files is not read. Raises RequestError if there is no bundle, ArtifactError if it is wrong.
+
+@contextmanager
+def verified_copy(bundle: Path, manifest: Manifest) -> Iterator[Path]:
+    """Yield a folder with copies of the artifact's files, each verified; it is deleted afterwards.
+
+    Raises ArtifactError if a file is damaged, WorkError if there is no room for the copies.
     """
-    try:
-        with open_plain(folder / MANIFEST) as stream:
-            text = stream.read(MOST_BYTES)
-    except OSError as error:
-        raise RequestError(
-            f"no bundle at {folder}", found=f"no {MANIFEST}: {error.strerror or error}",
-            expected="a folder that autotune export wrote", run=AGAIN,
-        ) from error  # fmt: skip
-    try:
-        data = json.loads(text)
-        if data["schema"] != SCHEMA:
-            raise _of_another_version(folder, data["schema"])
-        files = tuple(ArtifactFile(**entry) for entry in data["files"])
-        manifest = Manifest(plan=Plan.from_dict(data["plan"]), files=files)
-        digest = digest_of(files)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(folder, f"{MANIFEST}: {type(error).__name__}: {error}") from error
-    if digest != manifest.plan.artifact:
-        raise _damaged(folder, f"{MANIFEST} lists other files than those of its plan's artifact")
-    try:
-        there = set(names_below(folder / ARTIFACT, refusal=f"the bundle {folder} is damaged"))
-    except OSError as error:
-        raise _damaged(folder, f"{ARTIFACT}: {error.strerror or error}") from error
-    listed = {file.name for file in files}
-    if there != listed:
-        names = ", ".join(sorted(there ^ listed)[:4])
-        raise _damaged(folder, f"files that are missing, or that {MANIFEST} does not list: {names}")
-    return manifest
+    with ScratchFolder("bundle") as scratch:
+        for file in manifest.files:
+            try:
+                copied = _copied(bundle / ARTIFACT, file.name, scratch / ARTIFACT)
+            except _UnreadableError as error:
+                raise damaged(bundle, str(error)) from error
+            except OSError as error:
+                raise WorkError(
+                    f"the bundle {bundle} is verified on a copy", found=f"{scratch}: {error.strerror or error}",
+                    expected="room for its files", run="the same with TMPDIR in a larger folder",
+                ) from error  # fmt: skip
+            if copied != file:
+                raise damaged(bundle, f"{file.name} does not match its SHA-256")
+        yield scratch / ARTIFACT
 
 
-def _document(plan: Plan, record: "ArtifactRecord", files: Sequence[ArtifactFile]) -> dict[str, object]:
-    return {
-        "schema": SCHEMA, "autotune": __version__, "plan": plan.as_dict(), "files": [file.as_dict() for file in files],
-        "inputs": list(map(asdict, record.inputs)), "outputs": list(map(asdict, record.outputs)),
-        "signature": record.signature, "licences": _licences(plan),
-    }  # fmt: skip
+def _kernels(plan: Plan, artifact: Path) -> list[Mapping[str, object]]:
+    """Return the places at which an artifact calls kernels, as its backend describes them; empty if it does not."""
+    from autotune import registry
 
-
-def _licences(plan: Plan) -> Mapping[str, str]:
-    """Return the licences of the libraries that the plan's backend needs, as their packages declare them."""
-    from importlib import metadata
-
-    from autotune.runtime.toolchain import EVERYWHERE, ON_GPUS
-
-    found: dict[str, str] = {}
-    for entry in plan.toolchain.as_dict():
-        for name in (EVERYWHERE | ON_GPUS).get(entry, ()):
-            with contextlib.suppress(metadata.PackageNotFoundError):
-                fields = metadata.metadata(name)
-                declared = [fields[key] for key in ("License-Expression", "License") if key in fields]
-                found[name] = declared[0].splitlines()[0] if declared else "not declared"
-                break
-    return found
+    explaining = registry.explaining(plan.configuration.backend)
+    sites = [] if explaining is None else explaining.explain_artifact(artifact)["sites"]
+    return list(sites) if isinstance(sites, list | tuple) else []
 
 
 def _copied(folder: Path, name: str, target: Path) -> ArtifactFile:
@@ -216,39 +228,13 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _fitting(plan: Plan, device: "Device", folder: Path) -> "Device":
-    """Return the device if the plan is for its class and the toolchain here; raises ArtifactError otherwise."""
-    from autotune import registry
-    from autotune.runtime import toolchain
-
-    differences = []
-    if device.device_class != plan.device.device_class:
-        differences.append(f"device class {plan.device.device_class}, and here is {device.device_class}")
-    names = registry.backend(plan.configuration.backend).toolchain
-    here, own = toolchain.current(device, names).as_dict(), plan.toolchain.as_dict()
-    differences += [
-        f"{name} {own.get(name, 'none')}, and here is {here.get(name, 'none')}"
-        for name in sorted({*here, *own}) if here.get(name) != own.get(name)
-    ]  # fmt: skip
-    if differences:
-        raise ArtifactError(
-            f"the bundle {folder} was not made for this machine",
-            found="\n    ".join(f"made for {difference}" for difference in differences),
-            expected="the device class and the versions that the plan was measured under",
-            run="autotune tune and autotune export on a machine like this one",
-        )
-    return device
-
-
-def _damaged(folder: Path, found: str) -> ArtifactError:
-    return ArtifactError(f"the bundle {folder} is damaged", found=found, run=AGAIN)
-
-
-def _of_another_version(folder: Path, schema: object) -> ArtifactError:
+def _for_another_machine(bundle: Path, portable: "Portability", *more: str) -> ArtifactError:
     return ArtifactError(
-        f"the bundle {folder} was written by another version of autotune", found=f"schema {schema}",
-        expected=f"schema {SCHEMA}", run="pip install the version that wrote it (`autotune` in its manifest.json)",
-    )  # fmt: skip
+        f"the bundle {bundle} was not made for this machine",
+        found="\n    ".join((*portable.reasons, *more)),
+        expected="the device class and the versions that the plan was measured under",
+        run="autotune tune and autotune export on a machine like this one",
+    )
 
 
 def _not_written(out: Path, error: OSError) -> WorkError:

@@ -11,6 +11,7 @@ from autotune.records.identity import PlanKey
 if TYPE_CHECKING:
     from autotune.database.store import Store
     from autotune.deploy.model import OptimizedModel
+    from autotune.deploy.recheck import OnMiss
     from autotune.records.device import Device
     from autotune.records.objective import Objective
     from autotune.records.plan import Plan
@@ -29,20 +30,46 @@ def refuse_beside_name(inputs: object, name: str | None) -> None:
 
 
 def open_by_name(
-    store: "Store", name: str, batch: int | None, device: str | None, objective: "Objective", serve_as: str
-) -> "OptimizedModel":
-    """Return the plan that :func:`plan_of_name` finds, loaded on the device of a name, by default ``auto``."""
+    store: "Store", name: str, batch: int | None, device: str | None, objective: "Objective", serve_as: str,
+    on_miss: "OnMiss" = "error",
+) -> "OptimizedModel":  # fmt: skip
+    """Return the plan that :func:`plan_of_name` finds, loaded on the device of a name, by default ``auto``.
+
+    With ``on_miss="recheck"`` it may be one of another device of the same kind, see :mod:`autotune.deploy.near`.
+    """
+    from autotune.deploy.miss import damaged_is_a_miss, unreadable_is_a_miss
     from autotune.deploy.model import open_plan
+    from autotune.deploy.near import near_plan_of_name
     from autotune.runtime import discovery
 
     if batch is not None and (isinstance(batch, bool) or not isinstance(batch, int) or batch < 1):
         raise RequestError(f"a plan of {name!r}", found=f"batch={batch!r}", expected="a whole number from 1")
-    begin = time.perf_counter()
-    plan = plan_of_name(store, name, batch, discovery.find(device or "auto"), objective, serve_as)
-    found = time.perf_counter()
-    fast = open_plan(plan, store)
+    begin, here = time.perf_counter(), discovery.find(device or "auto")
+    try:
+        with unreadable_is_a_miss():
+            plan = plan_of_name(store, name, batch, here, objective, serve_as)
+        found = time.perf_counter()
+        with damaged_is_a_miss(plan):
+            fast = open_plan(plan, store)
+    except PlanNotFoundError as miss:
+        if on_miss != "recheck":
+            raise
+        return near_plan_of_name(store, _near(store, name, batch, here, objective, serve_as), here, miss)
     fast.seconds = {"look_up": found - begin, "open": time.perf_counter() - found}
     return fast
+
+
+def _near(
+    store: "Store", name: str, batch: int | None, device: "Device", objective: "Objective", serve_as: str
+) -> "list[Plan]":  # fmt: skip
+    """Return the plans of a name for other devices of a kind; RequestError as that of :func:`plan_of_name`."""
+    near = [
+        plan for plan in store.plans.list(name=name, batch=batch)
+        if plan.device.kind == device.kind and plan.device.device_class != device.device_class
+        and plan.key.serves(_request(plan, objective, serve_as))
+    ]  # fmt: skip
+    _require_one_model(name, near)
+    return near
 
 
 def plan_of_name(
@@ -71,6 +98,13 @@ def plan_of_name(
             found=_listed(parts), expected="a plan within these constraints",
             run="autotune tune with a study file of this objective, or autotune plan list",
         )  # fmt: skip
+    _require_one_model(name, serving)
+    ordered = [replace(plan, device=device) for plan in sorted(serving, key=lambda plan: (plan.latency_ms, plan.uid))]
+    return next((plan for plan in ordered if not _misfits(store, plan)), None) or _refuse(store, ordered[0])
+
+
+def _require_one_model(name: str, serving: "Sequence[Plan]") -> None:
+    """Raise RequestError if plans are for several batches or several models."""
     batches = sorted({plan.batch for plan in serving})
     if len(batches) > 1:
         raise RequestError(
@@ -83,8 +117,6 @@ def plan_of_name(
             expected="one structure with one set of weights",
             run="autotune.load(model, inputs), which finds the plan of this very model",
         )  # fmt: skip
-    ordered = [replace(plan, device=device) for plan in sorted(serving, key=lambda plan: (plan.latency_ms, plan.uid))]
-    return next((plan for plan in ordered if not _misfits(store, plan)), None) or _refuse(store, ordered[0])
 
 
 def _request(plan: "Plan", objective: "Objective", serve_as: str) -> PlanKey:

@@ -1,9 +1,10 @@
 """The errors for a request that no stored plan answers: the parts in which the nearest plans differ from it."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from autotune.errors import PlanNotFoundError
+from autotune.errors import ArtifactError, DatabaseError, PlanNotFoundError
 from autotune.records.identity import PlanKey
 
 if TYPE_CHECKING:
@@ -51,6 +52,38 @@ def does_not_serve(
         expected=f"an artifact that is built again, {why}",
         run=run,
     )
+
+
+def rechecked(miss: PlanNotFoundError, reasons: Sequence[str]) -> PlanNotFoundError:
+    """Return the error for a miss whose nearest plans were tried on this device; ``reasons`` has a line for each."""
+    tried = reasons or ["no plan of another device of this kind whose artifact runs here"]
+    found = "\n    ".join([miss.found, *(f"rechecked here: {reason}" for reason in tried)])
+    return PlanNotFoundError(miss.asked, found=found, expected=miss.expected, run=miss.run)
+
+
+@contextlib.contextmanager
+def unreadable_is_a_miss() -> Iterator[None]:
+    """Turn the error of a stored plan that cannot be read into PlanNotFoundError."""
+    try:
+        yield
+    except DatabaseError as error:
+        raise PlanNotFoundError(
+            "no stored plan answers", found=f"{error.asked}: {error.found}", expected=error.expected, run=error.run
+        ) from error
+
+
+@contextlib.contextmanager
+def damaged_is_a_miss(plan: "Plan") -> Iterator[None]:
+    """Turn the error of a plan whose artifact is damaged, missing or does not load into PlanNotFoundError."""
+    try:
+        yield
+    except ArtifactError as error:
+        raise PlanNotFoundError(
+            f"no stored plan answers {plan.name} at batch {plan.batch} on {plan.device.name}",
+            found=f"plan {plan.uid[:8]} ({plan.configuration}): {error.asked}: {error.found}",
+            expected=error.expected or "an artifact as it was stored",
+            run=error.run or "autotune db check",
+        ) from error
 
 
 def _line(plan: "Plan", key: PlanKey, batch: int, former: str) -> str:

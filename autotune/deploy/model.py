@@ -1,14 +1,15 @@
 """A plan in use: a callable that answers like its model: OptimizedModel, open_plan, open_folder."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autotune.errors import ArtifactError
+from autotune.errors import ArtifactError, AutotuneError
 from autotune.model.form import Form
 from autotune.model.schema import InputSchema
 from autotune.records.objective import Objective
 from autotune.runtime.artifact import load_runner, read_record
+from autotune.runtime.host_memory import return_memory
 
 if TYPE_CHECKING:
     import torch
@@ -23,35 +24,81 @@ if TYPE_CHECKING:
 class OptimizedModel:
     """Takes the arguments of the model's forward and returns an answer of the same form; safe from several threads.
 
-    It accepts the shapes and dtypes of the plan. ``plan`` is the plan in use; ``close`` releases its memory.
+    It accepts the shapes and dtypes of the plan, on the plan's device or on another one, from which they are copied;
+    answers lie on the plan's device. ``close`` releases its memory. ``miss`` is ``None``, unless this is the caller's
+    own model in place of a plan (see :func:`autotune.load`): then it is the error that says why.
     ``seconds`` has the time of each step in finding and opening it: ``capture``, ``weights`` (their fingerprint),
     ``look_up``, ``rebuild`` (if it was needed), ``open`` (verifying and loading the artifact) and ``verify`` (two calls
-    compared with the model).
+    compared with the model). ``signature`` says whether a bundle is signed: ``none``, ``not checked`` or ``verified``.
     """
 
+    miss: "AutotuneError | None" = None
+
     def __init__(self, plan: "Plan", runner: "Runner", inputs: InputSchema, form: Form) -> None:
-        self.plan = plan
+        self._plan = plan
         self.seconds: Mapping[str, float] = {}
-        self._runner = runner
+        self.signature = "none"
+        self._runner: Callable[..., Sequence[torch.Tensor]] = runner
+        self._release = runner.close
         self._inputs = inputs
+        self._names = inputs.names
+        # The parameters that come first, as long as they are the inputs themselves: most calls need no more.
+        positions = inputs.positions or inputs.names
+        self._in_order = positions[: len(inputs.names)] == inputs.names and not inputs.by_name
         self._form = form
+
+    @property
+    def plan(self) -> "Plan":
+        """The plan in use."""
+        return self._plan
 
     # The answer has the form of the model's own, which no type can say.
     def __call__(self, *args: object, **kwargs: object) -> Any:
         """Answer one call like the model; raises ModelError if the arguments do not fit."""
-        return self._form.unflatten(self._runner(*self._inputs.flatten(args, kwargs)))
+        return self._form.unflatten(self._runner(*self._flattened(args, kwargs)))
 
     def flat(self, inputs: "Mapping[str, torch.Tensor]") -> "tuple[torch.Tensor, ...]":
         """Return the flat tensors of the answer to one call by named inputs."""
-        return tuple(self._runner(*self._inputs.flatten((), inputs)))
+        return tuple(self._runner(*self._flattened((), inputs)))
+
+    def _flattened(self, args: "tuple[object, ...]", kwargs: "Mapping[str, object]") -> "Sequence[Any]":
+        """Order the arguments of a call; those that are exactly the inputs of the plan need no look at the schema."""
+        if not kwargs:
+            if self._in_order and len(args) == len(self._names) and not any(value is None for value in args):
+                return args
+        elif not args and len(kwargs) == len(self._names):
+            try:
+                given = [kwargs[name] for name in self._names]
+            except KeyError:
+                return self._inputs.flatten(args, kwargs)
+            if not any(value is None for value in given):
+                return given
+        return self._inputs.flatten(args, kwargs)
 
     def close(self) -> None:
-        """Release the memory of the plan's runner; the model cannot be called afterwards."""
-        self._runner.close()
+        """Release the memory of the plan's runner, also to the system; a call afterwards raises ArtifactError.
+
+        Calls that are under way end as usual, so wait for them first: their memory is released when they end.
+        """
+        release, self._runner, self._release = self._release, closed, _released
+        release()
+        del release
+        return_memory()
 
     def __repr__(self) -> str:
         plan = self.plan
         return f"<OptimizedModel {plan.name}: {plan.configuration}, {plan.latency_ms:.3f} ms, {plan.speedup:.2f}x>"
+
+
+def closed(*_: object, **__: object) -> "Sequence[torch.Tensor]":
+    """Raise the error of a call after ``close``."""
+    raise ArtifactError(
+        "a closed model was called", expected="a call before close()", run="autotune.load, which opens it again"
+    )
+
+
+def _released() -> None:
+    """Release nothing: it has been done."""
 
 
 def open_plan(

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from autotune.execute import metric_steps
 from autotune.execute.answers import BuildAnswer, Done, PrepareAnswer
@@ -20,6 +21,10 @@ from autotune.execute.input_sets import (
 )
 from autotune.execute.requests import BuildRequest, PrepareRequest, ReferenceRequest
 from autotune.execute.stages import building, enter, holding
+
+if TYPE_CHECKING:
+    from autotune.model.source import CapturedModel
+    from autotune.runtime.artifact import ModelAnswer
 
 
 def prepare(request: PrepareRequest, channel: Channel) -> PrepareAnswer:
@@ -113,6 +118,16 @@ def build(request: BuildRequest, channel: Channel) -> BuildAnswer:
         backend.build(model, configuration, device, target)
         artifact.describe(
             target, configuration, model.workload, model.output_schema, example=model.example(), kernels=digest,
-            signature=model.signature,
+            signature=model.signature, answer=_own_answer(model),
         )  # fmt: skip
         return BuildAnswer(build_s=time.monotonic() - begin - turns.waited_s, kernels=digest)
+
+
+def _own_answer(model: "CapturedModel") -> "ModelAnswer":
+    """Return the model's own answer to the example, which was recorded when it was captured."""
+    from autotune import accuracy
+    from autotune.model.source import ANSWERS
+    from autotune.runtime.artifact import ModelAnswer
+
+    answers = read_sets(model.folder / ANSWERS, model, outputs=True)
+    return ModelAnswer(tensors=answers[0], scales=accuracy.signal_scales(answers))

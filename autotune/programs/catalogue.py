@@ -22,6 +22,7 @@ PROGRAMS: Mapping[str, str] = {
     "coverage": "Estimates the share of models that the native engine leaves to torch, and says why.",
     "committed_plans": "Writes the plans of committed results to one file, for autotune db merge.",
     "comparison_cost": "Times the comparison of devices and its page on a large database.",
+    "deployed_cost": "Times what a loaded plan adds to its runner, and the first answers of bundles and plans.",
     "results_table": "Prints the table of results from every results file.",
 }
 """Descriptions by the name of the program. They stand here so that the list imports no program (and no torch)."""

@@ -1,7 +1,7 @@
 """An artifact's own description, and the way by which it becomes a runner: in a trial and at deployment alike."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from autotune.records.workload import TensorSpec, Workload
 if TYPE_CHECKING:
     import torch
 
-RECORD, EXAMPLE = "artifact.json", "example.safetensors"
+RECORD, EXAMPLE, ANSWER = "artifact.json", "example.safetensors", "answer.safetensors"
 SCHEMA = 2
 
 
@@ -38,6 +38,18 @@ class ArtifactRecord:
     signature: Mapping[str, object] | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelAnswer:
+    """The answer of the fp32 model itself to the example inputs: flat tensors on the CPU.
+
+    ``scales`` has for each tensor the size to which an error is relative, see
+    :func:`autotune.accuracy.signal_scales`.
+    """
+
+    tensors: "Sequence[torch.Tensor]"
+    scales: Sequence[float]
+
+
 def describe(
     folder: Path,
     configuration: Configuration,
@@ -47,15 +59,21 @@ def describe(
     example: "Mapping[str, torch.Tensor]",
     kernels: str = "",
     signature: Mapping[str, object] | None = None,
+    answer: ModelAnswer | None = None,
 ) -> None:
     """Write the description into a folder that a backend has built, with the study's own example inputs by name.
 
     A runner makes its first calls on the example as it loads: only these values surely lie in the model's range.
+    ``answer`` is the model's own to the example, by which a deployed artifact can be judged without the model.
     """
+    import torch
     from safetensors.torch import save_file
 
     own = {spec.name: example[spec.name].detach().cpu().contiguous().clone() for spec in workload.inputs}
     save_file(own, str(folder / EXAMPLE))
+    if answer is not None:
+        tensors = {str(at): tensor.detach().cpu().contiguous().clone() for at, tensor in enumerate(answer.tensors)}
+        save_file({**tensors, "scales": torch.tensor(answer.scales, dtype=torch.float64)}, str(folder / ANSWER))
     specs = workload.as_dict()
     record = {
         "structure": workload.structure,
@@ -109,6 +127,27 @@ def read_example(folder: Path) -> "tuple[torch.Tensor, ...]":
             expected=f"{EXAMPLE} with {', '.join(names)}",
             run="autotune tune with its study file, which builds it again",
         ) from error
+
+
+def read_answer(folder: Path) -> ModelAnswer | None:
+    """Return the model's own answer to the example inputs; ``None`` if an earlier version made the artifact.
+
+    Raises ArtifactError if the file cannot be read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (folder / ANSWER).exists():
+        return None
+    try:
+        stored = {name: tensor.clone() for name, tensor in load_file(str(folder / ANSWER)).items()}
+        scales = stored.pop("scales").tolist()
+        return ModelAnswer(tensors=tuple(stored[str(at)] for at in range(len(scales))), scales=tuple(scales))
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ArtifactError(
+            f"{folder.name} has no answer that can be read", found=f"{type(error).__name__}: {error}",
+            expected=f"a valid {ANSWER}", run="autotune tune with its study file, which builds it again",
+        ) from error  # fmt: skip
 
 
 def load_runner(folder: Path, device: Device) -> Runner:

@@ -1,5 +1,7 @@
-"""The host's memory as this process may use it: HostMemory, which a container's limit makes smaller."""
+"""The host's memory as this process may use it: HostMemory, which a container's limit makes smaller; return_memory."""
 
+import ctypes
+import gc
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +38,17 @@ class HostMemory:
             used = max(0, (_number(group / names[1]) or 0) - _statistic(group / "memory.stat", names[2]))
             total, available = min(total, limit), min(available, max(0, limit - used))
         return cls(total_bytes=total, available_bytes=available)
+
+
+def return_memory() -> None:
+    """Free what only circles of references hold, and return free memory that the C library keeps to the system (glibc).
+
+    A captured graph refers to itself, so its weights would stay until Python next looks for such circles.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _groups(process: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:

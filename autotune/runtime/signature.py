@@ -25,11 +25,11 @@ class Signature:
         """Return the inputs, views that are conjugated or negated written out; raises ModelError if one does not fit.
 
         A backend would silently broadcast, cast or misread an input of another number, shape, dtype or layout. An input
-        lies on the runner's device or on the CPU, from which it may be copied.
+        may lie on any device that holds its values, see :meth:`place`.
         """
         if len(inputs) != len(self._expected):
             raise self._wrong_number(inputs)
-        tensor_type, strided, device = self._tensor, self._strided, self._device
+        tensor_type, strided = self._tensor, self._strided
         views = False
         for given, (spec, shape, dtype) in zip(inputs, self._expected, strict=True):
             # is_nested is read before the shape, because a nested tensor refuses to report its shape.
@@ -39,7 +39,7 @@ class Signature:
                 or given.layout is not strided
                 or given.dtype is not dtype
                 or given.shape != shape
-                or not (given.is_cpu or given.device == device)
+                or given.is_meta
             ):
                 raise self._misfit(given, spec)
             views = views or given.is_neg() or given.is_conj()
@@ -47,7 +47,8 @@ class Signature:
 
     def place(self, inputs: "Sequence[torch.Tensor]") -> "list[torch.Tensor]":
         """Check inputs and copy those on another device to the runner's."""
-        return [tensor if tensor.device == self._device else tensor.to(self._device) for tensor in self.check(inputs)]
+        device = self._device
+        return [tensor if tensor.device == device else tensor.to(device) for tensor in self.check(inputs)]
 
     def _wrong_number(self, inputs: "Sequence[torch.Tensor]") -> ModelError:
         missing = [spec.name for spec in self._specs[len(inputs) :]]
@@ -62,9 +63,11 @@ class Signature:
         form, expected = self._form_of(given), _form(spec.dtype, spec.shape)
         if not isinstance(given, self._tensor):
             expected = f"a tensor {expected}"
-        elif not (given.is_cpu or given.device == self._device):
-            form = f"{form} on {given.device}"
-            expected = f"{expected} on {self._device}{'' if self._device.type == 'cpu' else ' or cpu'}"
+        elif given.is_meta:
+            form, expected = (
+                f"{form} on {given.device}",
+                f"{expected} on {self._device}, or on a device to copy it from",
+            )
         return ModelError(f"input {spec.name} does not fit the plan", found=form, expected=expected)
 
     def _form_of(self, given: object) -> str:

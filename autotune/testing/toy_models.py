@@ -147,7 +147,10 @@ def build_artifact(
 ) -> None:
     """Build into an empty folder and describe the artifact, as a build worker does."""
     backend.build(source, configuration, device, folder)
-    describe(folder, configuration, source.workload, source.output_schema, example=source.example())
+    describe(
+        folder, configuration, source.workload, source.output_schema, example=source.example(),
+        signature=source.signature,
+    )  # fmt: skip
 
 
 def build_toy(

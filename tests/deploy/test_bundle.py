@@ -1,9 +1,11 @@
 """Bundles: a plan as a folder, loaded by a process that has neither the database nor the model's code."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
+import socket
 import threading
 
 import pytest
@@ -13,7 +15,7 @@ from typer.testing import CliRunner
 import autotune
 from autotune.cli.main import app
 from autotune.database.store import Store
-from autotune.deploy import bundle
+from autotune.deploy import bundle, bundle_manifest
 from autotune.errors import ArtifactError, AutotuneError, RequestError, WorkError
 
 L4 = {"name": "NVIDIA L4", "kind": "cuda", "capability": [8, 9], "power_limit_w": 72}
@@ -71,6 +73,9 @@ def test_the_manifest_says_what_is_in_it(written, store):
     document = json.loads((written / "manifest.json").read_text())
     assert document["plan"]["uid"] == plan.uid and document["plan"]["evidence"]["finalists"]
     assert [spec["name"] for spec in document["inputs"]] == ["x", "scale"] and len(document["outputs"]) == 2
+    assert document["plan"]["device_class"] == plan.device.device_class and document["plan"]["structure"]
+    assert document["plan"]["toolchain"] == plan.toolchain.as_dict() and document["plan"]["configuration"]
+    assert document["kernels"] == [], "a backend that calls no kernels of its own"
     assert document["signature"]["positions"] == ["x", "shift", "scale", "training"]
     assert "torch" in document["licences"] and document["autotune"] == autotune.__version__
     assert oct((written).stat().st_mode & 0o777) == "0o755"
@@ -107,6 +112,8 @@ def test_one_plan_is_exported(tuned_net, tmp_path):
     ("change", "words"),
     [
         ({"schema": 2}, "another version"),
+        ({"schema": True}, "another version"),
+        ({"schema": 7, "plan": None, "files": None}, "another version"),
         ({"files": []}, "damaged"),
         ({"files": lambda d: [*d["files"], {**d["files"][0], "name": "../../secret"}]}, "damaged"),
         ({"files": lambda d: [{**d["files"][0], "name": "/etc/passwd"}, *d["files"][1:]]}, "damaged"),
@@ -140,7 +147,10 @@ def test_a_folder_without_one_is_no_bundle(tmp_path):
             autotune.load_bundle(path)
 
 
-@pytest.mark.parametrize("harm", ["truncated", "changed", "missing", "more", "link", "fifo"])
+@pytest.mark.parametrize(
+    "harm",
+    ["truncated", "longer", "changed", "missing", "more", "beside", "link", "hard link", "fifo", "socket", "folder"],
+)
 def test_files_that_are_not_those_of_the_plan_are_refused(harm, written, tmp_path):
     file = max((path for path in (written / "artifact").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
     content = file.read_bytes()
@@ -148,16 +158,42 @@ def test_files_that_are_not_those_of_the_plan_are_refused(harm, written, tmp_pat
         file.write_bytes(content[:-7])
     elif harm == "changed":
         file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "longer":
+        file.write_bytes(content + b"?")
     elif harm == "more":
         (written / "artifact" / "more.so").write_bytes(b"?")
+    elif harm == "beside":
+        (written / "more.so").write_bytes(b"?")
+    elif harm == "folder":
+        shutil.move(written / "artifact", tmp_path / "elsewhere")
+        (written / "artifact").symlink_to(tmp_path / "elsewhere")
     else:
         file.unlink()
+        if harm == "hard link":
+            (tmp_path / "elsewhere").write_bytes(content)
+            os.link(tmp_path / "elsewhere", file)
+        elif harm == "socket":
+            with contextlib.chdir(file.parent), socket.socket(socket.AF_UNIX) as bound:
+                bound.bind(file.name)
         if harm == "link":
             (tmp_path / "elsewhere").write_bytes(content)
             file.symlink_to(tmp_path / "elsewhere")
         elif harm == "fifo":
             os.mkfifo(file)
     with pytest.raises(ArtifactError, match="damaged"):
+        autotune.load_bundle(written, device="cpu")
+
+
+def test_a_manifest_larger_than_any_is_not_read(written, monkeypatch):
+    monkeypatch.setattr(bundle_manifest, "MOST_BYTES", 100)
+    with pytest.raises(ArtifactError, match="more than the 100"):
+        autotune.load_bundle(written, device="cpu")
+
+
+def test_a_manifest_is_no_link(written, tmp_path):
+    shutil.move(written / "manifest.json", tmp_path / "elsewhere")
+    (written / "manifest.json").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RequestError, match=r"no manifest\.json"):
         autotune.load_bundle(written, device="cpu")
 
 

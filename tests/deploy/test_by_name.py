@@ -10,7 +10,7 @@ import torch
 import autotune
 from autotune.database.store import Store
 from autotune.deploy import model
-from autotune.errors import ArtifactError, ModelError, PlanNotFoundError, RequestError
+from autotune.errors import ModelError, PlanNotFoundError, RequestError
 
 
 @pytest.fixture
@@ -151,5 +151,5 @@ def test_a_damaged_artifact_is_refused(place):
         blob = store.artifacts.blob(largest.sha256)
     blob.chmod(0o644)
     blob.write_bytes(b"?" * largest.size_bytes)
-    with pytest.raises(ArtifactError, match="damaged"):
+    with pytest.raises(PlanNotFoundError, match="is damaged"):
         autotune.load("net", device="cpu", db=str(place))

@@ -8,7 +8,7 @@ import torch
 from autotune.errors import ArtifactError
 from autotune.records.configuration import Configuration
 from autotune.records.workload import TensorSpec, Workload
-from autotune.runtime.artifact import describe, read_example, read_record
+from autotune.runtime.artifact import ModelAnswer, describe, read_answer, read_example, read_record
 
 CONFIGURATION = Configuration.of("eager", {"precision": "fp32", "threads": 1})
 INPUTS = (
@@ -24,7 +24,7 @@ def example() -> dict[str, torch.Tensor]:
     return {"ids": torch.tensor([3, 1, 2, 5])[::2], "a": torch.tensor(True), "x": torch.arange(6.0).view(3, 2).t()}
 
 
-def described(folder: Path, **more: str) -> Path:
+def described(folder: Path, **more: Any) -> Path:
     folder.mkdir()
     describe(folder, CONFIGURATION, WORKLOAD, SCHEMA, example=example(), **more)
     return folder
@@ -92,3 +92,16 @@ def test_an_example_that_is_absent_or_damaged_is_refused(tmp_path: Path) -> None
     file.unlink()
     with pytest.raises(ArtifactError, match=r"example\.safetensors with x, a, ids"):
         read_example(folder)
+
+
+def test_the_answer_of_the_model_is_kept_with_the_size_of_its_errors(tmp_path: Path) -> None:
+    assert read_answer(described(tmp_path / "a")) is None, "an artifact of an earlier version"
+    tensors = (torch.arange(6.0).view(3, 2).t(), torch.tensor([], dtype=torch.int64))
+    folder = described(tmp_path / "b", answer=ModelAnswer(tensors=tensors, scales=(0.5, 0.0)))
+    found = read_answer(folder)
+    assert found is not None and tuple(found.scales) == (0.5, 0.0)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found.tensors, tensors, strict=True))
+    for content in (b"", (folder / "answer.safetensors").read_bytes()[:-1]):
+        (folder / "answer.safetensors").write_bytes(content)
+        with pytest.raises(ArtifactError, match="no answer that can be read"):
+            read_answer(folder)

@@ -12,6 +12,9 @@ IDS = TensorSpec(name="ids", shape=(3,), dtype="int64")
 SPECTRUM = TensorSpec(name="spectrum", shape=(2,), dtype="complex64")
 
 
+COPIED = ", or on a device to copy it from"
+
+
 def right() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(3, 16), torch.arange(3)
 
@@ -52,7 +55,7 @@ def test_a_wrong_number_names_what_is_missing_or_too_much(signature: Signature) 
         (torch.randn(1, 16), "float32[1, 16]", "float32[3, 16]"),
         (torch.randn(3, 16).half(), "float16[3, 16]", "float32[3, 16]"),
         (torch.tensor(1.0), "float32[]", "float32[3, 16]"),
-        (torch.randn(3, 16, device="meta"), "float32[3, 16] on meta", "float32[3, 16] on cpu"),
+        (torch.randn(3, 16, device="meta"), "float32[3, 16] on meta", f"float32[3, 16] on cpu{COPIED}"),
         (torch.randn(3, 16).tolist(), "a value of type list", "a tensor float32[3, 16]"),
         (torch.randn(3, 16).numpy(), "a value of type ndarray", "a tensor float32[3, 16]"),
         (None, "a value of type NoneType", "a tensor float32[3, 16]"),
@@ -94,10 +97,30 @@ def test_conjugated_and_negated_views_are_written_out() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_takes_inputs_from_the_cpu_and_a_cpu_none_from_a_gpu(signature: Signature) -> None:
+def test_inputs_are_copied_from_the_cpu_to_a_gpu_and_back(signature: Signature) -> None:
     x, ids = right()
     on_gpu = Signature((X, IDS), "cuda:0")
     placed = on_gpu.place((x, ids.cuda()))
     assert [str(tensor.device) for tensor in placed] == ["cuda:0", "cuda:0"] and torch.equal(placed[0].cpu(), x)
-    assert refusal(signature, x.cuda(), ids)[1:] == ("float32[3, 16] on cuda:0", "float32[3, 16] on cpu")
-    assert refusal(on_gpu, x.to("meta"), ids)[1:] == ("float32[3, 16] on meta", "float32[3, 16] on cuda:0 or cpu")
+    back = signature.place((x.cuda(), ids))
+    assert [str(tensor.device) for tensor in back] == ["cpu", "cpu"] and torch.equal(back[0], x) and back[1] is ids
+    assert refusal(on_gpu, x.to("meta"), ids)[1:] == ("float32[3, 16] on meta", f"float32[3, 16] on cuda:0{COPIED}")
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that says it lies on another device, from which ``to`` copies it."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", 3)
+
+    def to(self, device: torch.device) -> torch.Tensor:  # type: ignore[override]
+        assert device == torch.device("cpu")
+        return self.as_subclass(torch.Tensor).clone()
+
+
+def test_an_input_on_another_device_is_copied_and_its_form_is_still_checked(signature: Signature) -> None:
+    x, ids = right()
+    placed = signature.place((x.as_subclass(Elsewhere), ids))
+    assert type(placed[0]) is torch.Tensor and torch.equal(placed[0], x) and placed[1] is ids
+    assert refusal(signature, x.half().as_subclass(Elsewhere), ids)[0] == "input x does not fit the plan"
