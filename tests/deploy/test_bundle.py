@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 import autotune
+from autotune import registry
 from autotune.cli.main import app
 from autotune.database.store import Store
 from autotune.deploy import bundle, bundle_manifest
@@ -80,6 +81,21 @@ def test_the_manifest_says_what_is_in_it(written, store):
     assert "torch" in document["licences"] and document["autotune"] == autotune.__version__
     assert oct((written).stat().st_mode & 0o777) == "0o755"
     assert sum(file["size_bytes"] for file in document["files"]) > 1000
+
+
+def test_the_manifest_names_the_kernels_that_the_artifact_calls(store, tmp_path, monkeypatch):
+    sites = [{"name": "linear", "operator": "aten.linear", "kernel": {"configuration": {"block_m": 64}}}]
+
+    class Explaining:
+        def explain_artifact(self, folder):
+            assert (folder / "artifact.json").exists()
+            return {"nodes_before": 2, "nodes_after": 1, "fusions": {}, "sites": sites}
+
+    monkeypatch.setattr(registry, "explaining", lambda name: Explaining())
+    (plan,) = store.plans.list(name="net")
+    folder = bundle.write_bundle(plan, store, tmp_path / "net.plan")
+    assert json.loads((folder / "manifest.json").read_text())["kernels"] == sites
+    autotune.load_bundle(folder, device="cpu").close()
 
 
 def test_the_command_writes_one_and_says_how_it_is_loaded(tuned_net, tmp_path):
