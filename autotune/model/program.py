@@ -43,7 +43,10 @@ def load_program(path: Path) -> "ExportedProgram":
         raise ArtifactError(
             f"{path.name} is refused", found=reason, expected="a graph saved by torch.export.save, without pickles"
         )
-    return torch.export.load(str(path))
+    if path.suffix == ".pt2":
+        return torch.export.load(str(path))
+    with path.open("rb") as file:  # torch takes a path with that suffix only
+        return torch.export.load(file)
 
 
 def has_varying_sizes(module: "GraphModule") -> bool:

@@ -1,13 +1,16 @@
 """What a model file is, by its content, and what it declares."""
 
 import pickle
+import warnings
 import zipfile
 
 import pytest
 import torch
 
 from autotune.errors import ModelError
+from autotune.model.capture import capture
 from autotune.model.model_file import DeclaredInput, module_of, path_of, read, source_of
+from autotune.model.precision import flat_module
 from tests import model_files
 
 
@@ -123,3 +126,29 @@ def test_an_argument_that_is_no_tensor(tmp_path):
     torch.export.save(torch.export.export(Scaled(), (torch.ones(2), 2.0)), tmp_path / "scaled.pt2")
     with pytest.raises(ModelError, match=r"(?s)no tensor.*as_float"):
         read(tmp_path / "scaled.pt2")
+
+
+class Keyed(torch.nn.Module):
+    def forward(self, x: torch.Tensor, *, mask: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x) * mask
+
+
+def test_a_program_of_several_sizes_is_specialised_and_keeps_its_keywords(tmp_path, caplog):
+    size = torch.export.Dim("size", min=2, max=8)
+    given, named = (torch.rand(4, 3),), {"mask": torch.ones(4, 3)}
+    program = torch.export.export(Keyed(), given, named, dynamic_shapes={"x": {0: size}, "mask": {0: size}})
+    torch.export.save(program, tmp_path / "keyed.pt2")
+    (tmp_path / "keyed.bin").write_bytes((tmp_path / "keyed.pt2").read_bytes())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert module_of(tmp_path / "keyed.bin")(*given, **named).shape == (4, 3)
+    assert "Unable to load" not in caplog.text
+    x, mask = torch.rand(6, 3), torch.rand(6, 3)
+    captured = capture("keyed", 6, module_of(tmp_path / "keyed.pt2"), {"x": x, "mask": mask})
+    assert captured.notes == (
+        "the program takes inputs of several sizes; it is specialised to those of the inputs given",
+    )
+    assert captured.inputs.positions == ("x",) and captured.inputs.names == ("x", "mask")
+    assert torch.allclose(flat_module(captured.program)(x, mask)[0], torch.tanh(x) * mask)
+    with pytest.raises(ModelError, match=r"(?s)refuses its inputs.*size\(\)\[0\] <= 8"):
+        capture("keyed", 9, module_of(tmp_path / "keyed.pt2"), {"x": torch.rand(9, 3), "mask": torch.rand(9, 3)})

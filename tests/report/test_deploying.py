@@ -8,7 +8,7 @@ import pytest
 
 from autotune.records.device import Device
 from autotune.records.objective import Metric, Objective
-from autotune.report.deploying import deploy_command
+from autotune.report.deploying import deploy_by_name_command, deploy_command
 from autotune.study.file import read_constraints
 from tests.database import records
 
@@ -56,3 +56,10 @@ def test_the_constraints_make_the_same_objective_again(objective):
 )
 def test_a_url_stays_a_url_without_its_password(given, shown):
     assert options(deploy_command(Path("s.yaml"), records.plan(), CPU, given))["db"] == shown
+
+
+def test_a_plan_by_its_name_needs_no_model():
+    plan = records.plan(objective=Objective())
+    command = deploy_by_name_command(plan, CPU, None)
+    assert f"fast = autotune.load({plan.name!a}, batch={plan.batch})" in command and "from_study" not in command
+    assert "device='cuda:" in deploy_by_name_command(plan, GPU, None)
