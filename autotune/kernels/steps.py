@@ -22,8 +22,8 @@ CRASH = "crash"
 COOLS_S = 1.0
 """A device that has been idle for longer is brought to speed again."""
 
-TURN_S = 3.0
-"""A turn on the device lasts about as long as that of a candidate; a session that has begun is ended."""
+TURN_S = 1.0
+"""After so long a turn on the device ends with its session, which takes about a second: candidates wait meanwhile."""
 
 NEXT_S = 0.3
 """So long a turn is kept for the next order: the coordinator chooses it by the results of the last one."""
