@@ -25,4 +25,5 @@ with torch.no_grad():
 
 top = answer.flatten().topk(3)
 print(f"{mean_ms:.3f} ms a call on {device}, mean of {calls}")
-print("best three:", ", ".join(f"{i} ({v:.3f})" for i, v in zip(top.indices.tolist(), top.values.tolist())))
+best = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+print("best three:", ", ".join(f"{index} ({value:.3f})" for index, value in best))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
-from models import resnet50  # noqa: E402
+from models import resnet50
 
 
 class Logits(torch.nn.Module):
