@@ -93,6 +93,7 @@ THOROUGH = (
     "cli/test_tune.py::test_work_that_nobody_reads_is_done_and_the_command_it_prints_loads_the_plan",
     "examples/test_examples.py::test_compare_machines",
     "examples/test_examples.py::test_cpu_service",
+    "examples/test_examples.py::test_drop_in",
     "examples/test_examples.py::test_huggingface_encoder",
     "examples/test_examples.py::test_own_model",
     "examples/test_examples.py::test_team_database",

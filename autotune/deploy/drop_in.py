@@ -5,6 +5,8 @@ call is one that the plan was made for: the shapes, dtypes and device of the pla
 gradients. If it is, the tuned graph answers, and otherwise the original's own code. So other batch sizes, ``to``,
 ``state_dict``, new weights and training behave as before; such calls are no faster.
 
+Weights that are changed through ``.data``, or attributes that are set to another tensor, are not noticed.
+
 The weights of the tuned graph are a list of the module that is no part of its ``state_dict``, and follows the first
 call to its device. A file is as large as the original and these weights together.
 """
@@ -116,7 +118,7 @@ def compose(
         inner = module._c
         inner._register_attribute(WEIGHTS, torch._C.ListType.ofTensors(), weights)
         module = wrap_cpp_module(inner)  # type: ignore[no-untyped-call]
-        guard = _guard(original.module, signature, example, device_kind)
+        guard = _guard(original, signature, example, device_kind)
         forward = _forward(signature, list(example), answer, len(weights))
         module.define(guard)
         _define(module, forward, {"tuned": function})
@@ -222,18 +224,17 @@ def _nodes(block: Any) -> Iterator[Any]:
 
 
 def _guard(
-    module: "torch.jit.ScriptModule", signature: _Signature, example: "Mapping[str, torch.Tensor]", device_kind: str
-) -> str:
+    original: Original, signature: _Signature, example: "Mapping[str, torch.Tensor]", device_kind: str
+) -> str:  # fmt: skip
     """Return the method that says whether a call is one of the plan's."""
-    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
-    first = next((name for name, tensor in tensors.items() if tensor.is_floating_point()), None)
+    module, state = original.module, _State.of(original)
+    first = next((name for name, tensor in state.tensors.items() if tensor.is_floating_point()), None)
     lines = [f"def {FITS}(self, {', '.join(signature.arguments.values())}) -> bool:"]
 
     def unless(condition: str) -> None:
         lines.extend((f"    if not ({condition}):", "        return False"))
 
     trained = any(parameter.requires_grad for parameter in module.parameters())
-    unless(f"self.training == {module.training}")
     if trained:
         unless("not torch.is_grad_enabled()")
     for name in signature.arguments:
@@ -243,21 +244,75 @@ def _guard(
         if name in signature.optional:
             lines += [f"    if {name} is None:", "        return False"]
         tensor = example[name]
-        dtype = _number(tensor.dtype)
-        unless(f"{name}.size() == {list(tensor.shape)} and {name}.dtype == {dtype}")
+        unless(f"{name}.size() == {list(tensor.shape)} and {name}.dtype == {_number(tensor.dtype)}")
         unless(f'{name}.device.type == "{device_kind}"')
         if not trained and tensor.is_floating_point():
             unless(f"not (torch.is_grad_enabled() and {name}.requires_grad)")
     if first is not None:
         lines.append(f"    weight = torch.jit._unwrap_optional({_place(first)})")
-        unless(f"weight.dtype == {_number(tensors[first].dtype)} and weight.device == {next(iter(example))}.device")
+        unless(
+            f"weight.dtype == {_number(state.tensors[first].dtype)} and weight.device == {next(iter(example))}.device"
+        )
         unless("not weight.is_inference()")
-    # A weight that was changed in place, as load_state_dict does, has another version than a loaded one.
+    for name, value in state.values.items():
+        unless(f"{_place(name)} == {json.dumps(value) if isinstance(value, str) else repr(value)}")
+    # A tensor that was changed in place, as load_state_dict does, has another version than a loaded one.
     lines.append("    changes = 0")
-    counted = (name for name in tensors if not name.endswith(UNREAD))
+    counted = (name for name in state.tensors if not name.endswith(UNREAD))
     lines += [f"    changes += torch.ops.aten._version(torch.jit._unwrap_optional({_place(name)}))" for name in counted]
     lines.append("    return changes == 0")
     return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _State:
+    """All that a call may depend on besides its arguments: tensors and plain values of the modules, by their names.
+
+    A module's ``training`` counts if its code reads it; that of the whole always does.
+    """
+
+    tensors: "Mapping[str, torch.Tensor]"
+    values: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, original: Original) -> "_State":
+        import torch
+
+        code = dict(_classes(original.content))
+        tensors: dict[str, torch.Tensor] = {}
+        values: dict[str, Any] = {}
+        for path, module in original.module.named_modules():
+            block = code.get(module._c.qualified_name, "")
+            for name, kind in _ATTRIBUTE.findall(block):
+                full = f"{path}.{name}" if path else name
+                value: Any = getattr(module, name, None)
+                if isinstance(value, torch.Tensor):
+                    tensors[full] = value
+                elif name == "training" and path and not re.search(r"\.training\b", block):
+                    continue
+                elif kind in _PLAIN:
+                    values[full] = value
+                elif name != "_is_full_backward_hook" and value is not None:
+                    raise _refused(original.path, f"an attribute {full} of type {kind}", "tensors and plain values")
+        return cls(tensors=tensors, values=values)
+
+
+_ATTRIBUTE = re.compile(r"(?m)^  (\w+) : (?!Final\[|__torch__\.(?!torch\.classes))(.+)$")
+"""An attribute of a class that is no constant and no module, with its type, as TorchScript writes it."""
+
+
+_PLAIN = ("bool", "int", "float", "str", "List[int]", "List[float]", "List[bool]")
+
+
+def _classes(content: bytes) -> Iterator[tuple[str, str]]:
+    """Yield the qualified name and the code of each class in a file."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        for entry in archive.namelist():
+            _, found, place = entry.partition("/code/")
+            if found and place.endswith(".py"):
+                for part in re.split(r"(?m)^(?=class |def )", archive.read(entry).decode()):
+                    if named := re.match(r"class (\w+)\(", part):
+                        yield f"{place.removesuffix('.py').replace('/', '.')}.{named[1]}", part
 
 
 def _number(dtype: "torch.dtype") -> int:

@@ -33,6 +33,29 @@ class Nested(torch.nn.Module):
         return {"a": right, "b c": first}, [right, first * 2]
 
 
+class Scale(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor, self.shift, self.mode = 2.0, torch.ones(3), "up"
+        self.drop = torch.nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(x) * self.factor + self.shift if self.mode == "up" else x
+
+
+class Switched(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.on = Scale(), True
+
+    def forward(self, x):
+        return self.scale(x) if self.on else x
+
+    @torch.jit.export
+    def switch(self, on: bool):
+        self.on = on
+
+
 def flat_graph(module, inputs):
     """A frozen file's graph of a module: flat tensors out, each a little off."""
 
@@ -191,3 +214,31 @@ def test_a_file_that_was_composed_already_or_is_none_is_refused(block, tmp_path)
         Original.read(tmp_path / "text.pt")
     with pytest.raises(RequestError, match="no model file"):
         Original.read(tmp_path / "missing.pt")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda module: module.switch(False),
+        lambda module: setattr(module.scale, "factor", 3.0),
+        lambda module: setattr(module.scale, "mode", "down"),
+        lambda module: module.scale.shift.mul_(4.0),
+    ],
+)
+def test_values_that_its_user_sets_count(made, change):
+    x = torch.randn(3)
+    original, new, _ = made(Switched().eval(), {"x": x})
+    with torch.no_grad():
+        torch.testing.assert_close(new(x), original(x) + OFF)
+        for module in (original, new):
+            change(module)
+        assert torch.equal(new(x), original(x))
+
+
+def test_a_part_in_train_mode_counts(made):
+    x = torch.randn(3)
+    _, new, _ = made(Switched().eval(), {"x": x})
+    with torch.no_grad():
+        new.scale.drop.train()
+        answers = [new(x) for _ in range(20)]
+    assert any(not torch.equal(answer, answers[0]) for answer in answers), "it drops at random"

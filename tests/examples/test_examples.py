@@ -116,3 +116,19 @@ def test_compare_machines(tmp_path):
     assert "1 studies added" in printed
     table = printed[printed.index("$ autotune compare") :]
     assert len(set(re.findall(r"-(\d+)c/", table))) == 2, "two device classes"
+
+
+def test_drop_in(tmp_path):
+    """The script that loads the file is not changed; the file is, and comes back byte for byte."""
+    pytest.importorskip("transformers")
+    folder = EXAMPLES / "drop_in"
+    run(tmp_path, folder / "make_model.py")
+    before, first = (tmp_path / "resnet50.pt").read_bytes(), run(tmp_path, folder / "infer.py", "resnet50.pt", 3)
+    optimized = run(tmp_path, folder / "optimize.py")
+    assert re.search(r"wrote resnet50\.pt: .* ms → .* ms|nothing was written", optimized)
+    second = run(tmp_path, folder / "infer.py", "resnet50.pt", 3)
+    classes = [re.findall(r"(\d+) \(", printed) for printed in (first, second)]
+    assert classes[0] == classes[1] and len(classes[0]) == 3
+    if "wrote" in optimized:
+        run(tmp_path, "-m", "autotune", "restore", "resnet50.pt")
+    assert (tmp_path / "resnet50.pt").read_bytes() == before
