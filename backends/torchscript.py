@@ -48,7 +48,7 @@ class TorchScriptBackend:
         return torch_availability(device)
 
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
-        """Vary precision, optimisation, layout; CUDA graph and cuDNN's benchmark on a GPU, threads on a CPU."""
+        """Vary precision, optimisation, layout; a CUDA graph, cuDNN's benchmark on a GPU; threads, packing on a CPU."""
         return spaces.torchscript_space(device, workload)
 
     def is_served(self, configuration: Configuration, device: Device) -> bool:
@@ -68,7 +68,10 @@ class TorchScriptBackend:
             archive.writestr(f"{root}/extra/{MARK}", json.dumps(dict(mark)))
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
-        """Trace and freeze the captured graph in its precision and layout, and save it."""
+        """Trace and freeze the captured graph in its precision and layout, and save it.
+
+        Raises RuntimeError if weights are to be packed and no convolution of the graph can be.
+        """
         import torch
 
         from autotune.model.precision import flat_module
@@ -82,7 +85,12 @@ class TorchScriptBackend:
         with computing(), settings.switches.overlay(), torch.no_grad(), _quiet():
             laid_out = _laid_out(module) if settings.channels_last else module
             traced = torch.jit.trace(laid_out, model.example_inputs(device), check_trace=False, strict=False)  # type: ignore[no-untyped-call]
-            torch.jit.save(torch.jit.freeze(traced), str(folder / MODEL))
+            frozen = torch.jit.freeze(traced)
+            if configuration.get("packed_weights", False):
+                from autotune.backends.torchscript_packing import pack
+
+                pack(frozen, model.example_inputs(device))
+            torch.jit.save(frozen, str(folder / MODEL))
         settings.write(folder)
 
     def times_kernels_at_build(self, configuration: Configuration) -> bool:

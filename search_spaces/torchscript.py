@@ -15,11 +15,13 @@ OUTSIDE: Mapping[str, Scalar] = {"optimize": False, "cuda_graph": False, "cudnn_
 def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
     """Return the space of traced and frozen graphs; ``optimize`` is ``torch.jit.optimize_for_inference``.
 
-    On a GPU the precision ``default`` is the framework's own TF32 flags, with which a server runs a file in fp32.
+    On a GPU the precision ``default`` is the framework's own TF32 flags, with which a server runs a file in fp32. On a
+    CPU ``packed_weights`` packs the weights of convolutions as the file is loaded.
     """
     on_gpu = device.kind == "cuda"
     convolves = workload is None or "convolution" in workload.features
     supported = precisions(device, "torchscript")
+    constraints: tuple[Constraint, ...] = (_DEFAULT_IS_SERVED,) if on_gpu else ()
     parameters = [
         Parameter(name="precision", choices=(*supported, "default") if on_gpu else supported),
         Parameter(name="optimize", choices=(True, False)),
@@ -32,10 +34,13 @@ def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
             parameters.append(Parameter(name="cudnn_benchmark", choices=(False, True)))
     else:
         parameters.append(Parameter(name="threads", choices=threads(device)))
+        if convolves:
+            parameters.append(Parameter(name="packed_weights", choices=(False, True)))
+            constraints = _PACKED
     return SearchSpace(
         backend="torchscript",
         parameters=tuple(parameters),
-        constraints=(_DEFAULT_IS_SERVED,) if on_gpu else (),
+        constraints=constraints,
         defaults=_defaults(device, tuple(parameters)),
         hints=_hints(device, tuple(parameters)),
     )
@@ -53,10 +58,11 @@ def is_served(configuration: Configuration, device: Device) -> bool:
 
 
 def is_plain_export(configuration: Configuration, device: Device) -> bool:
-    """Return true for the served file in full precision whose layout is the model's own."""
+    """Return true for the served file in full precision whose layouts are the model's own."""
     values = dict(configuration.values)
     full = "default" if device.kind == "cuda" else "fp32"
-    return is_served(configuration, device) and values["precision"] == full and not values.get("channels_last", False)
+    has_own_layouts = not values.get("channels_last", False) and not values.get("packed_weights", False)
+    return is_served(configuration, device) and values["precision"] == full and has_own_layouts
 
 
 def _is_untouched(values: Mapping[str, Scalar]) -> bool:
@@ -66,6 +72,17 @@ def _is_untouched(values: Mapping[str, Scalar]) -> bool:
 _DEFAULT_IS_SERVED = Constraint(
     reason="precision default belongs to files that are loaded as they are",
     holds=lambda values: values["precision"] != "default" or _is_untouched(values),
+)
+
+_PACKED = (
+    Constraint(
+        reason="packed weights are for a graph in fp32 or bf16",
+        holds=lambda values: not values["packed_weights"] or values["precision"] in ("fp32", "bf16"),
+    ),
+    Constraint(
+        reason="packed convolutions are optimised already, and have images in channels-last memory anyway",
+        holds=lambda values: not values["packed_weights"] or not (values["optimize"] or values["channels_last"]),
+    ),
 )
 
 
@@ -79,9 +96,12 @@ def _defaults(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Config
 
 
 def _hints(device: Device, parameters: tuple[Parameter, ...]) -> tuple[Configuration, ...]:
-    """Return the usual manual settings on a GPU: fp16 in a CUDA graph, images in channels-last memory."""
-    if device.kind == "cpu" or "fp16" not in precisions(device, "torchscript"):
-        return ()
+    """Return fp16 in a CUDA graph with images in channels-last memory on a GPU, packed weights in fp32 on a CPU."""
     first: dict[str, Scalar] = {parameter.name: parameter.choices[0] for parameter in parameters}
+    if device.kind == "cpu":
+        packed: dict[str, Scalar] = {**first, "optimize": False, "packed_weights": True}
+        return (Configuration.of("torchscript", packed),) if "packed_weights" in first else ()
+    if "fp16" not in precisions(device, "torchscript"):
+        return ()
     layout: dict[str, Scalar] = {"channels_last": True} if "channels_last" in first else {}
     return (Configuration.of("torchscript", {**first, "precision": "fp16", "cuda_graph": True, **layout}),)

@@ -8,7 +8,8 @@ gradients. If it is, the tuned graph answers, and otherwise the original's own c
 Weights that are changed through ``.data``, or attributes that are set to another tensor, are not noticed.
 
 The weights of the tuned graph are a list of the module that is no part of its ``state_dict``, and follows the first
-call to its device. A file is as large as the original and these weights together.
+call to its device. A child module of the tuned file, such as one that packs weights as it is loaded, becomes a child of
+the new file's. A file is as large as the original and these weights together.
 """
 
 import io
@@ -27,8 +28,9 @@ from autotune.errors import ModelError, RequestError
 if TYPE_CHECKING:
     import torch
 
-OWN, FITS, WEIGHTS = "_autotune_original", "_autotune_fits", "_autotune_weights"
-"""The names that the new file adds: the original's forward, the question, and the weights of the tuned graph."""
+OWN, FITS, WEIGHTS, CHILD = "_autotune_original", "_autotune_fits", "_autotune_weights", "_autotune_child_"
+"""The names that the new file adds: the original's forward, the question, and the weights of the tuned graph; and the
+beginning of the names of the tuned file's children."""
 
 UNREAD = "num_batches_tracked"
 """The counter of a batch norm, which no call for inference reads; its version costs as much time as that of weights."""
@@ -113,15 +115,17 @@ def compose(
     signature = _Signature.of(original, example)
     with quiet(), torch.no_grad():
         answer = original.module(**{name: tensor.clone() for name, tensor in example.items()})
-        function, weights = _lifted(tuned)
+        graph = _TunedGraph.lifted(tuned)
         module = torch.jit.load(io.BytesIO(_renamed(original)), map_location="cpu")  # type: ignore[no-untyped-call]
         inner = module._c
-        inner._register_attribute(WEIGHTS, torch._C.ListType.ofTensors(), weights)
+        inner._register_attribute(WEIGHTS, torch._C.ListType.ofTensors(), graph.weights)
+        for name, child in graph.children.items():
+            inner._register_attribute(CHILD + name, child._c._type(), child._c)
         module = wrap_cpp_module(inner)  # type: ignore[no-untyped-call]
         guard = _guard(original, signature, example, device_kind)
-        forward = _forward(signature, list(example), answer, len(weights))
+        forward = _forward(signature, list(example), answer, graph)
         module.define(guard)
-        _define(module, forward, {"tuned": function})
+        _define(module, forward, {"tuned": graph.function})
         written = io.BytesIO()
         torch.jit.save(module, written, _extra_files={MARK: json.dumps(mark)})
     return written.getvalue()
@@ -195,25 +199,54 @@ def _without_forward(code: str, name: str, path: Path) -> str:
     raise _refused(path, f"no forward in the code of {name}", "a module with a method forward")
 
 
-def _lifted(tuned: Path) -> "tuple[Any, list[torch.Tensor]]":
-    """Return the graph of a frozen file as a function that takes its weights behind its inputs, and the weights."""
-    import torch
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TunedGraph:
+    """The graph of a frozen file as a function: it takes its weights behind its inputs, then what it reads of children.
 
-    module = torch.jit.load(str(tuned), map_location="cpu")  # type: ignore[no-untyped-call]
-    graph = module._c._get_method("forward").graph.copy()
-    torch._C._jit_pass_inline(graph)
-    weights: list[torch.Tensor] = []
-    for node in _nodes(graph):
-        is_tensor = node.kind() == "prim::Constant" and node.output().type().kind() == "TensorType"
-        if is_tensor and node.hasAttribute("value"):
-            given = graph.addInput(f"weight{len(weights)}")
-            given.setType(torch._C.TensorType.get())
-            weights.append(node.t("value"))
-            node.output().replaceAllUsesWith(given)
-            node.destroy()
-    graph.eraseInput(0)  # the module itself
-    # A name without "__torch__" would not be saved with the module that calls it.
-    return torch._C._create_function_from_graph("__torch__.autotune.tuned", graph), weights
+    ``reads`` are the attributes of children that it reads, as child and attribute.
+    """
+
+    function: Callable[..., Any]
+    weights: "list[torch.Tensor]"
+    children: "Mapping[str, torch.jit.ScriptModule]"
+    reads: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def lifted(cls, tuned: Path) -> "_TunedGraph":
+        import torch
+
+        module = torch.jit.load(str(tuned), map_location="cpu")  # type: ignore[no-untyped-call]
+        graph = module._c._get_method("forward").graph.copy()
+        torch._C._jit_pass_inline(graph)
+        weights: list[torch.Tensor] = []
+        for node in _nodes(graph):
+            is_tensor = node.kind() == "prim::Constant" and node.output().type().kind() == "TensorType"
+            if is_tensor and node.hasAttribute("value"):
+                weights.append(node.t("value"))
+                # The type of a constant has its sizes, strides and device.
+                node.output().setType(torch._C.TensorType.get())
+                _become_input(graph, node, f"weight{len(weights)}")
+        reads: list[tuple[str, str]] = []
+        own = next(iter(graph.inputs()))
+        for child in [use.user for use in own.uses()]:
+            for read in [use.user for use in child.output().uses()]:
+                reads.append((child.s("name"), read.s("name")))
+                _become_input(graph, read, f"read{len(reads)}")
+            child.destroy()
+        graph.eraseInput(0)  # the module itself
+        return cls(
+            # A name without "__torch__" would not be saved with the module that calls it.
+            function=torch._C._create_function_from_graph("__torch__.autotune.tuned", graph),
+            weights=weights, children={name: getattr(module, name) for name, _ in reads}, reads=tuple(reads),
+        )  # fmt: skip
+
+
+def _become_input(graph: Any, node: Any, name: str) -> None:
+    """Let a graph take the output of a node as an input behind the others."""
+    given = graph.addInput(name)
+    given.setType(node.output().type())
+    node.output().replaceAllUsesWith(given)
+    node.destroy()
 
 
 def _nodes(block: Any) -> Iterator[Any]:
@@ -327,10 +360,11 @@ def _place(name: str) -> str:
     return expression
 
 
-def _forward(signature: _Signature, inputs: Sequence[str], answer: object, weights: int) -> str:
+def _forward(signature: _Signature, inputs: Sequence[str], answer: object, graph: _TunedGraph) -> str:
     names = ", ".join(signature.arguments)
     taken = [f"torch.jit._unwrap_optional({name})" if name in signature.optional else name for name in inputs]
-    given = ", ".join([*taken, *(f"weights[{number}]" for number in range(weights))])
+    weights = [f"weights[{number}]" for number in range(len(graph.weights))]
+    given = ", ".join([*taken, *weights, *(f"self.{CHILD}{child}.{name}" for child, name in graph.reads)])
     literal, _ = _literal(answer, 0)
     return "\n".join([
         f"def forward(self, {', '.join(signature.arguments.values())}) -> {signature.returns}:",

@@ -11,7 +11,7 @@ from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.runtime.turn import computes_by
 from autotune.testing.backend_conformance import CPU, BackendConformance, RunnerConformance
-from autotune.testing.toy_models import build_toy, expected, toy_inputs
+from autotune.testing.toy_models import build_toy, expected, toy_inputs, toy_source
 from tests.turns import RecordedTurns
 
 GPU = Device(kind="cuda", name="NVIDIA H200", uuid="gpu-test", capability=(9, 0), cores=16)
@@ -42,6 +42,15 @@ def test_every_knob_keeps_the_answer(optimize: bool, channels_last: bool, tmp_pa
     named = toy_inputs("convolutional", 3)
     answers = BACKEND.load(built.folder, CPU)(*named.values())
     torch.testing.assert_close(answers, expected("convolutional", named), rtol=1e-4, atol=1e-5)
+
+
+def test_packed_weights_are_in_the_file_and_keep_the_answer(tmp_path: Path) -> None:
+    (chosen,) = BACKEND.space(CPU, None, has_factory=True).hints
+    built = build_toy(BACKEND, CPU, "convolutional", tmp_path, configuration=chosen)
+    named = toy_inputs("convolutional", 3)
+    runner = BACKEND.load(built.folder, CPU)
+    torch.testing.assert_close(runner(*named.values()), expected("convolutional", named), rtol=1e-4, atol=1e-5)
+    assert "mkldnn::_convolution_pointwise" in str(runner._call.graph)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -117,7 +126,14 @@ def test_cudnns_search_times_kernels_wherever_the_model_is_called() -> None:
 def test_a_gpu_tries_the_cuda_graph_early() -> None:
     (hint,) = BACKEND.space(GPU, None, has_factory=True).hints
     assert (hint["precision"], hint["cuda_graph"], hint["channels_last"]) == ("fp16", True, True)
-    assert not BACKEND.space(CPU, None, has_factory=True).hints
+
+
+def test_a_cpu_tries_packed_weights_early_if_the_model_convolves(tmp_path: Path) -> None:
+    for toy, hinted in (("convolutional", [True]), ("tokens", [])):
+        workload = toy_source(toy, tmp_path / toy).workload
+        hints = BACKEND.space(CPU, workload, has_factory=True).hints
+        assert [hint["packed_weights"] for hint in hints] == hinted
+        assert all(BACKEND.is_served(hint, CPU) and not BACKEND.is_plain_export(hint, CPU) for hint in hints)
 
 
 class NormOfSequence(torch.nn.Module):

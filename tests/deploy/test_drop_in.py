@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from autotune.backends.torchscript_packing import pack
 from autotune.deploy.drop_in import Original, compose, origin_of, quiet
 from autotune.errors import ModelError, RequestError
 
@@ -86,10 +87,14 @@ def flat_graph(module, inputs):
 def made(tmp_path):
     """Write a module as a file, and compose the new one for a call; returns both, loaded."""
 
-    def make(module, example, *, flat=None, train=False):
+    def make(module, example, *, flat=None, train=False, packed=False):
         with quiet():
             torch.jit.save(torch.jit.script(module.train(train)), tmp_path / "original.pt")
-            torch.jit.save(flat_graph(flat or module.eval(), tuple(example.values())), tmp_path / "tuned.ts")
+            graph = flat_graph(flat or module.eval(), tuple(example.values()))
+            if packed:
+                with torch.no_grad():
+                    pack(graph, tuple(example.values()))
+            torch.jit.save(graph, tmp_path / "tuned.ts")
             original = Original.read(tmp_path / "original.pt")
             content = compose(original, tmp_path / "tuned.ts", example, {"plan": "p"}, "cpu")
             return original.module, torch.jit.load(io.BytesIO(content)), content
@@ -97,10 +102,10 @@ def made(tmp_path):
     return make
 
 
-@pytest.fixture
-def block(made):
+@pytest.fixture(params=[False, True], ids=["frozen", "packed"])
+def block(made, request):
     torch.manual_seed(0)
-    return made(Block().eval(), {"image": torch.randn(2, 3, 8, 8)})
+    return made(Block().eval(), {"image": torch.randn(2, 3, 8, 8)}, packed=request.param)
 
 
 def test_the_calls_of_the_plan_are_answered_by_its_graph_and_all_others_by_the_originals_code(block):
