@@ -15,15 +15,13 @@ OUTSIDE: Mapping[str, Scalar] = {"optimize": False, "cuda_graph": False, "cudnn_
 def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
     """Return the space of traced and frozen graphs; ``optimize`` is ``torch.jit.optimize_for_inference``.
 
-    On a GPU the precision ``default`` is the framework's own TF32 flags, with which a server runs a file in fp32. On a
-    CPU ``packed_weights`` packs the weights of convolutions as the file is loaded.
+    On a CPU ``packed_weights`` packs the weights of convolutions as the file is loaded.
     """
     on_gpu = device.kind == "cuda"
     convolves = workload is None or "convolution" in workload.features
-    supported = precisions(device, "torchscript")
-    constraints: tuple[Constraint, ...] = (_DEFAULT_IS_SERVED,) if on_gpu else ()
+    constraints: tuple[Constraint, ...] = ()
     parameters = [
-        Parameter(name="precision", choices=(*supported, "default") if on_gpu else supported),
+        Parameter(name="precision", choices=precisions(device, "torchscript")),
         Parameter(name="optimize", choices=(True, False)),
     ]
     if convolves:
@@ -47,32 +45,27 @@ def torchscript_space(device: Device, workload: Workload | None) -> SearchSpace:
 
 
 def is_served(configuration: Configuration, device: Device) -> bool:
-    """Return true if the file alone says what a trial times: torch's default flags, and all cores of a CPU."""
+    """Return true if the file alone says what a trial times: no flag of the process, and all cores of a CPU.
+
+    A file in fp32 is timed with TF32 off. On a GPU its convolutions follow the flag of the process, which torch leaves
+    on.
+    """
     values = dict(configuration.values)
-    precision = ("default", "bf16", "fp16") if device.kind == "cuda" else ("fp32", "bf16", "fp16")
     return (
-        values["precision"] in precision
-        and _is_untouched(values)
-        and values.get("threads", device.cores) == device.cores
+        values["precision"] != "tf32" and _is_untouched(values) and values.get("threads", device.cores) == device.cores
     )
 
 
 def is_plain_export(configuration: Configuration, device: Device) -> bool:
     """Return true for the served file in full precision whose layouts are the model's own."""
     values = dict(configuration.values)
-    full = "default" if device.kind == "cuda" else "fp32"
     has_own_layouts = not values.get("channels_last", False) and not values.get("packed_weights", False)
-    return is_served(configuration, device) and values["precision"] == full and has_own_layouts
+    return is_served(configuration, device) and values["precision"] == "fp32" and has_own_layouts
 
 
 def _is_untouched(values: Mapping[str, Scalar]) -> bool:
     return all(values.get(name, value) == value for name, value in OUTSIDE.items())
 
-
-_DEFAULT_IS_SERVED = Constraint(
-    reason="precision default belongs to files that are loaded as they are",
-    holds=lambda values: values["precision"] != "default" or _is_untouched(values),
-)
 
 _PACKED = (
     Constraint(
