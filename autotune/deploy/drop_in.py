@@ -260,7 +260,7 @@ def _guard(
     original: Original, signature: _Signature, example: "Mapping[str, torch.Tensor]", device_kind: str
 ) -> str:  # fmt: skip
     """Return the method that says whether a call is one of the plan's."""
-    module, state = original.module, _State.of(original)
+    module, state = original.module, _ModuleState.of(original)
     first = next((name for name, tensor in state.tensors.items() if tensor.is_floating_point()), None)
     lines = [f"def {FITS}(self, {', '.join(signature.arguments.values())}) -> bool:"]
 
@@ -298,7 +298,7 @@ def _guard(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _State:
+class _ModuleState:
     """All that a call may depend on besides its arguments: tensors and plain values of the modules, by their names.
 
     A module's ``training`` counts if its code reads it; that of the whole always does.
@@ -308,7 +308,7 @@ class _State:
     values: Mapping[str, Any]
 
     @classmethod
-    def of(cls, original: Original) -> "_State":
+    def of(cls, original: Original) -> "_ModuleState":
         import torch
 
         code = dict(_classes(original.content))
