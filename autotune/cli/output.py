@@ -40,6 +40,10 @@ Structure = Annotated[
     str | None,
     typer.Option("--structure", metavar="PREFIX", help="Only plans whose structure has a digest with this beginning."),
 ]
+On = Annotated[
+    str | None, typer.Option("--on", metavar="DEVICE", help="The device to run it on: auto, cpu, cuda or cuda:N.")
+]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that autotune export wrote.")]
 RequireSignature = Annotated[
     Path | None,
     typer.Option(

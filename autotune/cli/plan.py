@@ -1,16 +1,17 @@
 """The commands ``autotune plan list``, ``autotune plan show`` and ``autotune plan check``."""
 
 import contextlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from autotune.cli.output import (
     Batch,
+    BundleFolder,
     Db,
     DeviceOption,
     Json,
+    On,
     RequireSignature,
     Structure,
     device_class,
@@ -75,10 +76,8 @@ def show_plan(
 
 @app.command("check")
 def check_bundle(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that autotune export wrote.")],
-    on: Annotated[
-        str | None, typer.Option("--on", metavar="DEVICE", help="The device to run it on: auto, cpu, cuda or cuda:N.")
-    ] = None,
+    bundle: BundleFolder,
+    on: On = None,
     require_signature: RequireSignature = None,
     json: Json = False,
 ) -> None:

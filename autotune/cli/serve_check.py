@@ -1,21 +1,18 @@
 """The command ``autotune serve-check``."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from autotune.cli.output import Json, RequireSignature, print_json
+from autotune.cli.output import BundleFolder, Json, On, RequireSignature, print_json
 
 if TYPE_CHECKING:
     from autotune.deploy.serve_check import ServeCheck
 
 
 def check(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="The folder that autotune export wrote.")],
-    on: Annotated[
-        str | None, typer.Option("--on", metavar="DEVICE", help="The device to run it on: auto, cpu, cuda or cuda:N.")
-    ] = None,
+    bundle: BundleFolder,
+    on: On = None,
     require_signature: RequireSignature = None,
     json: Json = False,
 ) -> None:

@@ -21,43 +21,37 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from autotune.deploy.drop_in_guard import FITS, Signature, guard, refuse_unlike, refused
 from autotune.errors import ModelError, RequestError
+from autotune.model import model_file, torchscript
 
 if TYPE_CHECKING:
     import torch
 
-OWN, FITS, WEIGHTS, CHILD = "_autotune_original", "_autotune_fits", "_autotune_weights", "_autotune_child_"
-"""The names that the new file adds: the original's forward, the question, and the weights of the tuned graph; and the
-beginning of the names of the tuned file's children."""
+OWN, WEIGHTS, CHILD = "_autotune_original", "_autotune_weights", "_autotune_child_"
+"""The names that the new file adds, beside the question: the original's forward, and the weights of the tuned graph;
+and the beginning of the names of the tuned file's children."""
 
-UNREAD = "num_batches_tracked"
-"""The counter of a batch norm, which no call for inference reads; its version costs as much time as that of weights."""
-
-MARK = "autotune.json"
-"""The extra file in which a written file says what it is: its plan, and the digest of its original."""
-
-SCALAR_TYPES = {
-    "uint8": 0, "int8": 1, "int16": 2, "int32": 3, "int64": 4, "float16": 5, "float32": 6, "float64": 7,
-    "complex64": 9, "complex128": 10, "bool": 11, "bfloat16": 15,
-}  # fmt: skip
-"""The numbers by which TorchScript knows dtypes (``c10::ScalarType``)."""
+MARK, DIGEST = "autotune.json", "original_sha256"
+"""The extra file in which a written file says what it is, its plan among others, and the digest of its original."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Original:
-    """A TorchScript file: its bytes, and its module on the CPU."""
+    """A TorchScript file: its bytes, and its module on the CPU, in eval mode."""
 
     path: Path
     content: bytes
-    module: "torch.jit.ScriptModule"
+    module: "torch.nn.Module"
 
     @classmethod
     def read(cls, path: Path) -> "Original":
-        """Read a file; raises RequestError if it cannot be read or is one that autotune wrote, ModelError otherwise."""
-        import torch
+        """Read a file whose place another file can take.
 
+        Raises RequestError if it cannot be read or is one that took another's place, ModelError for all others.
+        """
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -66,19 +60,17 @@ class Original:
             ) from error
         if origin_of(content) is not None:
             raise RequestError(
-                f"{path} is optimised already", found=f"a file that autotune wrote ({MARK} in it)",
+                f"{path} is optimised already", found=f"a file that took its original's place ({MARK} in it)",
                 expected="a file of torch.jit.save", run=f"autotune restore {path}, which brings the original back",
             )  # fmt: skip
-        try:
-            with quiet():
-                module = torch.jit.load(io.BytesIO(content), map_location="cpu")  # type: ignore[no-untyped-call]
-        except Exception as error:
-            found = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ModelError(
-                f"{path} cannot be read as a TorchScript file", found=found,
-                expected="a file of torch.jit.save, with all libraries loaded that register its operators",
-            ) from error  # fmt: skip
-        return cls(path=path, content=content, module=module)
+        kind = model_file.read(path).kind
+        if not isinstance(kind, model_file.TorchScript):
+            raise refused(path, f"a file of kind {kind.name}", "a file of torch.jit.save")
+        with quiet():
+            module = torchscript.load(content, what=f"the model file {path}")
+        original = cls(path=path, content=content, module=module)
+        refuse_unlike(module, path)
+        return original
 
 
 @contextmanager
@@ -90,13 +82,14 @@ def quiet() -> Iterator[None]:
 
 
 def origin_of(content: bytes) -> Mapping[str, Any] | None:
-    """Return what a file that autotune wrote says of itself; ``None`` for any other file."""
+    """Return what a file that took its original's place says of itself; ``None`` for any other file."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             name = next((name for name in archive.namelist() if name.endswith(f"/extra/{MARK}")), None)
-            return None if name is None else dict(json.loads(archive.read(name)))
+            said = {} if name is None else dict(json.loads(archive.read(name)))
     except (zipfile.BadZipFile, ValueError, TypeError):
         return None
+    return said if DIGEST in said else None  # an exported file has a mark too
 
 
 def compose(
@@ -112,7 +105,7 @@ def compose(
     import torch
     from torch.jit._recursive import wrap_cpp_module
 
-    signature = _Signature.of(original, example)
+    signature = Signature.of(original.module, original.path, example)
     with quiet(), torch.no_grad():
         answer = original.module(**{name: tensor.clone() for name, tensor in example.items()})
         graph = _TunedGraph.lifted(tuned)
@@ -122,49 +115,13 @@ def compose(
         for name, child in graph.children.items():
             inner._register_attribute(CHILD + name, child._c._type(), child._c)
         module = wrap_cpp_module(inner)  # type: ignore[no-untyped-call]
-        guard = _guard(original, signature, example, device_kind)
+        question = guard(original.module, original.path, signature, example, device_kind)
         forward = _forward(signature, list(example), answer, graph)
-        module.define(guard)
+        module.define(question)
         _define(module, forward, {"tuned": graph.function})
         written = io.BytesIO()
         torch.jit.save(module, written, _extra_files={MARK: json.dumps(mark)})
     return written.getvalue()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Signature:
-    """Forward's arguments as TorchScript writes them, by name, and its return type."""
-
-    arguments: Mapping[str, str]
-    optional: frozenset[str]
-    returns: str
-
-    @classmethod
-    def of(cls, original: Original, example: "Mapping[str, torch.Tensor]") -> "_Signature":
-        schema = original.module._c._get_method("forward").schema
-        arguments, optional = {}, set()
-        for argument in schema.arguments[1:]:
-            kind = argument.type.annotation_str
-            if kind not in ("Tensor", "Optional[Tensor]"):
-                raise _refused(original.path, f"argument {argument.name} is {kind}", "tensors as arguments")
-            if argument.name not in example and not (kind == "Optional[Tensor]" and argument.has_default_value()):
-                raise _refused(original.path, f"no input for argument {argument.name}", "an input for each argument")
-            default = " = None" if kind == "Optional[Tensor]" and argument.has_default_value() else ""
-            arguments[argument.name] = f"{argument.name}: {kind}{default}"
-            if kind == "Optional[Tensor]":
-                optional.add(argument.name)
-        if unknown := set(example) - set(arguments):
-            raise _refused(original.path, f"no argument {', '.join(sorted(unknown))}", ", ".join(arguments))
-        return cls(
-            arguments=arguments, optional=frozenset(optional), returns=schema.returns[0].type.annotation_str
-        )  # fmt: skip
-
-
-def _refused(path: Path, found: str, expected: str) -> ModelError:
-    return ModelError(
-        f"no file can take the place of {path}", found=found, expected=expected,
-        run="autotune export, which writes the plan as a file of its own",
-    )  # fmt: skip
 
 
 def _renamed(original: Original) -> bytes:
@@ -172,7 +129,7 @@ def _renamed(original: Original) -> bytes:
 
     A class of TorchScript cannot lose a method once it is loaded, but its code is text in the archive.
     """
-    qualified: str = original.module._c.qualified_name
+    qualified: str = cast("Any", original.module)._c.qualified_name
     place, _, name = qualified.rpartition(".")
     written = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(original.content)) as archive, zipfile.ZipFile(written, "w") as copy:
@@ -196,7 +153,7 @@ def _without_forward(code: str, name: str, path: Path) -> str:
             parts[index], count = re.subn(r"(?m)^  def forward\(", f"  def {OWN}(", part)
             if count == 1:
                 return "".join(parts)
-    raise _refused(path, f"no forward in the code of {name}", "a module with a method forward")
+    raise refused(path, f"no forward in the code of {name}", "a module with a method forward")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,111 +213,7 @@ def _nodes(block: Any) -> Iterator[Any]:
         yield node
 
 
-def _guard(
-    original: Original, signature: _Signature, example: "Mapping[str, torch.Tensor]", device_kind: str
-) -> str:  # fmt: skip
-    """Return the method that says whether a call is one of the plan's."""
-    module, state = original.module, _ModuleState.of(original)
-    first = next((name for name, tensor in state.tensors.items() if tensor.is_floating_point()), None)
-    lines = [f"def {FITS}(self, {', '.join(signature.arguments.values())}) -> bool:"]
-
-    def unless(condition: str) -> None:
-        lines.extend((f"    if not ({condition}):", "        return False"))
-
-    trained = any(parameter.requires_grad for parameter in module.parameters())
-    if trained:
-        unless("not torch.is_grad_enabled()")
-    for name in signature.arguments:
-        if name not in example:
-            unless(f"{name} is None")
-            continue
-        if name in signature.optional:
-            lines += [f"    if {name} is None:", "        return False"]
-        tensor = example[name]
-        unless(f"{name}.size() == {list(tensor.shape)} and {name}.dtype == {_number(tensor.dtype)}")
-        unless(f'{name}.device.type == "{device_kind}"')
-        if not trained and tensor.is_floating_point():
-            unless(f"not (torch.is_grad_enabled() and {name}.requires_grad)")
-    if first is not None:
-        lines.append(f"    weight = torch.jit._unwrap_optional({_place(first)})")
-        unless(
-            f"weight.dtype == {_number(state.tensors[first].dtype)} and weight.device == {next(iter(example))}.device"
-        )
-        unless("not weight.is_inference()")
-    for name, value in state.values.items():
-        unless(f"{_place(name)} == {json.dumps(value) if isinstance(value, str) else repr(value)}")
-    # A tensor that was changed in place, as load_state_dict does, has another version than a loaded one.
-    lines.append("    changes = 0")
-    counted = (name for name in state.tensors if not name.endswith(UNREAD))
-    lines += [f"    changes += torch.ops.aten._version(torch.jit._unwrap_optional({_place(name)}))" for name in counted]
-    lines.append("    return changes == 0")
-    return "\n".join(lines) + "\n"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _ModuleState:
-    """All that a call may depend on besides its arguments: tensors and plain values of the modules, by their names.
-
-    A module's ``training`` counts if its code reads it; that of the whole always does.
-    """
-
-    tensors: "Mapping[str, torch.Tensor]"
-    values: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, original: Original) -> "_ModuleState":
-        import torch
-
-        code = dict(_classes(original.content))
-        tensors: dict[str, torch.Tensor] = {}
-        values: dict[str, Any] = {}
-        for path, module in original.module.named_modules():
-            block = code.get(module._c.qualified_name, "")
-            for name, kind in _ATTRIBUTE.findall(block):
-                full = f"{path}.{name}" if path else name
-                value: Any = getattr(module, name, None)
-                if isinstance(value, torch.Tensor):
-                    tensors[full] = value
-                elif name == "training" and path and not re.search(r"\.training\b", block):
-                    continue
-                elif kind in _PLAIN:
-                    values[full] = value
-                elif name != "_is_full_backward_hook" and value is not None:
-                    raise _refused(original.path, f"an attribute {full} of type {kind}", "tensors and plain values")
-        return cls(tensors=tensors, values=values)
-
-
-_ATTRIBUTE = re.compile(r"(?m)^  (\w+) : (?!Final\[|__torch__\.(?!torch\.classes))(.+)$")
-"""An attribute of a class that is no constant and no module, with its type, as TorchScript writes it."""
-
-
-_PLAIN = ("bool", "int", "float", "str", "List[int]", "List[float]", "List[bool]")
-
-
-def _classes(content: bytes) -> Iterator[tuple[str, str]]:
-    """Yield the qualified name and the code of each class in a file."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        for entry in archive.namelist():
-            _, found, place = entry.partition("/code/")
-            if found and place.endswith(".py"):
-                for part in re.split(r"(?m)^(?=class |def )", archive.read(entry).decode()):
-                    if named := re.match(r"class (\w+)\(", part):
-                        yield f"{place.removesuffix('.py').replace('/', '.')}.{named[1]}", part
-
-
-def _number(dtype: "torch.dtype") -> int:
-    return SCALAR_TYPES[str(dtype).removeprefix("torch.")]
-
-
-def _place(name: str) -> str:
-    """Return the expression of a parameter of the module, whose parts may be numbers."""
-    expression = "self"
-    for part in name.split("."):
-        expression = f'getattr({expression}, "{part}")' if not part.isidentifier() else f"{expression}.{part}"
-    return expression
-
-
-def _forward(signature: _Signature, inputs: Sequence[str], answer: object, graph: _TunedGraph) -> str:
+def _forward(signature: Signature, inputs: Sequence[str], answer: object, graph: _TunedGraph) -> str:
     names = ", ".join(signature.arguments)
     taken = [f"torch.jit._unwrap_optional({name})" if name in signature.optional else name for name in inputs]
     weights = [f"weights[{number}]" for number in range(len(graph.weights))]

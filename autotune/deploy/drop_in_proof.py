@@ -1,7 +1,8 @@
 """Compares a TorchScript file with its original in a process that has torch alone: run as a script, by its path.
 
 ``python -I drop_in_proof.py ORIGINAL NEW EXAMPLE ANSWERS DEVICE``: EXAMPLE has the tensors of one call by name. ANSWERS
-gets both answers as flat lists, whether further batches and the state agree, and the milliseconds of paired rounds.
+gets the new file's answer as a flat list, whether twice the batch and the state agree, and the milliseconds of paired
+rounds. Both files are in eval mode.
 """
 
 import sys
@@ -68,11 +69,14 @@ def main(original_path: str, new_path: str, example_path: str, answers_path: str
     """Compare the files, and write what was found."""
     warnings.simplefilter("ignore")
     original, new = (torch.jit.load(path).to(device) for path in (original_path, new_path))  # type: ignore[no-untyped-call]
+    for module in (original, new):
+        if module.training:
+            module.eval()
     example = {name: tensor.to(device) for name, tensor in torch.load(example_path).items()}
     states = [module.state_dict() for module in (original, new)]
     state = list(states[0]) == list(states[1]) and same(list(states[0].values()), list(states[1].values()))
     with torch.no_grad():
-        answers = [[tensor.cpu() for tensor in flat(module(**example))] for module in (original, new)]
+        answer = [tensor.cpu() for tensor in flat(new(**example))]
         larger, others = twice(example), True
         if larger is not None:
             try:
@@ -81,7 +85,7 @@ def main(original_path: str, new_path: str, example_path: str, answers_path: str
                 expected = None  # the original serves one batch
             others = expected is None or same(expected, flat(new(**larger)))
         timed = rounds(original, new, example)
-    found = {"answers": answers, "state": state, "others": others, "rounds": timed}
+    found = {"answer": answer, "state": state, "others": others, "rounds": timed}
     torch.save(found, answers_path)
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,32 +30,24 @@ def near_plan_of_model(
 
     Raises PlanNotFoundError, with the reasons of the plans that were tried, if there is none.
     """
-    workload, form, reasons = prepared.captured.workload, prepared.captured.form, []
+    workload, form = prepared.captured.workload, prepared.captured.form
     with misses.unreadable_is_a_miss():
         near = store.plans.nearest(key, prepared.name)
     exact = [plan for plan in near if plan.weights == workload.weights and plan.form == form.digest]
-    for plan in _running(store, exact, key, prepared.device):
-        begin = time.perf_counter()
-        try:
-            fast = open_plan(plan, store, form, prepared.captured.inputs)
-        except ArtifactError as error:
-            reasons.append(f"plan {plan.uid[:8]}: {error.asked}: {error.found}")
-            continue
-        opened = time.perf_counter()
+
+    def opened(plan: "Plan") -> "OptimizedModel":
+        return open_plan(plan, store, form, prepared.captured.inputs)
+
+    def wrong(fast: "OptimizedModel") -> str:
         try:
             verified(fast, prepared)
-            wrong = not_faster(fast, prepared.example, prepared.device, prepared.module)
         except ArtifactError as error:
-            wrong = error.found
-        if not wrong:
-            fast.seconds = {
-                **prepared.seconds, "open": opened - begin, "recheck": time.perf_counter() - opened
-            }  # fmt: skip
-            _say(fast)
-            return fast
-        fast.close()
-        reasons.append(f"plan {plan.uid[:8]} of {plan_device(store, plan)}: {wrong}")
-    raise misses.rechecked(miss, reasons) from miss
+            return error.found
+        return not_faster(fast, prepared.example, prepared.device, prepared.module)
+
+    fast = _first(store, _running(store, exact, key, prepared.device), opened, wrong, miss)
+    fast.seconds = {**prepared.seconds, **fast.seconds}
+    return fast
 
 
 def near_plan_of_name(
@@ -66,24 +58,44 @@ def near_plan_of_name(
     Its answer to its example is compared with the model's, which its artifact keeps, and its latency with the one that
     the baseline had on the device that it was tuned on. Raises PlanNotFoundError if there is none.
     """
+    examples: dict[str, Example] = {}
+
+    def opened(plan: "Plan") -> "OptimizedModel":
+        with store.artifacts.verified(str(plan.artifact)) as folder:
+            fast = open_folder(plan, folder)
+            examples[plan.uid] = Example.of(folder)
+        return fast
+
+    def wrong(fast: "OptimizedModel") -> str:
+        return failing(fast, examples[fast.plan.uid], device)
+
+    return _first(store, _running(store, plans, None, device), opened, wrong, miss)
+
+
+def _first(
+    store: "Store", plans: "Iterable[Plan]", opened: "Callable[[Plan], OptimizedModel]",
+    wrong: "Callable[[OptimizedModel], str]", miss: PlanNotFoundError,
+) -> "OptimizedModel":  # fmt: skip
+    """Return the first plan that can be opened and of which nothing is wrong here."""
     reasons = []
-    for plan in _running(store, plans, None, device):
+    for plan in plans:
+        begin = time.perf_counter()
         try:
-            begin = time.perf_counter()
-            with store.artifacts.verified(str(plan.artifact)) as folder:
-                fast = open_folder(plan, folder)
-                example = Example.of(folder)
-            opened = time.perf_counter()
+            fast = opened(plan)
         except ArtifactError as error:
             reasons.append(f"plan {plan.uid[:8]}: {error.asked}: {error.found}")
             continue
-        wrong = failing(fast, example, device)
-        if not wrong:
-            fast.seconds = {"open": opened - begin, "recheck": time.perf_counter() - opened}
-            _say(fast)
+        opened_s = time.perf_counter() - begin
+        why = wrong(fast)
+        if not why:
+            fast.seconds = {"open": opened_s, "recheck": time.perf_counter() - begin - opened_s}
+            log.warning(
+                "%s: plan %s was tuned on another device, and was rechecked on this one", plan.name, plan.uid[:8]
+            )
             return fast
         fast.close()
-        reasons.append(f"plan {plan.uid[:8]} of {plan_device(store, plan)}: {wrong}")
+        made_on = store.plans.get(plan.uid).device.device_class  # the plan itself is placed on this device
+        reasons.append(f"plan {plan.uid[:8]} of {made_on}: {why}")
     raise misses.rechecked(miss, reasons) from miss
 
 
@@ -99,13 +111,3 @@ def _running(
             continue
         if portability_on(plan, device).verdict == "works":
             yield replace(plan, device=device)
-
-
-def plan_device(store: "Store", plan: "Plan") -> str:
-    """Return the device class that a plan was tuned on, whichever it is placed on now."""
-    return store.plans.get(plan.uid).device.device_class
-
-
-def _say(fast: "OptimizedModel") -> None:
-    plan = fast.plan
-    log.warning("%s: plan %s was tuned on another device, and was rechecked on this one", plan.name, plan.uid[:8])

@@ -8,20 +8,20 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune import registry
 from autotune.database.files import sync_folder
-from autotune.deploy.drop_in import Original, compose, origin_of
+from autotune.deploy.drop_in import DIGEST, Original, compose, origin_of
+from autotune.deploy.recheck import Example
 from autotune.errors import ArtifactError, RequestError, WorkError
 from autotune.measure.statistics import median, paired_test
 from autotune.scratch import ScratchFolder
 
 if TYPE_CHECKING:
-    import torch
-
     from autotune.database.store import Store
     from autotune.records.plan import Plan
 
@@ -30,10 +30,10 @@ KEPT = ".orig"
 
 PROOF = Path(__file__).with_name("drop_in_proof.py")
 PROOF_S = 600.0
-SLACK = 3.0
-"""The factor by which one input may exceed the plan's limit, which is for the average over eight."""
+"""The time limit of the comparison in a fresh process."""
 
 SURE = 0.05
+"""The largest p-value of the pairs at which the new file is certainly faster."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,18 +78,19 @@ def replace(original: Original, out: Path, plan: "Plan", store: "Store") -> Repl
     The file appears in one step; if it takes the original's place, that is kept beside it first, byte for byte. Raises
     ModelError if no file can be like the original, WorkError if the new one is not, or cannot be written.
     """
-    from autotune.runtime.artifact import read_example, read_record
-
     if plan.artifact is None:
         raise ArtifactError(f"the plan of {plan.name} has no artifact", run="autotune tune, to build it again")
     mark = {
         "plan": plan.uid, "configuration": plan.configuration.as_dict(), "device_class": plan.device.device_class,
-        "original_sha256": hashlib.sha256(original.content).hexdigest(),
+        DIGEST: hashlib.sha256(original.content).hexdigest(),
     }  # fmt: skip
-    with store.artifacts.verified(plan.artifact) as folder, _unfinished(out) as unfinished:
-        names = [spec.name for spec in read_record(folder).inputs]
-        example = dict(zip(names, read_example(folder), strict=True))
-        content = compose(original, _served_file(folder), example, mark, plan.device.kind)
+    with (
+        store.artifacts.verified(plan.artifact) as folder, ScratchFolder("served") as served,
+        _unfinished(out) as unfinished,
+    ):  # fmt: skip
+        example = Example.of(folder)
+        registry.write_served(plan.configuration, folder, served, {"plan": plan.uid})
+        content = compose(original, served / "model.pt", example.inputs, mark, plan.device.kind)
         with _writing(out):
             unfinished.write_bytes(content)
         original_ms, ms, is_faster = _proved(original, unfinished, example, plan)
@@ -131,25 +132,16 @@ def restore(path: Path) -> None:
     except OSError as error:
         raise ArtifactError(
             f"the original of {path} is not beside it", found=f"{kept}: {error.strerror or error}",
-            expected=f"the file of SHA-256 {str(origin.get('original_sha256'))[:12]}…",
+            expected=f"the file of SHA-256 {str(origin.get(DIGEST))[:12]}…",
         ) from error  # fmt: skip
-    if sha256 != origin.get("original_sha256"):
+    if sha256 != origin.get(DIGEST):
         raise ArtifactError(
             f"{kept} is not the original of {path}", found=f"SHA-256 {sha256[:12]}…",
-            expected=f"{str(origin.get('original_sha256'))[:12]}…, which {path} was made from",
+            expected=f"{str(origin.get(DIGEST))[:12]}…, which {path} was made from",
         )  # fmt: skip
     with _writing(path):
         os.replace(kept, path)
         sync_folder(path.resolve().parent)
-
-
-def _served_file(folder: Path) -> Path:
-    """Return the TorchScript file of an artifact."""
-    found = sorted(folder.glob("*.ts"))
-    if len(found) != 1:
-        run = "autotune tune, to build it again"
-        raise ArtifactError(f"the artifact {folder.name} holds no TorchScript file", run=run)
-    return found[0]
 
 
 def _is_replaced(original: Original, out: Path) -> bool:
@@ -169,50 +161,33 @@ def _kept(original: Original, out: Path) -> Path:
     return kept
 
 
-def _proved(
-    original: Original, new: Path, example: "Mapping[str, torch.Tensor]", plan: "Plan"
-) -> tuple[float, float, bool]:
+def _proved(original: Original, new: Path, example: Example, plan: "Plan") -> tuple[float, float, bool]:
     """Compare the files in a fresh process; returns the medians in ms, and whether the new one is certainly faster."""
     import torch
 
     with ScratchFolder("drop-in") as scratch:
-        torch.save(dict(example), scratch / "example.pt")
-        answers = scratch / "answers.pt"
-        device = plan.device.torch_name
-        command = [sys.executable, "-I", str(PROOF), str(original.path), str(new), str(scratch / "example.pt")]
-        ran = subprocess.run(
-            [*command, str(answers), device], capture_output=True, text=True, timeout=PROOF_S, check=False
-        )
+        given, taken = scratch / "example.pt", scratch / "answers.pt"
+        torch.save(dict(example.inputs), given)
+        command = [sys.executable, "-I", PROOF, original.path, new, given, taken, plan.device.torch_name]
+        try:
+            ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=PROOF_S, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise _not_alike(original.path, f"no answer of a fresh process within {PROOF_S:g} s") from error
         if ran.returncode != 0:
             tail = "\n    ".join(ran.stderr.strip().splitlines()[-8:])
             raise _not_alike(original.path, f"a fresh process ended with code {ran.returncode}\n    {tail}")
-        found = torch.load(answers)
-    expected, answered = found["answers"]
-    kinds = [(tensor.dtype, tensor.shape) for tensor in expected]
-    if kinds != [(tensor.dtype, tensor.shape) for tensor in answered]:
-        raise _not_alike(original.path, "an answer of other shapes or dtypes")
+        found = torch.load(taken)
+    verdict = example.answered_by(original.module).verdict(plan.objective, found["answer"])
+    if verdict.failure is not None:
+        raise _not_alike(original.path, verdict.failure.detail)
     if not found["state"]:
         raise _not_alike(original.path, "another state_dict")
     if not found["others"]:
         raise _not_alike(original.path, "another answer to twice the batch")
-    for number, (right, tensor) in enumerate(zip(expected, answered, strict=True)):
-        apart = _apart(tensor, right)
-        if not apart <= SLACK * plan.objective.signal_error:
-            raise _not_alike(original.path, f"output {number} differs by {apart:.2g} of its size")
     before, after = zip(*found["rounds"], strict=True)
     ratios = [new_ms / old_ms for old_ms, new_ms in found["rounds"]]
     is_faster = median(ratios) < 1 and paired_test(list(map(math.log, ratios))) < SURE
     return median(before), median(after), is_faster
-
-
-def _apart(tensor: "torch.Tensor", right: "torch.Tensor") -> float:
-    """Return the size of the difference of two answers relative to the right one's; of integers the differing share."""
-    if not right.numel():
-        return 0.0
-    if not right.is_floating_point():
-        return float((tensor != right).double().mean())
-    size = float(right.double().norm())
-    return float((tensor.double() - right.double()).norm()) / max(size, 1e-30)
 
 
 def _not_alike(path: Path, found: str) -> WorkError:

@@ -2,11 +2,9 @@
 
 import contextlib
 import io
-import logging
 import re
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -26,6 +24,7 @@ from autotune.model.behaviour import (
 from autotune.model.form import Form, Node, flatten
 from autotune.model.masks import drop_neutral_masks
 from autotune.model.program import has_varying_sizes
+from autotune.model.silence import silenced
 from autotune.model.tensors import is_lazy
 from autotune.model.untouched import process_state, untouched
 from autotune.model.work import work
@@ -41,6 +40,9 @@ GRAPH_TOLERANCE = 1e-3
 """The largest distance of the graph from the module, relative to the largest value of an output."""
 HALF_TOLERANCE = 3e-2
 """The same for outputs in bf16 and fp16."""
+
+_NOISY = ("torch.fx.experimental.symbolic_shapes", "torch.export")
+"""The loggers by which torch prints the graphs of a failed capture: the refusal reports the error."""
 
 _DATA_DEPENDENT = re.compile(
     r"data.?dependent|unbacked|GuardOnData|u\d+ (?:==|<|>|!=)|control flow|value of a symbolic", re.IGNORECASE
@@ -248,7 +250,7 @@ def _exported(name: str, module: "torch.nn.Module", inputs: "Mapping[str, torch.
     import torch
 
     try:
-        with _quiet():
+        with silenced(*_NOISY):
             return torch.export.export(module, tuple(tensor.clone() for tensor in inputs.values()))
     except AutotuneError:
         raise
@@ -268,22 +270,6 @@ def _is_torchs(error: BaseException) -> bool:
     """Return whether torch has raised an exception, by its class or its place; a user's own text proves nothing."""
     places = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     return any(name.partition(".")[0] == "torch" for name in (type(error).__module__, *places[-1:]))
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the graphs that torch prints of a failed capture: the refusal reports the error."""
-    noisy = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
-    levels = [logger.level for logger in noisy]
-    for logger in noisy:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _refuse_unsavable(name: str, program: "ExportedProgram") -> None:

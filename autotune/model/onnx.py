@@ -1,12 +1,11 @@
 """The captured graph as an ONNX file, made once for each precision and shared by the builds that need it."""
 
 import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.model.silence import silenced
 from autotune.model.source import CapturedModel
 from autotune.records.device import Device
 
@@ -34,7 +33,7 @@ def exported(model: CapturedModel, precision: str, *, variant: str = "", rewrite
     cpu = Device(kind="cpu", name="host", uuid="cpu-host")
 
     def write(folder: Path) -> None:
-        with _quiet(), torch.no_grad():
+        with silenced(*_NOISY, level=logging.ERROR), torch.no_grad():
             program = model.program(precision, cpu)
             if rewrite is not None:
                 program = rewrite(program, model.example_inputs(cpu))
@@ -50,18 +49,3 @@ def exported(model: CapturedModel, precision: str, *, variant: str = "", rewrite
             )
 
     return model.shared(name, write)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's messages, and restore the levels of its loggers."""
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    for name in levels:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)

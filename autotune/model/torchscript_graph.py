@@ -7,10 +7,7 @@ result with the module in both cases.
 """
 
 import functools
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from autotune.errors import ModelError
@@ -18,6 +15,7 @@ from autotune.model import schema, torchscript
 from autotune.model.behaviour import main_line
 from autotune.model.form import flatten
 from autotune.model.precision import flat_module
+from autotune.model.silence import silenced
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +34,8 @@ def converted(module: "torch.nn.Module", example: "Mapping[str, torch.Tensor]") 
     from torch._export.converter import TS2EPConverter
 
     arguments, copy = _arguments(module, example), cast("torch.jit.ScriptModule", torchscript.copied(module))
-    with _silenced():
+    # It remarks on weights without a use, and on sizes that vary: the graph is specialised afterwards.
+    with silenced("torch._export.non_strict_utils"):
         program = TS2EPConverter(copy, tuple(arguments.values())).convert()
     graph = flat_module(program)
     if _reads_values(graph):
@@ -136,20 +135,6 @@ def _by_example(graph: "torch.nn.Module", arguments: Mapping[str, object], names
             return self.graph(*given.values())
 
     return ByExample()
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Silence remarks on weights without a use, and on sizes that vary: the graph is specialised afterwards."""
-    logger = logging.getLogger("torch._export.non_strict_utils")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 def _reads_values(graph: "GraphModule") -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from autotune.backends.torchscript_packing import pack
 from autotune.deploy.drop_in import Original, compose, origin_of, quiet
 from autotune.errors import ModelError, RequestError
 
+MARK = {"plan": "p", "original_sha256": "0" * 64}
 OFF = 0.5
 """What the graphs of these tests add to the right answer, so that it is seen who has answered."""
 
@@ -96,7 +98,7 @@ def made(tmp_path):
                     pack(graph, tuple(example.values()))
             torch.jit.save(graph, tmp_path / "tuned.ts")
             original = Original.read(tmp_path / "original.pt")
-            content = compose(original, tmp_path / "tuned.ts", example, {"plan": "p"}, "cpu")
+            content = compose(original, tmp_path / "tuned.ts", example, MARK, "cpu")
             return original.module, torch.jit.load(io.BytesIO(content)), content
 
     return make
@@ -116,7 +118,7 @@ def test_the_calls_of_the_plan_are_answered_by_its_graph_and_all_others_by_the_o
         torch.testing.assert_close(new(image=image), original(image) + OFF)
         for other in (image[:1], torch.randn(5, 3, 8, 8), torch.randn(2, 3, 9, 7)):
             assert torch.equal(new(other), original(other))
-    assert origin_of(content) == {"plan": "p"} and origin_of(b"no archive") is None
+    assert origin_of(content) == MARK and origin_of(b"no archive") is None
 
 
 def test_gradients_are_those_of_the_original(block):
@@ -215,8 +217,12 @@ def test_a_file_that_was_composed_already_or_is_none_is_refused(block, tmp_path)
         Original.read(tmp_path / "new.pt")
     assert refused.value.run.startswith(f"autotune restore {tmp_path / 'new.pt'}")
     (tmp_path / "text.pt").write_text(json.dumps({}))
-    with pytest.raises(ModelError, match="cannot be read as a TorchScript file"):
+    with pytest.raises(ModelError, match=r"text\.pt cannot be taken"):
         Original.read(tmp_path / "text.pt")
+    torch.export.save(torch.export.export(Block().eval(), (torch.randn(2, 3, 8, 8),)), tmp_path / "block.pt2")
+    with pytest.raises(ModelError, match="no file can take the place") as other:
+        Original.read(tmp_path / "block.pt2")
+    assert other.value.found == "a file of kind exported program"
     with pytest.raises(RequestError, match="no model file"):
         Original.read(tmp_path / "missing.pt")
 
@@ -247,3 +253,46 @@ def test_a_part_in_train_mode_counts(made):
         new.scale.drop.train()
         answers = [new(x) for _ in range(20)]
     assert any(not torch.equal(answer, answers[0]) for answer in answers), "it drops at random"
+
+
+def test_a_file_that_was_saved_in_train_mode_is_answered_by_the_plan_in_eval_mode_alone(made):
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, 8, 8)
+    original, new, _ = made(Block().eval(), {"image": image}, train=True)
+    with torch.no_grad():
+        assert new.training and not torch.equal(new(image), original(image)), "batch norms use the batch"
+        torch.testing.assert_close(new.eval()(image), original(image) + OFF)
+
+
+def test_a_file_that_was_exported_is_no_file_that_took_anothers_place(block, tmp_path):
+    with zipfile.ZipFile(tmp_path / "original.pt", "a") as archive:
+        archive.writestr("original/extra/autotune.json", json.dumps({"plan": "p", "name": "n"}))
+    assert origin_of((tmp_path / "original.pt").read_bytes()) is None
+    assert Original.read(tmp_path / "original.pt").module is not None
+
+
+class Unlike(torch.nn.Module):
+    """Answers in a form, or has a value, that no file can dispatch on."""
+
+    def __init__(self):
+        super().__init__()
+        self.limit = float("nan")
+
+    def forward(self, x):
+        return x * self.limit
+
+
+class Counted(torch.nn.Module):
+    def forward(self, x) -> tuple[torch.Tensor, int]:
+        return x, 1
+
+
+@pytest.mark.parametrize(
+    ("module", "found"), [(Unlike(), "an attribute limit of type float"), (Counted(), "an answer of type Tuple")]
+)
+def test_what_no_file_can_dispatch_on_is_refused_as_the_file_is_read(module, found, tmp_path):
+    with quiet():
+        torch.jit.save(torch.jit.script(module.eval()), tmp_path / "model.pt")
+    with pytest.raises(ModelError, match="no file can take the place") as refused:
+        Original.read(tmp_path / "model.pt")
+    assert refused.value.found.startswith(found)
