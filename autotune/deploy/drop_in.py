@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from autotune.deploy.drop_in_guard import FITS, Signature, guard, refuse_unlike, refused
+from autotune.deploy.drop_in_guard import FITS, ForwardSignature, guard, refuse_unlike, refused
 from autotune.errors import ModelError, RequestError
 from autotune.model import model_file, torchscript
 
@@ -105,7 +105,7 @@ def compose(
     import torch
     from torch.jit._recursive import wrap_cpp_module
 
-    signature = Signature.of(original.module, original.path, example)
+    signature = ForwardSignature.of(original.module, original.path, example)
     with quiet(), torch.no_grad():
         answer = original.module(**{name: tensor.clone() for name, tensor in example.items()})
         graph = _TunedGraph.lifted(tuned)
@@ -213,7 +213,7 @@ def _nodes(block: Any) -> Iterator[Any]:
         yield node
 
 
-def _forward(signature: Signature, inputs: Sequence[str], answer: object, graph: _TunedGraph) -> str:
+def _forward(signature: ForwardSignature, inputs: Sequence[str], answer: object, graph: _TunedGraph) -> str:
     names = ", ".join(signature.arguments)
     taken = [f"torch.jit._unwrap_optional({name})" if name in signature.optional else name for name in inputs]
     weights = [f"weights[{number}]" for number in range(len(graph.weights))]

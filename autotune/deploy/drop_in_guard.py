@@ -1,6 +1,6 @@
 """The question of a file that takes its original's place: whether a call is one that its plan was made for.
 
-The answer is source of TorchScript, see :func:`guard`. :class:`Signature` and :class:`ModuleState` say what a call
+The answer is source of TorchScript, see :func:`guard`. :class:`ForwardSignature` and :class:`ModuleState` say what a call
 depends on: its arguments, and the tensors, values and modes of the modules.
 """
 
@@ -48,7 +48,7 @@ def refuse_unlike(module: "torch.nn.Module", path: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Signature:
+class ForwardSignature:
     """Forward's arguments as TorchScript writes them, by name, and its return type."""
 
     arguments: Mapping[str, str]
@@ -56,7 +56,7 @@ class Signature:
     returns: str
 
     @classmethod
-    def of(cls, module: "torch.nn.Module", path: Path, example: "Mapping[str, torch.Tensor]") -> "Signature":
+    def of(cls, module: "torch.nn.Module", path: Path, example: "Mapping[str, torch.Tensor]") -> "ForwardSignature":
         """Read the signature of a module from ``path``; raises ModelError if the example is no call of it."""
         schema = cast("Any", module)._c._get_method("forward").schema
         arguments, optional = {}, set()
@@ -76,7 +76,7 @@ class Signature:
 
 
 def guard(
-    module: "torch.nn.Module", path: Path, signature: Signature, example: "Mapping[str, torch.Tensor]", device_kind: str
+    module: "torch.nn.Module", path: Path, signature: ForwardSignature, example: "Mapping[str, torch.Tensor]", device_kind: str
 ) -> str:  # fmt: skip
     """Return the method that says whether a call is one of the plan's."""
     state = ModuleState.of(module, path)
