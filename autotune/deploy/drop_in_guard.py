@@ -1,7 +1,7 @@
 """The question of a file that takes its original's place: whether a call is one that its plan was made for.
 
-The answer is source of TorchScript, see :func:`guard`. :class:`ForwardSignature` and :class:`ModuleState` say what a call
-depends on: its arguments, and the tensors, values and modes of the modules.
+The answer is source of TorchScript, see :func:`guard`. :class:`ForwardSignature` and :class:`ModuleState` say what a
+call depends on: its arguments, and the tensors, values and modes of the modules.
 """
 
 import json
@@ -76,7 +76,8 @@ class ForwardSignature:
 
 
 def guard(
-    module: "torch.nn.Module", path: Path, signature: ForwardSignature, example: "Mapping[str, torch.Tensor]", device_kind: str
+    module: "torch.nn.Module", path: Path, signature: ForwardSignature, example: "Mapping[str, torch.Tensor]",
+    device_kind: str,
 ) -> str:  # fmt: skip
     """Return the method that says whether a call is one of the plan's."""
     state = ModuleState.of(module, path)
