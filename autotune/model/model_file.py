@@ -25,7 +25,10 @@ PREFIX = "file:"
 
 EXPECTED = "a file of torch.jit.save (TorchScript) or torch.export.save (.pt2)"
 FACTORY = "a factory, model: {factory: path.py:callable}, that makes the module and loads its weights"
-SUFFIXES = (".pt", ".pth", ".pt2", ".ts")
+NOT_YET = {".onnx": "an ONNX model", ".pdmodel": "a Paddle model", ".tflite": "a TensorFlow Lite model"}
+"""Model files of kinds that cannot be tuned, by the ends of their names."""
+
+SUFFIXES = (".pt", ".pth", ".pt2", ".ts", *NOT_YET)
 """The ends of the names of model files, by which a command tells them from study files."""
 LARGEST_TEXT_BYTES = 1 << 28
 _OF_TENSORS = re.compile(
@@ -280,6 +283,8 @@ def _pickled(pickle: bytes) -> str:
 
 
 def _no_archive(path: Path) -> str:
+    if kind := NOT_YET.get(path.suffix.lower()):
+        return f"{kind}, which autotune does not take yet"
     with path.open("rb") as file:
         begin = file.read(2)
     if begin[:1] == b"\x80":

@@ -152,3 +152,11 @@ def test_a_program_of_several_sizes_is_specialised_and_keeps_its_keywords(tmp_pa
     assert torch.allclose(flat_module(captured.program)(x, mask)[0], torch.tanh(x) * mask)
     with pytest.raises(ModelError, match=r"(?s)refuses its inputs.*size\(\)\[0\] <= 8"):
         capture("keyed", 9, module_of(tmp_path / "keyed.pt2"), {"x": torch.rand(9, 3), "mask": torch.rand(9, 3)})
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pdmodel"])
+def test_a_model_of_a_kind_that_is_not_taken_yet_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\x08\x08")
+    with pytest.raises(ModelError) as refused:
+        read(tmp_path / name)
+    assert "does not take yet" in refused.value.found
