@@ -47,8 +47,10 @@ demo: setup
 
 # The groups of tests are described in tests/groups.py. Tests that time something for real run alone, the others on all
 # cores. The thorough ones are left to .ci/run.
+# A worker that dies ends the run: the tests that it still had would be waited for without end.
+SIDE_BY_SIDE := -n logical --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 test: setup
-	$(BIN)/python -m pytest -q -m "not gpu and not alone and not thorough" -n logical --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m "not gpu and not alone and not thorough" $(SIDE_BY_SIDE)
 	$(BIN)/python -m pytest -q -m "not gpu and alone and not thorough"
 
 lint: setup

@@ -106,7 +106,7 @@ def test_the_command_writes_one_and_says_how_it_is_loaded(tuned_net, tmp_path):
     autotune.load_bundle(tmp_path / "b", device="cpu").close()
     assert run.invoke(app, given).exit_code == 2, "the folder exists"
     done = run.invoke(app, [*given[:-1], str(tmp_path / "c"), "--json"])
-    assert json.loads(done.stdout)["bundle"] == str(tmp_path / "c")
+    assert json.loads(done.stdout)["folder"] == str(tmp_path / "c")
     assert run.invoke(app, ["export", "nett", *given[2:]]).exit_code != 0
 
 
