@@ -191,6 +191,7 @@ def test_own_kernels_go_before_full_precision_that_waits(running):
     one = running(steps, ["exact", "half"], ["own"])
     steps.let("look", "tune", "own", "half")
     steps.until("time own")
+    steps.until("time half")
     steps.let("exact")
     one.end()
     assert steps.notes[-1] == "time exact"
