@@ -38,6 +38,7 @@ __all__ = [
     "AutotuneError",
     "Availability",
     "Backend",
+    "BuildsFromFiles",
     "BuildsInTurn",
     "Configuration",
     "Constraint",
@@ -89,6 +90,11 @@ class SourceModel(Protocol):
 
     workload: Workload
     factory: str | None
+
+    @property
+    def file(self) -> Path | None:
+        """The file of a model that came in a format other than torch's, with fixed sizes; ``None`` for all others."""
+        ...
 
     @property
     def known_kernels(self) -> KnownKernels | None:
@@ -222,6 +228,20 @@ class OffersBaseline(Protocol):
 
     def is_baseline(self, configuration: Configuration, *, has_factory: bool) -> bool:
         """Return true if a configuration is today's way to run the model (on a CPU: at some number of threads)."""
+        ...
+
+
+@runtime_checkable
+class BuildsFromFiles(Protocol):
+    """A backend that builds models which came as files of other formats than torch's, such as ``onnx``.
+
+    Of such a model a build gets :attr:`SourceModel.file`, and there is no program.
+    """
+
+    model_formats: tuple[str, ...]
+
+    def is_own_way(self, configuration: Configuration, device: Device, model_format: str) -> bool:
+        """Return true if that is how a model of the format is run today: a study measures its speedups against it."""
         ...
 
 
@@ -363,6 +383,7 @@ class ReportsCoverage(Protocol):
 
 ABILITIES: tuple[type, ...] = (
     OffersBaseline,
+    BuildsFromFiles,
     ServesFormats,
     TimesKernelsAtBuild,
     TimesKernelsInTurn,

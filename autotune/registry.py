@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, cast
 from autotune.backend import (
     AdaptsAtLoad,
     Backend,
+    BuildsFromFiles,
     BuildsInTurn,
     ExplainsArtifacts,
     FindsGraphFeatures,
@@ -95,6 +96,23 @@ def is_baseline(configuration: Configuration, *, has_factory: bool) -> bool:
     """Return true if a configuration is today's way to run the model."""
     owner = backend(configuration.backend)
     return isinstance(owner, OffersBaseline) and owner.is_baseline(configuration, has_factory=has_factory)
+
+
+def building_from(model_format: str) -> tuple[str, ...]:
+    """List the backends that build from files of a format other than torch's."""
+    return tuple(
+        name for name in names()
+        if isinstance(owner := backend(name), BuildsFromFiles) and model_format in owner.model_formats
+    )  # fmt: skip
+
+
+def is_own_way(configuration: Configuration, device: Device, model_format: str) -> bool:
+    """Return true if a configuration is how a model of a format other than torch's is run today."""
+    owner = backend(configuration.backend)
+    return (
+        isinstance(owner, BuildsFromFiles) and model_format in owner.model_formats
+        and owner.is_own_way(configuration, device, model_format)
+    )  # fmt: skip
 
 
 def serving_formats() -> dict[str, tuple[str, ...]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from autotune.backend import Availability, Runner, SourceModel
 from autotune.backends import onnx_exporter
 from autotune.errors import ArtifactError
+from autotune.model.file_kind import ONNX
 from autotune.records.configuration import Configuration
 from autotune.records.device import Device
 from autotune.records.search_space import SearchSpace
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
     from autotune.model.source import CapturedModel
 
-WEIGHTS = "model.onnx.data"
 # Parameters that are options of the CUDA provider, by its names; truth values become 0 and 1.
 _CUDA_OPTIONS = {"conv_algo_search": "cudnn_conv_algo_search", "nhwc": "prefer_nhwc", "cuda_graph": "enable_cuda_graph"}
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class OnnxRuntimeBackend:
-    """Exports the captured graph to ONNX, and runs it in a session of ONNX Runtime."""
+    """Exports the captured graph to ONNX, or takes a model that came as ONNX, and runs it in ONNX Runtime."""
 
     name = options.NAME
     toolchain = ("cuda", "cudnn", "onnxruntime")
@@ -49,6 +49,7 @@ class OnnxRuntimeBackend:
     builds_slowly = False
     # For a CPU the stored graph is laid out for the vector width of the processor that built it.
     adapts_at_load = ("cuda",)
+    model_formats = (ONNX,)
 
     def probe(self, device: Device) -> Availability:
         """Report if ONNX Runtime and the exporter are installed; on a GPU, with the CUDA provider's library."""
@@ -67,6 +68,10 @@ class OnnxRuntimeBackend:
     def space(self, device: Device, workload: Workload | None, *, has_factory: bool) -> SearchSpace:
         """Return the search space; it is the same with and without a factory."""
         return options.space(device, workload)
+
+    def is_own_way(self, configuration: Configuration, device: Device, model_format: str) -> bool:
+        """Return true for a session without options, by which an ONNX model is run today."""
+        return options.is_plain_export(configuration, device)
 
     def is_served(self, configuration: Configuration, device: Device) -> bool:
         """Return true for files that a session without options runs."""
@@ -89,11 +94,11 @@ class OnnxRuntimeBackend:
 
     def build(self, model: SourceModel, configuration: Configuration, device: Device, folder: Path) -> None:
         """Export the graph, fuse it if the configuration says so, and write the model."""
-        from autotune.model.onnx import FILE, exported
+        from autotune.model.onnx import FILE, WEIGHTS, exported
         from autotune.model.source import CapturedModel
 
         if not isinstance(model, CapturedModel):
-            raise TypeError(f"an ONNX export needs a CapturedModel, found {type(model).__name__}")
+            raise TypeError(f"an ONNX graph needs a CapturedModel, found {type(model).__name__}")
         precision = str(configuration["precision"])
         fused = bool(configuration.get("transformer_fusions", False))
         source = fused_model(model, precision) if fused else exported(model, precision)
@@ -167,7 +172,7 @@ class CpuRunner:
 def fused_model(model: "CapturedModel", precision: str) -> Path:
     """Return the folder with the model after ONNX Runtime's offline fusions for transformers; builds share it.
 
-    Attention is fused in the captured graph, the rest (bias and GELU, residual and layer norm, embeddings) by
+    Attention is fused in the captured graph, of a model that came as ONNX by the library as well; the rest (bias and GELU, residual and layer norm, embeddings) by
     ``onnxruntime.transformers``. Raises RuntimeError if nothing was fused.
     """
     from onnxruntime.transformers.optimizer import optimize_model
@@ -176,7 +181,10 @@ def fused_model(model: "CapturedModel", precision: str) -> Path:
     from autotune.model.onnx import FILE, exported
 
     def write(folder: Path) -> None:
-        attention = exported(model, precision, variant="attention", rewrite=fuse_attention)
+        if model.file is not None:
+            attention = exported(model, precision)
+        else:
+            attention = exported(model, precision, variant="attention", rewrite=fuse_attention)
         logging.getLogger("fusion_base").setLevel(logging.WARNING)
         optimized = optimize_model(str(attention / FILE), model_type="bert", num_heads=0, hidden_size=0, opt_level=0)
         statistics: dict[str, int] = optimized.get_fused_operator_statistics()

@@ -65,7 +65,7 @@ def tune(
 ) -> None:
     """Find the fastest way to run a study's model on a device, and keep it as its plan.
 
-    A model file (TorchScript, or a .pt2 of torch.export.save) needs no study file: its study has the name of the file.
+    A model file (TorchScript, a .pt2 of torch.export.save, or ONNX) needs no study file: its study has the name of the file.
     A study that was stopped is continued; a finished study prints its plan and measures nothing, unless it is told to
     run its finals --again, or has plans to --carry. Exit code 1 if the finals of a study could not decide, after the
     studies of the other batches.
@@ -161,13 +161,14 @@ def _unconstrained(store: "Store", outcome: "StudyOutcome") -> "Plan | None":
 
 def _deploy(study: Path, outcome: "StudyOutcome", request: "StudyRequest", db: str | None) -> str:
     """Return the command that deploys the plan of an outcome; empty if it has no plan."""
+    from autotune.model.file_kind import TORCH
     from autotune.report.deploying import deploy_by_name_command, deploy_command
     from autotune.study.model_study import is_model_file
 
     database = db or environment.database_url()  # another shell may not have the variable
     if outcome.plan is None:
         return ""
-    if is_model_file(study):
+    if is_model_file(study) or request.model_format != TORCH:
         return deploy_by_name_command(outcome.plan, request.device, database)
     return deploy_command(study, outcome.plan, request.device, database)
 
@@ -239,6 +240,7 @@ def study_requests(
             device=target,
             objective=file.objective_record(),
             factory=file.factory,
+            model_format=file.model_format,
             inputs=file.input_specs(),
             serve_as=file.serve_as,
             backends=file.space.backends,

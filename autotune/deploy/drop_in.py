@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from autotune.deploy.drop_in_guard import FITS, ForwardSignature, guard, refuse_unlike, refused
 from autotune.errors import ModelError, RequestError
-from autotune.model import model_file, torchscript
+from autotune.model import model_file, torch_files, torchscript
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +64,7 @@ class Original:
                 expected="a file of torch.jit.save", run=f"autotune restore {path}, which brings the original back",
             )  # fmt: skip
         kind = model_file.read(path).kind
-        if not isinstance(kind, model_file.TorchScript):
+        if not isinstance(kind, torch_files.TorchScript):
             raise refused(path, f"a file of kind {kind.name}", "a file of torch.jit.save")
         with quiet():
             module = torchscript.load(content, what=f"the model file {path}")

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from autotune.execute import metric_steps
@@ -23,6 +24,9 @@ from autotune.execute.requests import BuildRequest, PrepareRequest, ReferenceReq
 from autotune.execute.stages import building, enter, holding
 
 if TYPE_CHECKING:
+    import torch
+
+    from autotune.model.capture import Captured
     from autotune.model.source import CapturedModel
     from autotune.runtime.artifact import ModelAnswer
 
@@ -32,21 +36,14 @@ def prepare(request: PrepareRequest, channel: Channel) -> PrepareAnswer:
 
     A model file is copied first, so that all that follows is of one content.
     """
-    from autotune.model import capture, factory, inputs, model_file, reading, source
+    from autotune.model import factory, inputs, reading, source
 
     enter(channel, "build")
     before = set(sys.modules)
     folder, seed, batch, specs = request.folder, request.seed, request.batch, request.inputs
     with reading.watching() as seen, factory.folder_of(request.factory):
-        spec = request.factory
-        if model_file.is_file(spec):
-            model_file.read(model_file.path_of(spec))  # refuses what is no such file by its own name
-            folder.mkdir(parents=True, exist_ok=True)
-            own = shutil.copyfile(model_file.path_of(spec), folder / source.OWN_FILE)
-            spec = model_file.source_of(own)
-        module = factory.make_module(spec, seed)
         example, other = inputs.generate(specs, batch, seed, 2, "example")
-        captured = capture.capture(request.name, batch, module, example, other)
+        captured, module = _captured(request, example, other)
         timing = inputs.generate(specs, batch, seed, TIMING_SETS, "timing")
         held_out = inputs.generate(specs, batch, seed, HELD_OUT_SETS, "heldout")
     drawn = {spec.name: spec.drawn_from for spec in specs if spec.file is None}
@@ -66,8 +63,30 @@ def prepare(request: PrepareRequest, channel: Channel) -> PrepareAnswer:
     )
 
 
+def _captured(
+    request: PrepareRequest, example: "Mapping[str, torch.Tensor]", other: "Mapping[str, torch.Tensor]"
+) -> "tuple[Captured, torch.nn.Module | None]":
+    """Return the captured model, and its module if it is one of torch; a copy of its file lies in the folder."""
+    from autotune.model import factory, model_file, onnx_capture, onnx_model, source
+    from autotune.model.capture import capture
+    from autotune.model.file_kind import ONNX
+
+    spec = request.factory
+    if model_file.is_file(spec):
+        path = model_file.path_of(spec)
+        kind = model_file.read(path).kind  # refuses what is no such file by its own name
+        request.folder.mkdir(parents=True, exist_ok=True)
+        if kind.model_format == ONNX:
+            fixed = request.folder / source.OWN_ONNX
+            onnx_model.write_fixed(path, example, fixed)
+            return onnx_capture.capture_onnx(request.name, request.batch, fixed, example, other), None
+        spec = model_file.source_of(shutil.copyfile(path, request.folder / source.OWN_FILE))
+    module = factory.make_module(spec, request.seed)
+    return capture(request.name, request.batch, module, example, other), module
+
+
 def reference(request: ReferenceRequest, channel: Channel) -> Done:
-    """Answer the held-out inputs by the fp32 eager graph on the device with TF32 off; refuse what cannot judge.
+    """Answer the held-out inputs by the model's reference in fp32 with TF32 off; refuse what cannot judge.
 
     It computes on the device, so it holds the shared lock: it runs beside builds, never beside a timing.
     """
@@ -75,16 +94,15 @@ def reference(request: ReferenceRequest, channel: Channel) -> Done:
 
     from autotune import accuracy
     from autotune.model import source
-    from autotune.model.precision import flat_module
     from autotune.runtime.switches import Switches
 
     folder, device = request.folder, request.device
     with holding(channel, device, "check", exclusive=False):
         Switches(tf32="off", threads=None).apply()
         model = source.CapturedModel(folder)
-        module = flat_module(model.program("fp32", device))
+        answer_of = model.reference(device)
         with torch.inference_mode():
-            answers = [module(*on_device(device, inputs)) for inputs in read_sets(folder / HELD_OUT, model)]
+            answers = [answer_of(*on_device(device, inputs)) for inputs in read_sets(folder / HELD_OUT, model)]
         references = [tuple(tensor.cpu() for tensor in answer) for answer in answers]
     names = [spec.name for spec in model.workload.outputs]
     accuracy.check_reference(references, names, model.treatments)

@@ -51,14 +51,13 @@ _DATA_DEPENDENT = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Captured:
-    """A captured model: its graph on the CPU, its workload, and the form of its own answer.
+    """A captured model: its workload, and the form of its own answer.
 
     ``inputs`` maps a call's arguments to its flat inputs. ``answers`` are the module's own, flat, to the example and to
     the other set of inputs. ``written`` are the inputs that it writes into (its graph works on copies of them),
     ``notes`` are for its user, and ``weights_s`` is the time of the fingerprint of the weights.
     """
 
-    program: "ExportedProgram"
     workload: Workload
     form: Form
     inputs: schema.InputSchema
@@ -71,6 +70,13 @@ class Captured:
     def output_schema(self) -> Node:
         """The form of the answer as plain data."""
         return self.form.node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapturedGraph(Captured):
+    """A captured model of torch, with its graph on the CPU."""
+
+    program: "ExportedProgram"
 
 
 def caller(module: "torch.nn.Module", names: Sequence[str]) -> "Callable[[Mapping[str, torch.Tensor]], object]":
@@ -123,7 +129,7 @@ def capture(
     module: "torch.nn.Module",
     inputs: "Mapping[str, torch.Tensor]",
     other: "Mapping[str, torch.Tensor] | None" = None,
-) -> Captured:
+) -> CapturedGraph:
     """Capture ``module`` as it answers the named ``inputs`` (tensors on the CPU), and leave it as it was.
 
     ``other`` is another set of inputs of the same shapes, on which the graph is compared with the module, too. A root
@@ -175,7 +181,7 @@ def capture(
         flops=counted.flops,
         traffic_bytes=counted.traffic_bytes,
     )
-    return Captured(
+    return CapturedGraph(
         program=program, workload=workload, form=replace(behaviour.form, inputs=names),
         inputs=schema.InputSchema.of(module.forward, names), weights_s=weights_s,
         answers=(behaviour.answer, behaviour.other), written=behaviour.written, notes=(*notes, *behaviour.notes),

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from autotune.errors import AutotuneError, ModelError
-from autotune.model import model_file
+from autotune.model import model_file, torch_files
 from autotune.model.own_files import described, is_installed, is_of_python
 from autotune.model.own_folder import OwnPlace, load, own_folder, plain_module
 from autotune.model.process_settings import settings_kept
@@ -138,7 +138,7 @@ def usable(module: object, what: str) -> "torch.nn.Module":
         module = inner
     kind = type(module).__name__
     if isinstance(module, torch.export.ExportedProgram):
-        return model_file.module_of_program(module)
+        return torch_files.module_of_program(module)
     if isinstance(module, torch.jit.ScriptFunction):
         raise ModelError(
             f"{what} a compiled TorchScript function", found=kind, expected="a module that was scripted or traced"

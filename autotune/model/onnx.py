@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch.export import ExportedProgram
 
-FILE = "model.onnx"
+FILE, WEIGHTS = "model.onnx", "model.onnx.data"
 Rewrite = Callable[["ExportedProgram", "tuple[torch.Tensor, ...]"], "ExportedProgram"]
 
 # The exporter warns of optional packages that are absent. Its constant folding calls ONNX's reference operators and
@@ -24,11 +24,14 @@ _NOISY = ("torch.onnx", "onnxscript.optimizer._constant_folding")
 def exported(model: CapturedModel, precision: str, *, variant: str = "", rewrite: Rewrite | None = None) -> Path:
     """Return a folder with ``model.onnx`` and its weights as external data; names are those of the workload.
 
-    The graph computes in ``precision``; tf32 is set at the provider and exports as fp32. ``rewrite`` changes the
+    A model that came as ONNX stays what it is: it is never made a torch graph, and takes no ``rewrite``. The graph
+    computes in ``precision``; tf32 is set at the provider and exports as fp32. ``rewrite`` changes the
     captured graph before the export (it gets example inputs as well); ``variant`` names its result.
     """
     import torch
 
+    if model.file is not None:
+        return _own(model, model.file, precision)
     name = "-".join(filter(None, ("onnx", precision if precision in ("bf16", "fp16") else "fp32", variant)))
     cpu = Device(kind="cpu", name="host", uuid="cpu-host")
 
@@ -49,3 +52,19 @@ def exported(model: CapturedModel, precision: str, *, variant: str = "", rewrite
             )
 
     return model.shared(name, write)
+
+
+def _own(model: CapturedModel, own: Path, precision: str) -> Path:
+    """Return a folder with the model's own file; for fp16, with its constants and arithmetic in fp16."""
+
+    def write(folder: Path) -> None:
+        import onnx
+
+        whole = onnx.load(str(own))
+        if precision == "fp16":
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            whole = convert_float_to_float16(whole, keep_io_types=True)
+        onnx.save(whole, str(folder / FILE), save_as_external_data=True, location=WEIGHTS, size_threshold=1024)
+
+    return model.shared("onnx-fp16" if precision == "fp16" else "onnx-fp32", write)

@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 from autotune.kernel import KnownKernels
 from autotune.model import model_file, torchscript
 from autotune.model import precision as precisions
-from autotune.model.capture import Captured, flat
+from autotune.model.precision import flat_module
+from autotune.model.capture import Captured, CapturedGraph, flat
 from autotune.model.factory import make_module
+from autotune.model.file_kind import ONNX, TORCH
+from autotune.model.onnx_capture import OnnxSession
 from autotune.model.program import load_program
 from autotune.model.tensors import is_lazy
 from autotune.records.device import Device
@@ -29,6 +32,8 @@ PROGRAM, WEIGHTS, RECORD, EXAMPLE = "program.pt2", "weights.safetensors", "model
 UNFINISHED = "unfinished-"
 OWN_FILE = "own_model.bin"
 """A copy of the model file that a model came from, or of the one that a compiled module is saved as."""
+OWN_ONNX = "own_model.onnx"
+"""The ONNX model that a model came as, with fixed sizes; its weights are in a file beside it."""
 ANSWERS, BUFFERS = "answers.safetensors", "buffers.safetensors"
 
 
@@ -49,13 +54,34 @@ class CapturedModel:
         self.written: tuple[str, ...] = tuple(record.get("written", ()))
         self._module_refused: str = record.get("module_refused", "")
         self.treatments: dict[str, str] = record.get("treatments", {})
+        self.model_format: str = record["model_format"]
         self.factory: str | None = record["factory"]
         self.seed: int = record["seed"]
 
     def program(self, precision: str, device: Device) -> "ExportedProgram":
-        """Return the captured graph that computes in ``precision``, with its weights on ``device``."""
+        """Return the captured graph that computes in ``precision``, with its weights on ``device``.
+
+        Raises ValueError if the model came in a format of which there is no captured graph.
+        """
+        if self.model_format != TORCH:
+            raise ValueError(f"there is no captured graph of a model in {self.model_format}")
         program = precisions.in_precision(load_program(self.folder / PROGRAM), self._example(), precision)
         return precisions.on_device(program, device.torch_name)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that a model of another format came as, with fixed sizes; ``None`` if it has a captured graph."""
+        return self.folder / OWN_ONNX if self.model_format == ONNX else None
+
+    def reference(self, device: Device) -> "Callable[..., tuple[torch.Tensor, ...]]":
+        """Return the function that judges candidates: flat tensors on the device in, flat tensors out, in fp32.
+
+        That is the captured graph in eager mode. An ONNX model is run as it stands by ONNX Runtime on the CPU.
+        """
+        if self.file is None:
+            return flat_module(self.program("fp32", device))
+        session, names = OnnxSession(self.file, optimised=False), [spec.name for spec in self.workload.inputs]
+        return lambda *tensors: tuple(session(dict(zip(names, tensors, strict=True))).values())
 
     def example_inputs(self, device: Device) -> "tuple[torch.Tensor, ...]":
         """Return one set of flat inputs on ``device``."""
@@ -124,13 +150,15 @@ def write(
 ) -> None:
     """Put a captured model into a folder; ``module`` is the user's own, if a factory can make it or a file holds it.
 
-    A copy of the model file lies in the folder already, as :data:`OWN_FILE`; of a compiled module it is written.
+    A copy of the model file lies in the folder already, as :data:`OWN_FILE` or :data:`OWN_ONNX`; of a compiled module
+    it is written.
     ``treatments`` describe for each input how the other sets were made from a user's tensors.
     """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    torch.export.save(captured.program, str(folder / PROGRAM))
+    if isinstance(captured, CapturedGraph):
+        torch.export.save(captured.program, str(folder / PROGRAM))
     save_tensors(folder / EXAMPLE, example)
     named = [dict(zip(captured.form.names, answer, strict=True)) for answer in captured.answers]
     answers = {f"{at}/{name}": tensor for at, answer in enumerate(named) for name, tensor in answer.items()}
@@ -142,6 +170,7 @@ def write(
     elif module is not None and factory is not None and not model_file.is_file(factory):
         reason = _save_weights(module, folder)
     record = {
+        "model_format": TORCH if isinstance(captured, CapturedGraph) else ONNX,
         "module_refused": reason,
         "workload": captured.workload.as_dict(),
         "output_schema": captured.output_schema,

@@ -16,7 +16,7 @@ from autotune.errors import ModelError, RequestError, StudyFileError
 from autotune.model import model_file
 from autotune.model.factory import absolute
 from autotune.model.inputs import DISTRIBUTIONS, DTYPES, InputSpec
-from autotune.model.model_file import DeclaredInput
+from autotune.model.file_kind import DeclaredInput
 from autotune.records.objective import OBJECTIVES, Metric, Objective
 from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, PRECISIONS, accepted_formats
 from autotune.study.values import (
@@ -149,6 +149,11 @@ class StudyFile(_Entry):
         assert self.model.factory is not None  # a file without either is refused
         return absolute(self.model.factory, self.folder)
 
+    @property
+    def model_format(self) -> str:
+        """The format of the model: of its file, or torch's."""
+        return model_file.format_of(self.factory)
+
     def input_specs(self) -> tuple[InputSpec, ...]:
         """Return the inputs as records, with absolute paths of files, and with what the model file declares."""
         entries = completed(self.inputs, self._declared)
@@ -203,7 +208,10 @@ def complete(study: StudyFile, source: Path, document: YamlDocument, subject: st
 
 
 def completed(entries: Sequence[InputEntry] | None, declared: Sequence[DeclaredInput]) -> tuple[InputEntry, ...]:
-    """Return the inputs with the parts that a model file declares; without any, all that it requires."""
+    """Return the inputs with the parts that a model file declares; without any, all that it requires.
+
+    A first size that the file leaves open is the batch; a shape with another open size has to be given.
+    """
     if entries is None:
         entries = [InputEntry(name=own.name) for own in declared if own.required]
     by_name = {own.name: own for own in declared}
@@ -211,10 +219,17 @@ def completed(entries: Sequence[InputEntry] | None, declared: Sequence[DeclaredI
     for position, entry in enumerate(entries):
         name = entry.name or (declared[position].name if position < len(declared) else None)
         own = by_name.get(name or "")
-        shape = entry.shape if entry.shape is not None or own is None else own.shape
+        shape = entry.shape if entry.shape is not None or own is None else _declared_shape(own)
         dtype = entry.dtype or (own.dtype if own is not None else None) or "float32"
         whole.append(entry.model_copy(update={"name": name, "shape": shape, "dtype": dtype}))
     return tuple(whole)
+
+
+def _declared_shape(own: DeclaredInput) -> tuple[int | Literal["batch"], ...] | None:
+    shape = own.shape
+    if shape is None or any(isinstance(size, str) for size in shape[1:]):
+        return None
+    return tuple("batch" if isinstance(size, str) else size for size in shape)
 
 
 def read_constraints(name: str, constraints: object, folder: Path) -> Objective:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from autotune import registry
 from autotune.errors import RequestError
+from autotune.model.file_kind import TORCH
 from autotune.records.device import Device
 from autotune.records.evidence import FinalistRecord
 from autotune.records.objective import Objective
@@ -35,7 +36,8 @@ class StudyRequest:
 
     The model is a ``factory`` with ``inputs``, or it is ``prepared``: a folder that a process has written which holds
     the captured module and, with ``own_file``, the module itself as a model file. A factory is ``path.py:callable``,
-    ``package.module:callable``, or ``file:`` with the path of a model file, which takes its place. ``trials`` counts
+    ``package.module:callable``, or ``file:`` with the path of a model file, which takes its place; ``model_format`` is
+    that of the file (:data:`autotune.model.file_kind.ONNX`). ``trials`` counts
     distinct builds, ``budget_s`` seconds of active search (builds included, finals not); both count over all runs of
     the study. If ``backends`` or ``precisions`` is ``None``, all take part. Without ``tune_kernels``, builds get the
     tuned kernels that the database has already. Without ``warm_start``, the search gets no hints from other studies.
@@ -51,6 +53,7 @@ class StudyRequest:
     inputs: "tuple[InputSpec, ...]" = ()
     prepared: Path | None = None
     own_file: bool = False
+    model_format: str = TORCH
     serve_as: str = "any"
     backends: tuple[str, ...] | None = None
     precisions: tuple[str, ...] | None = None
@@ -91,7 +94,7 @@ class StudyRequest:
     @property
     def has_module(self) -> bool:
         """True if workers can make the user's own module, which is the baseline then: by a factory or from a file."""
-        return self.factory is not None or self.own_file
+        return self.model_format == TORCH and (self.factory is not None or self.own_file)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from autotune import registry
 from autotune.errors import RequestError, SpaceError
+from autotune.model.file_kind import TORCH
 from autotune.records.configuration import Configuration, Scalar
 from autotune.records.search_space import Constraint, SearchSpace
 from autotune.records.trial import Trial
@@ -35,6 +36,8 @@ def is_todays(configuration: Configuration, request: StudyRequest, *, stand_in: 
     With ``stand_in``, return true if it is the model's captured graph in eager mode, which takes its place if the
     user's own module fails.
     """
+    if request.model_format != TORCH:
+        return registry.is_own_way(configuration, request.device, request.model_format)
     has_factory = request.has_module and not stand_in
     return registry.is_baseline(configuration, has_factory=has_factory)
 
@@ -77,7 +80,7 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
     """
     admitted = _admitted_backends(request)
     spaces = []
-    for name in registry.names():
+    for name in _fitting_backends(request):
         backend = registry.backend(name)
         availability = backend.probe(request.device)
         if not availability.works:
@@ -175,11 +178,27 @@ def _within(ranked: Sequence[Trial], factor: float) -> list[Trial]:
     return [trial for trial in ranked if (trial.ranked_by or 0.0) <= factor * (ranked[0].ranked_by or 0.0)]
 
 
+def baseline_backends(request: StudyRequest) -> tuple[str, ...]:
+    """Return the names of the backends that may run a model as it is run today."""
+    return registry.baselines() if request.model_format == TORCH else registry.building_from(request.model_format)
+
+
+def _fitting_backends(request: StudyRequest) -> tuple[str, ...]:
+    """Return the names of the backends that take models of the request's format."""
+    return registry.names() if request.model_format == TORCH else registry.building_from(request.model_format)
+
+
 def _admitted_backends(request: StudyRequest) -> set[str]:
-    installed = set(registry.names())
-    requested = installed if request.backends is None else set(request.backends)
+    installed, fitting = set(registry.names()), set(_fitting_backends(request))
+    requested = fitting if request.backends is None else set(request.backends)
     if unknown := sorted(requested - installed):
         raise RequestError(f"unknown backend {', '.join(unknown)}", expected=f"one of {', '.join(sorted(installed))}")
+    if unfit := sorted(requested - fitting):
+        raise RequestError(
+            f"backend {', '.join(unfit)} was asked for, for a model in {request.model_format}",
+            found="a backend that builds from graphs of torch",
+            expected=f"some of {', '.join(sorted(fitting))}, or the model as a torch module",
+        )
     return requested if request.serve_as == "any" else requested & set(registry.serving_formats()[request.serve_as])
 
 
