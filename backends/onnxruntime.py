@@ -172,8 +172,8 @@ class CpuRunner:
 def fused_model(model: "CapturedModel", precision: str) -> Path:
     """Return the folder with the model after ONNX Runtime's offline fusions for transformers; builds share it.
 
-    Attention is fused in the captured graph, of a model that came as ONNX by the library as well; the rest (bias and GELU, residual and layer norm, embeddings) by
-    ``onnxruntime.transformers``. Raises RuntimeError if nothing was fused.
+    Attention is fused in the captured graph, of a model that came as ONNX by the library like the rest (bias and GELU,
+    residual and layer norm, embeddings): ``onnxruntime.transformers``. Raises RuntimeError if nothing was fused.
     """
     from onnxruntime.transformers.optimizer import optimize_model
 

@@ -39,6 +39,10 @@ def tune(
         ),
     ] = None,
     batch: Batch = None,
+    serve_as: Annotated[
+        str | None,
+        typer.Option("--serve-as", metavar="FORMAT", help="any, torchscript, onnx or aoti; otherwise as in the file."),
+    ] = None,
     db: Db = None,
     device: Annotated[
         str | None,
@@ -65,7 +69,7 @@ def tune(
 ) -> None:
     """Find the fastest way to run a study's model on a device, and keep it as its plan.
 
-    A model file (TorchScript, a .pt2 of torch.export.save, or ONNX) needs no study file: its study has the name of the file.
+    A model file (TorchScript, a .pt2 of torch.export.save, or ONNX) needs no study file: its study has the file's name.
     A study that was stopped is continued; a finished study prints its plan and measures nothing, unless it is told to
     run its finals --again, or has plans to --carry. Exit code 1 if the finals of a study could not decide, after the
     studies of the other batches.
@@ -73,6 +77,9 @@ def tune(
     from autotune.report.outcome import sweep_view
 
     file = _study(study, inputs or [], batch)
+    if serve_as is not None:
+        _require_format(serve_as)
+        file = file.model_copy(update={"serve_as": serve_as})
     requests = study_requests(file, batch=batch, device=device, trials=trials, budget=budget)
     requests = [replace(request, again=again, carry=tuple(carry or ())) for request in requests]
     swept = file.sweeps and batch is None
@@ -112,6 +119,15 @@ def _study(path: Path, inputs: "Sequence[str]", batch: int | None) -> "StudyFile
             expected="the batch as the first size of the first of --inputs",
         )  # fmt: skip
     return read_model_study(path, inputs)
+
+
+def _require_format(serve_as: str) -> None:
+    from autotune.study.request import accepted_formats
+
+    if serve_as not in accepted_formats():
+        raise RequestError(
+            f"--serve-as {serve_as}", found="no serving format", expected=f"one of {', '.join(accepted_formats())}"
+        )
 
 
 def _run(

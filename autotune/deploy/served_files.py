@@ -35,7 +35,7 @@ def write_served(plan: Plan, store: "Store", serving_format: str, out: Path) -> 
             f"the plan of {plan.name} as {serving_format}",
             found=f"{plan.configuration}, which a server of {serving_format} files does not run as it was measured",
             expected=f"a plan that was searched for with serve_as: {serving_format}",
-            run=f"autotune tune with serve_as: {serving_format} in its study file",
+            run=f"autotune tune --serve-as {serving_format} with its study file or model file",
         )
     if os.path.lexists(out):
         raise RequestError("an export is a new folder", found=f"{out} exists", expected="a name that is free")

@@ -46,7 +46,7 @@ def structure(model: "ModelProto") -> str:
 def weights(model: "ModelProto") -> str:
     """SHA-256 of the values of all weights in the order of the graph: of every constant that is no shape or flag."""
     digest = hashlib.sha256()
-    for tensor in _constants(model.graph):
+    for tensor in constants(model.graph):
         if not _is_structural(tensor):
             _add(digest, tensor)
     return digest.hexdigest()
@@ -161,7 +161,8 @@ def _add(digest: "hashlib._Hash", tensor: "TensorProto") -> None:
 def _dtype(tensor: "TensorProto") -> str:
     from onnx import TensorProto
 
-    return TensorProto.DataType.Name(tensor.data_type)
+    name: str = TensorProto.DataType.Name(tensor.data_type)
+    return name
 
 
 def _is_structural(tensor: "TensorProto") -> bool:
@@ -183,7 +184,7 @@ def _graphs(graph: "GraphProto") -> "Iterator[GraphProto]":
                 yield from _graphs(inner)
 
 
-def _constants(graph: "GraphProto") -> "Iterator[TensorProto]":
+def constants(graph: "GraphProto") -> "Iterator[TensorProto]":
     """Yield every tensor that a graph holds, graphs within it included."""
     for part in _graphs(graph):
         yield from part.initializer

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from autotune.errors import ArtifactError, ModelError
+from autotune.model import onnx_graph
 from autotune.model.file_kind import ONNX, DeclaredInput
 from autotune.model.onnx_file import check_onnx
 
@@ -72,7 +73,9 @@ def write_fixed(path: Path, example: "Mapping[str, torch.Tensor]", target: Path)
     """
     import onnx
 
-    _described(path)
+    for beside in sorted(_weight_files(_described(path))):
+        with (path.parent / beside).open("rb"):
+            pass  # onnx opens it by C++, which no record of what was read would see
     try:
         model = onnx.load(str(path))
     except Exception as error:  # onnx reads by C++ and protobuf, which raise errors of their own
@@ -101,7 +104,9 @@ def write_fixed(path: Path, example: "Mapping[str, torch.Tensor]", target: Path)
 def _described(path: Path) -> "ModelProto":
     """Return a model without the weights that are in other files; raises ModelError if the file is refused."""
     if find_spec("onnx") is None:
-        _refuse(path, "onnx is not installed", "the packages that read and run ONNX models", "pip install onnx onnxruntime")
+        _refuse(
+            path, "onnx is not installed", "the packages that read and run ONNX models", "pip install onnx onnxruntime"
+        )
     import onnx
 
     try:
@@ -114,6 +119,14 @@ def _described(path: Path) -> "ModelProto":
     if not model.graph.node:
         _refuse(path, "no operator" if model.ByteSize() else "an empty file", EXPECTED)
     return model
+
+
+def _weight_files(model: "ModelProto") -> set[str]:
+    """Return the names of the files beside a model that hold weights of it."""
+    return {
+        entry.value for tensor in onnx_graph.constants(model.graph) for entry in tensor.external_data
+        if entry.key == "location"
+    }  # fmt: skip
 
 
 def _declared(path: Path, value: "ValueInfoProto") -> DeclaredInput:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from autotune.kernel import KnownKernels
 from autotune.model import model_file, torchscript
 from autotune.model import precision as precisions
-from autotune.model.precision import flat_module
 from autotune.model.capture import Captured, CapturedGraph, flat
 from autotune.model.factory import make_module
 from autotune.model.file_kind import ONNX, TORCH
 from autotune.model.onnx_capture import OnnxSession
+from autotune.model.precision import flat_module
 from autotune.model.program import load_program
 from autotune.model.tensors import is_lazy
 from autotune.records.device import Device

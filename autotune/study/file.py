@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 from autotune.errors import ModelError, RequestError, StudyFileError
 from autotune.model import model_file
 from autotune.model.factory import absolute
-from autotune.model.inputs import DISTRIBUTIONS, DTYPES, InputSpec
 from autotune.model.file_kind import DeclaredInput
+from autotune.model.inputs import DISTRIBUTIONS, DTYPES, InputSpec
 from autotune.records.objective import OBJECTIVES, Metric, Objective
 from autotune.study.request import DEFAULT_BUDGET_S, DEFAULT_TRIALS, PRECISIONS, accepted_formats
 from autotune.study.values import (

@@ -18,7 +18,9 @@ from autotune.study.space import baseline_backends, participants
 def conditions(request: StudyRequest, executor: Executor, toolchain: Toolchain) -> Conditions:
     """Return the conditions that decide a study's answers and timings; the executor has the prepared model."""
     names = {
-        entry for name in {*participants(request), *baseline_backends(request)} for entry in registry.backend(name).toolchain
+        entry
+        for name in {*participants(request), *baseline_backends(request)}
+        for entry in registry.backend(name).toolchain
     }
     return Conditions(
         form=executor.form(),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from autotune.errors import ModelError, RequestError
 from autotune.model import model_file
-from autotune.model.inputs import DISTRIBUTIONS, DTYPES
 from autotune.model.file_kind import DeclaredInput, ModelFile
+from autotune.model.inputs import DISTRIBUTIONS, DTYPES
 from autotune.study.file import InputEntry, ModelEntry, StudyFile, complete, completed
 from autotune.study.values import PARAMETER
 from autotune.study.yaml_document import YamlDocument

@@ -8,7 +8,8 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
-PARAMETER = re.compile(r"[A-Za-z_]\w*")
+PARAMETER = re.compile(r"\w[\w.:/-]*")
+"""The name of an input: of a parameter in Python, or as other frameworks write them, such as ``input.1``."""
 DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
 _DURATION = re.compile(r"(?:([0-9]+(?:\.[0-9]+)?)h)?(?:([0-9]+(?:\.[0-9]+)?)m)?(?:([0-9]+(?:\.[0-9]+)?)s)?")
 _LONGEST_S = 30 * 24 * 3600.0

@@ -9,7 +9,8 @@ import torch
 
 from autotune.errors import ModelError
 from autotune.model.capture import capture
-from autotune.model.model_file import DeclaredInput, module_of, path_of, read, source_of
+from autotune.model.file_kind import DeclaredInput
+from autotune.model.model_file import module_of, path_of, read, source_of
 from autotune.model.precision import flat_module
 from tests import model_files
 
@@ -154,7 +155,7 @@ def test_a_program_of_several_sizes_is_specialised_and_keeps_its_keywords(tmp_pa
         capture("keyed", 9, module_of(tmp_path / "keyed.pt2"), {"x": torch.rand(9, 3), "mask": torch.rand(9, 3)})
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.pdmodel"])
+@pytest.mark.parametrize("name", ["model.pdmodel", "model.tflite"])
 def test_a_model_of_a_kind_that_is_not_taken_yet_is_named(name, tmp_path):
     (tmp_path / name).write_bytes(b"\x08\x08")
     with pytest.raises(ModelError) as refused:
