@@ -24,6 +24,8 @@ NAMES_BACKENDS = {
     "registry.py": "the one list of built-in backends",
     "runtime/toolchain.py": "names of libraries, by which their versions are read",
     "cli/optimize_file.py": "the format of the files that it takes and writes",
+    "model/onnx_capture.py": "the library by which the user of an ONNX file runs it, and which judges candidates",
+    "model/onnx_model.py": "the name of that library's package",
     "execute/causes.py": "names of libraries, whose exceptions have their own texts",
     "programs": "programs that try or compare certain backends",
     "testing": "samples of stored records, and names of libraries that must not be imported early",
@@ -52,6 +54,7 @@ BACKEND = Toy()
 
 ABLE = """
     serving_formats = ("onnx", "toyfile")
+    model_formats = ("onnx", "toymodel")
     build_modules = ("json", "torch.onnx")
     builds_slowly = True
     builds_in_turn = True
@@ -65,6 +68,7 @@ ABLE = """
     def times_kernels_at_load(self, configuration): return bool(configuration["timed"])
     def is_baseline(self, configuration, *, has_factory): return has_factory
     def is_served(self, configuration, device): return True
+    def is_own_way(self, configuration, device, model_format): return not configuration["timed"]
     def is_plain_export(self, configuration, device): return not configuration["timed"]
     def write_served(self, artifact, target, mark): (target / "model.toy").write_text(str(dict(mark)))
     def graph_features(self, model, device): return {"layers": 2}
@@ -239,6 +243,7 @@ def test_every_built_in_backend_declares_what_the_core_needs() -> None:
         "aoti": ("inductor",),
         "onnx": ("onnxruntime",),
     }
+    assert registry.building_from("onnx") == ("onnxruntime", "openvino")
     assert registry.build_modules(["openvino"]) == ["torch.onnx", "onnxscript", "torch.onnx._internal.exporter._core"]
     assert registry.build_modules(registry.BUILT_IN) == [
         "torch._inductor.compile_fx", "torch.onnx", "onnxscript", "torch.onnx._internal.exporter._core",
@@ -275,6 +280,10 @@ def test_a_plugin_has_every_ability_that_it_declares(packages: Packages) -> None
     assert all(registry.is_served(one, "toyfile", cpu) for one in timed)
     assert [registry.is_plain_export(one, "toyfile", cpu) for one in timed] == [False, True]
     assert not any(check(timed[1], "aoti", cpu) for check in (registry.is_served, registry.is_plain_export))
+    assert registry.building_from("onnx") == ("onnxruntime", "openvino", "able")
+    assert registry.building_from("toymodel") == ("able",)
+    assert [registry.is_own_way(one, cpu, "toymodel") for one in timed] == [False, True]
+    assert not any(registry.is_own_way(one, cpu, "paddle") for one in timed)
     modules = registry.build_modules(registry.names())
     assert modules.count("torch.onnx") == 1 and modules[-1] == "json"
     assert registry.builds_slowly("able") and registry.builds_in_turn("able")

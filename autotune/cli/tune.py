@@ -41,7 +41,9 @@ def tune(
     batch: Batch = None,
     serve_as: Annotated[
         str | None,
-        typer.Option("--serve-as", metavar="FORMAT", help="any, torchscript, onnx or aoti; otherwise as in the file."),
+        typer.Option(
+            "--serve-as", metavar="FORMAT", help="The format that a server loads, or any; otherwise that of the file."
+        ),
     ] = None,
     db: Db = None,
     device: Annotated[

@@ -1,4 +1,4 @@
-"""What a kind of model file has: its name, its format, the inputs that it declares, and the module of its user."""
+"""Kinds of model files: each has a name and a format, and may have the module of its user."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an ONNX graph is: its two fingerprints, its features, and its work.
+"""The description of an ONNX graph: its two fingerprints, its features, and its work.
 
 Names of nodes and tensors do not count, so two exports of one model that differ in names alone are one workload.
 """
@@ -36,7 +36,7 @@ _PASSING = ("Cast", "Dropout", "Identity", "Where", "Mul")
 
 def structure(model: "ModelProto") -> str:
     """SHA-256 of the operators with their attributes and operands, and of the shapes and dtypes of all tensors."""
-    described = _Described()
+    described = _OnnxDescription()
     body = described.graph(model.graph, {})
     versions = sorted((entry.domain, entry.version) for entry in model.opset_import)
     functions = sorted(described.function(function) for function in model.functions)
@@ -80,7 +80,7 @@ def work(model: "ModelProto") -> Work:
         return Work()
 
 
-class _Described:
+class _OnnxDescription:
     """Graphs as plain data, operands by position."""
 
     def graph(self, graph: "GraphProto", outer: Mapping[str, object]) -> list[object]:

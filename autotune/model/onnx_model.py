@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SUFFIX = ".onnx"
 EXPECTED = "a whole ONNX model of known operators, with its weights in the file or in plain files beside it"
 WEIGHTS_END = ".data"
-"""What the file of a copy's weights has behind the name of the copy."""
+"""The end of the name of the file with a copy's weights."""
 INLINE_BYTES = 1024
 """Tensors below this size stay in the file of a copy; shapes and axes, which inference needs, are smaller."""
 

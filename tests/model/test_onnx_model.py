@@ -87,8 +87,8 @@ def test_a_size_that_the_file_fixes_is_no_other(tmp_path):
 
 
 def test_a_text_input_and_one_that_is_no_tensor_are_refused(tmp_path):
-    for kind, words in ((value("x", [1], TensorProto.STRING), "tensor of STRING"),
-                        (helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, None), "x, a sequence")):  # fmt: skip
+    sequence = helper.make_tensor_sequence_value_info("x", TensorProto.FLOAT, None)
+    for kind, words in ((value("x", [1], TensorProto.STRING), "tensor of STRING"), (sequence, "x, a sequence")):
         content = onnx_files.model([helper.make_node("Identity", ["x"], ["y"])], [kind], [value("y", [1])])
         assert words in refusal(onnx_files.written(tmp_path, content)).found
 
