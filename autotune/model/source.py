@@ -54,7 +54,7 @@ class CapturedModel:
         self.written: tuple[str, ...] = tuple(record.get("written", ()))
         self._module_refused: str = record.get("module_refused", "")
         self.treatments: dict[str, str] = record.get("treatments", {})
-        self.model_format: str = record["model_format"]
+        self.model_format: str = record.get("model_format", TORCH)
         self.factory: str | None = record["factory"]
         self.seed: int = record["seed"]
 
