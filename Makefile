@@ -19,7 +19,7 @@ help:
 	@echo "make demo    tune $(DEMO_STUDY) at batch $(DEMO_BATCH) on this machine ($(DEMO_BUDGET) of search)"
 	@echo "make quick   lint, strict types and the tests that take moments: 2 minutes on one core"
 	@echo "make test    all tests but those that only CI runs"
-	@echo "make check   lint, strict types and all tests: 15 minutes on two cores"
+	@echo "make check   lint, strict types and all tests: 20 minutes on two cores"
 	@echo "make kernels compile the standard kernels into build/kernels-ARCH.tar.xz (a pack), without a GPU"
 	@echo "make docs    build the documentation into build/site; a warning is an error"
 	@echo "make setup   make $(VENV) with everything that the above need"
