@@ -80,7 +80,6 @@ def tune(
 
     file = _study(study, inputs or [], batch)
     if serve_as is not None:
-        _require_format(serve_as)
         file = file.model_copy(update={"serve_as": serve_as})
     requests = study_requests(file, batch=batch, device=device, trials=trials, budget=budget)
     requests = [replace(request, again=again, carry=tuple(carry or ())) for request in requests]
@@ -121,15 +120,6 @@ def _study(path: Path, inputs: "Sequence[str]", batch: int | None) -> "StudyFile
             expected="the batch as the first size of the first of --inputs",
         )  # fmt: skip
     return read_model_study(path, inputs)
-
-
-def _require_format(serve_as: str) -> None:
-    from autotune.study.request import accepted_formats
-
-    if serve_as not in accepted_formats():
-        raise RequestError(
-            f"--serve-as {serve_as}", found="no serving format", expected=f"one of {', '.join(accepted_formats())}"
-        )
 
 
 def _run(

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from autotune.model.work import FP32_BYTES, Work
@@ -46,7 +46,7 @@ def structure(model: "ModelProto") -> str:
 def weights(model: "ModelProto") -> str:
     """SHA-256 of the values of all weights in the order of the graph: of every constant that is no shape or flag."""
     digest = hashlib.sha256()
-    for tensor in constants(model.graph):
+    for tensor in constants(model):
         if not _is_structural(tensor):
             _add(digest, tensor)
     return digest.hexdigest()
@@ -54,7 +54,7 @@ def weights(model: "ModelProto") -> str:
 
 def features(model: "ModelProto") -> tuple[str, ...]:
     """Return which of convolution, attention, gemm and norm the graph contains; a softmax in a product is attention."""
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    nodes = list(_nodes(model))
     operators = {node.op_type for node in nodes}
     found = {feature for feature, names in _FEATURES.items() if operators & set(names)}
     if _has_attention(nodes):
@@ -90,10 +90,12 @@ class _OnnxDescription:
         taken = [value for value in graph.input if value.name not in held]
         for at, value in enumerate(taken):
             places[value.name] = f"{depth}.input.{at}"
-        for at, tensor in enumerate(graph.initializer):
+        sparse = [tensor.values for tensor in graph.sparse_initializer]
+        for at, tensor in enumerate([*graph.initializer, *sparse]):
             places[tensor.name] = f"{depth}.held.{at}"
         entries: list[object] = [["input", _type(value)] for value in taken]
         entries += [self._tensor(tensor) for tensor in graph.initializer]
+        entries += [self._sparse(tensor) for tensor in graph.sparse_initializer]
         for at, node in enumerate(graph.node):
             entries.append(self._node(node, places))
             places.update({name: f"{depth}.node.{at}.{index}" for index, name in enumerate(node.output) if name})
@@ -127,11 +129,16 @@ class _OnnxDescription:
             value = self.graph(attribute.g, places)
         elif kind == AttributeProto.GRAPHS:
             value = [self.graph(graph, places) for graph in attribute.graphs]
-        elif kind in (AttributeProto.SPARSE_TENSOR, AttributeProto.SPARSE_TENSORS):
-            value = hashlib.sha256(attribute.SerializeToString()).hexdigest()
+        elif kind == AttributeProto.SPARSE_TENSOR:
+            value = self._sparse(attribute.sparse_tensor)
+        elif kind == AttributeProto.SPARSE_TENSORS:
+            value = [self._sparse(tensor) for tensor in attribute.sparse_tensors]
         else:
             value = helper.get_attribute_value(attribute)
         return json.dumps([kind, value], default=_plain)
+
+    def _sparse(self, tensor: Any) -> list[object]:
+        return ["sparse", list(tensor.dims), self._tensor(tensor.values), self._tensor(tensor.indices)]
 
     def _tensor(self, tensor: "TensorProto") -> list[object]:
         kind = [_dtype(tensor), list(tensor.dims)]
@@ -175,24 +182,38 @@ def _type(value: Any) -> list[object]:
     return [value.type.WhichOneof("value"), described.elem_type, sizes]
 
 
-def _graphs(graph: "GraphProto") -> "Iterator[GraphProto]":
-    """Yield a graph and every graph within it, outermost first."""
-    yield graph
-    for node in graph.node:
+def _graphs(nodes: "Iterable[NodeProto]") -> "Iterator[GraphProto]":
+    """Yield every graph within the nodes, outermost first."""
+    for node in nodes:
         for attribute in node.attribute:
             for inner in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-                yield from _graphs(inner)
+                yield inner
+                yield from _graphs(inner.node)
 
 
-def constants(graph: "GraphProto") -> "Iterator[TensorProto]":
-    """Yield every tensor that a graph holds, graphs within it included."""
-    for part in _graphs(graph):
-        yield from part.initializer
-        for node in part.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
+def _nodes(model: "ModelProto") -> "Iterator[NodeProto]":
+    """Yield every node of a model: of its graph, of its functions, and of the graphs within them."""
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        yield from nodes
+        for graph in _graphs(nodes):
+            yield from graph.node
+
+
+def constants(model: "ModelProto") -> "Iterator[TensorProto]":
+    """Yield every tensor that a model holds, those of its functions and of graphs within graphs included."""
+    bodies = (model.graph.node, *(function.node for function in model.functions))
+    for graph in (model.graph, *(inner for nodes in bodies for inner in _graphs(nodes))):
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+    for node in _nodes(model):
+        for attribute in node.attribute:
+            yield from ([attribute.t] if attribute.HasField("t") else [])
+            yield from attribute.tensors
+            for sparse in [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []:
+                yield from (sparse.values, sparse.indices)
+            for sparse in attribute.sparse_tensors:
+                yield from (sparse.values, sparse.indices)
 
 
 def _has_attention(nodes: "Sequence[NodeProto]") -> bool:

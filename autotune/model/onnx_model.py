@@ -124,7 +124,7 @@ def _described(path: Path) -> "ModelProto":
 def _weight_files(model: "ModelProto") -> set[str]:
     """Return the names of the files beside a model that hold weights of it."""
     return {
-        entry.value for tensor in onnx_graph.constants(model.graph) for entry in tensor.external_data
+        entry.value for tensor in onnx_graph.constants(model) for entry in tensor.external_data
         if entry.key == "location"
     }  # fmt: skip
 

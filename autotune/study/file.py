@@ -210,24 +210,29 @@ def complete(study: StudyFile, source: Path, document: YamlDocument, subject: st
 def completed(entries: Sequence[InputEntry] | None, declared: Sequence[DeclaredInput]) -> tuple[InputEntry, ...]:
     """Return the inputs with the parts that a model file declares; without any, all that it requires.
 
-    A first size that the file leaves open is the batch; a shape with another open size has to be given.
+    A first size that the file leaves open is the batch, unless inputs name different ones there; a shape with another
+    open size has to be given.
     """
     if entries is None:
         entries = [InputEntry(name=own.name) for own in declared if own.required]
     by_name = {own.name: own for own in declared}
+    open_first = {size for own in declared for size in (own.shape or ())[:1] if isinstance(size, str)}
     whole = []
     for position, entry in enumerate(entries):
         name = entry.name or (declared[position].name if position < len(declared) else None)
         own = by_name.get(name or "")
-        shape = entry.shape if entry.shape is not None or own is None else _declared_shape(own)
+        shape = entry.shape if entry.shape is not None or own is None else _declared_shape(own, open_first)
         dtype = entry.dtype or (own.dtype if own is not None else None) or "float32"
         whole.append(entry.model_copy(update={"name": name, "shape": shape, "dtype": dtype}))
     return tuple(whole)
 
 
-def _declared_shape(own: DeclaredInput) -> tuple[int | Literal["batch"], ...] | None:
+def _declared_shape(own: DeclaredInput, open_first: set[str]) -> tuple[int | Literal["batch"], ...] | None:
+    """Return the shape that a file declares; ``open_first`` are the names of first sizes that its inputs leave open."""
     shape = own.shape
     if shape is None or any(isinstance(size, str) for size in shape[1:]):
+        return None
+    if isinstance(next(iter(shape), 0), str) and len(open_first) > 1:
         return None
     return tuple("batch" if isinstance(size, str) else size for size in shape)
 

@@ -94,6 +94,31 @@ def test_functions_of_the_file_count():
     assert onnx_graph.structure(calling("Add")) != onnx_graph.structure(calling("Mul"))
 
 
+def test_constants_within_functions_and_sparse_ones_are_weights():
+    def calling(seed):
+        constant = helper.make_node("Constant", [], ["c"], value=held("c", 4, seed=seed))
+        body = helper.make_function(
+            "own", "Shifted", ["a"], ["b"], [constant, helper.make_node("Add", ["a", "c"], ["b"])],
+            [helper.make_opsetid("", 18)],
+        )  # fmt: skip
+        imports = [helper.make_opsetid("", 18), helper.make_opsetid("own", 1)]
+        call = helper.make_node("Shifted", ["x"], ["y"], domain="own")
+        return onnx_files.model([call], [value("x", [4])], [value("y", [4])], opset_imports=imports, functions=[body])
+
+    def sparse(seed, place=1):
+        content = onnx_files.model(
+            [helper.make_node("Add", ["x", "s"], ["y"])], [value("x", [4])], [value("y", [4])]
+        )  # fmt: skip
+        indices = numpy_helper.from_array(numpy.array([place], dtype=numpy.int64), "at")
+        content.graph.sparse_initializer.append(helper.make_sparse_tensor(held("s", 1, seed=seed), indices, [4]))
+        return content
+
+    for make in (calling, sparse):
+        assert onnx_graph.structure(make(0)) == onnx_graph.structure(make(1))
+        assert onnx_graph.weights(make(0)) != onnx_graph.weights(make(1))
+    assert onnx_graph.structure(sparse(0)) != onnx_graph.structure(sparse(0, place=2))
+
+
 def test_features():
     assert onnx_graph.features(onnx_files.convolutional()) == ("convolution", "gemm")
     assert onnx_graph.features(onnx_files.encoder()) == ("attention", "gemm")

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx import helper
 from typer.testing import CliRunner
 
 import autotune
@@ -16,6 +17,7 @@ from autotune.database.store import Store
 from autotune.deploy.bundle import write_bundle
 from autotune.errors import ModelError, PlanNotFoundError
 from autotune.model import onnx_model, source
+from autotune.model.onnx import FILE, exported
 from autotune.model.onnx_capture import capture_onnx
 from autotune.records.configuration import Configuration
 from autotune.runtime.discovery import cpu
@@ -183,6 +185,27 @@ def test_a_format_that_no_onnx_file_becomes_is_refused(tmp_path):
 def test_open_sizes_without_a_value_are_asked_for_by_name(tmp_path):
     shown = refused(tmp_path, content=model("encoder"))
     assert "no shape of ids, no shape of mask" in shown and "--inputs ids=SHAPE:int64:LOW..HIGH" in shown
+
+
+def test_first_sizes_of_different_names_are_no_batch(tmp_path):
+    inputs = [onnx_files.value("x", ["n", 3]), onnx_files.value("y", ["m", 3])]
+    content = onnx_files.model(
+        [helper.make_node("Concat", ["x", "y"], ["z"], axis=0)], inputs, [onnx_files.value("z", [None, 3])]
+    )
+    assert "no shape of x, no shape of y" in refused(tmp_path, content=content)
+
+
+def test_in_half_precision_its_inputs_and_outputs_keep_their_types(tmp_path):
+    path, inputs = onnx_files.written(tmp_path, model("convolutional")), INPUTS["convolutional"]
+    own = tmp_path / "model"
+    own.mkdir()
+    onnx_model.write_fixed(path, inputs, own / source.OWN_ONNX)
+    source.write(own, capture_onnx("net", 2, own / source.OWN_ONNX, inputs, inputs), inputs, factory=None, seed=0)
+    folder = exported(source.CapturedModel(own), "fp16")
+    half = onnx.load(str(folder / FILE))
+    assert {onnx.TensorProto.FLOAT16} == {t.data_type for t in half.graph.initializer if t.data_type != 7}
+    answers, right = expected(folder / FILE, inputs), expected(path, inputs)
+    assert answers[0].dtype == torch.float32 and torch.allclose(answers[0], right[0], atol=2e-2)
 
 
 def test_an_operator_that_no_library_knows_is_refused_before_any_trial(tmp_path):
