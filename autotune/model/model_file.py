@@ -40,6 +40,11 @@ def source_of(path: Path) -> str:
     return f"{PREFIX}{path.resolve()}"
 
 
+def is_saved_model(path: Path) -> bool:
+    """Return whether a folder is a SavedModel of TensorFlow."""
+    return (path / "saved_model.pb").is_file()
+
+
 def format_of(source: str | None) -> str:
     """Return the format of the model of a source, by the name of its file; anything but a file is a torch module."""
     of_onnx = source is not None and is_file(source) and onnx_model.is_named(path_of(source))
@@ -53,6 +58,8 @@ def read(path: Path) -> ModelFile:
     """
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no file"
+        if is_saved_model(path):
+            found = "a SavedModel, which autotune does not take yet"
         raise ModelError(f"the model file {path}", found=found, expected=EXPECTED)
     if onnx_model.is_named(path):
         return ModelFile(path=path, kind=onnx_model.FILE, inputs=onnx_model.inputs(path))

@@ -20,8 +20,8 @@ _RANGE = re.compile(r"(-?[0-9]{1,18})\.\.(-?[0-9]{1,18})")
 
 
 def is_model_file(path: Path) -> bool:
-    """Return whether a path given instead of a study file names a model: by its suffix."""
-    return path.suffix.lower() in model_file.SUFFIXES
+    """Return whether a path given instead of a study file names a model: by its suffix, or as a SavedModel's folder."""
+    return path.suffix.lower() in model_file.SUFFIXES or model_file.is_saved_model(path)
 
 
 def read_model_study(path: Path, inputs: Sequence[str] = ()) -> StudyFile:

@@ -100,8 +100,8 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
         precision = "any precision" if request.precisions is None else f"precision {', '.join(request.precisions)}"
         raise SpaceError(
             f"the search space of {request.name} leaves no candidate on {request.device.name}",
-            found=f"backends {', '.join(sorted(admitted or request.backends or ()))}; {precision}; "
-            f"serve_as {request.serve_as}",
+            found=f"a model in {request.model_format}; backends "
+            f"{', '.join(sorted(admitted or request.backends or ())) or 'none'}; {precision}; serve_as {request.serve_as}",
             expected="at least one candidate besides the baseline",
             run="the study with a wider space (more backends or precisions)",
         )

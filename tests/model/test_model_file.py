@@ -12,6 +12,7 @@ from autotune.model.capture import capture
 from autotune.model.file_kind import DeclaredInput
 from autotune.model.model_file import module_of, path_of, read, source_of
 from autotune.model.precision import flat_module
+from autotune.study.model_study import is_model_file
 from tests import model_files
 
 
@@ -161,3 +162,10 @@ def test_a_model_of_a_kind_that_is_not_taken_yet_is_named(name, tmp_path):
     with pytest.raises(ModelError) as refused:
         read(tmp_path / name)
     assert "does not take yet" in refused.value.found
+
+
+def test_a_saved_model_is_named(tmp_path):
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(ModelError, match="a SavedModel, which autotune does not take yet"):
+        read(tmp_path)
+    assert is_model_file(tmp_path) and not is_model_file(tmp_path.parent)
