@@ -98,10 +98,11 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
     candidates = (configuration for space in spaces for configuration in space)
     if not any(_may_win(one, request) for one in candidates):
         precision = "any precision" if request.precisions is None else f"precision {', '.join(request.precisions)}"
+        backends = ", ".join(sorted(admitted or request.backends or ()))
         raise SpaceError(
             f"the search space of {request.name} leaves no candidate on {request.device.name}",
-            found=f"a model in {request.model_format}; backends "
-            f"{', '.join(sorted(admitted or request.backends or ())) or 'none'}; {precision}; serve_as {request.serve_as}",
+            found=f"a model in {request.model_format}; backends {backends or 'none'}; {precision}; "
+            f"serve_as {request.serve_as}",
             expected="at least one candidate besides the baseline",
             run="the study with a wider space (more backends or precisions)",
         )
