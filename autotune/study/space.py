@@ -96,7 +96,7 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
         if space.defaults or any(True for _ in space):
             spaces.append(space)
     candidates = (configuration for space in spaces for configuration in space)
-    if not any(_may_win(one, request) for one in candidates):
+    if not any(_may_win(one, request, admitted) for one in candidates):
         precision = "any precision" if request.precisions is None else f"precision {', '.join(request.precisions)}"
         backends = ", ".join(sorted(admitted or request.backends or ()))
         raise SpaceError(
@@ -109,10 +109,10 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
     return spaces
 
 
-def _may_win(configuration: Configuration, request: StudyRequest) -> bool:
-    """Return true if a configuration can be the result of a search: in a serving format its plainest file can be."""
+def _may_win(configuration: Configuration, request: StudyRequest, admitted: Collection[str]) -> bool:
+    """Return true if a search for a configuration is worth it: for a serving format its plainest file is, too."""
     if request.serve_as != "any":
-        return not is_unserved(configuration, request)
+        return configuration.backend in admitted and not is_unserved(configuration, request)
     return not is_baseline(configuration, request)
 
 

@@ -88,7 +88,7 @@ def test_a_plan_that_a_server_would_run_otherwise_is_refused_and_so_is_a_name_th
     plan, store = exported("torchscript")
     with pytest.raises(RequestError, match="as onnx") as refused:
         write_served(plan, store, "onnx", tmp_path / "out")
-    assert "serve_as: onnx" in refused.value.run
+    assert "--serve-as onnx" in refused.value.run
     with pytest.raises(RequestError, match="new folder"):
         write_served(plan, store, "torchscript", tmp_path)
     with pytest.raises(WorkError, match="cannot be written"):
