@@ -73,7 +73,7 @@ def stand_ins(tried: Sequence[Trial], request: StudyRequest) -> list[Configurati
 
 
 def search_spaces(request: StudyRequest, workload: Workload | None) -> list[SearchSpace]:
-    """Return the spaces of the backends that take part, limited to the study's precisions; the baseline always stays.
+    """Return the spaces of the backends that take part, limited to the study's precisions; the baseline's is the first.
 
     Raises RequestError for a backend that was requested and does not work here, SpaceError if no candidate besides the
     baseline is left.
@@ -95,6 +95,8 @@ def search_spaces(request: StudyRequest, workload: Workload | None) -> list[Sear
         space = _narrow(space, request, whole=name in admitted)
         if space.defaults or any(True for _ in space):
             spaces.append(space)
+    # The search tries first defaults in this order, and without the baseline's trial nothing can be compared.
+    spaces.sort(key=lambda space: not any(is_baseline(default, request) for default in space.defaults))
     candidates = (configuration for space in spaces for configuration in space)
     if not any(_may_win(one, request, admitted) for one in candidates):
         precision = "any precision" if request.precisions is None else f"precision {', '.join(request.precisions)}"

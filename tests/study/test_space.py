@@ -92,6 +92,7 @@ def test_a_study_for_a_format_has_its_files_the_plainest_first_and_todays_way_be
     served = [one for one in spaces[owner] if not is_unserved(one, request)]
     assert served == spaces[owner] and sum(is_baseline(one, request) for one in served) == 1
     assert is_baseline(defaults[owner][0], request)
+    assert next(iter(defaults)) == owner, "of a study with one trial that is the baseline"
     assert all(is_unserved(one, request) and not is_baseline(one, request) for one in spaces["eager"])
     assert not any(one.get("cuda_graph", False) or one.get("optimize", False) for one in served)
     if device.kind == "cpu":
